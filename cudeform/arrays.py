@@ -1,0 +1,102 @@
+"""What is an array: its kind, by type alone, and the few questions the rest asks of one.
+
+A kind says which backend computes on it. Frameworks that the caller has not imported are
+never imported: CuPy is looked up in ``sys.modules``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Callable, Container, Mapping
+
+import numpy as np
+
+from cudeform import checks
+
+__all__ = ["DTYPES", "Kind", "contiguous", "kind_of", "register", "sum_dtype"]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family of arrays: its name for messages, the backend that computes on it, its device."""
+
+    name: str
+    backend: str  # "cpu" or "cuda": the subpackage with the implementation
+    device: Callable[[Any], Any]  # array -> a comparable, printable device
+
+
+_HOST = Kind("numpy", "cpu", lambda array: "cpu")
+_kinds: dict[type, Kind | None] = {np.ndarray: _HOST}
+
+
+def register(array_type: type, kind: Kind | None) -> None:
+    """Say that arrays of exactly this type are of this kind; None forgets the type."""
+    if kind is None:
+        _kinds.pop(array_type, None)
+    else:
+        _kinds[array_type] = kind
+
+
+def _find_kind(array_type: type) -> Kind | None:
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and issubclass(array_type, cupy.ndarray):
+        return Kind("cupy", "cuda", lambda array: f"cuda:{array.device.id}")
+    if issubclass(array_type, np.ndarray):
+        return _HOST
+    return None
+
+
+def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -> Kind:
+    """The one kind of all the arrays given, after checking kind, device and dtype of each.
+
+    Raises
+    ------
+    TypeError
+        An argument that is not `optional` is None, an argument is no array of a known kind or
+        not of a supported dtype, or two arguments are of different kinds, devices or dtypes;
+        the message names both.
+    """
+    first = None
+    for name, array in arrays.items():
+        if array is None and name in optional:
+            continue
+        array_type = type(array)
+        if array_type not in _kinds:
+            found = _find_kind(array_type)
+            if found is None:
+                got = f"{array_type.__module__}.{array_type.__qualname__}"
+                checks.fail(op, name, "to be a NumPy or CuPy array", got, error=TypeError)
+            _kinds[array_type] = found
+        kind = _kinds[array_type]
+        if array.dtype.name not in DTYPES or not array.dtype.isnative:
+            checks.fail(
+                op, name, "of dtype " + ", ".join(DTYPES), repr(array.dtype), error=TypeError
+            )
+        if first is None:
+            first, first_name, first_device = kind, name, kind.device(array)
+        elif kind is not first:
+            why = "all arrays of one call belong to one framework"
+            checks.fail(
+                op, name, f"to be a {first.name} array like `{first_name}`", kind.name, why, TypeError
+            )
+        elif kind.device(array) != first_device:
+            checks.fail(
+                op, name, f"on {first_device} like `{first_name}`", kind.device(array), error=TypeError
+            )
+    checks.same_dtype(op, **arrays)
+    return first
+
+
+def contiguous(array: Any) -> Any:
+    """The array itself if it is C-contiguous, else a C-contiguous copy; None stays None."""
+    if array is None or array.flags.c_contiguous:
+        return array
+    return array.copy()
+
+
+def sum_dtype(dtype: Any) -> np.dtype:
+    """The dtype that coordinates and sums have: float32, and float64 for float64 arrays."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
