@@ -1,0 +1,1 @@
+"""The operators on CuPy arrays: the host side of the kernels in ``kernels/``."""

@@ -1,0 +1,98 @@
+"""Arrays between layouts and storage types, by the kernels of ``layout.cu``."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import Any, Iterator
+
+import numpy as np
+
+from cudeform.arrays import DTYPES
+from cudeform.cuda.runtime import SCALARS, Device, Unit
+
+__all__ = ["fill", "index_type", "rounded", "transpose", "units"]
+
+PARAMS = np.dtype(
+    [
+        ("rows", "i4"),
+        ("columns", "i4"),
+        ("matrices", "i4"),
+        ("source_step", "i8"),
+        ("target_step", "i8"),
+        ("target_pitch", "i4"),
+        ("count", "i8"),
+        ("channels", "i4"),
+        ("inner", "i4"),
+    ],
+    align=True,
+)
+TILE, THREADS = 32, 256
+FILL_BLOCKS = 1024
+
+
+def index_type(elements: int) -> str:
+    """The integer that counts so many elements: 32 bits while they suffice."""
+    return "int" if elements < 2**31 else "long long"
+
+
+@lru_cache(maxsize=None)
+def _unit(source: str, target: str, index: str) -> Unit:
+    defines = (("SOURCE", SCALARS[source]), ("TARGET", SCALARS[target]), ("INDEX", index))
+    return Unit("layout.cu", defines, PARAMS)
+
+
+def units() -> Iterator[Unit]:
+    """Every variant that a call can ask for."""
+    for dtype, index in product(DTYPES, ("int", "long long")):
+        wide = "float64" if dtype == "float64" else "float32"
+        for pair in dict.fromkeys([(dtype, dtype), (dtype, wide), (wide, dtype)]):
+            yield _unit(*pair, index)
+
+
+def transpose(
+    device: Device,
+    source: Any,
+    target: Any,
+    shape: tuple[int, int, int],
+    *,
+    source_step: int = 0,
+    target_step: int = 0,
+    target_pitch: int = 0,
+) -> None:
+    """target (B, S, R) = source (B, R, S) for shape = (B, R, S), converted to target's dtype.
+
+    A step is the distance of two matrices and a pitch that of two rows, where they are not
+    those of a dense array.
+    """
+    matrices, rows, columns = shape
+    pitch = target_pitch or rows
+    params = np.zeros((), PARAMS)
+    params["rows"], params["columns"], params["matrices"] = rows, columns, matrices
+    params["source_step"] = source_step or rows * columns
+    params["target_step"] = target_step or rows * columns
+    params["target_pitch"] = pitch
+    grid = matrices * -(-rows // TILE) * -(-columns // TILE)
+    index = index_type(columns * max(rows, pitch))
+    unit = _unit(source.dtype.name, target.dtype.name, index)
+    device.launch(unit, "transpose", grid, THREADS, (source, target), params)
+
+
+def fill(device: Device, source: Any, target: Any, inner: int = 1) -> None:
+    """target[i] = source[i // inner % len(source)], converted; a source as long as target copies."""
+    count = prod(target.shape)
+    params = np.zeros((), PARAMS)
+    params["count"], params["inner"], params["channels"] = count, inner, prod(source.shape)
+    grid = min(-(-count // THREADS), FILL_BLOCKS)
+    unit = _unit(source.dtype.name, target.dtype.name, index_type(count))
+    device.launch(unit, "fill", grid, THREADS, (source, target), params)
+
+
+def rounded(device: Device, sums: Any, dtype: Any) -> Any:
+    """Sums in their final dtype: the array itself where that is the dtype of sums."""
+    if sums.dtype == dtype:
+        return sums
+    result = device.empty(sums.shape, dtype)
+    fill(device, sums, result)
+    return result

@@ -1,0 +1,412 @@
+"""Columns of samples and their transposes, by the kernels of ``sampling.cu``; bilinear_sample on them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+from math import gcd
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
+
+import numpy as np
+
+from cudeform.arrays import DTYPES, sum_dtype
+from cudeform.cuda import layout, sort
+from cudeform.cuda.runtime import SCALARS, Device, Unit, address, device_of
+from cudeform.geometry import BORDERS, Points
+
+__all__ = [
+    "Block",
+    "Chunk",
+    "Gradients",
+    "PointSums",
+    "Sampler",
+    "backward",
+    "channels_last",
+    "chunks",
+    "forward",
+    "backpropagate",
+    "image_groups",
+    "most_backward_pixels",
+    "units",
+]
+
+PARAMS = np.dtype(
+    [(name, "i4") for name in (
+        "height", "width", "input_channels",
+        "out_width", "first_pixel", "chunk_pixels", "images",
+        "kernel_width", "taps",
+        "stride_y", "stride_x", "origin_y", "origin_x", "dilation_y", "dilation_x",
+        "border",
+        "offset_groups", "group_channels",
+        "first_channel", "channels", "block_channels",
+        "lanes",
+        "accumulate",
+    )]
+    + [(name, "i8") for name in (
+        "offset_image", "offset_channel", "offset_pixel", "mask_image", "mask_channel", "mask_pixel",
+    )],
+    align=True,
+)  # fmt: skip
+THREADS, TILE, WARP = 256, 64, 32
+VECTOR_BYTES = 16
+IMAGE_BYTES = 64 << 20  # images that are worked on at once, in channels-last copies and buckets
+COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
+
+
+@lru_cache(maxsize=None)
+def _unit(dtype: str, vector: int, index: str) -> Unit:
+    defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("INDEX", index))
+    return Unit("sampling.cu", defines, PARAMS)
+
+
+def units() -> Iterator[Unit]:
+    """Every variant that a call can ask for."""
+    for dtype, index in product(DTYPES, ("int", "long long")):
+        widest = VECTOR_BYTES // (2 if "16" in dtype else int(dtype[-2:]) // 8)
+        for power in range(widest.bit_length()):
+            yield _unit(dtype, 1 << power, index)
+
+
+class Chunk(NamedTuple):
+    """A part of the output pixels that is worked on at once: whole images, or a part of one."""
+
+    image: int
+    images: int
+    pixel: int  # the first, within its image
+    pixels: int  # of each image
+
+    @property
+    def size(self) -> int:
+        return self.images * self.pixels
+
+    @property
+    def batch(self) -> slice:
+        return slice(self.image, self.image + self.images)
+
+    def within(self, images: range) -> slice:
+        """The chunk's images, counted from the first of a range."""
+        return slice(self.image - images.start, self.image - images.start + self.images)
+
+    def whole(self, points: Points) -> bool:
+        return self.pixels == points.pixels
+
+
+def chunks(points: Points, images: range, most_pixels: int) -> Iterator[Chunk]:
+    """Divide the output pixels of some images into chunks of at most so many pixels."""
+    at_once = max(1, most_pixels) // points.pixels
+    if at_once:
+        for first in images[::at_once]:
+            yield Chunk(first, min(at_once, images.stop - first), 0, points.pixels)
+        return
+    for image, pixel in product(images, range(0, points.pixels, max(1, most_pixels))):
+        yield Chunk(image, 1, pixel, min(most_pixels, points.pixels - pixel))
+
+
+def image_groups(points: Points, most_pixels: int, itemsize: int) -> Iterator[range]:
+    """Divide the batch into groups of images whose copies and buckets stay small."""
+    cells = points.offset_groups * (points.height + 1) * (points.width + 1)
+    image_bytes = points.height * points.width * points.channels * itemsize + cells * 4
+    at_once = max(1, min(most_pixels // points.pixels, IMAGE_BYTES // image_bytes))
+    for first in range(0, points.batch, at_once):
+        yield range(first, min(first + at_once, points.batch))
+
+
+def channels_last(device: Device, points: Points, array: Any, images: range) -> Any:
+    """Some images of an array in the layout of `points`, as (images, pixels, channels)."""
+    part = array[images.start : images.stop]
+    if points.channels_last:
+        return part.reshape(len(images), -1, part.shape[-1])
+    channels, pixels = part.shape[1], part.shape[2] * part.shape[3]
+    copy = device.empty((len(images), pixels, channels), part.dtype)
+    layout.transpose(device, part, copy, (len(images), channels, pixels))
+    return copy
+
+
+class Block(NamedTuple):
+    """Channels that a launch works on, and how its columns divide them: [pixel][block][tap][width]."""
+
+    first: int
+    channels: int
+    width: int
+
+
+class PointSums(NamedTuple):
+    """What the gradients of the points of a chunk are made of, summed over channels in steps."""
+
+    dots: Any  # (points, 4)
+    buckets: sort.Buckets | None
+    fractions: Any  # (points, 4) or None
+
+
+class Sampler:
+    """Launches the kernels of ``sampling.cu`` for the calls on one set of sampling points."""
+
+    def __init__(self, device: Device, points: Points, dtype: Any) -> None:
+        self.device = device
+        self.points = points
+        self.dtype = np.dtype(dtype)
+        self.sums = sum_dtype(self.dtype)
+        p = self._params = np.zeros((), PARAMS)
+        p["height"], p["width"], p["input_channels"] = points.height, points.width, points.channels
+        p["out_width"] = points.out_width
+        p["kernel_width"], p["taps"] = points.kernel[1], points.taps
+        p["stride_y"], p["stride_x"] = points.stride
+        p["origin_y"], p["origin_x"] = points.origin
+        p["dilation_y"], p["dilation_x"] = points.dilation
+        p["border"] = BORDERS.index(points.border)
+        p["offset_groups"], p["group_channels"] = points.offset_groups, points.group_channels
+        per_pixel = points.offset_groups * points.taps
+        for name, channels in (("offset", 2 * per_pixel), ("mask", per_pixel)):
+            steps = points.offset_strides(channels)
+            p[f"{name}_image"], p[f"{name}_channel"], p[f"{name}_pixel"] = steps
+
+    def point_count(self, chunk: Chunk) -> int:
+        return chunk.size * self.points.offset_groups * self.points.taps
+
+    def _vector(self, block: Block, *aligned: Any) -> int:
+        """Channels that move at once: as many as divide the groups and the addresses, to 16 bytes."""
+        most = VECTOR_BYTES // self.dtype.itemsize
+        together = gcd(most, self.points.group_channels, block.width)
+        for array in aligned:
+            together = gcd(together, address(array) // self.dtype.itemsize)
+        return together
+
+    def _launch(self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any):
+        """`how`: tasks (groups of lanes, or points), per_block of them, vector, accumulate."""
+        points, vector = self.points, how["vector"]
+        p = self._params.copy()
+        p["first_pixel"], p["chunk_pixels"], p["images"] = chunk.pixel, chunk.pixels, chunk.images
+        p["first_channel"], p["channels"], p["block_channels"] = block
+        p["accumulate"] = how.get("accumulate", False)
+        p["lanes"] = self._lanes(block, vector)
+        largest = max(
+            chunk.images * points.height * points.width * points.channels,
+            chunk.size * points.taps * block.channels,
+            4 * self.point_count(chunk),
+        )
+        unit = _unit(self.dtype.name, vector, layout.index_type(largest))
+        grid = -(-how["tasks"] // how["per_block"])
+        self.device.launch(unit, kernel, grid, THREADS, arrays, p)
+
+    def _lanes(self, block: Block, vector: int) -> int:
+        packs = -(-min(self.points.group_channels, block.channels) // vector)
+        return min(WARP, 1 << (packs - 1).bit_length())
+
+    def columns(self, chunk: Chunk, block: Block, input: Any, offset: Any, mask: Any) -> Any:
+        """Samples of a chunk: (pixels, channels / width, taps, width), `input` channels last."""
+        shape = (chunk.size, block.channels // block.width, self.points.taps, block.width)
+        columns = self.device.empty(shape, self.dtype)
+        self._launch(
+            "sample",
+            chunk,
+            block,
+            (input, offset, mask, columns),
+            tasks=self.point_count(chunk),
+            per_block=TILE,
+            vector=self._vector(block, input),
+        )
+        return columns
+
+    def prepare(self, chunk: Chunk, offset: Any, mask: Any, needs: frozenset[str]) -> PointSums:
+        """What `add` works with: a place for the dots, and the points sorted by the pixels they touch."""
+        count = self.point_count(chunk)
+        dots = buckets = fractions = None
+        if needs - {"input"}:
+            dots = self.device.empty((count, 4), self.sums)
+        if "input" in needs:
+            points = self.points
+            keys = self.device.empty((count,), np.int32)
+            fractions = self.device.empty((count, 4), self.sums)
+            self._per_point("point_keys", chunk, (offset, mask, keys, fractions))
+            cells = (points.height + 1) * (points.width + 1)
+            buckets = sort.sort_points(
+                self.device, keys, chunk.images * points.offset_groups * cells
+            )
+        return PointSums(dots, buckets, fractions)
+
+    def _per_point(self, kernel: str, chunk: Chunk, arrays: tuple[Any, ...]) -> None:
+        one = Block(0, self.points.channels, self.points.channels)
+        tasks = self.point_count(chunk)
+        self._launch(kernel, chunk, one, arrays, tasks=tasks, per_block=THREADS, vector=1)
+
+    def add_dots(
+        self, chunk: Chunk, block: Block, sums: PointSums, input: Any, offset: Any, columns: Any
+    ) -> None:
+        """Add this block's channels to the corner dots; the first block sets them."""
+        self._launch(
+            "corner_dots",
+            chunk,
+            block,
+            (input, offset, columns, sums.dots),
+            tasks=self.point_count(chunk),
+            per_block=TILE,
+            vector=self._vector(block, input),
+            accumulate=block.first > 0,
+        )
+
+    def gather(
+        self, chunk: Chunk, block: Block, sums: PointSums, columns: Any, grad_input: Any
+    ) -> None:
+        """Set this block's channels of grad_input (channels last); later chunks of an image add."""
+        vector = self._vector(block)
+        kernel = "gather_input" if chunk.whole(self.points) else "gather_input_sums"
+        self._launch(
+            kernel,
+            chunk,
+            block,
+            (columns, sums.buckets.starts, sums.buckets.order, sums.fractions, grad_input),
+            tasks=chunk.images * self.points.height * self.points.width * self.points.offset_groups,
+            per_block=THREADS // self._lanes(block, vector),
+            vector=vector,
+            accumulate=chunk.pixel > 0,
+        )
+
+    def point_gradients(
+        self, chunk: Chunk, sums: PointSums, offset: Any, mask: Any, grad_offset: Any, grad_mask: Any
+    ) -> None:
+        """Finish the gradients of offset and mask; each may be None."""
+        arrays = (offset, mask, sums.dots, grad_offset, grad_mask)
+        self._per_point("point_gradients", chunk, arrays)
+
+
+class Gradients(NamedTuple):
+    """Where the gradients of a call on sampling points go: whole arrays, or None where not needed."""
+
+    input: Any = None
+    offset: Any = None
+    mask: Any = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(name for name in self._fields if getattr(self, name) is not None)
+
+
+def most_backward_pixels(points: Points, channels: int, dtype: np.dtype) -> int:
+    """Output pixels whose gradients of columns, for so many channels, fit the workspace."""
+    per_point = 16 + 8 * sum_dtype(dtype).itemsize  # keys and orders twice; dots and fractions
+    bytes_per_pixel = points.taps * (channels * dtype.itemsize + points.offset_groups * per_point)
+    return max(1, COLUMN_BYTES // bytes_per_pixel)
+
+
+def backpropagate(
+    sampler: Sampler,
+    images: range,
+    most_pixels: int,
+    blocks: Iterable[Block],
+    grad_columns: Callable[[Chunk, Block], Any],
+    input: Any,
+    offset: Any,
+    mask: Any,
+    gradients: Gradients,
+) -> None:
+    """The gradients of some images from the gradients of their columns, a block of channels at a time.
+
+    `input` holds these images only, channels last; the other arrays hold the whole batch.
+    """
+    device, points, needs = sampler.device, sampler.points, gradients.needs
+    parts = list(chunks(points, images, most_pixels))
+    batch = slice(images.start, images.stop)
+    grad_input = None
+    if "input" in needs:
+        in_place = points.channels_last and parts[0].whole(points)
+        dtype = sampler.dtype if parts[0].whole(points) else sampler.sums
+        grad_input = gradients.input[batch] if in_place else device.empty(input.shape, dtype)
+    for chunk in parts:
+        local = chunk.within(images)
+        offsets = None if offset is None else offset[chunk.batch]
+        masks = None if mask is None else mask[chunk.batch]
+        sums = sampler.prepare(chunk, offsets, masks, needs)
+        for block in blocks:
+            columns = grad_columns(chunk, block)
+            if sums.dots is not None:
+                sampler.add_dots(chunk, block, sums, input[local], offsets, columns)
+            if sums.buckets is not None:
+                sampler.gather(chunk, block, sums, columns, grad_input[local])
+        if sums.dots is not None:
+            grads = (g if g is None else g[chunk.batch] for g in (gradients.offset, gradients.mask))
+            sampler.point_gradients(chunk, sums, offsets, masks, *grads)
+    if grad_input is None or in_place:
+        return
+    if points.channels_last:
+        layout.fill(device, grad_input, gradients.input[batch])
+    else:
+        shape = (len(images), points.height * points.width, points.channels)
+        layout.transpose(device, grad_input, gradients.input[batch], shape)
+
+
+def _only_block(points: Points) -> Block:
+    return Block(0, points.channels, points.channels)
+
+
+def forward(points: Points, input: Any, locations: Any) -> Any:
+    """bilinear_sample on a grid of 1 x P pixels."""
+    with device_of(input) as device:
+        output = device.empty(points.out_shape(points.channels), input.dtype)
+        if points.batch * points.pixels == 0:
+            return output
+        sampler = Sampler(device, points, input.dtype)
+        most = most_backward_pixels(points, points.channels, sampler.dtype)
+        for images in image_groups(points, most, sampler.dtype.itemsize):
+            last = channels_last(device, points, input, images)
+            for chunk in chunks(points, images, most):
+                part = last[chunk.within(images)]
+                _sample(sampler, chunk, part, locations[chunk.batch], output)
+    return output
+
+
+def _sample(sampler: Sampler, chunk: Chunk, input: Any, locations: Any, output: Any) -> None:
+    """The samples of a chunk, into their place in the output."""
+    points = sampler.points
+    columns = sampler.columns(chunk, _only_block(points), input, locations, None)
+    if points.channels_last:
+        rows = output.reshape(points.batch * points.pixels, points.channels)
+        first = chunk.image * points.pixels + chunk.pixel
+        layout.fill(sampler.device, columns, rows[first : first + chunk.size])
+        return
+    image = points.channels * points.pixels
+    layout.transpose(
+        sampler.device,
+        columns,
+        output.reshape(-1)[chunk.image * image + chunk.pixel : (chunk.image + chunk.images) * image],
+        (chunk.images, chunk.pixels, points.channels),
+        target_step=image,
+        target_pitch=points.pixels,
+    )
+
+
+def backward(
+    points: Points, grad_output: Any, input: Any, locations: Any, needs: frozenset[str]
+) -> dict[str, Any]:
+    """Gradients of bilinear_sample with respect to "input" and "points"."""
+    with device_of(input) as device:
+        grads = {
+            name: device.empty(array.shape, array.dtype)
+            for name, array in (("input", input), ("points", locations))
+            if name in needs
+        }
+        if points.batch == 0 or points.pixels == 0:
+            for grad in grads.values():
+                grad.fill(0)
+            return grads
+        sampler = Sampler(device, points, input.dtype)
+        targets = Gradients(grads.get("input"), grads.get("points"))
+        most = most_backward_pixels(points, points.channels, sampler.dtype)
+        for images in image_groups(points, most, sampler.dtype.itemsize):
+            last = channels_last(device, points, grad_output, images)
+            pixels_last = channels_last(device, points, input, images)
+
+            def columns(chunk: Chunk, block: Block, last: Any = last, images: range = images) -> Any:
+                return last[chunk.within(images), chunk.pixel : chunk.pixel + chunk.pixels]
+
+            backpropagate(
+                sampler,
+                images,
+                most,
+                [_only_block(points)],
+                columns,
+                pixels_last,
+                locations,
+                None,
+                targets,
+            )
+    return grads

@@ -1,0 +1,62 @@
+// Moving arrays between layouts and storage types.
+//
+// SOURCE, TARGET: storage types; INDEX: integer that counts elements of an array.
+#include "prelude.cuh"
+
+using Source = SOURCE;
+using Target = TARGET;
+using Index = INDEX;
+
+struct Params {
+  int rows, columns;       // of one matrix
+  int matrices;
+  long long source_step;   // elements from one matrix of the source to the next
+  long long target_step;
+  int target_pitch;        // elements from one row of a target matrix to the next
+  long long count;         // elements to fill
+  int channels, inner;     // fill: target[i] = source[i / inner % channels]
+};
+
+constexpr int TILE = 32;
+constexpr int ROWS = 8;  // rows of a tile that move at once
+constexpr int THREADS = TILE * ROWS;
+
+__device__ __forceinline__ Target convert(Source value) {
+  Target result;
+  narrow(result, widen(value));
+  return result;
+}
+
+// target[matrix][column][row] = source[matrix][row][column]
+extern "C" __global__ void __launch_bounds__(THREADS)
+    transpose(const Source* __restrict__ source, Target* __restrict__ target, const Params p) {
+  SHARED(Target, tile, [TILE][TILE + 1]);
+  const int tiles_across = (p.columns + TILE - 1) / TILE;
+  const int tiles_down = (p.rows + TILE - 1) / TILE;
+  const int down = blockIdx.x / tiles_across, across = blockIdx.x - down * tiles_across;
+  const int matrix = down / tiles_down;
+  const int row = (down - matrix * tiles_down) * TILE, column = across * TILE;
+  const int x = threadIdx.x % TILE;
+  const Source* from = source + matrix * p.source_step;
+  Target* to = target + matrix * p.target_step;
+  for (int y = threadIdx.x / TILE; y < TILE; y += ROWS) {
+    if (row + y < p.rows && column + x < p.columns) {
+      tile[y][x] = convert(from[(Index)(row + y) * p.columns + column + x]);
+    }
+  }
+  __syncthreads();
+  for (int y = threadIdx.x / TILE; y < TILE; y += ROWS) {
+    if (column + y < p.columns && row + x < p.rows) {
+      to[(Index)(column + y) * p.target_pitch + row + x] = tile[x][y];
+    }
+  }
+}
+
+// target[i] = source[i / inner % channels]: a bias or a constant over an array; inner = 1 and channels = count copies
+extern "C" __global__ void __launch_bounds__(THREADS)
+    fill(const Source* __restrict__ source, Target* __restrict__ target, const Params p) {
+  const Index step = (Index)gridDim.x * THREADS;
+  for (Index i = (Index)blockIdx.x * THREADS + threadIdx.x; i < p.count; i += step) {
+    target[i] = convert(source[i / p.inner % p.channels]);
+  }
+}

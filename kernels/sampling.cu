@@ -1,0 +1,299 @@
+// Sampling points of an output grid: columns of samples, and their transposes.
+//
+// A point is (output pixel, offset group, tap), numbered in this order within a chunk. A chunk is `images` whole
+// images, or `chunk_pixels` pixels of one image. Columns are [pixel][block][tap][block_channels], where the blocks
+// divide the channels [first_channel, first_channel + channels) of this launch.
+//
+// SCALAR: storage type; VEC: channels a thread moves at once; INDEX: integer that counts elements of an array.
+#include "gather.cuh"
+
+using Scalar = SCALAR;
+using Sum = SumOf<Scalar>::type;
+using Index = INDEX;
+using Channels = Pack<Scalar, VEC>;
+
+struct Params {
+  int height, width, input_channels;
+  int out_width, first_pixel, chunk_pixels, images;
+  int kernel_width, taps;
+  int stride_y, stride_x, origin_y, origin_x, dilation_y, dilation_x;
+  int border;
+  int offset_groups, group_channels;
+  int first_channel, channels, block_channels;
+  int lanes;  // threads that share one point: a power of two
+  int accumulate;
+  long long offset_image, offset_channel, offset_pixel;
+  long long mask_image, mask_channel, mask_pixel;
+};
+
+constexpr int THREADS = 256;
+constexpr int BLOCKS = 4;  // at once on a multiprocessor, at least: leaves a thread 64 registers
+constexpr int TILE = 64;  // points whose geometry a block keeps in shared memory
+
+struct Point {
+  int pixel, group, tap;  // pixel: within the chunk
+};
+
+__device__ __forceinline__ Point point_of(const Params& p, int number) {
+  const int rest = number / p.taps;
+  const int pixel = rest / p.offset_groups;
+  return {pixel, rest - pixel * p.offset_groups, number - rest * p.taps};
+}
+
+__device__ __forceinline__ int point_count(const Params& p) {
+  return p.images * p.chunk_pixels * p.offset_groups * p.taps;
+}
+
+// Where a point's offset and mask are, and the point itself in the image.
+struct Place {
+  int image;
+  long long offset, mask;  // offset: of the y component; x is one channel further
+  Cell<Sum> cell;
+};
+
+__device__ __forceinline__ Place place_of(const Params& p, const Point& point, const Scalar* __restrict__ offset) {
+  Place place;
+  place.image = point.pixel / p.chunk_pixels;
+  const int pixel = p.first_pixel + point.pixel - place.image * p.chunk_pixels;
+  const int channel = point.group * p.taps + point.tap;
+  place.offset = place.image * p.offset_image + 2 * channel * p.offset_channel + pixel * p.offset_pixel;
+  place.mask = place.image * p.mask_image + channel * p.mask_channel + pixel * p.mask_pixel;
+  const int i = pixel / p.out_width, j = pixel - i * p.out_width;
+  const int a = point.tap / p.kernel_width, b = point.tap - a * p.kernel_width;
+  Sum y = (Sum)(i * p.stride_y + p.origin_y + a * p.dilation_y);
+  Sum x = (Sum)(j * p.stride_x + p.origin_x + b * p.dilation_x);
+  if (offset) {
+    y += read(offset + place.offset);
+    x += read(offset + place.offset + p.offset_channel);
+  }
+  place.cell = locate(y, x, p.height, p.width, p.border);
+  return place;
+}
+
+// The geometry of one point, computed once for all its channels.
+struct Footprint {
+  Index corner[4];  // first element of each corner's pixel
+  Sum weight[4];    // with the mask folded in; 0 outside
+  Index row;        // first element of the point's column, in block 0
+  int group;
+  bool inside;
+};
+
+__device__ __forceinline__ Index row_of(const Params& p, const Point& point) {
+  return ((Index)point.pixel * (p.channels / p.block_channels) * p.taps + point.tap) * p.block_channels;
+}
+
+// Where a channel's samples are, from the row of a point.
+__device__ __forceinline__ Index column_of(const Params& p, int channel) {
+  const int local = channel - p.first_channel;
+  if (p.channels == p.block_channels) return local;
+  const int block = local / p.block_channels;
+  return (Index)block * p.taps * p.block_channels + (local - block * p.block_channels);
+}
+
+__device__ __forceinline__ Footprint footprint_of(const Params& p, int number, const Scalar* __restrict__ offset,
+                                                  const Scalar* __restrict__ mask) {
+  const Point point = point_of(p, number);
+  const Place place = place_of(p, point, offset);
+  const Cell<Sum>& cell = place.cell;
+  const Sum scale = mask ? read(mask + place.mask) : Sum(1);
+  Footprint f;
+  f.row = row_of(p, point);
+  f.group = point.group;
+  f.inside = cell.inside;
+  const Index image = (Index)place.image * p.height * p.width;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const bool exists = corner_exists(cell, k, p.height, p.width);
+    f.weight[k] = exists ? corner_weight(cell.ly, cell.lx, k) * scale : Sum(0);
+    f.corner[k] = (image + corner_pixel(cell, k, p.height, p.width)) * p.input_channels;
+  }
+  return f;
+}
+
+// Fills the block's tile of footprints; the number of points in it.
+__device__ __forceinline__ int load_tile(const Params& p, Footprint* tile, const Scalar* __restrict__ offset,
+                                         const Scalar* __restrict__ mask) {
+  const int first = blockIdx.x * TILE;
+  const int count = min(TILE, point_count(p) - first);
+  if ((int)threadIdx.x < count) tile[threadIdx.x] = footprint_of(p, first + threadIdx.x, offset, mask);
+  __syncthreads();
+  return count;
+}
+
+// The channels of an offset group that this launch works on.
+struct Span {
+  int begin, end;
+};
+
+__device__ __forceinline__ Span span_of(const Params& p, int group) {
+  const int begin = group * p.group_channels;
+  return {max(begin, p.first_channel), min(begin + p.group_channels, p.first_channel + p.channels)};
+}
+
+// columns = samples of the input
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    sample(const Scalar* __restrict__ input, const Scalar* __restrict__ offset, const Scalar* __restrict__ mask,
+           Scalar* __restrict__ columns, const Params p) {
+  SHARED(Footprint, tile, [TILE]);
+  const int count = load_tile(p, tile, offset, mask);
+  const int lane = threadIdx.x & (p.lanes - 1);
+  for (int i = threadIdx.x / p.lanes; i < count; i += THREADS / p.lanes) {
+    const Footprint& f = tile[i];
+    const Span span = span_of(p, f.group);
+    for (int c = span.begin + lane * VEC; c < span.end; c += p.lanes * VEC) {
+      Sum sum[VEC] = {};
+      if (f.inside) {
+        Channels corner[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) corner[k].load(input + f.corner[k] + c);
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) sum[v] += f.weight[k] * widen(corner[k].lane[v]);
+        }
+      }
+      Channels out;
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v]);
+      out.store(columns + f.row + column_of(p, c));
+    }
+  }
+}
+
+// dots[point][corner] = sum over channels of grad_columns x corner pixel
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    corner_dots(const Scalar* __restrict__ input, const Scalar* __restrict__ offset,
+                const Scalar* __restrict__ grad_columns, Sum* __restrict__ dots, const Params p) {
+  SHARED(Footprint, tile, [TILE]);
+  const int count = load_tile(p, tile, offset, nullptr);
+  const int lane = threadIdx.x & (p.lanes - 1);
+  const unsigned lanes = group_mask(p.lanes);
+  for (int i = threadIdx.x / p.lanes; i < count; i += THREADS / p.lanes) {
+    const Footprint& f = tile[i];
+    const Span span = span_of(p, f.group);
+    Sum dot[4] = {};
+    for (int c = span.begin + lane * VEC; f.inside && c < span.end; c += p.lanes * VEC) {
+      Channels grad, corner[4];
+      grad.load(grad_columns + f.row + column_of(p, c));
+#pragma unroll
+      for (int k = 0; k < 4; ++k) corner[k].load(input + f.corner[k] + c);
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) dot[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) dot[k] = group_sum(dot[k], p.lanes, lanes);
+    if (lane == 0) {
+      Sum* out = dots + 4 * (Index)(blockIdx.x * TILE + i);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) out[k] = p.accumulate ? out[k] + dot[k] : dot[k];
+    }
+  }
+}
+
+// Gradients of offset and mask from the corner dots
+extern "C" __global__ void __launch_bounds__(THREADS)
+    point_gradients(const Scalar* __restrict__ offset, const Scalar* __restrict__ mask,
+                    const Sum* __restrict__ dots, Scalar* __restrict__ grad_offset,
+                    Scalar* __restrict__ grad_mask, const Params p) {
+  const int number = blockIdx.x * THREADS + threadIdx.x;
+  const int count = point_count(p);
+  if (number >= count) return;
+  Point point;
+  if (p.offset_pixel == 1) {  // neighbouring threads write neighbouring pixels
+    const int pixels = p.images * p.chunk_pixels;
+    const int channel = number / pixels;
+    point = {number - channel * pixels, channel / p.taps, channel % p.taps};
+  } else {
+    point = point_of(p, number);
+  }
+  const Place place = place_of(p, point, offset);
+  const Sum* from = dots + 4 * (Index)((point.pixel * p.offset_groups + point.group) * p.taps + point.tap);
+  Sum dot[4], along_y, along_x, value = Sum(0);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    dot[k] = corner_exists(place.cell, k, p.height, p.width) ? __ldg(from + k) : Sum(0);
+    value += corner_weight(place.cell.ly, place.cell.lx, k) * dot[k];
+  }
+  slopes(place.cell, dot, along_y, along_x);
+  const Sum scale = mask ? read(mask + place.mask) : Sum(1);
+  if (grad_offset) {
+    narrow(grad_offset[place.offset], place.cell.inside ? scale * along_y : Sum(0));
+    narrow(grad_offset[place.offset + p.offset_channel], place.cell.inside ? scale * along_x : Sum(0));
+  }
+  if (grad_mask) narrow(grad_mask[place.mask], value);
+}
+
+// The key and the fractions of every point, for the gather
+extern "C" __global__ void __launch_bounds__(THREADS)
+    point_keys(const Scalar* __restrict__ offset, const Scalar* __restrict__ mask, int* __restrict__ keys,
+               Fraction<Sum>* __restrict__ fractions, const Params p) {
+  const int number = blockIdx.x * THREADS + threadIdx.x;
+  if (number >= point_count(p)) return;
+  const Point point = point_of(p, number);
+  const Place place = place_of(p, point, offset);
+  const int image = place.image * p.offset_groups + point.group;
+  keys[number] = key_of(place.cell, image, p.height, p.width, p.images * p.offset_groups);
+  const Sum scale = mask ? read(mask + place.mask) : Sum(1);
+  fractions[number] = {place.cell.ly, place.cell.lx, scale, Sum(0)};
+}
+
+// grad_input = every pixel's share of the grad_columns that touched it
+template <class Target>
+__device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_columns, const int* __restrict__ starts,
+                                              const int* __restrict__ order,
+                                              const Fraction<Sum>* __restrict__ fractions,
+                                              Target* __restrict__ grad_input, const Params& p) {
+  const int lane = threadIdx.x & (p.lanes - 1);
+  const int task = blockIdx.x * (THREADS / p.lanes) + threadIdx.x / p.lanes;  // (image, y, x, offset group)
+  const int pixels = p.height * p.width;
+  const int pixel = task / p.offset_groups, group = task - pixel * p.offset_groups;
+  const int image = pixel / pixels, y = (pixel - image * pixels) / p.width, x = pixel % p.width;
+  if (image >= p.images) return;
+  const Span span = span_of(p, group);
+  for (int c = span.begin + lane * VEC; c - lane * VEC < span.end; c += p.lanes * VEC) {
+    const bool active = c < span.end;
+    const Index column = active ? column_of(p, c) : 0;
+    Target* out = grad_input + (Index)pixel * p.input_channels + c;
+    Sum sum[VEC] = {};
+    Pack<Target, VEC> result;
+    if (p.accumulate && active) {
+      result.load_written(out);
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
+    }
+    gather<Sum>(
+        starts, order, fractions, image * p.offset_groups + group, y, x, p.height, p.width, p.lanes,
+        [&](int number) { return row_of(p, point_of(p, number)); },
+        [&](Index row, Sum weight) {
+          if (!active) return;
+          Channels grad;
+          grad.load(grad_columns + row + column);
+#pragma unroll
+          for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
+        });
+    if (active) {
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
+      result.store(out);
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    gather_input(const Scalar* __restrict__ grad_columns, const int* __restrict__ starts,
+                 const int* __restrict__ order, const Fraction<Sum>* __restrict__ fractions,
+                 Scalar* __restrict__ grad_input, const Params p) {
+  gather_pixels(grad_columns, starts, order, fractions, grad_input, p);
+}
+
+// The same into unrounded sums, for an image whose points come in several chunks
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    gather_input_sums(const Scalar* __restrict__ grad_columns, const int* __restrict__ starts,
+                      const int* __restrict__ order, const Fraction<Sum>* __restrict__ fractions,
+                      Sum* __restrict__ grad_input, const Params p) {
+  gather_pixels(grad_columns, starts, order, fractions, grad_input, p);
+}

@@ -1,0 +1,64 @@
+// Bilinear sampling: where a point lies, the four pixels around it, their weights, and the derivatives.
+// The only bilinear code on the device.
+#pragma once
+#include "prelude.cuh"
+
+enum Border { BORDER_ZEROS = 0, BORDER_CLAMP = 1 };
+
+// The pixel up and left of a point (it may lie one row or column outside the image) and the way from there.
+template <class S>
+struct Cell {
+  int y, x;
+  S ly, lx;
+  bool inside;          // false: the point reads nothing
+  bool flat_y, flat_x;  // the sample does not change along this axis here
+};
+
+// The comparisons are written so that NaN is outside; only then is a coordinate small enough for an integer.
+template <class S>
+__device__ __forceinline__ Cell<S> locate(S y, S x, int height, int width, int border) {
+  Cell<S> cell = {0, 0, S(0), S(0), false, false, false};
+  const S low = border == BORDER_CLAMP ? S(0) : S(-1);
+  const bool reaches = border == BORDER_CLAMP ? (y >= low && x >= low) : (y > low && x > low);
+  cell.inside = reaches && y < S(height) && x < S(width);
+  if (!cell.inside) return cell;
+  const S floor_y = floor(y), floor_x = floor(x);
+  cell.y = (int)floor_y;
+  cell.x = (int)floor_x;
+  cell.ly = y - floor_y;
+  cell.lx = x - floor_x;
+  if (border == BORDER_CLAMP) {
+    cell.flat_y = cell.y >= height - 1;
+    cell.flat_x = cell.x >= width - 1;
+    if (cell.flat_y) cell.ly = S(0);
+    if (cell.flat_x) cell.lx = S(0);
+  }
+  return cell;
+}
+
+// Corner k of a cell is one row down if k & 2, one column right if k & 1.
+template <class S>
+__device__ __forceinline__ S corner_weight(S ly, S lx, int k) {
+  return (k & 2 ? ly : S(1) - ly) * (k & 1 ? lx : S(1) - lx);
+}
+
+template <class S>
+__device__ __forceinline__ bool corner_exists(const Cell<S>& cell, int k, int height, int width) {
+  const int y = cell.y + (k >> 1), x = cell.x + (k & 1);
+  return cell.inside && y >= 0 && y < height && x >= 0 && x < width;
+}
+
+// The pixel to read for a corner: the corner itself, or for one outside the nearest pixel of the image.
+template <class S>
+__device__ __forceinline__ int corner_pixel(const Cell<S>& cell, int k, int height, int width) {
+  const int y = min(max(cell.y + (k >> 1), 0), height - 1);
+  const int x = min(max(cell.x + (k & 1), 0), width - 1);
+  return y * width + x;
+}
+
+// Derivatives of a sample along y and x from its four corner values.
+template <class S>
+__device__ __forceinline__ void slopes(const Cell<S>& cell, const S (&v)[4], S& along_y, S& along_x) {
+  along_y = cell.flat_y ? S(0) : (S(1) - cell.lx) * (v[2] - v[0]) + cell.lx * (v[3] - v[1]);
+  along_x = cell.flat_x ? S(0) : (S(1) - cell.ly) * (v[1] - v[0]) + cell.ly * (v[3] - v[2]);
+}
