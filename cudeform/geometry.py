@@ -1,10 +1,12 @@
-"""Where a deformable operator reads its input: one frozen value that every backend understands."""
+"""Where a deformable operator reads its input: frozen values that every backend understands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BORDERS", "LAYOUTS", "Points"]
+import numpy as np
+
+__all__ = ["BORDERS", "LAYOUTS", "ConvPlan", "Points", "sampling_points"]
 
 BORDERS = ("zeros", "clamp")
 LAYOUTS = ("NCHW", "NHWC")
@@ -56,7 +58,7 @@ class Points:
         return self.channels // self.offset_groups
 
     def offset_strides(self, channels: int) -> tuple[int, int, int]:
-        """(image, channel, pixel) strides, in elements, of an offset or mask of so many channels."""
+        """(image, channel, pixel) strides of an offset or mask of so many channels, in elements."""
         if self.offset_layout == "NHWC":
             return channels * self.pixels, 1, channels
         return channels * self.pixels, self.pixels, 1
@@ -70,3 +72,56 @@ class Points:
     def out_shape(self, channels: int) -> tuple[int, int, int, int]:
         """The shape in this layout of a batch of output-sized images."""
         return self.shape(channels, self.out_height, self.out_width)
+
+
+@dataclass(frozen=True)
+class ConvPlan:
+    """A convolution that has passed all checks: what a backend needs to know of it."""
+
+    points: Points
+    out_channels: int
+    groups: int
+    precision: str
+    deformable: bool
+    modulated: bool
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels of one weight group."""
+        return self.points.channels // self.groups
+
+    @property
+    def offset_channels(self) -> int:
+        return 2 * self.points.offset_groups * self.points.taps
+
+    @property
+    def mask_channels(self) -> int:
+        return self.points.offset_groups * self.points.taps
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.points.out_shape(self.out_channels)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels, *self.points.kernel)
+
+
+def sampling_points(points: Points, offset: np.ndarray) -> np.ndarray:
+    """Where every tap of every output pixel reads, as (y, x) in pixels of the input.
+
+    `offset` is a NumPy array in the points' offset layout; the result does not depend on the
+    layout.  # (N, offset_groups, kh, kw, Ho, Wo, 2)
+    """
+    if points.offset_layout == "NHWC":
+        offset = np.moveaxis(offset, -1, 1)
+    pixels = (points.out_height, points.out_width)
+    offset = offset.reshape(points.batch, points.offset_groups, *points.kernel, 2, *pixels)
+    located = np.moveaxis(offset, 4, -1).astype(np.float64)
+    for axis in (0, 1):  # y, x
+        shape = [1] * 6
+        shape[2 + axis], shape[4 + axis] = points.kernel[axis], pixels[axis]
+        taps = np.arange(points.kernel[axis])[:, None] * points.dilation[axis]
+        grid = np.arange(pixels[axis]) * points.stride[axis] + points.origin[axis]
+        located[..., axis] += (taps + grid).reshape(shape)
+    return located

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -69,9 +70,7 @@ def forward(
                     None if mask is None else mask[chunk.batch],
                 )
                 for product in _products(plan, chunk, columns, packed, output):
-                    device.gemm(
-                        *product, accumulate=bias is not None, precision=plan.precision
-                    )
+                    device.gemm(*product, accumulate=bias is not None, precision=plan.precision)
     return output
 
 
@@ -137,7 +136,13 @@ class _Backward:
         self.packed: dict[Block, Any] = {}
 
     def run(
-        self, grad_output: Any, input: Any, offset: Any, weight: Any, mask: Any, grads: dict[str, Any]
+        self,
+        grad_output: Any,
+        input: Any,
+        offset: Any,
+        weight: Any,
+        mask: Any,
+        grads: dict[str, Any],
     ) -> None:
         plan, points, device = self.plan, self.plan.points, self.device
         sums = sum_dtype(input.dtype)
@@ -174,7 +179,9 @@ class _Backward:
         step = plan.in_channels * plan.points.taps
         group, channel = divmod(block.first, plan.in_channels)
         groups = block.channels // block.width
-        packed = self.device.empty((groups, per_group, plan.points.taps * block.width), weight.dtype)
+        packed = self.device.empty(
+            (groups, per_group, plan.points.taps * block.width), weight.dtype
+        )
         first = group * per_group * step + channel * plan.points.taps
         layout.transpose(
             self.device,
@@ -186,7 +193,7 @@ class _Backward:
         return packed
 
     def _add_bias(self, images: range, grad_output: Any, grad_bias: Any) -> None:
-        """Add the sum over all pixels: a product with ones, which cuBLAS adds up in a fixed order."""
+        """Add the sum over all pixels: a product with ones, which cuBLAS sums in a fixed order."""
         rows = grad_output.reshape(-1, self.plan.out_channels)
         ones = self.device.empty((1, rows.shape[0]), rows.dtype)
         one = self.device.empty((1,), grad_bias.dtype)
@@ -222,7 +229,13 @@ class _Backward:
         return rows.reshape(chunk.size, self.plan.groups, -1)
 
     def _points(
-        self, images: range, grad_output: Any, input: Any, offset: Any, mask: Any, targets: Gradients
+        self,
+        images: range,
+        grad_output: Any,
+        input: Any,
+        offset: Any,
+        mask: Any,
+        targets: Gradients,
     ) -> None:
         """Gradients of input, offset and mask of some images, from W^T grad_output."""
         plan = self.plan

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from math import prod
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def index_type(elements: int) -> str:
     return "int" if elements < 2**31 else "long long"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _unit(source: str, target: str, index: str) -> Unit:
     defines = (("SOURCE", SCALARS[source]), ("TARGET", SCALARS[target]), ("INDEX", index))
     return Unit("layout.cu", defines, PARAMS)
@@ -80,7 +81,7 @@ def transpose(
 
 
 def fill(device: Device, source: Any, target: Any, inner: int = 1) -> None:
-    """target[i] = source[i // inner % len(source)], converted; a source as long as target copies."""
+    """target[i] = source[i // inner % len(source)], converted; one as long as target is copied."""
     count = prod(target.shape)
     params = np.zeros((), PARAMS)
     params["count"], params["inner"], params["channels"] = count, inner, prod(source.shape)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def _inline(name: str, seen: set[str]) -> Iterator[str]:
             yield ""
 
 
-@lru_cache(maxsize=None)
+@cache
 def flatten(unit: Unit) -> str:
     """The whole text of a unit for the compiler.
 
@@ -136,7 +137,7 @@ def _leading(matrix: Any) -> tuple[bool, int]:
 
 
 def gemm_arguments(a: Any, b: Any, out: Any) -> Gemm:
-    """cuBLAS arguments for out = a @ b: matrices, or batches of them (a batch of one is repeated)."""
+    """cuBLAS arguments for out = a @ b: matrices, or batches (of which one of one is repeated)."""
     swapped, ldc = _leading(out)
     if swapped:
         a, b, out = b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2)
@@ -161,11 +162,8 @@ class CupyDevice:
     """A CUDA device through CuPy: its current stream, its memory pool, its cuBLAS."""
 
     def __init__(self, cupy: Any, index: int) -> None:
-        from cupy_backends.cuda.libs import cublas
-
         self.name = f"cuda:{index}"
         self._cupy = cupy
-        self._cublas = cublas
         self._kernels: dict[tuple[Unit, str], Any] = {}
         self._modules: dict[Unit, Any] = {}
         self._lock = threading.Lock()
@@ -191,14 +189,26 @@ class CupyDevice:
         try:
             module.compile()
         except (ImportError, OSError, RuntimeError) as error:
-            if "nvrtc" not in str(error).lower():
-                raise
-            major = self._cupy.cuda.runtime.runtimeGetVersion() // 1000
-            raise RuntimeError(
-                "cudeform compiles its kernels at the first call with NVRTC, which CuPy cannot "
-                f"load; install it with: pip install 'cudeform[cuda{major}]'"
-            ) from error
+            self._explain(error, "nvrtc", "NVRTC, which compiles the kernels at their first call")
+            raise
         return module
+
+    def _explain(self, error: Exception, library: str, what: str) -> None:
+        """Name the command that installs a CUDA library, if its absence is what went wrong."""
+        if library in str(error).lower():
+            major = self._cupy.cuda.runtime.runtimeGetVersion() // 1000
+            command = f"pip install 'cudeform[cuda{major}]'"
+            raise RuntimeError(
+                f"cudeform: CuPy cannot load {what}; install it with: {command}"
+            ) from error
+
+    def _cublas(self) -> Any:
+        try:
+            from cupy_backends.cuda.libs import cublas
+        except (ImportError, OSError) as error:
+            self._explain(error, "cublas", "cuBLAS, which multiplies the matrices")
+            raise
+        return cublas
 
     def launch(
         self,
@@ -222,11 +232,11 @@ class CupyDevice:
             compute = _COMPUTE_32F_FAST_TF32
         scalars = self._scalars["float64" if double else "float32"]
         one, beta = scalars[1].ctypes.data, scalars[int(accumulate)].ctypes.data
-        handle = self._cupy.cuda.device.get_cublas_handle()
-        math_mode = self._cublas.getMathMode(handle)
-        self._cublas.setMathMode(handle, _DEFAULT_MATH_WITHOUT_REDUCED_PRECISION)
+        cublas, handle = self._cublas(), self._cupy.cuda.device.get_cublas_handle()
+        math_mode = cublas.getMathMode(handle)
+        cublas.setMathMode(handle, _DEFAULT_MATH_WITHOUT_REDUCED_PRECISION)
         try:
-            self._cublas.gemmStridedBatchedEx(
+            cublas.gemmStridedBatchedEx(
                 handle, int(g.transpose_a), int(g.transpose_b), g.m, g.n, g.k,
                 one,
                 first.data.ptr, _CUDA_TYPES[first.dtype.name], g.lda, g.stride_a,
@@ -236,7 +246,7 @@ class CupyDevice:
                 g.batch, compute, _DEFAULT_ALGORITHM,
             )  # fmt: skip
         finally:
-            self._cublas.setMathMode(handle, math_mode)
+            cublas.setMathMode(handle, math_mode)
 
 
 _registered: dict[type, Callable[[], Device]] = {}
@@ -268,5 +278,4 @@ def device_of(array: Any) -> Iterator[Device]:
 
 def address(array: Any) -> int:
     """Where an array's first element is in its device's memory."""
-    data = getattr(array, "data", None)
-    return data.ptr if hasattr(data, "ptr") else array.__array_interface__["data"][0]
+    return array.data.ptr

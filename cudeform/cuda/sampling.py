@@ -1,11 +1,12 @@
-"""Columns of samples and their transposes, by the kernels of ``sampling.cu``; bilinear_sample on them."""
+"""Columns of samples and their transposes, by the kernels of ``sampling.cu``."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import product
 from math import gcd
-from typing import Any, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,7 +44,8 @@ PARAMS = np.dtype(
         "accumulate",
     )]
     + [(name, "i8") for name in (
-        "offset_image", "offset_channel", "offset_pixel", "mask_image", "mask_channel", "mask_pixel",
+        "offset_image", "offset_channel", "offset_pixel",
+        "mask_image", "mask_channel", "mask_pixel",
     )],
     align=True,
 )  # fmt: skip
@@ -53,7 +55,7 @@ IMAGE_BYTES = 64 << 20  # images that are worked on at once, in channels-last co
 COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 
 
-@lru_cache(maxsize=None)
+@cache
 def _unit(dtype: str, vector: int, index: str) -> Unit:
     defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("INDEX", index))
     return Unit("sampling.cu", defines, PARAMS)
@@ -123,7 +125,7 @@ def channels_last(device: Device, points: Points, array: Any, images: range) -> 
 
 
 class Block(NamedTuple):
-    """Channels that a launch works on, and how its columns divide them: [pixel][block][tap][width]."""
+    """Channels that a launch works on; its columns are [pixel][channels / width][tap][width]."""
 
     first: int
     channels: int
@@ -164,7 +166,7 @@ class Sampler:
         return chunk.size * self.points.offset_groups * self.points.taps
 
     def _vector(self, block: Block, *aligned: Any) -> int:
-        """Channels that move at once: as many as divide the groups and the addresses, to 16 bytes."""
+        """Channels that move at once: up to 16 bytes that divide the groups and the addresses."""
         most = VECTOR_BYTES // self.dtype.itemsize
         together = gcd(most, self.points.group_channels, block.width)
         for array in aligned:
@@ -208,7 +210,7 @@ class Sampler:
         return columns
 
     def prepare(self, chunk: Chunk, offset: Any, mask: Any, needs: frozenset[str]) -> PointSums:
-        """What `add` works with: a place for the dots, and the points sorted by the pixels they touch."""
+        """A place for the dots, and the points sorted by the pixels they touch."""
         count = self.point_count(chunk)
         dots = buckets = fractions = None
         if needs - {"input"}:
@@ -262,7 +264,13 @@ class Sampler:
         )
 
     def point_gradients(
-        self, chunk: Chunk, sums: PointSums, offset: Any, mask: Any, grad_offset: Any, grad_mask: Any
+        self,
+        chunk: Chunk,
+        sums: PointSums,
+        offset: Any,
+        mask: Any,
+        grad_offset: Any,
+        grad_mask: Any,
     ) -> None:
         """Finish the gradients of offset and mask; each may be None."""
         arrays = (offset, mask, sums.dots, grad_offset, grad_mask)
@@ -270,7 +278,7 @@ class Sampler:
 
 
 class Gradients(NamedTuple):
-    """Where the gradients of a call on sampling points go: whole arrays, or None where not needed."""
+    """Where the gradients of a call go: arrays of the whole batch, or None where not needed."""
 
     input: Any = None
     offset: Any = None
@@ -299,7 +307,7 @@ def backpropagate(
     mask: Any,
     gradients: Gradients,
 ) -> None:
-    """The gradients of some images from the gradients of their columns, a block of channels at a time.
+    """The gradients of some images from those of their columns, a block of channels at a time.
 
     `input` holds these images only, channels last; the other arrays hold the whole batch.
     """
@@ -367,7 +375,9 @@ def _sample(sampler: Sampler, chunk: Chunk, input: Any, locations: Any, output: 
     layout.transpose(
         sampler.device,
         columns,
-        output.reshape(-1)[chunk.image * image + chunk.pixel : (chunk.image + chunk.images) * image],
+        output.reshape(-1)[
+            chunk.image * image + chunk.pixel : (chunk.image + chunk.images) * image
+        ],
         (chunk.images, chunk.pixels, points.channels),
         target_step=image,
         target_pitch=points.pixels,
@@ -395,7 +405,9 @@ def backward(
             last = channels_last(device, points, grad_output, images)
             pixels_last = channels_last(device, points, input, images)
 
-            def columns(chunk: Chunk, block: Block, last: Any = last, images: range = images) -> Any:
+            def columns(
+                chunk: Chunk, block: Block, last: Any = last, images: range = images
+            ) -> Any:
                 return last[chunk.within(images), chunk.pixel : chunk.pixel + chunk.pixels]
 
             backpropagate(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Iterable, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from cudeform import arrays, checks
-from cudeform.geometry import BORDERS, LAYOUTS, Points
+from cudeform.geometry import BORDERS, LAYOUTS, ConvPlan, Points
 from cudeform.ops import implementation
 
 __all__ = [
     "Conv2dGradients",
-    "ConvPlan",
     "DeformConv2dGradients",
     "conv2d",
     "conv2d_backward",
@@ -38,39 +37,6 @@ class Conv2dGradients(NamedTuple):
     input: Any = None
     weight: Any = None
     bias: Any = None
-
-
-@dataclass(frozen=True)
-class ConvPlan:
-    """A call that has passed all checks: backends need nothing else to know and cannot fail on it."""
-
-    points: Points
-    out_channels: int
-    groups: int
-    precision: str
-    deformable: bool
-    modulated: bool
-
-    @property
-    def in_channels(self) -> int:
-        """Input channels of one weight group."""
-        return self.points.channels // self.groups
-
-    @property
-    def offset_channels(self) -> int:
-        return 2 * self.points.offset_groups * self.points.taps
-
-    @property
-    def mask_channels(self) -> int:
-        return self.points.offset_groups * self.points.taps
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return self.points.out_shape(self.out_channels)
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        return (self.out_channels, self.in_channels, *self.points.kernel)
 
 
 def _axes(layout: str, channels: str = "C", height: str = "H", width: str = "W") -> str:
@@ -216,7 +182,83 @@ def deform_conv2d(
     layout: str = "NCHW",
     precision: str = "ieee",
 ) -> Any:
-    """Docstring follows."""
+    r"""Deformable convolution: a convolution whose taps are displaced, each by its own offset.
+
+    Without a mask this is version 1 [1]_, with a mask version 2 [2]_. The order of the arguments
+    and the meaning of `offset` and `mask` are torchvision's.
+
+    Parameters
+    ----------
+    input : array of shape (N, C, H, W)
+        Images; of dtype float16, bfloat16, float32 or float64 like all arrays of the call.
+    offset : array of shape (N, 2*offset_groups*kh*kw, Ho, Wo)
+        Displacements in pixels of `input`. Channel ``2*(t*kh*kw + a*kw + b)`` is the y component
+        for tap (a, b) of offset group t, the next channel its x component.
+    weight : array of shape (O, C/groups, kh, kw)
+        The filters, in this order of axes for both layouts.
+    bias : array of shape (O,), optional
+    stride, dilation : int or (int, int)
+        In pixels, one integer for both axes or (y, x).
+    padding : int, (int, int) or ((int, int), (int, int))
+        In pixels, for all sides, (y, x), or ((top, bottom), (left, right)).
+    mask : array of shape (N, offset_groups*kh*kw, Ho, Wo), optional
+        A factor for each tap. It is used as given: a network passes its sigmoid.
+    border : {"zeros", "clamp"}
+        What a point near or beyond the edge reads, see :doc:`/conventions`.
+    layout : {"NCHW", "NHWC"}
+        Where the channels of `input`, `offset`, `mask` and the result are; "NHWC" is not copied.
+    precision : {"ieee", "tf32"}
+        How a GPU multiplies float32 matrices: in full, or with tensor cores and 10-bit mantissas.
+
+    Returns
+    -------
+    array of shape (N, O, Ho, Wo)
+        ``Ho = (H + top + bottom - dilation*(kh - 1) - 1) // stride + 1``, and Wo likewise.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An array or option of the wrong kind, dtype, device, shape or value, before any work.
+
+    See Also
+    --------
+    deform_conv2d_backward : the gradients.
+    convert_offset : offsets from the layouts of other libraries.
+
+    Notes
+    -----
+    With S the bilinear sample of one channel, s, p and d stride, padding and dilation, g(o) the
+    channels of o's group and t the offset group of channel c, for every image:
+
+    .. math::
+
+        y_{o,i,j} = b_o + \sum_{c \in g(o)} \sum_{a,b} w_{o,c,a,b} \, m_{t,a,b,i,j} \,
+        S_c(i s_y - p_y + a d_y + \Delta y_{t,a,b,i,j}, j s_x - p_x + b d_x + \Delta x_{t,a,b,i,j})
+
+    Coordinates and sums are float32 for the two 16-bit types, and the result is rounded once. A
+    coordinate that is NaN or infinite reads 0. Equal arguments give equal bytes, whatever the
+    number of threads.
+
+    References
+    ----------
+    .. [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+    .. [2] X. Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
+       arXiv:1811.11168.
+
+    Examples
+    --------
+    One tap that reads half a pixel to the right; beyond the last column lie zeros:
+
+    >>> import numpy as np
+    >>> import cudeform
+    >>> image = np.arange(8.0).reshape(1, 1, 2, 4)
+    >>> weight = np.ones((1, 1, 1, 1))
+    >>> offset = np.zeros((1, 2, 2, 4))
+    >>> offset[:, 1] = 0.5
+    >>> cudeform.deform_conv2d(image, offset, weight)[0, 0]
+    array([[0.5, 1.5, 2.5, 1.5],
+           [4.5, 5.5, 6.5, 3.5]])
+    """
     op = "deform_conv2d"
     given = dict(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
     kind = arrays.kind_of(op, given, optional=("bias", "mask"))
@@ -255,7 +297,48 @@ def deform_conv2d_backward(
     layout: str = "NCHW",
     precision: str = "ieee",
 ) -> DeformConv2dGradients:
-    """Docstring follows."""
+    """Gradients of `deform_conv2d`.
+
+    Parameters
+    ----------
+    grad_output : array of shape (N, O, Ho, Wo)
+        The gradient of a scalar with respect to the result of the forward.
+    input, offset, weight, stride, padding, dilation, mask, border, layout, precision
+        As they were given to `deform_conv2d`.
+    needs : iterable of str, optional
+        Names of the gradients to compute, by default all; the work for the others is not done.
+
+    Returns
+    -------
+    DeformConv2dGradients
+        A named tuple with the fields input, offset, weight, bias and mask; each has the shape and
+        the dtype of its argument, or is None where not needed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `deform_conv2d`, and for `needs` with an unknown name or with "mask" without a mask.
+
+    Notes
+    -----
+    The gradients are the exact derivative wherever there is one. Where a point lies on a pixel
+    centre the derivative jumps, and the gradient of `offset` is the one to the right and below.
+    Every sum has a fixed order: no atomic additions, equal bytes in every run.
+
+    Examples
+    --------
+    How the four samples of the first row change when they move along x:
+
+    >>> import numpy as np
+    >>> import cudeform
+    >>> image = np.arange(8.0).reshape(1, 1, 2, 4)
+    >>> offset = np.full((1, 2, 2, 4), 0.5)
+    >>> offset[:, 0] = 0
+    >>> weight, ones = np.ones((1, 1, 1, 1)), np.ones((1, 1, 2, 4))
+    >>> gradients = cudeform.deform_conv2d_backward(ones, image, offset, weight, needs=["offset"])
+    >>> gradients.offset[0, 1, 0]
+    array([ 1.,  1.,  1., -3.])
+    """
     op = "deform_conv2d_backward"
     given = dict(grad_output=grad_output, input=input, offset=offset, weight=weight, mask=mask)
     kind = arrays.kind_of(op, given, optional=("mask",))
@@ -292,12 +375,34 @@ def conv2d(
     layout: str = "NCHW",
     precision: str = "ieee",
 ) -> Any:
-    """Docstring follows."""
+    """Convolution without offsets, for the layers that predict them.
+
+    Parameters
+    ----------
+    input, weight, bias, stride, padding, dilation, layout, precision
+        As in `deform_conv2d`.
+
+    Returns
+    -------
+    array of shape (N, O, Ho, Wo)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `deform_conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cudeform
+    >>> image = np.arange(6.0).reshape(1, 1, 2, 3)
+    >>> cudeform.conv2d(image, np.ones((1, 1, 1, 2)))[0, 0]
+    array([[1., 3.],
+           [7., 9.]])
+    """
     op = "conv2d"
     kind = arrays.kind_of(op, dict(input=input, weight=weight, bias=bias), optional=("bias",))
-    plan = _plan(
-        op, input, weight, stride, padding, dilation, layout, precision, bias=bias
-    )
+    plan = _plan(op, input, weight, stride, padding, dilation, layout, precision, bias=bias)
     contiguous = map(arrays.contiguous, (input, None, weight, bias, None))
     return implementation(kind, "deform_conv").forward(plan, *contiguous)
 
@@ -314,20 +419,31 @@ def conv2d_backward(
     layout: str = "NCHW",
     precision: str = "ieee",
 ) -> Conv2dGradients:
-    """Docstring follows."""
+    """Gradients of `conv2d`.
+
+    Parameters
+    ----------
+    grad_output : array of shape (N, O, Ho, Wo)
+    input, weight, stride, padding, dilation, layout, precision
+        As they were given to `conv2d`.
+    needs : iterable of str, optional
+        Which gradients to compute, of "input", "weight" and "bias"; by default all.
+
+    Returns
+    -------
+    Conv2dGradients
+        A named tuple with the fields input, weight and bias; None where not needed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d`, and for an unknown name in `needs`.
+    """
     op = "conv2d_backward"
     kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input, weight=weight))
     needed = checks.needs(op, needs, {}, Conv2dGradients._fields)
     plan = _plan(
-        op,
-        input,
-        weight,
-        stride,
-        padding,
-        dilation,
-        layout,
-        precision,
-        grad_output=grad_output,
+        op, input, weight, stride, padding, dilation, layout, precision, grad_output=grad_output
     )
     contiguous = map(arrays.contiguous, (grad_output, input, None, weight, None))
     gradients = implementation(kind, "deform_conv").backward(plan, *contiguous, needed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
-from typing import Any, Iterable, NamedTuple
+from typing import Any, NamedTuple
 
 from cudeform import arrays, checks
 from cudeform.geometry import BORDERS, LAYOUTS, Points
@@ -62,10 +63,58 @@ def _out_shape(plan: Points, points: Any) -> tuple[int, ...]:
     return (plan.batch, plan.channels, *grid)
 
 
-def bilinear_sample(
-    input: Any, points: Any, *, border: str = "zeros", layout: str = "NCHW"
-) -> Any:
-    """Docstring follows."""
+def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: str = "NCHW") -> Any:
+    r"""Bilinear samples of images at given points: equations 3 and 4 of [1]_.
+
+    Parameters
+    ----------
+    input : array of shape (N, C, H, W)
+        Images, of dtype float16, bfloat16, float32 or float64.
+    points : array of shape (N, ..., 2)
+        Absolute coordinates (y, x) in pixels of `input`, pixel centres on integers; of the dtype
+        of `input`.
+    border : {"zeros", "clamp"}
+        What a point near or beyond the edge reads, see :doc:`/conventions`.
+    layout : {"NCHW", "NHWC"}
+        Where the channels of `input` and of the result are.
+
+    Returns
+    -------
+    array of shape (N, C, ...), or (N, ..., C) with layout "NHWC"
+        The axes ``...`` are those of `points`.
+
+    Raises
+    ------
+    TypeError
+        An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
+    ValueError
+        A shape or an option that does not fit; the message says what was expected.
+
+    See Also
+    --------
+    bilinear_sample_backward : the gradients.
+    points_from_msda : points from normalised coordinates (x, y).
+
+    Notes
+    -----
+    .. math:: S(y, x) = \sum_{q} \max(0, 1 - |y - q_y|) \, \max(0, 1 - |x - q_x|) \, v_q
+
+    Coordinates of 16-bit types are taken to float32 first; but a float16 array itself holds whole
+    pixels only beyond 1024.
+
+    References
+    ----------
+    .. [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cudeform
+    >>> image = np.array([[0.0, 1.0], [2.0, 3.0]]).reshape(1, 1, 2, 2)
+    >>> points = np.array([[[0.5, 0.5], [0.0, 1.25], [5.0, 5.0]]])
+    >>> cudeform.bilinear_sample(image, points)
+    array([[[1.5 , 0.75, 0.  ]]])
+    """
     op = "bilinear_sample"
     kind = arrays.kind_of(op, dict(input=input, points=points))
     plan = _plan(op, input, points, border, layout)
@@ -84,12 +133,46 @@ def bilinear_sample_backward(
     border: str = "zeros",
     layout: str = "NCHW",
 ) -> BilinearSampleGradients:
-    """Docstring follows."""
+    """Gradients of `bilinear_sample`.
+
+    Parameters
+    ----------
+    grad_output : array of the shape of the forward's result
+    input, points, border, layout
+        As they were given to `bilinear_sample`.
+    needs : iterable of str, optional
+        Which gradients to compute, of "input" and "points"; by default both.
+
+    Returns
+    -------
+    BilinearSampleGradients
+        A named tuple with the fields input and points; None where not needed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `bilinear_sample`, and for an unknown name in `needs`.
+
+    Notes
+    -----
+    On a pixel centre the gradient of `points` is the derivative to the right and below.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cudeform
+    >>> image = np.array([[0.0, 1.0], [2.0, 3.0]]).reshape(1, 1, 2, 2)
+    >>> points = np.array([[[0.5, 0.5]]])
+    >>> cudeform.bilinear_sample_backward(np.ones((1, 1, 1)), image, points).points
+    array([[[2., 1.]]])
+    """
     op = "bilinear_sample_backward"
     kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input, points=points))
     needed = checks.needs(op, needs, {}, BilinearSampleGradients._fields)
     plan = _plan(op, input, points, border, layout, grad_output)
+    grad_output, input, points = map(arrays.contiguous, (grad_output, input, points))
+    grad_output = grad_output.reshape(plan.out_shape(plan.channels))
     gradients = implementation(kind, "sampling").backward(
-        plan, *map(arrays.contiguous, (grad_output, input, points)), needed
+        plan, grad_output, input, points, needed
     )
     return BilinearSampleGradients(**gradients)

@@ -46,7 +46,9 @@ inline void prepare(Context& context, unsigned char* stack, size_t bytes, void (
   context.stack_pointer = top;
 }
 
-inline void switch_context(Context& from, Context& to) { emulator_switch(&from.stack_pointer, to.stack_pointer); }
+inline void switch_context(Context& from, Context& to) {
+  emulator_switch(&from.stack_pointer, to.stack_pointer);
+}
 
 #else
 }  // namespace emulator

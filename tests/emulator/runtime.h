@@ -1,4 +1,5 @@
-// What the parts of the emulator know of each other: shim.h (compiled with the kernels), runtime.cpp and checker.cpp.
+// What the parts of the emulator know of each other: shim.h (compiled with the kernels), runtime.cpp and
+// checker.cpp.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +13,7 @@ struct Site {
 };
 constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 
-// -- one launch; build.py mirrors these structs with ctypes --------------------------------------------------------
+// -- one launch; build.py mirrors these structs with ctypes ---------------------------------------
 struct Array {
   void* data;
   size_t bytes;
@@ -49,7 +50,7 @@ struct Dim {
   unsigned x, y, z;
 };
 
-// -- runtime.cpp ---------------------------------------------------------------------------------------------------
+// -- runtime.cpp ----------------------------------------------------------------------------------
 using Body = void (*)(void* call);
 void run(Launch& launch, Body body, void* call);
 
@@ -61,12 +62,13 @@ enum class Vote { none, count, all, any };
 int block_barrier(Vote vote, int predicate, Site site);
 
 // Lanes of a warp meet; the last one in computes every lane's output. `needed` are the lanes that take part.
-using Combine = void (*)(void* const* in, void* const* out, unsigned needed);
+using Combine = void (*)(const void* const* in, void* const* out, unsigned needed);
 void warp_collective(unsigned mask, const void* in, void* out, Combine combine, Site site);
 unsigned active_mask();
 int lane();
 
-// Static shared memory: a host static between guard bytes that belongs to one block at a time.
+// -- shared_memory.cpp ----------------------------------------------------------------------------
+// A static shared array: a host static between guard bytes that belongs to one block at a time.
 struct SharedArray {
   const char* name;
   void* data;
@@ -81,8 +83,11 @@ constexpr unsigned char kGuardByte = 0xA5;
 constexpr unsigned char kPoisonByte = 0xFF;  // a NaN as float, half and bfloat16, -1 as an integer
 void enter_shared(SharedArray& array);
 void* dynamic_shared_memory();
+void shared_begin_launch(const Launch& launch);
+void shared_begin_block();
+void shared_check_guards();
 
-// -- checker.cpp ---------------------------------------------------------------------------------------------------
+// -- checker.cpp ----------------------------------------------------------------------------------
 extern int running_thread;  // index in the block of the thread that runs
 extern uintptr_t stacks_begin;
 extern size_t stacks_bytes;
