@@ -7,14 +7,25 @@ never imported: CuPy is looked up in ``sys.modules``.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Container, Mapping
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from cudeform import checks
 
-__all__ = ["DTYPES", "Kind", "contiguous", "kind_of", "register", "sum_dtype"]
+__all__ = [
+    "DTYPES",
+    "Kind",
+    "contiguous",
+    "dtype_name",
+    "kind_of",
+    "namespace",
+    "register",
+    "sum_dtype",
+]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -29,6 +40,7 @@ class Kind:
 
 
 _HOST = Kind("numpy", "cpu", lambda array: "cpu")
+_CUPY = Kind("cupy", "cuda", lambda array: f"cuda:{array.device.id}")
 _kinds: dict[type, Kind | None] = {np.ndarray: _HOST}
 
 
@@ -43,10 +55,18 @@ def register(array_type: type, kind: Kind | None) -> None:
 def _find_kind(array_type: type) -> Kind | None:
     cupy = sys.modules.get("cupy")
     if cupy is not None and issubclass(array_type, cupy.ndarray):
-        return Kind("cupy", "cuda", lambda array: f"cuda:{array.device.id}")
+        return _CUPY
     if issubclass(array_type, np.ndarray):
         return _HOST
     return None
+
+
+def _type_name(value: Any) -> str:
+    """The type of a value as a user would write it: list, numpy.float32; None itself."""
+    if value is None:
+        return "None"
+    module, name = type(value).__module__, type(value).__qualname__
+    return name if module == "builtins" else f"{module}.{name}"
 
 
 def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -> Kind:
@@ -67,11 +87,12 @@ def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -
         if array_type not in _kinds:
             found = _find_kind(array_type)
             if found is None:
-                got = f"{array_type.__module__}.{array_type.__qualname__}"
-                checks.fail(op, name, "to be a NumPy or CuPy array", got, error=TypeError)
+                checks.fail(
+                    op, name, "to be a NumPy or CuPy array", _type_name(array), error=TypeError
+                )
             _kinds[array_type] = found
         kind = _kinds[array_type]
-        if array.dtype.name not in DTYPES or not array.dtype.isnative:
+        if dtype_name(array.dtype) not in DTYPES:
             checks.fail(
                 op, name, "of dtype " + ", ".join(DTYPES), repr(array.dtype), error=TypeError
             )
@@ -80,14 +101,34 @@ def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -
         elif kind is not first:
             why = "all arrays of one call belong to one framework"
             checks.fail(
-                op, name, f"to be a {first.name} array like `{first_name}`", kind.name, why, TypeError
+                op,
+                name,
+                f"to be a {first.name} array like `{first_name}`",
+                kind.name,
+                why,
+                TypeError,
             )
         elif kind.device(array) != first_device:
             checks.fail(
-                op, name, f"on {first_device} like `{first_name}`", kind.device(array), error=TypeError
+                op,
+                name,
+                f"on {first_device} like `{first_name}`",
+                kind.device(array),
+                error=TypeError,
             )
     checks.same_dtype(op, **arrays)
     return first
+
+
+def namespace(kind: Kind) -> Any:
+    """The module with the functions for arrays of this kind; it is imported, for they exist."""
+    return sys.modules[kind.name]
+
+
+@lru_cache(maxsize=64)
+def dtype_name(dtype: np.dtype) -> str:
+    """The name of a dtype in native byte order; NumPy's own attribute takes microseconds."""
+    return dtype.name if dtype.isnative else str(dtype)
 
 
 def contiguous(array: Any) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cudeform.arrays import DTYPES
-from cudeform.cuda.runtime import SCALARS, Device, Unit
+from cudeform.arrays import DTYPES, dtype_name
+from cudeform.cuda.runtime import SCALARS, Device, Unit, pack
 
 __all__ = ["fill", "index_type", "rounded", "transpose", "units"]
 
@@ -29,6 +29,7 @@ PARAMS = np.dtype(
     ],
     align=True,
 )
+_UNUSED = dict.fromkeys(PARAMS.names, 0)
 TILE, THREADS = 32, 256
 FILL_BLOCKS = 1024
 
@@ -52,6 +53,20 @@ def units() -> Iterator[Unit]:
             yield _unit(*pair, index)
 
 
+def _launch(
+    device: Device,
+    kernel: str,
+    index: str,
+    grid: int,
+    source: Any,
+    target: Any,
+    params: dict[str, int],
+) -> None:
+    unit = _unit(dtype_name(source.dtype), dtype_name(target.dtype), index)
+    packed = pack(PARAMS, {**_UNUSED, **params})
+    device.launch(unit, kernel, grid, THREADS, (source, target), packed)
+
+
 def transpose(
     device: Device,
     source: Any,
@@ -69,25 +84,25 @@ def transpose(
     """
     matrices, rows, columns = shape
     pitch = target_pitch or rows
-    params = np.zeros((), PARAMS)
-    params["rows"], params["columns"], params["matrices"] = rows, columns, matrices
-    params["source_step"] = source_step or rows * columns
-    params["target_step"] = target_step or rows * columns
-    params["target_pitch"] = pitch
+    params = {
+        "rows": rows,
+        "columns": columns,
+        "matrices": matrices,
+        "source_step": source_step or rows * columns,
+        "target_step": target_step or rows * columns,
+        "target_pitch": pitch,
+    }
     grid = matrices * -(-rows // TILE) * -(-columns // TILE)
     index = index_type(columns * max(rows, pitch))
-    unit = _unit(source.dtype.name, target.dtype.name, index)
-    device.launch(unit, "transpose", grid, THREADS, (source, target), params)
+    _launch(device, "transpose", index, grid, source, target, params)
 
 
 def fill(device: Device, source: Any, target: Any, inner: int = 1) -> None:
     """target[i] = source[i // inner % len(source)], converted; one as long as target is copied."""
     count = prod(target.shape)
-    params = np.zeros((), PARAMS)
-    params["count"], params["inner"], params["channels"] = count, inner, prod(source.shape)
+    params = {"count": count, "inner": inner, "channels": prod(source.shape)}
     grid = min(-(-count // THREADS), FILL_BLOCKS)
-    unit = _unit(source.dtype.name, target.dtype.name, index_type(count))
-    device.launch(unit, "fill", grid, THREADS, (source, target), params)
+    _launch(device, "fill", index_type(count), grid, source, target, params)
 
 
 def rounded(device: Device, sums: Any, dtype: Any) -> Any:

@@ -7,6 +7,7 @@ the same kernels on the CPU.
 from __future__ import annotations
 
 import re
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from cudeform.arrays import dtype_name
+
 __all__ = [
     "SCALARS",
     "Device",
@@ -27,6 +30,7 @@ __all__ = [
     "device_of",
     "flatten",
     "gemm_arguments",
+    "pack",
     "register",
 ]
 
@@ -78,8 +82,20 @@ def flatten(unit: Unit) -> str:
     message = '"differs from the dtype of the host"'
     asserts = [f"static_assert(sizeof(Params) == {unit.params.itemsize}, {message});"]
     for name, (_, offset, *_) in unit.params.fields.items():
-        asserts.append(f"static_assert(__builtin_offsetof(Params, {name}) == {offset}, {message});")
+        asserts.append(f"static_assert(OFFSET_OF(Params, {name}) == {offset}, {message});")
     return "\n".join([*defines, *_inline(unit.file, set()), *asserts, ""])
+
+
+@cache
+def _format(params: np.dtype) -> struct.Struct:
+    codes = {np.dtype(np.int32): "i", np.dtype(np.int64): "q"}
+    return struct.Struct("".join(codes[params[name]] for name in params.names) + "0q")
+
+
+def pack(params: np.dtype, values: dict[str, int]) -> np.ndarray:
+    """A Params with these values: an array of one, which a launch passes by value."""
+    packed = _format(params).pack(*[values[name] for name in params.names])
+    return np.frombuffer(packed, params)
 
 
 class Device(Protocol):
@@ -239,10 +255,10 @@ class CupyDevice:
             cublas.gemmStridedBatchedEx(
                 handle, int(g.transpose_a), int(g.transpose_b), g.m, g.n, g.k,
                 one,
-                first.data.ptr, _CUDA_TYPES[first.dtype.name], g.lda, g.stride_a,
-                second.data.ptr, _CUDA_TYPES[second.dtype.name], g.ldb, g.stride_b,
+                first.data.ptr, _CUDA_TYPES[dtype_name(first.dtype)], g.lda, g.stride_a,
+                second.data.ptr, _CUDA_TYPES[dtype_name(second.dtype)], g.ldb, g.stride_b,
                 beta,
-                out.data.ptr, _CUDA_TYPES[out.dtype.name], g.ldc, g.stride_c,
+                out.data.ptr, _CUDA_TYPES[dtype_name(out.dtype)], g.ldc, g.stride_c,
                 g.batch, compute, _DEFAULT_ALGORITHM,
             )  # fmt: skip
         finally:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudeform.arrays import DTYPES, sum_dtype
+from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import layout, sort
-from cudeform.cuda.runtime import SCALARS, Device, Unit, address, device_of
+from cudeform.cuda.runtime import SCALARS, Device, Unit, address, device_of, pack
 from cudeform.geometry import BORDERS, Points
 
 __all__ = [
@@ -140,6 +140,10 @@ class PointSums(NamedTuple):
     fractions: Any  # (points, 4) or None
 
 
+def _named(names: tuple[str, ...], values: tuple[int, ...]) -> dict[str, int]:
+    return dict(zip(names, values, strict=True))
+
+
 class Sampler:
     """Launches the kernels of ``sampling.cu`` for the calls on one set of sampling points."""
 
@@ -148,19 +152,26 @@ class Sampler:
         self.points = points
         self.dtype = np.dtype(dtype)
         self.sums = sum_dtype(self.dtype)
-        p = self._params = np.zeros((), PARAMS)
-        p["height"], p["width"], p["input_channels"] = points.height, points.width, points.channels
-        p["out_width"] = points.out_width
-        p["kernel_width"], p["taps"] = points.kernel[1], points.taps
-        p["stride_y"], p["stride_x"] = points.stride
-        p["origin_y"], p["origin_x"] = points.origin
-        p["dilation_y"], p["dilation_x"] = points.dilation
-        p["border"] = BORDERS.index(points.border)
-        p["offset_groups"], p["group_channels"] = points.offset_groups, points.group_channels
+        self._dtype_name = dtype_name(self.dtype)
         per_pixel = points.offset_groups * points.taps
-        for name, channels in (("offset", 2 * per_pixel), ("mask", per_pixel)):
-            steps = points.offset_strides(channels)
-            p[f"{name}_image"], p[f"{name}_channel"], p[f"{name}_pixel"] = steps
+        offset_strides = points.offset_strides(2 * per_pixel)
+        mask_strides = points.offset_strides(per_pixel)
+        self._params = {
+            "height": points.height,
+            "width": points.width,
+            "input_channels": points.channels,
+            "out_width": points.out_width,
+            "kernel_width": points.kernel[1],
+            "taps": points.taps,
+            "border": BORDERS.index(points.border),
+            "offset_groups": points.offset_groups,
+            "group_channels": points.group_channels,
+            **_named(("stride_y", "stride_x"), points.stride),
+            **_named(("origin_y", "origin_x"), points.origin),
+            **_named(("dilation_y", "dilation_x"), points.dilation),
+            **_named(("offset_image", "offset_channel", "offset_pixel"), offset_strides),
+            **_named(("mask_image", "mask_channel", "mask_pixel"), mask_strides),
+        }
 
     def point_count(self, chunk: Chunk) -> int:
         return chunk.size * self.points.offset_groups * self.points.taps
@@ -176,19 +187,25 @@ class Sampler:
     def _launch(self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any):
         """`how`: tasks (groups of lanes, or points), per_block of them, vector, accumulate."""
         points, vector = self.points, how["vector"]
-        p = self._params.copy()
-        p["first_pixel"], p["chunk_pixels"], p["images"] = chunk.pixel, chunk.pixels, chunk.images
-        p["first_channel"], p["channels"], p["block_channels"] = block
-        p["accumulate"] = how.get("accumulate", False)
-        p["lanes"] = self._lanes(block, vector)
+        params = {
+            **self._params,
+            "first_pixel": chunk.pixel,
+            "chunk_pixels": chunk.pixels,
+            "images": chunk.images,
+            "first_channel": block.first,
+            "channels": block.channels,
+            "block_channels": block.width,
+            "accumulate": int(how.get("accumulate", False)),
+            "lanes": self._lanes(block, vector),
+        }
         largest = max(
             chunk.images * points.height * points.width * points.channels,
             chunk.size * points.taps * block.channels,
             4 * self.point_count(chunk),
         )
-        unit = _unit(self.dtype.name, vector, layout.index_type(largest))
+        unit = _unit(self._dtype_name, vector, layout.index_type(largest))
         grid = -(-how["tasks"] // how["per_block"])
-        self.device.launch(unit, kernel, grid, THREADS, arrays, p)
+        self.device.launch(unit, kernel, grid, THREADS, arrays, pack(PARAMS, params))
 
     def _lanes(self, block: Block, vector: int) -> int:
         packs = -(-min(self.points.group_channels, block.channels) // vector)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudeform.cuda.runtime import Device, Unit
+from cudeform.cuda.runtime import Device, Unit, pack
 
 __all__ = ["Buckets", "sort_points", "units"]
 
@@ -28,6 +28,10 @@ def units() -> Iterator[Unit]:
     yield UNIT
 
 
+def _params(count: int, blocks: int, shift: int, keys: int) -> np.ndarray:
+    return pack(PARAMS, dict(count=count, blocks=blocks, shift=shift, keys=keys))
+
+
 def sort_points(device: Device, keys: Any, number_of_keys: int) -> Buckets:
     """Sort points stably by `keys` (int32); the key `number_of_keys` marks points nobody wants.
 
@@ -36,15 +40,13 @@ def sort_points(device: Device, keys: Any, number_of_keys: int) -> Buckets:
     count = keys.shape[0]
     digits = 1 << DIGIT_BITS
     blocks = -(-count // TILE)
-    params = np.zeros((), PARAMS)
-    params["count"], params["blocks"], params["keys"] = count, blocks, number_of_keys
     spare_keys = device.empty((count,), np.int32)
     orders = [device.empty((count,), np.int32) for _ in range(2)]
     counts = device.empty((digits * blocks,), np.int32)
     totals = device.empty((digits,), np.int32)
     order = None
     for shift in range(0, max(1, number_of_keys.bit_length()), DIGIT_BITS):
-        params["shift"] = shift
+        params = _params(count, blocks, shift, number_of_keys)
         device.launch(UNIT, "count_digits", blocks, THREADS, (keys, counts), params)
         device.launch(UNIT, "add_counts", digits, THREADS, (counts, totals), params)
         moved = (keys, order, counts, totals, spare_keys, orders[0])
@@ -53,5 +55,6 @@ def sort_points(device: Device, keys: Any, number_of_keys: int) -> Buckets:
         order, orders = orders[0], [orders[1], orders[0]]
     starts = device.empty((number_of_keys + 1,), np.int32)
     grid = -(-(number_of_keys + 1) // THREADS)
+    params = _params(count, blocks, 0, number_of_keys)
     device.launch(UNIT, "find_starts", grid, THREADS, (keys, starts), params)
     return Buckets(order, starts)
