@@ -1,0 +1,35 @@
+"""What an installed wheel must do with nothing of the checkout in sight: CI runs it elsewhere."""
+
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import cudeform
+
+loaded = {"cupy", "torch", "jax", "keras", "numba"} & set(sys.modules)
+assert not loaded, f"import cudeform imported {loaded}"
+assert Path(cudeform.__file__).is_relative_to(sys.prefix), cudeform.__file__
+
+for module in pkgutil.walk_packages(cudeform.__path__, "cudeform."):
+    if module.name != "cudeform.__main__":
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:  # the wheel is installed without its extras
+            assert error.name.partition(".")[0] != "cudeform", error
+
+runtime = importlib.import_module("cudeform.cuda.runtime")
+for kernel_file in ("sampling.cu", "sort.cu"):  # flattened: every header is in the wheel too
+    unit = runtime.Unit(kernel_file, (), np.dtype([("height", np.int32)]))
+    assert "__global__" in runtime.flatten(unit)
+
+rng = np.random.default_rng(0)
+image = rng.standard_normal((1, 4, 8, 8)).astype(np.float32)
+weight = rng.standard_normal((4, 4, 3, 3)).astype(np.float32)
+offset = np.zeros((1, 18, 8, 8), np.float32)
+plain = cudeform.conv2d(image, weight, padding=1)
+deformed = cudeform.deform_conv2d(image, offset, weight, padding=1)
+assert np.abs(deformed - plain).max() < 1e-4
+print(f"Python {sys.version.split()[0]}: cudeform {cudeform.__version__} works from its wheel")
