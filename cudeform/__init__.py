@@ -1,5 +1,7 @@
 """Deformable vision operators on arrays: NumPy on the CPU, CuPy on the GPU, nothing to build."""
 
+from cudeform.coordinates import convert_roi_offset, points_from_msda, points_to_msda
+from cudeform.offset_layouts import convert_mask, convert_offset, pack_dcnv4, unpack_dcnv4
 from cudeform.ops.deform_conv import (
     conv2d,
     conv2d_backward,
@@ -13,8 +15,15 @@ __all__ = [
     "bilinear_sample_backward",
     "conv2d",
     "conv2d_backward",
+    "convert_mask",
+    "convert_offset",
+    "convert_roi_offset",
     "deform_conv2d",
     "deform_conv2d_backward",
+    "pack_dcnv4",
+    "points_from_msda",
+    "points_to_msda",
+    "unpack_dcnv4",
 ]
 
 __version__ = "0.1.0"

@@ -1,0 +1,183 @@
+"""Sampling points in the coordinates of other libraries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cudeform import arrays, checks
+
+__all__ = ["convert_roi_offset", "points_from_msda", "points_to_msda"]
+
+
+def _level_sizes(op: str, array: Any, name: str, spatial_shapes: Any, xp: Any) -> Any:
+    """The (H, W) of each level, to broadcast against (..., L, P, 2)."""
+    shape = tuple(array.shape)
+    if len(shape) < 3 or shape[-1] != 2:
+        checks.fail(op, name, "of shape (..., L, P, 2)", shape)
+    sizes = xp.asarray(spatial_shapes)
+    checks.shape(op, "spatial_shapes", sizes, (shape[-3], 2), "(L, (H, W))")
+    return sizes.astype(arrays.sum_dtype(array.dtype))[:, None, :]
+
+
+def points_from_msda(locations: Any, spatial_shapes: Any) -> Any:
+    """Points (y, x) in pixels from the sampling locations of multi-scale deformable attention.
+
+    Parameters
+    ----------
+    locations : array of shape (N, Lq, M, L, P, 2)
+        Normalised (x, y): 0 and 1 are the outer edges of the first and the last pixel of a level.
+        Other leading axes are as good.
+    spatial_shapes : array or sequence of shape (L, 2)
+        (H, W) of each level.
+
+    Returns
+    -------
+    array of shape (N, Lq, M, L, P, 2)
+        (y, x) in pixels of the level, pixel centres on integers, as `bilinear_sample` takes them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An array of the wrong kind, dtype or shape.
+
+    Examples
+    --------
+    The centre of a level of 2 x 4 pixels, and the centre of its first pixel:
+
+    >>> import numpy as np
+    >>> import cudeform
+    >>> locations = np.array([[0.5, 0.5], [0.125, 0.25]]).reshape(1, 2, 2)
+    >>> cudeform.points_from_msda(locations, [(2, 4)])
+    array([[[0.5, 1.5],
+            [0. , 0. ]]])
+    """
+    op = "points_from_msda"
+    xp = arrays.namespace(arrays.kind_of(op, {"locations": locations}))
+    sizes = _level_sizes(op, locations, "locations", spatial_shapes, xp)
+    points = locations[..., ::-1].astype(sizes.dtype) * sizes - 0.5
+    return arrays.contiguous(points.astype(locations.dtype))
+
+
+def points_to_msda(points: Any, spatial_shapes: Any) -> Any:
+    """The inverse of `points_from_msda`, up to rounding.
+
+    Parameters
+    ----------
+    points : array of shape (N, Lq, M, L, P, 2)
+        (y, x) in pixels of the level.
+    spatial_shapes : array or sequence of shape (L, 2)
+        (H, W) of each level.
+
+    Returns
+    -------
+    array of shape (N, Lq, M, L, P, 2)
+        Normalised (x, y).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An array of the wrong kind, dtype or shape.
+
+    Notes
+    -----
+    Rounding can move a point that lies on a pixel centre to the other side of it, where the
+    derivative is another one.
+    """
+    op = "points_to_msda"
+    xp = arrays.namespace(arrays.kind_of(op, {"points": points}))
+    sizes = _level_sizes(op, points, "points", spatial_shapes, xp)
+    locations = (points.astype(sizes.dtype) + 0.5) / sizes
+    return arrays.contiguous(locations[..., ::-1].astype(points.dtype))
+
+
+def _roi_size_mmcv(boxes: Any, scale: float, xp: Any) -> Any:
+    return (boxes[:, 3:] - boxes[:, 1:3]) * scale
+
+
+def _roi_size_mxnet(boxes: Any, scale: float, xp: Any) -> Any:
+    rounded = xp.copysign(xp.floor(xp.abs(boxes) + 0.5), boxes)  # half away from zero
+    return xp.maximum((rounded[:, 3:] + 1 - rounded[:, 1:3]) * scale, 0.1)
+
+
+_ROI_SIZES = {"mmcv": _roi_size_mmcv, "mxnet": _roi_size_mxnet}
+
+
+def convert_roi_offset(
+    offset: Any,
+    boxes: Any,
+    source: str,
+    target: str,
+    *,
+    spatial_scale: float = 1.0,
+    gamma: float = 0.1,
+    trans_std: float = 0.1,
+    classes: int = 1,
+) -> Any:
+    """Offsets of a deformable RoI pooling from the unit of one library in that of another.
+
+    mmcv's deform_roi_pool and MXNet's deformable position-sensitive RoI pooling both shift a bin
+    by a fraction of its RoI, and measure the RoI differently. The result shifts every bin by as
+    many pixels as `offset` did.
+
+    Parameters
+    ----------
+    offset : array of shape (R, 2, ph, pw)
+        (x, y) of each bin; for "mxnet" its `trans` with one class.
+    boxes : array of shape (R, 5)
+        (image, x1, y1, x2, y2) of each RoI, before scaling.
+    source, target : {"mmcv", "mxnet"}
+        The unit of `offset`, and that of the result. "mxnet" is also that of OpenVINO.
+    spatial_scale : float
+        Pixels of the input for one unit of `boxes`.
+    gamma, trans_std : float
+        The factor of mmcv's offsets and that of MXNet's.
+    classes : int
+        With target "mxnet": every class gets the same offsets.
+
+    Returns
+    -------
+    array of shape (R, 2*classes, ph, pw)
+
+    Raises
+    ------
+    TypeError, ValueError
+        An array or option of the wrong kind, dtype, shape or value.
+
+    Notes
+    -----
+    mmcv's RoI is ``(x2 - x1) * spatial_scale`` wide, MXNet's
+    ``max((round(x2) + 1 - round(x1)) * spatial_scale, 0.1)``, and so with y.
+
+    Examples
+    --------
+    A RoI 9 wide and 19 high counts as 10 by 20 in MXNet:
+
+    >>> import numpy as np
+    >>> import cudeform
+    >>> offset = np.array([1.0, 1.0]).reshape(1, 2, 1, 1)
+    >>> boxes = np.array([[0.0, 0.0, 0.0, 9.0, 19.0]])
+    >>> cudeform.convert_roi_offset(offset, boxes, "mmcv", "mxnet").ravel()
+    array([0.9 , 0.95])
+    """
+    op = "convert_roi_offset"
+    xp = arrays.namespace(arrays.kind_of(op, {"offset": offset, "boxes": boxes}))
+    checks.choice(op, "source", source, tuple(_ROI_SIZES))
+    checks.choice(op, "target", target, tuple(_ROI_SIZES))
+    classes = checks.integer(op, "classes", classes, 1)
+    checks.rank(op, "offset", offset, "(R, 2, ph, pw)")
+    rois, *bins = offset.shape[0], *offset.shape[2:]
+    checks.shape(op, "offset", offset, (rois, 2, *bins), "(R, (x, y), ph, pw)")
+    checks.shape(op, "boxes", boxes, (rois, 5), "(R, (image, x1, y1, x2, y2))")
+    if target == "mmcv" and classes != 1:
+        checks.fail(op, "classes", "to be 1 with target 'mmcv', which has no classes", classes)
+    factors = {"mmcv": gamma, "mxnet": trans_std}
+    for name, factor in (("gamma", gamma), ("trans_std", trans_std)):
+        if not factor > 0:
+            checks.fail(op, name, "to be positive", repr(factor))
+    boxes = boxes.astype(arrays.sum_dtype(boxes.dtype))
+    before, after = (
+        factors[library] * _ROI_SIZES[library](boxes, spatial_scale, xp)
+        for library in (source, target)
+    )
+    ratio = (before / after)[:, :, None, None]  # (R, 2, 1, 1)
+    return xp.tile((offset * ratio).astype(offset.dtype), (1, classes, 1, 1))
