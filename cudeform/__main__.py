@@ -1,0 +1,36 @@
+"""The command line: ``python -m cudeform info | selftest | bench | demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import cudeform
+from cudeform.commands import CommandError, bench, demo, info, selftest
+
+COMMANDS = {"info": info, "selftest": selftest, "bench": bench, "demo": demo}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cudeform", description=cudeform.__doc__)
+    parser.add_argument("--version", action="version", version=f"cudeform {cudeform.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = module.__doc__.splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=summary)
+        module.add_arguments(command)
+    given = parser.parse_args(arguments)
+    try:
+        return COMMANDS[given.command].run(given)
+    except CommandError as error:
+        print(f"cudeform {given.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"cudeform {given.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The benchmark on a GPU: CUDA events, and inputs rotated past the L2 cache.
+
+Every call reads another copy of its arguments, so many that they fill the L2 cache twice: all
+sides are fed from device memory. Eager calls and replays of captured graphs are timed apart: the
+first hold what Python and the launches cost, the second do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import cycle
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from cudeform.commands import cuda_peers
+from cudeform.commands.workload import Workload, error
+
+__all__ = ["PASSES", "SETTINGS", "measure", "measure_one"]
+
+OURS, OURS_LAST, PEER = "cudeform", "cudeform NHWC", "torchvision"
+PASSES = ("forward", "backward")
+# dtype, precision -> the largest error, in units of the largest magnitude
+SETTINGS = {
+    ("float32", "ieee"): 1e-4,
+    ("float32", "tf32"): 3e-3,
+    ("float16", "ieee"): 4e-3,
+    ("bfloat16", "ieee"): 3e-2,
+}
+
+
+def measure(cupy: Any, workloads: Iterable[Workload], turns: int) -> Iterable[dict[str, Any]]:
+    """Forward and backward of each workload in each setting."""
+    for work in workloads:
+        for setting in SETTINGS:
+            for name in PASSES:
+                yield measure_one(cupy, work, setting, name, turns)
+
+
+def measure_one(
+    cupy: Any,
+    work: Workload,
+    setting: tuple[str, str],
+    name: str,
+    turns: int,
+    graphs: bool = False,
+) -> dict[str, Any]:
+    """One pass of one workload in one setting; with `graphs` replays of captured calls as well."""
+    dtype, precision = setting
+    host = {k: v.astype(cuda_peers.numpy_dtype(dtype)) for k, v in work.arrays().items()}
+    expected = cuda_peers.exact(cupy, host, name == "backward")
+    timers, errors, unavailable = {}, {}, {}
+    for peer, set_up in _contenders(cupy, host, name == "backward", dtype, precision).items():
+        try:
+            contender = set_up()
+            errors[peer] = max(map(error, contender.result(), expected))
+            timers[peer] = _timer(cupy, contender.calls)
+            if graphs:
+                replays = [contender.capture(call) for call in contender.calls]
+                timers[f"{peer}, graph"] = _timer(cupy, replays)
+        except Exception as problem:  # what one contender cannot do must not end the others' run
+            lines = str(problem).splitlines() or [""]
+            unavailable[peer] = f"{type(problem).__name__}: {lines[0]}"
+    medians = _take_turns(timers, turns)
+    tolerance = SETTINGS[setting]
+    wrong: dict[str, Any] = {peer: e for peer, e in errors.items() if not e <= tolerance}
+    wrong.update({peer: why for peer, why in unavailable.items() if peer != PEER})
+    first = medians.get(OURS, float("nan"))
+    return {
+        "workload": str(work),
+        "pass": name,
+        "dtype": "tf32" if precision == "tf32" else dtype,
+        "median_ms": {peer: round(value, 5) for peer, value in medians.items()},
+        "ratio": {peer: round(value / first, 3) for peer, value in medians.items()},
+        "errors": errors,
+        "wrong": wrong,
+        "unavailable": unavailable,
+    }
+
+
+def _contenders(
+    cupy: Any, host: dict[str, np.ndarray], backward: bool, dtype: str, precision: str
+) -> dict[str, Callable[[], cuda_peers.Contender]]:
+    cache = cupy.cuda.Device().attributes["L2CacheSize"]
+    copies = 2 + 2 * cache // sum(array.nbytes for array in host.values())
+    return {
+        OURS: lambda: cuda_peers.ours(cupy, host, backward, copies, "NCHW", precision),
+        OURS_LAST: lambda: cuda_peers.ours(cupy, host, backward, copies, "NHWC", precision),
+        PEER: lambda: cuda_peers.torchvision(host, backward, copies, dtype, precision),
+    }
+
+
+def _timer(cupy: Any, calls: list[Callable[[], Any]]) -> Callable[[], float]:
+    """A function that makes the next call and returns the milliseconds between two events.
+
+    CuPy's and PyTorch's current stream are both the default one here, so one pair of events
+    serves both.
+    """
+    turn = cycle(calls)
+    start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+
+    def timed() -> float:
+        call = next(turn)
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        return cupy.cuda.get_elapsed_time(start, stop)
+
+    return timed
+
+
+def _take_turns(timers: dict[str, Callable[[], float]], turns: int) -> dict[str, float]:
+    """The median of each, in milliseconds; the first three turns warm up."""
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for turn in range(turns + 3):
+        for name, timer in timers.items():
+            value = timer()
+            if turn >= 3:
+                times[name].append(value)
+    return {name: median(values) for name, values in times.items()}

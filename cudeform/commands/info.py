@@ -1,0 +1,90 @@
+"""Versions, backends, GPU, caches, and the command that installs what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+
+import cudeform
+from cudeform.commands import machine
+from cudeform.cpu.threads import get_num_threads
+
+__all__ = ["add_arguments", "facts", "run"]
+
+CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
+FRAMEWORKS = {"torch": ("torch",), "jax": ("jax",), "keras": ("keras",)}
+OPTIONAL = (
+    # what for, the distributions it takes, the command that installs them
+    ("bfloat16", ("ml_dtypes",), "pip install ml_dtypes"),
+    ("demo, plot", ("matplotlib", "rich", "scikit-image"), "pip install 'cudeform[demo]'"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(given: argparse.Namespace) -> int:
+    for title, lines in facts().items():
+        print(title)
+        for name, text in lines.items():
+            print(f"  {name:<20} {text}")
+    return 0
+
+
+def facts() -> dict[str, dict[str, str]]:
+    """Titles of sections, and what there is to say in each: name -> text."""
+    cupy, reason = machine.cupy_or_reason()
+    found = machine.nvidia_gpu()
+    versions = {"cudeform": cudeform.__version__, "python": platform.python_version()}
+    for name in ("numpy", "numba", "ml_dtypes"):
+        versions[name] = machine.version(name) or "not installed"
+    versions["cupy"] = machine.version(*CUPY) or "not installed"
+    for name, distributions in FRAMEWORKS.items():
+        versions[name] = machine.version(*distributions) or "not installed"
+
+    gpu = {"cuda backend": "ready" if cupy else f"not available: {reason}"}
+    if cupy is not None:
+        gpu.update(machine.gpu(cupy))
+    elif found is not None:
+        gpu.update({"gpu": found[0], "driver": found[1]})
+    return {
+        "versions": versions,
+        "cpu": {
+            "cpu backend": _cpu_backend(),
+            "processor": machine.processor(),
+            "threads": str(get_num_threads()),
+        },
+        "gpu": gpu,
+        "caches": _caches(),
+        "missing": _missing() or {"nothing": ""},
+    }
+
+
+def _cpu_backend() -> str:
+    if machine.version("numba") is None:
+        return "not available: Numba is missing: pip install numba"
+    return "ready"
+
+
+def _caches() -> dict[str, str]:
+    """Where compiled kernels are kept between runs."""
+    package = Path(cudeform.__file__).parent
+    numba = os.environ.get("NUMBA_CACHE_DIR") or str(package / "cpu" / "__pycache__")
+    cupy = os.environ.get("CUPY_CACHE_DIR") or str(Path.home() / ".cupy" / "kernel_cache")
+    return {"Numba": numba, "CuPy": cupy}
+
+
+def _missing() -> dict[str, str]:
+    """What for -> the command that would install it."""
+    missing = {}
+    for purpose, distributions, command in OPTIONAL:
+        if any(machine.version(name) is None for name in distributions):
+            missing[purpose] = command
+    found = machine.nvidia_gpu()
+    if found is not None and find_spec("cupy") is None:
+        missing["GPU"] = machine.cuda_extra(found[1])
+    return missing

@@ -1,0 +1,319 @@
+"""`python -m cudeform`: exit statuses, what is printed, what is written."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import cudeform
+from cudeform import __main__ as command_line
+from cudeform.commands import bench, bench_cuda, machine, peers, selftest
+from cudeform.commands.table import table
+from cudeform.commands.workload import GRADIENTS, Workload
+from cudeform.registry import OPERATORS
+
+ROOT = Path(cudeform.__file__).parents[1]
+SMALL = Workload(2, 8, 6, 7, 4)
+
+
+def run(folder, *arguments, program=("-m", "cudeform"), path=()):
+    """A Python program in an empty folder, with no GPU in sight; `path` comes first in imports."""
+    environment = dict(os.environ, CUDA_VISIBLE_DEVICES="", COLUMNS="120")
+    search = [*map(str, path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(search)
+    return subprocess.run(
+        [sys.executable, *map(str, program), *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def broken_module(folder, name):
+    """A module that cannot be imported, as if it were not installed."""
+    (folder / f"{name}.py").write_text("raise ImportError('No module named ' + repr(__name__))\n")
+
+
+def test_no_command_is_a_usage_error(tmp_path):
+    done = run(tmp_path)
+    assert done.returncode == 2
+    assert "usage: python -m cudeform" in done.stderr
+
+
+def test_version(tmp_path):
+    assert run(tmp_path, "--version").stdout == f"cudeform {cudeform.__version__}\n"
+
+
+def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted(given):
+        raise KeyboardInterrupt
+
+    stand_in = SimpleNamespace(__doc__="Wait.", add_arguments=lambda parser: None, run=interrupted)
+    monkeypatch.setitem(command_line.COMMANDS, "info", stand_in)
+    assert command_line.main(["info"]) == 130
+    assert capsys.readouterr().err == "cudeform info: interrupted\n"
+
+
+def test_table_aligns_its_columns():
+    assert table(("a", "bb"), [("ccc", "d")]).splitlines() == ["a    bb", "---  --", "ccc   d"]
+
+
+class TestInfo:
+    def test_says_what_there_is(self, tmp_path):
+        done = run(tmp_path, "info")
+        assert done.returncode == 0, done.stderr
+        for line in (
+            rf"cudeform +{re.escape(cudeform.__version__)}",
+            rf"numpy +{re.escape(np.__version__)}",
+            r"cpu backend +ready",
+            r"cuda backend +not available: .+",
+            r"threads +\d+",
+            r"Numba +\S+",
+            r"CuPy +\S+",
+        ):
+            assert re.search(rf"^  {line}$", done.stdout, re.MULTILINE), line
+
+    def test_never_imports_a_framework(self, tmp_path):
+        for name in ("torch", "jax", "keras", "numba", "matplotlib"):
+            (tmp_path / f"{name}.py").write_text("raise SystemExit('imported ' + __name__)\n")
+        done = run(tmp_path, "info", path=[tmp_path])
+        assert done.returncode == 0, done.stderr
+
+    def test_names_the_command_for_what_is_missing(self, monkeypatch, capsys):
+        installed = machine.version
+        monkeypatch.setattr(
+            machine, "version", lambda *names: None if "rich" in names else installed(*names)
+        )
+        assert command_line.main(["info"]) == 0
+        assert re.search(r"demo, plot +pip install 'cudeform\[demo\]'", capsys.readouterr().out)
+
+    @pytest.mark.parametrize(("driver", "major"), [("570.86", 12), ("580.65.06", 13), ("", 13)])
+    def test_extra_fits_the_driver(self, driver, major):
+        assert machine.cuda_extra(driver) == f"pip install 'cudeform[cuda{major}]'"
+
+    def test_gpu_without_cupy(self, monkeypatch):
+        monkeypatch.setattr(machine, "nvidia_gpu", lambda: ("Tesla T4", "550.1"))
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        found, reason = machine.cupy_or_reason()
+        assert found is None
+        assert reason.endswith("pip install 'cudeform[cuda12]'")
+
+
+class TestSelftest:
+    def test_passes_and_says_what_it_did_not_test(self, tmp_path):
+        done = run(tmp_path, "selftest")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "The GPU is NOT tested" in done.stdout
+        for operator in OPERATORS:
+            for dtype in ("float16", "bfloat16", "float32"):
+                assert re.search(rf"^{operator.name} +{dtype} .* yes +ok$", done.stdout, re.M)
+
+    def test_asked_for_a_gpu_that_is_not_there(self, tmp_path):
+        done = run(tmp_path, "selftest", "--device", "cuda")
+        assert done.returncode == 2
+        assert "no GPU to test" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_wrong_result_fails(self, monkeypatch, capsys):
+        def doubled(array):
+            return array * 2
+
+        monkeypatch.setattr(selftest, "_same", doubled)
+        monkeypatch.setattr(selftest, "OPERATORS", OPERATORS[-1:])
+        assert command_line.main(["selftest", "--device", "cpu"]) == 1
+        printed = capsys.readouterr().out
+        assert "FAILED bilinear_sample in float32: case NCHW-zeros: output is off by" in printed
+        assert "3 checks, 3 failed" in printed
+
+    def test_an_error_fails_one_check_and_not_the_run(self, monkeypatch, capsys):
+        def cannot(array):
+            raise MemoryError("out of memory")
+
+        outcome = selftest.check(OPERATORS[-1], "float32", cannot, cannot)
+        assert not outcome.passed
+        assert "MemoryError: out of memory" in outcome.failure
+
+    def test_a_backward_that_varies_fails(self):
+        seen = []
+
+        def noisy(array):
+            seen.append(array)
+            return array + np.float32(1e-7) * len(seen) * array.max(initial=0)
+
+        outcome = selftest.check(OPERATORS[-1], "float32", lambda array: array, noisy)
+        assert not outcome.repeatable
+        assert "differs between two runs" in outcome.failure
+
+    @pytest.mark.parametrize("wrong", GRADIENTS)
+    def test_every_gradient_is_compared(self, wrong):
+        row = OPERATORS[0]
+
+        def spoiled(grad_output, case, convert):
+            gradients = row.call_backward(grad_output, case, convert)
+            gradient = getattr(gradients, wrong)
+            if gradient is None or gradient.dtype == np.float64:
+                return gradients
+            return gradients._replace(**{wrong: -gradient})
+
+        stand_in = SimpleNamespace(
+            name=row.name, cases=row.cases, call=row.call, call_backward=spoiled
+        )
+        outcome = selftest.check(stand_in, "float32", np.asarray, np.asarray)
+        assert f"gradient of {wrong} is off" in outcome.failure
+
+
+class TestBench:
+    def test_quick_run_and_its_json(self, tmp_path):
+        done = run(tmp_path, "bench", "--quick", "--json", "results.json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        written = json.loads((tmp_path / "results.json").read_text())
+        assert {"processor", "threads", "date", "python", "numpy"} <= written["machine"].keys()
+        assert [result["pass"] for result in written["results"]] == ["forward", "backward"]
+        for result in written["results"]:
+            medians = result["median_ms"]
+            assert {"cudeform", "bare GEMM"} <= medians.keys()
+            assert result["ratio"]["cudeform"] == 1
+            for peer, value in medians.items():
+                assert 0 < result["minimum_ms"][peer] <= value
+                assert result["ratio"][peer] == pytest.approx(value / medians["cudeform"], rel=0.01)
+            assert set(result["errors"]) == set(medians) - {"cudeform", "bare GEMM"}
+            assert not result["wrong"]
+        assert "2x32x56x56 -> 32" in done.stdout
+
+    def test_every_peer_is_measured_or_named(self, monkeypatch):
+        monkeypatch.setattr(bench, "REST", 0)
+        for result in bench.measure([SMALL], turns=1):
+            group = peers.FORWARD if result["pass"] == "forward" else peers.BACKWARD
+            assert set(group) == set(result["median_ms"]) | set(result["unavailable"])
+            assert all(error < 1e-5 for error in result["errors"].values()), result["errors"]
+
+    def test_a_wrong_peer_fails(self, monkeypatch, capsys):
+        def shifted(work, arrays, threads):
+            call = peers.FORWARD[peers.OURS](work, arrays, threads)
+            return lambda: (call()[0] + 1,)
+
+        forward = {peers.OURS: peers.FORWARD[peers.OURS], "shifted": shifted}
+        monkeypatch.setattr(peers, "FORWARD", forward)
+        monkeypatch.setattr(peers, "BACKWARD", {peers.OURS: peers.BACKWARD[peers.OURS]})
+        monkeypatch.setattr(bench, "CPU", (SMALL,))
+        assert command_line.main(["bench", "--quick", "--device", "cpu"]) == 1
+        assert "FAILED 2x8x6x7 -> 4, forward: {'shifted'" in capsys.readouterr().out
+
+    def test_slow_peers_have_fewer_turns(self, monkeypatch):
+        clock = iter(np.arange(0, 1e6, 1.0))  # every call takes a second
+        monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+        monkeypatch.setattr(bench, "REST", 0)
+        times = bench._take_turns({"slow": lambda: None}, turns=40)
+        assert len(times["slow"]) == 8
+
+    def test_unwritable_json(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(bench, "measure", lambda workloads, turns: [])
+        target = str(tmp_path / "missing" / "results.json")
+        assert command_line.main(["bench", "--quick", "--device", "cpu", "--json", target]) == 2
+
+
+class StandIn:
+    """As much of CuPy as the benchmark asks for, on NumPy arrays."""
+
+    asarray = staticmethod(np.asarray)
+    asnumpy = staticmethod(np.asarray)
+
+    class cuda:
+        Device = staticmethod(lambda: SimpleNamespace(attributes={"L2CacheSize": 1 << 14}))
+        Event = staticmethod(lambda: SimpleNamespace(record=int, synchronize=int))
+        get_elapsed_time = staticmethod(lambda start, stop: 0.5)
+
+
+@pytest.mark.parametrize("setting", bench_cuda.SETTINGS, ids=" ".join)
+@pytest.mark.parametrize("name", bench_cuda.PASSES)
+def test_cuda_bench_on_a_stand_in(setting, name):
+    result = bench_cuda.measure_one(StandIn, SMALL, setting, name, turns=2)
+    assert not result["wrong"]
+    for peer in ("cudeform", "cudeform NHWC"):
+        assert 0 < result["errors"][peer] <= bench_cuda.SETTINGS[setting]
+        assert result["median_ms"][peer] == 0.5
+    assert "cudeform" in bench.report([result], {"threads": 1, "date": "", "processor": ""})
+
+
+class TestDemo:
+    @pytest.fixture(autouse=True)
+    def extras(self):
+        for name in ("matplotlib", "rich", "skimage"):
+            pytest.importorskip(name)
+
+    def test_aligns_a_small_photograph(self, tmp_path):
+        arguments = ("--size", 64, "--steps", 15, "--device", "cpu", "--output", "figure.png")
+        done = run(tmp_path, "demo", *arguments)
+        assert done.returncode == 0, done.stderr
+        before, after = map(
+            float, re.search(r"PSNR +([\d.]+) dB before, ([\d.]+) dB after", done.stdout).groups()
+        )
+        assert after > before + 6
+        assert "64 x 43 pixels" in done.stdout
+        assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_takes_a_file(self, tmp_path):
+        from skimage import io
+
+        grey = (np.random.default_rng(0).random((40, 50)) * 255).astype(np.uint8)
+        io.imsave(tmp_path / "grey.png", grey, check_contrast=False)
+        done = run(tmp_path, "demo", "--image", "grey.png", "--steps", 2, "--output", "out.pdf")
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"photograph +grey.png, 50 x 40 pixels", done.stdout)
+        assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--image", "absent.png"), "no such file: absent.png"),
+            (("--image", "text.png"), "cannot read text.png"),
+            (("--device", "cuda"), "no GPU to compute on"),
+            (("--size", "8"), "expected --size of at least 16"),
+            (
+                ("--size", "32", "--steps", "1", "--output", "no/where.png"),
+                "cannot write the figure",
+            ),
+        ],
+    )
+    def test_bad_input(self, tmp_path, arguments, message):
+        (tmp_path / "text.png").write_text("not an image")
+        done = run(tmp_path, "demo", *arguments)
+        assert done.returncode == 2
+        assert f"cudeform demo: {message}" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize("name", ["rich", "matplotlib", "skimage"])
+    def test_missing_extra(self, tmp_path, name):
+        broken_module(tmp_path, name)
+        done = run(tmp_path, "demo", path=[tmp_path])
+        assert done.returncode == 2
+        assert "pip install 'cudeform[demo]'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+class TestScripts:
+    def test_gpu_session_records_that_there_is_no_gpu(self, tmp_path):
+        script = ROOT / "benchmarks" / "gpu_session.py"
+        done = run(tmp_path, "--quick", "--json", "gpu.json", program=(script,))
+        assert done.returncode == 1
+        written = json.loads((tmp_path / "gpu.json").read_text())
+        assert "selftest" in written["failures"]
+        assert "no GPU" in written["selftest"]["error"]
+        assert written["results"] == []
+        assert written["machine"]["cudeform"] == cudeform.__version__
+
+    @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+    @pytest.mark.parametrize("name", ["forward", "backward"])
+    def test_peak_memory_does_not_hold_the_columns(self, tmp_path, name):
+        script = ROOT / "benchmarks" / "memory.py"
+        done = run(tmp_path, "--one", "cudeform", name, 2, program=(script,))
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["extra_mb"] < 64  # the columns alone are 75
