@@ -1,10 +1,12 @@
 // Everything that is said differently to a GPU and to the host: PTX instructions in wrappers of a few lines,
-// each with its host twin beside it, and shared memory.
+// each with its host twin beside it, shared memory, and where a field of a struct is.
 #pragma once
 
 #if defined(__CUDACC_RTC__)
 #define SHARED(type, name, dims) __shared__ type name dims
+#define OFFSET_OF(type, field) __INTADDR__(&((type*)0)->field)  // CUDA 12 has no __builtin_offsetof
 #else
+#define OFFSET_OF(type, field) __builtin_offsetof(type, field)
 #define SHARED(type, name, dims) EMULATOR_SHARED(type, name, dims)
 #endif
 
@@ -43,6 +45,17 @@ __device__ __forceinline__ unsigned short half_from_float(float value) {
   }
   const unsigned rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
   return (unsigned short)(sign | ((rounded - 0x38000000u) >> 13));
+#endif
+}
+
+// The bits of a bfloat16 as a float, exactly: one instruction for either half of a word, where a shift takes two.
+__device__ __forceinline__ float float_from_bfloat(unsigned short bits) {
+#if defined(__CUDACC_RTC__)
+  float value;
+  asm("mov.b32 %0, {%1, %2};" : "=f"(value) : "h"((unsigned short)0), "h"(bits));
+  return value;
+#else
+  return __uint_as_float((unsigned)bits << 16);
 #endif
 }
 

@@ -18,35 +18,25 @@ __device__ __forceinline__ int key_of(const Cell<S>& cell, int image, int height
 // What a pixel needs to know of a point besides its key.
 template <class S>
 struct alignas(16) Fraction {
-  S ly, lx, scale, unused;
+  S ly, lx, scale;
+  int pixel;  // of the output: where its row of values is
 };
 
-// Calls add(row, weight) for every point that touches pixel (y, x) of `image`, the same on all threads of a group of
-// `width` threads. `row_of` turns a point into what `add` needs of it, once for the whole group.
-template <class S, class RowOf, class Add>
+// Calls add(point, its fraction, weight) for every point that touches pixel (y, x) of `image`. All threads that share
+// the pixel do the same: their loads are one, and cost less than handing the numbers around.
+template <class S, class Add>
 __device__ __forceinline__ void gather(const int* __restrict__ starts, const int* __restrict__ order,
                                        const Fraction<S>* __restrict__ fractions, int image, int y, int x,
-                                       int image_height, int image_width, int width, RowOf row_of, Add add) {
-  const unsigned mask = group_mask(width);
-  const int lane = threadIdx.x & (width - 1);
+                                       int image_height, int image_width, Add add) {
   const int above = image * cells_of(image_height, image_width) + y * (image_width + 1) + x;
   for (int down = 1; down >= 0; --down) {  // first the cells above the pixel, of which it is a lower corner
     const int* run = starts + above + (1 - down) * (image_width + 1);
     const int begin = __ldg(run), middle = __ldg(run + 1), end = __ldg(run + 2);
-    for (int base = begin; base < end; base += width) {
-      const int i = base + lane;
-      decltype(row_of(0)) row = 0;
-      S weight = S(0);
-      if (i < end) {
-        const int point = __ldg(order + i);
-        const Fraction<S> f = fractions[point];
-        weight = corner_weight(f.ly, f.lx, 2 * down + (i < middle)) * f.scale;
-        row = row_of(point);
-      }
-      const int count = min(width, end - base);
-      for (int j = 0; j < count; ++j) {
-        add(__shfl_sync(mask, row, j, width), __shfl_sync(mask, weight, j, width));
-      }
+#pragma unroll 4
+    for (int i = begin; i < end; ++i) {
+      const int point = __ldg(order + i);
+      const Fraction<S> f = fractions[point];
+      add(point, f, side_weight(f.ly, down) * side_weight(f.lx, i < middle) * f.scale);
     }
   }
 }

@@ -20,7 +20,7 @@ struct SumOf<double> {
 };
 
 __device__ __forceinline__ float widen(float16 x) { return float_from_half(x.bits); }
-__device__ __forceinline__ float widen(bfloat16 x) { return __uint_as_float((unsigned)x.bits << 16); }
+__device__ __forceinline__ float widen(bfloat16 x) { return float_from_bfloat(x.bits); }
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 
@@ -68,6 +68,7 @@ struct Pack {
   // Through the ordinary path: for memory that this launch also writes.
   __device__ __forceinline__ void load_written(const T* p) { word = *reinterpret_cast<const Word*>(p); }
   __device__ __forceinline__ void store(T* p) const { *reinterpret_cast<Word*>(p) = word; }
+  __device__ __forceinline__ void clear() { word = Word{}; }
 };
 
 // One element, as the type it is summed in.
@@ -78,14 +79,15 @@ __device__ __forceinline__ typename SumOf<T>::type read(const T* p) {
   return widen(one.lane[0]);
 }
 
-// The lanes of this thread's group of `width` threads (a power of two) in its warp.
-__device__ __forceinline__ unsigned group_mask(int width) {
-  const unsigned lane = threadIdx.x & 31u;
-  return width == 32 ? 0xffffffffu : ((1u << width) - 1u) << (lane & ~(unsigned)(width - 1));
+// Replaces each value by its sum over this thread's group of `width` neighbours in the warp, a power of two. Every
+// thread of the warp must come here: where the compiler does not know that, each shuffle becomes a search for its lanes.
+template <class S, int N>
+__device__ __forceinline__ void group_sums(S (&values)[N], int width) {
+  for (int step = width / 2; step > 0; step /= 2) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], step);
+  }
 }
 
-template <class S>
-__device__ __forceinline__ S group_sum(S value, int width, unsigned mask) {
-  for (int step = width / 2; step > 0; step /= 2) value += __shfl_xor_sync(mask, value, step, width);
-  return value;
-}
+// a / b for numbers that are not negative, in fewer instructions than where they may be.
+__device__ __forceinline__ int quotient(int a, int b) { return (int)((unsigned)a / (unsigned)b); }

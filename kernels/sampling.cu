@@ -19,8 +19,9 @@ struct Params {
   int stride_y, stride_x, origin_y, origin_x, dilation_y, dilation_x;
   int border;
   int offset_groups, group_channels;
-  int first_channel, channels, block_channels;
-  int lanes;  // threads that share one point: a power of two
+  int first_channel, channels, block_channels, blocks;
+  float blocks_per_channel;
+  int lane_bits;  // 2^lane_bits threads share one point
   int accumulate;
   long long offset_image, offset_channel, offset_pixel;
   long long mask_image, mask_channel, mask_pixel;
@@ -35,8 +36,8 @@ struct Point {
 };
 
 __device__ __forceinline__ Point point_of(const Params& p, int number) {
-  const int rest = number / p.taps;
-  const int pixel = rest / p.offset_groups;
+  const int rest = quotient(number, p.taps);
+  const int pixel = quotient(rest, p.offset_groups);
   return {pixel, rest - pixel * p.offset_groups, number - rest * p.taps};
 }
 
@@ -53,13 +54,13 @@ struct Place {
 
 __device__ __forceinline__ Place place_of(const Params& p, const Point& point, const Scalar* __restrict__ offset) {
   Place place;
-  place.image = point.pixel / p.chunk_pixels;
+  place.image = quotient(point.pixel, p.chunk_pixels);
   const int pixel = p.first_pixel + point.pixel - place.image * p.chunk_pixels;
   const int channel = point.group * p.taps + point.tap;
   place.offset = place.image * p.offset_image + 2 * channel * p.offset_channel + pixel * p.offset_pixel;
   place.mask = place.image * p.mask_image + channel * p.mask_channel + pixel * p.mask_pixel;
-  const int i = pixel / p.out_width, j = pixel - i * p.out_width;
-  const int a = point.tap / p.kernel_width, b = point.tap - a * p.kernel_width;
+  const int i = quotient(pixel, p.out_width), j = pixel - i * p.out_width;
+  const int a = quotient(point.tap, p.kernel_width), b = point.tap - a * p.kernel_width;
   Sum y = (Sum)(i * p.stride_y + p.origin_y + a * p.dilation_y);
   Sum x = (Sum)(j * p.stride_x + p.origin_x + b * p.dilation_x);
   if (offset) {
@@ -70,25 +71,35 @@ __device__ __forceinline__ Place place_of(const Params& p, const Point& point, c
   return place;
 }
 
+// The channels of an offset group that this launch works on.
+struct Span {
+  int begin, end;
+};
+
+__device__ __forceinline__ Span span_of(const Params& p, int group) {
+  const int begin = group * p.group_channels;
+  return {max(begin, p.first_channel), min(begin + p.group_channels, p.first_channel + p.channels)};
+}
+
 // The geometry of one point, computed once for all its channels.
-struct Footprint {
+struct alignas(16) Footprint {
   Index corner[4];  // first element of each corner's pixel
   Sum weight[4];    // with the mask folded in; 0 outside
   Index row;        // first element of the point's column, in block 0
-  int group;
-  bool inside;
+  Span span;
+  int inside;
 };
 
 __device__ __forceinline__ Index row_of(const Params& p, const Point& point) {
-  return ((Index)point.pixel * (p.channels / p.block_channels) * p.taps + point.tap) * p.block_channels;
+  return ((Index)point.pixel * (p.blocks * p.taps) + point.tap) * p.block_channels;
 }
 
-// Where a channel's samples are, from the row of a point.
+// Where a channel's samples are, from the row of a point. The product is the quotient channel / block_channels, exact
+// below 2^21 channels, and a tenth of its instructions.
 __device__ __forceinline__ Index column_of(const Params& p, int channel) {
   const int local = channel - p.first_channel;
-  if (p.channels == p.block_channels) return local;
-  const int block = local / p.block_channels;
-  return (Index)block * p.taps * p.block_channels + (local - block * p.block_channels);
+  const int block = (int)(((float)local + 0.5f) * p.blocks_per_channel);
+  return local + (Index)block * ((p.taps - 1) * p.block_channels);
 }
 
 __device__ __forceinline__ Footprint footprint_of(const Params& p, int number, const Scalar* __restrict__ offset,
@@ -99,7 +110,7 @@ __device__ __forceinline__ Footprint footprint_of(const Params& p, int number, c
   const Sum scale = mask ? read(mask + place.mask) : Sum(1);
   Footprint f;
   f.row = row_of(p, point);
-  f.group = point.group;
+  f.span = span_of(p, point.group);
   f.inside = cell.inside;
   const Index image = (Index)place.image * p.height * p.width;
 #pragma unroll
@@ -121,42 +132,28 @@ __device__ __forceinline__ int load_tile(const Params& p, Footprint* tile, const
   return count;
 }
 
-// The channels of an offset group that this launch works on.
-struct Span {
-  int begin, end;
-};
-
-__device__ __forceinline__ Span span_of(const Params& p, int group) {
-  const int begin = group * p.group_channels;
-  return {max(begin, p.first_channel), min(begin + p.group_channels, p.first_channel + p.channels)};
-}
-
 // columns = samples of the input
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     sample(const Scalar* __restrict__ input, const Scalar* __restrict__ offset, const Scalar* __restrict__ mask,
            Scalar* __restrict__ columns, const Params p) {
   SHARED(Footprint, tile, [TILE]);
   const int count = load_tile(p, tile, offset, mask);
-  const int lane = threadIdx.x & (p.lanes - 1);
-  for (int i = threadIdx.x / p.lanes; i < count; i += THREADS / p.lanes) {
-    const Footprint& f = tile[i];
-    const Span span = span_of(p, f.group);
-    for (int c = span.begin + lane * VEC; c < span.end; c += p.lanes * VEC) {
-      Sum sum[VEC] = {};
-      if (f.inside) {
-        Channels corner[4];
+  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
+  for (int i = threadIdx.x >> p.lane_bits; i < count; i += THREADS >> p.lane_bits) {
+    const Footprint f = tile[i];
+    for (int c = f.span.begin + lane * VEC; c < f.span.end; c += lanes * VEC) {
+      Channels corner[4], out;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) corner[k].load(input + f.corner[k] + c);
+      for (int k = 0; k < 4; ++k) corner[k].load(input + (f.corner[k] + c));
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) {
+      for (int v = 0; v < VEC; ++v) {
+        Sum sum = 0;
 #pragma unroll
-          for (int k = 0; k < 4; ++k) sum[v] += f.weight[k] * widen(corner[k].lane[v]);
-        }
+        for (int k = 0; k < 4; ++k) sum += f.weight[k] * widen(corner[k].lane[v]);
+        narrow(out.lane[v], sum);
       }
-      Channels out;
-#pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v]);
-      out.store(columns + f.row + column_of(p, c));
+      if (!f.inside) out.clear();  // not by weights of 0: the pixel that was read may be infinite
+      out.store(columns + (f.row + column_of(p, c)));
     }
   }
 }
@@ -167,29 +164,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 const Scalar* __restrict__ grad_columns, Sum* __restrict__ dots, const Params p) {
   SHARED(Footprint, tile, [TILE]);
   const int count = load_tile(p, tile, offset, nullptr);
-  const int lane = threadIdx.x & (p.lanes - 1);
-  const unsigned lanes = group_mask(p.lanes);
-  for (int i = threadIdx.x / p.lanes; i < count; i += THREADS / p.lanes) {
-    const Footprint& f = tile[i];
-    const Span span = span_of(p, f.group);
-    Sum dot[4] = {};
-    for (int c = span.begin + lane * VEC; f.inside && c < span.end; c += p.lanes * VEC) {
-      Channels grad, corner[4];
-      grad.load(grad_columns + f.row + column_of(p, c));
+  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
+  for (int first = 0; first < count; first += THREADS >> p.lane_bits) {
+    const int i = first + (threadIdx.x >> p.lane_bits);
+    Pack<Sum, 4> dot;
+    dot.clear();
+    if (i < count && tile[i].inside) {
+      const Footprint f = tile[i];
+      for (int c = f.span.begin + lane * VEC; c < f.span.end; c += lanes * VEC) {
+        Channels grad, corner[4];
+        grad.load(grad_columns + (f.row + column_of(p, c)));
 #pragma unroll
-      for (int k = 0; k < 4; ++k) corner[k].load(input + f.corner[k] + c);
+        for (int k = 0; k < 4; ++k) corner[k].load(input + (f.corner[k] + c));
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) {
+        for (int v = 0; v < VEC; ++v) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) dot[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
+          for (int k = 0; k < 4; ++k) dot.lane[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
+        }
       }
     }
-#pragma unroll
-    for (int k = 0; k < 4; ++k) dot[k] = group_sum(dot[k], p.lanes, lanes);
-    if (lane == 0) {
+    group_sums(dot.lane, lanes);
+    if (lane == 0 && i < count) {
       Sum* out = dots + 4 * (Index)(blockIdx.x * TILE + i);
+      if (p.accumulate) {
+        Pack<Sum, 4> before;
+        before.load_written(out);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) out[k] = p.accumulate ? out[k] + dot[k] : dot[k];
+        for (int k = 0; k < 4; ++k) dot.lane[k] = before.lane[k] + dot.lane[k];
+      }
+      dot.store(out);
     }
   }
 }
@@ -205,8 +208,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   Point point;
   if (p.offset_pixel == 1) {  // neighbouring threads write neighbouring pixels
     const int pixels = p.images * p.chunk_pixels;
-    const int channel = number / pixels;
-    point = {number - channel * pixels, channel / p.taps, channel % p.taps};
+    const int channel = quotient(number, pixels), group = quotient(channel, p.taps);
+    point = {number - channel * pixels, group, channel - group * p.taps};
   } else {
     point = point_of(p, number);
   }
@@ -238,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int image = place.image * p.offset_groups + point.group;
   keys[number] = key_of(place.cell, image, p.height, p.width, p.images * p.offset_groups);
   const Sum scale = mask ? read(mask + place.mask) : Sum(1);
-  fractions[number] = {place.cell.ly, place.cell.lx, scale, Sum(0)};
+  fractions[number] = {place.cell.ly, place.cell.lx, scale, point.pixel};
 }
 
 // grad_input = every pixel's share of the grad_columns that touched it
@@ -247,39 +250,35 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_co
                                               const int* __restrict__ order,
                                               const Fraction<Sum>* __restrict__ fractions,
                                               Target* __restrict__ grad_input, const Params& p) {
-  const int lane = threadIdx.x & (p.lanes - 1);
-  const int task = blockIdx.x * (THREADS / p.lanes) + threadIdx.x / p.lanes;  // (image, y, x, offset group)
+  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
+  const int task = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);  // (image, y, x, offset group)
   const int pixels = p.height * p.width;
-  const int pixel = task / p.offset_groups, group = task - pixel * p.offset_groups;
-  const int image = pixel / pixels, y = (pixel - image * pixels) / p.width, x = pixel % p.width;
+  const int pixel = quotient(task, p.offset_groups), group = task - pixel * p.offset_groups;
+  const int image = quotient(pixel, pixels), y = quotient(pixel - image * pixels, p.width);
+  const int x = pixel - image * pixels - y * p.width;
   if (image >= p.images) return;
   const Span span = span_of(p, group);
-  for (int c = span.begin + lane * VEC; c - lane * VEC < span.end; c += p.lanes * VEC) {
-    const bool active = c < span.end;
-    const Index column = active ? column_of(p, c) : 0;
-    Target* out = grad_input + (Index)pixel * p.input_channels + c;
+  for (int c = span.begin + lane * VEC; c < span.end; c += lanes * VEC) {
+    const Index column = column_of(p, c);
+    Target* out = grad_input + ((Index)pixel * p.input_channels + c);
     Sum sum[VEC] = {};
     Pack<Target, VEC> result;
-    if (p.accumulate && active) {
+    if (p.accumulate) {
       result.load_written(out);
 #pragma unroll
       for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
     }
-    gather<Sum>(
-        starts, order, fractions, image * p.offset_groups + group, y, x, p.height, p.width, p.lanes,
-        [&](int number) { return row_of(p, point_of(p, number)); },
-        [&](Index row, Sum weight) {
-          if (!active) return;
-          Channels grad;
-          grad.load(grad_columns + row + column);
+    gather(starts, order, fractions, image * p.offset_groups + group, y, x, p.height, p.width,
+           [&](int number, const Fraction<Sum>& f, Sum weight) {
+             const int tap = number - (f.pixel * p.offset_groups + group) * p.taps;
+             Channels grad;
+             grad.load(grad_columns + (row_of(p, {f.pixel, group, tap}) + column));
 #pragma unroll
-          for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
-        });
-    if (active) {
+             for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
+           });
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
-      result.store(out);
-    }
+    for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
+    result.store(out);
   }
 }
 

@@ -36,10 +36,16 @@ __device__ __forceinline__ Cell<S> locate(S y, S x, int height, int width, int b
   return cell;
 }
 
+// The weight along one axis of the pixels at the far end of a cell, or at the near one.
+template <class S>
+__device__ __forceinline__ S side_weight(S fraction, bool far) {
+  return far ? fraction : S(1) - fraction;
+}
+
 // Corner k of a cell is one row down if k & 2, one column right if k & 1.
 template <class S>
 __device__ __forceinline__ S corner_weight(S ly, S lx, int k) {
-  return (k & 2 ? ly : S(1) - ly) * (k & 1 ? lx : S(1) - lx);
+  return side_weight(ly, k & 2) * side_weight(lx, k & 1);
 }
 
 template <class S>

@@ -88,11 +88,11 @@ def flatten(unit: Unit) -> str:
 
 @cache
 def _format(params: np.dtype) -> struct.Struct:
-    codes = {np.dtype(np.int32): "i", np.dtype(np.int64): "q"}
+    codes = {np.dtype(np.int32): "i", np.dtype(np.int64): "q", np.dtype(np.float32): "f"}
     return struct.Struct("".join(codes[params[name]] for name in params.names) + "0q")
 
 
-def pack(params: np.dtype, values: dict[str, int]) -> np.ndarray:
+def pack(params: np.dtype, values: dict[str, float]) -> np.ndarray:
     """A Params with these values: an array of one, which a launch passes by value."""
     packed = _format(params).pack(*[values[name] for name in params.names])
     return np.frombuffer(packed, params)

@@ -39,10 +39,9 @@ PARAMS = np.dtype(
         "stride_y", "stride_x", "origin_y", "origin_x", "dilation_y", "dilation_x",
         "border",
         "offset_groups", "group_channels",
-        "first_channel", "channels", "block_channels",
-        "lanes",
-        "accumulate",
+        "first_channel", "channels", "block_channels", "blocks",
     )]
+    + [("blocks_per_channel", "f4"), ("lane_bits", "i4"), ("accumulate", "i4")]
     + [(name, "i8") for name in (
         "offset_image", "offset_channel", "offset_pixel",
         "mask_image", "mask_channel", "mask_pixel",
@@ -179,7 +178,7 @@ class Sampler:
     def _vector(self, block: Block, *aligned: Any) -> int:
         """Channels that move at once: up to 16 bytes that divide the groups and the addresses."""
         most = VECTOR_BYTES // self.dtype.itemsize
-        together = gcd(most, self.points.group_channels, block.width)
+        together = gcd(most, self.points.group_channels, block.first, block.width)
         for array in aligned:
             together = gcd(together, address(array) // self.dtype.itemsize)
         return together
@@ -195,8 +194,10 @@ class Sampler:
             "first_channel": block.first,
             "channels": block.channels,
             "block_channels": block.width,
+            "blocks": block.channels // block.width,
+            "blocks_per_channel": 1.0 / block.width,
             "accumulate": int(how.get("accumulate", False)),
-            "lanes": self._lanes(block, vector),
+            "lane_bits": self._lane_bits(block, vector),
         }
         largest = max(
             chunk.images * points.height * points.width * points.channels,
@@ -207,9 +208,10 @@ class Sampler:
         grid = -(-how["tasks"] // how["per_block"])
         self.device.launch(unit, kernel, grid, THREADS, arrays, pack(PARAMS, params))
 
-    def _lanes(self, block: Block, vector: int) -> int:
+    def _lane_bits(self, block: Block, vector: int) -> int:
+        """The logarithm of the threads that share a point, one for each pack of channels."""
         packs = -(-min(self.points.group_channels, block.channels) // vector)
-        return min(WARP, 1 << (packs - 1).bit_length())
+        return min(WARP.bit_length() - 1, (packs - 1).bit_length())
 
     def columns(self, chunk: Chunk, block: Block, input: Any, offset: Any, mask: Any) -> Any:
         """Samples of a chunk: (pixels, channels / width, taps, width), `input` channels last."""
@@ -275,7 +277,7 @@ class Sampler:
             block,
             (columns, sums.buckets.starts, sums.buckets.order, sums.fractions, grad_input),
             tasks=chunk.images * self.points.height * self.points.width * self.points.offset_groups,
-            per_block=THREADS // self._lanes(block, vector),
+            per_block=THREADS >> self._lane_bits(block, vector),
             vector=vector,
             accumulate=chunk.pixel > 0,
         )
