@@ -1,0 +1,227 @@
+"""How a convolution is cut up: slices of channels, tiles of pixels, and the memory they may take.
+
+All of it follows from shapes alone. The number of threads only says who computes which piece, so
+that it cannot change a bit of the result.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform.cpu import threads
+from cudeform.cpu.compiler import inlined, kernel
+from cudeform.cpu.layout import add_row, copy_row, frozen, transpose
+from cudeform.cpu.matmul import columns_of
+from cudeform.cpu.simd import BLOCK_BYTES, BLOCK_ROWS, block_columns
+from cudeform.geometry import ConvPlan
+
+__all__ = [
+    "SCRATCH_BYTES",
+    "Job",
+    "Slices",
+    "collect_weight",
+    "cut",
+    "job_of",
+    "packed_columns",
+    "packed_rows",
+    "padded",
+    "rounds",
+    "widest_slice",
+]
+
+SCRATCH_BYTES = 24 << 20  # of images laid out channels last at a time
+_COLUMN_BYTES = 256 << 10  # of the columns of a tile: they stay in the L2 cache
+_MOST_PIXELS = 120  # of a tile
+_DEPTH = 640  # about as many rows of a matrix at a time
+_LANES = 16  # slices are multiples of so many channels where they can be
+
+
+class Slices(NamedTuple):
+    """Slices of the input channels: each lies within one weight group and one offset group."""
+
+    first: np.ndarray  # (S + 1,): the first channel of each, then the number of channels
+    weight_group: np.ndarray  # (S,)
+    offset_group: np.ndarray  # (S,)
+
+
+class Job(NamedTuple):
+    """What the kernels of a convolution need to know besides its `Grid`."""
+
+    taps: int
+    in_channels: int  # of one weight group
+    out_channels: int  # of one weight group
+    groups: int
+    channels_last: int
+    tile: int  # pixels
+    widest: int  # columns of samples of the widest slice
+    pitch: int  # from one pixel's columns to the next in a tile
+    out_pitch: int  # from one pixel's output channels to the next in a tile
+    offset_groups: int
+    dense: int  # 0: there is no weight, the samples are the output
+
+
+def cut(plan: ConvPlan, most: int) -> Slices:
+    """Slices of at most `most` channels, as equal as can be."""
+    channels = plan.points.channels
+    by_offset = plan.points.group_channels
+    bounds = set(range(0, channels + 1, plan.in_channels)) | set(range(0, channels + 1, by_offset))
+    first = []
+    bounds = sorted(bounds)
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        count = -(-(end - start) // most)
+        step = -(-(end - start) // count)
+        step = min(-(-step // _LANES) * _LANES, most)
+        first += range(start, end, step)
+    table = np.array([*first, channels], np.int64)
+    return Slices(table, table[:-1] // plan.in_channels, table[:-1] // by_offset)
+
+
+def widest_slice(plan: ConvPlan) -> int:
+    """Channels whose columns make a matrix of the depth that suits the caches."""
+    return max(_DEPTH // plan.points.taps // _LANES * _LANES, _LANES)
+
+
+def tile_pixels(plan: ConvPlan, columns: int, itemsize: int) -> int:
+    """Pixels of a tile whose columns fit in the L2 cache; the tiles of an image are about equal."""
+    most = _COLUMN_BYTES // (columns * itemsize) // BLOCK_ROWS * BLOCK_ROWS
+    most = min(max(most, BLOCK_ROWS), _MOST_PIXELS // BLOCK_ROWS * BLOCK_ROWS)
+    tiles = -(-plan.points.pixels // most)
+    pixels = -(-plan.points.pixels // tiles)
+    return -(-pixels // BLOCK_ROWS) * BLOCK_ROWS
+
+
+def padded(columns: int, itemsize: int) -> int:
+    """Whole blocks both ways, and no pitch that puts all rows of a block in one set of the cache."""
+    block = BLOCK_BYTES // itemsize
+    pitch = max(-(-columns // BLOCK_ROWS) * BLOCK_ROWS, -(-columns // block) * block)
+    pitch = -(-pitch // _LANES) * _LANES
+    return pitch + (block if pitch * itemsize % 1024 == 0 else 0)
+
+
+def job_of(plan: ConvPlan, slices: Slices, itemsize: int, dense: bool) -> Job:
+    widest = int(np.diff(slices.first).max()) * plan.points.taps
+    pitch = padded(widest, itemsize)
+    return Job(
+        plan.points.taps,
+        plan.in_channels,
+        plan.out_channels // plan.groups,
+        plan.groups,
+        int(plan.points.channels_last),
+        tile_pixels(plan, pitch, itemsize),
+        widest,
+        pitch,
+        padded(plan.out_channels // plan.groups, itemsize),
+        plan.points.offset_groups,
+        int(dense),
+    )
+
+
+def rounds(slices: Slices, channel_bytes: int) -> list[tuple[int, int]]:
+    """Ranges of slices whose channels take at most `SCRATCH_BYTES`, but one slice at least."""
+    most = SCRATCH_BYTES // channel_bytes
+    result, start = [], 0
+    for s in range(1, len(slices.weight_group)):
+        if slices.first[s + 1] - slices.first[start] > most:
+            result.append((start, s))
+            start = s
+    return [*result, (start, len(slices.weight_group))]
+
+
+def packed_columns(job: Job, slices: Slices, weight: np.ndarray) -> np.ndarray:
+    """The weights as right-hand sides of ``columns @ weights``: see `_pack_columns`."""
+    block = BLOCK_BYTES // weight.itemsize
+    width = -(-job.out_channels // block) * block
+    count = len(slices.weight_group)
+    packed = np.zeros(count * job.widest * width, weight.dtype)
+    task = partial(_pack_columns, job, slices, frozen(weight, weight), packed)
+    threads.share(task, count)
+    return packed
+
+
+@kernel
+def _pack_columns(job, slices, weight, packed, begin, end):
+    """Slices `begin` to `end`, each panels of as many output channels as a block has columns.
+
+    A panel has a row for every column of samples: tap k of channel c is row k*channels + c.
+    """
+    block = block_columns(packed)
+    size = job.widest * columns_of(packed, job.out_channels)
+    panel = np.zeros(job.widest * block, packed.dtype)
+    for s in range(begin, end):
+        channels = slices.first[s + 1] - slices.first[s]
+        depth = job.taps * channels
+        for o in range(0, job.out_channels, block):
+            across = min(block, job.out_channels - o)
+            start = _weight_at(job, slices, s, o)
+            row = job.in_channels * job.taps
+            transpose(weight, start, row, across, depth, panel, 0, block)
+            at = s * size + o * depth
+            for k in range(job.taps):
+                for c in range(channels):
+                    copy_row(panel, (c * job.taps + k) * block, packed, at, block)
+                    at += block
+
+
+@inlined
+def _weight_at(job, slices, s, o):
+    """Where the weights of slice s for output channel o of its group begin."""
+    group = slices.weight_group[s]
+    row = (group * job.out_channels + o) * job.in_channels
+    return (row + slices.first[s] - group * job.in_channels) * job.taps
+
+
+def packed_rows(job: Job, slices: Slices, weight: np.ndarray) -> np.ndarray:
+    """The weights as right-hand sides of ``grad_output @ weights``: see `_pack_rows`."""
+    count = len(slices.weight_group)
+    packed = np.zeros(count * job.out_channels * job.pitch, weight.dtype)
+    task = partial(_pack_rows, job, slices, frozen(weight, weight), packed)
+    threads.share(task, count)
+    return packed
+
+
+@kernel
+def _pack_rows(job, slices, weight, packed, begin, end):
+    """Slices `begin` to `end`, each panels of as many columns of samples as a block has columns.
+
+    A panel has a row for every output channel; columns of samples are in order of tap and channel.
+    """
+    block = block_columns(packed)
+    for s in range(begin, end):
+        channels = slices.first[s + 1] - slices.first[s]
+        for o in range(job.out_channels):
+            at = s * job.out_channels * job.pitch + o * block
+            start = _weight_at(job, slices, s, o)
+            for k in range(job.taps):
+                for c in range(channels):
+                    column = k * channels + c
+                    to = at + column // block * job.out_channels * block + column % block
+                    packed[to] = weight[start + c * job.taps + k]
+
+
+@kernel
+def collect_weight(job, slices, sums, images, grad_weight, begin, end):
+    """Add up the images' shares in the gradient of the weights of some slices, in their order.
+
+    `sums` is (images, slices, columns of samples, output channels), with the last two padded.
+    """
+    block = block_columns(sums)
+    size = sums.size // images  # of an image
+    rows = size // (len(slices.weight_group) * job.out_pitch)
+    panel = np.zeros(job.widest * block, sums.dtype)
+    for s in range(begin, end):
+        channels = slices.first[s + 1] - slices.first[s]
+        for o in range(0, job.out_channels, block):
+            for k in range(job.taps):
+                for c in range(channels):
+                    at = (s * rows + k * channels + c) * job.out_pitch + o
+                    to = (c * job.taps + k) * block
+                    copy_row(sums, at, panel, to, block)
+                    for image in range(1, images):
+                        add_row(sums, at + image * size, panel, to, block)
+            across = min(block, job.out_channels - o)
+            depth = job.taps * channels
+            to = _weight_at(job, slices, s, o)
+            transpose(panel, 0, block, depth, across, grad_weight, to, job.in_channels * job.taps)

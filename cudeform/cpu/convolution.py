@@ -1,0 +1,178 @@
+"""The forward of a convolution: sample a tile of pixels, multiply it while it is in the cache."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Iterator, NamedTuple
+
+import numpy as np
+
+from cudeform.cpu import threads
+from cudeform.cpu.blocking import SCRATCH_BYTES, Slices, cut, job_of, packed_columns, rounds, widest_slice
+from cudeform.cpu.compiler import inlined, kernel
+from cudeform.cpu.layout import frozen, transpose
+from cudeform.cpu.matmul import columns_of, multiply, rows_of
+from cudeform.cpu.samplers import Image, blend, grid_of, locate, point_arrays
+from cudeform.cpu.simd import block_columns
+from cudeform.geometry import ConvPlan
+
+__all__ = ["convolve"]
+
+_STAGED_PIXELS = 256  # laid out channels last in one go
+
+
+class Part(NamedTuple):
+    """What one call of `_convolve_tiles` computes from: images, and slices of their channels."""
+
+    first_image: int
+    image_size: int  # elements from one image to the next in the source
+    pitch: int  # elements from one pixel to the next
+    first_channel: int  # of the source
+    begin: int  # slices
+    end: int
+
+
+def convolve(
+    plan: ConvPlan,
+    input: np.ndarray,
+    offset: np.ndarray | None,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    mask: np.ndarray | None,
+    output: np.ndarray,
+) -> None:
+    """Fill `output`; all arrays are of one dtype, float32 or float64. No weight: only sample."""
+    points = plan.points
+    slices = cut(plan, widest_slice(plan))
+    job = job_of(plan, slices, input.itemsize, weight is not None)
+    grid = grid_of(points, plan.deformable, plan.modulated)
+    packed = None if weight is None else packed_columns(job, slices, weight)
+    bias = np.zeros(plan.out_channels, input.dtype) if bias is None else bias
+    arrays = [frozen(array, input) for array in (offset, mask, packed, bias)]
+    flat = output.reshape(-1)
+    tiles = -(-points.pixels // job.tile)
+    for part, source, images in _parts(plan, slices, input):
+        task = partial(_convolve_tiles, grid, job, part, slices, source, *arrays, flat)
+        threads.share(task, images * tiles)
+
+
+def _parts(
+    plan: ConvPlan, slices: Slices, input: np.ndarray
+) -> Iterator[tuple[Part, np.ndarray, int]]:
+    """Images with their channels last: the input itself, or copies of a few at a time."""
+    points = plan.points
+    source = frozen(input, input)
+    area, count = points.height * points.width, len(slices.weight_group)
+    if points.channels_last:
+        part = Part(0, area * points.channels, points.channels, 0, 0, count)
+        yield part, source, points.batch
+        return
+    cuts = rounds(slices, area * input.itemsize)
+    widest = max(int(slices.first[end] - slices.first[begin]) for begin, end in cuts)
+    most = max(min(SCRATCH_BYTES // (widest * area * input.itemsize), points.batch), 1)
+    staged = np.empty(most * widest * area, input.dtype)
+    for image in range(0, points.batch, most):
+        images = min(most, points.batch - image)
+        for begin, end in cuts:
+            first, last = int(slices.first[begin]), int(slices.first[end])
+            part = Part(image, area * (last - first), last - first, first, begin, end)
+            stage = partial(_stage, points.channels, area, part, source, staged)
+            threads.share(stage, images * -(-area // _STAGED_PIXELS))
+            yield part, frozen(staged, input), images
+
+
+@kernel
+def _stage(channels, area, part, source, staged, first, last):
+    """Lay pieces `first` to `last` of the images of a part out with their channels last."""
+    pieces = (area + _STAGED_PIXELS - 1) // _STAGED_PIXELS
+    for piece in range(first, last):
+        image = piece // pieces
+        pixel = (piece - image * pieces) * _STAGED_PIXELS
+        start = ((part.first_image + image) * channels + part.first_channel) * area + pixel
+        at = image * part.image_size + pixel * part.pitch
+        count = min(_STAGED_PIXELS, area - pixel)
+        transpose(source, start, area, part.pitch, count, staged, at, part.pitch)
+
+
+@kernel
+def _convolve_tiles(
+    grid, job, part, slices, source, offset, mask, packed, bias, output, first_tile, last_tile
+):
+    """Tiles `first_tile` to `last_tile` of the images of a part."""
+    points = point_arrays(source, job.tile * job.taps)
+    columns = np.zeros(job.tile * job.pitch, source.dtype)
+    width = job.out_pitch
+    sums = np.zeros(job.tile * width, source.dtype)
+    size = job.widest * columns_of(source, job.out_channels)  # of a slice's packed weights
+    block = block_columns(source)
+    tiles = (grid.pixels + job.tile - 1) // job.tile
+    for tile in range(first_tile, last_tile):
+        image = tile // tiles
+        pixel = (tile - image * tiles) * job.tile
+        count = min(job.tile, grid.pixels - pixel)
+        place = (part.first_image + image, pixel, count)
+        offsets_of, sums_of = -1, -1  # the groups that `points` and `sums` are for
+        for s in range(part.begin, part.end):
+            if slices.offset_group[s] != offsets_of:
+                offsets_of = slices.offset_group[s]
+                locate(grid, offset, mask, place, offsets_of, points)
+            start = image * part.image_size + slices.first[s] - part.first_channel
+            channels = slices.first[s + 1] - slices.first[s]
+            view = Image(start, part.pitch, channels)
+            blend(grid, points, count, source, view, columns, job.pitch)
+            if not job.dense:
+                _write(grid, job, columns, job.pitch, place, slices.first[s], channels, output)
+                continue
+            group = slices.weight_group[s]
+            first = group * job.out_channels
+            if group != sums_of:
+                sums_of = group
+                fresh = slices.first[s] == group * job.in_channels
+                _start_sums(grid, job, sums, width, place, first, bias, fresh, output)
+            depth = job.taps * channels
+            multiply(
+                columns,
+                (0, job.pitch, 1),
+                packed,
+                (s * size, block, depth * block),
+                sums,
+                (0, width),
+                (rows_of(source, count), columns_of(source, job.out_channels), depth),
+                False,
+            )
+            if s + 1 == part.end or slices.weight_group[s + 1] != group:
+                _write(grid, job, sums, width, place, first, job.out_channels, output)
+
+
+@inlined
+def _start_sums(grid, job, sums, pitch, place, first, bias, fresh, output):
+    """Begin a tile's sums of a weight group with the bias, or with what the output has so far."""
+    image, pixel, count = place
+    channels = job.groups * job.out_channels
+    if fresh:
+        for p in range(count):
+            for o in range(job.out_channels):
+                sums[p * pitch + o] = bias[first + o]
+    elif job.channels_last:
+        for p in range(count):
+            at = (image * grid.pixels + pixel + p) * channels + first
+            for o in range(job.out_channels):
+                sums[p * pitch + o] = output[at + o]
+    else:
+        at = (image * channels + first) * grid.pixels + pixel
+        transpose(output, at, grid.pixels, job.out_channels, count, sums, 0, pitch)
+
+
+@inlined
+def _write(grid, job, values, pitch, place, first, channels, output):
+    """Write a tile of the output's channels from `first` on."""
+    image, pixel, count = place
+    all_channels = job.groups * job.out_channels
+    if job.channels_last:
+        for p in range(count):
+            to = (image * grid.pixels + pixel + p) * all_channels + first
+            for o in range(channels):
+                output[to + o] = values[p * pitch + o]
+    else:
+        to = (image * all_channels + first) * grid.pixels + pixel
+        transpose(values, 0, pitch, count, channels, output, to, grid.pixels)

@@ -1,0 +1,388 @@
+"""The gradients of a convolution: a task takes one slice of the channels through one image.
+
+It owns that slice of the gradients of input and weight, so nothing is locked and every sum has one
+order. What slices share, the gradients of offset and mask, they leave side by side in `partial`
+arrays that are added up afterwards, slice by slice; so do images with the gradient of the weight.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Iterator, NamedTuple
+
+import numpy as np
+
+from cudeform.cpu import threads
+from cudeform.cpu.blocking import (
+    SCRATCH_BYTES,
+    Job,
+    Slices,
+    collect_weight,
+    cut,
+    job_of,
+    packed_rows,
+    rounds,
+    widest_slice,
+)
+from cudeform.cpu.compiler import inlined, kernel
+from cudeform.cpu.layout import frozen, transpose
+from cudeform.cpu.matmul import columns_of, multiply, rows_of
+from cudeform.cpu.samplers import (
+    Image,
+    blend,
+    grid_of,
+    locate,
+    measure,
+    point_arrays,
+    spread,
+)
+from cudeform.cpu.simd import BLOCK_ROWS, block_columns
+from cudeform.geometry import ConvPlan
+
+__all__ = ["gradients"]
+
+_PARTIAL_BYTES = 12 << 20  # of sums that are still to be added up
+_MOST_IMAGES = 16  # at a time
+_ENOUGH_TASKS = 8  # that many at a time occupy the usual machine; fewer are cut finer
+
+
+class Wanted(NamedTuple):
+    """Which gradients are computed."""
+
+    input: int
+    points: int  # of offset or mask
+    weight: int
+    bias: int
+
+
+class Part(NamedTuple):
+    """What is worked on at a time: a few images, a range of slices and a range of pixels."""
+
+    first_image: int
+    images: int
+    begin: int  # slices
+    end: int
+    first_pixel: int
+    last_pixel: int
+
+
+class Given(NamedTuple):
+    """What the kernels read, flat."""
+
+    grad_output: np.ndarray
+    input: np.ndarray
+    source: np.ndarray  # input, or copies of it by slice with the channels last
+    offset: np.ndarray
+    mask: np.ndarray
+    packed: np.ndarray  # the weight
+
+
+class Sums(NamedTuple):
+    """What the kernels write, flat. Empty where it is not needed."""
+
+    source: np.ndarray  # the memory under `Given.source`
+    target: np.ndarray  # like `source`, for the gradient of the input
+    grad_input: np.ndarray
+    weight: np.ndarray  # (images, slices, columns of samples, output channels)
+    bias: np.ndarray  # (images, O)
+    points: np.ndarray  # (images, slices, pixels, taps, 3): of y, x and mask
+
+
+def gradients(
+    plan: ConvPlan,
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    offset: np.ndarray | None,
+    weight: np.ndarray | None,
+    mask: np.ndarray | None,
+    needs: frozenset[str],
+) -> dict[str, np.ndarray]:
+    """The gradients named in `needs`; all arrays are of one dtype, float32 or float64."""
+    like = {"input": input, "offset": offset, "mask": mask, "weight": weight}
+    result = {name: np.empty_like(like[name]) for name in needs & like.keys()}
+    if "bias" in needs:
+        result["bias"] = np.empty(plan.out_channels, input.dtype)
+    if plan.points.batch == 0:
+        for gradient in result.values():
+            gradient[...] = 0
+        return result
+    wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
+    slices = cut(plan, _widest_slice(plan))
+    job = job_of(plan, slices, input.itemsize, weight is not None)
+    grid = grid_of(plan.points, plan.deformable, plan.modulated)
+    images, cuts, pixels = _blocking(plan, job, slices, input.itemsize)
+    sums = _allocate(plan, job, slices, wanted, (images, cuts, pixels), result, input.dtype)
+    packed = None
+    if job.dense and (wanted.input or wanted.points):
+        packed = packed_rows(job, slices, weight)
+    source = input if plan.points.channels_last else sums.source
+    arrays = (grad_output, input, source, offset, mask, packed)
+    given = Given(*(frozen(array, input) for array in arrays))
+    points = tuple(_flat(result.get(name), input.dtype) for name in ("offset", "mask"))
+    for part in _parts(plan, images, cuts, pixels):
+        count = part.images * (part.end - part.begin)
+        task = partial(_slice_gradients, grid, job, wanted, part, slices, given, sums)
+        threads.share(task, count)
+        if wanted.points:
+            task = partial(_collect_points, grid, job, part, slices, sums.points, *points)
+            threads.share(task, part.images * (part.last_pixel - part.first_pixel))
+    if wanted.weight:
+        task = partial(collect_weight, job, slices, sums.weight, images, _flat(result["weight"]))
+        threads.share(task, len(slices.weight_group))
+    if wanted.bias:
+        result["bias"][...] = sums.bias.reshape(images, -1).sum(axis=0)
+    return result
+
+
+_WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
+
+
+def _flat(array: np.ndarray | None, dtype: np.dtype | None = None) -> np.ndarray:
+    return np.empty(0, dtype) if array is None else array.reshape(-1)
+
+
+def _widest_slice(plan: ConvPlan) -> int:
+    """As in the forward, but finer where that leaves too few tasks."""
+    most = widest_slice(plan)
+    while most > 16 and plan.points.batch * -(-plan.points.channels // most) < _ENOUGH_TASKS:
+        most = max(most // 2 // 16 * 16, 16)
+    return most
+
+
+def _blocking(
+    plan: ConvPlan, job: Job, slices: Slices, itemsize: int
+) -> tuple[int, list[tuple[int, int]], int]:
+    """Images at a time, ranges of slices and pixels at a time, so that the scratch is bounded."""
+    points = plan.points
+    count = len(slices.weight_group)
+    image_bytes = 2 * points.channels * points.height * points.width * itemsize
+    cuts = [(0, count)]
+    images = points.batch
+    if not points.channels_last:
+        cuts = rounds(slices, image_bytes // points.channels)
+        images = min(images, SCRATCH_BYTES // image_bytes)
+    pixel_bytes = max(e - b for b, e in cuts) * points.taps * 3 * itemsize
+    weight_bytes = count * _weight_rows(job) * job.out_pitch * itemsize
+    images = min(images, _MOST_IMAGES, _PARTIAL_BYTES // (pixel_bytes * points.pixels))
+    images = max(min(images, _PARTIAL_BYTES // weight_bytes), 1)
+    pixels = _PARTIAL_BYTES // (images * pixel_bytes) // job.tile * job.tile
+    return images, cuts, max(min(pixels, points.pixels), job.tile)
+
+
+def _weight_rows(job: Job) -> int:
+    return -(-job.widest // BLOCK_ROWS) * BLOCK_ROWS
+
+
+def _allocate(
+    plan: ConvPlan,
+    job: Job,
+    slices: Slices,
+    wanted: Wanted,
+    blocking: tuple[int, list[tuple[int, int]], int],
+    result: dict[str, np.ndarray],
+    dtype: np.dtype,
+) -> Sums:
+    points = plan.points
+    images, cuts, pixels = blocking
+    widest = max(int(slices.first[e] - slices.first[b]) for b, e in cuts)
+    staged = 0 if points.channels_last else images * widest * points.height * points.width
+    grad_input = _flat(result.get("input"), dtype)
+    scratch = np.empty(staged if wanted.input else 0, dtype)
+    weight = images * len(slices.weight_group) * _weight_rows(job) * job.out_pitch
+    most = max(e - b for b, e in cuts)
+    return Sums(
+        source=np.empty(staged if wanted.points or wanted.weight else 0, dtype),
+        target=grad_input if points.channels_last else scratch,
+        grad_input=grad_input,
+        weight=np.zeros(weight if wanted.weight else 0, dtype),
+        bias=np.zeros(images * plan.out_channels if wanted.bias else 0, dtype),
+        points=np.empty(images * most * pixels * 3 * job.taps if wanted.points else 0, dtype),
+    )
+
+
+def _parts(
+    plan: ConvPlan, images: int, cuts: list[tuple[int, int]], pixels: int
+) -> Iterator[Part]:
+    points = plan.points
+    for image in range(0, points.batch, images):
+        count = min(images, points.batch - image)
+        for begin, end in cuts:
+            for pixel in range(0, points.pixels, pixels):
+                last = min(pixel + pixels, points.pixels)
+                yield Part(image, count, begin, end, pixel, last)
+
+
+@inlined
+def _image_of(grid, job, part, slices, image, s):
+    """Where a slice of an image lies in `Given.source` and `Sums.target`."""
+    area = grid.height * grid.width
+    channels = slices.first[s + 1] - slices.first[s]
+    if job.channels_last:
+        pitch = job.groups * job.in_channels
+        return Image((part.first_image + image) * area * pitch + slices.first[s], pitch, channels)
+    at = image * (slices.first[part.end] - slices.first[part.begin])
+    return Image((at + slices.first[s] - slices.first[part.begin]) * area, channels, channels)
+
+
+@inlined
+def _begin_slice(grid, job, wanted, part, slices, given, sums, image, s):
+    """Lay a slice of the input out with its channels last; set its gradient to zero."""
+    area = grid.height * grid.width
+    view = _image_of(grid, job, part, slices, image, s)
+    if not job.channels_last and (wanted.points or wanted.weight):
+        channels = job.groups * job.in_channels
+        start = ((part.first_image + image) * channels + slices.first[s]) * area
+        transpose(given.input, start, area, view.channels, area, sums.source, view.start, view.pitch)
+    if wanted.input:
+        for p in range(area):
+            at = view.start + p * view.pitch
+            sums.target[at : at + view.channels] = 0
+
+
+@inlined
+def _end_slice(grid, job, part, slices, sums, image, s):
+    """Copy a slice of the gradient of the input from where it was summed up."""
+    area = grid.height * grid.width
+    view = _image_of(grid, job, part, slices, image, s)
+    channels = job.groups * job.in_channels
+    to = ((part.first_image + image) * channels + slices.first[s]) * area
+    transpose(sums.target, view.start, view.pitch, area, view.channels, sums.grad_input, to, area)
+
+
+@inlined
+def _output_tile(grid, job, given, place, first, channels, tile, pitch):
+    """A tile of grad_output, of the channels from `first` on, with the channels last."""
+    image, pixel, count = place
+    all_channels = job.groups * job.out_channels
+    if job.channels_last:
+        for p in range(count):
+            start = (image * grid.pixels + pixel + p) * all_channels + first
+            for o in range(channels):
+                tile[p * pitch + o] = given.grad_output[start + o]
+    else:
+        start = (image * all_channels + first) * grid.pixels + pixel
+        transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
+
+
+@kernel
+def _slice_gradients(grid, job, wanted, part, slices, given, sums, first, last):
+    """Tasks `first` to `last` of a part, each a slice of an image."""
+    like = given.input
+    points = point_arrays(like, job.tile * job.taps)
+    columns = np.zeros(job.tile * job.pitch, like.dtype)
+    tile = np.zeros(job.tile * job.out_pitch, like.dtype)
+    count = part.end - part.begin
+    for task in range(first, last):
+        image = task // count
+        s = part.begin + task - image * count
+        if part.first_pixel == 0:
+            _begin_slice(grid, job, wanted, part, slices, given, sums, image, s)
+        for pixel in range(part.first_pixel, part.last_pixel, job.tile):
+            _tile_gradients(
+                grid, job, wanted, part, slices, given, sums, image, s, pixel, points, columns, tile
+            )
+        if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
+            _end_slice(grid, job, part, slices, sums, image, s)
+
+
+@inlined
+def _tile_gradients(
+    grid, job, wanted, part, slices, given, sums, image, s, pixel, points, columns, tile
+):
+    """What a tile of pixels adds to the gradients of a slice of an image."""
+    block = block_columns(tile)
+    width = job.out_pitch
+    count = min(job.tile, part.last_pixel - pixel)
+    group = slices.weight_group[s]
+    place = (part.first_image + image, pixel, count)
+    view = _image_of(grid, job, part, slices, image, s)
+    if job.dense:
+        o0 = group * job.out_channels
+        _output_tile(grid, job, given, place, o0, job.out_channels, tile, width)
+    else:
+        first = slices.first[s]
+        _output_tile(grid, job, given, place, first, view.channels, columns, job.pitch)
+    if wanted.bias and slices.first[s] == group * job.in_channels:
+        at = (image * job.groups + group) * job.out_channels
+        _add_rows(tile, width, count, job.out_channels, sums.bias, at)
+    if not (wanted.input or wanted.points or wanted.weight):
+        return
+    locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
+    depth = job.taps * view.channels
+    if job.dense and (wanted.input or wanted.points):
+        multiply(
+            tile,
+            (0, width, 1),
+            given.packed,
+            (s * job.out_channels * job.pitch, block, job.out_channels * block),
+            columns,
+            (0, job.pitch),
+            (rows_of(tile, count), columns_of(tile, depth), job.out_channels),
+            True,
+        )
+    if wanted.points:
+        at = (image * (part.end - part.begin) + s - part.begin)
+        at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
+        out_at = 3 * job.taps * at
+        measure(grid, points, count, given.source, view, columns, job.pitch, sums.points, out_at)
+    if wanted.input:
+        spread(grid, points, count, columns, job.pitch, sums.target, view)
+    if wanted.weight:
+        blend(grid, points, count, given.source, view, columns, job.pitch)
+        rows = rows_of(tile, job.widest)
+        at = (image * len(slices.weight_group) + s) * rows * width
+        multiply(
+            columns,
+            (0, 1, job.pitch),
+            tile,
+            (0, width, block),
+            sums.weight,
+            (at, width),
+            (rows_of(tile, depth), columns_of(tile, job.out_channels), count),
+            False,
+        )
+
+
+@inlined
+def _add_rows(tile, pitch, count, channels, target, at):
+    """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
+    subtotal = np.zeros(channels, tile.dtype)
+    for p in range(count):
+        for c in range(channels):
+            subtotal[c] += tile[p * pitch + c]
+    for c in range(channels):
+        target[at + c] += subtotal[c]
+
+
+@kernel
+def _collect_points(grid, job, part, slices, points, grad_offset, grad_mask, first, last):
+    """Add up what slices found for the gradients of offset and mask, in their order.
+
+    `first` to `last` counts pixels of the part, image after image.
+    """
+    pixels = part.last_pixel - part.first_pixel
+    slice_channels = job.groups * job.in_channels // job.offset_groups
+    for image in range(first // pixels, (last - 1) // pixels + 1):
+        p0 = max(first - image * pixels, 0)
+        p1 = min(last - image * pixels, pixels)
+        for s in range(part.begin, part.end):
+            group = slices.offset_group[s]
+            fresh = slices.first[s] == group * slice_channels
+            start = 3 * job.taps * pixels * (image * (part.end - part.begin) + s - part.begin)
+            for k in range(job.taps):
+                tap = group * job.taps + k
+                if grad_offset.size:
+                    at = (part.first_image + image) * grid.offset_image
+                    at += 2 * tap * grid.offset_channel + part.first_pixel * grid.offset_pixel
+                    for axis in range(2):
+                        for p in range(p0, p1):
+                            value = points[start + 3 * (p * job.taps + k) + axis]
+                            to = at + axis * grid.offset_channel + p * grid.offset_pixel
+                            grad_offset[to] = value if fresh else grad_offset[to] + value
+                if grad_mask.size:
+                    at = (part.first_image + image) * grid.mask_image
+                    at += tap * grid.mask_channel + part.first_pixel * grid.mask_pixel
+                    for p in range(p0, p1):
+                        value = points[start + 3 * (p * job.taps + k) + 2]
+                        to = at + p * grid.mask_pixel
+                        grad_mask[to] = value if fresh else grad_mask[to] + value

@@ -1,0 +1,92 @@
+"""float16 and bfloat16: computed in float32, a few images at a time, and rounded once at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Iterator
+
+import numpy as np
+
+from cudeform.arrays import sum_dtype
+from cudeform.cpu.blocking import SCRATCH_BYTES
+from cudeform.cpu.convolution import convolve
+from cudeform.cpu.gradients import gradients
+from cudeform.geometry import ConvPlan
+
+__all__ = ["backward", "forward"]
+
+
+def forward(
+    plan: ConvPlan,
+    input: np.ndarray,
+    offset: np.ndarray | None,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    mask: np.ndarray | None,
+) -> np.ndarray:
+    """The convolution, or without a weight the samples, in the dtype of `input`."""
+    output = np.empty(plan.out_shape, input.dtype)
+    wide = sum_dtype(input.dtype)
+    if input.dtype == wide:
+        convolve(plan, input, offset, weight, bias, mask, output)
+        return output
+    weight, bias = _widened((weight, bias), wide)
+    for part, images in _parts(plan, wide):
+        given = _widened((input, offset, mask), wide, images)
+        sums = np.empty(part.out_shape, wide)
+        convolve(part, given[0], given[1], weight, bias, given[2], sums)
+        _round(sums, output[images])
+    return output
+
+
+def backward(
+    plan: ConvPlan,
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    offset: np.ndarray | None,
+    weight: np.ndarray | None,
+    mask: np.ndarray | None,
+    needs: frozenset[str],
+) -> dict[str, np.ndarray]:
+    """The gradients named in `needs`, in the dtype of `input`."""
+    wide = sum_dtype(input.dtype)
+    if input.dtype == wide:
+        return gradients(plan, grad_output, input, offset, weight, mask, needs)
+    per_image = {"input": input, "offset": offset, "mask": mask}
+    result = {name: np.empty_like(per_image[name]) for name in needs & per_image.keys()}
+    shapes = {"weight": plan.weight_shape, "bias": plan.out_channels}
+    sums = {name: np.zeros(shapes[name], wide) for name in needs & shapes.keys()}
+    (weight,) = _widened((weight,), wide)
+    for part, images in _parts(plan, wide):
+        grad, *given = _widened((grad_output, input, offset, mask), wide, images)
+        found = gradients(part, grad, given[0], given[1], weight, given[2], needs)
+        for name, gradient in found.items():
+            if name in sums:
+                sums[name] += gradient
+            else:
+                _round(gradient, result[name][images])
+    for name, gradient in sums.items():
+        result[name] = np.empty(gradient.shape, input.dtype)
+        _round(gradient, result[name])
+    return result
+
+
+def _widened(arrays: tuple, dtype: np.dtype, images: slice = slice(None)) -> list:
+    return [None if array is None else array[images].astype(dtype) for array in arrays]
+
+
+def _round(values: np.ndarray, output: np.ndarray) -> None:
+    with np.errstate(over="ignore"):  # too large for float16 is infinite, which is no accident
+        output[...] = values
+
+
+def _parts(plan: ConvPlan, dtype: np.dtype) -> Iterator[tuple[ConvPlan, slice]]:
+    """The batch in parts small enough to keep copies in a wider dtype."""
+    points = plan.points
+    per_image = points.channels * points.height * points.width
+    per_image += points.pixels * (plan.out_channels + plan.offset_channels + plan.mask_channels)
+    images = max(SCRATCH_BYTES // (per_image * dtype.itemsize), 1)
+    for first in range(0, points.batch, images):
+        last = min(first + images, points.batch)
+        part = replace(plan, points=replace(points, batch=last - first))
+        yield part, slice(first, last)

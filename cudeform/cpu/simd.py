@@ -1,0 +1,289 @@
+"""Vectors for Numba kernels: load, store, fma and the block of a matrix product held in registers.
+
+Written out, because LLVM neither vectorises a float sum without reassociating it nor keeps a block
+of sums in registers. A vector is as wide as the host's registers; LLVM splits it on anything less.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+__all__ = [
+    "BLOCK_BYTES",
+    "BLOCK_ROWS",
+    "add_product",
+    "block_columns",
+    "block_rows",
+    "fma",
+    "lanes",
+    "load",
+    "splat",
+    "store",
+    "total",
+    "transpose_square",
+    "zeros",
+]
+
+
+def _register_file() -> tuple[int, int, int]:
+    """Bytes of a vector register, then rows and vectors of the block that its register file holds."""
+    features = llvmlite.binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64, 12, 2
+    if features.get("avx2"):
+        return 32, 6, 2
+    return 16, 6, 4 if features.get("neon") else 2
+
+
+_BYTES, BLOCK_ROWS, _VECTORS = _register_file()
+BLOCK_BYTES = _VECTORS * _BYTES  # of a row of the block
+
+
+class Vector(types.Type):
+    """A register full of numbers of one dtype."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        self.lanes = 8 * _BYTES // dtype.bitwidth
+        super().__init__(name=f"Vector({dtype}, {self.lanes})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        element = manager.lookup(vector.dtype).get_value_type()
+        super().__init__(manager, vector, ir.VectorType(element, vector.lanes))
+
+
+def _index(value: int) -> ir.Constant:
+    return ir.Constant(ir.IntType(64), value)
+
+
+def _pointer(context: Any, builder: Any, array: Any, value: Any, index: Any) -> Any:
+    data = context.make_array(array)(context, builder, value).data
+    return builder.gep(data, [index])
+
+
+def _as_vector(context: Any, builder: Any, vector: Vector, pointer: Any) -> Any:
+    return builder.bitcast(pointer, context.get_value_type(vector).as_pointer())
+
+
+def _broadcast(context: Any, builder: Any, vector: Vector, scalar: Any) -> Any:
+    llvm = context.get_value_type(vector)
+    first = builder.insert_element(
+        ir.Constant(llvm, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+    )
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
+    return builder.shuffle_vector(first, first, lanes)
+
+
+def _fused(context: Any, builder: Any, vector: Vector, a: Any, b: Any, c: Any) -> Any:
+    # fmuladd, not fma: a machine without the instruction multiplies and adds
+    llvm = context.get_value_type(vector)
+    name = f"llvm.fmuladd.v{vector.lanes}f{vector.dtype.bitwidth}"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(llvm, [llvm] * 3), name
+    )
+    return builder.call(function, [a, b, c])
+
+
+def _constant(value: int) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _index(value)
+
+    return codegen
+
+
+@intrinsic
+def lanes(typingctx, array):
+    """Elements of this array's dtype in a vector."""
+    return types.intp(array), _constant(Vector(array.dtype).lanes)
+
+
+@intrinsic
+def block_rows(typingctx, array):
+    """Rows of the block that `add_product` computes."""
+    return types.intp(array), _constant(BLOCK_ROWS)
+
+
+@intrinsic
+def block_columns(typingctx, array):
+    """Columns of the block that `add_product` computes."""
+    return types.intp(array), _constant(_VECTORS * Vector(array.dtype).lanes)
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """The vector that starts at this element of a flat array."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, array, args[0], args[1])
+        return builder.load(
+            _as_vector(context, builder, vector, pointer), align=array.dtype.bitwidth // 8
+        )
+
+    return vector(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    """Write a vector from this element of a flat array on."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, array, args[0], args[1])
+        pointer = _as_vector(context, builder, value, pointer)
+        builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+@intrinsic
+def zeros(typingctx, array):
+    """A vector of zeros of this array's dtype."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(context.get_value_type(vector), [0.0] * vector.lanes)
+
+    return vector(array), codegen
+
+
+@intrinsic
+def splat(typingctx, array, scalar):
+    """A vector of copies of one number, in this array's dtype."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        return _broadcast(context, builder, vector, args[1])
+
+    return vector(array, array.dtype), codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a * b + c."""
+
+    def codegen(context, builder, signature, args):
+        return _fused(context, builder, a, *args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def total(typingctx, value):
+    """The sum of the lanes, halves first: the same order every time."""
+
+    def codegen(context, builder, signature, args):
+        result, width = args[0], value.lanes
+        while width > 1:
+            width //= 2
+            pick = ir.VectorType(ir.IntType(32), width)
+            low = builder.shuffle_vector(result, result, ir.Constant(pick, list(range(width))))
+            high = ir.Constant(pick, list(range(width, 2 * width)))
+            result = builder.fadd(low, builder.shuffle_vector(result, result, high))
+        return builder.extract_element(result, ir.Constant(ir.IntType(32), 0))
+
+    return value.dtype(value), codegen
+
+
+@intrinsic
+def transpose_square(typingctx, source, at, step, target, to, pitch):
+    """target[to + j*pitch + i] = source[at + i*step + j] for i and j below `lanes`."""
+    vector = Vector(source.dtype)
+    width = vector.lanes
+
+    def codegen(context, builder, signature, args):
+        bytes_each = source.dtype.bitwidth // 8
+
+        def rows(array, value, start, step):
+            for i in range(width):
+                index = builder.add(start, builder.mul(step, _index(i)))
+                pointer = _pointer(context, builder, array, value, index)
+                yield _as_vector(context, builder, vector, pointer)
+
+        def interleave(a, b, first):
+            lanes = [first + i // 2 + width * (i % 2) for i in range(width)]
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), width), lanes)
+            return builder.shuffle_vector(a, b, mask)
+
+        values = [builder.load(p, align=bytes_each) for p in rows(source, *args[:3])]
+        for _ in range(width.bit_length() - 1):
+            pairs = zip(values[: width // 2], values[width // 2 :], strict=True)
+            values = [interleave(a, b, first) for a, b in pairs for first in (0, width // 2)]
+        for value, pointer in zip(values, rows(target, *args[3:]), strict=True):
+            builder.store(value, pointer, align=bytes_each)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(source, i, i, target, i, i), codegen
+
+
+@intrinsic
+def add_product(typingctx, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_row, depth, fresh):
+    """Add a product of two matrices to a block, or set the block to it where `fresh`.
+
+    c[c_at + i*c_row + j] += sum over k < depth of a[a_at + i*a_row + k*a_step] * b[b_at + k*b_step + j]
+    for i < block_rows, j < block_columns; the block stays in registers meanwhile.
+    """
+    vector = Vector(a.dtype)
+
+    def codegen(context, builder, signature, args):
+        a_row, a_step, b_step, c_row, depth = args[2], args[3], args[6], args[9], args[10]
+        a_base = _pointer(context, builder, a, args[0], args[1])
+        b_base = _pointer(context, builder, b, args[4], args[5])
+        c_base = _pointer(context, builder, c, args[7], args[8])
+        bytes_each = a.dtype.bitwidth // 8
+
+        def vectors(base):
+            for v in range(_VECTORS):
+                pointer = builder.gep(base, [_index(v * vector.lanes)])
+                yield _as_vector(context, builder, vector, pointer)
+
+        def row(base, step, i):
+            return builder.gep(base, [builder.mul(step, _index(i))])
+
+        block = [p for i in range(BLOCK_ROWS) for p in vectors(row(c_base, c_row, i))]
+        zero = ir.Constant(context.get_value_type(vector), [0.0] * vector.lanes)
+        start = [builder.load(p, align=bytes_each) for p in block]
+        start = [builder.select(args[11], zero, value) for value in start]
+        before = builder.block
+        head, body, end = (builder.append_basic_block(f"product.{n}") for n in ("head", "body", "end"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        k = builder.phi(ir.IntType(64))
+        k.add_incoming(_index(0), before)
+        sums = [builder.phi(context.get_value_type(vector)) for _ in block]
+        for value, first in zip(sums, start, strict=True):
+            value.add_incoming(first, before)
+        builder.cbranch(builder.icmp_signed("<", k, depth), body, end)
+
+        builder.position_at_end(body)
+        b_row = builder.gep(b_base, [builder.mul(k, b_step)])
+        across = [builder.load(p, align=bytes_each) for p in vectors(b_row)]
+        a_column = builder.gep(a_base, [builder.mul(k, a_step)])
+        following = []
+        for i in range(BLOCK_ROWS):
+            down = _broadcast(context, builder, vector, builder.load(row(a_column, a_row, i)))
+            for v in range(_VECTORS):
+                value = sums[i * _VECTORS + v]
+                following.append(_fused(context, builder, vector, down, across[v], value))
+        k.add_incoming(builder.add(k, _index(1)), body)
+        for value, after in zip(sums, following, strict=True):
+            value.add_incoming(after, body)
+        builder.branch(head)
+
+        builder.position_at_end(end)
+        for pointer, value in zip(block, sums, strict=True):
+            builder.store(value, pointer, align=bytes_each)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(a, i, i, i, b, i, i, c, i, i, i, types.boolean), codegen
