@@ -2,15 +2,28 @@
 
 Every message names the operator, the argument, what was expected and what was given::
 
-    deform_conv2d: expected `offset` of shape (2, 36, 7, 6) = (N, 2*offset_groups*kh*kw, Ho, Wo), got (2, 18, 7, 6)
+    deform_conv2d: expected `offset` of shape (2, 36, 7, 6) = (N, 2*offset_groups*kh*kw, Ho, Wo),
+    got (2, 18, 7, 6)
 """
 
 from __future__ import annotations
 
 import operator as _operator
-from typing import Any, Iterable, NoReturn, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
-__all__ = ["choice", "fail", "needs", "non_empty", "pad_pairs", "pair", "rank", "same_dtype", "shape"]
+__all__ = [
+    "choice",
+    "fail",
+    "integer",
+    "needs",
+    "non_empty",
+    "pad_pairs",
+    "pair",
+    "rank",
+    "same_dtype",
+    "shape",
+]
 
 
 def fail(
@@ -27,11 +40,19 @@ def choice(op: str, argument: str, value: Any, options: Sequence[str]) -> str:
     return value
 
 
-def _integer(op: str, argument: str, value: Any, minimum: int, why: str) -> int:
+def integer(
+    op: str,
+    argument: str,
+    value: Any,
+    minimum: int,
+    expected: str = "to be an integer",
+    why: str = "",
+) -> int:
+    """An integer of at least `minimum`; `expected` is the wording for another type."""
     try:
         result = _operator.index(value)
     except TypeError:
-        fail(op, argument, "to be an integer or a pair of integers", repr(value), why, TypeError)
+        fail(op, argument, expected, repr(value), why, TypeError)
     if result < minimum:
         fail(op, argument, f"to be at least {minimum}", repr(value), why)
     return result
@@ -39,15 +60,14 @@ def _integer(op: str, argument: str, value: Any, minimum: int, why: str) -> int:
 
 def pair(op: str, argument: str, value: Any, minimum: int) -> tuple[int, int]:
     """An integer, or a (y, x) pair of integers, each at least `minimum`."""
+    expected = "to be an integer or a pair of integers"
     why = "one integer for both axes or a pair (y, x)"
     if not isinstance(value, (tuple, list)):
         value = (value, value)
     if len(value) != 2:
-        fail(op, argument, "to be an integer or a pair of integers", repr(value), why)
-    return (
-        _integer(op, argument, value[0], minimum, why),
-        _integer(op, argument, value[1], minimum, why),
-    )
+        fail(op, argument, expected, repr(value), why)
+    y, x = (integer(op, argument, v, minimum, expected, why) for v in value)
+    return y, x
 
 
 def pad_pairs(op: str, argument: str, value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -86,7 +106,9 @@ def same_dtype(op: str, **arrays: Any) -> None:
     first, reference = given[0]
     for name, array in given[1:]:
         if array.dtype != reference.dtype:
-            fail(op, name, f"of dtype {reference.dtype} like `{first}`", array.dtype, error=TypeError)
+            fail(
+                op, name, f"of dtype {reference.dtype} like `{first}`", array.dtype, error=TypeError
+            )
 
 
 def needs(op: str, value: Any, given: dict[str, Any], names: tuple[str, ...]) -> frozenset[str]:

@@ -1,10 +1,11 @@
-"""One row per operator: what its arguments are. Tests, docs, bridges and tools loop over the rows."""
+"""One row per operator: what its arguments are. Tests, docs and tools loop over the rows."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -132,6 +133,10 @@ def _deform_conv2d_cases(rng: np.random.Generator) -> Iterator[Case]:
     yield _convolution(rng, "one-tap", n=1, c=3, kernel=(1, 1), bias=False)
     yield _convolution(rng, "far", n=3, c=7, padding=2, spread=30.0, mask=True)
     yield _convolution(rng, "empty-batch", n=0, padding=1, mask=True)
+    # More channels and pixels than a backend works on at once, in groups that cut across each other.
+    wide = dict(n=1, c=156, o=20, size=(12, 17), groups=2, offset_groups=3, mask=True, padding=1)
+    yield _convolution(rng, "wide", **wide)
+    yield _convolution(rng, "wide-channels-last", **wide, layout="NHWC")
 
 
 def _conv2d_cases(rng: np.random.Generator) -> Iterator[Case]:
@@ -140,6 +145,7 @@ def _conv2d_cases(rng: np.random.Generator) -> Iterator[Case]:
         rng, "channels-last", c=8, o=8, groups=2, stride=2, layout="NHWC", deformable=False
     )
     yield _convolution(rng, "dilated", dilation=2, padding=3, bias=False, deformable=False)
+    yield _convolution(rng, "wide", n=1, c=150, o=70, size=(12, 17), padding=1, deformable=False)
 
 
 def _bilinear_sample_cases(rng: np.random.Generator) -> Iterator[Case]:

@@ -227,13 +227,12 @@ def deform_conv2d(
 
     Notes
     -----
-    With S the bilinear sample of one channel, s, p and d stride, padding and dilation, g(o) the
+    With S the bilinear sample of channel c, s, p and d stride, padding and dilation, g(o) the
     channels of o's group and t the offset group of channel c, for every image:
 
-    .. math::
-
-        y_{o,i,j} = b_o + \sum_{c \in g(o)} \sum_{a,b} w_{o,c,a,b} \, m_{t,a,b,i,j} \,
-        S_c(i s_y - p_y + a d_y + \Delta y_{t,a,b,i,j}, j s_x - p_x + b d_x + \Delta x_{t,a,b,i,j})
+    .. math:: y_{o,i,j} &= b_o + \sum_{c \in g(o)} \sum_{a,b} w_{o,c,a,b} m_{t,a,b,i,j} S_c(u, v) \\
+        u &= i s_y - p_y + a d_y + \Delta y_{t,a,b,i,j} \\
+        v &= j s_x - p_x + b d_x + \Delta x_{t,a,b,i,j}
 
     Coordinates and sums are float32 for the two 16-bit types, and the result is rounded once. A
     coordinate that is NaN or infinite reads 0. Equal arguments give equal bytes, whatever the
@@ -241,8 +240,8 @@ def deform_conv2d(
 
     References
     ----------
-    .. [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
-    .. [2] X. Zhu et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
+    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+    .. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
        arXiv:1811.11168.
 
     Examples

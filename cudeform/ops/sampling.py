@@ -104,7 +104,7 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
 
     References
     ----------
-    .. [1] J. Dai et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
 
     Examples
     --------

@@ -1,0 +1,191 @@
+"""The house stands as it was drawn: imports point downward, every operator has all its rooms."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import reference
+
+import cudeform
+from cudeform.registry import OPERATORS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "cudeform"
+
+# From the ground up. A module imports from floors below its own, or from its own room if that
+# is an open one. An entry that ends with a dot is a room: a package with all that is in it.
+FLOORS = [
+    ["checks"],
+    ["arrays"],
+    ["geometry"],
+    ["coordinates", "offset_layouts", "cpu.", "cuda."],
+    ["ops"],
+    ["ops."],
+    [""],  # the public names, cudeform/__init__.py
+    ["registry"],
+    ["plot", "layers", "torch.", "jax", "keras"],
+    ["commands."],
+    ["__main__"],
+]
+OPEN_ROOMS = ("cpu.", "cuda.", "torch.", "commands.")
+
+# Who may import what is not everybody's. NumPy and the standard library are.
+RESERVED = {
+    "numba": ("cpu/",),
+    "llvmlite": ("cpu/",),
+    "cupy": ("cuda/runtime.py", "commands/machine.py"),
+    "cupy_backends": ("cuda/runtime.py",),
+    "cupyx": (),
+    "torch": ("torch/", "commands/peers.py", "commands/cuda_peers.py"),
+    # peers: what `bench` measures against
+    "torchvision": ("commands/peers.py", "commands/cuda_peers.py"),
+    "onnx": ("commands/peers.py",),
+    "onnxruntime": ("commands/peers.py",),
+    "openvino": ("commands/peers.py",),
+    "jax": ("jax.py",),
+    "keras": ("keras.py",),
+    "ctypes": (),
+    "subprocess": ("commands/machine.py",),  # nvidia-smi
+    "matplotlib": ("plot.py", "commands/"),
+    "rich": ("commands/",),
+    "skimage": ("commands/",),
+}
+
+
+def module_name(path):
+    """cudeform/ops/sampling.py -> "ops.sampling"; cudeform/__init__.py -> ""."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def place(module):
+    """(floor, room) of a module of the package."""
+    for floor, entries in enumerate(FLOORS):
+        for entry in entries:
+            if module == entry:
+                return floor, module
+            if entry.endswith(".") and (module + ".").startswith(entry):
+                # The package itself stands with its content, unless it has a floor of its own.
+                own = any(module in others for others in FLOORS)
+                if not own:
+                    return floor, entry
+    pytest.fail(f"cudeform/{module.replace('.', '/')}.py has no floor in test_architecture.py")
+
+
+def imports(path):
+    """Absolute dotted names that a file imports, wherever in it; ours down to the module."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                is_module = inner.removeprefix("cudeform.") in MODULES
+                names.add(inner if is_module and inner.startswith("cudeform.") else node.module)
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downward(module):
+    floor, room = place(module)
+    for name in imports(MODULES[module]):
+        if name == "cudeform" or name.startswith("cudeform."):
+            other = name.removeprefix("cudeform").removeprefix(".")
+            assert other in MODULES, f"{name} is no module"
+            other_floor, other_room = place(other)
+            at_home = room == other_room and room in OPEN_ROOMS
+            assert other_floor < floor or at_home, f"{module or 'cudeform'} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_stay_in_their_rooms(module):
+    path = MODULES[module].relative_to(PACKAGE).as_posix()
+    for name in imports(MODULES[module]):
+        library = name.partition(".")[0]
+        rooms = RESERVED.get(library)
+        if rooms is not None:
+            allowed = any(path == r or (r.endswith("/") and path.startswith(r)) for r in rooms)
+            assert allowed, f"cudeform/{path} imports {library}"
+
+
+def test_floors_name_no_file_that_is_gone():
+    """But for the rooms that are planned and not built yet."""
+    planned = {"layers", "torch.", "jax", "keras"}
+    for entry in {entry for entries in FLOORS for entry in entries} - planned:
+        assert any(m == entry or m.startswith(entry) for m in MODULES), entry
+
+
+def test_reference_shares_no_code_with_the_package():
+    assert imports(Path(reference.__file__)) == {"numpy"}
+
+
+SOURCES = [
+    path
+    for folder in ("cudeform", "kernels", "tests", "benchmarks", "examples", "docs")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in (".py", ".cu", ".cuh", ".h", ".cpp") and "_build" not in path.parts
+]
+
+
+def test_no_file_is_longer_than_a_sitting():
+    lengths = {path: len(path.read_text().splitlines()) for path in SOURCES}
+    assert lengths
+    long = {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > 450}
+    assert not long
+
+
+def test_kernel_files_include_only_each_other():
+    kernels = sorted((ROOT / "kernels").glob("*.cu*"))
+    names = {path.name for path in kernels}
+    for path in kernels:
+        for line in path.read_text().splitlines():
+            if line.lstrip().startswith("#include"):
+                assert line.split('"')[1:2] and line.split('"')[1] in names, f"{path.name}: {line}"
+
+
+every_row = pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
+
+
+@every_row
+def test_operator_has_all_its_rooms(row):
+    for folder in ("ops", "cpu", "cuda"):
+        assert (PACKAGE / folder / f"{row.family}.py").is_file(), f"{folder}/{row.family}.py"
+
+
+def test_every_kernel_file_is_launched_from_cuda():
+    """And every file that cuda/ names is there."""
+    named = {
+        node.value
+        for path in sorted((PACKAGE / "cuda").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    named = {name for name in named if name.endswith(".cu") and name != ".cu"}
+    assert named == {path.name for path in (ROOT / "kernels").glob("*.cu")}
+
+
+@every_row
+def test_backends_have_the_same_functions(row):
+    """cpu/<family>.py and cuda/<family>.py: `forward` and `backward` of the same parameters."""
+    cpu, cuda = (
+        importlib.import_module(f"cudeform.{name}.{row.family}") for name in ("cpu", "cuda")
+    )
+    for name in ("forward", "backward"):
+        parameters = list(inspect.signature(getattr(cpu, name)).parameters)
+        assert parameters == list(inspect.signature(getattr(cuda, name)).parameters)
+
+
+@every_row
+def test_operator_is_exported_and_has_a_reference(row):
+    for name in (row.name, row.name + "_backward"):
+        assert name in cudeform.__all__
+        assert callable(getattr(cudeform, name))
+        assert name in reference.__all__
+        assert callable(getattr(reference, name))

@@ -1,0 +1,85 @@
+"""Every backward is the transpose of its forward's derivative, in float64, exactly.
+
+All operators are linear in every array but the sampling coordinates, and within a cell of the
+pixel grid quadratic in those along any direction. For such a function the central difference has
+no truncation error, so a large step measures a derivative to rounding, and one random direction
+tests every element of a gradient at once: <(f(x + hv) - f(x - hv)) / 2h, g> = <v, grad_x>.
+"""
+
+import numpy as np
+import pytest
+from cases import Problem, operator, problem, problems
+
+from cudeform.registry import Case
+
+COORDINATES = ("offset", "points")
+STEP = 0.05
+# Of the sum of the magnitudes added up on either side: rounding of sums of some thousand terms.
+TOLERANCE = 1e-12
+
+
+def off_the_knots(case, rng):
+    """The case with every sampling coordinate between 0.1 and 0.9 past an integer."""
+    arrays = dict(case.arrays)
+    for name in COORDINATES & arrays.keys():
+        fraction = rng.uniform(0.1, 0.9, arrays[name].shape)
+        arrays[name] = np.floor(arrays[name]) + fraction
+    return Case(case.name, arrays, case.options)
+
+
+def arguments():
+    """Every (operator, case, argument) of the registry with something in it."""
+    return [
+        (name, case, argument)
+        for name, case in problems()
+        if problem(name, case, "float64").output.size
+        for argument in problem(name, case, "float64").case.arrays
+    ]
+
+
+def pairing(row, case, grad_output, argument, direction, backend):
+    """Both sides of the identity for one argument, and the size of the terms in them."""
+
+    def forward(step):
+        moved = {**case.arrays, argument: case.arrays[argument] + step * direction}
+        output = row.call(Case(case.name, moved, case.options), backend.to_device)
+        return backend.to_host(output)
+
+    difference = (forward(STEP) - forward(-STEP)) / (2 * STEP)
+    gradients = row.call_backward(
+        backend.to_device(grad_output), case, backend.to_device, needs=(argument,)
+    )
+    gradient = backend.to_host(getattr(gradients, argument))
+    size = np.sum(np.abs(difference * grad_output)) + np.sum(np.abs(direction * gradient))
+    return np.sum(difference * grad_output), np.sum(direction * gradient), size
+
+
+@pytest.mark.parametrize(("name", "case", "argument"), arguments())
+def test_backward_is_the_transposed_derivative(backend, name, case, argument, rng):
+    asked = problem(name, case, "float64")
+    moved = off_the_knots(asked.case, rng)
+    direction = rng.uniform(-1, 1, moved.arrays[argument].shape)
+    left, right, size = pairing(asked.row, moved, asked.grad_output, argument, direction, backend)
+    assert size > 0
+    assert abs(left - right) <= TOLERANCE * size
+
+
+@pytest.mark.parametrize("border", ["zeros", "clamp"])
+def test_each_offset_has_its_own_derivative(border, rng):
+    """Element by element, where the identity above sums over all elements."""
+    row = operator("deform_conv2d")
+    (case,) = (c for c in row.cases(rng) if c.name == "v2")
+    case = off_the_knots(Case(case.name, case.arrays, {**case.options, "border": border}), rng)
+    asked = Problem(row, case, "float64")
+    gradient = row.call_backward(asked.grad_output, case, needs=("offset",)).offset
+    elements = rng.choice(gradient.size, 40, replace=False)
+    for element in elements:
+        direction = np.zeros(gradient.size)
+        direction[element] = 1
+        sides = []
+        for step in (STEP, -STEP):
+            offset = case.arrays["offset"] + step * direction.reshape(gradient.shape)
+            moved = Case(case.name, {**case.arrays, "offset": offset}, case.options)
+            sides.append(row.call(moved))
+        difference = np.sum((sides[0] - sides[1]) / (2 * STEP) * asked.grad_output)
+        np.testing.assert_allclose(gradient.flat[element], difference, rtol=1e-9, atol=1e-11)

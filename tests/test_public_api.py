@@ -1,0 +1,176 @@
+"""What a user imports: names, signatures, docstrings, and what an import brings along."""
+
+import ast
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numpydoc.docscrape import FunctionDoc
+from test_architecture import MODULES
+
+import cudeform
+from cudeform.registry import OPERATORS
+
+every_row = pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
+FUNCTIONS = [name for name in cudeform.__all__ if inspect.isfunction(getattr(cudeform, name))]
+
+
+def bound_names(tree):
+    """(all names bound at the top of a module, the functions and classes among them)"""
+    bound, defined = set(), set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            defined.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                bound.update(n.id for n in ast.walk(target) if isinstance(n, ast.Name))
+    return bound | defined, defined
+
+
+def stated_names(module):
+    """The module's __all__."""
+    for node in ast.parse(MODULES[module].read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+def reading_order(name):
+    """CONSTANTS, Classes, functions, each by the alphabet: the order of the linter."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "__main__"])
+def test_all_is_explicit_and_true(module):
+    """Sorted, each name is bound, and no public function or class is left out."""
+    tree = ast.parse(MODULES[module].read_text())
+    bound, defined = bound_names(tree)
+    if not bound:
+        return  # the docstring of a package and no more
+    names = stated_names(module)
+    assert names, "needs a literal __all__"
+    assert names == sorted(names, key=reading_order)
+    assert len(names) == len(set(names))
+    assert set(names) <= bound
+    assert not {name for name in defined if not name.startswith("_")} - set(names)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_take_from_each_other_only_what_is_public(module):
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "cudeform":
+            source = node.module.removeprefix("cudeform").removeprefix(".")
+            for alias in node.names:
+                inner = f"{source}.{alias.name}".removeprefix(".")
+                taken = f"{module} takes {alias.name} from {node.module}"
+                assert inner in MODULES or alias.name in stated_names(source), taken
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_says_what_it_is(module):
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
+
+
+def python(code):
+    """What a new interpreter prints."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+HEAVY = ["numba", "llvmlite", "cupy", "torch", "jax", "keras", "ml_dtypes"] + [
+    "matplotlib",
+    "rich",
+    "scipy",
+    "skimage",
+]
+
+
+def test_import_brings_only_numpy():
+    loaded = python(
+        f"import cudeform, cudeform.registry, sys; print([n for n in {HEAVY} if n in sys.modules])"
+    )
+    assert loaded == "[]"
+
+
+def test_import_works_where_nothing_else_is_installed():
+    """None in sys.modules is how Python says that a module cannot be imported."""
+    assert (
+        python(
+            f"import sys; sys.modules.update(dict.fromkeys({HEAVY})); import cudeform;"
+            " print(cudeform.__version__)"
+        )
+        == cudeform.__version__
+    )
+
+
+def test_a_call_on_numpy_arrays_imports_no_other_framework():
+    frameworks = ["cupy", "torch", "jax", "keras"]
+    loaded = python(
+        "import sys; import numpy as np; import cudeform;"
+        "cudeform.conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 3, 3)));"
+        f"print([name for name in {frameworks} if name in sys.modules])"
+    )
+    assert loaded == "[]"
+
+
+@every_row
+def test_forward_takes_what_its_row_says(row):
+    parameters = inspect.signature(row.forward).parameters
+    arguments = {argument.name: argument for argument in row.arguments}
+    assert set(parameters) == arguments.keys() | set(row.options)
+    for name, argument in arguments.items():
+        default = None if argument.optional else inspect.Parameter.empty
+        assert parameters[name].default is default, name
+    for name in row.options:
+        assert parameters[name].default not in (None, inspect.Parameter.empty), name
+
+
+@every_row
+def test_backward_takes_and_returns_what_its_row_says(row):
+    """grad_output, then the forward's arguments in its order; a gradient for each array."""
+    forward = inspect.signature(row.forward).parameters
+    backward = inspect.signature(row.backward).parameters
+    assert next(iter(backward)) == "grad_output"
+    kept = [name for name in forward if name in backward]
+    assert [n for n in backward if n not in ("grad_output", "needs")] == kept
+    # A sum's addend has a gradient but no influence on one.
+    assert set(forward) - set(kept) <= {"bias"}
+    for name in kept:
+        assert backward[name].default == forward[name].default, name
+    returned = inspect.signature(row.backward, eval_str=True).return_annotation
+    assert sorted(returned._fields) == sorted(argument.name for argument in row.arguments)
+
+
+@every_row
+def test_cases_try_every_optional_argument_and_every_option(row):
+    cases = list(row.cases(np.random.default_rng(0)))
+    assert len({case.name for case in cases}) == len(cases)
+    for argument in row.arguments:
+        present = {argument.name in case.arrays for case in cases}
+        assert present == ({True, False} if argument.optional else {True}), argument.name
+    tried = {name for case in cases for name in case.options}
+    assert set(row.options) - tried <= {"precision"}, "precision is about a GPU's arithmetic"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstring_is_complete(name):
+    function = getattr(cudeform, name)
+    doc = FunctionDoc(function)
+    assert doc["Summary"] and len(doc["Summary"]) == 1, "one line says what it does"
+    described = [part for p in doc["Parameters"] for part in p.name.split(", ")]
+    assert sorted(described) == sorted(inspect.signature(function).parameters)
+    for section in ("Returns", "Raises"):
+        assert doc[section], f"no {section} section"
+
+
+@every_row
+def test_operator_has_an_example_and_cites_its_paper(row):
+    doc = FunctionDoc(row.forward)
+    assert doc["Examples"]
+    assert bool(doc["References"]) == bool(row.paper)
