@@ -1,0 +1,150 @@
+"""The pictures of the documentation, drawn by the library itself where it has something to say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+import cudeform
+
+Y_COLOR, X_COLOR, POINT_COLOR, INK = "#3b6fb6", "#d98032", "#b3246b", "#444444"
+STYLE = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "cudeform",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": "white",
+}
+
+
+def draw(folder: Path) -> None:
+    """Write every picture into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        for name, figure in PICTURES.items():
+            figure().savefig(folder / f"{name}.svg", metadata={"Date": None})
+
+
+def pixel_grid() -> Figure:
+    """A point between four pixel centres, and the weights it gives them."""
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    height, width, (y, x) = 4, 6, (1.3, 3.6)
+    for row, column in np.ndindex(height, width):
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="#cccccc"))
+    rows, columns = np.mgrid[:height, :width]
+    axes.plot(columns.ravel(), rows.ravel(), ".", color="#aaaaaa", ms=5)
+    for row, column in ((1, 3), (1, 4), (2, 3), (2, 4)):
+        weight = (1 - abs(y - row)) * (1 - abs(x - column))
+        axes.add_patch(
+            Rectangle((column - 0.5, row - 0.5), 1, 1, fc=POINT_COLOR, ec="none", alpha=weight)
+        )
+        axes.text(column, row + 0.3, f"{weight:.2f}", ha="center", va="center")
+        axes.plot([x, column], [y, row], lw=0.8, color=POINT_COLOR)
+    axes.plot(x, y, "o", color=POINT_COLOR)
+    axes.text(x, -0.62, f"(y, x) = ({y}, {x})", color=POINT_COLOR, weight="bold", ha="center")
+    axes.plot([x, x], [y, -0.58], ":", color=POINT_COLOR, lw=1)
+    axes.set(xlim=(-0.7, width - 0.3), ylim=(height - 0.3, -0.9), xlabel="x", ylabel="y")
+    axes.set(xticks=range(width), yticks=range(height), aspect="equal")
+    return figure
+
+
+def borders() -> Figure:
+    """Value and derivative along a row of pixels, for both border rules."""
+    row = np.array([2.0, 3.0, 1.0, 2.0])
+    x = np.linspace(-2, len(row) + 1, 2001)
+    points = np.stack([np.zeros_like(x), x], axis=-1)[None]
+    image = np.repeat(row[None], 2, axis=0)[None, None]  # two rows: y = 0 is inside
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    all_axes = figure.subplots(2, 2, sharex=True, sharey="row")
+    for (above, below), border in zip(all_axes.T, cudeform.geometry.BORDERS, strict=True):
+        value = cudeform.bilinear_sample(image, points, border=border)[0, 0]
+        slope = cudeform.bilinear_sample_backward(
+            np.ones_like(value)[None, None], image, points, border=border, needs=["points"]
+        ).points[0, :, 1]
+        _curve(above, x, value, Y_COLOR)
+        _curve(below, x, slope, X_COLOR)
+        above.plot(row, "o", color=INK, ms=4)
+        above.set_title(f'border="{border}"', family="monospace", fontsize=10)
+        below.axhline(0, color="#dddddd", lw=0.8, zorder=0)
+        below.set_xlabel("x, in pixels")
+        for axes in (above, below):
+            axes.axvspan(-0.5, len(row) - 0.5, color="#f3f3f3", zorder=-1)
+            axes.set_xticks(range(-2, len(row) + 2))
+    all_axes[0, 0].set_ylabel("sample")
+    all_axes[1, 0].set_ylabel("derivative by x")
+    return figure
+
+
+def _curve(axes: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
+    """A line that is broken where the function jumps."""
+    jumps = np.flatnonzero(np.abs(np.diff(y)) > 0.1) + 1
+    axes.plot(np.insert(x, jumps, np.nan), np.insert(y, jumps, np.nan), color=color, lw=1.8)
+
+
+def offset_layouts() -> Figure:
+    """Which channel holds which tap's y and x, for a 3 x 3 kernel in three libraries."""
+    names = cudeform.offset_layouts.LIBRARIES
+    figure = Figure(figsize=(7.4, 5.2), layout="constrained")
+    grids, strips = figure.subfigures(1, 2, width_ratios=(1, 2.6))
+    for axes, name in zip(grids.subplots(len(names)), names, strict=True):
+        _tap_numbers(axes, name)
+    for axes, name in zip(strips.subplots(len(names)), names, strict=True):
+        _channels(axes, name)
+    return figure
+
+
+def _channel_owners(name: str) -> list[tuple[int, str]]:
+    """(row-major tap, "y" or "x") of every channel of a library, asked of `convert_offset`."""
+    ours = np.arange(18.0).reshape(1, 18, 1, 1)
+    theirs = cudeform.convert_offset(ours, "torchvision", name, kernel_size=3)
+    return [(int(channel) // 2, "yx"[int(channel) % 2]) for channel in theirs.ravel()]
+
+
+def _tap_numbers(axes: Axes, name: str) -> None:
+    order = list(dict.fromkeys(tap for tap, _ in _channel_owners(name)))
+    for number, tap in enumerate(order):
+        row, column = divmod(tap, 3)
+        axes.add_patch(Rectangle((column, row), 1, 1, fc="#f3f3f3", ec="white", lw=2))
+        axes.text(column + 0.5, row + 0.5, str(number), ha="center", va="center", fontsize=11)
+    centers = [divmod(tap, 3) for tap in order]
+    path = np.array([(column + 0.5, row + 0.5) for row, column in centers])
+    axes.plot(*path.T, color=POINT_COLOR, lw=1, alpha=0.35)
+    axes.set_title(name, loc="left", family="monospace", weight="bold", fontsize=10)
+    axes.set(xlim=(0, 3), ylim=(3, 0), aspect="equal", anchor="W")
+    axes.axis("off")
+
+
+def _channels(axes: Axes, name: str) -> None:
+    owners = _channel_owners(name)
+    numbers = {tap: n for n, tap in enumerate(dict.fromkeys(tap for tap, _ in owners))}
+    for channel, (tap, axis) in enumerate(owners):
+        color = Y_COLOR if axis == "y" else X_COLOR
+        axes.add_patch(Rectangle((channel, 0), 1, 1, fc=color, ec="white", lw=1.5))
+        axes.text(
+            channel + 0.5, 0.5, f"{axis}{numbers[tap]}", ha="center", va="center", color="white"
+        )
+        axes.text(channel + 0.5, 1.25, str(channel), ha="center", va="center", fontsize=7)
+    shape = "(N, Ho, Wo, 18)" if name == "dcnv3" else "(N, 18, Ho, Wo)"
+    axes.set_title(f"channels of an offset {shape}", loc="left", fontsize=9)
+    axes.set(xlim=(0, len(owners)), ylim=(2.2, -0.6))
+    axes.axis("off")
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "pixel_grid": pixel_grid,
+    "borders": borders,
+    "offset_layouts": offset_layouts,
+}

@@ -1,0 +1,120 @@
+"""Tables for the README and the documentation, from the registry and the committed measurements.
+
+``python docs/tables.py`` writes them into README.md; a test says when that is due.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cudeform.registry import OPERATORS
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+OURS = "cudeform"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """The table as Markdown has it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def operators() -> str:
+    """What there is, a row of the registry each."""
+    rows = []
+    for operator in OPERATORS:
+        arguments = ", ".join(
+            f"{argument.name} (optional)" if argument.optional else argument.name
+            for argument in operator.arguments
+        )
+        rows.append([f"`{operator.name}`", operator.summary, arguments, operator.paper])
+    return markdown(["function", "what it computes", "arrays, all differentiable", "paper"], rows)
+
+
+def benchmarks() -> str:
+    """Every committed run: the machine, our times, and the ratios to the peers' of the same run."""
+    return _measured("median_ms", _times)
+
+
+def memory() -> str:
+    """The memory that a call takes beyond its inputs and outputs, in every committed run."""
+    return _measured("extra_mb", _megabytes)
+
+
+def _measured(field: str, table: Callable[[list[dict[str, Any]]], str]) -> str:
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    runs = [run for run in runs if field in run["results"][0]]
+    if not runs:
+        return "No measurements are committed yet."
+    return "\n\n".join(f"{_machine(run['machine'])}\n\n{table(run['results'])}" for run in runs)
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    where = f"{facts.get('gpu', facts['processor'])}, {facts['threads']} threads, {facts['date']}"
+    versions = [
+        f"{name} {facts[name]}"
+        for name in ("python", "numpy", "numba", "torch", "torchvision", "onnxruntime", "openvino")
+        if name in facts
+    ]
+    return f"{where}; {', '.join(versions)}:"
+
+
+def _times(results: list[dict[str, Any]]) -> str:
+    """Milliseconds of ours, and how many times as long the others took."""
+    peers = [name for result in results for name in result["median_ms"] if name != OURS]
+    peers = list(dict.fromkeys(peers))
+    rows = []
+    for result in results:
+        ratios = [f"{result['ratio'][p]:.2f}×" if p in result["ratio"] else "" for p in peers]
+        ours = f"{result['median_ms'][OURS]:.1f} ms"
+        rows.append([result["workload"], result["pass"], ours, *ratios])
+    return markdown(["N×C×H×W → O", "pass", OURS, *peers], rows)
+
+
+def _megabytes(results: list[dict[str, Any]]) -> str:
+    peers = list(dict.fromkeys(result["peer"] for result in results))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for result in results:
+        row = cells.setdefault((result["workload"], result["pass"]), {})
+        row[result["peer"]] = f"{result['extra_mb']:.0f} MB"
+    rows = [[*key, *(row.get(peer, "") for peer in peers)] for key, row in cells.items()]
+    return markdown(["N×C×H×W → O", "pass", *peers], rows)
+
+
+def write(folder: Path) -> None:
+    """Write the tables into a folder, for pages to include."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in TABLES.items():
+        (folder / f"{name}.md").write_text(table() + "\n")
+
+
+def write_reference(folder: Path) -> None:
+    """Write the reference's page of operators, and with it the list of their own pages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["Operators", "=========", "", ".. currentmodule:: cudeform", ""]
+    lines += [".. autosummary::", "   :toctree: .", ""]
+    for operator in OPERATORS:
+        lines += [f"   {operator.name}", f"   {operator.name}_backward"]
+    (folder / "operators.rst").write_text("\n".join(lines) + "\n")
+
+
+def filled(text: str) -> str:
+    """README's text with every table between its marks as it is now."""
+    for name, table in README_TABLES.items():
+        begin, end = f"<!-- {name}: written by docs/tables.py -->\n", "<!-- end -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end, 1)
+        text = before + begin + table() + "\n" + end + after
+    return text
+
+
+README_TABLES = {"operators": operators, "benchmarks": benchmarks}
+TABLES = {**README_TABLES, "memory": memory}
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text()))
