@@ -26,9 +26,10 @@ NOWHERE = {
     r"LDL|STL": "local memory",
     r"ATOMS\.CAST\.SPIN": "a float atomic in shared memory, which is a loop",
 }
-# Opcodes that may not be in a hot loop
-IN_NO_HOT_LOOP = {
-    r"CALL": "a call",
+# Opcodes that may not be in a hot loop; a loop around it may be left by a call that never returns
+IN_NO_HOT_LOOP = {r"CALL": "a call"}
+# Opcodes that may not be in a hot loop, nor in the loops around it
+NOR_AROUND = {
     r"MUFU\.RCP": "a division",
     r"MATCH|WARPSYNC\.COLLECTIVE": "a shuffle among lanes that the compiler cannot know",
 }
@@ -140,7 +141,10 @@ def faults(listing: list[str], hot: Hot | None) -> list[str]:
     packs = wide_loads(loop.instructions) // hot.loads
     if wide_stores(loop.instructions) < packs * hot.stores:
         found.append("no 128-bit store in the hot loop")
-    return found + _forbidden(loop.instructions, IN_NO_HOT_LOOP)
+    around = [other for other in loops(listing) if other.contains(loop)]
+    outermost = max(around, key=lambda other: len(other.instructions), default=loop)
+    found += _forbidden(loop.instructions, IN_NO_HOT_LOOP)
+    return found + _forbidden(outermost.instructions, NOR_AROUND)
 
 
 def _forbidden(instructions: list[str], what: dict[str, str]) -> list[str]:
