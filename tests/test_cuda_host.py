@@ -14,7 +14,7 @@ from emulator.device import EmulatorDevice, EmulatorError, install, to_device, t
 from tolerances import assert_close
 
 import cudeform
-from cudeform.cuda import deform_conv, layout, runtime, sampling, sort
+from cudeform.cuda import chunks, columns, deform_conv, layout, runtime, sort
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def device():
 def test_chunks_cover_every_pixel_once(most):
     points = cudeform.geometry.Points(5, 3, 9, 9, 7, 9)
     seen = np.zeros((5, 63), int)
-    for chunk in sampling.chunks(points, range(1, 5), most):
+    for chunk in chunks.chunks(points, range(1, 5), most):
         assert chunk.size <= most
         seen[chunk.batch, chunk.pixel : chunk.pixel + chunk.pixels] += 1
     np.testing.assert_array_equal(seen[1:], 1)
@@ -44,9 +44,9 @@ def test_results_do_not_depend_on_the_workspace(monkeypatch, device, name, dtype
     todo = problem("deform_conv2d", name, dtype)
     emulator = backends.BACKENDS["emulator"]
     whole = {"output": todo.forward(emulator), **todo.backward(emulator)}
-    monkeypatch.setattr(sampling, "COLUMN_BYTES", small)
+    monkeypatch.setattr(columns, "COLUMN_BYTES", small)
     monkeypatch.setattr(deform_conv, "COLUMN_BYTES", small)
-    monkeypatch.setattr(sampling, "IMAGE_BYTES", small)
+    monkeypatch.setattr(chunks, "IMAGE_BYTES", small)
     device.launched.clear()
     parts = {"output": todo.forward(emulator), **todo.backward(emulator)}
     kernels = {kernel for _, _, kernel in device.launched}
@@ -73,8 +73,8 @@ def _allocations(monkeypatch, device, call):
 
 def test_workspace_does_not_grow_with_the_batch(monkeypatch, device):
     """The largest array besides arguments and results is the same for 1 image and for 8."""
-    monkeypatch.setattr(sampling, "IMAGE_BYTES", 1 << 12)
-    monkeypatch.setattr(sampling, "COLUMN_BYTES", 1 << 14)
+    monkeypatch.setattr(chunks, "IMAGE_BYTES", 1 << 12)
+    monkeypatch.setattr(columns, "COLUMN_BYTES", 1 << 14)
     monkeypatch.setattr(deform_conv, "COLUMN_BYTES", 1 << 14)
     rng = np.random.default_rng(0)
     largest = {}
@@ -123,8 +123,8 @@ def test_every_kernel_of_every_variant_runs_clean(monkeypatch, device, dtype, in
         want = reference.deform_conv2d(**exact, padding=1)
         assert_close(emulator.to_host(output), want, dtype, what="output")
         on_device.pop("bias"), exact.pop("bias")
-        for limit in (sampling.COLUMN_BYTES, 1 << 10):
-            monkeypatch.setattr(sampling, "COLUMN_BYTES", limit)
+        for limit in (columns.COLUMN_BYTES, 1 << 10):
+            monkeypatch.setattr(columns, "COLUMN_BYTES", limit)
             got = cudeform.deform_conv2d_backward(to_device(grad_output), **on_device, padding=1)
             want = reference.deform_conv2d_backward(
                 grad_output.astype(np.float64), **exact, padding=1
@@ -137,8 +137,10 @@ def test_every_kernel_of_every_variant_runs_clean(monkeypatch, device, dtype, in
     scalar = runtime.SCALARS[dtype]
     wanted = [
         unit
-        for unit in sampling.units()
-        if ("SCALAR", scalar) in unit.defines and ("INDEX", index) in unit.defines
+        for unit in columns.units()
+        if unit.file == "sampling.cu"
+        and ("SCALAR", scalar) in unit.defines
+        and ("INDEX", index) in unit.defines
     ]
     assert wanted
     for unit in wanted:
@@ -147,16 +149,23 @@ def test_every_kernel_of_every_variant_runs_clean(monkeypatch, device, dtype, in
     assert sampled == set(_kernels(wanted[0]))
 
 
-def test_misaligned_arrays_use_narrower_vectors(device):
-    """A contiguous array that starts off the 16-byte grid: an image cut out of a batch."""
+def test_misaligned_arrays_give_the_same_bytes(device):
+    """A contiguous array that starts off the 16-byte grid, as one cut out of another may."""
     rng = np.random.default_rng(5)
     batch = rng.standard_normal((2, 3, 3, 8)).astype(np.float32)
     flat = to_device(np.concatenate([[0.0], batch.ravel()]).astype(np.float32))
     shifted = flat[1:].reshape(batch.shape)
-    points = to_device(rng.uniform(0, 2, size=(2, 4, 2)).astype(np.float32))
+    points = to_device(rng.uniform(0, 2, size=(2, 9, 2)).astype(np.float32))
     got = cudeform.bilinear_sample(shifted, points, layout="NHWC")
     want = cudeform.bilinear_sample(to_device(batch), points, layout="NHWC")
     np.testing.assert_array_equal(to_host(got), to_host(want))
+    grads = [shifted.reshape(2, 9, 8), to_device(batch).reshape(2, 9, 8)]
+    got, want = (
+        cudeform.bilinear_sample_backward(grad, to_device(batch), points, layout="NHWC")
+        for grad in grads
+    )
+    np.testing.assert_array_equal(to_host(got.input), to_host(want.input))
+    np.testing.assert_array_equal(to_host(got.points), to_host(want.points))
 
 
 def _converted(device, source, dtype):

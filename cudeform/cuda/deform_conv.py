@@ -8,22 +8,24 @@ from typing import Any
 import numpy as np
 
 from cudeform.arrays import sum_dtype
-from cudeform.cuda import layout, sampling, sort
-from cudeform.cuda.runtime import Device, Unit, device_of
-from cudeform.cuda.sampling import Block, Chunk, Gradients, Sampler
+from cudeform.cuda import layout
+from cudeform.cuda.chunks import Chunk, chunks, image_groups
+from cudeform.cuda.columns import (
+    Block,
+    Gradients,
+    Sampler,
+    backpropagate,
+    channels_last,
+    most_backward_pixels,
+    units,
+)
+from cudeform.cuda.runtime import Device, device_of
 from cudeform.geometry import ConvPlan
 
 __all__ = ["backward", "forward", "units"]
 
 COLUMN_BYTES = 40 << 20  # columns of a chunk: what stays in the L2 cache until the product reads it
 BLOCK_CHANNELS = 64  # channels of gradients of columns at once
-
-
-def units() -> Iterator[Unit]:
-    """Every variant that a call can ask for."""
-    yield from layout.units()
-    yield from sort.units()
-    yield from sampling.units()
 
 
 def _most_pixels(plan: ConvPlan, dtype: np.dtype) -> int:
@@ -59,9 +61,9 @@ def forward(
         sampler = Sampler(device, points, input.dtype)
         packed = _packed_weight(device, plan, weight)
         most = _most_pixels(plan, sampler.dtype)
-        for images in sampling.image_groups(points, most, sampler.dtype.itemsize):
-            last = sampling.channels_last(device, points, input, images)
-            for chunk in sampling.chunks(points, images, most):
+        for images in image_groups(points, most, sampler.dtype.itemsize):
+            last = channels_last(device, points, input, images)
+            for chunk in chunks(points, images, most):
                 columns = sampler.columns(
                     chunk,
                     _all_channels(plan),
@@ -132,7 +134,7 @@ class _Backward:
         self.sampler = Sampler(device, plan.points, dtype)
         self.blocks = list(_blocks(plan))
         channels = max(block.channels for block in self.blocks)
-        self.most = sampling.most_backward_pixels(plan.points, channels, self.sampler.dtype)
+        self.most = most_backward_pixels(plan.points, channels, self.sampler.dtype)
         self.packed: dict[Block, Any] = {}
 
     def run(
@@ -154,11 +156,11 @@ class _Backward:
         if targets.needs:
             self.packed = {block: self._packed_block(weight, block) for block in self.blocks}
 
-        for images in sampling.image_groups(points, self.most, self.sampler.dtype.itemsize):
+        for images in image_groups(points, self.most, self.sampler.dtype.itemsize):
             last = grad_output_last = None
-            grad_output_last = sampling.channels_last(device, points, grad_output, images)
+            grad_output_last = channels_last(device, points, grad_output, images)
             if self.needs - {"bias"}:
-                last = sampling.channels_last(device, points, input, images)
+                last = channels_last(device, points, input, images)
             if grad_bias is not None:
                 self._add_bias(images, grad_output_last, grad_bias)
             if grad_weight is not None:
@@ -207,7 +209,7 @@ class _Backward:
         """Add grad_output^T columns of some images, given channels last."""
         plan = self.plan
         most = _most_pixels(plan, self.sampler.dtype)
-        for chunk in sampling.chunks(plan.points, images, most):
+        for chunk in chunks(plan.points, images, most):
             columns = self.sampler.columns(
                 chunk,
                 _all_channels(plan),
@@ -251,7 +253,7 @@ class _Backward:
             self.device.gemm(rows, packed, columns.swapaxes(0, 1), precision=plan.precision)
             return columns
 
-        sampling.backpropagate(
+        backpropagate(
             self.sampler,
             images,
             self.most,
