@@ -56,6 +56,8 @@ def _find_kind(array_type: type) -> Kind | None:
     cupy = sys.modules.get("cupy")
     if cupy is not None and issubclass(array_type, cupy.ndarray):
         return _CUPY
+    if issubclass(array_type, np.ma.MaskedArray):
+        return None  # its mask would be lost
     if issubclass(array_type, np.ndarray):
         return _HOST
     return None

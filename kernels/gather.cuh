@@ -23,17 +23,18 @@ struct alignas(16) Fraction {
 };
 
 // Calls add(point, its fraction, weight) for every point that touches pixel (y, x) of `image`. All threads that share
-// the pixel do the same: their loads are one, and cost less than handing the numbers around.
+// the pixel do the same: their loads are one, and cost less than handing the numbers around. Where all points are
+// `on_pixels` only those of its own cell touch it, and only they may: 0 * NaN is not 0.
 template <class S, class Add>
 __device__ __forceinline__ void gather(const int* __restrict__ starts, const int* __restrict__ order,
                                        const Fraction<S>* __restrict__ fractions, int image, int y, int x,
-                                       int image_height, int image_width, Add add) {
+                                       int image_height, int image_width, bool on_pixels, Add add) {
   const int above = image * cells_of(image_height, image_width) + y * (image_width + 1) + x;
-  for (int down = 1; down >= 0; --down) {  // first the cells above the pixel, of which it is a lower corner
+  for (int down = on_pixels ? 0 : 1; down >= 0; --down) {  // first the cells of which it is a lower corner
     const int* run = starts + above + (1 - down) * (image_width + 1);
-    const int begin = __ldg(run), middle = __ldg(run + 1), end = __ldg(run + 2);
+    const int middle = __ldg(run + 1), end = __ldg(run + 2);
 #pragma unroll 4
-    for (int i = begin; i < end; ++i) {
+    for (int i = on_pixels ? middle : __ldg(run); i < end; ++i) {
       const int point = __ldg(order + i);
       const Fraction<S> f = fractions[point];
       add(point, f, side_weight(f.ly, down) * side_weight(f.lx, i < middle) * f.scale);

@@ -18,6 +18,7 @@ struct Params {
   int kernel_width, taps;
   int stride_y, stride_x, origin_y, origin_x, dilation_y, dilation_x;
   int border;
+  int plain;  // no offsets: every point is a pixel
   int offset_groups, group_channels;
   int first_channel, channels, block_channels, blocks;
   float blocks_per_channel;
@@ -84,7 +85,7 @@ __device__ __forceinline__ Span span_of(const Params& p, int group) {
 // The geometry of one point, computed once for all its channels.
 struct alignas(16) Footprint {
   Index corner[4];  // first element of each corner's pixel
-  Sum weight[4];    // with the mask folded in; 0 outside
+  Sum weight[4];    // with the mask folded in; mask * 0 outside
   Index row;        // first element of the point's column, in block 0
   Span span;
   int inside;
@@ -115,9 +116,11 @@ __device__ __forceinline__ Footprint footprint_of(const Params& p, int number, c
   const Index image = (Index)place.image * p.height * p.width;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const bool exists = corner_exists(cell, k, p.height, p.width);
-    f.weight[k] = exists ? corner_weight(cell.ly, cell.lx, k) * scale : Sum(0);
-    f.corner[k] = (image + corner_pixel(cell, k, p.height, p.width)) * p.input_channels;
+    // A plain convolution reads one pixel: four quarters of it, so that nothing of a neighbour's NaN gets in.
+    const int corner = p.plain ? 0 : k;
+    const Sum weight = p.plain ? Sum(0.25) : corner_weight(cell.ly, cell.lx, k);
+    f.weight[k] = (corner_exists(cell, corner, p.height, p.width) ? weight : Sum(0)) * scale;
+    f.corner[k] = (image + corner_pixel(cell, corner, p.height, p.width)) * p.input_channels;
   }
   return f;
 }
@@ -150,9 +153,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         Sum sum = 0;
 #pragma unroll
         for (int k = 0; k < 4; ++k) sum += f.weight[k] * widen(corner[k].lane[v]);
-        narrow(out.lane[v], sum);
+        narrow(out.lane[v], f.inside ? sum : f.weight[0]);  // outside not 0 * pixel, which may be infinite
       }
-      if (!f.inside) out.clear();  // not by weights of 0: the pixel that was read may be infinite
       out.store(columns + (f.row + column_of(p, c)));
     }
   }
@@ -268,7 +270,7 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_co
 #pragma unroll
       for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
     }
-    gather(starts, order, fractions, image * p.offset_groups + group, y, x, p.height, p.width,
+    gather(starts, order, fractions, image * p.offset_groups + group, y, x, p.height, p.width, p.plain,
            [&](int number, const Fraction<Sum>& f, Sum weight) {
              const int tap = number - (f.pixel * p.offset_groups + group) * p.taps;
              Channels grad;

@@ -34,7 +34,7 @@ PARAMS = np.dtype(
         "out_width", "first_pixel", "chunk_pixels", "images",
         "kernel_width", "taps",
         "stride_y", "stride_x", "origin_y", "origin_x", "dilation_y", "dilation_x",
-        "border",
+        "border", "plain",
         "offset_groups", "group_channels",
         "first_channel", "channels", "block_channels", "blocks",
     )]
@@ -106,7 +106,7 @@ def _named(names: tuple[str, ...], values: tuple[int, ...]) -> dict[str, int]:
 class Sampler:
     """Launches the kernels of ``sampling.cu`` for the calls on one set of sampling points."""
 
-    def __init__(self, device: Device, points: Points, dtype: Any) -> None:
+    def __init__(self, device: Device, points: Points, dtype: Any, *, plain: bool = False) -> None:
         self.device = device
         self.points = points
         self.dtype = np.dtype(dtype)
@@ -123,6 +123,7 @@ class Sampler:
             "kernel_width": points.kernel[1],
             "taps": points.taps,
             "border": BORDERS.index(points.border),
+            "plain": int(plain),
             "offset_groups": points.offset_groups,
             "group_channels": points.group_channels,
             **_named(("stride_y", "stride_x"), points.stride),

@@ -58,7 +58,7 @@ def forward(
             return output
         if bias is not None:
             layout.fill(device, bias, output, 1 if points.channels_last else points.pixels)
-        sampler = Sampler(device, points, input.dtype)
+        sampler = Sampler(device, points, input.dtype, plain=not plan.deformable)
         packed = _packed_weight(device, plan, weight)
         most = _most_pixels(plan, sampler.dtype)
         for images in image_groups(points, most, sampler.dtype.itemsize):
@@ -131,7 +131,7 @@ class _Backward:
         self.device = device
         self.plan = plan
         self.needs = needs
-        self.sampler = Sampler(device, plan.points, dtype)
+        self.sampler = Sampler(device, plan.points, dtype, plain=not plan.deformable)
         self.blocks = list(_blocks(plan))
         channels = max(block.channels for block in self.blocks)
         self.most = most_backward_pixels(plan.points, channels, self.sampler.dtype)

@@ -23,6 +23,7 @@ from cudeform.arrays import dtype_name
 
 __all__ = [
     "SCALARS",
+    "CupyDevice",
     "Device",
     "Gemm",
     "Unit",
