@@ -40,13 +40,14 @@ def main() -> int:
         print(json.dumps(measure(peer, name, replace(CPU[0], batch=int(batch)))))
         return 0
 
-    results = [
+    facts = machine.describe(*peers.DISTRIBUTIONS)
+    attempts = [
         in_a_process(peer, name, batch)
         for name in PASSES
         for peer in MEASURED
         for batch in given.batches
     ]
-    facts = machine.describe(*peers.DISTRIBUTIONS)
+    results = [attempt for attempt in attempts if "extra_mb" in attempt]
     print(report(results, facts))
     if given.json:
         content = json.dumps({"machine": facts, "results": results}, indent=1)
@@ -88,10 +89,7 @@ def _status(field: str) -> int:
 
 
 def report(results: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    rows = [
-        (r["workload"], r["pass"], r["peer"], f"{r['extra_mb']} MB" if "extra_mb" in r else "-")
-        for r in results
-    ]
+    rows = [(r["workload"], r["pass"], r["peer"], f"{r['extra_mb']} MB") for r in results]
     header = ("workload", "pass", "", "peak beyond inputs and outputs")
     title = f"{facts['processor']}, {facts['threads']} threads, {facts['date']}"
     return f"{title}\n{table(header, rows)}"

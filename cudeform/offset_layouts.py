@@ -182,7 +182,8 @@ def convert_offset(
     >>> import numpy as np
     >>> import cudeform
     >>> chainer = np.array([1.0, 2.0, 10.0, 20.0]).reshape(1, 4, 1, 1)
-    >>> cudeform.convert_offset(chainer, "chainer", "torchvision", kernel_size=(1, 2)).ravel()
+    >>> ours = cudeform.convert_offset(chainer, "chainer", "torchvision", kernel_size=(1, 2))
+    >>> ours.ravel()
     array([10.,  1., 20.,  2.])
     """
     op = "convert_offset"

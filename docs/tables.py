@@ -47,7 +47,7 @@ def memory() -> str:
 
 def _measured(field: str, table: Callable[[list[dict[str, Any]]], str]) -> str:
     runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    runs = [run for run in runs if field in run["results"][0]]
+    runs = [run for run in runs if all(field in result for result in run["results"])]
     if not runs:
         return "No measurements are committed yet."
     return "\n\n".join(f"{_machine(run['machine'])}\n\n{table(run['results'])}" for run in runs)
@@ -71,15 +71,19 @@ def _times(results: list[dict[str, Any]]) -> str:
     for result in results:
         ratios = [f"{result['ratio'][p]:.2f}×" if p in result["ratio"] else "" for p in peers]
         ours = f"{result['median_ms'][OURS]:.1f} ms"
-        rows.append([result["workload"], result["pass"], ours, *ratios])
+        rows.append([_pretty(result["workload"]), result["pass"], ours, *ratios])
     return markdown(["N×C×H×W → O", "pass", OURS, *peers], rows)
+
+
+def _pretty(workload: str) -> str:
+    return workload.replace("x", "×").replace("->", "→")
 
 
 def _megabytes(results: list[dict[str, Any]]) -> str:
     peers = list(dict.fromkeys(result["peer"] for result in results))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for result in results:
-        row = cells.setdefault((result["workload"], result["pass"]), {})
+        row = cells.setdefault((_pretty(result["workload"]), result["pass"]), {})
         row[result["peer"]] = f"{result['extra_mb']:.0f} MB"
     rows = [[*key, *(row.get(peer, "") for peer in peers)] for key, row in cells.items()]
     return markdown(["N×C×H×W → O", "pass", *peers], rows)

@@ -175,7 +175,9 @@ class TestBench:
         done = run(tmp_path, "bench", "--quick", "--json", "results.json")
         assert done.returncode == 0, done.stdout + done.stderr
         written = json.loads((tmp_path / "results.json").read_text())
-        assert {"processor", "threads", "date", "python", "numpy"} <= written["machine"].keys()
+        assert {"processor", "threads", "load", "date", "python", "numpy"} <= written[
+            "machine"
+        ].keys()
         assert [result["pass"] for result in written["results"]] == ["forward", "backward"]
         for result in written["results"]:
             medians = result["median_ms"]
@@ -267,7 +269,7 @@ class TestDemo:
         io.imsave(tmp_path / "grey.png", grey, check_contrast=False)
         done = run(tmp_path, "demo", "--image", "grey.png", "--steps", 2, "--output", "out.pdf")
         assert done.returncode == 0, done.stderr
-        assert re.search(r"photograph +grey.png, 50 x 40 pixels", done.stdout)
+        assert re.search(r"photograph +grey.png\n.*\bsize +50 x 40 pixels", done.stdout, re.DOTALL)
         assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
 
     @pytest.mark.parametrize(

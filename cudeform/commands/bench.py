@@ -46,12 +46,12 @@ def run(given: argparse.Namespace) -> int:
     cupy, reason = (None, None) if given.device == "cpu" else machine.cupy_or_reason()
     if cupy is None and given.device == "cuda":
         raise CommandError(f"no GPU to measure: {reason}")
+    facts = machine.describe(*peers.DISTRIBUTIONS)
     turns = 3 if given.quick else given.turns
     if cupy is not None:
         results = bench_cuda.measure(cupy, CUDA[:1] if given.quick else CUDA, turns)
     else:
         results = measure(CPU[-1:] if given.quick else CPU, turns)
-    facts = machine.describe(*peers.DISTRIBUTIONS)
     results = list(_shown(results))
     print(report(results, facts))
     if given.json:

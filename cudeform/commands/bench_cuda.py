@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cudeform.commands import cuda_peers
-from cudeform.commands.workload import Workload, error
+from cudeform.commands.workload import Workload, error, numpy_dtype
 
 __all__ = ["PASSES", "SETTINGS", "measure", "measure_one"]
 
@@ -48,7 +48,7 @@ def measure_one(
 ) -> dict[str, Any]:
     """One pass of one workload in one setting; with `graphs` replays of captured calls as well."""
     dtype, precision = setting
-    host = {k: v.astype(cuda_peers.numpy_dtype(dtype)) for k, v in work.arrays().items()}
+    host = {k: v.astype(numpy_dtype(dtype)) for k, v in work.arrays().items()}
     expected = cuda_peers.exact(cupy, host, name == "backward")
     timers, errors, unavailable = {}, {}, {}
     for peer, set_up in _contenders(cupy, host, name == "backward", dtype, precision).items():

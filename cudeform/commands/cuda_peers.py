@@ -11,7 +11,7 @@ import numpy as np
 from cudeform import deform_conv2d, deform_conv2d_backward
 from cudeform.commands.workload import GRADIENTS
 
-__all__ = ["Contender", "exact", "numpy_dtype", "ours", "torchvision"]
+__all__ = ["Contender", "exact", "ours", "torchvision"]
 
 Arrays = dict[str, Any]
 
@@ -23,15 +23,6 @@ class Contender:
     calls: list[Callable[[], Any]]  # one for each copy
     result: Callable[[], list[np.ndarray]]  # the output, or the five gradients, in NCHW
     capture: Callable[[Callable[[], Any]], Callable[[], Any]]  # a call -> the replay of its graph
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """A dtype by its name; bfloat16 is that of ml_dtypes."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def _run(arrays: Arrays, backward: bool, layout: str, precision: str) -> tuple[Any, ...]:

@@ -79,6 +79,8 @@ def psnr(image: np.ndarray, target: np.ndarray) -> float:
 def run(given: argparse.Namespace) -> int:
     if given.size < 16 or given.steps < 1:
         raise CommandError("expected --size of at least 16 and --steps of at least 1")
+    if not Path(given.output).parent.is_dir():
+        raise CommandError(f"cannot write the figure: no folder {Path(given.output).parent}")
     try:
         import skimage  # noqa: F401
         from rich.console import Console
@@ -103,22 +105,26 @@ def run(given: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         raise CommandError(f"cannot write the figure: {error}") from error
 
-    before, after = result.psnr
-    distance, left = np.linalg.norm(true_flow, axis=-1).mean(), result.endpoint_error.mean()
-    height, width = photograph.shape[:2]
     for name, text in (
-        ("photograph", f"{given.image or 'the cat of scikit-image'}, {width} x {height} pixels"),
+        ("photograph", given.image or "the cat of scikit-image"),
         ("computed on", device),
         ("time", f"{seconds:.1f} s"),
-        ("PSNR", f"{before:.2f} dB before, {after:.2f} dB after"),
-        (
-            "endpoint error",
-            f"{distance:.2f} px before, {left:.2f} px after",
-        ),
+        *_summary(result),
         ("figure", given.output),
     ):
         console.print(f"{name:<15} {text}", highlight=False, soft_wrap=True, markup=False)
     return 0
+
+
+def _summary(result: Alignment) -> list[tuple[str, str]]:
+    height, width = result.warped.shape[:2]
+    before, after = result.psnr
+    distance, left = np.linalg.norm(result.true_flow, axis=-1), result.endpoint_error
+    return [
+        ("size", f"{width} x {height} pixels"),
+        ("PSNR", f"{before:.2f} dB before, {after:.2f} dB after"),
+        ("endpoint error", f"{distance.mean():.2f} px before, {left.mean():.2f} px after"),
+    ]
 
 
 def _namespace(wanted: str | None) -> tuple[Any, str]:

@@ -17,6 +17,7 @@ import numpy as np
 from cudeform.arrays import DTYPES
 from cudeform.commands import CommandError, machine
 from cudeform.commands.table import table
+from cudeform.commands.workload import numpy_dtype
 from cudeform.registry import OPERATORS, Case, Operator
 
 __all__ = ["TOLERANCE", "Outcome", "add_arguments", "check", "run"]
@@ -89,14 +90,6 @@ def _dtypes(gpu: bool) -> list[str]:
         print("bfloat16 is NOT tested (ml_dtypes is missing): pip install ml_dtypes")
         dtypes.remove("bfloat16")
     return dtypes
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def check(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CPU", "CUDA", "GRADIENTS", "Workload", "error"]
+__all__ = ["CPU", "CUDA", "GRADIENTS", "Workload", "error", "numpy_dtype"]
 
 GRADIENTS = ("input", "offset", "weight", "bias", "mask")
 
@@ -60,6 +60,15 @@ CPU = (
 )
 # And of the GPU benchmark: a training batch, a detector's finest level.
 CUDA = (Workload(8, 256, 64, 64, 256), Workload(2, 256, 100, 152, 256))
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """A dtype by its name; bfloat16 is that of ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
 
 
 def error(actual: Any, expected: Any) -> float:
