@@ -133,7 +133,7 @@ def _deform_conv2d_cases(rng: np.random.Generator) -> Iterator[Case]:
     yield _convolution(rng, "one-tap", n=1, c=3, kernel=(1, 1), bias=False)
     yield _convolution(rng, "far", n=3, c=7, padding=2, spread=30.0, mask=True)
     yield _convolution(rng, "empty-batch", n=0, padding=1, mask=True)
-    # More channels and pixels than a backend works on at once, in groups that cut across each other.
+    # More channels and pixels than a backend takes at once, in groups that cut across each other.
     wide = dict(n=1, c=156, o=20, size=(12, 17), groups=2, offset_groups=3, mask=True, padding=1)
     yield _convolution(rng, "wide", **wide)
     yield _convolution(rng, "wide-channels-last", **wide, layout="NHWC")

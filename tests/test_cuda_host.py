@@ -288,6 +288,47 @@ def test_gemm_repeats_a_batch_of_one():
     assert (g.batch, g.stride_a, g.stride_b) == (4, 15, 0)
 
 
+def test_tf32_rounds_the_factors_of_float32_products_only(device):
+    rng = np.random.default_rng(4)
+    arrays = [rng.standard_normal(shape) for shape in ((1, 8, 5, 5), (1, 18, 5, 5), (4, 8, 3, 3))]
+    results = {}
+    for dtype in ("float32", "float64"):
+        given = [to_device(array.astype(dtype)) for array in arrays]
+        for precision in ("ieee", "tf32"):
+            output = cudeform.deform_conv2d(*given, padding=1, precision=precision)
+            results[dtype, precision] = to_host(output)
+    np.testing.assert_array_equal(results["float64", "tf32"], results["float64", "ieee"])
+    exact = results["float64", "ieee"]
+    error = {p: np.abs(results["float32", p] - exact).max() for p in ("ieee", "tf32")}
+    assert error["ieee"] < 1e-5 < error["tf32"] < 2e-2
+
+
+@pytest.mark.parametrize(
+    "dtype, precision, compute",
+    [
+        ("float32", "ieee", 68),
+        ("float32", "tf32", 77),
+        ("float16", "tf32", 68),
+        ("float64", "tf32", 70),
+    ],
+)
+def test_cublas_is_told_the_precision(monkeypatch, cupy_device, dtype, precision, compute):
+    """CUBLAS_COMPUTE_32F, _32F_FAST_TF32, _64F; the caller's math mode is put back."""
+    calls = []
+    cublas = SimpleNamespace(
+        getMathMode=lambda handle: 3,
+        setMathMode=lambda handle, mode: calls.append(mode),
+        gemmStridedBatchedEx=lambda *arguments: calls.append(arguments),
+    )
+    device, _ = cupy_device(_FakeModule())
+    monkeypatch.setattr(device, "_cublas", lambda: cublas)
+    device._cupy.cuda.device = SimpleNamespace(get_cublas_handle=lambda: 1)
+    a, b, out = (to_device(np.ones((3, 3), dtype)) for _ in range(3))
+    device.gemm(a, b, out, precision=precision)
+    assert (calls[0], calls[2]) == (16, 3)
+    assert calls[1][-2] == compute
+
+
 def test_flattened_text_needs_no_other_file():
     for unit in deform_conv.units():
         text = runtime.flatten(unit)

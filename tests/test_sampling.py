@@ -195,3 +195,16 @@ def test_points_may_have_any_number_of_axes(backend, grid, rng):
     np.testing.assert_allclose(
         np.moveaxis(output, -1, 1), expected_flat.reshape(2, 3, *grid), rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_coordinates_are_finer_than_the_storage_type(backend, dtype):
+    """Half a pixel to the right of pixel 3000, where neither 16-bit type has a half."""
+    width = 3001
+    row = np.arange(width) % 5
+    offset = np.zeros((1, 2, 1, width))
+    offset[:, 1] = 0.5
+    arrays = (row.reshape(1, 1, 1, width), offset, np.ones((1, 1, 1, 1)))
+    output = cudeform.deform_conv2d(*(backend.to_device(cast(array, dtype)) for array in arrays))
+    expected = (row + np.append(row[1:], 0)) / 2
+    np.testing.assert_array_equal(backend.to_host(output)[0, 0, 0].astype(float), expected)
