@@ -1,1 +1,1 @@
-"""The operators on NumPy arrays: serial Numba kernels over tiles, shared out by one pool of threads."""
+"""The operators on NumPy arrays: serial Numba kernels, shared out over one pool of threads."""

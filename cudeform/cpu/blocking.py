@@ -20,23 +20,32 @@ from cudeform.geometry import ConvPlan
 
 __all__ = [
     "SCRATCH_BYTES",
+    "Blocking",
     "Job",
     "Slices",
     "collect_weight",
     "cut",
+    "gradient_blocking",
+    "gradient_slice",
     "job_of",
     "packed_columns",
     "packed_rows",
     "padded",
     "rounds",
+    "tile_pixels",
+    "weight_rows",
     "widest_slice",
 ]
 
-SCRATCH_BYTES = 24 << 20  # of images laid out channels last at a time
+SCRATCH_BYTES = 16 << 20  # of images laid out channels last at a time
 _COLUMN_BYTES = 256 << 10  # of the columns of a tile: they stay in the L2 cache
 _MOST_PIXELS = 120  # of a tile
 _DEPTH = 640  # about as many rows of a matrix at a time
 _LANES = 16  # slices are multiples of so many channels where they can be
+_PARTIAL_BYTES = 12 << 20  # of sums that are still to be added up
+_MOST_IMAGES = 16  # at a time
+_ENOUGH_TASKS = 8  # images times slices: fewer are cut into narrower slices,
+_NARROW = 32  # but a slice narrower than this spends its time on geometry
 
 
 class Slices(NamedTuple):
@@ -45,6 +54,14 @@ class Slices(NamedTuple):
     first: np.ndarray  # (S + 1,): the first channel of each, then the number of channels
     weight_group: np.ndarray  # (S,)
     offset_group: np.ndarray  # (S,)
+
+
+class Blocking(NamedTuple):
+    """How much is worked on at a time, so that the scratch is bounded whatever the batch."""
+
+    images: int
+    cuts: list[tuple[int, int]]  # ranges of slices
+    pixels: int
 
 
 class Job(NamedTuple):
@@ -94,7 +111,7 @@ def tile_pixels(plan: ConvPlan, columns: int, itemsize: int) -> int:
 
 
 def padded(columns: int, itemsize: int) -> int:
-    """Whole blocks both ways, and no pitch that puts all rows of a block in one set of the cache."""
+    """A pitch of whole blocks both ways that does not put all rows in one set of the cache."""
     block = BLOCK_BYTES // itemsize
     pitch = max(-(-columns // BLOCK_ROWS) * BLOCK_ROWS, -(-columns // block) * block)
     pitch = -(-pitch // _LANES) * _LANES
@@ -128,6 +145,35 @@ def rounds(slices: Slices, channel_bytes: int) -> list[tuple[int, int]]:
             result.append((start, s))
             start = s
     return [*result, (start, len(slices.weight_group))]
+
+
+def gradient_slice(plan: ConvPlan) -> int:
+    """As in the forward, but narrower where that leaves few tasks."""
+    most = widest_slice(plan)
+    while most > _NARROW and plan.points.batch * -(-plan.points.channels // most) < _ENOUGH_TASKS:
+        most = max(most // 2 // 16 * 16, _NARROW)
+    return most
+
+
+def gradient_blocking(plan: ConvPlan, job: Job, slices: Slices, itemsize: int) -> Blocking:
+    points = plan.points
+    count = len(slices.weight_group)
+    image_bytes = 2 * points.channels * points.height * points.width * itemsize
+    cuts = [(0, count)]
+    images = points.batch
+    if not points.channels_last:
+        cuts = rounds(slices, image_bytes // points.channels)
+        images = min(images, SCRATCH_BYTES // image_bytes)
+    pixel_bytes = max(e - b for b, e in cuts) * points.taps * 3 * itemsize
+    weight_bytes = count * weight_rows(job) * job.out_pitch * itemsize
+    images = min(images, _MOST_IMAGES, _PARTIAL_BYTES // (pixel_bytes * points.pixels))
+    images = max(min(images, _PARTIAL_BYTES // weight_bytes), 1)
+    pixels = _PARTIAL_BYTES // (images * pixel_bytes) // job.tile * job.tile
+    return Blocking(images, cuts, max(min(pixels, points.pixels), job.tile))
+
+
+def weight_rows(job: Job) -> int:
+    return -(-job.widest // BLOCK_ROWS) * BLOCK_ROWS
 
 
 def packed_columns(job: Job, slices: Slices, weight: np.ndarray) -> np.ndarray:
@@ -194,11 +240,13 @@ def _pack_rows(job, slices, weight, packed, begin, end):
         for o in range(job.out_channels):
             at = s * job.out_channels * job.pitch + o * block
             start = _weight_at(job, slices, s, o)
+            lane = 0
             for k in range(job.taps):
                 for c in range(channels):
-                    column = k * channels + c
-                    to = at + column // block * job.out_channels * block + column % block
-                    packed[to] = weight[start + c * job.taps + k]
+                    packed[at + lane] = weight[start + c * job.taps + k]
+                    lane += 1
+                    if lane == block:
+                        lane, at = 0, at + job.out_channels * block
 
 
 @kernel

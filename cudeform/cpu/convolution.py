@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cudeform.cpu import threads
-from cudeform.cpu.blocking import SCRATCH_BYTES, Slices, cut, job_of, packed_columns, rounds, widest_slice
+from cudeform.cpu.blocking import (
+    SCRATCH_BYTES,
+    Job,
+    Slices,
+    cut,
+    job_of,
+    packed_columns,
+    rounds,
+    widest_slice,
+)
 from cudeform.cpu.compiler import inlined, kernel
 from cudeform.cpu.layout import frozen, transpose
 from cudeform.cpu.matmul import columns_of, multiply, rows_of
-from cudeform.cpu.samplers import Image, blend, grid_of, locate, point_arrays
+from cudeform.cpu.samplers import Grid, Image, blend, grid_of, locate, point_arrays
 from cudeform.cpu.simd import block_columns
 from cudeform.geometry import ConvPlan
 
-__all__ = ["convolve"]
+__all__ = [
+    "Part",
+    "Work",
+    "convolve",
+]
 
 _STAGED_PIXELS = 256  # laid out channels last in one go
 
@@ -30,6 +44,21 @@ class Part(NamedTuple):
     first_channel: int  # of the source
     begin: int  # slices
     end: int
+
+
+class Work(NamedTuple):
+    """All that the tiles of a part need to know."""
+
+    grid: Grid
+    job: Job
+    part: Part
+    slices: Slices
+    source: np.ndarray
+    offset: np.ndarray
+    mask: np.ndarray
+    packed: np.ndarray  # the weight
+    bias: np.ndarray
+    output: np.ndarray
 
 
 def convolve(
@@ -52,8 +81,8 @@ def convolve(
     flat = output.reshape(-1)
     tiles = -(-points.pixels // job.tile)
     for part, source, images in _parts(plan, slices, input):
-        task = partial(_convolve_tiles, grid, job, part, slices, source, *arrays, flat)
-        threads.share(task, images * tiles)
+        work = Work(grid, job, part, slices, source, *arrays, flat)
+        threads.share(partial(_convolve_tiles, work), images * tiles)
 
 
 def _parts(
@@ -95,10 +124,9 @@ def _stage(channels, area, part, source, staged, first, last):
 
 
 @kernel
-def _convolve_tiles(
-    grid, job, part, slices, source, offset, mask, packed, bias, output, first_tile, last_tile
-):
+def _convolve_tiles(work, first_tile, last_tile):
     """Tiles `first_tile` to `last_tile` of the images of a part."""
+    grid, job, part, slices, source, offset, mask, packed, _, _ = work
     points = point_arrays(source, job.tile * job.taps)
     columns = np.zeros(job.tile * job.pitch, source.dtype)
     width = job.out_pitch
@@ -121,14 +149,14 @@ def _convolve_tiles(
             view = Image(start, part.pitch, channels)
             blend(grid, points, count, source, view, columns, job.pitch)
             if not job.dense:
-                _write(grid, job, columns, job.pitch, place, slices.first[s], channels, output)
+                _write(work, columns, job.pitch, place, slices.first[s], channels)
                 continue
             group = slices.weight_group[s]
             first = group * job.out_channels
             if group != sums_of:
                 sums_of = group
                 fresh = slices.first[s] == group * job.in_channels
-                _start_sums(grid, job, sums, width, place, first, bias, fresh, output)
+                _start_sums(work, sums, place, first, fresh)
             depth = job.taps * channels
             multiply(
                 columns,
@@ -141,12 +169,14 @@ def _convolve_tiles(
                 False,
             )
             if s + 1 == part.end or slices.weight_group[s + 1] != group:
-                _write(grid, job, sums, width, place, first, job.out_channels, output)
+                _write(work, sums, width, place, first, job.out_channels)
 
 
 @inlined
-def _start_sums(grid, job, sums, pitch, place, first, bias, fresh, output):
+def _start_sums(work, sums, place, first, fresh):
     """Begin a tile's sums of a weight group with the bias, or with what the output has so far."""
+    grid, job, bias, output = work.grid, work.job, work.bias, work.output
+    pitch = job.out_pitch
     image, pixel, count = place
     channels = job.groups * job.out_channels
     if fresh:
@@ -164,8 +194,9 @@ def _start_sums(grid, job, sums, pitch, place, first, bias, fresh, output):
 
 
 @inlined
-def _write(grid, job, values, pitch, place, first, channels, output):
+def _write(work, values, pitch, place, first, channels):
     """Write a tile of the output's channels from `first` on."""
+    grid, job, output = work.grid, work.job, work.output
     image, pixel, count = place
     all_channels = job.groups * job.out_channels
     if job.channels_last:

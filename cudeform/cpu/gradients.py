@@ -1,33 +1,37 @@
 """The gradients of a convolution: a task takes one slice of the channels through one image.
 
 It owns that slice of the gradients of input and weight, so nothing is locked and every sum has one
-order. What slices share, the gradients of offset and mask, they leave side by side in `partial`
-arrays that are added up afterwards, slice by slice; so do images with the gradient of the weight.
+order. What slices share, the gradients of offset and mask, they leave side by side in
+`Sums.points`, to be added up afterwards, slice by slice; so do images with the gradient of the
+weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cudeform.cpu import threads
 from cudeform.cpu.blocking import (
-    SCRATCH_BYTES,
+    Blocking,
     Job,
     Slices,
     collect_weight,
     cut,
+    gradient_blocking,
+    gradient_slice,
     job_of,
     packed_rows,
-    rounds,
-    widest_slice,
+    weight_rows,
 )
 from cudeform.cpu.compiler import inlined, kernel
 from cudeform.cpu.layout import frozen, transpose
 from cudeform.cpu.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.samplers import (
+    Grid,
     Image,
     blend,
     grid_of,
@@ -36,14 +40,17 @@ from cudeform.cpu.samplers import (
     point_arrays,
     spread,
 )
-from cudeform.cpu.simd import BLOCK_ROWS, block_columns
+from cudeform.cpu.simd import block_columns
 from cudeform.geometry import ConvPlan
 
-__all__ = ["gradients"]
-
-_PARTIAL_BYTES = 12 << 20  # of sums that are still to be added up
-_MOST_IMAGES = 16  # at a time
-_ENOUGH_TASKS = 8  # that many at a time occupy the usual machine; fewer are cut finer
+__all__ = [
+    "Given",
+    "Part",
+    "Sums",
+    "Wanted",
+    "Work",
+    "gradients",
+]
 
 
 class Wanted(NamedTuple):
@@ -88,6 +95,18 @@ class Sums(NamedTuple):
     points: np.ndarray  # (images, slices, pixels, taps, 3): of y, x and mask
 
 
+class Work(NamedTuple):
+    """All that a task needs to know."""
+
+    grid: Grid
+    job: Job
+    wanted: Wanted
+    part: Part
+    slices: Slices
+    given: Given
+    sums: Sums
+
+
 def gradients(
     plan: ConvPlan,
     grad_output: np.ndarray,
@@ -106,71 +125,39 @@ def gradients(
         for gradient in result.values():
             gradient[...] = 0
         return result
-    wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
-    slices = cut(plan, _widest_slice(plan))
+    slices = cut(plan, gradient_slice(plan))
     job = job_of(plan, slices, input.itemsize, weight is not None)
     grid = grid_of(plan.points, plan.deformable, plan.modulated)
-    images, cuts, pixels = _blocking(plan, job, slices, input.itemsize)
-    sums = _allocate(plan, job, slices, wanted, (images, cuts, pixels), result, input.dtype)
+    wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
+    blocking = gradient_blocking(plan, job, slices, input.itemsize)
+    sums = _allocate(plan, job, slices, wanted, blocking, result, input.dtype)
     packed = None
     if job.dense and (wanted.input or wanted.points):
         packed = packed_rows(job, slices, weight)
     source = input if plan.points.channels_last else sums.source
     arrays = (grad_output, input, source, offset, mask, packed)
     given = Given(*(frozen(array, input) for array in arrays))
-    points = tuple(_flat(result.get(name), input.dtype) for name in ("offset", "mask"))
-    for part in _parts(plan, images, cuts, pixels):
-        count = part.images * (part.end - part.begin)
-        task = partial(_slice_gradients, grid, job, wanted, part, slices, given, sums)
-        threads.share(task, count)
+    shared = [_flat(result.get(name), input.dtype) for name in ("offset", "mask")]
+    for part in _parts(plan, blocking):
+        work = Work(grid, job, wanted, part, slices, given, sums)
+        threads.share(partial(_slice_gradients, work), part.images * (part.end - part.begin))
         if wanted.points:
-            task = partial(_collect_points, grid, job, part, slices, sums.points, *points)
+            task = partial(_collect_points, grid, job, part, slices, sums.points, *shared)
             threads.share(task, part.images * (part.last_pixel - part.first_pixel))
     if wanted.weight:
-        task = partial(collect_weight, job, slices, sums.weight, images, _flat(result["weight"]))
+        flat = result["weight"].reshape(-1)
+        task = partial(collect_weight, job, slices, sums.weight, blocking.images, flat)
         threads.share(task, len(slices.weight_group))
     if wanted.bias:
-        result["bias"][...] = sums.bias.reshape(images, -1).sum(axis=0)
+        result["bias"][...] = sums.bias.reshape(blocking.images, -1).sum(axis=0)
     return result
 
 
 _WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
 
 
-def _flat(array: np.ndarray | None, dtype: np.dtype | None = None) -> np.ndarray:
+def _flat(array: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
     return np.empty(0, dtype) if array is None else array.reshape(-1)
-
-
-def _widest_slice(plan: ConvPlan) -> int:
-    """As in the forward, but finer where that leaves too few tasks."""
-    most = widest_slice(plan)
-    while most > 16 and plan.points.batch * -(-plan.points.channels // most) < _ENOUGH_TASKS:
-        most = max(most // 2 // 16 * 16, 16)
-    return most
-
-
-def _blocking(
-    plan: ConvPlan, job: Job, slices: Slices, itemsize: int
-) -> tuple[int, list[tuple[int, int]], int]:
-    """Images at a time, ranges of slices and pixels at a time, so that the scratch is bounded."""
-    points = plan.points
-    count = len(slices.weight_group)
-    image_bytes = 2 * points.channels * points.height * points.width * itemsize
-    cuts = [(0, count)]
-    images = points.batch
-    if not points.channels_last:
-        cuts = rounds(slices, image_bytes // points.channels)
-        images = min(images, SCRATCH_BYTES // image_bytes)
-    pixel_bytes = max(e - b for b, e in cuts) * points.taps * 3 * itemsize
-    weight_bytes = count * _weight_rows(job) * job.out_pitch * itemsize
-    images = min(images, _MOST_IMAGES, _PARTIAL_BYTES // (pixel_bytes * points.pixels))
-    images = max(min(images, _PARTIAL_BYTES // weight_bytes), 1)
-    pixels = _PARTIAL_BYTES // (images * pixel_bytes) // job.tile * job.tile
-    return images, cuts, max(min(pixels, points.pixels), job.tile)
-
-
-def _weight_rows(job: Job) -> int:
-    return -(-job.widest // BLOCK_ROWS) * BLOCK_ROWS
 
 
 def _allocate(
@@ -178,7 +165,7 @@ def _allocate(
     job: Job,
     slices: Slices,
     wanted: Wanted,
-    blocking: tuple[int, list[tuple[int, int]], int],
+    blocking: Blocking,
     result: dict[str, np.ndarray],
     dtype: np.dtype,
 ) -> Sums:
@@ -188,7 +175,7 @@ def _allocate(
     staged = 0 if points.channels_last else images * widest * points.height * points.width
     grad_input = _flat(result.get("input"), dtype)
     scratch = np.empty(staged if wanted.input else 0, dtype)
-    weight = images * len(slices.weight_group) * _weight_rows(job) * job.out_pitch
+    weight = images * len(slices.weight_group) * weight_rows(job) * job.out_pitch
     most = max(e - b for b, e in cuts)
     return Sums(
         source=np.empty(staged if wanted.points or wanted.weight else 0, dtype),
@@ -200,10 +187,9 @@ def _allocate(
     )
 
 
-def _parts(
-    plan: ConvPlan, images: int, cuts: list[tuple[int, int]], pixels: int
-) -> Iterator[Part]:
+def _parts(plan: ConvPlan, blocking: Blocking) -> Iterator[Part]:
     points = plan.points
+    images, cuts, pixels = blocking
     for image in range(0, points.batch, images):
         count = min(images, points.batch - image)
         for begin, end in cuts:
@@ -225,14 +211,17 @@ def _image_of(grid, job, part, slices, image, s):
 
 
 @inlined
-def _begin_slice(grid, job, wanted, part, slices, given, sums, image, s):
+def _begin_slice(work, image, s):
     """Lay a slice of the input out with its channels last; set its gradient to zero."""
+    grid, job, wanted, part, slices, given, sums = work
     area = grid.height * grid.width
     view = _image_of(grid, job, part, slices, image, s)
     if not job.channels_last and (wanted.points or wanted.weight):
         channels = job.groups * job.in_channels
         start = ((part.first_image + image) * channels + slices.first[s]) * area
-        transpose(given.input, start, area, view.channels, area, sums.source, view.start, view.pitch)
+        transpose(
+            given.input, start, area, view.channels, area, sums.source, view.start, view.pitch
+        )
     if wanted.input:
         for p in range(area):
             at = view.start + p * view.pitch
@@ -240,8 +229,9 @@ def _begin_slice(grid, job, wanted, part, slices, given, sums, image, s):
 
 
 @inlined
-def _end_slice(grid, job, part, slices, sums, image, s):
+def _end_slice(work, image, s):
     """Copy a slice of the gradient of the input from where it was summed up."""
+    grid, job, _, part, slices, _, sums = work
     area = grid.height * grid.width
     view = _image_of(grid, job, part, slices, image, s)
     channels = job.groups * job.in_channels
@@ -265,8 +255,9 @@ def _output_tile(grid, job, given, place, first, channels, tile, pitch):
 
 
 @kernel
-def _slice_gradients(grid, job, wanted, part, slices, given, sums, first, last):
+def _slice_gradients(work, first, last):
     """Tasks `first` to `last` of a part, each a slice of an image."""
+    grid, job, wanted, part, _, given, _ = work
     like = given.input
     points = point_arrays(like, job.tile * job.taps)
     columns = np.zeros(job.tile * job.pitch, like.dtype)
@@ -276,20 +267,18 @@ def _slice_gradients(grid, job, wanted, part, slices, given, sums, first, last):
         image = task // count
         s = part.begin + task - image * count
         if part.first_pixel == 0:
-            _begin_slice(grid, job, wanted, part, slices, given, sums, image, s)
+            _begin_slice(work, image, s)
         for pixel in range(part.first_pixel, part.last_pixel, job.tile):
-            _tile_gradients(
-                grid, job, wanted, part, slices, given, sums, image, s, pixel, points, columns, tile
-            )
+            _tile_gradients(work, (points, columns, tile), image, s, pixel)
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
-            _end_slice(grid, job, part, slices, sums, image, s)
+            _end_slice(work, image, s)
 
 
 @inlined
-def _tile_gradients(
-    grid, job, wanted, part, slices, given, sums, image, s, pixel, points, columns, tile
-):
+def _tile_gradients(work, scratch, image, s, pixel):
     """What a tile of pixels adds to the gradients of a slice of an image."""
+    grid, job, wanted, part, slices, given, sums = work
+    points, columns, tile = scratch
     block = block_columns(tile)
     width = job.out_pitch
     count = min(job.tile, part.last_pixel - pixel)
@@ -321,7 +310,7 @@ def _tile_gradients(
             True,
         )
     if wanted.points:
-        at = (image * (part.end - part.begin) + s - part.begin)
+        at = image * (part.end - part.begin) + s - part.begin
         at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
         out_at = 3 * job.taps * at
         measure(grid, points, count, given.source, view, columns, job.pitch, sums.points, out_at)

@@ -9,6 +9,7 @@ from cudeform.cpu.simd import fma, lanes, load, splat, store, transpose_square
 
 __all__ = ["add_row", "copy_row", "frozen", "transpose"]
 
+
 def frozen(array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
     """The elements in a flat read-only view, so that a kernel is compiled once; empty for None."""
     flat = np.empty(0, like.dtype) if array is None else array.reshape(-1)

@@ -30,9 +30,9 @@ def columns_of(like, count):
 def multiply(a, a_layout, b, b_layout, c, c_layout, size, fresh):
     """c[c_at + i*c_row + j] += sum over k of a[a_at + i*a_row + k*a_step] * b(k, j); = if `fresh`.
 
-    `a_layout` is (a_at, a_row, a_step), `c_layout` is (c_at, c_row). `b_layout` is (b_at, b_step, b_panel): b(k, j) stands at
-    b_at + (j // block)*b_panel + k*b_step + j % block. `size` is (rows, columns, depth), of which
-    the first two are rounded up to whole blocks: all three arrays must reach that far.
+    `a_layout` is (a_at, a_row, a_step) and `c_layout` (c_at, c_row). `b_layout` is (b_at, b_step,
+    b_panel): b(k, j) stands at b_at + (j // block)*b_panel + k*b_step + j % block. `size` is (rows,
+    columns, depth), the first two of whole blocks: all three arrays must reach that far.
     """
     a_at, a_row, a_step = a_layout
     b_at, b_step, b_panel = b_layout

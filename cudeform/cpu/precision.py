@@ -1,9 +1,9 @@
-"""float16 and bfloat16: computed in float32, a few images at a time, and rounded once at the end."""
+"""float16 and bfloat16: computed in float32, a few images at a time, and rounded once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Iterator
 
 import numpy as np
 
@@ -26,6 +26,8 @@ def forward(
 ) -> np.ndarray:
     """The convolution, or without a weight the samples, in the dtype of `input`."""
     output = np.empty(plan.out_shape, input.dtype)
+    if output.size == 0:
+        return output
     wide = sum_dtype(input.dtype)
     if input.dtype == wide:
         convolve(plan, input, offset, weight, bias, mask, output)
@@ -49,6 +51,12 @@ def backward(
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`, in the dtype of `input`."""
+    if grad_output.size == 0:
+        given = {"input": input.shape, "weight": plan.weight_shape, "bias": plan.out_channels}
+        given |= {
+            name: a.shape for name, a in (("offset", offset), ("mask", mask)) if a is not None
+        }
+        return {name: np.zeros(given[name], input.dtype) for name in needs}
     wide = sum_dtype(input.dtype)
     if input.dtype == wide:
         return gradients(plan, grad_output, input, offset, weight, mask, needs)
@@ -85,7 +93,7 @@ def _parts(plan: ConvPlan, dtype: np.dtype) -> Iterator[tuple[ConvPlan, slice]]:
     points = plan.points
     per_image = points.channels * points.height * points.width
     per_image += points.pixels * (plan.out_channels + plan.offset_channels + plan.mask_channels)
-    images = max(SCRATCH_BYTES // (per_image * dtype.itemsize), 1)
+    images = max(SCRATCH_BYTES // 2 // (per_image * dtype.itemsize), 1)
     for first in range(0, points.batch, images):
         last = min(first + images, points.batch)
         part = replace(plan, points=replace(points, batch=last - first))

@@ -17,6 +17,7 @@ from numba.extending import intrinsic, models, register_model
 __all__ = [
     "BLOCK_BYTES",
     "BLOCK_ROWS",
+    "Vector",
     "add_product",
     "block_columns",
     "block_rows",
@@ -32,7 +33,7 @@ __all__ = [
 
 
 def _register_file() -> tuple[int, int, int]:
-    """Bytes of a vector register, then rows and vectors of the block that its register file holds."""
+    """Bytes of a vector register, then rows and vectors of the block that fits in all of them."""
     features = llvmlite.binding.get_host_cpu_features()
     if features.get("avx512f"):
         return 64, 12, 2
@@ -230,59 +231,45 @@ def transpose_square(typingctx, source, at, step, target, to, pitch):
 def add_product(typingctx, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_row, depth, fresh):
     """Add a product of two matrices to a block, or set the block to it where `fresh`.
 
-    c[c_at + i*c_row + j] += sum over k < depth of a[a_at + i*a_row + k*a_step] * b[b_at + k*b_step + j]
-    for i < block_rows, j < block_columns; the block stays in registers meanwhile.
+    c[c_at + i*c_row + j] += sum over k of a[a_at + i*a_row + k*a_step] * b[b_at + k*b_step + j]
+    for i < block_rows, j < block_columns, k < depth; the block stays in registers meanwhile.
     """
     vector = Vector(a.dtype)
 
     def codegen(context, builder, signature, args):
-        a_row, a_step, b_step, c_row, depth = args[2], args[3], args[6], args[9], args[10]
+        a_row, a_step, b_step, c_row, depth, fresh = (args[n] for n in (2, 3, 6, 9, 10, 11))
         a_base = _pointer(context, builder, a, args[0], args[1])
         b_base = _pointer(context, builder, b, args[4], args[5])
         c_base = _pointer(context, builder, c, args[7], args[8])
         bytes_each = a.dtype.bitwidth // 8
+
+        def row(base, step, i):
+            return builder.gep(base, [builder.mul(step, i)])
 
         def vectors(base):
             for v in range(_VECTORS):
                 pointer = builder.gep(base, [_index(v * vector.lanes)])
                 yield _as_vector(context, builder, vector, pointer)
 
-        def row(base, step, i):
-            return builder.gep(base, [builder.mul(step, _index(i))])
-
-        block = [p for i in range(BLOCK_ROWS) for p in vectors(row(c_base, c_row, i))]
+        block = [p for i in range(BLOCK_ROWS) for p in vectors(row(c_base, c_row, _index(i)))]
         zero = ir.Constant(context.get_value_type(vector), [0.0] * vector.lanes)
-        start = [builder.load(p, align=bytes_each) for p in block]
-        start = [builder.select(args[11], zero, value) for value in start]
-        before = builder.block
-        head, body, end = (builder.append_basic_block(f"product.{n}") for n in ("head", "body", "end"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        k = builder.phi(ir.IntType(64))
-        k.add_incoming(_index(0), before)
-        sums = [builder.phi(context.get_value_type(vector)) for _ in block]
-        for value, first in zip(sums, start, strict=True):
-            value.add_incoming(first, before)
-        builder.cbranch(builder.icmp_signed("<", k, depth), body, end)
-
-        builder.position_at_end(body)
-        b_row = builder.gep(b_base, [builder.mul(k, b_step)])
-        across = [builder.load(p, align=bytes_each) for p in vectors(b_row)]
-        a_column = builder.gep(a_base, [builder.mul(k, a_step)])
-        following = []
-        for i in range(BLOCK_ROWS):
-            down = _broadcast(context, builder, vector, builder.load(row(a_column, a_row, i)))
-            for v in range(_VECTORS):
-                value = sums[i * _VECTORS + v]
-                following.append(_fused(context, builder, vector, down, across[v], value))
-        k.add_incoming(builder.add(k, _index(1)), body)
-        for value, after in zip(sums, following, strict=True):
-            value.add_incoming(after, body)
-        builder.branch(head)
-
-        builder.position_at_end(end)
+        sums = []  # LLVM makes registers of them
+        for pointer in block:
+            before = builder.load(pointer, align=bytes_each)
+            start = builder.select(fresh, zero, before)
+            sums.append(cgutils.alloca_once_value(builder, start))
+        with cgutils.for_range(builder, depth) as loop:
+            b_row = row(b_base, b_step, loop.index)
+            across = [builder.load(p, align=bytes_each) for p in vectors(b_row)]
+            a_column = row(a_base, a_step, loop.index)
+            for i in range(BLOCK_ROWS):
+                element = builder.load(row(a_column, a_row, _index(i)))
+                down = _broadcast(context, builder, vector, element)
+                for v, value in enumerate(sums[i * _VECTORS : (i + 1) * _VECTORS]):
+                    added = _fused(context, builder, vector, down, across[v], builder.load(value))
+                    builder.store(added, value)
         for pointer, value in zip(block, sums, strict=True):
-            builder.store(value, pointer, align=bytes_each)
+            builder.store(builder.load(value), pointer, align=bytes_each)
         return context.get_dummy_value()
 
     i = types.intp

@@ -6,8 +6,8 @@ import operator
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Callable
 
 from cudeform import checks
 
@@ -20,7 +20,7 @@ _pool: ThreadPoolExecutor | None = None
 _count: int | None = None  # None until the first question: the environment is read late
 
 
-_PIECES = 4  # for each thread: enough that a slow thread holds nobody up
+_PIECES = 8  # for each thread: enough that a slow thread holds nobody up
 
 
 def _from_environment() -> int | None:
@@ -28,7 +28,10 @@ def _from_environment() -> int | None:
     if not value:
         return None
     if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"expected the environment variable `{VARIABLE}` to be at least 1, got {value!r}")
+        raise ValueError(
+            f"expected the environment variable `{VARIABLE}` to be an integer of at least 1, "
+            f"got {value!r}"
+        )
     return int(value)
 
 

@@ -1,0 +1,242 @@
+"""The pool of threads: any caller, any number of threads, after fork, with errors and settings."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cudeform
+from cudeform.cpu import threads
+
+
+@pytest.fixture(autouse=True)
+def four_threads():
+    before = threads.get_num_threads()
+    threads.set_num_threads(4)
+    yield
+    threads.set_num_threads(before)
+
+
+def convolve(seed, dtype=np.float32):
+    """The bytes of a forward and a backward on a few images, large enough for several tiles."""
+    rng = np.random.default_rng(seed)
+    shapes = {"input": (2, 20, 18, 17), "offset": (2, 18, 18, 17), "weight": (9, 20, 3, 3)}
+    arrays = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    output = cudeform.deform_conv2d(**arrays, padding=1)
+    gradients = cudeform.deform_conv2d_backward(output, **arrays, padding=1)
+    return [array.tobytes() for array in (output, *gradients[:4])]
+
+
+def test_every_task_is_done_once():
+    done = [0] * 1000
+    threads.run(lambda i: done.__setitem__(i, done[i] + 1), len(done))
+    assert done == [1] * len(done)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 16, 17, 1001])
+def test_pieces_make_up_the_whole(count):
+    pieces = []
+    threads.share(lambda first, last: pieces.append((first, last)), count)
+    assert sorted(i for first, last in pieces for i in range(first, last)) == list(range(count))
+    assert all(first < last for first, last in pieces)
+
+
+def test_tasks_run_on_as_many_threads_as_asked_for():
+    together = threading.Barrier(4, timeout=60)
+    threads.run(lambda i: together.wait(), 4)
+
+
+def test_an_error_in_a_task_reaches_the_caller_when_all_tasks_have_ended():
+    running = set()
+
+    def task(i):
+        running.add(i)
+        time.sleep(0.01)
+        running.discard(i)
+        if i % 2:
+            raise KeyError(f"task {i}")
+
+    with pytest.raises(KeyError, match="task"):
+        threads.run(task, 16)
+    assert not running
+    test_every_task_is_done_once()
+
+
+def test_an_error_on_another_thread_reaches_the_caller():
+    caller = threading.current_thread()
+    together = threading.Barrier(2, timeout=60)
+
+    def task(i):
+        together.wait()
+        if threading.current_thread() is not caller:
+            raise KeyError("elsewhere")
+
+    with pytest.raises(KeyError, match="elsewhere"):
+        threads.run(task, 2)
+
+
+def test_eight_python_threads_at_once():
+    expected = [convolve(seed) for seed in range(8)]
+    together = threading.Barrier(8, timeout=60)
+
+    def caller(seed):
+        together.wait()
+        return [convolve(seed) for _ in range(5)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for seed, results in enumerate(pool.map(caller, range(8))):
+            assert all(result == expected[seed] for result in results)
+
+
+def test_a_call_from_inside_a_task_does_not_wait_for_itself():
+    expected = convolve(3)
+    results = [None] * 8
+    finished = threading.Event()
+
+    def nested():
+        threads.run(lambda i: results.__setitem__(i, convolve(3)), len(results))
+        finished.set()
+
+    threading.Thread(target=nested, daemon=True).start()
+    assert finished.wait(60)
+    assert results == [expected] * len(results)
+
+
+def test_the_number_of_threads_may_change_during_a_call():
+    expected = convolve(5)
+    stop = threading.Event()
+
+    def change():
+        while not stop.is_set():
+            for count in (1, 3, 2, 7):
+                threads.set_num_threads(count)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        assert all(convolve(5) == expected for _ in range(20))
+    finally:
+        stop.set()
+        changing.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_after_fork_has_threads_of_its_own():
+    expected = convolve(4)  # the pool exists before the fork
+    child = os.fork()
+    if child == 0:
+        together = threading.Barrier(4, timeout=20)
+        try:
+            threads.run(lambda i: together.wait(), 4)
+            os._exit(0 if convolve(4) == expected else 1)
+        finally:
+            os._exit(2)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the child hangs")
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
+    assert convolve(4) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (0, ValueError, "set_num_threads: expected `n` to be at least 1, got 0"),
+        (-2, ValueError, "set_num_threads: expected `n` to be at least 1, got -2"),
+        (1.5, TypeError, "set_num_threads: expected `n` to be an integer, got 1.5"),
+        ("2", TypeError, "set_num_threads: expected `n` to be an integer, got '2'"),
+    ],
+)
+def test_a_wrong_number_of_threads_is_named(value, error, message):
+    with pytest.raises(error, match=message):
+        threads.set_num_threads(value)
+    assert threads.get_num_threads() == 4
+
+
+def python(code, **environment):
+    """Run code in a new process; what it prints, errors included."""
+    root = str(Path(cudeform.__file__).parents[1])
+    environment = {"PYTHONPATH": root, **environment}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=environment["PYTHONPATH"],  # Python looks for the package there first
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return run.stdout + run.stderr
+
+
+ASK = "from cudeform.cpu.threads import get_num_threads as n; print('threads', n())"
+
+
+def test_the_environment_says_how_many_threads():
+    assert "threads 7\n" in python(ASK, CUDEFORM_NUM_THREADS="7")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "2.5"])
+def test_a_wrong_environment_is_named(value):
+    assert (
+        "ValueError: expected the environment variable `CUDEFORM_NUM_THREADS` to be "
+        f"an integer of at least 1, got '{value}'"
+    ) in python(ASK, CUDEFORM_NUM_THREADS=value)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_the_default_is_the_cpus_this_process_may_use():
+    one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    assert "threads 1\n" in python(one + ASK, CUDEFORM_NUM_THREADS="")
+
+
+SAMPLE = """
+import numpy, cudeform
+image = numpy.arange(12.0, dtype="float32").reshape(1, 1, 3, 4)
+print("sample", cudeform.bilinear_sample(image, numpy.full((1, 1, 2), 1.5, "float32")).item())
+"""
+
+
+def copy_package(folder):
+    """A copy of the package alone, without what Numba has cached."""
+    source = Path(cudeform.__file__).parent
+    ignore = shutil.ignore_patterns("__pycache__")
+    return shutil.copytree(source, folder / "cudeform", ignore=ignore)
+
+
+def test_kernels_compile_where_nothing_can_be_written(tmp_path):
+    """No place for Numba's cache: each of its candidates is a path below a file."""
+    package = copy_package(tmp_path)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    (package / "cpu" / "__pycache__").write_text("")  # in the way, whoever runs the tests
+    places = {name: str(blocked / "x") for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")}
+    places["NUMBA_CACHE_DIR"] = ""
+    said = python(SAMPLE, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1", **places)
+    assert "sample 7.5\n" in said
+
+
+def test_an_edit_of_any_source_makes_the_cached_kernels_stale(tmp_path):
+    package = copy_package(tmp_path)
+    cached = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert "sample 7.5\n" in python(SAMPLE, **cached)
+    samplers = package / "cpu" / "samplers.py"
+    text = samplers.read_text()
+    one = "m = mask[mask_at + k * grid.mask_channel] if grid.modulated else one"
+    assert one in text
+    samplers.chmod(samplers.stat().st_mode | stat.S_IWUSR)
+    samplers.write_text(text.replace(one, one.replace("else one", "else one + one")))
+    assert "sample 15.0\n" in python(SAMPLE, **cached)
