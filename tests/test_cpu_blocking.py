@@ -10,7 +10,7 @@ from cases import problem
 from test_inputs import batch_of
 from tolerances import assert_close
 
-from cudeform.cpu import blocking, convolution, gradients, precision
+from cudeform.cpu import blocking, convolution, precision
 
 CPU = backends.BACKENDS["cpu"]
 
@@ -18,9 +18,9 @@ CPU = backends.BACKENDS["cpu"]
 @pytest.fixture(params=[1, 40_000, 400_000])
 def small_workspace(monkeypatch, request):
     """Bytes for copies of images and for sums that are still to be added up."""
-    for module in (blocking, convolution, gradients, precision):
+    for module in (blocking, convolution, precision):
         monkeypatch.setattr(module, "SCRATCH_BYTES", request.param)
-    monkeypatch.setattr(gradients, "_PARTIAL_BYTES", request.param)
+    monkeypatch.setattr(blocking, "_PARTIAL_BYTES", request.param)
 
 
 def asked_of(name):

@@ -25,6 +25,7 @@ __all__ = ["add_arguments", "measure", "report", "run"]
 
 TOLERANCE = 1e-4  # in float32, of the largest magnitude
 REST = 0.03  # seconds: the threads of the peer before spin for a while
+BURST, LONG = 7, 0.2  # calls in a row that make one measurement, or seconds of them
 ENOUGH = 8.0  # seconds of measurements of one peer, of which there are at least FEWEST
 FEWEST = 5
 
@@ -123,7 +124,7 @@ def _compare(calls: dict[str, peers.Call]) -> dict[str, float]:
 
 
 def _take_turns(calls: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each call: one that warms the caches, one that counts, then the next peer's.
+    """Seconds of each call: one that warms the caches, a burst that counts, then the next peer's.
 
     A peer that takes long has fewer turns, at even distances among those of the others.
     """
@@ -135,12 +136,20 @@ def _take_turns(calls: dict[str, Callable[[], Any]], turns: int) -> dict[str, li
                 continue
             time.sleep(REST)
             call()
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(_burst(call))
             affordable = max(FEWEST, int(ENOUGH / times[name][0]))
             every[name] = max(1, -(-turns // affordable))
     return times
+
+
+def _burst(call: Callable[[], Any]) -> float:
+    """The median of a few calls in a row, as a program that computes would make them."""
+    times: list[float] = []
+    while len(times) < BURST and sum(times) < LONG:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return median(times)
 
 
 def _summary(times: dict[str, list[float]]) -> dict[str, Any]:

@@ -172,7 +172,5 @@ def bilinear_sample_backward(
     plan = _plan(op, input, points, border, layout, grad_output)
     grad_output, input, points = map(arrays.contiguous, (grad_output, input, points))
     grad_output = grad_output.reshape(plan.out_shape(plan.channels))
-    gradients = implementation(kind, "sampling").backward(
-        plan, grad_output, input, points, needed
-    )
+    gradients = implementation(kind, "sampling").backward(plan, grad_output, input, points, needed)
     return BilinearSampleGradients(**gradients)
