@@ -24,7 +24,7 @@ from cudeform.cpu.threads import get_num_threads
 __all__ = ["add_arguments", "measure", "report", "run"]
 
 TOLERANCE = 1e-4  # in float32, of the largest magnitude
-REST = 0.03  # seconds: the threads of the peer before spin for a while
+REST = 0.25  # seconds: the threads of the peer before spin for a while
 BURST, LONG = 7, 0.2  # calls in a row that make one measurement, or seconds of them
 ENOUGH = 8.0  # seconds of measurements of one peer, of which there are at least FEWEST
 FEWEST = 5

@@ -15,6 +15,7 @@ from cudeform.cpu import threads
 from cudeform.cpu.compiler import inlined, kernel
 from cudeform.cpu.layout import add_row, copy_row, frozen, transpose
 from cudeform.cpu.matmul import columns_of
+from cudeform.cpu.samplers import PLANE
 from cudeform.cpu.simd import BLOCK_BYTES, BLOCK_ROWS, block_columns
 from cudeform.geometry import ConvPlan
 
@@ -39,7 +40,6 @@ __all__ = [
 
 SCRATCH_BYTES = 16 << 20  # of images laid out channels last at a time
 _COLUMN_BYTES = 256 << 10  # of the columns of a tile: they stay in the L2 cache
-_MOST_PIXELS = 120  # of a tile
 _DEPTH = 640  # about as many rows of a matrix at a time
 _LANES = 16  # slices are multiples of so many channels where they can be
 _PARTIAL_BYTES = 12 << 20  # of sums that are still to be added up
@@ -104,7 +104,7 @@ def widest_slice(plan: ConvPlan) -> int:
 def tile_pixels(plan: ConvPlan, columns: int, itemsize: int) -> int:
     """Pixels of a tile whose columns fit in the L2 cache; the tiles of an image are about equal."""
     most = _COLUMN_BYTES // (columns * itemsize) // BLOCK_ROWS * BLOCK_ROWS
-    most = min(max(most, BLOCK_ROWS), _MOST_PIXELS // BLOCK_ROWS * BLOCK_ROWS)
+    most = min(max(most, BLOCK_ROWS), PLANE // BLOCK_ROWS * BLOCK_ROWS)
     tiles = -(-plan.points.pixels // most)
     pixels = -(-plan.points.pixels // tiles)
     return -(-pixels // BLOCK_ROWS) * BLOCK_ROWS

@@ -20,7 +20,7 @@ from cudeform.cpu.blocking import (
     widest_slice,
 )
 from cudeform.cpu.compiler import inlined, kernel
-from cudeform.cpu.layout import frozen, transpose
+from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.samplers import Grid, Image, blend, grid_of, locate, point_arrays
 from cudeform.cpu.simd import block_columns
@@ -127,7 +127,7 @@ def _stage(channels, area, part, source, staged, first, last):
 def _convolve_tiles(work, first_tile, last_tile):
     """Tiles `first_tile` to `last_tile` of the images of a part."""
     grid, job, part, slices, source, offset, mask, packed, _, _ = work
-    points = point_arrays(source, job.tile * job.taps)
+    points = point_arrays(source, job.taps)
     columns = np.zeros(job.tile * job.pitch, source.dtype)
     width = job.out_pitch
     sums = np.zeros(job.tile * width, source.dtype)
@@ -181,13 +181,11 @@ def _start_sums(work, sums, place, first, fresh):
     channels = job.groups * job.out_channels
     if fresh:
         for p in range(count):
-            for o in range(job.out_channels):
-                sums[p * pitch + o] = bias[first + o]
+            copy_plain(bias, first, sums, p * pitch, job.out_channels)
     elif job.channels_last:
         for p in range(count):
             at = (image * grid.pixels + pixel + p) * channels + first
-            for o in range(job.out_channels):
-                sums[p * pitch + o] = output[at + o]
+            copy_plain(output, at, sums, p * pitch, job.out_channels)
     else:
         at = (image * channels + first) * grid.pixels + pixel
         transpose(output, at, grid.pixels, job.out_channels, count, sums, 0, pitch)
@@ -202,8 +200,7 @@ def _write(work, values, pitch, place, first, channels):
     if job.channels_last:
         for p in range(count):
             to = (image * grid.pixels + pixel + p) * all_channels + first
-            for o in range(channels):
-                output[to + o] = values[p * pitch + o]
+            copy_plain(values, p * pitch, output, to, channels)
     else:
         to = (image * all_channels + first) * grid.pixels + pixel
         transpose(values, 0, pitch, count, channels, output, to, grid.pixels)

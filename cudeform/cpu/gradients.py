@@ -28,7 +28,7 @@ from cudeform.cpu.blocking import (
     weight_rows,
 )
 from cudeform.cpu.compiler import inlined, kernel
-from cudeform.cpu.layout import frozen, transpose
+from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.samplers import (
     Grid,
@@ -247,8 +247,7 @@ def _output_tile(grid, job, given, place, first, channels, tile, pitch):
     if job.channels_last:
         for p in range(count):
             start = (image * grid.pixels + pixel + p) * all_channels + first
-            for o in range(channels):
-                tile[p * pitch + o] = given.grad_output[start + o]
+            copy_plain(given.grad_output, start, tile, p * pitch, channels)
     else:
         start = (image * all_channels + first) * grid.pixels + pixel
         transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
@@ -259,7 +258,7 @@ def _slice_gradients(work, first, last):
     """Tasks `first` to `last` of a part, each a slice of an image."""
     grid, job, wanted, part, _, given, _ = work
     like = given.input
-    points = point_arrays(like, job.tile * job.taps)
+    points = point_arrays(like, job.taps)
     columns = np.zeros(job.tile * job.pitch, like.dtype)
     tile = np.zeros(job.tile * job.out_pitch, like.dtype)
     count = part.end - part.begin
@@ -337,8 +336,9 @@ def _add_rows(tile, pitch, count, channels, target, at):
     """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
     subtotal = np.zeros(channels, tile.dtype)
     for p in range(count):
+        row = tile[p * pitch :]
         for c in range(channels):
-            subtotal[c] += tile[p * pitch + c]
+            subtotal[c] += row[c]
     for c in range(channels):
         target[at + c] += subtotal[c]
 

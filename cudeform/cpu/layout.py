@@ -7,7 +7,7 @@ import numpy as np
 from cudeform.cpu.compiler import inlined, inner
 from cudeform.cpu.simd import fma, lanes, load, splat, store, transpose_square
 
-__all__ = ["add_row", "copy_row", "frozen", "transpose"]
+__all__ = ["add_row", "copy_plain", "copy_row", "frozen", "transpose"]
 
 
 def frozen(array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
@@ -38,6 +38,14 @@ def transpose(source, at, step, rows, columns, target, to, pitch):
             for i in range(min(width, rows - i0)):
                 for j in range(min(width, columns - j0)):
                     target[end + j * pitch + i] = source[start + i * step + j]
+
+
+@inlined
+def copy_plain(source, at, target, to, count):
+    """Copy any number of elements; the views tell LLVM that no index is negative."""
+    given, copied = source[at:], target[to:]
+    for i in range(count):
+        copied[i] = given[i]
 
 
 @inlined

@@ -15,11 +15,22 @@ from cudeform.cpu.compiler import inlined, inner
 from cudeform.cpu.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.geometry import Points
 
-__all__ = ["Grid", "Image", "blend", "grid_of", "locate", "measure", "point_arrays", "spread"]
+__all__ = [
+    "PLANE",
+    "Grid",
+    "Image",
+    "blend",
+    "grid_of",
+    "locate",
+    "measure",
+    "point_arrays",
+    "spread",
+]
 
 # The state of a point: which rows and columns of its four corners are in the image, along which
 # axes the derivative is not zero by rule. 0 is a point that reads nothing.
 TOP, BOTTOM, LEFT, RIGHT, ALONG_Y, ALONG_X = 1, 2, 4, 8, 16, 32
+PLANE = 128  # points of a tap in a tile, at most
 ON_PIXEL = 64  # no offset: the point is the centre of its top left corner
 
 
@@ -79,78 +90,125 @@ def grid_of(points: Points, deformable: bool, modulated: bool) -> Grid:
 
 
 @inlined
-def point_arrays(like, count):
-    """Arrays for the geometry of `count` points, in the order in which `locate` takes them."""
-    pixel = np.empty(count, np.int64)  # of the first corner that is in the image
-    state = np.empty(count, np.uint8)
-    weight = np.empty(4 * count, like.dtype)  # of the corners, times the mask; 0 outside the image
-    fraction = np.empty(3 * count, like.dtype)  # ly, lx, mask
-    return pixel, state, weight, fraction
+def point_arrays(like, taps):
+    """Arrays for the geometry of a tile, in the order in which `locate` takes them.
 
-
-@inlined
-def _corner_state(grid, y, x):
-    """The state of a point: 0 if it reads nothing. NaN fails every comparison."""
-    if grid.clamp:
-        if not (y >= 0 and y < grid.height and x >= 0 and x < grid.width):
-            return 0
-        vertical = TOP if y >= grid.height - 1 else TOP | BOTTOM | ALONG_Y
-        return vertical | (LEFT if x >= grid.width - 1 else LEFT | RIGHT | ALONG_X)
-    if not (y > -1 and y < grid.height and x > -1 and x < grid.width):
-        return 0
-    vertical = BOTTOM if y < 0 else TOP if y >= grid.height - 1 else TOP | BOTTOM
-    horizontal = RIGHT if x < 0 else LEFT if x >= grid.width - 1 else LEFT | RIGHT
-    return vertical | horizontal | ALONG_Y | ALONG_X
+    Tap k of pixel p of the tile is point k*PLANE + p. Its seven numbers stand PLANE apart, from
+    k*7*PLANE + p on: at distances that are known when the kernel is compiled, LLVM sees that
+    writing one leaves the others alone, and makes vectors of points.
+    """
+    pixel = np.empty(taps * PLANE, np.int64)  # of the first corner that is in the image
+    state = np.empty(taps * PLANE, np.uint8)
+    # ly, lx, mask; weights of the corners, times the mask, 0 outside the image
+    numbers = np.empty(taps * 7 * PLANE, like.dtype)
+    return pixel, state, numbers
 
 
 @inner
 def locate(grid, offset, mask, place, group, points):
     """The geometry of a tile's points; the tile is `place` = (image, first pixel, pixels)."""
     image, first, count = place
-    pixel, state, weight, fraction = points
-    real = weight.dtype.type
-    zero, one = real(0), real(1)
-    for p in range(count):
+    pixel, state, numbers = points
+    for k in range(grid.taps):
+        ys = numbers[k * 7 * PLANE :]
+        xs, ms = ys[PLANE:], ys[2 * PLANE :]
+        _start_coordinates(grid, first, count, k, ys, xs)
+        channel = group * grid.taps + k
+        if grid.deformable:
+            at = image * grid.offset_image + first * grid.offset_pixel
+            at += 2 * channel * grid.offset_channel
+            _add(offset[at:], grid.offset_pixel, ys, count)
+            _add(offset[at + grid.offset_channel :], grid.offset_pixel, xs, count)
+        ms[:count] = 0 if grid.modulated else 1
+        if grid.modulated:
+            at = image * grid.mask_image + first * grid.mask_pixel + channel * grid.mask_channel
+            _add(mask[at:], grid.mask_pixel, ms, count)
+        states = state[k * PLANE :]
+        own = pixel[k * PLANE :], states, ys
+        if grid.clamp:
+            _resolve_clamp(grid, own, count)
+        else:
+            _resolve_zeros(grid, own, count)
+        if not grid.deformable:
+            for p in range(count):
+                states[p] = ON_PIXEL if states[p] else 0
+
+
+@inlined
+def _start_coordinates(grid, first, count, k, ys, xs):
+    """Where tap k would read without an offset."""
+    origin_y = grid.origin_y + k // grid.kernel_width * grid.dilation_y
+    origin_x = grid.origin_x + k % grid.kernel_width * grid.dilation_x
+    p = 0
+    while p < count:  # a row, or what of it is in the tile
         row = (first + p) // grid.out_width
-        column = (first + p) - row * grid.out_width
-        offset_at = image * grid.offset_image + (first + p) * grid.offset_pixel
-        offset_at += 2 * group * grid.taps * grid.offset_channel
-        mask_at = image * grid.mask_image + (first + p) * grid.mask_pixel
-        mask_at += group * grid.taps * grid.mask_channel
-        a, b = 0, -1
-        for k in range(grid.taps):
-            b += 1
-            if b == grid.kernel_width:
-                a, b = a + 1, 0
-            y = real(row * grid.stride_y + grid.origin_y + a * grid.dilation_y)
-            x = real(column * grid.stride_x + grid.origin_x + b * grid.dilation_x)
-            if grid.deformable:
-                y += offset[offset_at + 2 * k * grid.offset_channel]
-                x += offset[offset_at + (2 * k + 1) * grid.offset_channel]
-            m = mask[mask_at + k * grid.mask_channel] if grid.modulated else one
-            bits = _corner_state(grid, y, x)
-            if bits == 0:
-                y, x = zero, zero
-                m *= zero  # NaN stays NaN, as in 0 times the mask
+        column = first + p - row * grid.out_width
+        pixels = min(grid.out_width - column, count - p)
+        ys[p : p + pixels] = row * grid.stride_y + origin_y
+        x = xs[p:]
+        for i in range(pixels):
+            x[i] = (column + i) * grid.stride_x + origin_x
+        p += pixels
+
+
+@inlined
+def _add(source, step, target, count):
+    if step == 1:
+        for p in range(count):
+            target[p] += source[p]
+    else:
+        for p in range(count):
+            target[p] += source[p * step]
+
+
+def _resolver(border):
+    """From coordinates to corners, by the rule of `border`: the points of one tap.
+
+    Without a branch, and with indices that cannot be negative: so LLVM makes vectors of points.
+    """
+    clamp = border == "clamp"
+
+    @inner
+    def resolve(grid, points, count):
+        pixel, state, numbers = points
+        real = numbers.dtype.type
+        zero, one = real(0), real(1)
+        height, width = real(grid.height), real(grid.width)
+        for p in range(count):
+            y, x, m = numbers[p], numbers[PLANE + p], numbers[2 * PLANE + p]
+            # NaN fails every comparison
+            if clamp:
+                inside = (y >= zero) & (y < height) & (x >= zero) & (x < width)
+            else:
+                inside = (y > -one) & (y < height) & (x > -one) & (x < width)
+            y = y if inside else zero
+            x = x if inside else zero
             y0, x0 = np.floor(y), np.floor(x)
-            ly = y - y0 if not grid.clamp or bits & ALONG_Y else zero
-            lx = x - x0 if not grid.clamp or bits & ALONG_X else zero
-            if bits and not grid.deformable:
-                bits = ON_PIXEL
-            top = one - ly if bits & TOP or bits & ON_PIXEL else zero
-            left = one - lx if bits & LEFT or bits & ON_PIXEL else zero
-            bottom = ly if bits & BOTTOM else zero
-            right = lx if bits & RIGHT else zero
-            r = p * grid.taps + k
-            pixel[r] = max(np.int64(y0), 0) * grid.width + max(np.int64(x0), 0)
-            state[r] = bits
-            weight[4 * r] = m * top * left
-            weight[4 * r + 1] = m * top * right
-            weight[4 * r + 2] = m * bottom * left
-            weight[4 * r + 3] = m * bottom * right
-            fraction[3 * r] = ly
-            fraction[3 * r + 1] = lx
-            fraction[3 * r + 2] = m
+            ly, lx = y - y0, x - x0
+            down, across = y0 < height - one, x0 < width - one  # there is another row, column
+            top, left = y0 >= zero, x0 >= zero
+            if clamp:
+                ly = ly if down else zero
+                lx = lx if across else zero
+            bits = (TOP if top else 0) | (BOTTOM if down else 0)
+            bits |= (LEFT if left else 0) | (RIGHT if across else 0)
+            bits |= (ALONG_Y if down or not clamp else 0) | (ALONG_X if across or not clamp else 0)
+            wt = one - ly if inside & top else zero
+            wb = ly if inside & down else zero
+            wl = one - lx if left else zero
+            wr = lx if across else zero
+            pixel[p] = np.int64(max(y0, zero)) * grid.width + np.int64(max(x0, zero))
+            state[p] = bits if inside else 0
+            numbers[p], numbers[PLANE + p] = ly, lx
+            numbers[3 * PLANE + p] = m * wt * wl
+            numbers[4 * PLANE + p] = m * wt * wr
+            numbers[5 * PLANE + p] = m * wb * wl
+            numbers[6 * PLANE + p] = m * wb * wr
+
+    return resolve
+
+
+_resolve_zeros, _resolve_clamp = _resolver("zeros"), _resolver("clamp")
 
 
 @inlined
@@ -165,18 +223,18 @@ def _corners(grid, bits, pixel, image):
 @inner
 def blend(grid, points, count, source, image, target, pitch):
     """Write the sampled values of the tile's points: tap k of pixel p at p*pitch + k*channels."""
-    pixel, state, weight, _ = points
+    pixel, state, numbers = points
     step = lanes(source)
     tail = image.channels & (step - 1)  # LLVM sees that this is too short to vectorise
     whole = image.channels - tail
     for p in range(count):
         for k in range(grid.taps):
-            r = p * grid.taps + k
+            r, n = k * PLANE + p, k * 7 * PLANE + p
             at = p * pitch + k * image.channels
             bits = state[r]
             v00, v01, v10, v11 = _corners(grid, bits, pixel[r], image)
-            s00, s01 = weight[4 * r], weight[4 * r + 1]
-            s10, s11 = weight[4 * r + 2], weight[4 * r + 3]
+            s00, s01 = numbers[n + 3 * PLANE], numbers[n + 4 * PLANE]
+            s10, s11 = numbers[n + 5 * PLANE], numbers[n + 6 * PLANE]
             w00, w01 = splat(source, s00), splat(source, s01)
             w10, w11 = splat(source, s10), splat(source, s11)
             if bits == 0:
@@ -207,16 +265,16 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
     The gradient of the sampled values lies in `grad` as `blend` writes those; `out` takes three
     numbers a point from `out_at` on.
     """
-    pixel, state, _, fraction = points
+    pixel, state, numbers = points
     step = lanes(source)
     tail = image.channels & (step - 1)
     whole = image.channels - tail
     one, zero = source.dtype.type(1), source.dtype.type(0)
     for p in range(count):
         for k in range(grid.taps):
-            r = p * grid.taps + k
+            r, n = k * PLANE + p, k * 7 * PLANE + p
             at = p * pitch + k * image.channels
-            to = out_at + 3 * r
+            to = out_at + 3 * (p * grid.taps + k)
             bits = state[r]
             if bits == 0:
                 out[to] = out[to + 1] = out[to + 2] = zero
@@ -243,7 +301,7 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
                 t00 = t01 = zero
             if not bits & BOTTOM:
                 t10 = t11 = zero
-            ly, lx, m = fraction[3 * r], fraction[3 * r + 1], fraction[3 * r + 2]
+            ly, lx, m = numbers[n], numbers[n + PLANE], numbers[n + 2 * PLANE]
             top = (one - lx) * t00 + lx * t01
             bottom = (one - lx) * t10 + lx * t11
             slope = (one - ly) * (t01 - t00) + ly * (t11 - t10)
@@ -255,20 +313,20 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
 @inner
 def spread(grid, points, count, grad, pitch, target, image):
     """Add the gradient of the sampled values to that of the pixels they were blended from."""
-    pixel, state, weight, _ = points
+    pixel, state, numbers = points
     step = lanes(grad)
     tail = image.channels & (step - 1)
     whole = image.channels - tail
     for p in range(count):
         for k in range(grid.taps):
-            r = p * grid.taps + k
+            r, n = k * PLANE + p, k * 7 * PLANE + p
             at = p * pitch + k * image.channels
             bits = state[r]
             if bits == 0:
                 continue
             v00, v01, v10, v11 = _corners(grid, bits, pixel[r], image)
-            s00, s01 = weight[4 * r], weight[4 * r + 1]
-            s10, s11 = weight[4 * r + 2], weight[4 * r + 3]
+            s00, s01 = numbers[n + 3 * PLANE], numbers[n + 4 * PLANE]
+            s10, s11 = numbers[n + 5 * PLANE], numbers[n + 6 * PLANE]
             w00, w01 = splat(grad, s00), splat(grad, s01)
             w10, w11 = splat(grad, s10), splat(grad, s11)
             for c in range(0, whole, step):
