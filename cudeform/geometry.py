@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["BORDERS", "LAYOUTS", "ConvPlan", "Points", "sampling_points"]
+__all__ = ["BORDERS", "LAYOUTS", "ConvPlan", "Points", "RoiPlan", "sampling_points"]
 
 BORDERS = ("zeros", "clamp")
 LAYOUTS = ("NCHW", "NHWC")
@@ -105,6 +105,77 @@ class ConvPlan:
     @property
     def weight_shape(self) -> tuple[int, ...]:
         return (self.out_channels, self.in_channels, *self.points.kernel)
+
+
+@dataclass(frozen=True)
+class RoiPlan:
+    """A pooling of regions of interest that has passed all checks.
+
+    A box (image, x1, y1, x2, y2) becomes a region of the input by the rule of `region`, with
+    round() taking halves away from zero and s = `scale`:
+
+    ==============  ==============================  ======================  ===============
+    region          start                           end                     size at least
+    ==============  ==============================  ======================  ===============
+    "corner"        x1*s                            x2*s                    1
+    "center"        x1*s - 0.5                      x2*s - 0.5
+    "pixel"         round(x1*s)                     round(x2*s) + 1         1
+    "half_open"     round(x1*s)                     round(x2*s)             1
+    "msra"          round(x1)*s                     (round(x2) + 1)*s       0.1
+    "msra_center"   round(x1)*s - 0.5               (round(x2) + 1)*s - 0.5 0.1
+    ==============  ==============================  ======================  ===============
+
+    A region has ``bins`` bins of size b = size / bins, and what a bin reads is said by `reads`:
+
+    "centers"
+        a grid of `samples` points (0: ceil(b)) at the centres of its cells, sampler "roi",
+        divided by max(points, 1).
+    "corners"
+        a grid of `samples` points at the upper left corners of its cells, sampler "psroi", the
+        mean of those that count, 0 if none does.
+    "mean", "max"
+        the pixels from floor(i*b + start) up to ceil((i + 1)*b + start), clipped to the image; 0 if
+        there are none. A whole start is added after rounding.
+
+    Bin (i, j) of output channel c of a position-sensitive pooling reads input channel
+    (c*groups[0] + gh)*groups[1] + gw, with gh = min(floor(i*groups[0]/bins[0]), groups[0] - 1).
+    It is shifted by offset_scale * size * offset[r, 2*class + axis, py, px], x first, and its
+    result multiplied by mask[r, class, py, px], where class = c // (output channels / classes) and
+    (py, px) = floor(i/bins[0]*part[0]), floor(j/bins[1]*part[1]).
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    regions: int
+    bins: tuple[int, int]
+    scale: float
+    region: str
+    reads: str
+    samples: int = 0
+    groups: tuple[int, int] = (1, 1)
+    classes: int = 1
+    part: tuple[int, int] = (1, 1)
+    offset_scale: float = 0.0
+    deformable: bool = False
+    modulated: bool = False
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels // (self.groups[0] * self.groups[1])
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        return (self.regions, self.out_channels, *self.bins)
+
+    @property
+    def offset_shape(self) -> tuple[int, int, int, int]:
+        return (self.regions, 2 * self.classes, *self.part)
+
+    @property
+    def mask_shape(self) -> tuple[int, int, int, int]:
+        return (self.regions, self.classes, *self.part)
 
 
 def sampling_points(points: Points, offset: np.ndarray) -> np.ndarray:

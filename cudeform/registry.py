@@ -17,11 +17,12 @@ __all__ = ["OPERATORS", "Argument", "Case", "Operator"]
 
 @dataclass(frozen=True)
 class Argument:
-    """An array argument of an operator; all of them are differentiable."""
+    """An array argument of an operator."""
 
     name: str
     axes: str  # "(N, C, H, W)"
     optional: bool = False
+    differentiable: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Operator:
     """What there is to know of an operator without calling it."""
 
     name: str
-    family: str  # kernels/, cuda/, cpu/ and ops/ have one file of this name
+    family: str  # cuda/ and cpu/ have one file of this name
     summary: str
     paper: str
     arguments: tuple[Argument, ...]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cudeform import arrays, checks
+from cudeform.dispatch import operator
 from cudeform.geometry import BORDERS, LAYOUTS, ConvPlan, Points
 from cudeform.ops import implementation
 
@@ -168,6 +169,7 @@ def _offset_groups(op: str, offset: Any, channels: int, kernel: Iterable[int], l
     return groups
 
 
+@operator
 def deform_conv2d(
     input: Any,
     offset: Any,
@@ -281,6 +283,7 @@ def deform_conv2d(
     )
 
 
+@operator
 def deform_conv2d_backward(
     grad_output: Any,
     input: Any,
@@ -363,6 +366,7 @@ def deform_conv2d_backward(
     return DeformConv2dGradients(**gradients)
 
 
+@operator
 def conv2d(
     input: Any,
     weight: Any,
@@ -406,6 +410,7 @@ def conv2d(
     return implementation(kind, "deform_conv").forward(plan, *contiguous)
 
 
+@operator
 def conv2d_backward(
     grad_output: Any,
     input: Any,

@@ -7,6 +7,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from cudeform import arrays, checks
+from cudeform.dispatch import operator
 from cudeform.geometry import BORDERS, LAYOUTS, Points
 from cudeform.ops import implementation
 
@@ -63,6 +64,7 @@ def _out_shape(plan: Points, points: Any) -> tuple[int, ...]:
     return (plan.batch, plan.channels, *grid)
 
 
+@operator
 def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: str = "NCHW") -> Any:
     r"""Bilinear samples of images at given points: equations 3 and 4 of [1]_.
 
@@ -124,6 +126,7 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
     return output.reshape(_out_shape(plan, points))
 
 
+@operator
 def bilinear_sample_backward(
     grad_output: Any,
     input: Any,

@@ -1,0 +1,69 @@
+"""Arrays of other frameworks: which bridge takes a call.
+
+An operator computes on NumPy and CuPy arrays. A torch tensor or a JAX array among its arguments
+sends the whole call to `cudeform.torch` or `cudeform.jax`, where it is differentiable. They are
+imported at the first such call, and a framework that the caller has not imported never is.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+__all__ = ["operator"]
+
+# Module to look up in `sys.modules`, the type that its arrays are instances of, our bridge.
+_BRIDGES = (("torch", "Tensor", "cudeform.torch"), ("jax", "Array", "cudeform.jax"))
+_found: dict[type, str | None] = dict.fromkeys(
+    (np.ndarray, type(None), bool, int, float, str, tuple, list, set, frozenset)
+)
+
+
+def _bridge_of(array_type: type) -> str | None:
+    """The name of the bridge for values of a type, or None for values that need none."""
+    for module, array, bridge in _BRIDGES:
+        framework = sys.modules.get(module)
+        if framework is not None and issubclass(array_type, getattr(framework, array)):
+            return bridge
+    if hasattr(array_type, "__dlpack__"):
+        cupy = sys.modules.get("cupy")
+        native = (np.ndarray,) if cupy is None else (np.ndarray, cupy.ndarray)
+        if not issubclass(array_type, native):
+            return "cudeform.dlpack"
+    return None
+
+
+def operator(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the bridge of a framework answer calls with arrays of that framework.
+
+    A bridge has ``call(name, function, given)``, with `given` the arguments by name as they came:
+    defaults are not filled in.
+    """
+    parameters = inspect.signature(function).parameters
+    names = tuple(parameters)
+    positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
+    required = frozenset(n for n, p in parameters.items() if p.default is p.empty)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bridge = None
+        for value in (*args, *kwargs.values()):
+            array_type = type(value)
+            if array_type not in _found:
+                _found[array_type] = _bridge_of(array_type)
+            bridge = bridge or _found[array_type]
+        if bridge is None:
+            return function(*args, **kwargs)
+        given = dict(zip(names, args, strict=False)) | kwargs
+        fits = len(args) <= positional and len(given) == len(args) + len(kwargs)
+        if not (fits and required <= given.keys() <= parameters.keys()):
+            return function(*args, **kwargs)  # raises what Python says of such a call
+        return importlib.import_module(bridge).call(function.__name__, function, given)
+
+    return call
