@@ -8,6 +8,24 @@ from cudeform.ops.deform_conv import (
     deform_conv2d,
     deform_conv2d_backward,
 )
+from cudeform.ops.deform_roi_pool import (
+    deform_ps_roi_pool,
+    deform_ps_roi_pool_backward,
+    deform_roi_pool,
+    deform_roi_pool_backward,
+)
+from cudeform.ops.roi_align import (
+    ps_roi_align,
+    ps_roi_align_backward,
+    roi_align,
+    roi_align_backward,
+)
+from cudeform.ops.roi_pool import (
+    ps_roi_pool,
+    ps_roi_pool_backward,
+    roi_pool,
+    roi_pool_backward,
+)
 from cudeform.ops.sampling import bilinear_sample, bilinear_sample_backward
 
 __all__ = [
@@ -20,9 +38,21 @@ __all__ = [
     "convert_roi_offset",
     "deform_conv2d",
     "deform_conv2d_backward",
+    "deform_ps_roi_pool",
+    "deform_ps_roi_pool_backward",
+    "deform_roi_pool",
+    "deform_roi_pool_backward",
     "pack_dcnv4",
     "points_from_msda",
     "points_to_msda",
+    "ps_roi_align",
+    "ps_roi_align_backward",
+    "ps_roi_pool",
+    "ps_roi_pool_backward",
+    "roi_align",
+    "roi_align_backward",
+    "roi_pool",
+    "roi_pool_backward",
     "unpack_dcnv4",
 ]
 

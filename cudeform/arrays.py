@@ -25,6 +25,7 @@ __all__ = [
     "namespace",
     "register",
     "sum_dtype",
+    "type_name",
 ]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -35,12 +36,13 @@ class Kind:
     """A family of arrays: its name for messages, the backend that computes on it, its device."""
 
     name: str
-    backend: str  # "cpu" or "cuda": the subpackage with the implementation
+    backend: Any  # "cpu" or "cuda", the subpackage with the implementation, or what stands for it
     device: Callable[[Any], Any]  # array -> a comparable, printable device
+    to_host: Callable[[Any], np.ndarray] = np.asarray
 
 
 _HOST = Kind("numpy", "cpu", lambda array: "cpu")
-_CUPY = Kind("cupy", "cuda", lambda array: f"cuda:{array.device.id}")
+_CUPY = Kind("cupy", "cuda", lambda array: f"cuda:{array.device.id}", lambda array: array.get())
 _kinds: dict[type, Kind | None] = {np.ndarray: _HOST}
 
 
@@ -63,7 +65,7 @@ def _find_kind(array_type: type) -> Kind | None:
     return None
 
 
-def _type_name(value: Any) -> str:
+def type_name(value: Any) -> str:
     """The type of a value as a user would write it: list, numpy.float32; None itself."""
     if value is None:
         return "None"
@@ -90,7 +92,7 @@ def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -
             found = _find_kind(array_type)
             if found is None:
                 checks.fail(
-                    op, name, "to be a NumPy or CuPy array", _type_name(array), error=TypeError
+                    op, name, "to be a NumPy or CuPy array", type_name(array), error=TypeError
                 )
             _kinds[array_type] = found
         kind = _kinds[array_type]

@@ -8,6 +8,7 @@ Every message names the operator, the argument, what was expected and what was g
 
 from __future__ import annotations
 
+import math
 import operator as _operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ __all__ = [
     "integer",
     "needs",
     "non_empty",
+    "number",
     "pad_pairs",
     "pair",
     "rank",
@@ -55,6 +57,17 @@ def integer(
         fail(op, argument, expected, repr(value), why, TypeError)
     if result < minimum:
         fail(op, argument, f"to be at least {minimum}", repr(value), why)
+    return result
+
+
+def number(op: str, argument: str, value: Any) -> float:
+    """A finite real number."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        fail(op, argument, "to be a number", repr(value), error=TypeError)
+    if not math.isfinite(result):
+        fail(op, argument, "to be finite", repr(value))
     return result
 
 

@@ -134,8 +134,9 @@ class RoiPlan:
         a grid of `samples` points at the upper left corners of its cells, sampler "psroi", the
         mean of those that count, 0 if none does.
     "mean", "max"
-        the pixels from floor(i*b + start) up to ceil((i + 1)*b + start), clipped to the image; 0 if
-        there are none. A whole start is added after rounding.
+        the pixels from floor(i*size/bins + start) up to ceil((i + 1)*size/bins + start), divided
+        last and clipped to the image; 0 if there are none. A whole start is added after rounding.
+        "max" is the first pixel that no other exceeds.
 
     Bin (i, j) of output channel c of a position-sensitive pooling reads input channel
     (c*groups[0] + gh)*groups[1] + gw, with gh = min(floor(i*groups[0]/bins[0]), groups[0] - 1).

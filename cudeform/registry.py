@@ -57,7 +57,7 @@ class Operator:
 
     def call(self, case: Case, convert: Callable[[Any], Any] = lambda array: array) -> Any:
         """The forward on a case, each array converted first."""
-        return self.forward(**{k: convert(v) for k, v in case.arrays.items()}, **case.options)
+        return self.forward(**self._given(case, convert), **case.options)
 
     def call_backward(
         self,
@@ -68,8 +68,13 @@ class Operator:
     ) -> Any:
         """The backward on a case: `grad_output` as it is, the other arrays converted first."""
         accepted = inspect.signature(self.backward).parameters
-        given = {k: convert(v) for k, v in case.arrays.items() if k in accepted}
+        given = {k: v for k, v in self._given(case, convert).items() if k in accepted}
         return self.backward(grad_output, **given, **case.options, needs=needs)
+
+    def _given(self, case: Case, convert: Callable[[Any], Any]) -> dict[str, Any]:
+        """All array arguments, None for those that the case leaves out."""
+        arrays = {argument.name: case.arrays.get(argument.name) for argument in self.arguments}
+        return {name: None if array is None else convert(array) for name, array in arrays.items()}
 
 
 def _convolution(
@@ -160,7 +165,91 @@ def _bilinear_sample_cases(rng: np.random.Generator) -> Iterator[Case]:
         yield Case(f"{layout}-{border}", arrays, options)
 
 
+def _boxes(rng: np.random.Generator, count: int, n: int, height: float, width: float) -> np.ndarray:
+    """Boxes inside, across the border, outside, inverted and without area."""
+    center = rng.uniform((0, 0), (height, width), (count, 2))
+    half = rng.uniform(0.05, 0.6, (count, 2)) * (height, width)
+    boxes = np.empty((count, 5))
+    boxes[:, 0] = rng.integers(0, n, count)
+    boxes[:, 1:3] = (center - half)[:, ::-1]
+    boxes[:, 3:] = (center + half)[:, ::-1]
+    boxes[1::7, 1:] += 3 * width
+    boxes[2::7, 3:] = boxes[2::7, 1:3]
+    boxes[3::7, 1:] = boxes[3::7, [3, 4, 1, 2]]
+    return boxes
+
+
+def _pooling(
+    rng: np.random.Generator,
+    name: str,
+    *,
+    n: int = 2,
+    c: int = 6,
+    size: tuple[int, int] = (9, 11),
+    regions: int = 9,
+    cells: tuple[int, int, int] | None = None,
+    mask: bool = False,
+    spread: float = 1.0,
+    **options: Any,
+) -> Case:
+    """Random arguments of a pooling; `cells` of the offset and the mask: (classes, y, x)."""
+    scale = options.get("spatial_scale", 1.0)
+    arrays = {
+        "input": rng.standard_normal((n, c, *size)),
+        "boxes": _boxes(rng, regions, n, size[0] / scale, size[1] / scale),
+    }
+    if cells is not None:
+        classes, *part = cells
+        arrays["offset"] = spread * rng.standard_normal((regions, 2 * classes, *part))
+        if mask:
+            arrays["mask"] = rng.uniform(size=(regions, classes, *part))
+    return Case(name, arrays, options)
+
+
+def _roi_align_cases(rng: np.random.Generator) -> Iterator[Case]:
+    yield _pooling(rng, "adaptive", output_size=3, spatial_scale=0.5)
+    yield _pooling(rng, "aligned", c=16, output_size=(2, 3), sampling_ratio=2, aligned=True)
+    yield _pooling(rng, "wide", n=3, c=70, regions=20, output_size=(3, 2), sampling_ratio=1)
+    yield _pooling(rng, "no-regions", regions=0, output_size=2)
+
+
+def _ps_roi_align_cases(rng: np.random.Generator) -> Iterator[Case]:
+    yield _pooling(rng, "adaptive", c=12, output_size=(2, 3))
+    yield _pooling(rng, "fixed", c=36, output_size=3, spatial_scale=0.25, sampling_ratio=2)
+
+
+def _roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
+    yield _pooling(rng, "max", output_size=(3, 2), spatial_scale=0.5)
+    yield _pooling(rng, "max-wide", c=40, regions=15, output_size=4)
+    yield _pooling(rng, "avg", output_size=3, mode="avg")
+
+
+def _ps_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
+    yield _pooling(rng, "torchvision", c=12, output_size=(2, 3), spatial_scale=0.5)
+    yield _pooling(rng, "msra", c=36, output_size=3, spatial_scale=0.3, convention="msra")
+
+
+def _deform_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
+    yield _pooling(rng, "v1", output_size=3, cells=(1, 3, 3))
+    yield _pooling(rng, "v2", c=16, output_size=(2, 3), cells=(1, 2, 3), mask=True, gamma=0.3)
+    yield _pooling(
+        rng, "fixed", spatial_scale=0.5, sampling_ratio=2, output_size=2, cells=(1, 2, 2)
+    )
+    far = dict(output_size=2, sampling_ratio=3, cells=(1, 2, 2), mask=True, spread=20.0)
+    yield _pooling(rng, "far", c=70, **far)
+
+
+def _deform_ps_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
+    plain = dict(spatial_scale=0.5, output_dim=2, group_size=3, output_size=3)
+    yield _pooling(rng, "plain", c=18, **plain)
+    yield _pooling(rng, "v1", c=18, cells=(1, 3, 3), **plain)
+    classes = dict(spatial_scale=0.6, output_dim=6, group_size=2, output_size=(4, 5))
+    classes.update(part_size=(2, 3), sample_per_part=3, trans_std=0.2)
+    yield _pooling(rng, "classes", c=24, cells=(3, 2, 3), mask=True, **classes)
+
+
 _IMAGE = Argument("input", "(N, C, H, W)")
+_BOXES = Argument("boxes", "(R, 5)", differentiable=False)
 _WEIGHT = Argument("weight", "(O, C/groups, kh, kw)")
 _BIAS = Argument("bias", "(O,)", optional=True)
 
@@ -197,5 +286,77 @@ OPERATORS = (
         arguments=(_IMAGE, Argument("points", "(N, ..., 2)")),
         options=("border", "layout"),
         cases=_bilinear_sample_cases,
+    ),
+    Operator(
+        name="roi_align",
+        family="roi",
+        summary="average of bilinear samples in the bins of regions",
+        paper="He et al. 2017",
+        arguments=(_IMAGE, _BOXES),
+        options=("output_size", "spatial_scale", "sampling_ratio", "aligned"),
+        cases=_roi_align_cases,
+    ),
+    Operator(
+        name="ps_roi_align",
+        family="roi",
+        summary="the same from channels of each bin's own",
+        paper="Dai et al. 2016, He et al. 2017",
+        arguments=(_IMAGE, _BOXES),
+        options=("output_size", "spatial_scale", "sampling_ratio"),
+        cases=_ps_roi_align_cases,
+    ),
+    Operator(
+        name="roi_pool",
+        family="roi",
+        summary="maximum or average of the pixels in the bins of regions",
+        paper="Girshick 2015; Dai et al. 2017, equation 5",
+        arguments=(_IMAGE, _BOXES),
+        options=("output_size", "spatial_scale", "mode"),
+        cases=_roi_pool_cases,
+    ),
+    Operator(
+        name="ps_roi_pool",
+        family="roi",
+        summary="average of pixels from channels of each bin's own",
+        paper="Dai et al. 2016",
+        arguments=(_IMAGE, _BOXES),
+        options=("output_size", "spatial_scale", "convention"),
+        cases=_ps_roi_pool_cases,
+    ),
+    Operator(
+        name="deform_roi_pool",
+        family="roi",
+        summary="RoI pooling with bins that move, and v2 with a mask",
+        paper="Dai et al. 2017, equation 6; Zhu et al. 2019",
+        arguments=(
+            _IMAGE,
+            _BOXES,
+            Argument("offset", "(R, 2, ph, pw)", optional=True),
+            Argument("mask", "(R, 1, ph, pw)", optional=True),
+        ),
+        options=("output_size", "spatial_scale", "sampling_ratio", "gamma"),
+        cases=_deform_roi_pool_cases,
+    ),
+    Operator(
+        name="deform_ps_roi_pool",
+        family="roi",
+        summary="position-sensitive RoI pooling with bins that move, and v2 with a mask",
+        paper="Dai et al. 2017; Zhu et al. 2019",
+        arguments=(
+            _IMAGE,
+            _BOXES,
+            Argument("offset", "(R, 2*classes, part_h, part_w)", optional=True),
+            Argument("mask", "(R, classes, part_h, part_w)", optional=True),
+        ),
+        options=(
+            "output_size",
+            "spatial_scale",
+            "output_dim",
+            "group_size",
+            "part_size",
+            "sample_per_part",
+            "trans_std",
+        ),
+        cases=_deform_ps_roi_pool_cases,
     ),
 )

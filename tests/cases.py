@@ -53,7 +53,8 @@ class Problem:
         return array.astype(np.float64)
 
     def _call(self, function, **extra):
-        given = {name: self._plain(name, a) for name, a in self.case.arrays.items()}
+        given = dict.fromkeys(argument.name for argument in self.row.arguments)
+        given |= {name: self._plain(name, a) for name, a in self.case.arrays.items()}
         given.update(self.case.options, **extra)
         accepted = inspect.signature(function).parameters
         return function(**{name: value for name, value in given.items() if name in accepted})

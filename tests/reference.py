@@ -6,8 +6,11 @@ the gradients of all arguments by name.
 """
 
 import numpy as np
+import reference_roi
+from reference_roi import *  # noqa: F403
 
 __all__ = [
+    *reference_roi.__all__,
     "bilinear_sample",
     "bilinear_sample_backward",
     "conv2d",

@@ -15,4 +15,6 @@ def implementation(kind: Kind, family: str) -> ModuleType:
 
     Imported at the first call, so that ``import cudeform`` loads neither Numba nor CuPy.
     """
+    if not isinstance(kind.backend, str):
+        return kind.backend
     return importlib.import_module(f"cudeform.{kind.backend}.{family}")

@@ -1,0 +1,180 @@
+"""Layers that move nothing, of which the branches are made, and what all layers share.
+
+Functions of NumPy are given CuPy arrays, too: NumPy's protocols hand such calls to CuPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from cudeform import checks, conv2d, conv2d_backward
+
+__all__ = ["Conv2d", "Linear", "check_groups", "he_normal", "inner", "nested", "sigmoid", "zeros"]
+
+
+def check_groups(op: str, layer: Any) -> None:
+    """Counts of a convolution that fit each other."""
+    for name in ("in_channels", "out_channels", "groups"):
+        checks.integer(op, name, getattr(layer, name), 1)
+    for name in ("in_channels", "out_channels"):
+        if getattr(layer, name) % layer.groups:
+            checks.fail(op, name, f"divisible by groups = {layer.groups}", getattr(layer, name))
+
+
+def he_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Weights that keep the variance of what passes through them and a ReLU.
+
+    They are arrays of the generator's library.
+    """
+    scale = (2 / prod(shape[1:])) ** 0.5
+    return (scale * rng.standard_normal(shape)).astype(dtype)
+
+
+def zeros(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Zeros where the arrays of a generator are; nothing is drawn from it that matters."""
+    return np.zeros_like(rng.standard_normal(()), shape=shape, dtype=dtype)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x)) without overflow, 1/2 exactly at 0."""
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def nested(**layers: Mapping[str, Any]) -> dict[str, Any]:
+    """One flat dictionary from those of several layers: "layer.name"."""
+    return {
+        f"{layer}.{name}": value for layer, own in layers.items() for name, value in own.items()
+    }
+
+
+def inner(params: Mapping[str, Any], layer: str) -> dict[str, Any]:
+    """The dictionary of one layer from a flat one."""
+    start = layer + "."
+    return {n.removeprefix(start): value for n, value in params.items() if n.startswith(start)}
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """Convolution: the plain counterpart of `DeformConv2d`, and its branch.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size, stride, padding, dilation : int or (int, int)
+        As in `cudeform.conv2d`, the kernel's size as (height, width).
+    groups : int
+        Of the channels, which are convolved apart.
+    bias : bool
+        Whether to add a number to each output channel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cudeform.layers import Conv2d
+    >>> conv = Conv2d(3, 8, kernel_size=3, padding=1)
+    >>> params = conv.init(np.random.default_rng(0))
+    >>> {name: array.shape for name, array in params.items()}
+    {'weight': (8, 3, 3, 3), 'bias': (8,)}
+    >>> y, saved = conv.forward(params, np.ones((2, 3, 5, 4), np.float32))
+    >>> grad_x, grad_params = conv.backward(params, saved, np.ones_like(y))
+    >>> y.shape, grad_x.shape, sorted(grad_params)
+    ((2, 8, 5, 4), (2, 3, 5, 4), ['bias', 'weight'])
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: int | tuple[int, int]
+    stride: int | tuple[int, int] = 1
+    padding: Any = 0
+    dilation: int | tuple[int, int] = 1
+    groups: int = 1
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        check_groups("Conv2d", self)
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        kernel = checks.pair("Conv2d", "kernel_size", self.kernel_size, 1)
+        return (self.out_channels, self.in_channels // self.groups, *kernel)
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """What to multiply a learning rate with, by parameter: 1 for all."""
+        return dict.fromkeys(("weight", "bias") if self.bias else ("weight",), 1.0)
+
+    def init(self, rng: Any, dtype: Any = np.float32, *, zero: bool = False) -> dict[str, Any]:
+        """Parameters from a generator of NumPy or CuPy; of zeros where asked."""
+        draw = zeros if zero else he_normal
+        params = {"weight": draw(rng, self.weight_shape, dtype)}
+        if self.bias:
+            params["bias"] = zeros(rng, (self.out_channels,), dtype)
+        return params
+
+    def forward(self, params: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
+        """The result (N, O, Ho, Wo) for x (N, C, H, W), and what `backward` needs."""
+        options = (self.stride, self.padding, self.dilation)
+        return conv2d(x, params["weight"], params.get("bias"), *options), x
+
+    def backward(
+        self, params: Mapping[str, Any], saved: Any, grad_y: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Gradients of x and of the parameters."""
+        needs = ("input", "weight", "bias") if self.bias else ("input", "weight")
+        options = (self.stride, self.padding, self.dilation)
+        grads = conv2d_backward(grad_y, saved, params["weight"], *options, needs=needs)
+        return grads.input, {name: getattr(grads, name) for name in needs[1:]}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Fully connected layer.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cudeform.layers import Linear
+    >>> linear = Linear(6, 2)
+    >>> params = linear.init(np.random.default_rng(0))
+    >>> y, saved = linear.forward(params, np.ones((5, 6), np.float32))
+    >>> y.shape
+    (5, 2)
+    """
+
+    in_features: int
+    out_features: int
+
+    def __post_init__(self) -> None:
+        checks.integer("Linear", "in_features", self.in_features, 1)
+        checks.integer("Linear", "out_features", self.out_features, 1)
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """What to multiply a learning rate with, by parameter: 1 for all."""
+        return {"weight": 1.0, "bias": 1.0}
+
+    def init(self, rng: Any, dtype: Any = np.float32, *, zero: bool = False) -> dict[str, Any]:
+        """Parameters from a generator of NumPy or CuPy; of zeros where asked."""
+        draw = zeros if zero else he_normal
+        weight = draw(rng, (self.out_features, self.in_features), dtype)
+        return {"weight": weight, "bias": zeros(rng, (self.out_features,), dtype)}
+
+    def forward(self, params: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
+        """The result (N, out_features) for x (N, in_features), and what `backward` needs."""
+        return x @ params["weight"].T + params["bias"], x
+
+    def backward(
+        self, params: Mapping[str, Any], saved: Any, grad_y: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Gradients of x and of the parameters."""
+        grads = {"weight": grad_y.T @ saved, "bias": grad_y.sum(axis=0)}
+        return grad_y @ params["weight"], grads

@@ -1,0 +1,331 @@
+"""Pooling of regions over whole pixels: Fast R-CNN's RoI pooling, plain and position-sensitive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cudeform import arrays, checks
+from cudeform.boxes import box_rows, groups_of, pool_plan
+from cudeform.dispatch import operator
+from cudeform.geometry import RoiPlan
+from cudeform.ops import implementation
+
+__all__ = [
+    "RoiPoolGradients",
+    "ps_roi_pool",
+    "ps_roi_pool_backward",
+    "roi_pool",
+    "roi_pool_backward",
+]
+
+MODES = {"max": "max", "avg": "mean"}
+CONVENTIONS = {"torchvision": "half_open", "msra": "msra"}
+
+
+class RoiPoolGradients(NamedTuple):
+    """Gradients by the argument they belong to; None where not needed."""
+
+    input: Any = None
+
+
+def _plan(
+    op: str,
+    input: Any,
+    rows: Any,
+    output_size: Any,
+    spatial_scale: Any,
+    mode: str,
+    grad_output: Any = None,
+) -> RoiPlan:
+    checks.choice(op, "mode", mode, tuple(MODES))
+    return pool_plan(
+        op,
+        input,
+        rows,
+        output_size,
+        spatial_scale,
+        grad_output,
+        region="pixel",
+        reads=MODES[mode],
+    )
+
+
+def _ps_plan(
+    op: str,
+    input: Any,
+    rows: Any,
+    output_size: Any,
+    spatial_scale: Any,
+    convention: str,
+    grad_output: Any = None,
+) -> RoiPlan:
+    checks.choice(op, "convention", convention, tuple(CONVENTIONS))
+    checks.rank(op, "input", input, "(N, C, H, W)")
+    bins = checks.pair(op, "output_size", output_size, 1)
+    return pool_plan(
+        op,
+        input,
+        rows,
+        bins,
+        spatial_scale,
+        grad_output,
+        region=CONVENTIONS[convention],
+        reads="mean",
+        groups=groups_of(op, input.shape[1], bins, "ph * pw"),
+    )
+
+
+@operator
+def roi_pool(
+    input: Any,
+    boxes: Any,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    *,
+    mode: str = "max",
+    return_argmax: bool = False,
+) -> Any:
+    """Maximum [1]_ or average ([2]_, equation 5) of the pixels in each bin of regions of interest.
+
+    Parameters
+    ----------
+    input : array of shape (N, C, H, W)
+        Feature maps, of dtype float16, bfloat16, float32 or float64.
+    boxes : array of shape (R, 5), or list of N arrays of shape (L, 4)
+        Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates
+        of the image; of the dtype of `input`, or of float32 where that has 16 bits.
+    output_size : int or (int, int)
+        Bins (ph, pw) along y and x.
+    spatial_scale : float
+        Pixels of `input` per unit of `boxes`.
+    mode : {"max", "avg"}
+        What becomes of the pixels of a bin.
+    return_argmax : bool
+        Whether to return as well which pixel was the largest; for mode "max".
+
+    Returns
+    -------
+    array of shape (R, C, ph, pw)
+        With `return_argmax` a pair: that, and an int32 array of its shape with y*W + x of the first
+        largest pixel, -1 for a bin without pixels.
+
+    Raises
+    ------
+    TypeError
+        An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
+    ValueError
+        A shape, an option or an image index that does not fit; the message says what was
+        expected.
+
+    See Also
+    --------
+    roi_pool_backward : the gradient.
+    roi_align : bilinear samples in place of whole pixels.
+    deform_roi_pool : bins that move.
+
+    Notes
+    -----
+    The scaled corners are rounded, halves away from zero, both included; bins may overlap by a
+    pixel. A bin without pixels, as outside of the image, is 0.
+
+    References
+    ----------
+    .. [1] Girshick, R., "Fast R-CNN", ICCV 2015, arXiv:1504.08083.
+    .. [2] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cudeform
+    >>> image = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> boxes = np.array([[0.0, 0.0, 0.0, 3.0, 3.0]])
+    >>> cudeform.roi_pool(image, boxes, 2)[0, 0]
+    array([[ 5.,  7.],
+           [13., 15.]])
+    >>> cudeform.roi_pool(image, boxes, 2, mode="avg")[0, 0]
+    array([[ 2.5,  4.5],
+           [10.5, 12.5]])
+    """
+    op = "roi_pool"
+    kind = arrays.kind_of(op, dict(input=input))
+    rows = box_rows(op, boxes, input, kind)
+    plan = _plan(op, input, rows, output_size, spatial_scale, mode)
+    if return_argmax and mode != "max":
+        checks.fail(op, "return_argmax", "only with mode 'max'", repr(mode))
+    output, argmax = implementation(kind, "roi").forward(
+        plan, arrays.contiguous(input), rows, None, None
+    )
+    return (output, argmax) if return_argmax else output
+
+
+@operator
+def roi_pool_backward(
+    grad_output: Any,
+    input: Any,
+    boxes: Any,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    *,
+    mode: str = "max",
+    argmax: Any = None,
+    needs: Iterable[str] | None = None,
+) -> RoiPoolGradients:
+    """Gradient of `roi_pool`.
+
+    Parameters
+    ----------
+    grad_output : array of shape (R, C, ph, pw)
+        The gradient of a scalar with respect to the result of the forward.
+    input, boxes, output_size, spatial_scale, mode
+        As they were given to `roi_pool`.
+    argmax : int32 array of shape (R, C, ph, pw), optional
+        What the forward returned with `return_argmax`; without, it is computed once more.
+    needs : iterable of str, optional
+        Names of the gradients to compute: "input", the default, or none.
+
+    Returns
+    -------
+    RoiPoolGradients
+        A named tuple with the field input.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `roi_pool`, and for an unknown name in `needs` or an `argmax` that does not fit.
+    """
+    op = "roi_pool_backward"
+    kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input))
+    needed = checks.needs(op, needs, {}, RoiPoolGradients._fields)
+    rows = box_rows(op, boxes, input, kind)
+    plan = _plan(op, input, rows, output_size, spatial_scale, mode, grad_output)
+    input = arrays.contiguous(input)
+    module = implementation(kind, "roi")
+    if argmax is not None:
+        _check_argmax(op, argmax, plan, mode)
+        argmax = arrays.contiguous(argmax)
+    elif mode == "max" and needed:
+        _, argmax = module.forward(plan, input, rows, None, None)
+    gradients = module.backward(
+        plan, arrays.contiguous(grad_output), input, rows, None, None, argmax, needed
+    )
+    return RoiPoolGradients(**gradients)
+
+
+def _check_argmax(op: str, argmax: Any, plan: RoiPlan, mode: str) -> None:
+    if mode != "max":
+        checks.fail(op, "argmax", "only with mode 'max'", repr(mode))
+    checks.shape(op, "argmax", argmax, plan.out_shape, "(R, C, ph, pw)")
+    if argmax.dtype != np.int32:
+        checks.fail(op, "argmax", "of dtype int32", argmax.dtype, error=TypeError)
+
+
+@operator
+def ps_roi_pool(
+    input: Any,
+    boxes: Any,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    *,
+    convention: str = "torchvision",
+) -> Any:
+    """Position-sensitive RoI pooling: the average of a bin, in channels of its own [1]_.
+
+    Parameters
+    ----------
+    input : array of shape (N, C*ph*pw, H, W)
+        Score maps; bin (i, j) of output channel c reads channel (c*ph + i)*pw + j.
+    boxes, output_size, spatial_scale
+        As in `roi_pool`.
+    convention : {"torchvision", "msra"}
+        How a box becomes a region: "torchvision" rounds the scaled corners, the second excluded;
+        "msra", of the paper's own code, MXNet and OpenVINO, rounds before scaling, the second
+        corner included, and leaves regions on fractions of a pixel.
+
+    Returns
+    -------
+    array of shape (R, C, ph, pw)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `roi_pool`, and for a number of channels that ph*pw does not divide.
+
+    See Also
+    --------
+    ps_roi_align : bilinear samples in place of whole pixels.
+    deform_ps_roi_pool : bins that move.
+
+    References
+    ----------
+    .. [1] Dai, J. et al., "R-FCN: Object Detection via Region-based Fully Convolutional
+       Networks", NeurIPS 2016, arXiv:1605.06409.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cudeform
+    >>> maps = np.arange(4.0).reshape(1, 4, 1, 1) * np.ones((4, 4))
+    >>> cudeform.ps_roi_pool(maps, np.array([[0.0, 0.0, 0.0, 4.0, 4.0]]), 2)[0, 0]
+    array([[0., 1.],
+           [2., 3.]])
+    """
+    op = "ps_roi_pool"
+    kind = arrays.kind_of(op, dict(input=input))
+    rows = box_rows(op, boxes, input, kind)
+    plan = _ps_plan(op, input, rows, output_size, spatial_scale, convention)
+    output, _ = implementation(kind, "roi").forward(
+        plan, arrays.contiguous(input), rows, None, None
+    )
+    return output
+
+
+@operator
+def ps_roi_pool_backward(
+    grad_output: Any,
+    input: Any,
+    boxes: Any,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    *,
+    convention: str = "torchvision",
+    needs: Iterable[str] | None = None,
+) -> RoiPoolGradients:
+    """Gradient of `ps_roi_pool`.
+
+    Parameters
+    ----------
+    grad_output : array of shape (R, C, ph, pw)
+    input, boxes, output_size, spatial_scale, convention
+        As they were given to `ps_roi_pool`.
+    needs : iterable of str, optional
+        As in `roi_pool_backward`.
+
+    Returns
+    -------
+    RoiPoolGradients
+        A named tuple with the field input.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ps_roi_pool`, and for an unknown name in `needs`.
+    """
+    op = "ps_roi_pool_backward"
+    kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input))
+    needed = checks.needs(op, needs, {}, RoiPoolGradients._fields)
+    rows = box_rows(op, boxes, input, kind)
+    plan = _ps_plan(op, input, rows, output_size, spatial_scale, convention, grad_output)
+    gradients = implementation(kind, "roi").backward(
+        plan,
+        arrays.contiguous(grad_output),
+        arrays.contiguous(input),
+        rows,
+        None,
+        None,
+        None,
+        needed,
+    )
+    return RoiPoolGradients(**gradients)
