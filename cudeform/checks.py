@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 __all__ = [
     "choice",
     "fail",
+    "image_axes",
     "integer",
     "needs",
     "non_empty",
@@ -91,6 +92,12 @@ def pad_pairs(op: str, argument: str, value: Any) -> tuple[tuple[int, int], tupl
         return pair(op, argument, value[0], 0), pair(op, argument, value[1], 0)
     y, x = pair(op, argument, value, 0)
     return (y, y), (x, x)
+
+
+def image_axes(layout: str, channels: str = "C", height: str = "H", width: str = "W") -> str:
+    """The axes of a batch of images by name, in a layout: "(N, C, H, W)"."""
+    names = (height, width, channels) if layout == "NHWC" else (channels, height, width)
+    return "(N, " + ", ".join(names) + ")"
 
 
 def rank(op: str, argument: str, array: Any, symbols: str) -> None:

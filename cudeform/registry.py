@@ -219,14 +219,14 @@ def _ps_roi_align_cases(rng: np.random.Generator) -> Iterator[Case]:
 
 
 def _roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
-    yield _pooling(rng, "max", output_size=(3, 2), spatial_scale=0.5)
-    yield _pooling(rng, "max-wide", c=40, regions=15, output_size=4)
+    yield _pooling(rng, "max", output_size=(3, 2), spatial_scale=0.5, mode="max")
+    yield _pooling(rng, "max-wide", c=40, regions=15, output_size=4, mode="max")
     yield _pooling(rng, "avg", output_size=3, mode="avg")
 
 
 def _ps_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
     yield _pooling(rng, "torchvision", c=12, output_size=(2, 3), spatial_scale=0.5)
-    yield _pooling(rng, "msra", c=36, output_size=3, spatial_scale=0.3, convention="msra")
+    yield _pooling(rng, "msra", c=36, output_size=3, spatial_scale=0.25, convention="msra")
 
 
 def _deform_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
@@ -243,7 +243,7 @@ def _deform_ps_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
     plain = dict(spatial_scale=0.5, output_dim=2, group_size=3, output_size=3)
     yield _pooling(rng, "plain", c=18, **plain)
     yield _pooling(rng, "v1", c=18, cells=(1, 3, 3), **plain)
-    classes = dict(spatial_scale=0.6, output_dim=6, group_size=2, output_size=(4, 5))
+    classes = dict(spatial_scale=0.5, output_dim=6, group_size=2, output_size=(4, 5))
     classes.update(part_size=(2, 3), sample_per_part=3, trans_std=0.2)
     yield _pooling(rng, "classes", c=24, cells=(3, 2, 3), mask=True, **classes)
 

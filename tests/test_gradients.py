@@ -16,6 +16,9 @@ COORDINATES = ("offset", "points")
 STEP = 0.05
 # Of the sum of the magnitudes added up on either side: rounding of sums of some thousand terms.
 TOLERANCE = 1e-12
+# An offset of a bin moves many samples, each in a cell of its own, and a maximum has knots as
+# well: a step that crosses none of them pays in digits.
+SMALL_STEP, COARSE_TOLERANCE = 1e-6, 1e-8
 
 
 def off_the_knots(case, rng):
@@ -30,14 +33,19 @@ def off_the_knots(case, rng):
 def arguments():
     """Every (operator, case, argument) of the registry with something in it."""
     return [
-        (name, case, argument)
+        (name, case, argument.name)
         for name, case in problems()
         if problem(name, case, "float64").output.size
-        for argument in problem(name, case, "float64").case.arrays
+        for argument in operator(name).arguments
+        if argument.differentiable and argument.name in problem(name, case, "float64").case.arrays
     ]
 
 
-def pairing(row, case, grad_output, argument, direction, backend):
+def has_many_knots(row, case, argument):
+    return row.family == "roi" and (argument == "offset" or case.options.get("mode") == "max")
+
+
+def pairing(row, case, grad_output, argument, direction, backend, length):
     """Both sides of the identity for one argument, and the size of the terms in them."""
 
     def forward(step):
@@ -45,7 +53,7 @@ def pairing(row, case, grad_output, argument, direction, backend):
         output = row.call(Case(case.name, moved, case.options), backend.to_device)
         return backend.to_host(output)
 
-    difference = (forward(STEP) - forward(-STEP)) / (2 * STEP)
+    difference = (forward(length) - forward(-length)) / (2 * length)
     gradients = row.call_backward(
         backend.to_device(grad_output), case, backend.to_device, needs=(argument,)
     )
@@ -59,9 +67,18 @@ def test_backward_is_the_transposed_derivative(backend, name, case, argument, rn
     asked = problem(name, case, "float64")
     moved = off_the_knots(asked.case, rng)
     direction = rng.uniform(-1, 1, moved.arrays[argument].shape)
-    left, right, size = pairing(asked.row, moved, asked.grad_output, argument, direction, backend)
+    coarse = has_many_knots(asked.row, moved, argument)
+    left, right, size = pairing(
+        asked.row,
+        moved,
+        asked.grad_output,
+        argument,
+        direction,
+        backend,
+        SMALL_STEP if coarse else STEP,
+    )
     assert size > 0
-    assert abs(left - right) <= TOLERANCE * size
+    assert abs(left - right) <= (COARSE_TOLERANCE if coarse else TOLERANCE) * size
 
 
 @pytest.mark.parametrize("border", ["zeros", "clamp"])

@@ -122,8 +122,8 @@ class DeformRoiPool:
         features, read = bins.reshape(bins.shape[0], -1), []
         for name, layer in self.branch.items():
             features = np.maximum(features, 0) if read else features
-            features, _ = layer.forward(inner(params, name), features)
-            read.append(_)
+            features, saved = layer.forward(inner(params, name), features)
+            read.append(saved)
         fields = features.reshape(len(features), -1, *self.bins)
         if not self.modulated:
             return (fields, None), read
@@ -152,9 +152,7 @@ class DeformRoiPool:
                 grad = grad * (features > 0)
         grad_bins = grad.reshape(grad_y.shape)
         needs = ["input"]
-        unmoved = deform_roi_pool_backward(
-            grad_bins, x, boxes, None, *self._options(), needs=needs
-        )
+        unmoved = deform_roi_pool_backward(grad_bins, x, boxes, None, *self._options(), needs=needs)
         return grads.input + unmoved.input, grad_params
 
 
@@ -241,8 +239,13 @@ class DeformPSRoiPool:
 
     def deformation(self, params: Mapping[str, Any], x: Any, boxes: Any) -> Any:
         """The offset (R, 2*classes, k, k) of each box, class and bin."""
+        return self._deformation(params, x, boxes)[0]
+
+    def _deformation(self, params: Mapping[str, Any], x: Any, boxes: Any) -> tuple[Any, Any]:
+        """The offset, and the fields that it was pooled from."""
         fields, _ = self.branches["conv_offset"].forward(inner(params, "conv_offset"), x)
-        return deform_ps_roi_pool(fields, boxes, None, *self._options(2 * self.classes))
+        offset = deform_ps_roi_pool(fields, boxes, None, *self._options(2 * self.classes))
+        return offset, fields
 
     def forward(self, params: Mapping[str, Any], x: Any, boxes: Any) -> tuple[Any, Any]:
         """The bins (R, classes, k, k) of x (N, C, H, W) in the boxes, and what `backward` needs.
@@ -250,20 +253,19 @@ class DeformPSRoiPool:
         The mean over the bins is a region's score.
         """
         scores, _ = self.branches["conv"].forward(inner(params, "conv"), x)
-        offset = self.deformation(params, x, boxes)
+        offset, fields = self._deformation(params, x, boxes)
         y = deform_ps_roi_pool(scores, boxes, offset, *self._options(self.classes))
-        return y, (x, boxes, scores, offset)
+        return y, (x, boxes, scores, offset, fields)
 
     def backward(
         self, params: Mapping[str, Any], saved: Any, grad_y: Any
     ) -> tuple[Any, dict[str, Any]]:
         """Gradients of x and of the parameters; boxes have none."""
-        x, boxes, scores, offset = saved
+        x, boxes, scores, offset, fields = saved
         conv, conv_offset = self.branches.values()
         options = self._options(self.classes)
         grads = deform_ps_roi_pool_backward(grad_y, scores, boxes, offset, *options)
         grad_x, grad_conv = conv.backward(inner(params, "conv"), x, grads.input)
-        fields = np.zeros_like(scores, shape=(x.shape[0], conv_offset.out_channels, *x.shape[2:]))
         options = self._options(2 * self.classes)
         grad_fields = deform_ps_roi_pool_backward(
             grads.offset, fields, boxes, None, *options, needs=["input"]

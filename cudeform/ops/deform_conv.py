@@ -40,11 +40,6 @@ class Conv2dGradients(NamedTuple):
     bias: Any = None
 
 
-def _axes(layout: str, channels: str = "C", height: str = "H", width: str = "W") -> str:
-    names = (height, width, channels) if layout == "NHWC" else (channels, height, width)
-    return "(N, " + ", ".join(names) + ")"
-
-
 def _out_size(op: str, axis: str, size: int, pad: tuple[int, int], k: int, s: int, d: int) -> int:
     extent = d * (k - 1) + 1
     padded = size + pad[0] + pad[1]
@@ -80,9 +75,9 @@ def _plan(
     checks.choice(op, "layout", layout, LAYOUTS)
     checks.choice(op, "border", border, BORDERS)
     checks.choice(op, "precision", precision, PRECISIONS)
-    checks.rank(op, "input", input, _axes(layout))
+    checks.rank(op, "input", input, checks.image_axes(layout))
     checks.rank(op, "weight", weight, "(O, C/groups, kh, kw)")
-    checks.non_empty(op, "input", input, _axes(layout), may_be_empty=1)
+    checks.non_empty(op, "input", input, checks.image_axes(layout), may_be_empty=1)
     checks.non_empty(op, "weight", weight, "(O, C/groups, kh, kw)")
     stride = checks.pair(op, "stride", stride, 1)
     dilation = checks.pair(op, "dilation", dilation, 1)
@@ -130,22 +125,22 @@ def _plan(
     )
     plan = ConvPlan(points, out_channels, groups, precision, deformable, mask is not None)
     if deformable:
-        axes = _axes(layout, "2*offset_groups*kh*kw", "Ho", "Wo")
+        axes = checks.image_axes(layout, "2*offset_groups*kh*kw", "Ho", "Wo")
         checks.shape(op, "offset", offset, points.out_shape(plan.offset_channels), axes)
     if mask is not None:
-        axes = _axes(layout, "offset_groups*kh*kw", "Ho", "Wo")
+        axes = checks.image_axes(layout, "offset_groups*kh*kw", "Ho", "Wo")
         checks.rank(op, "mask", mask, axes)
         checks.shape(op, "mask", mask, points.out_shape(plan.mask_channels), axes)
     if bias is not None:
         checks.shape(op, "bias", bias, (out_channels,), "(O,)")
     if grad_output is not None:
-        axes = _axes(layout, "O", "Ho", "Wo")
+        axes = checks.image_axes(layout, "O", "Ho", "Wo")
         checks.shape(op, "grad_output", grad_output, plan.out_shape, axes)
     return plan
 
 
 def _offset_groups(op: str, offset: Any, channels: int, kernel: Iterable[int], layout: str) -> int:
-    axes = _axes(layout, "2*offset_groups*kh*kw", "Ho", "Wo")
+    axes = checks.image_axes(layout, "2*offset_groups*kh*kw", "Ho", "Wo")
     checks.rank(op, "offset", offset, axes)
     kh, kw = kernel
     got = offset.shape[3 if layout == "NHWC" else 1]
