@@ -129,9 +129,9 @@ def pool_plan(
 
 def shift_cells(op: str, plan: RoiPlan, offset: Any, mask: Any) -> None:
     """Check the shapes of what moves and weighs the bins."""
-    classes = "" if plan.classes == 1 else "classes*"
-    if offset is not None:
-        checks.shape(op, "offset", offset, plan.offset_shape, f"(R, {classes}2, part_h, part_w)")
-    if mask is not None:
-        axes = f"(R, {classes.rstrip('*') or '1'}, part_h, part_w)"
-        checks.shape(op, "mask", mask, plan.mask_shape, axes)
+    for array, name, want, channels in (
+        (offset, "offset", plan.offset_shape, "2*classes" if plan.classes > 1 else "2"),
+        (mask, "mask", plan.mask_shape, "classes" if plan.classes > 1 else "1"),
+    ):
+        if array is not None:
+            checks.shape(op, name, array, want, f"(R, {channels}, part_h, part_w)")

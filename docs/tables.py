@@ -30,9 +30,10 @@ def operators() -> str:
         arguments = ", ".join(
             f"{argument.name} (optional)" if argument.optional else argument.name
             for argument in operator.arguments
+            if argument.differentiable
         )
         rows.append([f"`{operator.name}`", operator.summary, arguments, operator.paper])
-    return markdown(["function", "what it computes", "arrays, all differentiable", "paper"], rows)
+    return markdown(["function", "what it computes", "differentiable arrays", "paper"], rows)
 
 
 def benchmarks() -> str:

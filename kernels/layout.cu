@@ -1,6 +1,6 @@
 // Moving arrays between layouts and storage types.
 //
-// SOURCE, TARGET: storage types; INDEX: integer that counts elements of an array.
+// SOURCE, TARGET: storage types, or both int; INDEX: integer that counts elements of an array.
 #include "prelude.cuh"
 
 using Source = SOURCE;
@@ -10,9 +10,13 @@ using Index = INDEX;
 struct Params {
   int rows, columns;       // of one matrix
   int matrices;
-  long long source_step;   // elements from one matrix of the source to the next
+  int groups;              // matrices side by side in one step
+  long long source_step;   // elements from one step of the source to the next
   long long target_step;
-  int target_pitch;        // elements from one row of a target matrix to the next
+  long long source_group;  // elements from one matrix of a step to the next
+  long long target_group;
+  int source_pitch;        // elements from one row of a matrix to the next
+  int target_pitch;
   long long count;         // elements to fill
   int channels, inner;     // fill: target[i] = source[i / inner % channels]
 };
@@ -20,6 +24,9 @@ struct Params {
 constexpr int TILE = 32;
 constexpr int ROWS = 8;  // rows of a tile that move at once
 constexpr int THREADS = TILE * ROWS;
+
+__device__ __forceinline__ int widen(int x) { return x; }
+__device__ __forceinline__ void narrow(int& x, int value) { x = value; }
 
 __device__ __forceinline__ Target convert(Source value) {
   Target result;
@@ -37,11 +44,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int matrix = down / tiles_down;
   const int row = (down - matrix * tiles_down) * TILE, column = across * TILE;
   const int x = threadIdx.x % TILE;
-  const Source* from = source + matrix * p.source_step;
-  Target* to = target + matrix * p.target_step;
+  const int step = quotient(matrix, p.groups), group = matrix - step * p.groups;
+  const Source* from = source + (step * p.source_step + group * p.source_group);
+  Target* to = target + (step * p.target_step + group * p.target_group);
   for (int y = threadIdx.x / TILE; y < TILE; y += ROWS) {
     if (row + y < p.rows && column + x < p.columns) {
-      tile[y][x] = convert(from[(Index)(row + y) * p.columns + column + x]);
+      tile[y][x] = convert(from[(Index)(row + y) * p.source_pitch + column + x]);
     }
   }
   __syncthreads();

@@ -4,6 +4,7 @@
 #include "prelude.cuh"
 
 enum Border { BORDER_ZEROS = 0, BORDER_CLAMP = 1 };
+enum RegionBorder { BORDER_ROI = 0, BORDER_PSROI = 1 };  // those of samples in regions of interest
 
 // The pixel up and left of a point (it may lie one row or column outside the image) and the way from there.
 template <class S>
@@ -33,6 +34,28 @@ __device__ __forceinline__ Cell<S> locate(S y, S x, int height, int width, int b
     if (cell.flat_y) cell.ly = S(0);
     if (cell.flat_x) cell.lx = S(0);
   }
+  return cell;
+}
+
+// One axis of a cell by the rules of regions of interest: false outside.
+template <class S>
+__device__ __forceinline__ bool settle(S at, int size, int border, int& pixel, S& fraction, bool& flat) {
+  const S margin = border == BORDER_ROI ? S(1) : S(0.5);
+  if (!(at >= -margin && at <= S(size - 1) + margin)) return false;
+  const S inside = min(max(at, S(0)), S(size - 1)), floored = floor(inside);
+  pixel = (int)floored;
+  fraction = inside - floored;
+  // Where floor and ceil are the corners both are one pixel at a whole coordinate.
+  flat = border == BORDER_ROI ? at < S(0) || pixel >= size - 1 : fraction == S(0);
+  return true;
+}
+
+// The cell of a point that a region of interest reads: one a little outside the image is moved to its edge.
+template <class S>
+__device__ __forceinline__ Cell<S> locate_in_region(S y, S x, int height, int width, int border) {
+  Cell<S> cell = {0, 0, S(0), S(0), false, false, false};
+  cell.inside = settle(y, height, border, cell.y, cell.ly, cell.flat_y) &&
+                settle(x, width, border, cell.x, cell.lx, cell.flat_x);
   return cell;
 }
 

@@ -5,6 +5,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+import cudeform
+from cudeform.registry import OPERATORS
+
 # One machine's luck must not decide: the same examples everywhere, and no time limit on a
 # first call that compiles.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -24,3 +27,35 @@ def backend(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20170317)
+
+
+@pytest.fixture
+def rejecting(monkeypatch):
+    """From good arguments by operator, a function that calls one with some of them bad.
+
+    It returns the message, if the call fails before any work: no backend is reached, the arguments
+    are as they were, and the message starts with the operator's name.
+    """
+
+    def unreachable(kind, family):
+        raise AssertionError(f"{family} was reached with bad arguments")
+
+    def over(calls):
+        for module in {row.forward.__module__ for row in OPERATORS}:
+            monkeypatch.setattr(f"{module}.implementation", unreachable)
+
+        def call(name, error, **bad):
+            arguments = {**calls[name](), **bad}
+            held = {k: v.tobytes() for k, v in arguments.items() if isinstance(v, np.ndarray)}
+            with pytest.raises(error) as caught:
+                getattr(cudeform, name)(**arguments)
+            for argument, before in held.items():
+                assert arguments[argument].tobytes() == before, argument
+            assert caught.type is error
+            message = str(caught.value)
+            assert message.startswith(f"{name}: expected `"), message
+            return message
+
+        return call
+
+    return over

@@ -22,6 +22,7 @@ __all__ = [
     "blend",
     "grid_of",
     "locate",
+    "locate_axis",
     "measure",
     "point_arrays",
     "spread",
@@ -343,3 +344,60 @@ def spread(grid, points, count, grad, pitch, target, image):
                     target[v01 + c] += s01 * g
                     target[v10 + c] += s10 * g
                     target[v11 + c] += s11 * g
+
+
+@inner
+def locate_axis(first, spacing, count, size, corners, axis, at):
+    """The pixels that a row of samples reads along one axis, by the rule "roi" or "psroi".
+
+    Sample a is at first + a*spacing. Samples that read the same pixel share an entry: its index,
+    the sum of its weights and the sum of their derivatives go to `axis` from `at` on, in order of
+    pixels, `size` entries at most. Returns the entries and the samples that are inside.
+    """
+    pixel, weight, slope = axis
+    real = weight.dtype.type
+    zero, one, half = real(0), real(1), real(0.5)
+    low = -half if corners else -one
+    high = real(size) - half if corners else real(size)
+    begin, end = _inside(first, spacing, count, size, low, high)
+    entries, inside = 0, 0
+    for a in range(begin, end):
+        # from the top down, so that samples of one pixel follow each other
+        y = first + real(a if spacing >= zero else begin + end - 1 - a) * spacing
+        if not (y >= low and y <= high):  # NaN fails every comparison
+            continue
+        inside += 1
+        y0 = min(np.int64(max(y, zero)), size - 1)
+        fraction = max(y, zero) - real(y0)
+        between = y0 < size - 1 and (fraction > zero or not corners)  # there is a second pixel
+        fraction = fraction if between else zero
+        along = one if between and y >= zero else zero
+        k = entries - 1
+        while k >= 0 and pixel[at + k] > y0:  # the second pixel of samples before
+            k -= 1
+        if k < 0 or pixel[at + k] < y0:
+            k, entries = entries, entries + 1
+            pixel[at + k], weight[at + k], slope[at + k] = y0, zero, zero
+        weight[at + k] += one - fraction
+        slope[at + k] -= along
+        if between:
+            if k + 1 == entries:
+                entries += 1
+                pixel[at + k + 1], weight[at + k + 1], slope[at + k + 1] = y0 + 1, zero, zero
+            weight[at + k + 1] += fraction
+            slope[at + k + 1] += along
+    return entries, inside
+
+
+@inlined
+def _inside(first, spacing, count, size, low, high):
+    """A range of samples with all that are inside; short, however many there are."""
+    begin, end = 0.0, float(count)
+    if count > 4 * size + 16 and spacing != 0:
+        start, step = np.float64(first), np.float64(spacing)
+        ends = (low - start) / step, (high - start) / step
+        begin = max(begin, np.floor(min(ends[0], ends[1])) - 1)
+        end = min(end, np.ceil(max(ends[0], ends[1])) + 2)
+        if not begin < end:  # or NaN
+            begin, end = 0.0, 0.0
+    return np.int64(begin), np.int64(end)

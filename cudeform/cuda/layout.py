@@ -20,8 +20,12 @@ PARAMS = np.dtype(
         ("rows", "i4"),
         ("columns", "i4"),
         ("matrices", "i4"),
+        ("groups", "i4"),
         ("source_step", "i8"),
         ("target_step", "i8"),
+        ("source_group", "i8"),
+        ("target_group", "i8"),
+        ("source_pitch", "i4"),
         ("target_pitch", "i4"),
         ("count", "i8"),
         ("channels", "i4"),
@@ -32,6 +36,7 @@ PARAMS = np.dtype(
 _UNUSED = dict.fromkeys(PARAMS.names, 0)
 TILE, THREADS = 32, 256
 FILL_BLOCKS = 1024
+_TYPES = {**SCALARS, "int32": "int"}  # whole numbers are moved, not converted
 
 
 def index_type(elements: int) -> str:
@@ -41,7 +46,7 @@ def index_type(elements: int) -> str:
 
 @cache
 def _unit(source: str, target: str, index: str) -> Unit:
-    defines = (("SOURCE", SCALARS[source]), ("TARGET", SCALARS[target]), ("INDEX", index))
+    defines = (("SOURCE", _TYPES[source]), ("TARGET", _TYPES[target]), ("INDEX", index))
     return Unit("layout.cu", defines, PARAMS)
 
 
@@ -51,6 +56,8 @@ def units() -> Iterator[Unit]:
         wide = "float64" if dtype == "float64" else "float32"
         for pair in dict.fromkeys([(dtype, dtype), (dtype, wide), (wide, dtype)]):
             yield _unit(*pair, index)
+    for index in ("int", "long long"):
+        yield _unit("int32", "int32", index)
 
 
 def _launch(
@@ -73,27 +80,35 @@ def transpose(
     target: Any,
     shape: tuple[int, int, int],
     *,
+    groups: int = 1,
     source_step: int = 0,
     target_step: int = 0,
+    source_group: int = 0,
+    target_group: int = 0,
+    source_pitch: int = 0,
     target_pitch: int = 0,
 ) -> None:
     """target (B, S, R) = source (B, R, S) for shape = (B, R, S), converted to target's dtype.
 
-    A step is the distance of two matrices and a pitch that of two rows, where they are not
-    those of a dense array.
+    A pitch is the distance of two rows, a group that of the `groups` matrices of a step, and a
+    step that of two such, where they are not those of a dense array.
     """
     matrices, rows, columns = shape
-    pitch = target_pitch or rows
+    source_pitch, target_pitch = source_pitch or columns, target_pitch or rows
     params = {
         "rows": rows,
         "columns": columns,
         "matrices": matrices,
-        "source_step": source_step or rows * columns,
-        "target_step": target_step or rows * columns,
-        "target_pitch": pitch,
+        "groups": groups,
+        "source_step": source_step or groups * rows * columns,
+        "target_step": target_step or groups * rows * columns,
+        "source_group": source_group or rows * columns,
+        "target_group": target_group or rows * columns,
+        "source_pitch": source_pitch,
+        "target_pitch": target_pitch,
     }
     grid = matrices * -(-rows // TILE) * -(-columns // TILE)
-    index = index_type(columns * max(rows, pitch))
+    index = index_type(max(rows * source_pitch, columns * target_pitch))
     _launch(device, "transpose", index, grid, source, target, params)
 
 

@@ -90,6 +90,7 @@ def flatten(unit: Unit) -> str:
 @cache
 def _format(params: np.dtype) -> struct.Struct:
     codes = {np.dtype(np.int32): "i", np.dtype(np.int64): "q", np.dtype(np.float32): "f"}
+    codes[np.dtype(np.float64)] = "d"
     return struct.Struct("".join(codes[params[name]] for name in params.names) + "0q")
 
 
@@ -106,6 +107,12 @@ class Device(Protocol):
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """A new array with undefined contents."""
+
+    def to_device(self, array: np.ndarray) -> Any:
+        """A copy of a NumPy array."""
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """A copy as a NumPy array; the one call that waits for what was started before."""
 
     def launch(
         self,
@@ -190,6 +197,12 @@ class CupyDevice:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self._cupy.empty(shape, dtype)
+
+    def to_device(self, array: np.ndarray) -> Any:
+        return self._cupy.asarray(array)
+
+    def to_host(self, array: Any) -> np.ndarray:
+        return self._cupy.asnumpy(array)
 
     def _kernel(self, unit: Unit, kernel: str) -> Any:
         found = self._kernels.get((unit, kernel))

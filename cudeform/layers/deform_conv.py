@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cudeform import checks, deform_conv2d, deform_conv2d_backward
-from cudeform.layers.plain import Conv2d, check_groups, inner, nested, sigmoid
+from cudeform.layers.plain import Conv2d, branch_gradient, check_groups, inner, nested, sigmoid
 
 __all__ = ["DeformConv2d"]
 
@@ -149,10 +149,7 @@ class DeformConv2d:
         needs += ["bias"] * self.bias + ["mask"] * self.modulated
         options = (self.stride, self.padding, self.dilation, mask)
         grads = deform_conv2d_backward(grad_y, x, offset, params["weight"], *options, needs=needs)
-        grad_fields = grads.offset
-        if self.modulated:
-            grad_fields = np.concatenate([grads.offset, grads.mask * mask * (1 - mask)], axis=1)
-        branch = inner(params, "conv_offset")
+        branch, grad_fields = inner(params, "conv_offset"), branch_gradient(grads, mask)
         grad_x, grad_branch = self.branch.backward(branch, x, grad_fields)
         own = {name: getattr(grads, name) for name in self.plain.rate_factors}
         return grads.input + grad_x, own | nested(conv_offset=grad_branch)

@@ -15,7 +15,7 @@ from cudeform import (
     deform_roi_pool,
     deform_roi_pool_backward,
 )
-from cudeform.layers.plain import Conv2d, Linear, inner, nested, sigmoid
+from cudeform.layers.plain import Conv2d, Linear, branch_gradient, inner, nested, sigmoid
 
 __all__ = ["DeformPSRoiPool", "DeformRoiPool"]
 
@@ -141,9 +141,7 @@ class DeformRoiPool:
         """Gradients of x and of the parameters; boxes have none."""
         x, boxes, offset, mask, read = saved
         grads = deform_roi_pool_backward(grad_y, x, boxes, offset, *self._options(), mask)
-        grad = grads.offset
-        if self.modulated:
-            grad = np.concatenate([grad, grads.mask * mask * (1 - mask)], axis=1)
+        grad = branch_gradient(grads, mask)
         grad, grad_params = grad.reshape(len(grad), -1), {}
         for (name, layer), features in reversed(list(zip(self.branch.items(), read, strict=True))):
             grad, own = layer.backward(inner(params, name), features, grad)

@@ -14,7 +14,17 @@ import numpy as np
 
 from cudeform import checks, conv2d, conv2d_backward
 
-__all__ = ["Conv2d", "Linear", "check_groups", "he_normal", "inner", "nested", "sigmoid", "zeros"]
+__all__ = [
+    "Conv2d",
+    "Linear",
+    "branch_gradient",
+    "check_groups",
+    "he_normal",
+    "inner",
+    "nested",
+    "sigmoid",
+    "zeros",
+]
 
 
 def check_groups(op: str, layer: Any) -> None:
@@ -43,6 +53,21 @@ def zeros(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)) without overflow, 1/2 exactly at 0."""
     return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def branch_gradient(grads: Any, mask: Any) -> Any:
+    """Gradient of a branch's channels: offsets and, if there is a mask, what the sigmoid makes it of.
+
+    `grads` has the gradients of both, (N, 2*K, ...) and (N, K, ...).
+    """
+    if mask is None:
+        return grads.offset
+    offsets, masks = grads.offset.shape[1], mask.shape[1]
+    shape = (len(mask), offsets + masks, *mask.shape[2:])
+    gradient = np.empty_like(grads.offset, shape=shape)
+    gradient[:, :offsets] = grads.offset
+    gradient[:, offsets:] = grads.mask * mask * (1 - mask)
+    return gradient
 
 
 def nested(**layers: Mapping[str, Any]) -> dict[str, Any]:

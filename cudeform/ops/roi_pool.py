@@ -201,12 +201,12 @@ def roi_pool_backward(
     needed = checks.needs(op, needs, {}, RoiPoolGradients._fields)
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, output_size, spatial_scale, mode, grad_output)
-    input = arrays.contiguous(input)
-    module = implementation(kind, "roi")
     if argmax is not None:
         _check_argmax(op, argmax, plan, mode)
         argmax = arrays.contiguous(argmax)
-    elif mode == "max" and needed:
+    input = arrays.contiguous(input)
+    module = implementation(kind, "roi")
+    if argmax is None and mode == "max" and needed:
         _, argmax = module.forward(plan, input, rows, None, None)
     gradients = module.backward(
         plan, arrays.contiguous(grad_output), input, rows, None, None, argmax, needed

@@ -137,6 +137,14 @@ class EmulatorDevice:
         """Return a new array full of NaN."""
         return _allocate(shape, dtype)
 
+    def to_device(self, array) -> DeviceArray:
+        """Return a copy on the device."""
+        return to_device(array)
+
+    def to_host(self, array) -> np.ndarray:
+        """Return a copy as a plain array."""
+        return to_host(array)
+
     def launch(self, unit, kernel, grid, block, arrays, params, shared_bytes=0) -> None:
         """Run `kernel` of `unit` and return when it is done.
 
