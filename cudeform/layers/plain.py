@@ -56,7 +56,7 @@ def sigmoid(x: Any) -> Any:
 
 
 def branch_gradient(grads: Any, mask: Any) -> Any:
-    """Gradient of a branch's channels: offsets and, if there is a mask, what the sigmoid makes it of.
+    """Gradient of a branch's channels: offsets, then what the sigmoid makes masks of.
 
     `grads` has the gradients of both, (N, 2*K, ...) and (N, K, ...).
     """

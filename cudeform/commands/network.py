@@ -1,0 +1,112 @@
+"""A small network for images on plain arrays, and how it is trained.
+
+Layers of `cudeform.layers`, and the little else that a classifier needs. Functions of NumPy are
+given CuPy arrays, too: NumPy's protocols hand such calls to CuPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import cos, pi
+from typing import Any
+
+import numpy as np
+
+from cudeform.commands.alignment import Adam
+from cudeform.layers import Conv2d, DeformConv2d, Linear
+from cudeform.layers.plain import inner, nested
+
+__all__ = ["Network", "accuracy", "count", "cross_entropy", "train"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Convolutions with ReLUs, the mean over all pixels, and a linear layer to the classes."""
+
+    convs: Mapping[str, Conv2d | DeformConv2d]
+    head: Linear
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        convs = {name: conv.rate_factors for name, conv in self.convs.items()}
+        return nested(**convs, head=self.head.rate_factors)
+
+    def init(self, rng: Any) -> dict[str, Any]:
+        convs = {name: conv.init(rng) for name, conv in self.convs.items()}
+        return nested(**convs, head=self.head.init(rng))
+
+    def features(self, params: Mapping[str, Any], x: Any) -> tuple[Any, list[Any]]:
+        """What the last ReLU returns, and what each layer saved beside its own result."""
+        saved = []
+        for name, conv in self.convs.items():
+            y, kept = conv.forward(inner(params, name), x)
+            x = np.maximum(y, 0)
+            saved.append((kept, x))
+        return x, saved
+
+    def forward(self, params: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
+        """Logits (N, classes) of images (N, C, H, W), and what `backward` needs."""
+        maps, saved = self.features(params, x)
+        logits, means = self.head.forward(inner(params, "head"), maps.mean(axis=(2, 3)))
+        return logits, (saved, means)
+
+    def backward(self, params: Mapping[str, Any], saved: Any, grad_logits: Any) -> dict[str, Any]:
+        """Gradients of the parameters."""
+        saved, means = saved
+        grad, own = self.head.backward(inner(params, "head"), means, grad_logits)
+        grads = nested(head=own)
+        maps = saved[-1][1]
+        grad = np.broadcast_to(grad[:, :, None, None] / maps[0, 0].size, maps.shape)
+        for (name, conv), (kept, y) in zip(
+            reversed(self.convs.items()), reversed(saved), strict=True
+        ):
+            grad, own = conv.backward(inner(params, name), kept, grad * (y > 0))
+            grads |= nested(**{name: own})
+        return grads
+
+
+def count(params: Mapping[str, Any]) -> int:
+    """Numbers in all parameters."""
+    return sum(array.size for array in params.values())
+
+
+def cross_entropy(logits: Any, wanted: Any) -> tuple[float, Any]:
+    """Mean loss of logits (N, classes) for one-hot rows, and its gradient."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    log_likelihood = shifted - log_sum
+    loss = -float((log_likelihood * wanted).sum()) / len(logits)
+    return loss, (np.exp(log_likelihood) - wanted) / len(logits)
+
+
+def accuracy(logits: Any, wanted: Any) -> float:
+    """Share of rows whose largest logit is the one-hot row's 1."""
+    return float((logits.argmax(axis=1) == wanted.argmax(axis=1)).mean())
+
+
+def train(
+    network: Network,
+    params: Mapping[str, Any],
+    batches: Iterable[tuple[Any, Any]],
+    steps: int,
+    *,
+    rate: float,
+    report: Callable[[int, float, dict[str, Any]], None],
+) -> dict[str, Any]:
+    """The parameters after a step on each batch (images, one-hot rows), by Adam.
+
+    The learning rate falls from `rate` to 0 along half a cosine. `report` is given the steps done,
+    the loss, and the parameters.
+    """
+    factors, adams = network.rate_factors, {name: Adam() for name in params}
+    params = dict(params)
+    for step, (images, wanted) in enumerate(batches):
+        logits, saved = network.forward(params, images)
+        loss, grad = cross_entropy(logits, wanted)
+        grads = network.backward(params, saved, grad)
+        now = rate * (1 + cos(pi * step / steps)) / 2
+        for name, adam in adams.items():
+            params[name] = params[name] + adam.update(grads[name], now * factors[name])
+        report(step + 1, loss, params)
+    return params

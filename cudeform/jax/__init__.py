@@ -1,0 +1,67 @@
+"""JAX arrays: every operator as a differentiable JAX function.
+
+There is nothing here to call: an operator of `cudeform` that is given JAX arrays, or tracers of
+any of JAX's transformations, is answered here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cudeform.jax.calls import Call
+from cudeform.jax.rules import backward, forward
+from cudeform.shapes import Shape
+
+__all__ = ["call"]
+
+
+def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Answer a call of an operator, or of its backward, with JAX arrays among its arguments."""
+    op = name.removesuffix("_backward")
+    needs = given.get("needs")
+    if not (needs is None or isinstance(needs, str)):
+        given = {**given, "needs": tuple(needs)}  # an iterator lasts for one reading
+    expected = function(**{k: _shape(v) for k, v in given.items()})  # raises what is wrong
+    given = {k: _rows(v) if k == "boxes" else _frozen(v) for k, v in given.items()}
+    arrays = {k: v for k, v in given.items() if isinstance(v, jax.Array)}
+    grad_output = arrays.pop("grad_output", None)
+    options = {k: v for k, v in given.items() if k not in arrays and v is not None}
+    if grad_output is None:
+        results = forward(Call(op, tuple(arrays), tuple(options.items())), list(arrays.values()))
+        return tuple(results) if isinstance(expected, tuple) else results[0]
+    for name in ("grad_output", "needs"):
+        options.pop(name, None)
+    needed = tuple(k for k, v in expected._asdict().items() if v)
+    static = Call(op, tuple(arrays), tuple(options.items()))
+    gradients = backward(static, grad_output, list(arrays.values()), needed)
+    return type(expected)(**dict(zip(needed, gradients, strict=True)))
+
+
+def _shape(value: Any) -> Any:
+    """The shape of an array, of each in a list of arrays; anything else as it is."""
+    if isinstance(value, jax.Array):
+        return Shape(value.shape, value.dtype)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_shape, value))
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    """An option as a value to hash."""
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _rows(boxes: Any) -> Any:
+    """Boxes of one array per image as one array."""
+    if not isinstance(boxes, (list, tuple)):
+        return boxes
+    rows = [
+        jnp.concatenate([jnp.full((len(array), 1), image, array.dtype), array], axis=1)
+        for image, array in enumerate(boxes)
+    ]
+    return jnp.concatenate(rows) if rows else rows
