@@ -8,7 +8,6 @@ imported at the first such call, and a framework that the caller has not importe
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import sys
 from collections.abc import Callable
@@ -16,10 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from cudeform import checks
+
 __all__ = ["operator"]
 
 # Module to look up in `sys.modules`, the type that its arrays are instances of, our bridge.
-_BRIDGES = (("torch", "Tensor", "cudeform.torch"), ("jax", "Array", "cudeform.jax"))
+_BRIDGES = (
+    ("torch", "Tensor", "cudeform.torch"),
+    ("jax", "Array", "cudeform.jax"),
+    ("jax.core", "Tracer", "cudeform.jax"),  # an Array to isinstance, but not to issubclass
+)
 _found: dict[type, str | None] = dict.fromkeys(
     (np.ndarray, type(None), bool, int, float, str, tuple, list, set, frozenset)
 )
@@ -39,6 +44,42 @@ def _bridge_of(array_type: type) -> str | None:
     return None
 
 
+def _framework(value: Any) -> str | None:
+    """The framework that an array belongs to, as its users import it; None for other values."""
+    array_type = type(value)
+    bridge = _found[array_type] if array_type in _found else _bridge_of(array_type)
+    if bridge in ("cudeform.torch", "cudeform.jax"):
+        return bridge.removeprefix("cudeform.")
+    return array_type.__module__.partition(".")[0] if hasattr(array_type, "__dlpack__") else None
+
+
+def _one_framework(op: str, given: dict[str, Any]) -> None:
+    """Check that all arrays of a call, also those in lists, belong to one framework."""
+    first = None
+    for argument, value in given.items():
+        several = isinstance(value, (list, tuple))
+        for index, item in enumerate(value if several else (value,)):
+            framework = _framework(item)
+            name = f"{argument}[{index}]" if several else argument
+            if framework is None or framework == (first or (framework,))[0]:
+                first = first or (framework and (framework, name))
+                continue
+            expected = f"to be a {first[0]} array like `{first[1]}`"
+            why = "all arrays of one call belong to one framework"
+            checks.fail(op, name, expected, f"a {framework} array", why, TypeError)
+
+
+def _load(bridge: str) -> Callable[..., Any]:
+    """A bridge's `call`: by import statements, which torch.compile follows, and no function."""
+    if bridge == "cudeform.torch":
+        from cudeform.torch import call
+    elif bridge == "cudeform.jax":
+        from cudeform.jax import call
+    else:
+        from cudeform.dlpack import call
+    return call
+
+
 def operator(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let the bridge of a framework answer calls with arrays of that framework.
 
@@ -47,6 +88,7 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     parameters = inspect.signature(function).parameters
     names = tuple(parameters)
+    known = frozenset(names)
     positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
     required = frozenset(n for n, p in parameters.items() if p.default is p.empty)
 
@@ -62,8 +104,9 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         given = dict(zip(names, args, strict=False)) | kwargs
         fits = len(args) <= positional and len(given) == len(args) + len(kwargs)
-        if not (fits and required <= given.keys() <= parameters.keys()):
+        if not (fits and required <= given.keys() <= known):
             return function(*args, **kwargs)  # raises what Python says of such a call
-        return importlib.import_module(bridge).call(function.__name__, function, given)
+        _one_framework(function.__name__, given)
+        return _load(bridge)(function.__name__, function, given)
 
     return call

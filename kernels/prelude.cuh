@@ -55,6 +55,12 @@ struct WordOf<32> {
   using type = TwoWords;
 };
 
+template <class Word>
+__device__ __forceinline__ Word load_word(const Word* p) {
+  return __ldg(p);
+}
+__device__ __forceinline__ TwoWords load_word(const TwoWords* p) { return {__ldg(&p->low), __ldg(&p->high)}; }
+
 // N neighbours in memory, moved by one instruction of up to 16 bytes.
 template <class T, int N>
 struct Pack {
@@ -64,7 +70,7 @@ struct Pack {
     Word word;
   };
   __device__ __forceinline__ Pack() {}
-  __device__ __forceinline__ void load(const T* p) { word = __ldg(reinterpret_cast<const Word*>(p)); }
+  __device__ __forceinline__ void load(const T* p) { word = load_word(reinterpret_cast<const Word*>(p)); }
   // Through the ordinary path: for memory that this launch also writes.
   __device__ __forceinline__ void load_written(const T* p) { word = *reinterpret_cast<const Word*>(p); }
   __device__ __forceinline__ void store(T* p) const { *reinterpret_cast<Word*>(p) = word; }

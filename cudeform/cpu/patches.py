@@ -19,11 +19,15 @@ from cudeform.cpu.simd import fma, lanes, load, splat, store, total, zeros
 __all__ = [
     "Axis",
     "Patch",
-    "axis_of",
+    "axes_of",
+    "bins_of",
     "blend_patch",
+    "cell_of",
     "largest_of_patch",
-    "locate_bin",
+    "locate_bins",
     "measure_patch",
+    "patch_at",
+    "scale_of",
     "spread_patch",
 ]
 
@@ -49,8 +53,15 @@ class Patch(NamedTuple):
 
 
 @inlined
-def axis_of(like, size, bins):
-    """Room for what some bins read along an axis of so many pixels."""
+def axes_of(job, like):
+    """Room for what the bins of a region read along y and x."""
+    along_y = _axis(like, job.height, 1 if job.deformable else job.bins_y)
+    along_x = _axis(like, job.width, 1 if job.deformable else job.bins_x)
+    return along_y, along_x
+
+
+@inlined
+def _axis(like, size, bins):
     return Axis(
         size,
         np.empty(bins * size, np.int64),
@@ -61,8 +72,63 @@ def axis_of(like, size, bins):
     )
 
 
+@inlined
+def bins_of(job, g):
+    """The bins that read group g: from the first up to the last, along y and x."""
+    gy = g // job.groups_x
+    gx = g - gy * job.groups_x
+    top = (gy * job.bins_y + job.groups_y - 1) // job.groups_y
+    bottom = ((gy + 1) * job.bins_y + job.groups_y - 1) // job.groups_y
+    left = (gx * job.bins_x + job.groups_x - 1) // job.groups_x
+    right = ((gx + 1) * job.bins_x + job.groups_x - 1) // job.groups_x
+    return top, bottom, left, right
+
+
+@inlined
+def cell_of(job, row, channel, channels, i, j):
+    """Where the offset or mask of a bin is in an array of so many channels."""
+    y, x = i * job.part_y // job.bins_y, j * job.part_x // job.bins_x
+    return ((row * channels + channel) * job.part_y + y) * job.part_x + x
+
+
 @inner
-def locate_bin(job, regions, t, along_x, i, shift, axis, k):
+def locate_bins(job, regions, t, span, axes):
+    """Find what bins of region t read, from top to bottom and left to right; they do not move."""
+    top, bottom, left, right = span
+    still = axes[0].weight.dtype.type(0)
+    for i in range(top, bottom):
+        _locate_bin(job, regions, t, 0, i, still, axes[0], i)
+    for j in range(left, right):
+        _locate_bin(job, regions, t, 1, j, still, axes[1], j)
+
+
+@inner
+def patch_at(work, t, c, i, j, axes):
+    """What bin (i, j) of class c reads; it is located first if it moves."""
+    job, _, regions, piece = work
+    if not job.deformable:
+        return Patch(axes[0], axes[1], i, j)
+    x = cell_of(job, piece.rows[t], 2 * c, 2 * job.classes, i, j)
+    y = x + job.part_y * job.part_x
+    _locate_bin(job, regions, t, 0, i, piece.offset[y], axes[0], 0)
+    _locate_bin(job, regions, t, 1, j, piece.offset[x], axes[1], 0)
+    return Patch(axes[0], axes[1], 0, 0)
+
+
+@inlined
+def scale_of(job, regions, t, patch):
+    """One over the number of samples."""
+    numbers = regions.numbers
+    if not (job.corners or job.covers):
+        return numbers[t * NUMBERS + 8]
+    real = numbers.dtype.type
+    down = patch.along_y.inside[patch.bin_y]
+    across = patch.along_x.inside[patch.bin_x]
+    return real(1) / (real(down) * real(across)) if down and across else real(0)
+
+
+@inner
+def _locate_bin(job, regions, t, along_x, i, shift, axis, k):
     """Let bin k of `axis` be bin i of region t along x or y, moved by `shift` units of offset."""
     numbers = regions.numbers[t * NUMBERS + 4 * along_x :]
     start, extent, spacing, reach = numbers[0], numbers[1], numbers[2], numbers[3]

@@ -13,7 +13,7 @@ from cudeform.cpu.convolution import convolve
 from cudeform.cpu.gradients import gradients
 from cudeform.geometry import ConvPlan
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "rounded"]
 
 
 def forward(
@@ -83,8 +83,14 @@ def _widened(arrays: tuple, dtype: np.dtype, images: slice = slice(None)) -> lis
     return [None if array is None else array[images].astype(dtype) for array in arrays]
 
 
-def _round(values: np.ndarray, output: np.ndarray) -> None:
+def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The values in a dtype of fewer bits, or themselves."""
     with np.errstate(over="ignore"):  # too large for float16 is infinite, which is no accident
+        return values.astype(dtype, copy=False)
+
+
+def _round(values: np.ndarray, output: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
         output[...] = values
 
 

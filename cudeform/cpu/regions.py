@@ -12,10 +12,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudeform.arrays import sum_dtype
 from cudeform.cpu.blocking import SCRATCH_BYTES
+from cudeform.cpu.layout import frozen
 from cudeform.geometry import RoiPlan
 
-__all__ = ["NUMBERS", "Job", "Regions", "Round", "job_of", "locate_regions", "rounds"]
+__all__ = [
+    "NUMBERS",
+    "Job",
+    "Piece",
+    "Regions",
+    "Round",
+    "Work",
+    "job_of",
+    "locate_regions",
+    "pieces",
+    "rounds",
+]
 
 NUMBERS = 9  # of a region in `Regions.numbers`
 _LANES = 16  # slices are multiples of so many channels
@@ -57,6 +70,7 @@ class Job(NamedTuple):
     modulated: int
     corners: int  # 1: reads "corners"
     covers: int  # 1: reads "mean" or "max"
+    largest: int  # 1: reads "max"
     whole: int  # 1: regions start at whole pixels
     slice_channels: int
     pitch: int  # from one pixel's channels of a slice to the next
@@ -96,6 +110,29 @@ class Round(NamedTuple):
         """Images, classes, channels of one, groups and pixels: how the input lies in memory."""
         spans = (self.images, self.classes, self.channels(job), self.groups)
         return (*(span.stop - span.start for span in spans), job.height * job.width)
+
+
+class Piece(NamedTuple):
+    """A range of regions with what kernels read and write of them, in the dtype of sums."""
+
+    begin: int
+    end: int
+    rows: np.ndarray  # (R,): where each region is in the arrays that follow
+    offset: np.ndarray
+    mask: np.ndarray
+    # Strides of results (regions, classes, channels, bins), and where (0, 0, 0, 0) would be
+    region: int
+    of_class: int
+    start: int
+
+
+class Work(NamedTuple):
+    """All that a task needs to know."""
+
+    job: Job
+    part: Round
+    regions: Regions
+    piece: Piece
 
 
 def locate_regions(plan: RoiPlan, boxes: np.ndarray) -> Regions:
@@ -176,6 +213,7 @@ def job_of(plan: RoiPlan, itemsize: int, tasks: int) -> Job:
         int(plan.modulated),
         int(plan.reads == "corners"),
         int(plan.reads in ("mean", "max")),
+        int(plan.reads == "max"),
         int(plan.region in ("pixel", "half_open")),
         min(pitch, channels),
         pitch,
@@ -203,3 +241,39 @@ def rounds(job: Job, images: int, itemsize: int) -> Iterator[Round]:
                         for b, step, count in zip(begins, steps, counts, strict=True)
                     )
                     yield Round(*(n for pair in zip(begins, ends, strict=True) for n in pair))
+
+
+def pieces(
+    job: Job,
+    regions: Regions,
+    part: Round,
+    offset: np.ndarray | None,
+    mask: np.ndarray | None,
+    like: np.ndarray,
+) -> Iterator[tuple[Piece, np.ndarray | None]]:
+    """The regions of a round: all at once, or if they have 16 bits, a few in a wider dtype.
+
+    With those comes which regions they are.
+    """
+    begin, end = (int(regions.first[u]) for u in (part.image_begin, part.image_end))
+    bins = job.bins_y * job.bins_x
+    wide = sum_dtype(like.dtype)
+    flat = [frozen(array, like) for array in (offset, mask)]
+    if like.dtype == wide:
+        of_class = job.channels * bins
+        yield Piece(begin, end, regions.order, *flat, job.classes * of_class, of_class, 0), None
+        return
+    channels = part.channels(job)
+    of_class = (channels.stop - channels.start) * bins
+    size = (part.class_end - part.class_begin) * of_class
+    start = -part.class_begin * of_class - channels.start * bins
+    most = max(SCRATCH_BYTES // 2 // (size * wide.itemsize), 1)
+    for first in range(begin, end, most):
+        last = min(first + most, end)
+        chosen = regions.order[first:last]
+        flat = [
+            frozen(None if array is None else array[chosen].astype(wide), np.empty(0, wide))
+            for array in (offset, mask)
+        ]
+        rows = np.arange(len(regions.order)) - first
+        yield Piece(first, last, rows, *flat, size, of_class, start), chosen

@@ -89,9 +89,8 @@ def flatten(unit: Unit) -> str:
 
 @cache
 def _format(params: np.dtype) -> struct.Struct:
-    codes = {np.dtype(np.int32): "i", np.dtype(np.int64): "q", np.dtype(np.float32): "f"}
-    codes[np.dtype(np.float64)] = "d"
-    return struct.Struct("".join(codes[params[name]] for name in params.names) + "0q")
+    codes = {"i4": "i", "i8": "q", "f4": "f", "f8": "d"}
+    return struct.Struct("".join(codes[params[name].str[1:]] for name in params.names) + "0q")
 
 
 def pack(params: np.dtype, values: dict[str, float]) -> np.ndarray:

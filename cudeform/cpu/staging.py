@@ -1,0 +1,133 @@
+"""The images of a round of regions with their channels last, slice by slice, and back again."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform.cpu import threads
+from cudeform.cpu.compiler import inlined, kernel
+from cudeform.cpu.layout import frozen, transpose
+from cudeform.cpu.precision import rounded
+from cudeform.cpu.regions import Job, Regions, Round
+from cudeform.cpu.samplers import Image
+
+__all__ = ["image_of", "room", "stage", "unstage"]
+
+_PIXELS = 256  # laid out in one go
+
+
+class View(NamedTuple):
+    """Strides of images (images, classes, channels, groups, pixels), with the pixels in a row."""
+
+    image: int
+    of_class: int
+    channel: int
+    group: int
+    start: int  # of (0, 0, 0, 0, 0)
+
+
+def room(job: Job, part: Round) -> int:
+    """Elements of the images of a round, slice by slice."""
+    images, classes, _, groups, pixels = part.shape(job)
+    slices = part.slice_end - part.slice_begin
+    return images * classes * groups * slices * pixels * job.pitch
+
+
+def stage(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np.ndarray) -> None:
+    """Lay the images of a round out with the channels of each slice last."""
+    images, source = _strided(job, input), regions.images
+    if input.dtype != staged.dtype:
+        images = images[source[part.images], part.classes, part.channels(job), part.groups]
+        images = images.astype(staged.dtype)
+        source = np.arange(len(source)) - part.image_begin
+    flat = frozen(images, staged)
+    task = partial(_stage, job, part, source, _view(job, part, images), flat, staged)
+    threads.share(task, room(job, part) // job.pitch // images.shape[-1] * _chunks(job))
+
+
+def unstage(
+    job: Job, regions: Regions, part: Round, staged: np.ndarray, output: np.ndarray
+) -> None:
+    """Write the images of a round from where `stage` would put them."""
+    images, target = _strided(job, output), regions.images
+    if output.dtype != staged.dtype:
+        images = np.empty(part.shape(job), staged.dtype)
+        target = np.arange(len(target)) - part.image_begin
+    view = _view(job, part, images)
+    task = partial(_unstage, job, part, target, view, staged, images.reshape(-1))
+    threads.share(task, room(job, part) // job.pitch // images.shape[-1] * _chunks(job))
+    if output.dtype != staged.dtype:
+        place = regions.images[part.images], part.classes, part.channels(job), part.groups
+        _strided(job, output)[place] = rounded(images, output.dtype)
+
+
+def _strided(job: Job, images: np.ndarray) -> np.ndarray:
+    groups = job.groups_y * job.groups_x
+    return images.reshape(-1, job.classes, job.channels, groups, job.height * job.width)
+
+
+def _view(job: Job, part: Round, images: np.ndarray) -> View:
+    strides = [stride // images.itemsize for stride in images.strides[:4]]
+    start = 0
+    if images.shape[1:4] != (job.classes, job.channels, job.groups_y * job.groups_x):
+        begins = part.class_begin, part.slice_begin * job.slice_channels, part.group_begin
+        start = -sum(begin * stride for begin, stride in zip(begins, strides[1:], strict=True))
+    return View(*strides, start)
+
+
+def _chunks(job: Job) -> int:
+    return -(-job.height * job.width // _PIXELS)
+
+
+@inlined
+def image_of(job, part, u, c, g, s):
+    """Where a slice of an image with boxes lies in the images of a round."""
+    at = (u - part.image_begin) * (part.class_end - part.class_begin) + c - part.class_begin
+    at = at * (part.group_end - part.group_begin) + g - part.group_begin
+    at = at * (part.slice_end - part.slice_begin) + s - part.slice_begin
+    return Image(at * job.height * job.width * job.pitch, job.pitch, job.pitch)
+
+
+@inlined
+def _chunk(job, part, images, view, task):
+    """Where a few pixels of a slice lie in the images of a round and in others."""
+    area = job.height * job.width
+    chunks = (area + _PIXELS - 1) // _PIXELS
+    block = task // chunks
+    pixel = (task - block * chunks) * _PIXELS
+    at = (block * area + pixel) * job.pitch
+    spans = part.slice_end - part.slice_begin
+    s = part.slice_begin + block % spans
+    block = block // spans
+    spans = part.group_end - part.group_begin
+    g = part.group_begin + block % spans
+    block = block // spans
+    spans = part.class_end - part.class_begin
+    c = part.class_begin + block % spans
+    first = s * job.slice_channels
+    other = view.start + images[part.image_begin + block // spans] * view.image
+    other += c * view.of_class + first * view.channel + g * view.group + pixel
+    channels = min(job.slice_channels, job.channels - first)
+    return at, other, min(_PIXELS, area - pixel), channels
+
+
+@kernel
+def _stage(job, part, images, view, source, staged, first, last):
+    """Pieces `first` to `last`, each a few pixels of a slice of an image."""
+    for task in range(first, last):
+        to, at, pixels, channels = _chunk(job, part, images, view, task)
+        transpose(source, at, view.channel, channels, pixels, staged, to, job.pitch)
+        for p in range(pixels):  # so that what is no channel cannot be NaN
+            pixel = to + p * job.pitch
+            staged[pixel + channels : pixel + job.pitch] = 0
+
+
+@kernel
+def _unstage(job, part, images, view, staged, output, first, last):
+    """Pieces `first` to `last`, each a few pixels of a slice of an image."""
+    for task in range(first, last):
+        at, to, pixels, channels = _chunk(job, part, images, view, task)
+        transpose(staged, at, job.pitch, pixels, channels, output, to, view.channel)

@@ -1,0 +1,151 @@
+"""Calls of the public functions with tensors: what is checked, and which way they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from cudeform import arrays, checks
+from cudeform.torch import operators  # noqa: F401  defines torch.ops.cudeform
+from cudeform.torch.bridges import BRIDGES, Bridge, flat
+from cudeform.torch.crossing import compute
+from cudeform.torch.functions import Backward, Bound, Eager, is_plain, transformed
+from cudeform.torch.functions import call as transformed_call
+
+__all__ = ["call"]
+
+
+def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Answer a call of a public function of cudeform that has a tensor among its arguments.
+
+    `given` holds the arguments as they came, by name. Results are differentiable tensors.
+    """
+    bridge = BRIDGES.get(name)
+    if bridge is not None:
+        return _forward(bridge, given)
+    if name.endswith("_backward"):
+        return _backward(BRIDGES[name.removesuffix("_backward")], given)
+    tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor)}
+    _check(name, tensors)
+    options = {k: v for k, v in given.items() if k not in tensors}
+    return compute(function, tensors, options)
+
+
+def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
+    tensors, options = _arguments(bridge, bridge.names, given)
+    if torch.compiler.is_compiling():
+        return _traced(bridge, tensors, options)
+    if torch._C._is_any_autocast_enabled() and _is_autocast(tensors):
+        return _without_autocast(bridge, given, tensors)
+    if options.pop("return_argmax", False):
+        with torch.no_grad():
+            named = dict(zip(bridge.names, tensors, strict=True))
+            _, argmax = compute(bridge.forward, named, {**options, "return_argmax": True})
+        return _forward(bridge, {**given, "return_argmax": False}), argmax
+    bound = Bound(bridge, options)
+    if transformed():
+        return transformed_call(bound, tensors)
+    if torch.is_grad_enabled() and _is_differentiated(tensors):
+        if is_plain(tensors):
+            return Eager.apply(bound, *tensors)
+        return _traced(bridge, tensors, options)
+    return bound.forward(tensors)
+
+
+def _traced(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
+    return getattr(torch.ops.cudeform, bridge.name)(*tensors, *flat(bridge, options))
+
+
+def _is_differentiated(tensors: Sequence[Any]) -> bool:
+    for tensor in tensors:
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
+
+
+def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
+    names = ("grad_output", *bridge.kept)
+    tensors, options = _arguments(bridge, names, given, "_backward")
+    needs = options.pop("needs", None)
+    argmax = options.pop("argmax", None)
+    named = dict(zip(names, tensors, strict=True))
+    if argmax is not None:  # a gradient that is not differentiated any more
+        return compute(bridge.backward, {**named, "argmax": argmax}, {**options, "needs": needs})
+    absent = {name: None for name in bridge.kept if named[name] is None}
+    op = bridge.name + "_backward"
+    needs = tuple(sorted(checks.needs(op, needs, absent, bridge.differentiable)))
+    bound = Bound(bridge, options)
+    if torch.is_grad_enabled() and _is_differentiated(tensors) or transformed():
+        found = Backward.apply(bound, needs, *tensors)
+    else:
+        found = bound.backward(needs, tensors[0], tensors[1:])
+    by_name = zip(bridge.differentiable, found, strict=True)
+    return bridge.gradients(**{n: g if n in needs else None for n, g in by_name})
+
+
+def _arguments(
+    bridge: Bridge, names: Sequence[str], given: dict[str, Any], suffix: str = ""
+) -> tuple[list[Any], dict[str, Any]]:
+    """The tensors in the order of `names`, checked, and the other arguments."""
+    options = dict(given)
+    tensors = [options.pop(name, None) for name in names]
+    device = None
+    for position, tensor in enumerate(tensors):
+        if tensor is None and names[position] not in bridge.required[1:]:
+            continue
+        if isinstance(tensor, (list, tuple)) and names[position] == "boxes":
+            tensor = tensors[position] = _rows(bridge.name + suffix, tensor, given["input"])
+        if not isinstance(tensor, torch.Tensor) or (device or tensor.device) != tensor.device:
+            _check(bridge.name + suffix, dict(zip(names, tensors, strict=True)), bridge.required)
+        device = tensor.device
+    return tensors, options
+
+
+def _check(op: str, tensors: dict[str, Any], required: Sequence[str] = ()) -> None:
+    """All of torch, and of one device."""
+    first = next(n for n, t in tensors.items() if isinstance(t, torch.Tensor))
+    why = "all arrays of one call belong to one framework"
+    for name, tensor in tensors.items():
+        if tensor is None and name not in required:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            expected = f"to be a torch.Tensor like `{first}`"
+            checks.fail(op, name, expected, arrays.type_name(tensor), why, TypeError)
+        if tensor.device != tensors[first].device:
+            expected = f"on {tensors[first].device} like `{first}`"
+            checks.fail(op, name, expected, tensor.device, error=TypeError)
+
+
+def _rows(op: str, boxes: Sequence[Any], images: Any) -> Any:
+    """Boxes by image, each (L, 4), as rows (image, x1, y1, x2, y2)."""
+    if len(boxes) != images.shape[0]:
+        expected = f"of length {images.shape[0]}, one tensor per image"
+        checks.fail(op, "boxes", expected, len(boxes))
+    rows = []
+    for image, of_image in enumerate(boxes):
+        if not isinstance(of_image, torch.Tensor):
+            name, got = f"boxes[{image}]", arrays.type_name(of_image)
+            checks.fail(op, name, "to be a torch.Tensor like `input`", got, error=TypeError)
+        if of_image.ndim != 2 or of_image.shape[1] != 4:
+            checks.fail(op, f"boxes[{image}]", "of shape (L, 4)", tuple(of_image.shape))
+        index = of_image.new_full((of_image.shape[0], 1), image)
+        rows.append(torch.cat([index, of_image], dim=1))
+    return torch.cat(rows) if rows else images.new_zeros((0, 5))
+
+
+def _is_autocast(tensors: Sequence[Any]) -> bool:
+    return torch.is_autocast_enabled(tensors[0].device.type)
+
+
+def _without_autocast(bridge: Bridge, given: dict[str, Any], tensors: Sequence[Any]) -> Any:
+    """In float32, since 16 bits are too few for coordinates; back in the dtype of the images."""
+    wide = {
+        name: tensor.float() if tensor is not None and tensor.is_floating_point() else tensor
+        for name, tensor in zip(bridge.names, tensors, strict=True)
+    }
+    dtype = tensors[0].dtype
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        result = _forward(bridge, {**given, **wide})
+    return result.to(dtype)

@@ -1,0 +1,177 @@
+"""The operators in torch's dispatcher: for compile, export, fake tensors and tensor subclasses.
+
+``torch.ops.cudeform.<name>`` and ``<name>_backward``, made from the rows of the registry. Eager
+calls have a shorter way, see `cudeform.torch.functions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from cudeform import arrays
+from cudeform.shapes import Shape
+from cudeform.torch.bridges import BRIDGES, Bridge, nested
+from cudeform.torch.crossing import compute, numpy_dtype
+from cudeform.torch.functions import Bound, curvature
+from cudeform.torch.mapping import mapped
+
+__all__ = ["define"]
+
+
+class _Symbolic(Shape):
+    """A shape whose sizes may be torch's symbols, which NumPy does not count with."""
+
+    def reshape(self, *shape: Any) -> Shape:
+        return _Symbolic(shape[0] if len(shape) == 1 else shape, self.dtype)
+
+    def astype(self, dtype: Any) -> Shape:
+        return _Symbolic(self.shape, dtype)
+
+    def __getitem__(self, index: Any) -> Shape:
+        return self  # boxes are looked into for indices of images, which a fake does not have
+
+
+def _forward(plan: Any, input: Any, *others: Any) -> Any:
+    shape = plan.out_shape if isinstance(plan.out_shape, tuple) else plan.out_shape(plan.channels)
+    result = _Symbolic(shape, input.dtype)
+    return (result, None) if hasattr(plan, "regions") else result
+
+
+_KIND = arrays.Kind(
+    name="cudeform.shapes",
+    backend=SimpleNamespace(forward=_forward, backward=lambda *given: {}),
+    device=lambda shape: "cpu",
+    to_host=lambda shape: np.zeros(0),
+)
+arrays.register(_Symbolic, _KIND)
+
+
+def _symbolic(tensor: Any) -> Any:
+    return None if tensor is None else _Symbolic(tensor.shape, numpy_dtype(tensor.dtype))
+
+
+def _split(bridge: Bridge, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The tensors and the options of a call of the forward."""
+    count = len(bridge.names)
+    return tuple(values[:count]), nested(bridge, values[count:])
+
+
+def _split_backward(bridge: Bridge, values: Sequence[Any]) -> tuple[Any, ...]:
+    """grad_output, the tensors, the options and the needs of a call of the backward."""
+    grad_output, *values = values
+    count = len(bridge.kept)
+    end = count + len(bridge.options)
+    needs = tuple(n for n, need in zip(bridge.differentiable, values[end], strict=True) if need)
+    return grad_output, tuple(values[:count]), nested(bridge, values[count:end]), needs
+
+
+def _define_forward(bridge: Bridge) -> None:
+    def run(*values: Any) -> Any:
+        tensors, options = _split(bridge, values)
+        return compute(bridge.forward, dict(zip(bridge.names, tensors, strict=True)), options)
+
+    def fake(*values: Any) -> Any:
+        tensors, options = _split(bridge, values)
+        given = {n: _symbolic(t) for n, t in zip(bridge.names, tensors, strict=True)}
+        return tensors[0].new_empty(bridge.forward(**given, **options).shape)
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        tensors, options = _split(bridge, inputs)
+        ctx.bound, ctx.values = Bound(bridge, options), inputs[len(bridge.names) :]
+        kept = (t for n, t in zip(bridge.names, tensors, strict=True) if n in bridge.kept)
+        ctx.save_for_backward(*kept)
+
+    def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
+        count = len(bridge.names)
+        needed = dict(zip(bridge.names, ctx.needs_input_grad[:count], strict=True))
+        wanted = [needed[name] for name in bridge.differentiable]
+        operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
+        found = operator(grad_output, *ctx.saved_tensors, *ctx.values, wanted)
+        found = found if isinstance(found, tuple) else (found,)
+        by_name = dict(zip(bridge.differentiable, found, strict=True))
+        result = [by_name[name] if needed[name] else None for name in bridge.names]
+        return *result, *[None] * len(bridge.options)
+
+    def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
+        count = len(bridge.names)
+        operator = getattr(torch.ops.cudeform, bridge.name)
+        batched = [name in bridge.batched for name in bridge.names]
+
+        def apply(*tensors: Any) -> Any:
+            return operator(*tensors, *values[count:])
+
+        return mapped(apply, info.batch_size, in_dims[:count], values[:count], batched)
+
+    operator = _custom(bridge.name, run, bridge.schemas[0], fake, vmap)
+    operator.register_autograd(backward, setup_context=setup_context)
+
+
+def _define_backward(bridge: Bridge) -> None:
+    def run(*values: Any) -> Any:
+        grad_output, tensors, options, needs = _split_backward(bridge, values)
+        given = dict(zip(bridge.kept, tensors, strict=True), grad_output=grad_output)
+        found = compute(bridge.backward, given, {**options, "needs": needs})
+        result = tuple(grad_output.new_empty(0) if g is None else g for g in found)
+        return result if len(result) > 1 else result[0]
+
+    def fake(*values: Any) -> Any:
+        grad_output, tensors, options, needs = _split_backward(bridge, values)
+        by_name = dict(zip(bridge.kept, tensors, strict=True))
+        given = {n: _symbolic(t) for n, t in by_name.items()}
+        bridge.backward(grad_output=_symbolic(grad_output), **given, **options, needs=needs)
+        shapes = {n: t.shape for n, t in by_name.items() if t is not None}
+        if "weight" in by_name:
+            shapes["bias"] = by_name["weight"].shape[:1]
+        result = tuple(
+            grad_output.new_empty(shapes[n] if n in needs else (0,)) for n in bridge.differentiable
+        )
+        return result if len(result) > 1 else result[0]
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        grad_output, tensors, options, ctx.needs = _split_backward(bridge, inputs)
+        ctx.bound = Bound(bridge, options)
+        ctx.save_for_backward(grad_output, *tensors)
+
+    def backward(ctx: Any, *directions: Any) -> tuple[Any, ...]:
+        grad_output, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[: 1 + len(bridge.kept)]
+        found = curvature(ctx.bound, ctx.needs, grad_output, tensors, directions, needed)
+        return *found, *[None] * (len(bridge.options) + 1)
+
+    def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
+        count = 1 + len(bridge.kept)
+        operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
+        needs = _split_backward(bridge, values)[3]
+        shared = not set(needs) <= set(bridge.batched)  # what images share is summed over a batch
+        batched = [not shared and n in ("grad_output", *bridge.batched) for n in bridge.kept]
+
+        def apply(*tensors: Any) -> Any:
+            return operator(*tensors, *values[count:])
+
+        batched = [bool(bridge.batched) and not shared, *batched]
+        return mapped(apply, info.batch_size, in_dims[:count], values[:count], batched)
+
+    operator = _custom(bridge.name + "_backward", run, bridge.schemas[1], fake, vmap)
+    operator.register_autograd(backward, setup_context=setup_context)
+
+
+def _custom(name: str, run: Any, schema: str, fake: Any, vmap: Any) -> Any:
+    operator = torch.library.custom_op(f"cudeform::{name}", run, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    operator.register_vmap(vmap)
+    return operator
+
+
+def define() -> None:
+    """Make ``torch.ops.cudeform``, once."""
+    for bridge in BRIDGES.values():
+        _define_forward(bridge)
+        _define_backward(bridge)
+
+
+define()
