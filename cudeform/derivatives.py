@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cudeform import checks
-from cudeform.geometry import Points, sampling_points
 from cudeform.registry import OPERATORS
 
 __all__ = ["Namespace", "jvp"]
@@ -35,6 +34,7 @@ class Namespace(NamedTuple):
     reshape: Callable[[Any, tuple[int, ...]], Any]
     zeros_like: Callable[[Any], Any]
     constant: Callable[[np.ndarray, Any], Any]  # a NumPy array, in the dtype and place of another
+    arange: Callable[[int, Any], Any]  # 0, 1, ... below a count, likewise
     dtype_name: Callable[[Any], str]
     cast: Callable[[Any, str], Any]  # (array, name of a dtype)
 
@@ -183,10 +183,9 @@ def _slopes_of_offset(call: _Call, tangent: Any) -> list[Any]:
         ]
         for array in (offset, tangent)
     )
-    origin = _origin(call, offset)
     terms = []
     for axis in (0, 1):
-        start = xp.constant(origin[..., axis], offset)
+        start = _start(call, offset, axis)
         low, moves = _border(call, pair[axis] + start, axis)
         mask = xp.where(moves, tangents[axis], 0)
         if "mask" in call.primals:
@@ -199,30 +198,21 @@ def _slopes_of_offset(call: _Call, tangent: Any) -> list[Any]:
     return terms
 
 
-def _origin(call: _Call, offset: Any) -> np.ndarray:
-    """Where the taps read without an offset.  # (taps, Ho, Wo, 2) or (Ho, Wo, taps, 2)"""
-    options, last = call.options, call.options["layout"] == "NHWC"
-    channels, out_height, out_width = (
-        (offset.shape[3], *offset.shape[1:3]) if last else offset.shape[1:]
-    )
-    kernel = tuple(call.primals["weight"].shape[2:])
-    (top, _), (left, _) = checks.pad_pairs(call.name, "padding", options["padding"])
-    points = Points(
-        batch=1,
-        channels=1,
-        height=1,
-        width=1,
-        out_height=out_height,
-        out_width=out_width,
-        kernel=kernel,
-        stride=checks.pair(call.name, "stride", options["stride"], 1),
-        origin=(-top, -left),
-        dilation=checks.pair(call.name, "dilation", options["dilation"], 1),
-        offset_groups=channels // (2 * kernel[0] * kernel[1]),
-    )
-    located = sampling_points(points, np.zeros((1, channels, out_height, out_width)))
-    located = located.reshape(channels // 2, out_height, out_width, 2)
-    return np.moveaxis(located, 0, 2) if last else located
+def _start(call: _Call, offset: Any, axis: int) -> Any:
+    """Where the taps read along y (0) or x (1) without an offset, to add to a channel each."""
+    xp, options = call.xp, call.options
+    last = options["layout"] == "NHWC"
+    kernel = call.primals["weight"].shape[2:]
+    stride = checks.pair(call.name, "stride", options["stride"], 1)[axis]
+    dilation = checks.pair(call.name, "dilation", options["dilation"], 1)[axis]
+    before = checks.pad_pairs(call.name, "padding", options["padding"])[axis][0]
+    groups = int(offset.shape[3 if last else 1]) // (2 * int(kernel[0]) * int(kernel[1]))
+    tap = np.indices([int(k) for k in kernel])[axis].ravel() * dilation
+    taps = xp.constant(np.tile(tap, groups), offset)
+    pixels = xp.arange(offset.shape[axis + (1 if last else 2)], offset) * stride - before
+    if axis == 0:
+        pixels = pixels[:, None]  # (Ho, 1)
+    return pixels[..., None] + taps if last else pixels + taps[:, None, None]
 
 
 # By operator: the argument that says where it reads, and what its movement adds.

@@ -44,10 +44,20 @@ def _bridge_of(array_type: type) -> str | None:
     return None
 
 
+def _bridge(array_type: type) -> str | None:
+    """`_bridge_of`, looked up."""
+    if array_type in _found:
+        return _found[array_type]
+    found = _bridge_of(array_type)
+    if found != "cudeform.torch":  # torch.compile may be watching, and must see no side effects
+        _found[array_type] = found
+    return found
+
+
 def _framework(value: Any) -> str | None:
     """The framework that an array belongs to, as its users import it; None for other values."""
     array_type = type(value)
-    bridge = _found[array_type] if array_type in _found else _bridge_of(array_type)
+    bridge = _bridge(array_type)
     if bridge in ("cudeform.torch", "cudeform.jax"):
         return bridge.removeprefix("cudeform.")
     return array_type.__module__.partition(".")[0] if hasattr(array_type, "__dlpack__") else None
@@ -55,18 +65,19 @@ def _framework(value: Any) -> str | None:
 
 def _one_framework(op: str, given: dict[str, Any]) -> None:
     """Check that all arrays of a call, also those in lists, belong to one framework."""
-    first = None
-    for argument, value in given.items():
-        several = isinstance(value, (list, tuple))
-        for index, item in enumerate(value if several else (value,)):
-            framework = _framework(item)
-            name = f"{argument}[{index}]" if several else argument
-            if framework is None or framework == (first or (framework,))[0]:
-                first = first or (framework and (framework, name))
-                continue
-            expected = f"to be a {first[0]} array like `{first[1]}`"
+    entries = []
+    for name, value in given.items():
+        if isinstance(value, (list, tuple)):
+            entries += [(f"{name}[{i}]", item) for i, item in enumerate(value)]
+        else:
+            entries.append((name, value))
+    arrays = [(name, framework) for name, v in entries if (framework := _framework(v))]
+    first, expected = arrays[0]
+    for name, framework in arrays[1:]:
+        if framework != expected:
+            wanted = f"to be a {expected} array like `{first}`"
             why = "all arrays of one call belong to one framework"
-            checks.fail(op, name, expected, f"a {framework} array", why, TypeError)
+            checks.fail(op, name, wanted, f"a {framework} array", why, TypeError)
 
 
 def _load(bridge: str) -> Callable[..., Any]:
@@ -96,17 +107,15 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         bridge = None
         for value in (*args, *kwargs.values()):
-            array_type = type(value)
-            if array_type not in _found:
-                _found[array_type] = _bridge_of(array_type)
-            bridge = bridge or _found[array_type]
+            bridge = bridge or _bridge(type(value))
         if bridge is None:
             return function(*args, **kwargs)
         given = dict(zip(names, args, strict=False)) | kwargs
         fits = len(args) <= positional and len(given) == len(args) + len(kwargs)
         if not (fits and required <= given.keys() <= known):
             return function(*args, **kwargs)  # raises what Python says of such a call
-        _one_framework(function.__name__, given)
+        if bridge != "cudeform.torch":  # which does this in passing
+            _one_framework(function.__name__, given)
         return _load(bridge)(function.__name__, function, given)
 
     return call

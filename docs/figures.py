@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import cudeform
+from cudeform.cpu.regions import locate_regions
+from cudeform.geometry import RoiPlan
 
 Y_COLOR, X_COLOR, POINT_COLOR, INK = "#3b6fb6", "#d98032", "#b3246b", "#444444"
 STYLE = {
@@ -143,8 +145,64 @@ def _channels(axes: Axes, name: str) -> None:
     axes.axis("off")
 
 
+BOX = np.array([[0, 2.2, 1.4, 9.3, 6.8]])  # image, x1, y1, x2, y2
+POOLINGS = {  # how a box becomes a region, and what a bin reads
+    "roi_pool": ("pixel", "mean"),
+    "roi_align": ("center", "centers"),
+    "deform_roi_pool": ("center", "centers"),
+    "deform_ps_roi_pool": ("msra_center", "corners"),
+}
+
+
+def roi_bins() -> Figure:
+    """One box under four poolings: its region, the bins, and the points or pixels they read."""
+    figure = Figure(figsize=(7.4, 5.4), layout="constrained")
+    for axes, (name, (region, reads)) in zip(
+        figure.subplots(2, 2).flat, POOLINGS.items(), strict=True
+    ):
+        _pooling(axes, region, reads, name.startswith("deform"))
+        axes.set_title(name, family="monospace", fontsize=10)
+    return figure
+
+
+def _pooling(axes: Axes, region: str, reads: str, moves: bool) -> None:
+    height, width, bins = 9, 12, (3, 3)
+    plan = RoiPlan(1, 1, height, width, 1, bins, 1.0, region, reads, samples=2, offset_scale=0.1)
+    (y0, h, _, reach_y), (x0, w, _, reach_x) = (
+        locate_regions(plan, BOX).numbers[:8].reshape(2, 4).tolist()
+    )
+    for row, column in np.ndindex(height, width):
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="#dddddd"))
+    _, x1, y1, x2, y2 = BOX[0]
+    # In the coordinates of a box, pixel 0 begins at 0; its centre is 0 in those of the axes.
+    corner = x1 - 0.5, y1 - 0.5
+    axes.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, ec=INK, ls=":", lw=1.6))
+    offset = np.random.default_rng(11).uniform(-1.6, 1.6, (*bins, 2)) * moves
+    for i, j in np.ndindex(*bins):
+        size_y, size_x = h / bins[0], w / bins[1]
+        y = y0 + i * size_y + reach_y * offset[i, j, 0]
+        x = x0 + j * size_x + reach_x * offset[i, j, 1]
+        color = (Y_COLOR, X_COLOR, POINT_COLOR)[(i + j) % 3]
+        if reads == "mean":
+            top, left = np.floor(y), np.floor(x)
+            size_y, size_x = np.ceil(y + size_y) - top, np.ceil(x + size_x) - left
+            y, x = top - 0.5, left - 0.5
+            ys, xs = top + np.arange(size_y), left + np.arange(size_x)
+        else:
+            shift = 0.5 if reads == "centers" else 0.0
+            ys = y + (np.arange(2) + shift) * size_y / 2
+            xs = x + (np.arange(2) + shift) * size_x / 2
+        axes.add_patch(Rectangle((x, y), size_x, size_y, fc=color, ec=color, alpha=0.22, lw=1.4))
+        points = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
+        marker = "s" if reads == "mean" else "o"
+        axes.plot(*points.T, marker, color=color, ms=3.2 if reads == "mean" else 3.6)
+    axes.set(xlim=(-0.6, width - 0.4), ylim=(height - 0.4, -0.6), aspect="equal")
+    axes.set(xticks=range(0, width, 2), yticks=range(0, height, 2))
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "pixel_grid": pixel_grid,
     "borders": borders,
     "offset_layouts": offset_layouts,
+    "roi_bins": roi_bins,
 }

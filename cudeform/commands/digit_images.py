@@ -10,10 +10,10 @@ import numpy as np
 
 from cudeform import bilinear_sample
 
-__all__ = ["Digits", "Warps", "enlarge", "load", "one_hot"]
+__all__ = ["CLASSES", "Digits", "Warps", "batches", "enlarge", "load", "one_hot"]
 
 CLASSES = 10
-TEST = 597  # the last ones of the 1797 scans, of other writers than most before
+TEST = 597  # scans, the last ones
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The figure of the demo: images, errors, and where the convolution reads."""
+"""The figure of the photograph: images, errors, and where the convolution reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from cudeform import plot
 
 if TYPE_CHECKING:
-    from cudeform.commands.demo import Alignment
+    from cudeform.commands.photograph import Alignment
 
 __all__ = ["save"]
 

@@ -11,7 +11,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import cudeform
+from cudeform.commands import CommandError
 from cudeform.cpu.threads import get_num_threads
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "cupy_or_reason",
     "describe",
     "gpu",
+    "namespace",
     "nvidia_gpu",
     "processor",
     "version",
@@ -83,6 +87,17 @@ def cupy_or_reason() -> tuple[Any, str | None]:
     if found is None:
         return None, "no NVIDIA GPU found"
     return None, f"CuPy cannot use the {found[0]} with driver {found[1]}: {cuda_extra(found[1])}"
+
+
+def namespace(wanted: str | None) -> tuple[Any, str]:
+    """NumPy or CuPy, as wanted or as there is, and the name of what it computes on."""
+    if wanted != "cpu":
+        cupy, reason = cupy_or_reason()
+        if cupy is not None:
+            return cupy, gpu(cupy)["gpu"]
+        if wanted == "cuda":
+            raise CommandError(f"no GPU to compute on: {reason}")
+    return np, f"{processor()}, {get_num_threads()} threads"
 
 
 def gpu(cupy: Any) -> dict[str, str]:

@@ -17,53 +17,72 @@ from cudeform.commands.alignment import Adam
 from cudeform.layers import Conv2d, DeformConv2d, Linear
 from cudeform.layers.plain import inner, nested
 
-__all__ = ["Network", "accuracy", "count", "cross_entropy", "train"]
+__all__ = ["Network", "accuracy", "count", "cross_entropy", "fold", "train"]
 
 
 @dataclass(frozen=True)
 class Network:
-    """Convolutions with ReLUs, the mean over all pixels, and a linear layer to the classes."""
+    """Convolutions with ReLUs on folded images, and a linear layer from all of the last maps."""
 
     convs: Mapping[str, Conv2d | DeformConv2d]
     head: Linear
+    fold: int = 2  # so many rows and columns of pixels become channels
 
     @property
     def rate_factors(self) -> dict[str, float]:
         convs = {name: conv.rate_factors for name, conv in self.convs.items()}
         return nested(**convs, head=self.head.rate_factors)
 
-    def init(self, rng: Any) -> dict[str, Any]:
-        convs = {name: conv.init(rng) for name, conv in self.convs.items()}
-        return nested(**convs, head=self.head.init(rng))
+    def init(self, rng: np.random.Generator, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Parameters with which each convolution returns channels of mean 0 and variance 1.
 
-    def features(self, params: Mapping[str, Any], x: Any) -> tuple[Any, list[Any]]:
-        """What the last ReLU returns, and what each layer saved beside its own result."""
-        saved = []
+        They do so for these images (N, C, H, W); a mask of 1/2 is no handicap then.
+        """
+        params = {}
+        x = fold(images, self.fold)
+        for name, conv in self.convs.items():
+            own = conv.init(rng)
+            y, _ = conv.forward(own, x)
+            mean, spread = y.mean(axis=(0, 2, 3)), y.std(axis=(0, 2, 3))
+            own["weight"] = own["weight"] / spread[:, None, None, None]
+            own["bias"] = -mean / spread
+            params |= nested(**{name: own})
+            x = np.maximum(conv.forward(own, x)[0], 0)
+        return params | nested(head=self.head.init(rng))
+
+    def features(self, params: Mapping[str, Any], images: Any) -> tuple[Any, list[Any]]:
+        """The maps of the last ReLU; for each convolution what it saved and its ReLU's maps."""
+        x, saved = fold(images, self.fold), []
         for name, conv in self.convs.items():
             y, kept = conv.forward(inner(params, name), x)
             x = np.maximum(y, 0)
             saved.append((kept, x))
         return x, saved
 
-    def forward(self, params: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
+    def forward(self, params: Mapping[str, Any], images: Any) -> tuple[Any, Any]:
         """Logits (N, classes) of images (N, C, H, W), and what `backward` needs."""
-        maps, saved = self.features(params, x)
-        logits, means = self.head.forward(inner(params, "head"), maps.mean(axis=(2, 3)))
-        return logits, (saved, means)
+        maps, saved = self.features(params, images)
+        logits, kept = self.head.forward(inner(params, "head"), maps.reshape(len(maps), -1))
+        return logits, (saved, kept)
 
     def backward(self, params: Mapping[str, Any], saved: Any, grad_logits: Any) -> dict[str, Any]:
         """Gradients of the parameters."""
-        saved, means = saved
-        grad, own = self.head.backward(inner(params, "head"), means, grad_logits)
+        saved, kept = saved
+        grad, own = self.head.backward(inner(params, "head"), kept, grad_logits)
         grads = nested(head=own)
-        maps = saved[-1][1]
-        grad = np.broadcast_to(grad[:, :, None, None] / maps[0, 0].size, maps.shape)
-        for (name, conv), (kept, y) in zip(
-            reversed(self.convs.items()), reversed(saved), strict=True
-        ):
-            grad, own = conv.backward(inner(params, name), kept, grad * (y > 0))
+        for name, (kept, maps) in zip(reversed(self.convs), reversed(saved), strict=True):
+            grad = grad.reshape(maps.shape) * (maps > 0)
+            grad, own = self.convs[name].backward(inner(params, name), kept, grad)
             grads |= nested(**{name: own})
         return grads
+
+
+def fold(images: Any, n: int) -> Any:
+    """Blocks of n x n pixels as channels.  # (N, C, H, W) -> (N, C*n*n, H/n, W/n)"""
+    count, channels, height, width = images.shape
+    blocks = images.reshape(count, channels, height // n, n, width // n, n)
+    blocks = blocks.transpose(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(count, channels * n * n, height // n, width // n)
 
 
 def count(params: Mapping[str, Any]) -> int:

@@ -96,10 +96,10 @@ def locate_bins(job, regions, t, span, axes):
     """Find what bins of region t read, from top to bottom and left to right; they do not move."""
     top, bottom, left, right = span
     still = axes[0].weight.dtype.type(0)
-    for i in range(top, bottom):
-        _locate_bin(job, regions, t, 0, i, still, axes[0], i)
-    for j in range(left, right):
-        _locate_bin(job, regions, t, 1, j, still, axes[1], j)
+    for along_x in range(2):
+        begin, end = (left, right) if along_x else (top, bottom)
+        for i in range(begin, end):
+            _locate_bin(job, regions, (t, along_x, i), still, axes[along_x])
 
 
 @inner
@@ -110,9 +110,10 @@ def patch_at(work, t, c, i, j, axes):
         return Patch(axes[0], axes[1], i, j)
     x = cell_of(job, piece.rows[t], 2 * c, 2 * job.classes, i, j)
     y = x + job.part_y * job.part_x
-    _locate_bin(job, regions, t, 0, i, piece.offset[y], axes[0], 0)
-    _locate_bin(job, regions, t, 1, j, piece.offset[x], axes[1], 0)
-    return Patch(axes[0], axes[1], 0, 0)
+    for along_x in range(2):
+        place = (t, 1, j) if along_x else (t, 0, i)
+        _locate_bin(job, regions, place, piece.offset[x if along_x else y], axes[along_x])
+    return Patch(axes[0], axes[1], i * 0, j * 0)
 
 
 @inlined
@@ -128,11 +129,16 @@ def scale_of(job, regions, t, patch):
 
 
 @inner
-def _locate_bin(job, regions, t, along_x, i, shift, axis, k):
-    """Let bin k of `axis` be bin i of region t along x or y, moved by `shift` units of offset."""
+def _locate_bin(job, regions, place, shift, axis):
+    """Find what a bin reads along one axis, moved by `shift` units of offset.
+
+    `place` is (region, 0 along y and 1 along x, bin).
+    """
+    t, along_x, i = place
     numbers = regions.numbers[t * NUMBERS + 4 * along_x :]
     start, extent, spacing, reach = numbers[0], numbers[1], numbers[2], numbers[3]
     bins = job.bins_x if along_x else job.bins_y
+    k = 0 if job.deformable else i
     at = k * axis.size
     if job.covers:
         begin, end = _covered(job, numbers, bins, i, axis.size)

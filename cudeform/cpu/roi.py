@@ -137,6 +137,7 @@ def _pool_group(work, place, axes, source, tiles, results):
     job, _, _, piece = work
     t, c, g, s = place
     tile, chosen = tiles
+    start = np.int64(0)  # a literal would compile `transpose` once more
     top, bottom, left, right = bins_of(job, g)
     channels = min(job.slice_channels, job.channels - s * job.slice_channels)
     bins = job.bins_y * job.bins_x
@@ -144,15 +145,16 @@ def _pool_group(work, place, axes, source, tiles, results):
     at += s * job.slice_channels * bins
     high = job.tile // job.bins_x if right - left == job.bins_x else 1  # so that bins follow
     for i0 in range(top, bottom, high):
-        count = 0
-        for i in range(i0, min(i0 + high, bottom)):
-            for j in range(left, right):
-                _pool_bin(work, (t, c, i, j), axes, source, tiles, count * job.pitch)
-                count += 1
+        i1 = min(i0 + high, bottom)
+        count = (i1 - i0) * (right - left)
+        for n in range(count):
+            i = n // (right - left)
+            j = left + n - i * (right - left)
+            _pool_bin(work, (t, c, i0 + i, j), axes, source, tiles, n * job.pitch)
         to = at + i0 * job.bins_x + left
-        transpose(tile, 0, job.pitch, count, channels, results[0], to, bins)
+        transpose(tile, start, job.pitch, count, channels, results[0], to, bins)
         if job.largest:
-            transpose(chosen, 0, job.pitch, count, channels, results[1], to, bins)
+            transpose(chosen, start, job.pitch, count, channels, results[1], to, bins)
 
 
 @inlined

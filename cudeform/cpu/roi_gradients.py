@@ -139,17 +139,17 @@ def _spread(work, target, grad, argmax, first, last):
             for i0 in range(top, bottom, high):
                 i1 = min(i0 + high, bottom)
                 _read_tile(work, (t, c, s), grad, (i0, i1, left, right), tile)
-                at = 0
-                for i in range(i0, i1):
-                    for j in range(left, right):
-                        patch = patch_at(work, t, c, i, j, axes)
-                        scale = scale_of(job, regions, t, patch)
-                        if job.modulated:
-                            row = piece.rows[t]
-                            scale *= piece.mask[cell_of(job, row, c, job.classes, i, j)]
-                        line = job.width * job.pitch
-                        spread_patch(patch, scale, tile, at, target, image, line)
-                        at += job.pitch
+                for n in range((i1 - i0) * (right - left)):
+                    i = n // (right - left)
+                    j = left + n - i * (right - left)
+                    i += i0
+                    patch = patch_at(work, t, c, i, j, axes)
+                    scale = scale_of(job, regions, t, patch)
+                    if job.modulated:
+                        cell = cell_of(job, piece.rows[t], c, job.classes, i, j)
+                        scale *= piece.mask[cell]
+                    line = job.width * job.pitch
+                    spread_patch(patch, scale, tile, n * job.pitch, target, image, line)
 
 
 @inlined
@@ -190,7 +190,7 @@ def _read_tile(work, place, grad, span, tile):
     count = (bottom - top) * (right - left)
     channels = min(job.slice_channels, job.channels - s * job.slice_channels)
     at = _result_at(work, t, c, s) + top * job.bins_x + left
-    transpose(grad, at, bins, channels, count, tile, 0, job.pitch)
+    transpose(grad, at, bins, channels, count, tile, np.int64(0), job.pitch)
     for p in range(count):
         tile[p * job.pitch + channels : (p + 1) * job.pitch] = 0
 

@@ -43,6 +43,7 @@ _XP = derivatives.Namespace(
     reshape=jnp.reshape,
     zeros_like=jnp.zeros_like,
     constant=lambda array, like: jnp.asarray(array, like.dtype),
+    arange=lambda count, like: jnp.arange(count, dtype=like.dtype),
     dtype_name=lambda array: array.dtype.name,
     cast=lambda array, name: array.astype(name),
 )

@@ -35,7 +35,7 @@ def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
 
 def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
     tensors, options = _arguments(bridge, bridge.names, given)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not transformed():
         return _traced(bridge, tensors, options)
     if torch._C._is_any_autocast_enabled() and _is_autocast(tensors):
         return _without_autocast(bridge, given, tensors)
@@ -46,12 +46,16 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
         return _forward(bridge, {**given, "return_argmax": False}), argmax
     bound = Bound(bridge, options)
     if transformed():
-        return transformed_call(bound, tensors)
+        return _untraced_call(bound, tensors)
     if torch.is_grad_enabled() and _is_differentiated(tensors):
         if is_plain(tensors):
             return Eager.apply(bound, *tensors)
         return _traced(bridge, tensors, options)
     return bound.forward(tensors)
+
+
+# An operator of torch.library has no tangent, and says nothing of it: not to be compiled.
+_untraced_call = torch.compiler.disable(transformed_call)
 
 
 def _traced(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:

@@ -72,6 +72,7 @@ class Eager(Function):
         return bound.forward(tensors)
 
     @staticmethod
+    @torch.compiler.disable  # a graph that broke around it would be traced on in here
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
         found = _gradients(ctx.bound, grad_output, ctx.saved_tensors, ctx.needs_input_grad[1:])
         return None, *found
@@ -115,6 +116,7 @@ class Forward(Function):
         ctx.save_for_backward(*(t for n, t in zip(names, tensors, strict=True) if n in kept))
 
     @staticmethod
+    @torch.compiler.disable
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
         grad_output, *tensors = unwrap_dead_wrappers((grad_output, *ctx.saved_tensors))
         return None, *_gradients(ctx.bound, grad_output, tensors, ctx.needs_input_grad[1:])
@@ -159,6 +161,7 @@ class Backward(Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
+    @torch.compiler.disable
     def backward(ctx: Any, *directions: Any) -> tuple[Any, ...]:
         grad_output, *tensors = unwrap_dead_wrappers(ctx.saved_tensors)
         found = curvature(
@@ -292,6 +295,7 @@ _TORCH = derivatives.Namespace(
     reshape=torch.reshape,
     zeros_like=torch.zeros_like,
     constant=lambda array, like: torch.as_tensor(array, dtype=like.dtype, device=like.device),
+    arange=lambda n, like: torch.arange(n, dtype=like.dtype, device=like.device),
     dtype_name=lambda tensor: str(tensor.dtype).removeprefix("torch."),
     cast=lambda tensor, name: tensor.to(getattr(torch, name)),
 )

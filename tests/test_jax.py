@@ -1,0 +1,254 @@
+"""JAX arrays: every operator computes what it does on NumPy arrays, in every transformation."""
+
+import numpy as np
+import pytest
+from cases import DTYPES, operator, problem, problems
+from tolerances import assert_close
+
+import cudeform
+
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+
+each_problem = pytest.mark.parametrize(("name", "case"), problems())
+
+# Operators whose coordinates, or whose maximum, have no derivative in forward mode.
+NOT_FORWARD = NotImplementedError
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    """JAX makes float32 of float64 arrays unless told."""
+    with jax.enable_x64(True):
+        yield
+
+
+def split(of):
+    """The arrays of a problem that have gradients, as JAX arrays, and a function of them."""
+    names = {a.name for a in of.row.arguments if a.differentiable} & of.case.arrays.keys()
+    arrays = {name: jnp.asarray(array) for name, array in of.case.arrays.items()}
+    fixed = {name: array for name, array in arrays.items() if name not in names}
+
+    def function(given):
+        return of.row.forward(**given, **fixed, **of.case.options)
+
+    return {name: arrays[name] for name in arrays if name in names}, function
+
+
+def directions(given, seed=3):
+    rng = np.random.default_rng(seed)
+    return {k: jnp.asarray(rng.standard_normal(v.shape), v.dtype) for k, v in given.items()}
+
+
+def inner(a, b):
+    return sum(float(jnp.vdot(a[name], b[name])) for name in a)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@each_problem
+def test_results_and_gradients_are_those_of_numpy_arrays(name, case, dtype):
+    """Bit for bit: the same code runs; inputs are views, also in the two 16-bit types."""
+    of = problem(name, case, dtype)
+    given, function = split(of)
+    output, pullback = jax.vjp(jax.jit(function), given)
+    assert isinstance(output, jax.Array) and output.dtype.name == dtype
+    np.testing.assert_array_equal(output, of.row.call(of.case))
+    np.testing.assert_array_equal(function(given), output)
+    grad_output = jnp.asarray(of.grad_output)
+    expected = of.row.call_backward(of.grad_output, of.case)
+    (gradients,) = pullback(grad_output)
+    called = of.row.call_backward(grad_output, of.case, jnp.asarray)
+    assert type(called) is type(expected)
+    for argument in given:
+        want = getattr(expected, argument)
+        np.testing.assert_array_equal(gradients[argument], want, argument)
+        np.testing.assert_array_equal(getattr(called, argument), want, argument)
+        assert gradients[argument].dtype.name == dtype
+
+
+@each_problem
+def test_tangents_are_the_transpose_of_gradients(name, case):
+    """<jvp(t), g> = <t, vjp(g)>: forward mode is right, and never a silent zero."""
+    of = problem(name, case, "float64")
+    given, function = split(of)
+    moved = directions(given)
+    _, pullback = jax.vjp(function, given)
+    grad_output = jnp.asarray(of.grad_output)
+    (gradients,) = pullback(grad_output)
+    try:
+        _, change = jax.jvp(function, (given,), (moved,))
+    except NOT_FORWARD as error:
+        assert name in str(error)
+        return
+    found, expected = float(jnp.vdot(change, grad_output)), inner(gradients, moved)
+    assert abs(found - expected) <= 1e-11 * max(1, float(jnp.abs(change).sum()))
+    assert change.size == 0 or float(jnp.abs(change).max()) > 0
+
+
+def small(name, **options):
+    """A case of a few pixels, so that derivatives of derivatives take no time."""
+    rng = np.random.default_rng(5)
+    if name == "bilinear_sample":
+        arrays = {"input": (2, 3, 4, 5), "points": (2, 6, 2)}
+    else:
+        arrays = {"input": (2, 4, 4, 5), "offset": (2, 16, 5, 6), "weight": (2, 2, 2, 2)}
+        arrays |= {"bias": (2,), "mask": (2, 8, 5, 6)}
+        options = {"padding": 1, **options}
+    if name == "conv2d":
+        arrays = {k: v for k, v in arrays.items() if k not in ("offset", "mask")}
+    given = {k: jnp.asarray(1.5 * rng.standard_normal(v)) for k, v in arrays.items()}
+    return given, lambda given: operator(name).forward(**given, **options)
+
+
+SMOOTH = [
+    ("deform_conv2d", {}),
+    ("deform_conv2d", {"border": "clamp"}),
+    ("conv2d", {}),
+    ("bilinear_sample", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SMOOTH)
+def test_second_derivatives_in_every_mode(name, options):
+    """Reverse over reverse and forward over reverse, by finite differences of the gradient."""
+    given, function = small(name, **options)
+    moved, weights = directions(given, 1), directions(given, 2)
+    gradient = jax.grad(lambda given: jnp.sum(jnp.sin(function(given))))
+    step = 1e-6
+    for argument in given:
+        projected = jax.jit(lambda g, a=argument: jnp.vdot(gradient(g)[a], weights[a]))
+        ahead, behind = (
+            jax.tree.map(lambda x, t, s=sign: x + s * step * t, given, moved) for sign in (1, -1)
+        )
+        expected = float(projected(ahead) - projected(behind)) / (2 * step)
+        assert abs(expected) > 1e-3
+        reverse = inner(jax.jit(jax.grad(projected))(given), moved)
+        assert reverse == pytest.approx(expected, rel=1e-6)
+        forward = jax.jvp(projected, (given,), (moved,))[1]
+        assert float(forward) == pytest.approx(expected, rel=1e-6)
+
+
+def test_third_derivative():
+    given, function = small("deform_conv2d")
+    given, fixed = {"offset": given.pop("offset")}, given
+
+    def gradient(of):
+        return lambda x: jnp.sum(jnp.sin(jax.grad(of)(x)["offset"]))
+
+    third = gradient(gradient(lambda x: jnp.sum(jnp.sin(function({**fixed, **x})))))
+    moved, step = directions(given), 1e-6
+    ahead, behind = ({"offset": given["offset"] + s * moved["offset"]} for s in (step, -step))
+    expected = float(third(ahead) - third(behind)) / (2 * step)
+    assert inner(jax.grad(third)(given), moved) == pytest.approx(expected, rel=1e-5)
+
+
+def test_16_bit_tangents_keep_fine_coordinates():
+    """A pixel and its neighbour beyond 256 are one number in bfloat16."""
+    of = problem("bilinear_sample", "NCHW-zeros", "bfloat16")
+    given, function = split(of)
+    wide = {k: v.astype(jnp.float32) for k, v in given.items()}
+    moved = {k: jnp.ones_like(v) for k, v in given.items()}
+    change = jax.jvp(function, (given,), (moved,))[1]
+    expected = jax.jvp(function, (wide,), ({k: jnp.ones_like(v) for k, v in wide.items()},))[1]
+    assert change.dtype == jnp.bfloat16
+    assert_close(np.asarray(change), np.asarray(expected), "bfloat16")
+
+
+@pytest.mark.parametrize("name", ["deform_conv2d", "conv2d", "bilinear_sample", "roi_align"])
+def test_vmap_is_exact(name):
+    """Over each array alone and over all, of results and gradients."""
+    of = problem(name, next(case for row, case in problems() if row == name), "float64")
+    given, function = split(of)
+    gradient = jax.grad(lambda given: jnp.sum(jnp.sin(function(given))))
+    mapped = {k: jnp.stack([v, v[..., ::-1], 2 * v], -1) for k, v in given.items()}
+    for over in [{k} for k in given] + [set(given)]:
+        axes = {k: -1 if k in over else None for k in given}
+        arrays = {k: mapped[k] if k in over else given[k] for k in given}
+        for f in (function, gradient):
+            found = jax.vmap(f, in_axes=(axes,))(arrays)
+            for i in range(3):
+                one = {k: mapped[k][..., i] if k in over else given[k] for k in given}
+                entry = jax.tree.map(lambda x, i=i: x[i], found)
+                jax.tree.map(np.testing.assert_array_equal, entry, f(one))
+
+
+def test_vmap_over_nothing_and_nested():
+    given, function = small("deform_conv2d")
+    none = {k: jnp.zeros((0, *v.shape)) for k, v in given.items()}
+    assert jax.vmap(function)(none).shape == (0, 2, 2, 5, 6)
+    twice = {k: jnp.stack([jnp.stack([v, -v])] * 3) for k, v in given.items()}
+    found = jax.vmap(jax.vmap(function))(twice)
+    np.testing.assert_array_equal(found[2, 0], function(given))
+
+
+def test_scan_remat_and_missing_arguments():
+    given, function = small("deform_conv2d")
+    given = {k: given[k] for k in ("input", "offset", "weight")}  # no bias, no mask
+
+    def loss(weight, f=function):
+        return jnp.sum(jnp.sin(f({**given, "weight": weight})))
+
+    def scanned(weight):
+        def step(total, _):
+            return total + loss(weight), None
+
+        return jax.lax.scan(step, 0.0, None, length=3)[0]
+
+    weight = given["weight"]
+    gradient = jax.grad(loss)(weight)
+    np.testing.assert_allclose(jax.grad(scanned)(weight), 3 * gradient, rtol=1e-12)
+    again = jax.grad(lambda w: loss(w, jax.checkpoint(function)))(weight)
+    np.testing.assert_array_equal(again, gradient)
+
+
+def test_inputs_are_never_written(monkeypatch):
+    """The kernels get views of XLA's memory, which other values may share: read-only ones."""
+    from cudeform.cpu import deform_conv
+
+    seen, compute = [], deform_conv.forward
+
+    def forward(plan, *arrays):
+        seen.extend(array.flags.writeable for array in arrays if array is not None)
+        return compute(plan, *arrays)
+
+    monkeypatch.setattr(deform_conv, "forward", forward)
+    given, function = small("deform_conv2d")
+    before = {k: np.array(v) for k, v in given.items()}
+    jax.block_until_ready(function(given))
+    assert seen == [False] * 5
+    for name, array in given.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_errors_are_our_own_also_in_a_program():
+    """Not one of XLA's, from the middle of a running program."""
+    given, function = small("deform_conv2d")
+    given["mask"] = given["mask"][:, 1:]
+    with pytest.raises(ValueError, match="deform_conv2d: expected `mask` of shape") as plain:
+        function({k: np.asarray(v) for k, v in given.items()})
+    for call in (function, jax.jit(function), jax.grad(lambda g: jnp.sum(function(g)))):
+        with pytest.raises(ValueError) as error:
+            call(given)
+        assert str(error.value) == str(plain.value)
+    with pytest.raises(TypeError, match="`weight` of dtype float64"):
+        given, function = small("conv2d")
+        function({**given, "weight": given["weight"].astype(jnp.float32)})
+    with pytest.raises(ValueError, match="conv2d: expected `stride` to be at least 1"):
+        jax.jit(lambda given: cudeform.conv2d(**given, stride=0))(given)
+
+
+def test_frameworks_do_not_mix():
+    given, function = small("deform_conv2d")
+    given["weight"] = np.asarray(given["weight"])
+    message = "expected `weight` to be a jax array like `input`, got a numpy array"
+    with pytest.raises(TypeError, match=message):
+        jax.jit(lambda input: function({**given, "input": input}))(given["input"])
+
+
+def test_float64_arrays_stay_so_without_x64():
+    given, function = small("deform_conv2d")
+    expected = function(given)
+    with jax.enable_x64(False):
+        output = function(given)
+        assert output.dtype == np.float64
+        np.testing.assert_array_equal(output, expected)
