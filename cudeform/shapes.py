@@ -19,9 +19,13 @@ __all__ = ["Shape", "empty"]
 
 
 class Shape:
-    """The shape and dtype of an array that is not there; a value that is asked for is 0."""
+    """The shape and dtype of an array that is not there; a value that is asked for is 0.
+
+    `plan` is what the operator planned whose result this is.
+    """
 
     flags = SimpleNamespace(c_contiguous=True)
+    plan: Any = None
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, device: Any = None) -> None:
         self.shape, self.dtype, self.device = tuple(shape), np.dtype(dtype), device
@@ -55,6 +59,7 @@ def _forward(plan: Any, input: Shape, *others: Any) -> Any:
     if isinstance(plan, Points):
         return Shape(plan.out_shape(plan.channels), input.dtype)
     output = Shape(plan.out_shape, input.dtype)
+    output.plan = plan
     if isinstance(plan, RoiPlan):
         return output, Shape(plan.out_shape, np.int32) if plan.reads == "max" else None
     return output

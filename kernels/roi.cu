@@ -11,7 +11,10 @@ using Index = INDEX;
 using Channels = Pack<Scalar, VEC>;
 
 constexpr int THREADS = 256;
-constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;  // at once on a multiprocessor, at least: leaves a thread 128 or 64 registers
+// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
+constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
+
+constexpr int MAX_BLOCKS = 2;  // of the kernels that keep an index of every channel
 
 // The row of a group of lanes, and this thread's place in the group.
 struct Task {
@@ -227,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 }
 
 // values = the largest pixel of each row, argmax = the first that is, or the first NaN; 0 and -1 if there is none
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     pool_max(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
              int* __restrict__ argmax, const Params p) {
   const Task task = task_of(p, rows);
@@ -318,14 +321,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   gather_pixels<false>(grad_values, nullptr, starts, order, fractions, grad_input, p);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     gather_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
                    const int* __restrict__ starts, const int* __restrict__ order,
                    const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
   gather_pixels<true>(grad_values, argmax, starts, order, fractions, grad_input, p);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     gather_largest_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
                         const int* __restrict__ starts, const int* __restrict__ order,
                         const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {

@@ -63,7 +63,7 @@ PLANTED = {  # text of the kernels, with what, and what is found
     "no barrier before new notes are made": ("use(shared[i]);\n" + BARRIER, "use(shared[i]);\n"),
     "as many rounds as this row needs": ("first < walk.rounds", "first < walk.count"),
     "a row that is not there": ("if (active) {\n      Channels out;", "{\n      Channels out;"),
-    "a note too few": ("if (first + task.lane < walk.count)", "if (first + task.lane + 1 < walk.count)"),
+    "a note that nobody makes": ("task.lane < walk.count", "task.lane < walk.count && first > 0"),
     "a pixel too far": ("min(max(cell.x + (k & 1), 0), width - 1)", "cell.x + (k & 1) + width"),
 }  # fmt: skip
 MESSAGES = "race|divergent|out of bounds|uninitialised"
@@ -135,17 +135,13 @@ def check(op, given, dtype):
 @pytest.mark.parametrize("index", ["int", "long long"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_every_kernel_of_every_variant_runs_clean(monkeypatch, device, dtype, index):
-    """Both widths of the index, every vector width, one chunk and many, against the reference."""
+    """Both widths of the index, every vector width, several chunks, against the reference."""
     monkeypatch.setattr(layout, "index_type", lambda elements: index)
     widest = 16 // dtype_of(dtype).itemsize
-    for channels in (widest, widest // 2, 3) if widest > 2 else (2, 3):
+    monkeypatch.setattr(roi, "WORKSPACE_BYTES", 1 << 13)
+    for channels in {widest, widest // 2, 2, 3}:
         for op, given in calls(channels, dtype):
             check(op, given, dtype)
-    monkeypatch.setattr(roi, "WORKSPACE_BYTES", 1 << 11)
-    for op, given in calls(2 * widest, dtype):
-        check(op, given, dtype)
-    for op, given in calls(2, dtype):
-        check(op, given, dtype)
     launched = {}
     for file, defines, kernel in device.launched:
         launched.setdefault((file, defines), set()).add(kernel)
@@ -161,7 +157,10 @@ def test_every_kernel_of_every_variant_runs_clean(monkeypatch, device, dtype, in
         assert (unit.file, unit.defines) in launched
     for file in ("roi.cu", "roi_rows.cu"):
         ran = set().union(*(kernels for (name, _), kernels in launched.items() if name == file))
-        assert ran == set(_kernels(next(unit for unit in wanted if unit.file == file)))
+        every = set(_kernels(next(unit for unit in wanted if unit.file == file)))
+        if widest < 8:  # what is not rounded is summed where it belongs
+            every = {kernel for kernel in every if not kernel.endswith("_sums")}
+        assert ran == every
 
 
 @pytest.mark.parametrize("channels", [33 * 2, 64, 1])
@@ -172,14 +171,14 @@ def test_more_channels_than_lanes_and_fewer(device, channels):
             check(op, given, "float64")
 
 
-# -- chunks -----------------------------------------------------------------------------------------
+# -- chunks ---------------------------------------------------------------------------------------
 
 
 def dyadic(op):
     """Arguments whose results and gradients are sums without a rounding in float32."""
     rng = np.random.default_rng(4)
     boxes = np.array([[n, x, y, x + 4, y + 8] for n, x, y in rng.integers(0, 2, (9, 3))])
-    boxes = np.concatenate([boxes, [[0, 50, 50, 60, 60]], boxes[:3] - [0, 2, 2, 0, 0]])
+    boxes = np.concatenate([boxes, [[0, 50, 50, 60, 60]], boxes[:3] - [0, 4, 8, 0, 0]])
     given = {
         "input": rng.integers(-4, 5, (2, 4, 9, 8)),
         "boxes": boxes,
@@ -219,13 +218,9 @@ def test_chunks_give_the_same_bytes(monkeypatch, device, op, sampling):
 
     whole = run()
     assert np.abs(whole["input"]).max() > 0
-    for limit in (1, 1 << 10, 1 << 12):
+    for limit in (1 << 9, 1 << 12):
         monkeypatch.setattr(roi, "WORKSPACE_BYTES", limit)
-        device.launched.clear()
         assert_same_bytes(run(), whole)
-        # A single channel's sums are already where they belong and of the dtype that they have.
-        kernels = {kernel for _, _, kernel in device.launched}
-        assert "gather_rows" in kernels or "gather_largest" in kernels
 
 
 @pytest.mark.parametrize(
@@ -234,7 +229,7 @@ def test_chunks_give_the_same_bytes(monkeypatch, device, op, sampling):
 def test_small_workspaces_round_once(monkeypatch, device, op, case):
     todo = problem(op, case, "float16")
     whole = results(todo)
-    monkeypatch.setattr(roi, "WORKSPACE_BYTES", 1 << 10)
+    monkeypatch.setattr(roi, "WORKSPACE_BYTES", 1 << 12)
     device.launched.clear()
     parts = results(todo)
     assert any(kernel.endswith("_sums") for _, _, kernel in device.launched)
@@ -249,7 +244,7 @@ def test_parts_cover_every_row_once(monkeypatch, device):
     )
     counts = np.array([0, 3, 0, 0, 700, 1, 2, 0, 5, 0], np.int32)
     launcher = regions.Launcher(device, plan, np.float32)
-    for limit, number in ((1, 5), (32 * 6, 3), (1 << 20, 1)):
+    for limit, number in ((1, 5), (32 * 6, 4), (1 << 20, 1)):
         monkeypatch.setattr(roi, "WORKSPACE_BYTES", limit)
         parts = list(roi._parts(launcher, 10, to_device(counts)))
         assert len(parts) == number
@@ -261,7 +256,7 @@ def test_parts_cover_every_row_once(monkeypatch, device):
         assert sum(part.samples for part in parts) == counts.sum()
 
 
-# -- what the host waits for, and boxes that are no boxes -------------------------------------------
+# -- what the host waits for, and boxes that are no boxes -----------------------------------------
 
 
 def test_fixed_sampling_does_not_wait_for_the_device(monkeypatch, device):
@@ -295,7 +290,9 @@ NO_BOXES = [
 ]
 
 
-@pytest.mark.parametrize("op", ["roi_align", "roi_pool", "ps_roi_pool", "ps_roi_align", "deform_roi_pool", "deform_ps_roi_pool"])  # fmt: skip
+@pytest.mark.parametrize(
+    "op", [row.name for row in cudeform.registry.OPERATORS if row.family == "roi"]
+)
 def test_boxes_that_are_nowhere(device, op):
     rng = np.random.default_rng(0)
     boxes = np.array([[0, *box] for box in NO_BOXES], np.float32)
@@ -310,7 +307,8 @@ def test_boxes_that_are_nowhere(device, op):
     np.testing.assert_array_equal(to_host(output), 0)
     grad = rng.standard_normal(output.shape).astype(np.float32)
     for gradient in getattr(cudeform, op + "_backward")(to_device(grad), **on_device(given)):
-        np.testing.assert_array_equal(to_host(gradient), 0)
+        if gradient is not None:
+            np.testing.assert_array_equal(to_host(gradient), 0)
 
 
 def test_samples_of_wide_boxes_are_bounded(device):
@@ -358,7 +356,7 @@ def test_the_first_of_equal_pixels_and_of_nans_is_the_largest(device):
     np.testing.assert_array_equal(to_host(argmax)[:, :, 0, 0], [[6, 5, 0], [-1, -1, -1]])
 
 
-# -- the transpose behind it ------------------------------------------------------------------------
+# -- the transpose behind it ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 33), (1, 40, 2, 7), (3, 1, 4, 35)])

@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="EXAMPLE",
         help=f"{', '.join(EXAMPLES)}, see below; default: %(default)s",
     )
-    parser.add_argument("--output", metavar="FILE", help="the figure; default: cudeform-EXAMPLE.png")
+    parser.add_argument(
+        "--output", metavar="FILE", help="the figure; default: cudeform-EXAMPLE.png"
+    )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: the GPU where CuPy finds one"
     )
@@ -46,6 +48,12 @@ def run(given: argparse.Namespace) -> int:
     if not Path(given.output).parent.is_dir():
         raise CommandError(f"cannot write the figure: no folder {Path(given.output).parent}")
     try:
-        return chosen.run(given)
+        figure = chosen.run(given)
     except ImportError as error:
         raise CommandError(f"{error}: pip install 'cudeform[demo]'") from error
+    try:
+        figure.savefig(given.output, dpi=150)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"cannot write the figure: {error}") from error
+    print(f"{'figure':<15} {given.output}")
+    return 0

@@ -15,7 +15,7 @@ from cudeform import plot
 if TYPE_CHECKING:
     from cudeform.commands.photograph import Alignment
 
-__all__ = ["save"]
+__all__ = ["draw"]
 
 PANEL = 3.9  # inches: the width of a panel
 GAP = 0.12  # between columns
@@ -24,8 +24,8 @@ BAR = 0.46  # below the panels that have a colour bar
 LEARNED = "#e0006a"
 
 
-def save(result: Alignment, file: str) -> None:
-    """Draw and write the figure; the file's suffix says in which format."""
+def draw(result: Alignment) -> Figure:
+    """The figure."""
     height, width = result.warped.shape[:2]
     tall = PANEL * height / width
     size = (3 * PANEL + 4 * GAP, 3 * (tall + TITLE) + BAR + GAP)
@@ -42,7 +42,7 @@ def save(result: Alignment, file: str) -> None:
     _draw_images(panels[0], result)
     _draw_errors(panels[1], result)
     _draw_points(panels[2], result)
-    figure.savefig(file, dpi=150)
+    return figure
 
 
 def _title(axes: Axes, letter: str, text: str) -> None:

@@ -41,14 +41,14 @@ class Network:
         params = {}
         x = fold(images, self.fold)
         for name, conv in self.convs.items():
-            own = conv.init(rng)
+            own = conv.init(rng, x.dtype)
             y, _ = conv.forward(own, x)
             mean, spread = y.mean(axis=(0, 2, 3)), y.std(axis=(0, 2, 3))
             own["weight"] = own["weight"] / spread[:, None, None, None]
             own["bias"] = -mean / spread
             params |= nested(**{name: own})
             x = np.maximum(conv.forward(own, x)[0], 0)
-        return params | nested(head=self.head.init(rng))
+        return params | nested(head=self.head.init(rng, x.dtype))
 
     def features(self, params: Mapping[str, Any], images: Any) -> tuple[Any, list[Any]]:
         """The maps of the last ReLU; for each convolution what it saved and its ReLU's maps."""
@@ -99,9 +99,9 @@ def cross_entropy(logits: Any, wanted: Any) -> tuple[float, Any]:
     return loss, (np.exp(log_likelihood) - wanted) / len(logits)
 
 
-def accuracy(logits: Any, wanted: Any) -> float:
-    """Share of rows whose largest logit is the one-hot row's 1."""
-    return float((logits.argmax(axis=1) == wanted.argmax(axis=1)).mean())
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of rows whose largest logit is at the label."""
+    return float((logits.argmax(axis=1) == labels).mean())
 
 
 def train(
@@ -111,12 +111,11 @@ def train(
     steps: int,
     *,
     rate: float,
-    report: Callable[[int, float, dict[str, Any]], None],
+    report: Callable[[float], None],
 ) -> dict[str, Any]:
     """The parameters after a step on each batch (images, one-hot rows), by Adam.
 
-    The learning rate falls from `rate` to 0 along half a cosine. `report` is given the steps done,
-    the loss, and the parameters.
+    The learning rate falls from `rate` to 0 along half a cosine. `report` is given each loss.
     """
     factors, adams = network.rate_factors, {name: Adam() for name in params}
     params = dict(params)
@@ -127,5 +126,5 @@ def train(
         now = rate * (1 + cos(pi * step / steps)) / 2
         for name, adam in adams.items():
             params[name] = params[name] + adam.update(grads[name], now * factors[name])
-        report(step + 1, loss, params)
+        report(loss)
     return params

@@ -1,4 +1,4 @@
-"""Align a photograph with a warped copy of itself, by learning the offsets of a convolution.
+"""Align a photograph with a warped copy of itself, by learning where a convolution reads it.
 
 What is learned is where a deformable convolution reads the photograph, so that what it returns is
 the warped copy. Nothing but `deform_conv2d` and its backward computes the images and gradients.
@@ -11,12 +11,15 @@ import time
 from dataclasses import dataclass
 from math import log2, log10
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cudeform import deform_conv2d
 from cudeform.commands import CommandError, alignment, machine
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["DEFAULTS", "Alignment", "add_arguments", "psnr", "run"]
 
@@ -70,46 +73,13 @@ def add_arguments(group: Any) -> None:
     )
 
 
-def psnr(self) -> tuple[float, float]:
-        """Before and after, where there is an aligned image."""
-        target = self.warped[1:-1, 1:-1]
-        return psnr(self.photograph[1:-1, 1:-1], target), psnr(self.aligned, target)
-
-    @property
-    def endpoint_error(self) -> np.ndarray:
-        """Distance in pixels of the learned flow from the true one.  # (H, W)"""
-        return np.linalg.norm(self.flow - self.true_flow, axis=-1)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--image", metavar="FILE", help="a photograph; default: the cat that scikit-image ships"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", default="cudeform-demo.png", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        default=448,
-        help="the photograph is reduced to so many pixels along its longer side; "
-        "default: %(default)s",
-    )
-    parser.add_argument(
-        "--steps", type=int, default=25, help="of gradient descent; default: %(default)s"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="of the warp; default: %(default)s")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: the GPU where CuPy finds one"
-    )
-
-
 def psnr(image: np.ndarray, target: np.ndarray) -> float:
     """Peak signal-to-noise ratio of images in [0, 1], in decibels."""
     return -10 * log10(max(float(np.mean((image - target) ** 2)), 1e-20))
 
 
-def run(given: argparse.Namespace) -> int:
+def run(given: argparse.Namespace) -> Figure:
+    """Learn, print what came out, and draw it."""
     if given.size < 16 or given.steps < 1:
         raise CommandError("expected --size of at least 16 and --steps of at least 1")
     import skimage  # noqa: F401
@@ -128,16 +98,15 @@ def run(given: argparse.Namespace) -> int:
     started = time.perf_counter()
     result = _align(console, xp, photograph, warped, true_flow, given.steps)
     seconds = time.perf_counter() - started
-    figure.save(result, given.output)
+    drawn = figure.draw(result)
     for name, text in (
         ("photograph", given.image or "the cat of scikit-image"),
         ("computed on", device),
         ("time", f"{seconds:.1f} s"),
         *_summary(result),
-        ("figure", given.output),
     ):
         console.print(f"{name:<15} {text}", highlight=False, soft_wrap=True, markup=False)
-    return 0
+    return drawn
 
 
 def _summary(result: Alignment) -> list[tuple[str, str]]:

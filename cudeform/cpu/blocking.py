@@ -183,7 +183,7 @@ def packed_columns(job: Job, slices: Slices, weight: np.ndarray) -> np.ndarray:
     count = len(slices.weight_group)
     packed = np.zeros(count * job.widest * width, weight.dtype)
     task = partial(_pack_columns, job, slices, frozen(weight, weight), packed)
-    threads.share(task, count)
+    threads.share(task, count, weight.size)
     return packed
 
 
@@ -224,7 +224,7 @@ def packed_rows(job: Job, slices: Slices, weight: np.ndarray) -> np.ndarray:
     count = len(slices.weight_group)
     packed = np.zeros(count * job.out_channels * job.pitch, weight.dtype)
     task = partial(_pack_rows, job, slices, frozen(weight, weight), packed)
-    threads.share(task, count)
+    threads.share(task, count, weight.size)
     return packed
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -72,17 +72,25 @@ def convolve(
 ) -> None:
     """Fill `output`; all arrays are of one dtype, float32 or float64. No weight: only sample."""
     points = plan.points
-    slices = cut(plan, widest_slice(plan))
-    job = job_of(plan, slices, input.itemsize, weight is not None)
-    grid = grid_of(points, plan.deformable, plan.modulated)
+    slices, job, grid = _prepared(plan, input.itemsize, weight is not None)
     packed = None if weight is None else packed_columns(job, slices, weight)
     bias = np.zeros(plan.out_channels, input.dtype) if bias is None else bias
     arrays = [frozen(array, input) for array in (offset, mask, packed, bias)]
     flat = output.reshape(-1)
     tiles = -(-points.pixels // job.tile)
+    size = points.batch * points.pixels * points.taps * points.channels
+    size *= job.out_channels if job.dense else 4
     for part, source, images in _parts(plan, slices, input):
         work = Work(grid, job, part, slices, source, *arrays, flat)
-        threads.share(partial(_convolve_tiles, work), images * tiles)
+        threads.share(partial(_convolve_tiles, work), images * tiles, size)
+
+
+@lru_cache(maxsize=256)
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool) -> tuple[Slices, Job, Grid]:
+    """What follows from the plan alone."""
+    slices = cut(plan, widest_slice(plan))
+    job = job_of(plan, slices, itemsize, dense)
+    return slices, job, grid_of(plan.points, plan.deformable, plan.modulated)
 
 
 def _parts(
@@ -106,7 +114,8 @@ def _parts(
             first, last = int(slices.first[begin]), int(slices.first[end])
             part = Part(image, area * (last - first), last - first, first, begin, end)
             stage = partial(_stage, points.channels, area, part, source, staged)
-            threads.share(stage, images * -(-area // _STAGED_PIXELS))
+            pieces = images * -(-area // _STAGED_PIXELS)
+            threads.share(stage, pieces, images * area * (last - first))
             yield part, frozen(staged, input), images
 
 

@@ -9,7 +9,7 @@ weight.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -125,11 +125,10 @@ def gradients(
         for gradient in result.values():
             gradient[...] = 0
         return result
-    slices = cut(plan, gradient_slice(plan))
-    job = job_of(plan, slices, input.itemsize, weight is not None)
-    grid = grid_of(plan.points, plan.deformable, plan.modulated)
+    slices, job, grid, blocking = _prepared(plan, input.itemsize, weight is not None)
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
-    blocking = gradient_blocking(plan, job, slices, input.itemsize)
+    size = 3 * plan.points.batch * plan.points.pixels * plan.points.taps * plan.points.channels
+    size *= job.out_channels if job.dense else 4
     sums = _allocate(plan, job, slices, wanted, blocking, result, input.dtype)
     packed = None
     if job.dense and (wanted.input or wanted.points):
@@ -140,17 +139,27 @@ def gradients(
     shared = [_flat(result.get(name), input.dtype) for name in ("offset", "mask")]
     for part in _parts(plan, blocking):
         work = Work(grid, job, wanted, part, slices, given, sums)
-        threads.share(partial(_slice_gradients, work), part.images * (part.end - part.begin))
+        tasks = part.images * (part.end - part.begin)
+        threads.share(partial(_slice_gradients, work), tasks, size)
         if wanted.points:
             task = partial(_collect_points, grid, job, part, slices, sums.points, *shared)
-            threads.share(task, part.images * (part.last_pixel - part.first_pixel))
+            threads.share(task, part.images * (part.last_pixel - part.first_pixel), size)
     if wanted.weight:
         flat = result["weight"].reshape(-1)
         task = partial(collect_weight, job, slices, sums.weight, blocking.images, flat)
-        threads.share(task, len(slices.weight_group))
+        threads.share(task, len(slices.weight_group), size)
     if wanted.bias:
         result["bias"][...] = sums.bias.reshape(blocking.images, -1).sum(axis=0)
     return result
+
+
+@lru_cache(maxsize=256)
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool) -> tuple[Slices, Job, Grid, Blocking]:
+    """What follows from the plan alone."""
+    slices = cut(plan, gradient_slice(plan))
+    job = job_of(plan, slices, itemsize, dense)
+    grid = grid_of(plan.points, plan.deformable, plan.modulated)
+    return slices, job, grid, gradient_blocking(plan, job, slices, itemsize)
 
 
 _WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})

@@ -1,8 +1,8 @@
-"""Weighted sums over a patch: the rows and columns of pixels that one bin of a region reads.
+"""Weighted sums over patches: the rows and columns of pixels that bins of a region read.
 
 The weight of a pixel is that of its row times that of its column. So a patch is two axes, each a
-few pixels with their weights, and however many samples a bin has, a pixel is read once. Vectors go
-along the channels of a slice.
+few pixels with their weights, and however many samples a bin has, a pixel is read once. A tile is
+the patches of some bins that follow each other. Vectors go along the channels of a slice.
 """
 
 from __future__ import annotations
@@ -15,73 +15,44 @@ from cudeform.cpu.compiler import inlined, inner
 from cudeform.cpu.regions import NUMBERS
 from cudeform.cpu.samplers import locate_axis
 from cudeform.cpu.simd import fma, lanes, load, splat, store, total, zeros
+from cudeform.cpu.staging import start_of
 
 __all__ = [
-    "Axis",
-    "Patch",
-    "axes_of",
-    "bins_of",
-    "blend_patch",
+    "Tile",
+    "blend_tile",
     "cell_of",
-    "largest_of_patch",
-    "locate_bins",
-    "measure_patch",
-    "patch_at",
-    "scale_of",
-    "spread_patch",
+    "largest_of_tile",
+    "locate_region",
+    "locate_tile",
+    "measure_tile",
+    "spread_tile",
+    "tile_of",
 ]
 
 
-class Axis(NamedTuple):
-    """What bins read along one axis: bin k has entries from k*size on."""
+class Tile(NamedTuple):
+    """The patches of some bins.
 
-    size: int
+    An axis of `job.slot` numbers has how many entries it has, how many samples are inside, and the
+    pixels of the entries; the weight and its derivative of entry k are 2*k and 2*k + 1 in `weight`.
+    """
+
     pixel: np.ndarray
     weight: np.ndarray
-    slope: np.ndarray  # derivative of the weight
-    entries: np.ndarray  # of a bin
-    inside: np.ndarray  # samples of a bin that count
-
-
-class Patch(NamedTuple):
-    """What one bin reads: entries of two axes."""
-
-    along_y: Axis
-    along_x: Axis
-    bin_y: int
-    bin_x: int
+    place: np.ndarray  # of a bin: its axes, and where its channels begin; -1 to pass over it
+    scale: np.ndarray  # of a bin: one over the number of its samples, and its mask
 
 
 @inlined
-def axes_of(job, like):
-    """Room for what the bins of a region read along y and x."""
-    along_y = _axis(like, job.height, 1 if job.deformable else job.bins_y)
-    along_x = _axis(like, job.width, 1 if job.deformable else job.bins_x)
-    return along_y, along_x
-
-
-@inlined
-def _axis(like, size, bins):
-    return Axis(
-        size,
-        np.empty(bins * size, np.int64),
-        np.empty(bins * size, like.dtype),
-        np.empty(bins * size, like.dtype),
-        np.empty(bins, np.int64),
-        np.empty(bins, np.int64),
+def tile_of(job, like):
+    """Room for a tile."""
+    axes = 2 * job.tile if job.deformable else job.bins_y + job.bins_x
+    return Tile(
+        np.empty(axes * job.slot, np.int64),
+        np.empty(2 * axes * job.slot, like.dtype),
+        np.empty(3 * job.tile, np.int64),
+        np.empty(2 * job.tile, like.dtype),
     )
-
-
-@inlined
-def bins_of(job, g):
-    """The bins that read group g: from the first up to the last, along y and x."""
-    gy = g // job.groups_x
-    gx = g - gy * job.groups_x
-    top = (gy * job.bins_y + job.groups_y - 1) // job.groups_y
-    bottom = ((gy + 1) * job.bins_y + job.groups_y - 1) // job.groups_y
-    left = (gx * job.bins_x + job.groups_x - 1) // job.groups_x
-    right = ((gx + 1) * job.bins_x + job.groups_x - 1) // job.groups_x
-    return top, bottom, left, right
 
 
 @inlined
@@ -92,83 +63,89 @@ def cell_of(job, row, channel, channels, i, j):
 
 
 @inner
-def locate_bins(job, regions, t, span, axes):
-    """Find what bins of region t read, from top to bottom and left to right; they do not move."""
-    top, bottom, left, right = span
-    still = axes[0].weight.dtype.type(0)
-    for along_x in range(2):
-        begin, end = (left, right) if along_x else (top, bottom)
-        for i in range(begin, end):
-            _locate_bin(job, regions, (t, along_x, i), still, axes[along_x])
+def locate_region(job, regions, t, top, bottom, tile):
+    """Find what the bins of region t read from row `top` to `bottom`, if they do not move."""
+    if job.deformable:
+        return
+    numbers, counts, pixel, weight = regions.numbers, regions.counts, tile.pixel, tile.weight
+    still = weight.dtype.type(0)
+    for i in range(top, bottom):
+        _locate(job, numbers, counts, (t, False, i, still), pixel, weight, i * job.slot)
+    for j in range(job.bins_x):
+        at = (job.bins_y + j) * job.slot
+        _locate(job, numbers, counts, (t, True, j, still), pixel, weight, at)
 
 
 @inner
-def patch_at(work, t, c, i, j, axes):
-    """What bin (i, j) of class c reads; it is located first if it moves."""
-    job, _, regions, piece = work
-    if not job.deformable:
-        return Patch(axes[0], axes[1], i, j)
-    x = cell_of(job, piece.rows[t], 2 * c, 2 * job.classes, i, j)
-    y = x + job.part_y * job.part_x
-    for along_x in range(2):
-        place = (t, 1, j) if along_x else (t, 0, i)
-        _locate_bin(job, regions, place, piece.offset[x if along_x else y], axes[along_x])
-    return Patch(axes[0], axes[1], i * 0, j * 0)
+def locate_tile(work, where, top, bottom, tile):
+    """Let a tile be the rows of bins from `top` to `bottom` of (region, class, slice)."""
+    job, part, regions, piece = work
+    numbers, counts, offset, mask = regions.numbers, regions.counts, piece.offset, piece.mask
+    pixel, weight, place, scale = tile
+    t, c, s = where
+    row, u = piece.rows[t], regions.place[t]
+    for i in range(top, bottom):
+        gy = i * job.groups_y // job.bins_y
+        for j in range(job.bins_x):
+            n = (i - top) * job.bins_x + j
+            y_at, x_at = i * job.slot, (job.bins_y + j) * job.slot
+            if job.deformable:
+                y_at, x_at = 2 * n * job.slot, (2 * n + 1) * job.slot
+                x = cell_of(job, row, 2 * c, 2 * job.classes, i, j)
+                y = x + job.part_y * job.part_x
+                _locate(job, numbers, counts, (t, False, i, offset[y]), pixel, weight, y_at)
+                _locate(job, numbers, counts, (t, True, j, offset[x]), pixel, weight, x_at)
+            g = gy * job.groups_x + j * job.groups_x // job.bins_x
+            inside = g >= part.group_begin and g < part.group_end
+            place[3 * n], place[3 * n + 1] = y_at, x_at
+            place[3 * n + 2] = start_of(job, part, u, c, g, s) if inside else -1
+            scale[2 * n] = numbers[t * NUMBERS + 8]
+            if job.corners or job.covers:
+                scale[2 * n] = _share(pixel[y_at + 1], pixel[x_at + 1], scale)
+            scale[2 * n + 1] = 1
+            if job.modulated:
+                scale[2 * n + 1] = mask[cell_of(job, row, c, job.classes, i, j)]
 
 
 @inlined
-def scale_of(job, regions, t, patch):
-    """One over the number of samples."""
-    numbers = regions.numbers
-    if not (job.corners or job.covers):
-        return numbers[t * NUMBERS + 8]
-    real = numbers.dtype.type
-    down = patch.along_y.inside[patch.bin_y]
-    across = patch.along_x.inside[patch.bin_x]
+def _share(down, across, like):
+    """One over the number of samples; 0 if there are none."""
+    real = like.dtype.type
     return real(1) / (real(down) * real(across)) if down and across else real(0)
 
 
 @inner
-def _locate_bin(job, regions, place, shift, axis):
-    """Find what a bin reads along one axis, moved by `shift` units of offset.
+def _locate(job, numbers, counts, bin, pixel, weight, at):
+    """Find what a bin reads along one axis.
 
-    `place` is (region, 0 along y and 1 along x, bin).
+    `bin` is (region, whether along x, bin, how many units of offset it moves).
     """
-    t, along_x, i = place
-    numbers = regions.numbers[t * NUMBERS + 4 * along_x :]
-    start, extent, spacing, reach = numbers[0], numbers[1], numbers[2], numbers[3]
+    t, along_x, i, shift = bin
+    k = t * NUMBERS + (4 if along_x else 0)
     bins = job.bins_x if along_x else job.bins_y
-    k = 0 if job.deformable else i
-    at = k * axis.size
+    size = job.width if along_x else job.height
     if job.covers:
-        begin, end = _covered(job, numbers, bins, i, axis.size)
+        begin, end = _covered(job, numbers, k, bins, i, size)
         for n in range(end - begin):
-            axis.pixel[at + n], axis.weight[at + n], axis.slope[at + n] = begin + n, 1, 0
-        axis.entries[k] = axis.inside[k] = end - begin
+            pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
+        pixel[at] = pixel[at + 1] = end - begin
         return
     real = numbers.dtype.type
-    first = start + real(i) * extent / real(bins)
+    first = numbers[k] + real(i) * numbers[k + 1] / real(bins)
     if job.deformable:
-        first += reach * shift
+        first += numbers[k + 3] * shift
     if not job.corners:
-        first += real(0.5) * spacing
-    axis.entries[k], axis.inside[k] = locate_axis(
-        first,
-        spacing,
-        regions.counts[2 * t + along_x],
-        axis.size,
-        job.corners,
-        (axis.pixel, axis.weight, axis.slope),
-        at,
-    )
+        first += real(0.5) * numbers[k + 2]
+    samples = first, numbers[k + 2], counts[2 * t + (1 if along_x else 0)]
+    pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
 
 
 @inlined
-def _covered(job, numbers, bins, i, size):
+def _covered(job, numbers, k, bins, i, size):
     """The whole pixels of a bin, from the first up to the last."""
     real = numbers.dtype.type
     zero, limit = real(0), real(size)
-    start, extent = numbers[0], numbers[1]
+    start, extent = numbers[k], numbers[k + 1]
     before = zero if job.whole else start
     after = start if job.whole else zero
     begin = np.floor(real(i) * extent / real(bins) + before) + after
@@ -179,146 +156,175 @@ def _covered(job, numbers, bins, i, size):
     return begin, max(begin, end)
 
 
-@inner
-def blend_patch(patch, scale, source, image, line, target, at):
-    """Write `scale` times the weighted sum over a patch, for all channels of a slice.
+@inlined
+def _patch(pixel, place, n):
+    """The entries of a bin along y and x, each from one index up to another."""
+    y, x = place[3 * n], place[3 * n + 1]
+    return y + 2, y + 2 + pixel[y], x + 2, x + 2 + pixel[x]
 
-    A row of the image has `line` elements.
+
+@inner
+def blend_tile(tile, count, source, pitch, line, target):
+    """Write the weighted sums of the bins of a tile, times their scales, for a slice.
+
+    Pixels are `pitch` elements apart, in rows of `line` elements. Bin n is from n*pitch on.
     """
-    along_y, along_x = patch.along_y, patch.along_x
-    y0, x0 = patch.bin_y * along_y.size, patch.bin_x * along_x.size
-    y1, x1 = y0 + along_y.entries[patch.bin_y], x0 + along_x.entries[patch.bin_x]
+    pixel, weight, place, scales = tile
     step = lanes(source)
-    tail = image.channels & (step - 1)  # LLVM sees that this is too short to vectorise
-    whole = image.channels - tail
+    tail = pitch & (step - 1)  # LLVM sees that this is too short to vectorise
+    whole = pitch - tail
     blocks = whole // (4 * step) * 4 * step
-    s = splat(source, scale)
-    for c in range(0, blocks, 4 * step):
-        sum0, sum1, sum2, sum3 = zeros(source), zeros(source), zeros(source), zeros(source)
-        for a in range(y0, y1):
-            row = image.start + along_y.pixel[a] * line + c
-            part0, part1, part2, part3 = zeros(source), zeros(source), zeros(source), zeros(source)
-            for b in range(x0, x1):
-                pixel = row + along_x.pixel[b] * image.pitch
-                w = splat(source, along_x.weight[b])
-                part0 = fma(w, load(source, pixel), part0)
-                part1 = fma(w, load(source, pixel + step), part1)
-                part2 = fma(w, load(source, pixel + 2 * step), part2)
-                part3 = fma(w, load(source, pixel + 3 * step), part3)
-            w = splat(source, along_y.weight[a])
-            sum0, sum1 = fma(w, part0, sum0), fma(w, part1, sum1)
-            sum2, sum3 = fma(w, part2, sum2), fma(w, part3, sum3)
-        store(target, at + c, fma(s, sum0, zeros(source)))
-        store(target, at + c + step, fma(s, sum1, zeros(source)))
-        store(target, at + c + 2 * step, fma(s, sum2, zeros(source)))
-        store(target, at + c + 3 * step, fma(s, sum3, zeros(source)))
-    for c in range(blocks, whole, step):
-        summed = zeros(source)
-        for a in range(y0, y1):
-            row = image.start + along_y.pixel[a] * line + c
-            part = zeros(source)
-            for b in range(x0, x1):
-                w = splat(source, along_x.weight[b])
-                part = fma(w, load(source, row + along_x.pixel[b] * image.pitch), part)
-            summed = fma(splat(source, along_y.weight[a]), part, summed)
-        store(target, at + c, fma(s, summed, zeros(source)))
-    for c in range(whole, whole + tail):
-        value = source.dtype.type(0)
-        for a in range(y0, y1):
-            row = image.start + along_y.pixel[a] * line + c
-            subtotal = source.dtype.type(0)
-            for b in range(x0, x1):
-                subtotal += along_x.weight[b] * source[row + along_x.pixel[b] * image.pitch]
-            value += along_y.weight[a] * subtotal
-        target[at + c] = scale * value
+    for n in range(count):
+        at, start = n * pitch, place[3 * n + 2]
+        if start < 0:
+            continue
+        y0, y1, x0, x1 = _patch(pixel, place, n)
+        scale = scales[2 * n] * scales[2 * n + 1]
+        s, zero = splat(source, scale), zeros(source)
+        for c in range(0, blocks, 4 * step):
+            sum0, sum1, sum2, sum3 = zero, zero, zero, zero
+            for a in range(y0, y1):
+                row = start + pixel[a] * line + c
+                part0, part1, part2, part3 = zero, zero, zero, zero
+                for b in range(x0, x1):
+                    v = row + pixel[b] * pitch
+                    w = splat(source, weight[2 * b])
+                    part0 = fma(w, load(source, v), part0)
+                    part1 = fma(w, load(source, v + step), part1)
+                    part2 = fma(w, load(source, v + 2 * step), part2)
+                    part3 = fma(w, load(source, v + 3 * step), part3)
+                w = splat(source, weight[2 * a])
+                sum0, sum1 = fma(w, part0, sum0), fma(w, part1, sum1)
+                sum2, sum3 = fma(w, part2, sum2), fma(w, part3, sum3)
+            store(target, at + c, fma(s, sum0, zero))
+            store(target, at + c + step, fma(s, sum1, zero))
+            store(target, at + c + 2 * step, fma(s, sum2, zero))
+            store(target, at + c + 3 * step, fma(s, sum3, zero))
+        for c in range(blocks, whole, step):
+            summed = zero
+            for a in range(y0, y1):
+                row = start + pixel[a] * line + c
+                part = zero
+                for b in range(x0, x1):
+                    w = splat(source, weight[2 * b])
+                    part = fma(w, load(source, row + pixel[b] * pitch), part)
+                summed = fma(splat(source, weight[2 * a]), part, summed)
+            store(target, at + c, fma(s, summed, zero))
+        for c in range(whole, whole + tail):
+            value = source.dtype.type(0)
+            for a in range(y0, y1):
+                row = start + pixel[a] * line + c
+                subtotal = source.dtype.type(0)
+                for b in range(x0, x1):
+                    subtotal += weight[2 * b] * source[row + pixel[b] * pitch]
+                value += weight[2 * a] * subtotal
+            target[at + c] = scale * value
 
 
 @inner
-def measure_patch(patch, source, image, line, grad, at):
-    """The sum of gradient times value of a patch over a slice, and its derivatives by y and x."""
-    along_y, along_x = patch.along_y, patch.along_x
-    y0, x0 = patch.bin_y * along_y.size, patch.bin_x * along_x.size
-    y1, x1 = y0 + along_y.entries[patch.bin_y], x0 + along_x.entries[patch.bin_x]
+def measure_tile(tile, count, source, pitch, line, grad, found):
+    """Write three numbers for each bin of a tile: the sum over a slice of gradient times value,
+    and its derivatives when the bin moves along y and x; without the mask.
+    """
+    pixel, weight, place, scales = tile
     step = lanes(source)
-    tail = image.channels & (step - 1)
-    whole = image.channels - tail
-    values, downs, acrosses = zeros(source), zeros(source), zeros(source)
-    for c in range(0, whole, step):
-        value, down, across = zeros(source), zeros(source), zeros(source)
-        for a in range(y0, y1):
-            row = image.start + along_y.pixel[a] * line + c
-            part, slope = zeros(source), zeros(source)
-            for b in range(x0, x1):
-                pixel = load(source, row + along_x.pixel[b] * image.pitch)
-                part = fma(splat(source, along_x.weight[b]), pixel, part)
-                slope = fma(splat(source, along_x.slope[b]), pixel, slope)
-            w = splat(source, along_y.weight[a])
-            value, across = fma(w, part, value), fma(w, slope, across)
-            down = fma(splat(source, along_y.slope[a]), part, down)
-        g = load(grad, at + c)
-        values, downs = fma(g, value, values), fma(g, down, downs)
-        acrosses = fma(g, across, acrosses)
-    value, down, across = total(values), total(downs), total(acrosses)
-    for c in range(whole, whole + tail):
-        g = grad[at + c]
-        for a in range(y0, y1):
-            row = image.start + along_y.pixel[a] * line + c
-            part, slope = source.dtype.type(0), source.dtype.type(0)
-            for b in range(x0, x1):
-                pixel = source[row + along_x.pixel[b] * image.pitch]
-                part += along_x.weight[b] * pixel
-                slope += along_x.slope[b] * pixel
-            value += g * along_y.weight[a] * part
-            down += g * along_y.slope[a] * part
-            across += g * along_y.weight[a] * slope
-    return value, down, across
+    tail = pitch & (step - 1)
+    whole = pitch - tail
+    zero = source.dtype.type(0)
+    for n in range(count):
+        at, start = n * pitch, place[3 * n + 2]
+        found[3 * n] = found[3 * n + 1] = found[3 * n + 2] = zero
+        if start < 0:
+            continue
+        y0, y1, x0, x1 = _patch(pixel, place, n)
+        values, downs, acrosses = zeros(source), zeros(source), zeros(source)
+        for c in range(0, whole, step):
+            value, down, across = zeros(source), zeros(source), zeros(source)
+            for a in range(y0, y1):
+                row = start + pixel[a] * line + c
+                part, slope = zeros(source), zeros(source)
+                for b in range(x0, x1):
+                    v = load(source, row + pixel[b] * pitch)
+                    part = fma(splat(source, weight[2 * b]), v, part)
+                    slope = fma(splat(source, weight[2 * b + 1]), v, slope)
+                w = splat(source, weight[2 * a])
+                value, across = fma(w, part, value), fma(w, slope, across)
+                down = fma(splat(source, weight[2 * a + 1]), part, down)
+            g = load(grad, at + c)
+            values, downs = fma(g, value, values), fma(g, down, downs)
+            acrosses = fma(g, across, acrosses)
+        value, down, across = total(values), total(downs), total(acrosses)
+        for c in range(whole, whole + tail):
+            g = grad[at + c]
+            for a in range(y0, y1):
+                row = start + pixel[a] * line + c
+                part, slope = zero, zero
+                for b in range(x0, x1):
+                    part += weight[2 * b] * source[row + pixel[b] * pitch]
+                    slope += weight[2 * b + 1] * source[row + pixel[b] * pitch]
+                value += g * weight[2 * a] * part
+                down += g * weight[2 * a + 1] * part
+                across += g * weight[2 * a] * slope
+        scale = scales[2 * n]
+        found[3 * n], found[3 * n + 1], found[3 * n + 2] = (
+            scale * value,
+            scale * down,
+            scale * across,
+        )
 
 
 @inner
-def spread_patch(patch, scale, grad, at, target, image, line):
-    """Add the gradient of what `blend_patch` writes to that of the pixels of the patch."""
-    along_y, along_x = patch.along_y, patch.along_x
-    y0, x0 = patch.bin_y * along_y.size, patch.bin_x * along_x.size
-    y1, x1 = y0 + along_y.entries[patch.bin_y], x0 + along_x.entries[patch.bin_x]
+def spread_tile(tile, count, grad, pitch, line, target):
+    """Add the gradient of what `blend_tile` writes to that of the pixels it reads."""
+    pixel, weight, place, scales = tile
     step = lanes(grad)
-    tail = image.channels & (step - 1)
-    whole = image.channels - tail
-    for a in range(y0, y1):
-        row = image.start + along_y.pixel[a] * line
-        for b in range(x0, x1):
-            pixel = row + along_x.pixel[b] * image.pitch
-            weight = scale * along_y.weight[a] * along_x.weight[b]
-            w = splat(grad, weight)
-            for c in range(0, whole, step):
-                store(target, pixel + c, fma(w, load(grad, at + c), load(target, pixel + c)))
-            for c in range(whole, whole + tail):
-                target[pixel + c] += weight * grad[at + c]
+    tail = pitch & (step - 1)
+    whole = pitch - tail
+    for n in range(count):
+        at, start = n * pitch, place[3 * n + 2]
+        if start < 0:
+            continue
+        y0, y1, x0, x1 = _patch(pixel, place, n)
+        scale = scales[2 * n] * scales[2 * n + 1]
+        for a in range(y0, y1):
+            row = start + pixel[a] * line
+            for b in range(x0, x1):
+                v = row + pixel[b] * pitch
+                s = scale * weight[2 * a] * weight[2 * b]
+                w = splat(grad, s)
+                for c in range(0, whole, step):
+                    store(target, v + c, fma(w, load(grad, at + c), load(target, v + c)))
+                for c in range(whole, whole + tail):
+                    target[v + c] += s * grad[at + c]
 
 
 @inner
-def largest_of_patch(patch, source, image, width, best, chosen, at):
-    """Write the largest value of a patch and the first pixel that has it; 0 and -1 if empty."""
-    along_y, along_x = patch.along_y, patch.along_x
-    y0, x0 = patch.bin_y * along_y.size, patch.bin_x * along_x.size
-    high, wide = along_y.entries[patch.bin_y], along_x.entries[patch.bin_x]
-    values, pixels = best[at:], chosen[at:]
-    for c in range(image.channels):
-        values[c] = 0
-        pixels[c] = -1
-    if high == 0 or wide == 0:
-        return
-    first = along_y.pixel[y0] * width + along_x.pixel[x0]
-    given = source[image.start + first * image.pitch :]
-    for c in range(image.channels):
-        values[c] = given[c]
-        pixels[c] = first
-    for a in range(high):
-        for b in range(wide):
-            p = np.int32(first + a * width + b)
-            given = source[image.start + p * image.pitch :]
-            for c in range(image.channels):
-                value, before = given[c], values[c]
-                # NaN is the largest of all
-                larger = (value > before) | ((value != value) & (before == before))
-                values[c] = value if larger else before
-                pixels[c] = p if larger else pixels[c]
+def largest_of_tile(tile, count, source, pitch, width, best, chosen):
+    """Write the largest values of the bins of a tile, and the first pixels that have them.
+
+    An empty bin has 0 and no pixel, -1. NaN is larger than any number.
+    """
+    pixel, _, place, _ = tile
+    for n in range(count):
+        start = place[3 * n + 2]
+        y0, y1, x0, x1 = _patch(pixel, place, n)
+        values, pixels = best[n * pitch :], chosen[n * pitch :]
+        if start < 0 or y0 == y1 or x0 == x1:
+            for c in range(pitch):
+                values[c] = 0
+                pixels[c] = -1
+            continue
+        first = pixel[y0] * width + pixel[x0]
+        given = source[start + first * pitch :]
+        for c in range(pitch):
+            values[c] = given[c]
+            pixels[c] = first
+        for a in range(y0, y1):
+            for b in range(x0, x1):
+                p = np.int32(pixel[a] * width + pixel[b])
+                given = source[start + p * pitch :]
+                for c in range(pitch):
+                    value, before = given[c], values[c]
+                    larger = (value > before) | ((value != value) & (before == before))
+                    values[c] = value if larger else before
+                    pixels[c] = p if larger else pixels[c]

@@ -74,7 +74,8 @@ class Job(NamedTuple):
     whole: int  # 1: regions start at whole pixels
     slice_channels: int
     pitch: int  # from one pixel's channels of a slice to the next
-    tile: int  # bins
+    tile: int  # bins, in whole rows
+    slot: int  # numbers for what a bin reads along an axis
 
 
 class Round(NamedTuple):
@@ -217,7 +218,8 @@ def job_of(plan: RoiPlan, itemsize: int, tasks: int) -> Job:
         int(plan.region in ("pixel", "half_open")),
         min(pitch, channels),
         pitch,
-        max(_TILE // plan.bins[1], 1) * plan.bins[1],
+        min(max(_TILE // plan.bins[1], 1), plan.bins[0]) * plan.bins[1],
+        max(plan.height, plan.width) + 2,
     )
 
 

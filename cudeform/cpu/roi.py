@@ -13,22 +13,19 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu import threads
-from cudeform.cpu.compiler import inlined, kernel
+from cudeform.cpu.compiler import inner, kernel
 from cudeform.cpu.layout import transpose
 from cudeform.cpu.patches import (
-    axes_of,
-    bins_of,
-    blend_patch,
-    cell_of,
-    largest_of_patch,
-    locate_bins,
-    patch_at,
-    scale_of,
+    blend_tile,
+    largest_of_tile,
+    locate_region,
+    locate_tile,
+    tile_of,
 )
 from cudeform.cpu.precision import rounded
 from cudeform.cpu.regions import Job, Round, Work, job_of, locate_regions, pieces, rounds
 from cudeform.cpu.roi_gradients import backward
-from cudeform.cpu.staging import image_of, room, stage
+from cudeform.cpu.staging import result_at, room, stage
 from cudeform.geometry import RoiPlan
 
 __all__ = ["backward", "forward"]
@@ -113,61 +110,43 @@ def _keep(
 def _pool(work, staged, output, argmax, first, last):
     """Tasks `first` to `last` of a round, each a slice of a region."""
     job, part, regions, piece = work
-    axes = axes_of(job, staged)
-    tile = np.empty(job.tile * job.pitch, staged.dtype)
-    chosen = np.empty(job.tile * job.pitch if job.largest else 0, np.int32)
+    tile = tile_of(job, staged)
+    values = np.zeros(job.tile * job.pitch, staged.dtype)
+    pixels = np.zeros(job.tile * job.pitch if job.largest else 0, np.int32)
     slices = part.slice_end - part.slice_begin
+    line = job.width * job.pitch
+    high = job.tile // job.bins_x
     for task in range(first, last):
         t = task // slices
         s = part.slice_begin + task - t * slices
         t += piece.begin
-        if not job.deformable:
-            locate_bins(job, regions, t, (0, job.bins_y, 0, job.bins_x), axes)
+        locate_region(job, regions, t, 0, job.bins_y, tile)
         for c in range(part.class_begin, part.class_end):
-            for g in range(part.group_begin, part.group_end):
-                image = image_of(job, part, regions.place[t], c, g, s)
-                _pool_group(
-                    work, (t, c, g, s), axes, (staged, image), (tile, chosen), (output, argmax)
-                )
+            for top in range(0, job.bins_y, high):
+                bottom = min(top + high, job.bins_y)
+                count = (bottom - top) * job.bins_x
+                locate_tile(work, (t, c, s), top, bottom, tile)
+                to = result_at(work, t, c, s) + top * job.bins_x
+                if job.largest:
+                    largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
+                    _write(job, tile, count, s, pixels, argmax, to)
+                else:
+                    blend_tile(tile, count, staged, job.pitch, line, values)
+                _write(job, tile, count, s, values, output, to)
 
 
-@inlined
-def _pool_group(work, place, axes, source, tiles, results):
-    """The bins of a region that read one group: a tile with the channels last, then written."""
-    job, _, _, piece = work
-    t, c, g, s = place
-    tile, chosen = tiles
-    start = np.int64(0)  # a literal would compile `transpose` once more
-    top, bottom, left, right = bins_of(job, g)
+@inner
+def _write(job, tile, count, s, values, output, to):
+    """Write the results of a tile with the bins last."""
     channels = min(job.slice_channels, job.channels - s * job.slice_channels)
     bins = job.bins_y * job.bins_x
-    at = piece.start + piece.rows[t] * piece.region + c * piece.of_class
-    at += s * job.slice_channels * bins
-    high = job.tile // job.bins_x if right - left == job.bins_x else 1  # so that bins follow
-    for i0 in range(top, bottom, high):
-        i1 = min(i0 + high, bottom)
-        count = (i1 - i0) * (right - left)
-        for n in range(count):
-            i = n // (right - left)
-            j = left + n - i * (right - left)
-            _pool_bin(work, (t, c, i0 + i, j), axes, source, tiles, n * job.pitch)
-        to = at + i0 * job.bins_x + left
-        transpose(tile, start, job.pitch, count, channels, results[0], to, bins)
-        if job.largest:
-            transpose(chosen, start, job.pitch, count, channels, results[1], to, bins)
-
-
-@inlined
-def _pool_bin(work, place, axes, source, tiles, at):
-    """The result of a bin for the channels of a slice."""
-    job, _, regions, piece = work
-    t, c, i, j = place
-    staged, image = source
-    patch = patch_at(work, t, c, i, j, axes)
-    if job.largest:
-        largest_of_patch(patch, staged, image, job.width, tiles[0], tiles[1], at)
+    whole = True
+    for n in range(count):
+        whole &= tile.place[3 * n + 2] >= 0
+    if whole:
+        transpose(values, np.int64(0), job.pitch, count, channels, output, to, bins)
         return
-    scale = scale_of(job, regions, t, patch)
-    if job.modulated:
-        scale *= piece.mask[cell_of(job, piece.rows[t], c, job.classes, i, j)]
-    blend_patch(patch, scale, staged, image, job.width * job.pitch, tiles[0], at)
+    for n in range(count):
+        if tile.place[3 * n + 2] >= 0:
+            for k in range(channels):
+                output[to + n + k * bins] = values[n * job.pitch + k]

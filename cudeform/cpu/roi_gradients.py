@@ -14,17 +14,15 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu import threads
-from cudeform.cpu.compiler import inlined, kernel
+from cudeform.cpu.compiler import inlined, inner, kernel
 from cudeform.cpu.layout import frozen, transpose
 from cudeform.cpu.patches import (
-    axes_of,
-    bins_of,
     cell_of,
-    locate_bins,
-    measure_patch,
-    patch_at,
-    scale_of,
-    spread_patch,
+    locate_region,
+    locate_tile,
+    measure_tile,
+    spread_tile,
+    tile_of,
 )
 from cudeform.cpu.precision import rounded
 from cudeform.cpu.regions import (
@@ -38,7 +36,7 @@ from cudeform.cpu.regions import (
     pieces,
     rounds,
 )
-from cudeform.cpu.staging import image_of, room, stage, unstage
+from cudeform.cpu.staging import result_at, room, stage, unstage, writing
 from cudeform.geometry import RoiPlan
 
 __all__ = ["backward"]
@@ -73,18 +71,28 @@ def backward(
 def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray) -> None:
     wide = sum_dtype(grad_input.dtype)
     images = len(regions.images)
-    tasks = images * plan.classes * plan.groups[0] * plan.groups[1]
-    job = job_of(plan, wide.itemsize, tasks)
+    job = job_of(plan, wide.itemsize, images * plan.classes * plan.groups[0])
     parts = list(rounds(job, images, wide.itemsize))
-    target = np.empty(max(room(job, part) for part in parts), wide)
+    target = np.empty(0 if job.largest else max(room(job, part) for part in parts), wide)
     for part in parts:
-        size = room(job, part)
-        target[:size] = 0
-        for work, grad, argmax in _works(job, regions, part, given):
-            arrays = (target, frozen(grad, target), frozen(argmax, np.empty(0, np.int32)))
-            task = partial(_scatter if job.largest else _spread, work, *arrays)
-            threads.share(task, size // (job.height * job.width * job.pitch))
-        unstage(job, regions, part, target, grad_input)
+        target[: room(job, part)] = 0
+        with writing(job, regions, part, grad_input, wide) as written:
+            for work, grad, argmax in _works(job, regions, part, given):
+                if job.largest:
+                    argmax = frozen(argmax, np.empty(0, np.int32))
+                    task = partial(_scatter, work, *written, frozen(grad, target), argmax)
+                else:
+                    task = partial(_spread, work, target, frozen(grad, target))
+                threads.share(task, _tasks(job, part))
+            if not job.largest:
+                unstage(job, part, target, *written)
+
+
+def _tasks(job: Job, part: Round) -> int:
+    """Slices of images and rows of groups."""
+    images, classes, *_ = part.shape(job)
+    begin, end = group_rows(job, part)
+    return images * classes * (end - begin) * (part.slice_end - part.slice_begin)
 
 
 def _cell_gradients(
@@ -123,144 +131,125 @@ def _works(
 
 
 @kernel
-def _spread(work, target, grad, argmax, first, last):
-    """Tasks `first` to `last` of a round, each a slice of an image."""
+def _spread(work, target, grad, first, last):
+    """Tasks `first` to `last` of a round: slices of images, and rows of groups."""
     job, part, regions, piece = work
-    axes = axes_of(job, target)
-    tile = np.zeros(job.tile * job.pitch, target.dtype)
+    tile = tile_of(job, target)
+    values = np.zeros(job.tile * job.pitch, target.dtype)
+    line = job.width * job.pitch
+    high = job.tile // job.bins_x
     for task in range(first, last):
-        u, c, g, s = _slice_at(part, task)
-        image = image_of(job, part, u, c, g, s)
-        top, bottom, left, right = span = bins_of(job, g)
-        high = _rows_at_once(job, left, right)
+        u, c, gy, s = _task(job, part, task)
+        begin, end = _rows(job, gy)
         for t in range(max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)):
-            if not job.deformable:
-                locate_bins(job, regions, t, span, axes)
-            for i0 in range(top, bottom, high):
-                i1 = min(i0 + high, bottom)
-                _read_tile(work, (t, c, s), grad, (i0, i1, left, right), tile)
-                for n in range((i1 - i0) * (right - left)):
-                    i = n // (right - left)
-                    j = left + n - i * (right - left)
-                    i += i0
-                    patch = patch_at(work, t, c, i, j, axes)
-                    scale = scale_of(job, regions, t, patch)
-                    if job.modulated:
-                        cell = cell_of(job, piece.rows[t], c, job.classes, i, j)
-                        scale *= piece.mask[cell]
-                    line = job.width * job.pitch
-                    spread_patch(patch, scale, tile, n * job.pitch, target, image, line)
-
-
-@inlined
-def _slice_at(part, task):
-    """(image with boxes, class, group, slice) of a task."""
-    slices = part.slice_end - part.slice_begin
-    rest = task // slices
-    s = part.slice_begin + task - rest * slices
-    groups = part.group_end - part.group_begin
-    g = part.group_begin + rest % groups
-    rest = rest // groups
-    classes = part.class_end - part.class_begin
-    c = part.class_begin + rest % classes
-    return part.image_begin + rest // classes, c, g, s
-
-
-@inlined
-def _rows_at_once(job, left, right):
-    """Rows of bins whose bins follow each other in memory and fit in a tile."""
-    return job.tile // job.bins_x if right - left == job.bins_x else 1
-
-
-@inlined
-def _result_at(work, t, c, s):
-    """Where the results of a slice of a region begin."""
-    job, _, _, piece = work
-    at = piece.start + piece.rows[t] * piece.region + c * piece.of_class
-    return at + s * job.slice_channels * job.bins_y * job.bins_x
-
-
-@inlined
-def _read_tile(work, place, grad, span, tile):
-    """The gradients of some bins that follow each other, with the channels last."""
-    job = work.job
-    top, bottom, left, right = span
-    t, c, s = place
-    bins = job.bins_y * job.bins_x
-    count = (bottom - top) * (right - left)
-    channels = min(job.slice_channels, job.channels - s * job.slice_channels)
-    at = _result_at(work, t, c, s) + top * job.bins_x + left
-    transpose(grad, at, bins, channels, count, tile, np.int64(0), job.pitch)
-    for p in range(count):
-        tile[p * job.pitch + channels : (p + 1) * job.pitch] = 0
+            locate_region(job, regions, t, begin, end, tile)
+            for top in range(begin, end, high):
+                bottom = min(top + high, end)
+                count = (bottom - top) * job.bins_x
+                locate_tile(work, (t, c, s), top, bottom, tile)
+                _read(work, (t, c, s), grad, top, count, values)
+                spread_tile(tile, count, values, job.pitch, line, target)
 
 
 @kernel
-def _scatter(work, target, grad, argmax, first, last):
-    """The same for the largest pixels."""
+def _scatter(work, images, view, target, grad, argmax, first, last):
+    """The same for the largest pixels, channel by channel: a plane of the image is in the cache."""
     job, part, regions, piece = work
-    area = job.height * job.width
     bins = job.bins_y * job.bins_x
     for task in range(first, last):
-        u, c, g, s = _slice_at(part, task)
-        image = image_of(job, part, u, c, g, s)
-        top, bottom, left, right = bins_of(job, g)
-        channels = min(job.slice_channels, job.channels - s * job.slice_channels)
-        for t in range(max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)):
-            for k in range(channels):
-                at = _result_at(work, t, c, s) + k * bins
-                for i in range(top, bottom):
-                    for b in range(at + i * job.bins_x + left, at + i * job.bins_x + right):
-                        pixel = argmax[b]
-                        if pixel >= 0 and pixel < area:
-                            target[image.start + pixel * image.pitch + k] += grad[b]
+        u, c, gy, s = _task(job, part, task)
+        begin, end = _rows(job, gy)
+        low, high = max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)
+        start = view.start + images[u] * view.image + c * view.of_class
+        for k in range(min(job.slice_channels, job.channels - s * job.slice_channels)):
+            channel = start + (s * job.slice_channels + k) * view.channel
+            for t in range(low, high):
+                at = result_at(work, t, c, s) + k * bins
+                for b in range(begin * job.bins_x, end * job.bins_x):
+                    g = gy * job.groups_x + b % job.bins_x * job.groups_x // job.bins_x
+                    pixel = argmax[at + b]
+                    given = pixel >= 0 and pixel < job.height * job.width
+                    if given and g >= part.group_begin and g < part.group_end:
+                        target[channel + g * view.group + pixel] += grad[at + b]
+
+
+def group_rows(job: Job, part: Round) -> tuple[int, int]:
+    """The rows of groups that a round has groups of, from the first up to the last."""
+    return part.group_begin // job.groups_x, (part.group_end - 1) // job.groups_x + 1
+
+
+_group_rows = inlined(group_rows)
+
+
+@inlined
+def _task(job, part, task):
+    """(image with boxes, class, row of groups, slice) of a task."""
+    begin, end = _group_rows(job, part)
+    slices = part.slice_end - part.slice_begin
+    classes = part.class_end - part.class_begin
+    rest = task // slices
+    s = part.slice_begin + task - rest * slices
+    gy = begin + rest % (end - begin)
+    rest = rest // (end - begin)
+    return part.image_begin + rest // classes, part.class_begin + rest % classes, gy, s
+
+
+@inlined
+def _rows(job, gy):
+    """The rows of bins that read a row of groups."""
+    begin = (gy * job.bins_y + job.groups_y - 1) // job.groups_y
+    return begin, ((gy + 1) * job.bins_y + job.groups_y - 1) // job.groups_y
+
+
+@inner
+def _read(work, place, grad, top, count, values):
+    """The gradients of a tile that begins with row `top` of the bins, with the channels last."""
+    job = work.job
+    t, c, s = place
+    channels = min(job.slice_channels, job.channels - s * job.slice_channels)
+    at = result_at(work, t, c, s) + top * job.bins_x
+    bins = job.bins_y * job.bins_x
+    transpose(grad, at, bins, channels, count, values, np.int64(0), job.pitch)
+    for n in range(count):  # so that what is no channel cannot be NaN
+        values[n * job.pitch + channels : (n + 1) * job.pitch] = 0
 
 
 @kernel
 def _measure(work, staged, grad, grad_offset, grad_mask, first, last):
     """Tasks `first` to `last` of a round, each a region: gradients of its offsets and masks."""
     job, part, regions, piece = work
-    axes = axes_of(job, staged)
-    tile = np.empty(job.tile * job.pitch, staged.dtype)
-    for t in range(piece.begin + first, piece.begin + last):
-        if not job.deformable:
-            locate_bins(job, regions, t, (0, job.bins_y, 0, job.bins_x), axes)
-        for c in range(part.class_begin, part.class_end):
-            for g in range(part.group_begin, part.group_end):
-                top, bottom, left, right = bins_of(job, g)
-                high = _rows_at_once(job, left, right)
-                for s in range(part.slice_begin, part.slice_end):
-                    image = image_of(job, part, regions.place[t], c, g, s)
-                    for i0 in range(top, bottom, high):
-                        i1 = min(i0 + high, bottom)
-                        _read_tile(work, (t, c, s), grad, (i0, i1, left, right), tile)
-                        at = 0
-                        for i in range(i0, i1):
-                            for j in range(left, right):
-                                source = (staged, image, tile, at)
-                                _measure_bin(
-                                    work, (t, c, i, j), axes, source, grad_offset, grad_mask
-                                )
-                                at += job.pitch
-
-
-@inlined
-def _measure_bin(work, place, axes, source, grad_offset, grad_mask):
-    """Add what one slice of a bin has to say about its offset and mask."""
-    job, _, regions, piece = work
-    t, c, i, j = place
-    staged, image, tile, at = source
-    patch = patch_at(work, t, c, i, j, axes)
+    tile = tile_of(job, staged)
+    values = np.zeros(job.tile * job.pitch, staged.dtype)
+    found = np.empty(3 * job.tile, staged.dtype)
     line = job.width * job.pitch
-    value, down, across = measure_patch(patch, staged, image, line, tile, at)
-    scale = scale_of(job, regions, t, patch)
+    high = job.tile // job.bins_x
+    for t in range(piece.begin + first, piece.begin + last):
+        locate_region(job, regions, t, 0, job.bins_y, tile)
+        for c in range(part.class_begin, part.class_end):
+            for s in range(part.slice_begin, part.slice_end):
+                for top in range(0, job.bins_y, high):
+                    bottom = min(top + high, job.bins_y)
+                    count = (bottom - top) * job.bins_x
+                    locate_tile(work, (t, c, s), top, bottom, tile)
+                    _read(work, (t, c, s), grad, top, count, values)
+                    measure_tile(tile, count, staged, job.pitch, line, values, found)
+                    sums = grad_offset, grad_mask
+                    _add_cells(job, regions, (t, c, top), count, tile.scale, found, sums)
+
+
+@inner
+def _add_cells(job, regions, place, count, scale, found, sums):
+    """Add what a slice of the bins of a tile says about their offsets and masks."""
+    grad_offset, grad_mask = sums
+    t, c, top = place
     row = regions.order[t]
-    if grad_mask.size:
-        grad_mask[cell_of(job, row, c, job.classes, i, j)] += scale * value
-    if grad_offset.size:
-        if job.modulated:
-            scale *= piece.mask[cell_of(job, piece.rows[t], c, job.classes, i, j)]
-        x = cell_of(job, row, 2 * c, 2 * job.classes, i, j)
-        y = x + job.part_y * job.part_x
-        grad_offset[x] += scale * regions.numbers[t * NUMBERS + 7] * across
-        grad_offset[y] += scale * regions.numbers[t * NUMBERS + 3] * down
+    reach_y, reach_x = regions.numbers[t * NUMBERS + 3], regions.numbers[t * NUMBERS + 7]
+    for n in range(count):
+        i, j = top + n // job.bins_x, n % job.bins_x
+        if grad_mask.size:
+            grad_mask[cell_of(job, row, c, job.classes, i, j)] += found[3 * n]
+        if grad_offset.size:
+            x = cell_of(job, row, 2 * c, 2 * job.classes, i, j)
+            y = x + job.part_y * job.part_x
+            grad_offset[y] += scale[2 * n + 1] * reach_y * found[3 * n + 1]
+            grad_offset[x] += scale[2 * n + 1] * reach_x * found[3 * n + 2]

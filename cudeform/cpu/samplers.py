@@ -347,19 +347,20 @@ def spread(grid, points, count, grad, pitch, target, image):
 
 
 @inner
-def locate_axis(first, spacing, count, size, corners, axis, at):
+def locate_axis(samples, size, corners, pixel, weight, at):
     """The pixels that a row of samples reads along one axis, by the rule "roi" or "psroi".
 
-    Sample a is at first + a*spacing. Samples that read the same pixel share an entry: its index,
-    the sum of its weights and the sum of their derivatives go to `axis` from `at` on, in order of
-    pixels, `size` entries at most. Returns the entries and the samples that are inside.
+    `samples` is (first, spacing, count). Samples that read the same pixel share an entry, `size` at
+    most, in order of pixels: entry k is pixel[at + k], with the sum of its weights in
+    weight[2 * (at + k)] and that of their derivatives behind it. Returns how many entries there
+    are, and how many samples are inside.
     """
-    pixel, weight, slope = axis
+    first, spacing, count = samples
     real = weight.dtype.type
     zero, one, half = real(0), real(1), real(0.5)
     low = -half if corners else -one
     high = real(size) - half if corners else real(size)
-    begin, end = _inside(first, spacing, count, size, low, high)
+    begin, end = _inside(samples, size, low, high)
     entries, inside = 0, 0
     for a in range(begin, end):
         # from the top down, so that samples of one pixel follow each other
@@ -372,26 +373,28 @@ def locate_axis(first, spacing, count, size, corners, axis, at):
         between = y0 < size - 1 and (fraction > zero or not corners)  # there is a second pixel
         fraction = fraction if between else zero
         along = one if between and y >= zero else zero
-        k = entries - 1
-        while k >= 0 and pixel[at + k] > y0:  # the second pixel of samples before
+        k = at + entries - 1
+        while k >= at and pixel[k] > y0:  # the second pixel of samples before
             k -= 1
-        if k < 0 or pixel[at + k] < y0:
-            k, entries = entries, entries + 1
-            pixel[at + k], weight[at + k], slope[at + k] = y0, zero, zero
-        weight[at + k] += one - fraction
-        slope[at + k] -= along
+        if k < at or pixel[k] < y0:
+            k, entries = at + entries, entries + 1
+            pixel[k], weight[2 * k], weight[2 * k + 1] = y0, zero, zero
+        weight[2 * k] += one - fraction
+        weight[2 * k + 1] -= along
         if between:
-            if k + 1 == entries:
+            k += 1
+            if k == at + entries:
                 entries += 1
-                pixel[at + k + 1], weight[at + k + 1], slope[at + k + 1] = y0 + 1, zero, zero
-            weight[at + k + 1] += fraction
-            slope[at + k + 1] += along
+                pixel[k], weight[2 * k], weight[2 * k + 1] = y0 + 1, zero, zero
+            weight[2 * k] += fraction
+            weight[2 * k + 1] += along
     return entries, inside
 
 
 @inlined
-def _inside(first, spacing, count, size, low, high):
+def _inside(samples, size, low, high):
     """A range of samples with all that are inside; short, however many there are."""
+    first, spacing, count = samples
     begin, end = 0.0, float(count)
     if count > 4 * size + 16 and spacing != 0:
         start, step = np.float64(first), np.float64(spacing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -12,9 +14,8 @@ from cudeform.cpu.compiler import inlined, kernel
 from cudeform.cpu.layout import frozen, transpose
 from cudeform.cpu.precision import rounded
 from cudeform.cpu.regions import Job, Regions, Round
-from cudeform.cpu.samplers import Image
 
-__all__ = ["image_of", "room", "stage", "unstage"]
+__all__ = ["result_at", "room", "stage", "start_of", "unstage", "writing"]
 
 _PIXELS = 256  # laid out in one go
 
@@ -49,19 +50,30 @@ def stage(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np
 
 
 def unstage(
-    job: Job, regions: Regions, part: Round, staged: np.ndarray, output: np.ndarray
+    job: Job, part: Round, staged: np.ndarray, images: np.ndarray, view: View, output: np.ndarray
 ) -> None:
-    """Write the images of a round from where `stage` would put them."""
-    images, target = _strided(job, output), regions.images
-    if output.dtype != staged.dtype:
-        images = np.empty(part.shape(job), staged.dtype)
-        target = np.arange(len(target)) - part.image_begin
-    view = _view(job, part, images)
-    task = partial(_unstage, job, part, target, view, staged, images.reshape(-1))
-    threads.share(task, room(job, part) // job.pitch // images.shape[-1] * _chunks(job))
-    if output.dtype != staged.dtype:
-        place = regions.images[part.images], part.classes, part.channels(job), part.groups
-        _strided(job, output)[place] = rounded(images, output.dtype)
+    """Write the images of a round, laid out as by `stage`, to what `writing` gave."""
+    task = partial(_unstage, job, part, images, view, staged, output)
+    threads.share(task, room(job, part) // job.pitch // (job.height * job.width) * _chunks(job))
+
+
+@contextmanager
+def writing(
+    job: Job, regions: Regions, part: Round, output: np.ndarray, dtype: np.dtype
+) -> Iterator[tuple[np.ndarray, View, np.ndarray]]:
+    """Images to write those of a round to, in a dtype: `output`, or zeros rounded at the end.
+
+    With them comes which of them each image with boxes is.
+    """
+    if output.dtype == dtype:
+        images = _strided(job, output)
+        yield regions.images, _view(job, part, images), output.reshape(-1)
+        return
+    images = np.zeros(part.shape(job), dtype)
+    place = np.arange(len(regions.images)) - part.image_begin
+    yield place, _view(job, part, images), images.reshape(-1)
+    place = regions.images[part.images], part.classes, part.channels(job), part.groups
+    _strided(job, output)[place] = rounded(images, output.dtype)
 
 
 def _strided(job: Job, images: np.ndarray) -> np.ndarray:
@@ -83,12 +95,20 @@ def _chunks(job: Job) -> int:
 
 
 @inlined
-def image_of(job, part, u, c, g, s):
-    """Where a slice of an image with boxes lies in the images of a round."""
+def start_of(job, part, u, c, g, s):
+    """Where a slice of an image with boxes begins in the images of a round."""
     at = (u - part.image_begin) * (part.class_end - part.class_begin) + c - part.class_begin
     at = at * (part.group_end - part.group_begin) + g - part.group_begin
     at = at * (part.slice_end - part.slice_begin) + s - part.slice_begin
-    return Image(at * job.height * job.width * job.pitch, job.pitch, job.pitch)
+    return at * job.height * job.width * job.pitch
+
+
+@inlined
+def result_at(work, t, c, s):
+    """Where the results of a slice of a region begin."""
+    job, _, _, piece = work
+    at = piece.start + piece.rows[t] * piece.region + c * piece.of_class
+    return at + s * job.slice_channels * job.bins_y * job.bins_x
 
 
 @inlined

@@ -20,6 +20,7 @@ _pool: ThreadPoolExecutor | None = None
 _count: int | None = None  # None until the first question: the environment is read late
 
 
+_SMALL = 2**16
 _PIECES = 8  # for each thread: enough that a slow thread holds nobody up
 
 
@@ -120,8 +121,15 @@ def run(task: Callable[[int], None], count: int) -> None:
             raise error
 
 
-def share(task: Callable[[int, int], None], count: int) -> None:
-    """Call task(first, last) on several threads, for pieces that make up range(count)."""
+def share(task: Callable[[int, int], None], count: int, work: float = _SMALL) -> None:
+    """Call task(first, last) on several threads, for pieces that make up range(count).
+
+    The caller does a `work` of less than `_SMALL` multiplications alone: waking a thread takes
+    longer.
+    """
+    if work < _SMALL:
+        task(0, count)
+        return
     pieces = min(count, _PIECES * get_num_threads()) if get_num_threads() > 1 else min(count, 1)
     run(lambda i: task(count * i // pieces, count * (i + 1) // pieces), pieces)
 

@@ -6,7 +6,6 @@ any of JAX's transformations, is answered here.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 

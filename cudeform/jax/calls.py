@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,12 +42,15 @@ class Call:
 
     def forward(self, *arrays: Any) -> tuple[Any, ...]:
         """All results; a `Shape` of each for `Shape`s."""
-        return _present(self.row.forward(**self.named(arrays), **dict(self.options)))
+        given = {**self._absent(), **self.named(arrays), **dict(self.options)}
+        return _present(self.row.forward(**given))
 
     def backward(self, grad_output: Any, *arrays: Any, needs: tuple[str, ...]) -> tuple[Any, ...]:
         """The gradients in the order of `needs`."""
         given = self.named(arrays)
-        found = self.row.backward(grad_output, **given, **dict(self.options), needs=needs)
+        absent = {k: v for k, v in self._absent().items() if k in self._of_backward}
+        options = dict(self.options)
+        found = self.row.backward(grad_output, **{**absent, **given, **options}, needs=needs)
         if isinstance(grad_output, Shape):
             return tuple(self._gradient_shape(name, given, grad_output.dtype) for name in needs)
         return tuple(getattr(found, name) for name in needs)
@@ -63,12 +66,19 @@ class Call:
 
     def of_backward(self) -> Call:
         """The same without what the backward does not take."""
-        accepted = inspect.signature(self.row.backward).parameters
         return replace(
             self,
-            arrays=tuple(name for name in self.arrays if name in accepted),
-            options=tuple(item for item in self.options if item[0] in accepted),
+            arrays=tuple(name for name in self.arrays if name in self._of_backward),
+            options=tuple(item for item in self.options if item[0] in self._of_backward),
         )
+
+    @property
+    def _of_backward(self) -> Mapping[str, Any]:
+        return inspect.signature(self.row.backward).parameters
+
+    def _absent(self) -> dict[str, None]:
+        """Optional arrays, some of which have to be given even where they are None."""
+        return {a.name: None for a in self.row.arguments if a.optional}
 
 
 def _present(result: Any) -> tuple[Any, ...]:

@@ -94,9 +94,7 @@ def batch(
     **params: Any,
 ) -> tuple[list[Any], list[int]]:
     """`jax.vmap`: into the batch where all that is mapped has one, else one after the other."""
-    mapped = {
-        i: jnp.moveaxis(operands[i], dim, 0) for i, dim in enumerate(dims) if dim is not None
-    }
+    mapped = {i: jnp.moveaxis(operands[i], dim, 0) for i, dim in enumerate(dims) if dim is not None}
     size = next(iter(mapped.values())).shape[0]
     if size and all(map(call.per_image, [*(names[i] for i in mapped), *results])):
         operands = list(operands)

@@ -86,9 +86,7 @@ def _expanded(call: Call, along: tuple[str, ...], *operands: Any) -> Any:
         return forward(Call(call.op, names, tuple(given.items())), arrays)[0]
 
     primals = call.named(operands[:count])
-    return derivatives.jvp(
-        call.op, {call.op: operator}, _XP, primals, tangents, dict(call.options)
-    )
+    return derivatives.jvp(call.op, {call.op: operator}, _XP, primals, tangents, dict(call.options))
 
 
 # forward
@@ -120,10 +118,9 @@ def _forward_transpose(cotangents: Any, *arrays: Any, call: Call) -> list[Any]:
     missing = unknown(arrays)
     found: dict[int, Any] = {i: ad.Zero(arrays[i].aval) for i in missing}
     if not is_zero(cotangents[0]):
-        # The gradients do not depend on the unknown, but the backward asks for an array of its shape.
+        # The gradients do not depend on the unknown, but the backward asks for an array.
         known = [
-            jnp.zeros(a.aval.shape, a.aval.dtype) if i in found else a
-            for i, a in enumerate(arrays)
+            jnp.zeros(a.aval.shape, a.aval.dtype) if i in found else a for i, a in enumerate(arrays)
         ]
         needs = tuple(call.arrays[i] for i in missing)
         found.update(zip(missing, backward(call, cotangents[0], known, needs), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from types import ModuleType
 
@@ -17,4 +18,9 @@ def implementation(kind: Kind, family: str) -> ModuleType:
     """
     if not isinstance(kind.backend, str):
         return kind.backend
-    return importlib.import_module(f"cudeform.{kind.backend}.{family}")
+    return _imported(kind.backend, family)
+
+
+@functools.cache
+def _imported(backend: str, family: str) -> ModuleType:
+    return importlib.import_module(f"cudeform.{backend}.{family}")

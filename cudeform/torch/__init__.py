@@ -1,5 +1,10 @@
-"""PyTorch: every operator takes tensors, is differentiable, and can be compiled and exported."""
+"""PyTorch: every operator takes tensors, is differentiable, and can be compiled and exported.
+
+Nothing here has to be imported for that: ``cudeform.deform_conv2d(tensor, ...)`` is enough.
+`cudeform.torch.nn` has modules, `cudeform.torch.onnx` the way to ONNX.
+"""
 
 from cudeform.torch.calls import call
+from cudeform.torch.patching import Patch, patch
 
-__all__ = ["call"]
+__all__ = ["Patch", "call", "patch"]

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.utils.dlpack import to_dlpack
 
+from cudeform.arrays import dtype_name
+
 __all__ = ["compute", "numpy_dtype", "to_array", "to_tensor"]
 
 
@@ -63,9 +65,9 @@ def to_tensor(array: Any) -> Any:
         return None
     if not isinstance(array, np.ndarray):
         return torch.from_dlpack(array)
-    if min(array.strides, default=0) < 0:  # no tensor has those
+    if not array.flags.c_contiguous and min(array.strides) < 0:  # no tensor has those
         array = array.copy()
-    if array.dtype.name == "bfloat16":
+    if dtype_name(array.dtype) == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 

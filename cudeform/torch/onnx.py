@@ -1,0 +1,145 @@
+"""Export to ONNX: the standard's own operators in place of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cudeform import checks
+from cudeform.torch import operators  # noqa: F401  defines torch.ops.cudeform
+
+__all__ = ["translations"]
+
+
+def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
+    """The table that ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)`` takes.
+
+    `deform_conv2d` becomes DeformConv, `conv2d` Conv and `roi_align` RoiAlign. Needs onnxscript.
+
+    Parameters
+    ----------
+    opset : int
+        The version of the standard to export to, from 19 on; give `export` the same as
+        `opset_version`.
+
+    Returns
+    -------
+    dict
+        torch operators and what they become.
+
+    Raises
+    ------
+    ValueError
+        At export, for a call that the standard has no operator for: layout "NHWC", border "clamp",
+        or a number of channels that is not known.
+    """
+    import onnxscript
+
+    version = checks.integer("translations", "opset", opset, 19)
+    standard = getattr(onnxscript, f"opset{version}")
+
+    def deform_conv2d(
+        input: Any,
+        offset: Any,
+        weight: Any,
+        bias: Any = None,
+        mask: Any = None,
+        stride: Any = (1,),
+        padding: Any = (0,),
+        dilation: Any = (1,),
+        border: str = "zeros",
+        layout: str = "NCHW",
+        precision: str = "ieee",
+    ) -> Any:
+        if border != "zeros":
+            checks.fail("deform_conv2d", "border", "to be 'zeros' for ONNX", repr(border))
+        attributes = _convolution("deform_conv2d", input, weight, stride, padding, dilation, layout)
+        taps = attributes["kernel_shape"][0] * attributes["kernel_shape"][1]
+        attributes["offset_group"] = _size("deform_conv2d", "offset", offset, 1) // (2 * taps)
+        return standard.DeformConv(input, weight, offset, bias, mask, **attributes)
+
+    def conv2d(
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = (1,),
+        padding: Any = (0,),
+        dilation: Any = (1,),
+        layout: str = "NCHW",
+        precision: str = "ieee",
+    ) -> Any:
+        attributes = _convolution("conv2d", input, weight, stride, padding, dilation, layout)
+        return standard.Conv(input, weight, bias, **attributes)
+
+    def roi_align(
+        input: Any,
+        boxes: Any,
+        output_size: Any,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = -1,
+        aligned: bool = False,
+    ) -> Any:
+        height, width = _twice(output_size)
+        images, corners = (
+            standard.Slice(boxes, *(_indices(standard, i) for i in (begin, end, 1)))
+            for begin, end in ((0, 1), (1, 5))
+        )
+        return standard.RoiAlign(
+            input,
+            corners,
+            standard.Cast(standard.Squeeze(images, _indices(standard, 1)), to=_INT64),
+            output_height=height,
+            output_width=width,
+            sampling_ratio=max(sampling_ratio, 0),
+            spatial_scale=spatial_scale,
+            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+            mode="avg",
+        )
+
+    ours = torch.ops.cudeform
+    return {
+        ours.deform_conv2d.default: deform_conv2d,
+        ours.conv2d.default: conv2d,
+        ours.roi_align.default: roi_align,
+    }
+
+
+_INT64 = 7  # onnx.TensorProto.INT64
+
+
+def _indices(standard: Any, value: int) -> Any:
+    return standard.Constant(value_ints=[value])
+
+
+def _size(op: str, name: str, value: Any, axis: int) -> int:
+    size = value.shape[axis]
+    if not isinstance(size, int):
+        checks.fail(op, name, f"with axis {axis} of a known size for ONNX", size)
+    return size
+
+
+def _twice(values: Any) -> tuple[int, int]:
+    values = tuple(values)
+    return (values[0], values[-1]) if values else (0, 0)
+
+
+def _convolution(
+    op: str, input: Any, weight: Any, stride: Any, padding: Any, dilation: Any, layout: str
+) -> dict[str, Any]:
+    """The attributes that Conv and DeformConv share."""
+    if layout != "NCHW":
+        checks.fail(op, "layout", "to be 'NCHW' for ONNX", repr(layout))
+    padding = list(padding)
+    if len(padding) == 4:  # (top, bottom), (left, right)
+        top, bottom, left, right = padding
+    else:
+        top, left = bottom, right = _twice(padding)
+    return {
+        "kernel_shape": [_size(op, "weight", weight, axis) for axis in (2, 3)],
+        "strides": list(_twice(stride)),
+        "pads": [top, left, bottom, right],
+        "dilations": list(_twice(dilation)),
+        "group": _size(op, "input", input, 1) // _size(op, "weight", weight, 1),
+    }
