@@ -40,7 +40,8 @@ OPEN_ROOMS = ("cpu.", "cuda.", "torch.", "jax.", "layers.", "commands.")
 RESERVED = {
     "numba": ("cpu/",),
     "llvmlite": ("cpu/",),
-    "cupy": ("cuda/runtime.py", "commands/machine.py"),
+    # the last two for arrays of a framework that is on a GPU without CuPy's being imported
+    "cupy": ("cuda/runtime.py", "commands/machine.py", "jax/buffers.py", "dlpack.py"),
     "cupy_backends": ("cuda/runtime.py",),
     "cupyx": (),
     "torch": ("torch/", "keras.py", "commands/peers.py", "commands/cuda_peers.py"),

@@ -138,9 +138,12 @@ def test_every_kernel_of_every_variant_runs_clean(monkeypatch, device, dtype, in
     """Both widths of the index, every vector width, several chunks, against the reference."""
     monkeypatch.setattr(layout, "index_type", lambda elements: index)
     widest = 16 // dtype_of(dtype).itemsize
-    monkeypatch.setattr(roi, "WORKSPACE_BYTES", 1 << 13)
     for channels in {widest, widest // 2, 2, 3}:
         for op, given in calls(channels, dtype):
+            check(op, given, dtype)
+    monkeypatch.setattr(roi, "WORKSPACE_BYTES", 1 << 9)
+    for op, given in calls(3, dtype):
+        if op in ("roi_align", "roi_pool"):
             check(op, given, dtype)
     launched = {}
     for file, defines, kernel in device.launched:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cudeform.commands import CommandError, digits, photograph
+from cudeform.commands import CommandError, digits, photograph, rois
 
 __all__ = ["add_arguments", "run"]
 
-EXAMPLES = {"photograph": photograph, "digits": digits}
+EXAMPLES = {"photograph": photograph, "digits": digits, "rois": rois}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cudeform.commands import CommandError, digit_images, machine
+from cudeform.commands.comparison import Comparison, Run, with_progress_bar
 from cudeform.commands.digit_images import CLASSES, Digits, Warps
-from cudeform.commands.network import Network, accuracy, count, train
-from cudeform.commands.table import table
+from cudeform.commands.network import Backbone, Network, accuracy, count, on_host, train
 from cudeform.layers import Conv2d, DeformConv2d, Linear
 
 if TYPE_CHECKING:
@@ -28,14 +28,12 @@ __all__ = [
     "DEFAULTS",
     "LONG_NETWORKS",
     "NETWORKS",
-    "Comparison",
-    "Run",
+    "DigitComparison",
     "add_arguments",
     "build",
     "compare",
     "evaluate",
     "run",
-    "summary",
 ]
 
 DEFAULTS = {"long": False, "seeds": None}
@@ -52,31 +50,11 @@ LONG_NETWORKS = ("plain", "plain, wider", "deformable v1", "modulated v2")
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training: of which network with which seed, and what came of it."""
+class DigitComparison(Comparison):
+    """All trainings, and the images of the test."""
 
-    network: str
-    seed: int
-    losses: list[float]  # of every step
-    accuracy: float  # share of the test images
-    params: dict[str, np.ndarray]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All trainings, and the images of the test, as NumPy arrays."""
-
-    runs: list[Run]
     images: np.ndarray  # (N, 1, canvas, canvas)
     labels: np.ndarray  # (N,)
-
-    def of(self, network: str) -> list[Run]:
-        return [run for run in self.runs if run.network == network]
-
-    @property
-    def networks(self) -> list[str]:
-        return list(dict.fromkeys(run.network for run in self.runs))
 
 
 def add_arguments(group: Any) -> None:
@@ -113,7 +91,7 @@ def build(kind: str) -> Network:
         "conv2": last(WIDTH, 1),
         "conv3": last(width, 2),
     }
-    return Network(convs, Linear(width * 4 * 4, CLASSES))
+    return Network(Backbone(convs), Linear(width * 4 * 4, CLASSES))
 
 
 def run(given: argparse.Namespace) -> Figure:
@@ -130,7 +108,12 @@ def run(given: argparse.Namespace) -> Figure:
     training, test = digit_images.load()
     networks, steps = (LONG_NETWORKS, LONG_STEPS) if given.long else (NETWORKS, QUICK_STEPS)
     console, started = Console(), time.perf_counter()
-    result = _with_progress_bar(console, xp, training, test, networks, range(seeds), steps)
+    result = with_progress_bar(
+        console,
+        len(networks) * seeds,
+        steps,
+        lambda report: compare(xp, training, test, networks, range(seeds), steps, report),
+    )
     minutes, rest = divmod(round(time.perf_counter() - started), 60)
     for name, text in (
         ("digits", f"{len(training)} to train with, {len(test)} to test with"),
@@ -139,58 +122,8 @@ def run(given: argparse.Namespace) -> Figure:
         ("time", f"{minutes} min {rest} s"),
     ):
         console.print(f"{name:<15} {text}", highlight=False, soft_wrap=True, markup=False)
-    print(f"\n{summary(result)}\n")
+    print(f"\n{result.table('last two layers', {'training': result.seconds})}\n")
     return digits_figure.draw(result)
-
-
-def summary(result: Comparison) -> str:
-    """The table: parameters, and the test's accuracy over the seeds."""
-    rows = []
-    for network in result.networks:
-        runs = result.of(network)
-        shares = 100 * np.array([run.accuracy for run in runs])
-        spread = f" ± {shares.std(ddof=1):.1f}" if len(runs) > 1 else ""
-        seconds = np.mean([run.seconds for run in runs])
-        rows.append(
-            (
-                network,
-                f"{count(runs[0].params):,}",
-                f"{shares.mean():.1f} %{spread}",
-                f"{shares.min():.1f}",
-                f"{shares.max():.1f}",
-                f"{seconds:.0f} s",
-            )
-        )
-    return table(("last two layers", "parameters", "accuracy", "worst", "best", "training"), rows)
-
-
-def _with_progress_bar(
-    console: Any,
-    xp: Any,
-    training: Digits,
-    test: Digits,
-    networks: tuple[str, ...],
-    seeds: range,
-    steps: int,
-) -> Comparison:
-    from rich import progress
-
-    bar = progress.Progress(
-        progress.TextColumn("training"),
-        progress.BarColumn(),
-        progress.TextColumn("{task.fields[state]}"),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        task = bar.add_task("", total=len(networks) * len(seeds) * steps, state="compiling")
-
-        def advanced(network: str, seed: int, loss: float) -> None:
-            state = f"{network}, seed {seed + 1} of {len(seeds)}, loss {loss:.2f}"
-            bar.update(task, advance=1, state=state)
-
-        return compare(xp, training, test, networks, seeds, steps, report=advanced)
 
 
 def compare(
@@ -201,7 +134,7 @@ def compare(
     seeds: range,
     steps: int,
     report: Callable[[str, int, float], None] = lambda network, seed, loss: None,
-) -> Comparison:
+) -> DigitComparison:
     """Train each network with each seed; `report` is called after every step."""
     warps = Warps()
     images = digit_images.enlarge(xp, test.images, warps, np.random.default_rng(1000))
@@ -211,7 +144,7 @@ def compare(
             runs.append(
                 _train(xp, name, seed, training, (images, test.labels), warps, steps, report=report)
             )
-    return Comparison(runs, _on_host(images), test.labels)
+    return DigitComparison(runs, on_host(images), test.labels)
 
 
 def _train(
@@ -240,16 +173,12 @@ def _train(
     params = train(network, params, images, steps, rate=RATE, report=advanced)
     share = evaluate(network, params, *test)
     seconds = time.perf_counter() - started
-    host = {key: _on_host(array) for key, array in params.items()}
-    return Run(name, seed, losses, share, host, seconds)
+    host = {key: on_host(array) for key, array in params.items()}
+    return Run(name, seed, losses, share, host, count(network, host), seconds)
 
 
 def evaluate(network: Network, params: dict[str, Any], images: Any, labels: np.ndarray) -> float:
     """Share of the images whose largest logit is the label's."""
     parts = range(0, len(images), 100)
-    logits = [_on_host(network.forward(params, images[i : i + 100])[0]) for i in parts]
+    logits = [on_host(network.forward(params, images[i : i + 100])[0]) for i in parts]
     return accuracy(np.concatenate(logits), labels)
-
-
-def _on_host(array: Any) -> np.ndarray:
-    return array.get() if hasattr(array, "get") else array

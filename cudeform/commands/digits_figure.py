@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from cudeform.commands.network import count
+from cudeform.commands.comparison import Run, draw_accuracies, draw_losses, title
 from cudeform.commands.reading import reading_points, unit_at, unit_centre
 
 if TYPE_CHECKING:
-    from cudeform.commands.digits import Comparison, Run
+    from cudeform.commands.digits import DigitComparison
 
 __all__ = ["draw"]
 
@@ -25,24 +25,22 @@ COLOURS = {
 SHOWN = (2, 5, 9)  # digits, each small and large
 
 
-def draw(result: Comparison) -> Figure:
+def draw(result: DigitComparison) -> Figure:
     """Curves and accuracies above; below, a row of images for each network."""
     networks = [name for name in result.networks if name != "plain, wider"]
     figure = Figure(figsize=(11.4, 3.2 + 1.95 * len(networks)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(3.2, 1.95 * len(networks)))
     axes = above.subplots(1, 3, width_ratios=(1.0, 1.25, 1.25))
     _draw_images(axes[0], result)
-    _draw_losses(axes[1], result)
-    _draw_accuracies(axes[2], result)
+    draw_losses(axes[1], result, COLOURS)
+    title(axes[1], "b", "training")
+    draw_accuracies(axes[2], result, COLOURS)
+    title(axes[2], "c", "test accuracy")
     _draw_points(below, result, networks)
     return figure
 
 
-def _title(axes: Axes, letter: str, text: str) -> None:
-    axes.set_title(f"$\\bf{{{letter}}}$  {text}", fontsize=10, loc="left")
-
-
-def _draw_images(axes: Axes, result: Comparison) -> None:
+def _draw_images(axes: Axes, result: DigitComparison) -> None:
     """The first images of the test, in a square of 4 x 4."""
     size = result.images.shape[-1]
     tiles = result.images[:16, 0].reshape(4, 4, size, size).swapaxes(1, 2)
@@ -51,48 +49,10 @@ def _draw_images(axes: Axes, result: Comparison) -> None:
     for k in range(1, 4):
         axes.axhline(k * size - 0.5, color="0.45", lw=0.6)
         axes.axvline(k * size - 0.5, color="0.45", lw=0.6)
-    _title(axes, "a", "test images")
+    title(axes, "a", "test images")
 
 
-def _smooth(losses: list[float], window: int) -> np.ndarray:
-    return np.convolve(losses, np.ones(window) / window, mode="valid")
-
-
-def _draw_losses(axes: Axes, result: Comparison) -> None:
-    """Running means of the loss, a thin line for each seed and a thick one for their mean."""
-    for network in result.networks:
-        runs, colour = result.of(network), COLOURS[network]
-        window = max(1, len(runs[0].losses) // 20)
-        curves = np.array([_smooth(run.losses, window) for run in runs])
-        steps = np.arange(curves.shape[1]) + (window + 1) / 2
-        axes.plot(steps, curves.T, color=colour, lw=0.6, alpha=0.45)
-        axes.plot(steps, curves.mean(0), color=colour, lw=2, label=network)
-    axes.set(xlabel="step", ylabel="cross entropy", ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    _title(axes, "b", "training loss")
-
-
-def _draw_accuracies(axes: Axes, result: Comparison) -> None:
-    """A dot for each training, a bar for their mean."""
-    names = []
-    for place, network in enumerate(result.networks):
-        runs, colour = result.of(network), COLOURS[network]
-        shares = 100 * np.array([run.accuracy for run in runs])
-        spread = np.linspace(-0.12, 0.12, len(runs)) if len(runs) > 1 else [0]
-        axes.barh(place, shares.mean(), height=0.62, color=colour, alpha=0.3)
-        axes.plot(shares, place + np.asarray(spread), "o", color=colour, ms=4.5)
-        axes.text(1.5, place, f"{shares.mean():.1f} %", va="center", color=colour, weight="bold")
-        names.append(f"{network}\n{count(runs[0].params):,} parameters")
-    axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 100))
-    axes.invert_yaxis()
-    axes.set_xlabel("% of the test images; a dot is a seed")
-    axes.tick_params(axis="y", length=0, labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    _title(axes, "c", "test accuracy")
-
-
-def _chosen(result: Comparison) -> list[int]:
+def _chosen(result: DigitComparison) -> list[int]:
     """A small and a large image of each digit shown, by their ink."""
     ink = result.images.sum(axis=(1, 2, 3))
     chosen = []
@@ -103,11 +63,11 @@ def _chosen(result: Comparison) -> list[int]:
     return chosen
 
 
-def _draw_points(figure: SubFigure, result: Comparison, networks: list[str]) -> None:
+def _draw_points(figure: SubFigure, result: DigitComparison, networks: list[str]) -> None:
     chosen = _chosen(result)
     rows = figure.subfigures(len(networks), 1, squeeze=False)[:, 0]
     for letter, row, network in zip("def", rows, networks, strict=False):
-        best = max(result.of(network), key=lambda run: run.accuracy)
+        best = result.best(network)
         text = f"$\\bf{{{letter}}}$  {network}: where a unit (+) of the last map reads (dots)"
         row.suptitle(text, fontsize=10, x=0.008, ha="left")
         panels = row.subplots(1, len(chosen))

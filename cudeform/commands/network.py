@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,21 +17,42 @@ from cudeform.commands.alignment import Adam
 from cudeform.layers import Conv2d, DeformConv2d, Linear
 from cudeform.layers.plain import inner, nested
 
-__all__ = ["Network", "accuracy", "count", "cross_entropy", "fold", "train"]
+__all__ = [
+    "Backbone",
+    "Model",
+    "Network",
+    "accuracy",
+    "count",
+    "cross_entropy",
+    "fold",
+    "on_host",
+    "train",
+]
+
+
+class Model(Protocol):
+    """What can be trained."""
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """What to multiply the learning rate with, by parameter."""
+
+    def loss_and_gradients(
+        self, params: Mapping[str, Any], *batch: Any
+    ) -> tuple[float, dict[str, Any]]:
+        """The mean loss of a batch, and its gradients by parameter."""
 
 
 @dataclass(frozen=True)
-class Network:
-    """Convolutions with ReLUs on folded images, and a linear layer from all of the last maps."""
+class Backbone:
+    """Convolutions with ReLUs on folded images."""
 
     convs: Mapping[str, Conv2d | DeformConv2d]
-    head: Linear
     fold: int = 2  # so many rows and columns of pixels become channels
 
     @property
     def rate_factors(self) -> dict[str, float]:
-        convs = {name: conv.rate_factors for name, conv in self.convs.items()}
-        return nested(**convs, head=self.head.rate_factors)
+        return nested(**{name: conv.rate_factors for name, conv in self.convs.items()})
 
     def init(self, rng: np.random.Generator, images: np.ndarray) -> dict[str, np.ndarray]:
         """Parameters with which each convolution returns channels of mean 0 and variance 1.
@@ -48,9 +69,9 @@ class Network:
             own["bias"] = -mean / spread
             params |= nested(**{name: own})
             x = np.maximum(conv.forward(own, x)[0], 0)
-        return params | nested(head=self.head.init(rng, x.dtype))
+        return params
 
-    def features(self, params: Mapping[str, Any], images: Any) -> tuple[Any, list[Any]]:
+    def forward(self, params: Mapping[str, Any], images: Any) -> tuple[Any, list[Any]]:
         """The maps of the last ReLU; for each convolution what it saved and its ReLU's maps."""
         x, saved = fold(images, self.fold), []
         for name, conv in self.convs.items():
@@ -59,22 +80,50 @@ class Network:
             saved.append((kept, x))
         return x, saved
 
+    def backward(self, params: Mapping[str, Any], saved: list[Any], grad: Any) -> dict[str, Any]:
+        """Gradients of the parameters from that of the last maps."""
+        grads = {}
+        for name, (kept, maps) in zip(reversed(self.convs), reversed(saved), strict=True):
+            conv = self.convs[name]
+            grad, own = conv.backward(inner(params, name), kept, grad * (maps > 0))
+            grads |= nested(**{name: own})
+        return grads
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier of images: a backbone, and a linear layer from all of its maps."""
+
+    backbone: Backbone
+    head: Linear
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        return self.backbone.rate_factors | nested(head=self.head.rate_factors)
+
+    def init(self, rng: np.random.Generator, images: np.ndarray) -> dict[str, np.ndarray]:
+        head = self.head.init(rng, images.dtype)
+        return self.backbone.init(rng, images) | nested(head=head)
+
     def forward(self, params: Mapping[str, Any], images: Any) -> tuple[Any, Any]:
         """Logits (N, classes) of images (N, C, H, W), and what `backward` needs."""
-        maps, saved = self.features(params, images)
+        maps, saved = self.backbone.forward(params, images)
         logits, kept = self.head.forward(inner(params, "head"), maps.reshape(len(maps), -1))
-        return logits, (saved, kept)
+        return logits, (saved, kept, maps.shape)
 
     def backward(self, params: Mapping[str, Any], saved: Any, grad_logits: Any) -> dict[str, Any]:
         """Gradients of the parameters."""
-        saved, kept = saved
+        saved, kept, shape = saved
         grad, own = self.head.backward(inner(params, "head"), kept, grad_logits)
-        grads = nested(head=own)
-        for name, (kept, maps) in zip(reversed(self.convs), reversed(saved), strict=True):
-            grad = grad.reshape(maps.shape) * (maps > 0)
-            grad, own = self.convs[name].backward(inner(params, name), kept, grad)
-            grads |= nested(**{name: own})
-        return grads
+        return self.backbone.backward(params, saved, grad.reshape(shape)) | nested(head=own)
+
+    def loss_and_gradients(
+        self, params: Mapping[str, Any], images: Any, wanted: Any
+    ) -> tuple[float, dict[str, Any]]:
+        """The mean loss for one-hot rows, and its gradients by parameter."""
+        logits, saved = self.forward(params, images)
+        loss, grad = cross_entropy(logits, wanted)
+        return loss, self.backward(params, saved, grad)
 
 
 def fold(images: Any, n: int) -> Any:
@@ -85,9 +134,14 @@ def fold(images: Any, n: int) -> Any:
     return blocks.reshape(count, channels * n * n, height // n, width // n)
 
 
-def count(params: Mapping[str, Any]) -> int:
-    """Numbers in all parameters."""
-    return sum(array.size for array in params.values())
+def count(model: Model, params: Mapping[str, Any]) -> int:
+    """Numbers in the parameters that are trained."""
+    return sum(params[name].size for name, factor in model.rate_factors.items() if factor)
+
+
+def on_host(array: Any) -> np.ndarray:
+    """A CuPy array as a NumPy array; others as they are."""
+    return array.get() if hasattr(array, "get") else array
 
 
 def cross_entropy(logits: Any, wanted: Any) -> tuple[float, Any]:
@@ -105,24 +159,22 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def train(
-    network: Network,
+    model: Model,
     params: Mapping[str, Any],
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[tuple[Any, ...]],
     steps: int,
     *,
     rate: float,
     report: Callable[[float], None],
 ) -> dict[str, Any]:
-    """The parameters after a step on each batch (images, one-hot rows), by Adam.
+    """The parameters after a step of Adam on each batch.
 
     The learning rate falls from `rate` to 0 along half a cosine. `report` is given each loss.
     """
-    factors, adams = network.rate_factors, {name: Adam() for name in params}
-    params = dict(params)
-    for step, (images, wanted) in enumerate(batches):
-        logits, saved = network.forward(params, images)
-        loss, grad = cross_entropy(logits, wanted)
-        grads = network.backward(params, saved, grad)
+    factors, params = model.rate_factors, dict(params)
+    adams = {name: Adam() for name, factor in factors.items() if factor}
+    for step, batch in enumerate(batches):
+        loss, grads = model.loss_and_gradients(params, *batch)
         now = rate * (1 + cos(pi * step / steps)) / 2
         for name, adam in adams.items():
             params[name] = params[name] + adam.update(grads[name], now * factors[name])

@@ -44,12 +44,12 @@ def reading_points(
     pixels, whose taps are taken as the offsets and masks are there, interpolated. A point counts
     as the product of the masks, and that is 1 where there are none.
     """
-    _, saved = network.features(params, image[None])
+    _, saved = network.backbone.forward(params, image[None])
     kept = [saved[name][0] for name in (1, 2)]
-    names = list(network.convs)[1:]
+    names = list(network.backbone.convs)[1:]
     maps = [k[0] if isinstance(k, tuple) else k for k in kept]  # what each layer read
     fields = [
-        _fields(network.convs[name], inner(params, name), x)
+        _fields(network.backbone.convs[name], inner(params, name), x)
         for name, x in zip(names, maps, strict=True)
     ]
     upper, upper_mask = _taps(fields[1], 2.0 * np.asarray(unit, np.float64)[None], np.array([unit]))

@@ -41,6 +41,8 @@ from cudeform.geometry import RoiPlan
 
 __all__ = ["backward"]
 
+_PLANES = 8  # channels of an image
+
 
 def backward(
     plan: RoiPlan,
@@ -140,7 +142,7 @@ def _spread(work, target, grad, first, last):
     high = job.tile // job.bins_x
     for task in range(first, last):
         u, c, gy, s = _task(job, part, task)
-        begin, end = _rows(job, gy)
+        begin, end = _bins(job.bins_y, job.groups_y, gy)
         for t in range(max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)):
             locate_region(job, regions, t, begin, end, tile)
             for top in range(begin, end, high):
@@ -153,24 +155,38 @@ def _spread(work, target, grad, first, last):
 
 @kernel
 def _scatter(work, images, view, target, grad, argmax, first, last):
-    """The same for the largest pixels, channel by channel: a plane of the image is in the cache."""
+    """The same for the largest pixels, a few planes of an image at a time, for the cache."""
     job, part, regions, piece = work
-    bins = job.bins_y * job.bins_x
     for task in range(first, last):
         u, c, gy, s = _task(job, part, task)
-        begin, end = _rows(job, gy)
         low, high = max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)
         start = view.start + images[u] * view.image + c * view.of_class
-        for k in range(min(job.slice_channels, job.channels - s * job.slice_channels)):
-            channel = start + (s * job.slice_channels + k) * view.channel
+        start += s * job.slice_channels * view.channel
+        channels = min(job.slice_channels, job.channels - s * job.slice_channels)
+        for k0 in range(0, channels, _PLANES):
+            span = k0, min(k0 + _PLANES, channels)
             for t in range(low, high):
-                at = result_at(work, t, c, s) + k * bins
-                for b in range(begin * job.bins_x, end * job.bins_x):
-                    g = gy * job.groups_x + b % job.bins_x * job.groups_x // job.bins_x
-                    pixel = argmax[at + b]
-                    given = pixel >= 0 and pixel < job.height * job.width
-                    if given and g >= part.group_begin and g < part.group_end:
-                        target[channel + g * view.group + pixel] += grad[at + b]
+                at = result_at(work, t, c, s)
+                for g in range(gy * job.groups_x, (gy + 1) * job.groups_x):
+                    if g >= part.group_begin and g < part.group_end:
+                        plane = start + g * view.group
+                        _scatter_group(job, g, span, target, plane, view.channel, grad, argmax, at)
+
+
+@inlined
+def _scatter_group(job, g, span, target, start, step, grad, argmax, at):
+    """Add the gradients of the bins of a region that read a group to some planes of an image."""
+    begin, end = _bins(job.bins_y, job.groups_y, g // job.groups_x)
+    left, right = _bins(job.bins_x, job.groups_x, g % job.groups_x)
+    area = job.height * job.width
+    for k in range(span[0], span[1]):
+        plane = target[start + k * step :]
+        results = at + k * job.bins_y * job.bins_x
+        for i in range(begin, end):
+            for b in range(results + i * job.bins_x + left, results + i * job.bins_x + right):
+                pixel = argmax[b]
+                if pixel >= 0 and pixel < area:
+                    plane[pixel] += grad[b]
 
 
 def group_rows(job: Job, part: Round) -> tuple[int, int]:
@@ -195,10 +211,9 @@ def _task(job, part, task):
 
 
 @inlined
-def _rows(job, gy):
-    """The rows of bins that read a row of groups."""
-    begin = (gy * job.bins_y + job.groups_y - 1) // job.groups_y
-    return begin, ((gy + 1) * job.bins_y + job.groups_y - 1) // job.groups_y
+def _bins(bins, groups, g):
+    """The bins along an axis that read a group, from the first up to the last."""
+    return (g * bins + groups - 1) // groups, ((g + 1) * bins + groups - 1) // groups
 
 
 @inner
@@ -211,7 +226,8 @@ def _read(work, place, grad, top, count, values):
     bins = job.bins_y * job.bins_x
     transpose(grad, at, bins, channels, count, values, np.int64(0), job.pitch)
     for n in range(count):  # so that what is no channel cannot be NaN
-        values[n * job.pitch + channels : (n + 1) * job.pitch] = 0
+        for k in range(channels, job.pitch):
+            values[n * job.pitch + k] = 0
 
 
 @kernel

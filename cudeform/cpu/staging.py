@@ -11,7 +11,7 @@ import numpy as np
 
 from cudeform.cpu import threads
 from cudeform.cpu.compiler import inlined, kernel
-from cudeform.cpu.layout import frozen, transpose
+from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.precision import rounded
 from cudeform.cpu.regions import Job, Regions, Round
 
@@ -137,17 +137,33 @@ def _chunk(job, part, images, view, task):
 @kernel
 def _stage(job, part, images, view, source, staged, first, last):
     """Pieces `first` to `last`, each a few pixels of a slice of an image."""
+    rows = np.zeros(job.pitch * _PIXELS, staged.dtype)
+    start = np.int64(0)
     for task in range(first, last):
         to, at, pixels, channels = _chunk(job, part, images, view, task)
-        transpose(source, at, view.channel, channels, pixels, staged, to, job.pitch)
-        for p in range(pixels):  # so that what is no channel cannot be NaN
-            pixel = to + p * job.pitch
-            staged[pixel + channels : pixel + job.pitch] = 0
+        if job.pitch == 1:
+            copy_plain(source, at, staged, to, pixels)
+        elif channels == job.pitch:
+            transpose(source, at, view.channel, channels, pixels, staged, to, job.pitch)
+        else:  # whole vectors are quicker, and what is no channel must not be NaN
+            for k in range(channels):
+                copy_plain(source, at + k * view.channel, rows, k * _PIXELS, pixels)
+            rows[channels * _PIXELS :] = 0
+            transpose(rows, start, _PIXELS, job.pitch, pixels, staged, to, job.pitch)
 
 
 @kernel
 def _unstage(job, part, images, view, staged, output, first, last):
     """Pieces `first` to `last`, each a few pixels of a slice of an image."""
+    rows = np.empty(job.pitch * _PIXELS, staged.dtype)
+    start = np.int64(0)
     for task in range(first, last):
         at, to, pixels, channels = _chunk(job, part, images, view, task)
-        transpose(staged, at, job.pitch, pixels, channels, output, to, view.channel)
+        if job.pitch == 1:
+            copy_plain(staged, at, output, to, pixels)
+        elif channels == job.pitch:
+            transpose(staged, at, job.pitch, pixels, channels, output, to, view.channel)
+        else:
+            transpose(staged, at, job.pitch, pixels, job.pitch, rows, start, _PIXELS)
+            for k in range(channels):
+                copy_plain(rows, k * _PIXELS, output, to + k * view.channel, pixels)

@@ -19,7 +19,7 @@ from cudeform.cuda import layout, sort
 from cudeform.cuda.runtime import SCALARS, Device, Unit, pack
 from cudeform.geometry import RoiPlan
 
-__all__ = ["Launcher", "Part", "Samples", "units"]
+__all__ = ["ROW_ITEMS", "Launcher", "Part", "Samples", "units"]
 
 PARAMS = np.dtype(
     [(name, "f8") for name in ("scale", "origin", "least", "offset_scale")]

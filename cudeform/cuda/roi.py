@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cudeform.cuda import layout
-from cudeform.cuda.regions import Launcher, Part, units
+from cudeform.cuda.regions import ROW_ITEMS, Launcher, Part, units
 from cudeform.cuda.runtime import device_of
 from cudeform.geometry import RoiPlan
 
@@ -39,8 +39,10 @@ def forward(plan: RoiPlan, input: Any, boxes: Any, offset: Any, mask: Any) -> tu
 
 def _row_values(launcher: Launcher, rows: Any, result: Any) -> Any:
     """Where the values of rows go before they become (a part of) the result, or None."""
-    if result is None or launcher.channels == 1:
-        return None if result is None else result.reshape(-1, 1)
+    if result is None:
+        return None
+    if launcher.channels == 1:
+        return result.reshape(-1, 1)
     return launcher.device.empty((rows.shape[0], launcher.channels), result.dtype)
 
 
@@ -51,7 +53,8 @@ def _cut(regions: slice, *arrays: Any) -> Iterator[Any]:
 
 def _region_groups(launcher: Launcher) -> Iterator[slice]:
     """Divide the regions into groups whose values of rows fit the workspace."""
-    per_row = launcher.channels * launcher.dtype.itemsize + 8 * launcher.sums.itemsize
+    per_channel = launcher.dtype.itemsize + (4 if launcher.plan.reads == "max" else 0)
+    per_row = launcher.channels * per_channel + ROW_ITEMS * launcher.sums.itemsize
     at_once = max(1, WORKSPACE_BYTES // (launcher.region_rows * per_row))
     for first in range(0, launcher.plan.regions, at_once):
         yield slice(first, min(first + at_once, launcher.plan.regions))

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from cudeform import arrays, checks
-from cudeform.torch import operators  # noqa: F401  defines torch.ops.cudeform
+from cudeform.torch import (
+    operators,  # noqa: F401  defines torch.ops.cudeform
+    sharding,
+)
 from cudeform.torch.bridges import BRIDGES, Bridge, flat
 from cudeform.torch.crossing import compute
 from cudeform.torch.functions import Backward, Bound, Eager, is_plain, transformed
@@ -47,11 +50,10 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
     bound = Bound(bridge, options)
     if transformed():
         return _untraced_call(bound, tensors)
+    plain = is_plain(tensors)
     if torch.is_grad_enabled() and _is_differentiated(tensors):
-        if is_plain(tensors):
-            return Eager.apply(bound, *tensors)
-        return _traced(bridge, tensors, options)
-    return bound.forward(tensors)
+        return Eager.apply(bound, *tensors) if plain else _traced(bridge, tensors, options)
+    return bound.forward(tensors) if plain else _traced(bridge, tensors, options)
 
 
 # An operator of torch.library has no tangent, and says nothing of it: not to be compiled.
@@ -59,6 +61,8 @@ _untraced_call = torch.compiler.disable(transformed_call)
 
 
 def _traced(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
+    if not torch.compiler.is_compiling():
+        sharding.register()
     return getattr(torch.ops.cudeform, bridge.name)(*tensors, *flat(bridge, options))
 
 

@@ -159,6 +159,7 @@ class Backward(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.bound, ctx.needs, *tensors = inputs
         ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)  # a direction of zeros is none
 
     @staticmethod
     @torch.compiler.disable

@@ -136,6 +136,7 @@ def _define_backward(bridge: Bridge) -> None:
         grad_output, tensors, options, ctx.needs = _split_backward(bridge, inputs)
         ctx.bound = Bound(bridge, options)
         ctx.save_for_backward(grad_output, *tensors)
+        ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, *directions: Any) -> tuple[Any, ...]:
         grad_output, *tensors = ctx.saved_tensors

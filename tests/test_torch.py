@@ -1,0 +1,312 @@
+"""Every operator called with tensors: values, gradients and derivatives of every order."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import operator, problem, problems
+
+import cudeform
+from cudeform.registry import OPERATORS
+
+torch = pytest.importorskip("torch")
+
+from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
+from torch.library import opcheck  # noqa: E402
+
+from cudeform.torch.bridges import BRIDGES, flat  # noqa: E402
+
+every_case = pytest.mark.parametrize(("name", "case"), problems())
+every_row = pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
+every_dtype = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+
+# Arguments whose gradient is no sum of calls: an error, and never zeros.
+NO_SECOND = {"deform_roi_pool": "offset", "deform_ps_roi_pool": "offset"}
+
+
+def to_tensor(array):
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def to_array(tensor):
+    if tensor.dtype == torch.bfloat16:
+        return tensor.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.detach().numpy()
+
+
+def arguments(asked, requires_grad=True):
+    """(tensors by name, the names of those with a gradient)"""
+    row = asked.row
+    differentiable = [a.name for a in row.arguments if a.differentiable]
+    tensors = {name: to_tensor(array) for name, array in asked.case.arrays.items()}
+    wanted = [name for name in differentiable if name in tensors]
+    if requires_grad:
+        for name in wanted:
+            tensors[name].requires_grad_()
+    missing = {a.name: None for a in row.arguments if a.name not in tensors}
+    return {**missing, **tensors}, wanted
+
+
+def small(name, off_the_knots=True):
+    """A case of few numbers, as (function of the differentiable tensors, those tensors)."""
+    rng = np.random.default_rng(6)
+
+    def real(*shape):
+        return torch.from_numpy(rng.uniform(-1, 1, shape))
+
+    def coordinates(*shape):
+        whole = torch.from_numpy(rng.integers(-1, 3, shape))
+        return whole + torch.from_numpy(rng.uniform(0.1, 0.9, shape))
+
+    if name == "bilinear_sample":
+        return {"input": real(2, 2, 3, 4), "points": coordinates(2, 3, 2)}, {}
+    if name in ("deform_conv2d", "conv2d"):
+        given = {"input": real(1, 2, 3, 4), "weight": real(2, 1, 2, 2), "bias": real(2)}
+        if name == "deform_conv2d":
+            given |= {"offset": coordinates(1, 8, 2, 3), "mask": real(1, 4, 2, 3)}
+        return given, {"stride": (2, 1), "padding": ((1, 0), (0, 0))}
+    asked = problem(name, next(case for n, case in problems() if n == name), "float64")
+    tensors, _ = arguments(asked, requires_grad=False)
+    return tensors, dict(asked.case.options)
+
+
+def checked(name, **options):
+    """(function of the differentiable tensors, those tensors) for gradcheck."""
+    given, own = small(name)
+    wanted = [n for n in BRIDGES[name].differentiable if given.get(n) is not None]
+    tensors = [given[n].requires_grad_() for n in wanted]
+
+    def function(*moving):
+        replaced = {**given, **dict(zip(wanted, moving, strict=True))}
+        return getattr(cudeform, name)(**replaced, **{**own, **options})
+
+    return function, tensors
+
+
+@every_dtype
+@every_case
+def test_values_and_gradients_are_those_of_arrays(name, case, dtype):
+    """To the last byte: the same code computes them."""
+    asked = problem(name, case, dtype)
+    tensors, wanted = arguments(asked)
+    output = asked.row.forward(**tensors, **asked.case.options)
+    assert output.dtype == tensors["input"].dtype
+    expected = asked.row.call(asked.case)
+    assert to_array(output).tobytes() == expected.tobytes()
+    found = torch.autograd.grad(
+        output, [tensors[name] for name in wanted], to_tensor(asked.grad_output)
+    )
+    gradients = asked.row.call_backward(asked.grad_output, asked.case)
+    for name, gradient in zip(wanted, found, strict=True):
+        assert to_array(gradient).tobytes() == getattr(gradients, name).tobytes(), name
+    for name, array in asked.case.arrays.items():  # nothing was written to
+        assert to_array(tensors[name]).tobytes() == array.tobytes()
+
+
+@every_row
+def test_backward_takes_tensors(row):
+    asked = problem(row.name, next(case for n, case in problems() if n == row.name), "float32")
+    tensors, wanted = arguments(asked, requires_grad=False)
+    kept = {name: tensors[name] for name in BRIDGES[row.name].kept}
+    grad_output = to_tensor(asked.grad_output)
+    found = row.backward(grad_output, **kept, **asked.case.options, needs=wanted[:1])
+    expected = row.call_backward(asked.grad_output, asked.case, needs=wanted[:1])
+    assert type(found) is type(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one is None if other is None else to_array(one).tobytes() == other.tobytes()
+
+
+@every_row
+def test_gradients_and_tangents_are_the_numerical_ones(row):
+    options = {"mode": "avg"} if row.name == "roi_pool" else {}
+    function, tensors = checked(row.name, **options)
+    assert gradcheck(
+        function,
+        tensors,
+        fast_mode=True,
+        check_forward_ad=row.name not in NO_SECOND,
+        check_undefined_grad=True,
+    )
+
+
+@every_row
+def test_gradients_have_gradients(row):
+    options = {"mode": "avg"} if row.name == "roi_pool" else {}
+    function, tensors = checked(row.name, **options)
+    if row.name in NO_SECOND:
+        with pytest.raises(NotImplementedError, match="no derivative of its own"):
+            gradgradcheck(function, tensors, fast_mode=True)
+        return
+    assert gradgradcheck(function, tensors, fast_mode=True)
+    assert gradgradcheck(
+        function,
+        tensors,
+        fast_mode=True,
+        check_fwd_over_rev=True,
+        check_rev_over_rev=False,
+        check_undefined_grad=False,
+    )
+
+
+@pytest.mark.parametrize("border", ["zeros", "clamp"])
+@pytest.mark.parametrize("name", ["deform_conv2d", "bilinear_sample"])
+def test_second_derivatives_know_both_borders(name, border):
+    function, tensors = checked(name, border=border)
+    assert gradcheck(function, tensors, check_forward_ad=True)
+    assert gradgradcheck(function, tensors)
+
+
+def test_what_has_no_second_derivative_says_so():
+    function, tensors = checked("roi_pool", mode="max")
+    (gradient,) = torch.autograd.grad(function(*tensors).sum(), tensors, create_graph=True)
+    with pytest.raises(NotImplementedError, match="mode='avg' has both"):
+        torch.autograd.grad(gradient.sum(), tensors)
+
+
+@every_row
+def test_operator_passes_opcheck(row):
+    asked = problem(row.name, next(case for n, case in problems() if n == row.name), "float32")
+    tensors, wanted = arguments(asked)
+    bridge = BRIDGES[row.name]
+    options = flat(bridge, asked.case.options)
+    forward = getattr(torch.ops.cudeform, row.name).default
+    opcheck(forward, (*(tensors[n] for n in bridge.names), *options))
+    needs = [name in wanted for name in bridge.differentiable]
+    backward = getattr(torch.ops.cudeform, row.name + "_backward").default
+    kept = [tensors[n] for n in bridge.kept]
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if row.name not in NO_SECOND and asked.case.options.get("mode", "") != "max":
+        tests += ["test_aot_dispatch_dynamic"] * (row.name != "roi_pool")
+    opcheck(backward, (to_tensor(asked.grad_output), *kept, *options, needs), test_utils=tests)
+
+
+def test_options_survive_the_schema():
+    bridge = BRIDGES["deform_conv2d"]
+    from cudeform.torch.bridges import nested
+
+    for padding in (1, (1, 2), ((1, 2), (3, 4))):
+        assert nested(bridge, flat(bridge, {"padding": padding}))["padding"] == padding
+    assert flat(bridge, {"padding": [[1, 2], [3, 4]]})[1] == [1, 2, 3, 4]
+
+
+def layer(dtype=None):
+    tensors, _ = arguments(problem("deform_conv2d", "v2", "float64"), requires_grad=False)
+    names = ("input", "offset", "weight", "bias", "mask")
+
+    def function(*given):
+        return cudeform.deform_conv2d(**dict(zip(names, given, strict=True)), padding=1)
+
+    return function, [tensors[name] for name in names]
+
+
+def test_functional_gradients_are_the_eager_ones():
+    function, tensors = layer()
+    every = tuple(range(5))
+    found = torch.func.grad(lambda *t: function(*t).square().sum(), argnums=every)(*tensors)
+    for tensor in tensors:
+        tensor.requires_grad_()
+    expected = torch.autograd.grad(function(*tensors).square().sum(), tensors)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_tangents_are_not_zero():
+    """torch.func.jvp of an operator of torch.library is zero, and says nothing."""
+    function, tensors = layer()
+    rng = np.random.default_rng(3)
+    directions = [torch.from_numpy(rng.uniform(-1, 1, t.shape)) for t in tensors]
+    _, tangent = torch.func.jvp(function, tuple(tensors), tuple(directions))
+    step = 1e-6
+    ends = [
+        function(*(t + s * d for t, d in zip(tensors, directions, strict=True)))
+        for s in (step, -step)
+    ]
+    difference = (ends[0] - ends[1]) / (2 * step)
+    torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-6)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t, d) for t, d in zip(tensors, directions, strict=True)]
+        assert torch.equal(forward_ad.unpack_dual(function(*duals)).tangent, tangent)
+
+
+def test_hessian_is_the_one_of_double_backward():
+    function, tensors = layer()
+    images, offset = tensors[0][:1, :, :4, :4], tensors[1][:1, :, :4, :4]
+    rest = [tensors[2], tensors[3], tensors[4][:1, :, :4, :4]]
+
+    def loss(part):
+        moved = torch.cat([part, offset[:, 3:]], dim=1)
+        return function(images, moved, *rest).square().sum()
+
+    found = torch.func.hessian(loss)(offset[:, :3])
+    expected = torch.autograd.functional.hessian(loss, offset[:, :3].clone())
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "dims", [(0, 0, None, None, 0), (None, 1, None, None, None), (0, 0, 0, 0, 0)]
+)
+def test_vmap_is_the_loop(dims):
+    function, tensors = layer()
+    stacked = [
+        t if d is None else torch.stack([t, 2 * t, -t], dim=d)
+        for t, d in zip(tensors, dims, strict=True)
+    ]
+    found = torch.vmap(function, in_dims=dims)(*stacked)
+    for i in range(3):
+        one = [t if d is None else t.select(d, i) for t, d in zip(stacked, dims, strict=True)]
+        assert torch.equal(found[i], function(*one))
+
+
+def test_gradients_per_sample():
+    function, (images, offset, weight, bias, mask) = layer()
+
+    def loss(weight, *sample):
+        image, own_offset, own_mask = (t[None] for t in sample)
+        return function(image, own_offset, weight, bias, own_mask).square().sum()
+
+    found = torch.vmap(torch.func.grad(loss), (None, 0, 0, 0))(weight, images, offset, mask)
+    for i in range(images.shape[0]):
+        expected = torch.func.grad(loss)(weight, images[i], offset[i], mask[i])
+        torch.testing.assert_close(found[i], expected)
+
+
+def test_vmap_of_a_pooling_is_the_loop():
+    tensors, options = small("roi_align")
+
+    def function(images):
+        return cudeform.roi_align(images, tensors["boxes"], **options)
+
+    stacked = torch.stack([tensors["input"], -tensors["input"]])
+    found = torch.vmap(function)(stacked)
+    assert torch.equal(found[1], function(stacked[1]))
+
+
+def test_boxes_by_image():
+    tensors, options = small("roi_align")
+    rows = tensors["boxes"]
+    rows = rows[rows[:, 0].argsort(stable=True)]
+    by_image = [rows[rows[:, 0] == i, 1:] for i in range(tensors["input"].shape[0])]
+    found = cudeform.roi_align(tensors["input"], by_image, **options)
+    assert torch.equal(found, cudeform.roi_align(tensors["input"], rows, **options))
+
+
+def test_argmax_comes_with_a_differentiable_maximum():
+    tensors, options = small("roi_pool")
+    images = tensors["input"].requires_grad_()
+    output, argmax = cudeform.roi_pool(images, tensors["boxes"], **options, return_argmax=True)
+    assert argmax.dtype == torch.int32 and output.requires_grad
+    (expected,) = torch.autograd.grad(output.sum(), images)
+    found = cudeform.roi_pool_backward(
+        torch.ones_like(output), images, tensors["boxes"], **options, argmax=argmax
+    )
+    assert torch.equal(found.input, expected)
+
+
+def test_empty_batch_has_gradients():
+    asked = problem("deform_conv2d", "empty-batch", "float32")
+    tensors, wanted = arguments(asked)
+    output = operator("deform_conv2d").forward(**tensors, **asked.case.options)
+    output.sum().backward()
+    assert output.shape[0] == 0
+    assert all(tensors[name].grad.shape == tensors[name].shape for name in wanted)
