@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cudeform import checks
-from cudeform.registry import OPERATORS
+from cudeform.registry import OPERATORS, Operator
 
 __all__ = ["Namespace", "jvp"]
 
@@ -80,7 +80,7 @@ def jvp(
     Returns
     -------
     array
-        Of the shape and dtype of the operator's result. Coordinates and sums of 16-bit arrays are
+        Of the shape and dtype of the operator's result; None if nothing moves. Coordinates and sums of 16-bit arrays are
         float32, and the result is rounded once.
 
     Raises
@@ -89,16 +89,18 @@ def jvp(
         The derivative with respect to one of the arguments is not a sum of calls.
     """
     primals = {k: v for k, v in primals.items() if v is not None}
-    tangents = {k: v for k, v in tangents.items() if v is not None}
+    (row,) = (row for row in OPERATORS if row.name == name)
+    moving = {argument.name for argument in row.arguments if argument.differentiable}
+    tangents = {k: v for k, v in tangents.items() if v is not None and k in moving}
     dtype = xp.dtype_name(primals["input"])
     half = dtype in ("float16", "bfloat16")
     if half:
         primals, tangents = _widened(primals, xp, dtype), _widened(tangents, xp, dtype)
-    call = _Call(name, functions[name], xp, primals, _filled(name, options))
+    call = _Call(name, functions[name], xp, primals, _filled(row, options))
     total = None
     for term in _terms(call, tangents):
         total = term if total is None else total + term
-    return xp.cast(total, dtype) if half else total
+    return xp.cast(total, dtype) if half and total is not None else total
 
 
 def _widened(arrays: Arrays, xp: Namespace, dtype: str) -> dict[str, Any]:
@@ -109,9 +111,8 @@ def _widened(arrays: Arrays, xp: Namespace, dtype: str) -> dict[str, Any]:
     }
 
 
-def _filled(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(row: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
     """All options of an operator, with the defaults of those that are not given."""
-    (row,) = (row for row in OPERATORS if row.name == name)
     parameters = inspect.signature(row.forward).parameters
     return {option: options.get(option, parameters[option].default) for option in row.options}
 

@@ -26,6 +26,7 @@ struct alignas(16) Row {
   int ny, nx;
   int image;
 };
+static_assert(sizeof(Row<float>) == 32 && sizeof(Row<double>) == 64, "8 elements, which is what the host allocates");
 
 struct Place {
   int region, label, i, j;

@@ -174,6 +174,22 @@ def test_more_channels_than_lanes_and_fewer(device, channels):
             check(op, given, "float64")
 
 
+@pytest.mark.parametrize("part", [(3, 2), (5, 7), (1, 4)])
+def test_parts_that_do_not_divide_the_bins(device, part):
+    """Parts of several bins, of different numbers of bins, and more parts than bins."""
+    rng = np.random.default_rng(6)
+    given = {
+        "input": rng.standard_normal((1, 8, 7, 6)),
+        "boxes": np.array([[0, 0, 0, 5, 6], [0, 1, 2, 4, 4]], np.float64),
+        "offset": rng.standard_normal((2, 4, *part)),
+        "mask": rng.uniform(size=(2, 2, *part)),
+        "output_size": (4, 5),
+        "part_size": part,
+    }
+    options = dict(spatial_scale=1.0, output_dim=2, group_size=2, sample_per_part=3)
+    check("deform_ps_roi_pool", {**given, **options}, "float64")
+
+
 # -- chunks ---------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), help="default: the GPU where CuPy finds one"
     )
     photograph.add_arguments(parser.add_argument_group("photograph"))
-    digits.add_arguments(parser.add_argument_group("digits"))
+    training = parser.add_argument_group("digits and rois")
+    training.add_argument(
+        "--long",
+        action="store_const",
+        const=True,
+        help="ten times the steps, five trainings of each network, and for the digits a wider "
+        "plain one, with as many parameters as the largest of the others; takes about an hour on "
+        "two cores, where the quick form takes one to two minutes",
+    )
+    training.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="trainings of each network; default: 3 for the digits, 2 for the rois",
+    )
 
 
 def run(given: argparse.Namespace) -> int:

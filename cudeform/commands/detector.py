@@ -14,7 +14,7 @@ from cudeform.layers.plain import inner, nested
 
 __all__ = ["Detector"]
 
-SHIFT_WEIGHT = 10.0  # of the squared error of the middle, beside the cross entropy
+SHIFT_WEIGHT = 2.0  # of the squared error of the middle, beside the cross entropy
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Detector:
     def init(self, rng: np.random.Generator, images: np.ndarray) -> dict[str, np.ndarray]:
         params = self.backbone.init(rng, images) | nested(pool=self.pool.init(rng, images.dtype))
         if self.head is not None:
-            params |= nested(head=self.head.init(rng, images.dtype))
+            params |= nested(head=self.head.init(rng, images.dtype, zero=True))
         return params
 
     def forward(self, params: Mapping[str, Any], images: Any, boxes: Any) -> tuple[Any, Any]:

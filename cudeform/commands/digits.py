@@ -29,7 +29,6 @@ __all__ = [
     "LONG_NETWORKS",
     "NETWORKS",
     "DigitComparison",
-    "add_arguments",
     "build",
     "compare",
     "evaluate",
@@ -55,23 +54,6 @@ class DigitComparison(Comparison):
 
     images: np.ndarray  # (N, 1, canvas, canvas)
     labels: np.ndarray  # (N,)
-
-
-def add_arguments(group: Any) -> None:
-    group.add_argument(
-        "--long",
-        action="store_const",
-        const=True,
-        help="ten times the steps, five seeds, and a wider plain network with as many parameters "
-        "as the largest of the others: about an hour on two cores, where the quick form takes "
-        "under two minutes",
-    )
-    group.add_argument(
-        "--seeds",
-        type=int,
-        metavar="N",
-        help="trainings of each network; default: 3, 5 with --long",
-    )
 
 
 def build(kind: str) -> Network:

@@ -102,7 +102,7 @@ class Network:
         return self.backbone.rate_factors | nested(head=self.head.rate_factors)
 
     def init(self, rng: np.random.Generator, images: np.ndarray) -> dict[str, np.ndarray]:
-        head = self.head.init(rng, images.dtype)
+        head = self.head.init(rng, images.dtype, zero=True)
         return self.backbone.init(rng, images) | nested(head=head)
 
     def forward(self, params: Mapping[str, Any], images: Any) -> tuple[Any, Any]:
@@ -169,13 +169,14 @@ def train(
 ) -> dict[str, Any]:
     """The parameters after a step of Adam on each batch.
 
-    The learning rate falls from `rate` to 0 along half a cosine. `report` is given each loss.
+    The learning rate rises to `rate` in the first tenth of the steps and falls to 0 along half a
+    cosine. `report` is given each loss.
     """
     factors, params = model.rate_factors, dict(params)
     adams = {name: Adam() for name, factor in factors.items() if factor}
     for step, batch in enumerate(batches):
         loss, grads = model.loss_and_gradients(params, *batch)
-        now = rate * (1 + cos(pi * step / steps)) / 2
+        now = rate * min(1, 10 * (step + 1) / steps) * (1 + cos(pi * step / steps)) / 2
         for name, adam in adams.items():
             params[name] = params[name] + adam.update(grads[name], now * factors[name])
         report(loss)

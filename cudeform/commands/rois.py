@@ -36,7 +36,8 @@ BINS = 3  # along each axis
 STRIDE = 4  # pixels of the image between two of the maps
 SIZE = 4  # scenes in a batch
 RATE = 6e-3
-BRANCH_RATE = 0.3  # of it, for the branches
+BRANCH_RATE = 1.0  # of it, for the branches
+WARPS = Warps(rotation=20, shear=0.2)
 QUICK_STEPS, LONG_STEPS = 200, 2000
 
 
@@ -58,6 +59,7 @@ def build(kind: str) -> Detector:
     convs = {
         "conv1": Conv2d(4, WIDTH, 3, stride=2, padding=1),
         "conv2": Conv2d(WIDTH, WIDTH, 3, padding=1),
+        "conv3": Conv2d(WIDTH, WIDTH, 3, padding=1),
     }
     if "PS" in kind:
         pool = DeformPSRoiPool(WIDTH, CLASSES + 2, BINS, 1 / STRIDE, branch_rate=rate)
@@ -73,7 +75,7 @@ def run(given: argparse.Namespace) -> Figure:
 
     from cudeform.commands import rois_figure
 
-    seeds = given.seeds if given.seeds is not None else 5 if given.long else 3
+    seeds = given.seeds if given.seeds is not None else 5 if given.long else 2
     if seeds < 1:
         raise CommandError("expected --seeds of at least 1")
     xp, device = machine.namespace(given.device)
@@ -109,7 +111,7 @@ def compare(
 ) -> RoiComparison:
     """Train each network with each seed; `report` is called after every step."""
     whole = np.arange(len(test) // 9 * 9)
-    shown = scenes.compose(test, whole, Warps(), np.random.default_rng(1000))
+    shown = scenes.compose(test, whole, WARPS, np.random.default_rng(1000))
     runs, errors = [], {}
     for seed in seeds:
         for name in NETWORKS:
@@ -128,8 +130,8 @@ def _train(
     report: Callable[[str, int, float], None],
 ) -> tuple[Run, float]:
     """One training and its error; a seed draws the same scenes for every network."""
-    network, rng, warps = build(name), np.random.default_rng(seed), Warps()
-    first = next(scenes.batches(training, warps, rng, SIZE, 1))
+    network, rng = build(name), np.random.default_rng(seed)
+    first = next(scenes.batches(training, WARPS, rng, SIZE, 1))
     params = network.init(np.random.default_rng(seed), first.images)
     params = {key: xp.asarray(array) for key, array in params.items()}
     losses = []
@@ -139,7 +141,7 @@ def _train(
         report(name, seed, loss)
 
     started = time.perf_counter()
-    drawn = scenes.batches(training, warps, rng, SIZE, steps)
+    drawn = scenes.batches(training, WARPS, rng, SIZE, steps)
     batches = (
         tuple(map(xp.asarray, (s.images, s.boxes, one_hot(s.labels), s.shifts))) for s in drawn
     )

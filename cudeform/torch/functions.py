@@ -118,6 +118,8 @@ class Forward(Function):
     @staticmethod
     @torch.compiler.disable
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
+        if grad_output is None:
+            return None, *[None] * len(ctx.bound.bridge.names)
         grad_output, *tensors = unwrap_dead_wrappers((grad_output, *ctx.saved_tensors))
         return None, *_gradients(ctx.bound, grad_output, tensors, ctx.needs_input_grad[1:])
 
@@ -140,6 +142,7 @@ class ForwardDual(Forward):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         Forward.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*ctx.to_save)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
