@@ -80,8 +80,8 @@ def jvp(
     Returns
     -------
     array
-        Of the shape and dtype of the operator's result; None if nothing moves. Coordinates and sums of 16-bit arrays are
-        float32, and the result is rounded once.
+        Of the shape and dtype of the operator's result; None if nothing moves. Coordinates and
+        sums of 16-bit arrays are float32, and the result is rounded once.
 
     Raises
     ------

@@ -17,7 +17,7 @@ import numpy as np
 
 from cudeform import checks
 
-__all__ = ["operator"]
+__all__ = ["operator", "remember"]
 
 # Module to look up in `sys.modules`, the type that its arrays are instances of, our bridge.
 _BRIDGES = (
@@ -52,6 +52,11 @@ def _bridge(array_type: type) -> str | None:
     if found != "cudeform.torch":  # torch.compile may be watching, and must see no side effects
         _found[array_type] = found
     return found
+
+
+def remember(bridge: str, *array_types: type) -> None:
+    """Which bridge takes arrays of exactly these types, so that no call has to find out."""
+    _found.update(dict.fromkeys(array_types, bridge))
 
 
 def _framework(value: Any) -> str | None:

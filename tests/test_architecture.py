@@ -41,13 +41,20 @@ RESERVED = {
     "numba": ("cpu/",),
     "llvmlite": ("cpu/",),
     # the last two for arrays of a framework that is on a GPU without CuPy's being imported
-    "cupy": ("cuda/runtime.py", "commands/machine.py", "jax/buffers.py", "dlpack.py"),
+    "cupy": (
+        "cuda/runtime.py",
+        "commands/machine.py",
+        "jax/buffers.py",
+        "dlpack.py",
+        "torch/crossing.py",
+    ),
     "cupy_backends": ("cuda/runtime.py",),
     "cupyx": (),
     "torch": ("torch/", "keras.py", "commands/peers.py", "commands/cuda_peers.py"),
     # peers: what `bench` measures against
     "torchvision": ("commands/peers.py", "commands/cuda_peers.py"),
     "onnx": ("commands/peers.py",),
+    "onnxscript": ("torch/onnx.py",),
     "onnxruntime": ("commands/peers.py",),
     "openvino": ("commands/peers.py",),
     "jax": ("jax/", "keras.py"),

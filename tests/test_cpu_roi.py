@@ -137,7 +137,7 @@ def test_absurd_boxes_end_and_leave_the_others_alone(name, dtype):
             assert np.isfinite(output).all(), box
             others = np.arange(count) != 1
             assert output[others].tobytes() == expected[others].tobytes(), box
-            if not np.isfinite(np.sum(box, dtype=np.float64)) or np.isnan(box).any():
+            if not np.isfinite(box).all():
                 assert not output[1].any(), box
             for gradient in row.call_backward(np.ones_like(output), given):
                 assert gradient is None or np.isfinite(gradient).all(), box
@@ -150,9 +150,9 @@ def test_coordinates_that_are_not_finite_read_nothing(name):
     if "offset" in case.arrays:
         for value in (np.nan, np.inf, 1e300):
             offset = case.arrays["offset"].copy()
-            offset[2] = value
+            offset[4] = value
             output = row.call(Case("moved", {**case.arrays, "offset": offset}, case.options))
-            assert not output[2].any()
+            assert not output[4].any()
     image = case.arrays["input"].copy()
     image[:, :, 0, 0] = np.nan  # a neighbour in memory of what is read, but never read
     boxes = np.tile([0.0, 4, 4, 8, 8], (len(case.arrays["boxes"]), 1))

@@ -275,3 +275,40 @@ def test_float64_arrays_stay_so_without_x64():
         output = function(given)
         assert output.dtype == np.float64
         np.testing.assert_array_equal(output, expected)
+
+
+def test_boxes_may_be_a_list_and_their_images_are_checked():
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.standard_normal((2, 3, 8, 8)))
+    corners = jnp.array([[0.0, 1.0, 5.0, 6.0]])
+    rows = jnp.concatenate([jnp.ones((1, 1)), corners], axis=1)
+    expected = cudeform.roi_align(images, rows, 2)
+    found = jax.jit(lambda *boxes: cudeform.roi_align(images, list(boxes), 2))(corners[:0], corners)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="expected `boxes` of length 2"):
+        cudeform.roi_align(images, [corners], 2)
+    with pytest.raises(TypeError, match=r"expected `boxes\[1\]` to be a jax array like `input`"):
+        cudeform.roi_align(images, [corners, np.asarray(corners)], 2)
+    wrong = rows.at[0, 0].set(7)  # what is in an array is known when the program runs
+    errors = (jax.errors.JaxRuntimeError, ValueError)  # by where JAX notices it
+    with pytest.raises(errors, match="whole image indices from 0 to 1"):
+        jax.block_until_ready(cudeform.roi_align(images, wrong, 2))
+
+
+def test_results_beside_the_first_have_no_tangent():
+    of = problem(
+        "roi_pool", next(case for name, case in problems() if name == "roi_pool"), "float64"
+    )
+    given, _ = split(of)
+    boxes = jnp.asarray(of.case.arrays["boxes"])
+    options = {**of.case.options, "mode": "max", "return_argmax": True}
+
+    def loss(given):
+        output, argmax = cudeform.roi_pool(**given, boxes=boxes, **options)
+        assert argmax.dtype == jnp.int32
+        return jnp.sum(output**2) / 2
+
+    output, argmax = cudeform.roi_pool(**given, boxes=boxes, **options)
+    plain = {name: value for name, value in options.items() if name != "return_argmax"}
+    expected = cudeform.roi_pool_backward(output, **given, boxes=boxes, **plain, argmax=argmax)
+    np.testing.assert_array_equal(jax.grad(loss)(given)["input"], expected.input)

@@ -87,10 +87,20 @@ def test_mmcvs_old_checkpoints():
         conv2_offset__weight=(27, 4, 3, 3),
         conv2_offset__bias=(27,),
     )
-    expected = old["conv2_offset.weight"]
-    block.load_state_dict(old)
-    assert torch.equal(block["conv2"].conv_offset.weight, expected)
+    block.load_state_dict(nn.rename_legacy_keys(block, old))
+    assert torch.equal(block["conv2"].conv_offset.weight, old["conv2_offset.weight"])
     assert block.state_dict()._metadata["conv2"]["version"] == 2
+
+
+def test_mmcvs_loaders_have_old_keys_renamed():
+    """They show a module all keys."""
+    module = nn.DeformConv2dPack(4, 6, 3)
+    old = state(a_weight=(1,), conv2__weight=(6, 4, 3, 3))
+    old |= state(conv2_offset__weight=(18, 4, 3, 3), conv2_offset__bias=(18,))
+    expected, errors = old["conv2_offset.weight"], []
+    module._load_from_state_dict(old, "conv2.", {}, True, [], [], errors)
+    assert torch.equal(module.conv_offset.weight, torch.zeros(18, 4, 3, 3)) and not errors
+    assert old["conv2.conv_offset.weight"] is expected
 
 
 def test_dcnv2s_module():

@@ -41,7 +41,7 @@ WIDTH = 32  # channels of the maps
 WIDER = 46  # with so many in the last two layers, plain has the parameters of modulated
 BATCH = 32
 QUICK_STEPS, LONG_STEPS = 250, 2500
-RATE = 6e-3  # the best of 0.003, 0.006 and 0.01 for the plain network
+RATE = 1e-2  # the best of 0.003, 0.006, 0.01 and 0.02 for the plain network
 BRANCH_RATE = 0.3  # of it, for the branches
 
 NETWORKS = ("plain", "deformable v1", "modulated v2")

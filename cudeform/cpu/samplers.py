@@ -399,8 +399,9 @@ def _inside(samples, size, low, high):
     if count > 4 * size + 16 and spacing != 0:
         start, step = np.float64(first), np.float64(spacing)
         ends = (low - start) / step, (high - start) / step
+        if np.isnan(ends[0] - ends[1]):
+            return np.int64(0), np.int64(0)
         begin = max(begin, np.floor(min(ends[0], ends[1])) - 1)
         end = min(end, np.ceil(max(ends[0], ends[1])) + 2)
-        if not begin < end:  # or NaN
-            begin, end = 0.0, 0.0
+        end = max(begin, end)
     return np.int64(begin), np.int64(end)

@@ -4,7 +4,12 @@ Nothing here has to be imported for that: ``cudeform.deform_conv2d(tensor, ...)`
 `cudeform.torch.nn` has modules, `cudeform.torch.onnx` the way to ONNX.
 """
 
+import torch
+
+from cudeform import dispatch
 from cudeform.torch.calls import call
 from cudeform.torch.patching import Patch, patch
 
 __all__ = ["Patch", "call", "patch"]
+
+dispatch.remember("cudeform.torch", torch.Tensor, torch.nn.Parameter)

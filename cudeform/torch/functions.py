@@ -14,7 +14,18 @@ from cudeform.torch.bridges import BRIDGES, Bridge, flat
 from cudeform.torch.crossing import compute
 from cudeform.torch.mapping import mapped
 
-__all__ = ["Backward", "Bound", "Eager", "Forward", "curvature", "is_plain", "transformed"]
+__all__ = [
+    "Backward",
+    "BackwardDual",
+    "Bound",
+    "Eager",
+    "Forward",
+    "ForwardDual",
+    "call",
+    "curvature",
+    "is_plain",
+    "transformed",
+]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -68,8 +79,9 @@ class Eager(Function):
         ctx.bound = bound
         names = bound.bridge.names
         kept = bound.bridge.kept
-        ctx.save_for_backward(*(t for n, t in zip(names, tensors, strict=True) if n in kept))
-        return bound.forward(tensors)
+        given = dict(zip(names, tensors, strict=True))
+        ctx.save_for_backward(*[given[name] for name in kept])
+        return compute(bound.bridge.forward, given, bound.options)
 
     @staticmethod
     @torch.compiler.disable  # a graph that broke around it would be traced on in here

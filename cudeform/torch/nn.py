@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "DeformRoIPoolPack",
     "ModulatedDeformConv2dPack",
     "ModulatedDeformRoIPoolPack",
+    "rename_legacy_keys",
 ]
 
 
@@ -134,8 +136,39 @@ class _Pack(DeformConv2d):
         return super().forward(input, predicted[:, : 2 * taps], predicted[:, 2 * taps :].sigmoid())
 
 
+def _rename(state_dict: dict[str, Any], prefix: str) -> None:
+    for name in ("weight", "bias"):
+        old, new = f"{prefix[:-1]}_offset.{name}", f"{prefix}conv_offset.{name}"
+        if new not in state_dict and old in state_dict:
+            state_dict[new] = state_dict.pop(old)
+
+
+def rename_legacy_keys(module: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint of mmcv's first version with the keys that `module` has now.
+
+    There the branch of a module `conv2` stood beside it, as `conv2_offset`. mmcv's and mmengine's
+    own loaders rename by themselves; ``load_state_dict`` of torch shows a module its own keys only.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        What the checkpoint is for.
+    state_dict : mapping
+        It is left as it is.
+
+    Returns
+    -------
+    dict
+    """
+    renamed = dict(state_dict)
+    for name, part in module.named_modules():
+        if isinstance(part, _MmcvPack):
+            _rename(renamed, f"{name}." if name else "")
+    return renamed
+
+
 class _MmcvPack(_Pack):
-    """mmcv's, whose version 1 had the branch beside the module: `conv2_offset` of `conv2`."""
+    """mmcv's, whose first version had the branch beside the module: `conv2_offset` of `conv2`."""
 
     _version = 2
 
@@ -144,10 +177,7 @@ class _MmcvPack(_Pack):
     ) -> None:
         version = local_metadata.get("version")
         if version is None or version < 2:
-            for name in ("weight", "bias"):
-                old, new = f"{prefix[:-1]}_offset.{name}", f"{prefix}conv_offset.{name}"
-                if new not in state_dict and old in state_dict:
-                    state_dict[new] = state_dict.pop(old)
+            _rename(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
 
 

@@ -1,0 +1,127 @@
+"""Microseconds of one call on a tiny problem, by every route to the same operator, as JSON.
+
+    python benchmarks/overhead.py [FILE]
+
+What the sizes cost is in `python -m cudeform bench`; here they are so small that what is left is
+the cost of being called. torchvision's own operator is measured where it is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import cudeform
+from cudeform.commands import machine
+
+ROUNDS, CALLS = 15, 60
+Route = tuple[str, str, Callable[[], Any], Callable[[], Any] | None]
+
+
+def microseconds(call: Callable[[], Any]) -> dict[str, float]:
+    """Of the calls' rounds, the fastest and the median one."""
+    for _ in range(10):  # compiles
+        call()
+    rounds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        rounds.append((time.perf_counter() - start) / CALLS * 1e6)
+    return {"best_us": round(min(rounds), 1), "median_us": round(statistics.median(rounds), 1)}
+
+
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {"input": (1, 4, 8, 8), "offset": (1, 18, 8, 8), "weight": (4, 4, 3, 3)}
+    return {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+
+
+def numpy_routes() -> Iterator[Route]:
+    given = arrays()
+    points = np.random.default_rng(1).uniform(0, 7, (1, 16, 2)).astype(np.float32)
+    image, grad = given["input"], np.ones((1, 4, 8, 8), np.float32)
+    yield (
+        "deform_conv2d",
+        "NumPy",
+        lambda: cudeform.deform_conv2d(**given, padding=1),
+        lambda: cudeform.deform_conv2d_backward(grad, **given, padding=1),
+    )
+    yield (
+        "bilinear_sample",
+        "NumPy",
+        lambda: cudeform.bilinear_sample(image, points),
+        lambda: cudeform.bilinear_sample_backward(
+            grad[..., :4, :4].reshape(1, 4, 16), image, points
+        ),
+    )
+
+
+def torch_routes() -> Iterator[Route]:
+    """With gradients the forward counts what it saves, and the backward is all of autograd's."""
+    import torch
+
+    given = {name: torch.from_numpy(array) for name, array in arrays().items()}
+    points = torch.rand(1, 16, 2) * 7
+
+    def conv(input: Any, offset: Any, weight: Any) -> Any:
+        return cudeform.deform_conv2d(input, offset, weight, padding=1)
+
+    def sample(input: Any, points: Any) -> Any:
+        return cudeform.bilinear_sample(input, points)
+
+    functions = [("deform_conv2d", "torch", conv, list(given.values()))]
+    functions.append(("bilinear_sample", "torch", sample, [given["input"], points]))
+    compiled = torch.compile(conv, fullgraph=True)
+    functions.append(("deform_conv2d", "torch.compile", compiled, list(given.values())))
+    try:
+        from torchvision.ops import deform_conv2d
+    except ImportError:
+        pass
+    else:
+
+        def peer(input: Any, offset: Any, weight: Any) -> Any:
+            return deform_conv2d(input, offset, weight, padding=1)
+
+        functions.append(("deform_conv2d", "torchvision", peer, list(given.values())))
+    for operator, route, function, tensors in functions:
+        yield operator, route, lambda f=function, t=tensors: f(*t), None
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        grad = torch.ones_like(function(*tensors))
+
+        def both(f: Any = function, t: Any = leaves, g: Any = grad) -> Any:
+            return torch.autograd.grad(f(*t), t, g)
+
+        yield operator, f"{route}, with gradients", lambda f=function, t=leaves: f(*t), both
+
+
+def main() -> None:
+    routes = list(numpy_routes())
+    try:
+        routes += torch_routes()
+    except ImportError:
+        print("torch is not installed", file=sys.stderr)
+    results = []
+    for operator, route, forward, backward in routes:
+        found = {"operator": operator, "route": route, "forward": microseconds(forward)}
+        if backward is not None:
+            name = "backward" if route == "NumPy" else "forward_and_backward"
+            found[name] = microseconds(backward)
+        results.append(found)
+        print(json.dumps(found), file=sys.stderr)
+    report = json.dumps({"machine": machine.describe(), "results": results}, indent=1)
+    if len(sys.argv) > 1:
+        with open(sys.argv[1], "w") as file:
+            file.write(report + "\n")
+    else:
+        print(report)
+
+
+if __name__ == "__main__":
+    main()
