@@ -39,7 +39,8 @@ def _device(device_type: int, ordinal: int) -> Any:
 
 def _view(op: str, name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return type(value)(_view(op, f"{name}[{i}]", item) for i, item in enumerate(value))
+        views = [_view(op, f"{name}[{i}]", item) for i, item in enumerate(value)]
+        return views if isinstance(value, list) else tuple(views)
     if not hasattr(value, "__dlpack__"):
         return value
     device_type, _ = value.__dlpack_device__()

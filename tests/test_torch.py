@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 from torch.library import opcheck  # noqa: E402
 
-from cudeform.torch.bridges import BRIDGES, flat  # noqa: E402
+from cudeform.torch.bridges import BRIDGES, flat, nested  # noqa: E402
 
 every_case = pytest.mark.parametrize(("name", "case"), problems())
 every_row = pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
@@ -48,8 +48,8 @@ def arguments(asked, requires_grad=True):
     return {**missing, **tensors}, wanted
 
 
-def small(name, off_the_knots=True):
-    """A case of few numbers, as (function of the differentiable tensors, those tensors)."""
+def small(name):
+    """(arrays, options) of few numbers, with no coordinate near a whole one."""
     rng = np.random.default_rng(6)
 
     def real(*shape):
@@ -186,14 +186,12 @@ def test_operator_passes_opcheck(row):
 
 def test_options_survive_the_schema():
     bridge = BRIDGES["deform_conv2d"]
-    from cudeform.torch.bridges import nested
-
     for padding in (1, (1, 2), ((1, 2), (3, 4))):
         assert nested(bridge, flat(bridge, {"padding": padding}))["padding"] == padding
     assert flat(bridge, {"padding": [[1, 2], [3, 4]]})[1] == [1, 2, 3, 4]
 
 
-def layer(dtype=None):
+def layer():
     tensors, _ = arguments(problem("deform_conv2d", "v2", "float64"), requires_grad=False)
     names = ("input", "offset", "weight", "bias", "mask")
 

@@ -26,7 +26,7 @@ from cudeform.layers import Conv2d, DeformPSRoiPool, DeformRoiPool, Linear
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["DEFAULTS", "NETWORKS", "RoiComparison", "build", "compare", "run"]
+__all__ = ["DEFAULTS", "NETWORKS", "RoiComparison", "build", "compare", "middle_error", "run"]
 
 DEFAULTS = {"long": False, "seeds": None}
 
@@ -35,7 +35,7 @@ WIDTH = 32  # channels of the maps
 BINS = 3  # along each axis
 STRIDE = 4  # pixels of the image between two of the maps
 SIZE = 4  # scenes in a batch
-RATE = 6e-3
+RATE = 1e-2
 BRANCH_RATE = 1.0  # of it, for the branches
 WARPS = Warps(rotation=20, shear=0.2)
 QUICK_STEPS, LONG_STEPS = 200, 2000

@@ -145,7 +145,8 @@ def locate_regions(plan: RoiPlan, boxes: np.ndarray) -> Regions:
     bins = np.array(plan.bins, real)
     with np.errstate(all="ignore"):  # boxes may be anything
         start, size = _extent(plan, boxes[order, 1:].reshape(-1, 2, 2)[..., ::-1])
-        start[~np.isfinite(start + size).all(1)] = np.nan  # nothing is inside
+        nowhere = ~np.isfinite(start + size).all(1)
+        start[nowhere], size[nowhere] = np.nan, 0  # nothing is inside, and nothing moves it
         bin_size = size / bins
         counts = np.ceil(bin_size) if plan.samples == 0 else np.full_like(size, plan.samples)
         counts = np.clip(np.nan_to_num(counts), 0, _COUNTABLE)

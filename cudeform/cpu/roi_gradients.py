@@ -75,9 +75,10 @@ def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: n
     images = len(regions.images)
     job = job_of(plan, wide.itemsize, images * plan.classes * plan.groups[0])
     parts = list(rounds(job, images, wide.itemsize))
-    target = np.empty(0 if job.largest else max(room(job, part) for part in parts), wide)
-    for part in parts:
-        target[: room(job, part)] = 0
+    target = np.zeros(0 if job.largest else max(room(job, part) for part in parts), wide)
+    for number, part in enumerate(parts):
+        if number:
+            target[...] = 0
         with writing(job, regions, part, grad_input, wide) as written:
             for work, grad, argmax in _works(job, regions, part, given):
                 if job.largest:

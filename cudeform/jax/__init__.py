@@ -6,7 +6,7 @@ any of JAX's transformations, is answered here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     """Answer a call of an operator, or of its backward, with JAX arrays among its arguments."""
     op = name.removesuffix("_backward")
     needs = given.get("needs")
-    if not (needs is None or isinstance(needs, str)):
+    if isinstance(needs, Iterable) and not isinstance(needs, str):
         given = {**given, "needs": tuple(needs)}  # an iterator lasts for one reading
     expected = function(**{k: _shape(v) for k, v in given.items()})  # raises what is wrong
     given = {k: _rows(v) if k == "boxes" else _frozen(v) for k, v in given.items()}
@@ -46,7 +46,7 @@ def _shape(value: Any) -> Any:
     if isinstance(value, jax.Array):
         return Shape(value.shape, value.dtype)
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_shape, value))
+        return (list if isinstance(value, list) else tuple)(map(_shape, value))
     return value
 
 
