@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         type=int,
         metavar="N",
-        help="trainings of each network; default: 3 for the digits, 2 for the rois",
+        help="trainings of each network; default: 3 for the digits, 2 for the rois, 5 with --long",
     )
 
 

@@ -39,19 +39,22 @@ class Binary(NamedTuple):
 
 
 def wheel_file(wheel: str, name: str):
-    """The path of a file that an installed wheel brought."""
+    """The path of a file that an installed wheel brought, by the beginning of its name."""
     try:
         files = distribution(wheel).files or []
     except PackageNotFoundError:
         raise Missing(f"needs the wheel {wheel}: pip install {wheel}") from None
     for file in files:
-        if file.name == name:
+        if file.name.startswith(name):
             return file.locate()
     raise Missing(f"the wheel {wheel} {version(wheel)} has no {name}")
 
 
 @cache
 def _library(major: int):
+    # Loaded before it is asked for by name alone, which finds it in no folder of the system's.
+    builtins = wheel_file(WHEELS[major], f"libnvrtc-builtins.so.{major}")
+    ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
     library = ctypes.CDLL(str(wheel_file(WHEELS[major], f"libnvrtc.so.{major}")))
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
     return library
