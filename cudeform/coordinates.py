@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cudeform import arrays, checks
+from cudeform.dispatch import operator
 
 __all__ = ["convert_roi_offset", "points_from_msda", "points_to_msda"]
 
@@ -19,6 +20,7 @@ def _level_sizes(op: str, array: Any, name: str, spatial_shapes: Any, xp: Any) -
     return sizes.astype(arrays.sum_dtype(array.dtype))[:, None, :]
 
 
+@operator
 def points_from_msda(locations: Any, spatial_shapes: Any) -> Any:
     """Points (y, x) in pixels from the sampling locations of multi-scale deformable attention.
 
@@ -58,6 +60,7 @@ def points_from_msda(locations: Any, spatial_shapes: Any) -> Any:
     return arrays.contiguous(points.astype(locations.dtype))
 
 
+@operator
 def points_to_msda(points: Any, spatial_shapes: Any) -> Any:
     """The inverse of `points_from_msda`, up to rounding.
 
@@ -102,6 +105,7 @@ def _roi_size_mxnet(boxes: Any, scale: float, xp: Any) -> Any:
 _ROI_SIZES = {"mmcv": _roi_size_mmcv, "mxnet": _roi_size_mxnet}
 
 
+@operator
 def convert_roi_offset(
     offset: Any,
     boxes: Any,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cudeform import arrays, checks
+from cudeform.dispatch import operator
 from cudeform.geometry import LAYOUTS
 
 __all__ = [
@@ -122,6 +123,7 @@ def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: floa
     return (scale - 1.0) * np.stack(np.meshgrid(a, b, indexing="ij"), axis=-1)
 
 
+@operator
 def convert_offset(
     offset: Any,
     source: str,
@@ -208,6 +210,7 @@ def convert_offset(
     return taps.write(result, target, xp)
 
 
+@operator
 def convert_mask(
     mask: Any,
     source: str,
@@ -270,6 +273,7 @@ def _packed_channels(groups: int, points: int) -> int:
     return -(-3 * groups * points // 8) * 8
 
 
+@operator
 def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     """The offset and the mask that DCNv4 keeps in one array, in DCNv3's layout.
 
@@ -319,6 +323,7 @@ def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     return arrays.contiguous(offset), arrays.contiguous(mask)
 
 
+@operator
 def pack_dcnv4(offset: Any, mask: Any, groups: int) -> Any:
     """The inverse of `unpack_dcnv4`: one array for DCNv4 from an offset and a mask of DCNv3.
 

@@ -32,6 +32,10 @@ def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
         return _backward(BRIDGES[name.removesuffix("_backward")], given)
     tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor)}
     _check(name, tensors)
+    for argument, tensor in tensors.items():
+        if tensor.requires_grad and torch.is_grad_enabled():
+            why = "there is no gradient through it: call .detach(), or convert what predicts it"
+            checks.fail(name, argument, "to require no gradient", "one that does", why)
     options = {k: v for k, v in given.items() if k not in tensors}
     return compute(function, tensors, options)
 

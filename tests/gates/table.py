@@ -41,7 +41,7 @@ PATH = Path(__file__).with_name("resources.json")
 # The architectures by CUDA's major version: all that CUDA 13 compiles for, and what it dropped.
 ARCHITECTURES = {
     12: ("sm_70",),
-    13: tuple(f"sm_{n}" for n in (75, 80, 86, 87, 88, 89, 90, 100, 103, 107, 110, 120, 121)),
+    13: tuple(f"sm_{n}" for n in (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)),
 }
 # Every unit is compiled for these, and for the others, unless CUDEFORM_GATES=full, those of
 # `_is_typical`: on two cores the difference is one minute or three.
