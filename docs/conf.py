@@ -23,7 +23,8 @@ extensions = [
     "numpydoc",
     "myst_parser",
 ]
-exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_templates"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!cudeform).*")]  # types in prose are no targets
 
