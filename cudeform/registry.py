@@ -230,6 +230,7 @@ def _ps_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
 
 
 def _deform_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
+    yield _pooling(rng, "still", output_size=(3, 2), sampling_ratio=2)
     yield _pooling(rng, "v1", output_size=3, cells=(1, 3, 3))
     yield _pooling(rng, "v2", c=16, output_size=(2, 3), cells=(1, 2, 3), mask=True, gamma=0.3)
     yield _pooling(

@@ -145,7 +145,8 @@ def test_units_read_at_their_points(name):
     changed = np.abs(after - before).max(axis=1) > 1e-9
     pixels = np.argwhere(np.ones((32, 32)))
     near = (np.abs(points - pixels[:, None]) < 3).all(axis=2).any(axis=1)
-    np.testing.assert_array_equal(near, changed)
+    assert not (changed & ~near).any()
+    assert changed.sum() > 0.95 * near.sum()  # all channels of a pixel may be zero behind a ReLU
 
 
 def test_figure_shows_every_network(tiny):

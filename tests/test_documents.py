@@ -25,9 +25,16 @@ def test_readme_example_runs(capsys):
 
 
 def test_readme_examples_differ_in_the_import_alone():
-    on_cpu, on_gpu = examples(README)
+    on_cpu, on_gpu, _ = examples(README)
     assert on_cpu.startswith("import numpy as xp\n")
     assert on_gpu == on_cpu.replace("import numpy as xp", "import cupy as xp")
+
+
+def test_readme_example_for_torch_runs(capsys):
+    pytest.importorskip("torch")
+    exec(compile(examples(README)[2], "README.md", "exec"), {})
+    shapes = "torch.Size([8, 16, 3, 3]) torch.Size([2, 18, 32, 32])\n"
+    assert capsys.readouterr().out == shapes
 
 
 def test_readme_tables_are_up_to_date():

@@ -44,8 +44,10 @@ def test_gradients_have_the_arguments_shapes(operator, case):
     """The reference itself: a gradient for every array given, of its shape."""
     asked = problem(operator, case, "float64")
     gradients = asked.gradients
-    for name, array in asked.case.arrays.items():
-        assert gradients[name].shape == array.shape
+    for argument in asked.row.arguments:
+        array = asked.case.arrays.get(argument.name)
+        if argument.differentiable and array is not None:
+            assert gradients[argument.name].shape == array.shape
 
 
 @every_case

@@ -123,12 +123,12 @@ def test_a_call_on_numpy_arrays_imports_no_other_framework():
 def test_forward_takes_what_its_row_says(row):
     parameters = inspect.signature(row.forward).parameters
     arguments = {argument.name: argument for argument in row.arguments}
-    assert set(parameters) == arguments.keys() | set(row.options)
+    # What is asked for besides the result is no option of it.
+    assert set(parameters) - {"return_argmax"} == arguments.keys() | set(row.options)
     for name, argument in arguments.items():
-        default = None if argument.optional else inspect.Parameter.empty
-        assert parameters[name].default is default, name
-    for name in row.options:
-        assert parameters[name].default not in (None, inspect.Parameter.empty), name
+        default = parameters[name].default
+        assert default in (None, inspect.Parameter.empty), name
+        assert argument.optional or default is inspect.Parameter.empty, name
 
 
 @every_row
@@ -138,13 +138,14 @@ def test_backward_takes_and_returns_what_its_row_says(row):
     backward = inspect.signature(row.backward).parameters
     assert next(iter(backward)) == "grad_output"
     kept = [name for name in forward if name in backward]
-    assert [n for n in backward if n not in ("grad_output", "needs")] == kept
+    # What the forward may have returned besides its result saves work.
+    assert [n for n in backward if n not in ("grad_output", "needs", "argmax")] == kept
     # A sum's addend has a gradient but no influence on one.
-    assert set(forward) - set(kept) <= {"bias"}
+    assert set(forward) - set(kept) <= {"bias", "return_argmax"}
     for name in kept:
         assert backward[name].default == forward[name].default, name
     returned = inspect.signature(row.backward, eval_str=True).return_annotation
-    assert sorted(returned._fields) == sorted(argument.name for argument in row.arguments)
+    assert list(returned._fields) == [a.name for a in row.arguments if a.differentiable]
 
 
 @every_row

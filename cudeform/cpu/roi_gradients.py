@@ -39,7 +39,7 @@ from cudeform.cpu.regions import (
 from cudeform.cpu.staging import result_at, room, stage, unstage, writing
 from cudeform.geometry import RoiPlan
 
-__all__ = ["backward"]
+__all__ = ["backward", "group_rows"]
 
 _PLANES = 8  # channels of an image
 

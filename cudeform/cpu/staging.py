@@ -15,7 +15,7 @@ from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.precision import rounded
 from cudeform.cpu.regions import Job, Regions, Round
 
-__all__ = ["result_at", "room", "stage", "start_of", "unstage", "writing"]
+__all__ = ["View", "result_at", "room", "stage", "start_of", "unstage", "writing"]
 
 _PIXELS = 256  # laid out in one go
 

@@ -213,8 +213,8 @@ def deform_roi_pool(
     >>> offset = np.zeros((1, 2, 2, 2))
     >>> offset[:, 0] = 2.5
     >>> cudeform.deform_roi_pool(image, boxes, offset, 2)[0, 0]
-    array([[ 3.5 ,  5.  ],
-           [11.5 , 13.  ]])
+    array([[ 3.5,  5. ],
+           [11.5, 13. ]])
     """
     op = "deform_roi_pool"
     kind = arrays.kind_of(op, dict(input=input, offset=offset, mask=mask), optional=_OPTIONAL)
