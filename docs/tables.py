@@ -46,6 +46,19 @@ def memory() -> str:
     return _measured("extra_mb", _megabytes)
 
 
+def poolings() -> str:
+    """The poolings of regions beside torchvision's, in every committed run."""
+    return _measured("cudeform_ms", _pooling_times)
+
+
+def _pooling_times(results: list[dict[str, Any]]) -> str:
+    rows = [
+        [r["workload"], r["pass"], f"{r['cudeform_ms']:.1f} ms", f"{r['ratio']:.2f}×"]
+        for r in results
+    ]
+    return markdown(["pooling", "pass", OURS, "torchvision"], rows)
+
+
 def _measured(field: str, table: Callable[[list[dict[str, Any]]], str]) -> str:
     runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     runs = [run for run in runs if all(field in result for result in run["results"])]
@@ -118,7 +131,7 @@ def filled(text: str) -> str:
 
 
 README_TABLES = {"operators": operators, "benchmarks": benchmarks}
-TABLES = {**README_TABLES, "memory": memory}
+TABLES = {**README_TABLES, "memory": memory, "poolings": poolings}
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
