@@ -1,6 +1,6 @@
 """Microseconds of one call on a tiny problem, by every route to the same operator, as JSON.
 
-    python benchmarks/overhead.py [FILE]
+    python benchmarks/overhead.py --json benchmarks/results/overhead.json
 
 What the sizes cost is in `python -m cudeform bench`; here they are so small that what is left is
 the cost of being called. torchvision's own operator is measured where it is installed.
@@ -8,11 +8,13 @@ the cost of being called. torchvision's own operator is measured where it is ins
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,6 +104,9 @@ def torch_routes() -> Iterator[Route]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE", help="write the results here, too")
+    given = parser.parse_args()
     routes = list(numpy_routes())
     try:
         routes += torch_routes()
@@ -114,13 +119,11 @@ def main() -> None:
             name = "backward" if route == "NumPy" else "forward_and_backward"
             found[name] = microseconds(backward)
         results.append(found)
-        print(json.dumps(found), file=sys.stderr)
-    report = json.dumps({"machine": machine.describe(), "results": results}, indent=1)
-    if len(sys.argv) > 1:
-        with open(sys.argv[1], "w") as file:
-            file.write(report + "\n")
-    else:
-        print(report)
+        print(json.dumps(found), flush=True)
+    if given.json:
+        facts = machine.describe("numpy", "numba", "torch", "torchvision")
+        content = json.dumps({"machine": facts, "results": results}, indent=1)
+        Path(given.json).write_text(content + "\n")
 
 
 if __name__ == "__main__":
