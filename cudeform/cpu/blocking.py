@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu import threads
-from cudeform.cpu.compiler import inlined, kernel
+from cudeform.cpu.compiler import inlined, kernel, record
 from cudeform.cpu.layout import add_row, copy_row, frozen, transpose
 from cudeform.cpu.matmul import columns_of
-from cudeform.cpu.samplers import PLANE
+from cudeform.cpu.samplers import PLANE, Grid
 from cudeform.cpu.simd import BLOCK_BYTES, BLOCK_ROWS, block_columns
 from cudeform.geometry import ConvPlan
 
@@ -23,12 +23,15 @@ __all__ = [
     "SCRATCH_BYTES",
     "Blocking",
     "Job",
+    "PART",
     "Slices",
     "collect_weight",
     "cut",
     "gradient_blocking",
     "gradient_slice",
+    "grid_and_job",
     "job_of",
+    "numbers_of",
     "packed_columns",
     "packed_rows",
     "padded",
@@ -136,6 +139,24 @@ def job_of(plan: ConvPlan, slices: Slices, itemsize: int, dense: bool) -> Job:
     )
 
 
+def numbers_of(*tuples: tuple[int, ...]) -> np.ndarray:
+    """Tuples of integers one after the other, for kernels to read."""
+    numbers = np.array([number for numbers in tuples for number in numbers], np.int64)
+    numbers.flags.writeable = False
+    return numbers
+
+
+_read_grid, _read_job = record(Grid), record(Job)
+_JOB = len(Grid._fields)
+PART = _JOB + len(Job._fields)
+
+
+@inlined
+def grid_and_job(numbers):
+    """What the numbers of every kernel of a convolution begin with."""
+    return _read_grid(numbers, 0), _read_job(numbers, _JOB)
+
+
 def rounds(slices: Slices, channel_bytes: int) -> list[tuple[int, int]]:
     """Ranges of slices whose channels take at most `SCRATCH_BYTES`, but one slice at least."""
     most = SCRATCH_BYTES // channel_bytes
@@ -176,23 +197,24 @@ def weight_rows(job: Job) -> int:
     return -(-job.widest // BLOCK_ROWS) * BLOCK_ROWS
 
 
-def packed_columns(job: Job, slices: Slices, weight: np.ndarray) -> np.ndarray:
+def packed_columns(job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray) -> np.ndarray:
     """The weights as right-hand sides of ``columns @ weights``: see `_pack_columns`."""
     block = BLOCK_BYTES // weight.itemsize
     width = -(-job.out_channels // block) * block
     count = len(slices.weight_group)
     packed = np.zeros(count * job.widest * width, weight.dtype)
-    task = partial(_pack_columns, job, slices, frozen(weight, weight), packed)
+    task = partial(_pack_columns, numbers, slices, frozen(weight, weight), packed)
     threads.share(task, count, weight.size)
     return packed
 
 
 @kernel
-def _pack_columns(job, slices, weight, packed, begin, end):
+def _pack_columns(numbers, slices, weight, packed, begin, end):
     """Slices `begin` to `end`, each panels of as many output channels as a block has columns.
 
     A panel has a row for every column of samples: tap k of channel c is row k*channels + c.
     """
+    _, job = grid_and_job(numbers)
     block = block_columns(packed)
     size = job.widest * columns_of(packed, job.out_channels)
     panel = np.zeros(job.widest * block, packed.dtype)
@@ -219,21 +241,22 @@ def _weight_at(job, slices, s, o):
     return (row + slices.first[s] - group * job.in_channels) * job.taps
 
 
-def packed_rows(job: Job, slices: Slices, weight: np.ndarray) -> np.ndarray:
+def packed_rows(job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray) -> np.ndarray:
     """The weights as right-hand sides of ``grad_output @ weights``: see `_pack_rows`."""
     count = len(slices.weight_group)
     packed = np.zeros(count * job.out_channels * job.pitch, weight.dtype)
-    task = partial(_pack_rows, job, slices, frozen(weight, weight), packed)
+    task = partial(_pack_rows, numbers, slices, frozen(weight, weight), packed)
     threads.share(task, count, weight.size)
     return packed
 
 
 @kernel
-def _pack_rows(job, slices, weight, packed, begin, end):
+def _pack_rows(numbers, slices, weight, packed, begin, end):
     """Slices `begin` to `end`, each panels of as many columns of samples as a block has columns.
 
     A panel has a row for every output channel; columns of samples are in order of tap and channel.
     """
+    _, job = grid_and_job(numbers)
     block = block_columns(packed)
     for s in range(begin, end):
         channels = slices.first[s + 1] - slices.first[s]
@@ -250,11 +273,12 @@ def _pack_rows(job, slices, weight, packed, begin, end):
 
 
 @kernel
-def collect_weight(job, slices, sums, images, grad_weight, begin, end):
+def collect_weight(numbers, slices, sums, images, grad_weight, begin, end):
     """Add up the images' shares in the gradient of the weights of some slices, in their order.
 
     `sums` is (images, slices, columns of samples, output channels), with the last two padded.
     """
+    _, job = grid_and_job(numbers)
     block = block_columns(sums)
     size = sums.size // images  # of an image
     rows = size // (len(slices.weight_group) * job.out_pitch)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
-__all__ = ["inlined", "inner", "kernel"]
+__all__ = ["inlined", "inner", "kernel", "record"]
 
 
 def _fingerprint() -> str | None:
@@ -53,3 +54,17 @@ def inner(function: Callable[..., Any]) -> Callable[..., Any]:
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile as a part of each caller."""
     return njit(inline="always", **_OPTIONS)(function)
+
+
+def record(kind: type) -> Callable[..., Any]:
+    """For kernels: the named tuple of integers that stands in an array from an index on.
+
+    From Python a kernel takes an array in the time of one or two integers.
+    """
+    size = len(kind._fields)
+
+    @inlined
+    def read(numbers, at):
+        return kind(*to_fixed_tuple(numbers[at : at + size], size))
+
+    return read

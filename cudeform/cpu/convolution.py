@@ -10,16 +10,19 @@ import numpy as np
 
 from cudeform.cpu import threads
 from cudeform.cpu.blocking import (
+    PART,
     SCRATCH_BYTES,
     Job,
     Slices,
     cut,
+    grid_and_job,
     job_of,
+    numbers_of,
     packed_columns,
     rounds,
     widest_slice,
 )
-from cudeform.cpu.compiler import inlined, kernel
+from cudeform.cpu.compiler import inlined, kernel, record
 from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.samplers import Grid, Image, blend, grid_of, locate, point_arrays
@@ -27,6 +30,7 @@ from cudeform.cpu.simd import block_columns
 from cudeform.geometry import ConvPlan
 
 __all__ = [
+    "Memory",
     "Part",
     "Work",
     "convolve",
@@ -39,11 +43,23 @@ class Part(NamedTuple):
     """What one call of `_convolve_tiles` computes from: images, and slices of their channels."""
 
     first_image: int
+    images: int
     image_size: int  # elements from one image to the next in the source
     pitch: int  # elements from one pixel to the next
     first_channel: int  # of the source
     begin: int  # slices
     end: int
+
+
+class Memory(NamedTuple):
+    """What the kernels read and write, flat."""
+
+    source: np.ndarray  # images with their channels last
+    offset: np.ndarray
+    mask: np.ndarray
+    packed: np.ndarray  # the weight
+    bias: np.ndarray
+    output: np.ndarray
 
 
 class Work(NamedTuple):
@@ -53,12 +69,17 @@ class Work(NamedTuple):
     job: Job
     part: Part
     slices: Slices
-    source: np.ndarray
-    offset: np.ndarray
-    mask: np.ndarray
-    packed: np.ndarray  # the weight
-    bias: np.ndarray
-    output: np.ndarray
+    memory: Memory
+
+
+class _Prepared(NamedTuple):
+    """What follows from a plan alone."""
+
+    slices: Slices
+    job: Job
+    parts: list[tuple[Part, np.ndarray]]  # with the numbers that their kernels read
+    staged: int  # elements of images laid out channels last
+    size: int  # multiplications
 
 
 def convolve(
@@ -71,57 +92,64 @@ def convolve(
     output: np.ndarray,
 ) -> None:
     """Fill `output`; all arrays are of one dtype, float32 or float64. No weight: only sample."""
-    points = plan.points
-    slices, job, grid = _prepared(plan, input.itemsize, weight is not None)
-    packed = None if weight is None else packed_columns(job, slices, weight)
+    slices, job, parts, staged, size = _prepared(plan, input.itemsize, weight is not None)
+    packed = None
+    if weight is not None:
+        packed = packed_columns(job, parts[0][1], slices, weight)
     bias = np.zeros(plan.out_channels, input.dtype) if bias is None else bias
+    given = frozen(input, input)
+    scratch = np.empty(staged, input.dtype)
+    source = frozen(scratch, input) if staged else given
     arrays = [frozen(array, input) for array in (offset, mask, packed, bias)]
-    flat = output.reshape(-1)
-    tiles = -(-points.pixels // job.tile)
-    size = points.batch * points.pixels * points.taps * points.channels
-    size *= job.out_channels if job.dense else 4
-    for part, source, images in _parts(plan, slices, input):
-        work = Work(grid, job, part, slices, source, *arrays, flat)
-        threads.share(partial(_convolve_tiles, work), images * tiles, size)
+    memory = Memory(source, *arrays, output.reshape(-1))
+    tiles = -(-plan.points.pixels // job.tile)
+    for part, numbers in parts:
+        if staged:
+            pieces = part.images * -(-plan.points.height * plan.points.width // _STAGED_PIXELS)
+            task = partial(_stage, numbers, given, scratch)
+            threads.share(task, pieces, part.images * part.image_size)
+        task = partial(_convolve_tiles, numbers, slices, memory)
+        threads.share(task, part.images * tiles, size)
 
 
 @lru_cache(maxsize=256)
-def _prepared(plan: ConvPlan, itemsize: int, dense: bool) -> tuple[Slices, Job, Grid]:
-    """What follows from the plan alone."""
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool) -> _Prepared:
+    points = plan.points
     slices = cut(plan, widest_slice(plan))
     job = job_of(plan, slices, itemsize, dense)
-    return slices, job, grid_of(plan.points, plan.deformable, plan.modulated)
+    grid = grid_of(points, plan.deformable, plan.modulated)
+    parts = [(part, numbers_of(grid, job, part)) for part in _parts(plan, slices, itemsize)]
+    staged = 0 if points.channels_last else max(p.images * p.image_size for p, _ in parts)
+    size = points.batch * points.pixels * points.taps * points.channels
+    return _Prepared(slices, job, parts, staged, size * (job.out_channels if dense else 4))
 
 
-def _parts(
-    plan: ConvPlan, slices: Slices, input: np.ndarray
-) -> Iterator[tuple[Part, np.ndarray, int]]:
-    """Images with their channels last: the input itself, or copies of a few at a time."""
+def _parts(plan: ConvPlan, slices: Slices, itemsize: int) -> Iterator[Part]:
+    """All images with their channels last; or copies of a few at a time."""
     points = plan.points
-    source = frozen(input, input)
     area, count = points.height * points.width, len(slices.weight_group)
     if points.channels_last:
-        part = Part(0, area * points.channels, points.channels, 0, 0, count)
-        yield part, source, points.batch
+        yield Part(0, points.batch, area * points.channels, points.channels, 0, 0, count)
         return
-    cuts = rounds(slices, area * input.itemsize)
+    cuts = rounds(slices, area * itemsize)
     widest = max(int(slices.first[end] - slices.first[begin]) for begin, end in cuts)
-    most = max(min(SCRATCH_BYTES // (widest * area * input.itemsize), points.batch), 1)
-    staged = np.empty(most * widest * area, input.dtype)
+    most = max(min(SCRATCH_BYTES // (widest * area * itemsize), points.batch), 1)
     for image in range(0, points.batch, most):
         images = min(most, points.batch - image)
         for begin, end in cuts:
             first, last = int(slices.first[begin]), int(slices.first[end])
-            part = Part(image, area * (last - first), last - first, first, begin, end)
-            stage = partial(_stage, points.channels, area, part, source, staged)
-            pieces = images * -(-area // _STAGED_PIXELS)
-            threads.share(stage, pieces, images * area * (last - first))
-            yield part, frozen(staged, input), images
+            yield Part(image, images, area * (last - first), last - first, first, begin, end)
+
+
+_read_part = record(Part)
 
 
 @kernel
-def _stage(channels, area, part, source, staged, first, last):
+def _stage(numbers, source, staged, first, last):
     """Lay pieces `first` to `last` of the images of a part out with their channels last."""
+    grid, job = grid_and_job(numbers)
+    part = _read_part(numbers, PART)
+    channels, area = job.groups * job.in_channels, grid.height * grid.width
     pieces = (area + _STAGED_PIXELS - 1) // _STAGED_PIXELS
     for piece in range(first, last):
         image = piece // pieces
@@ -133,9 +161,12 @@ def _stage(channels, area, part, source, staged, first, last):
 
 
 @kernel
-def _convolve_tiles(work, first_tile, last_tile):
+def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
     """Tiles `first_tile` to `last_tile` of the images of a part."""
-    grid, job, part, slices, source, offset, mask, packed, _, _ = work
+    grid, job = grid_and_job(numbers)
+    part = _read_part(numbers, PART)
+    work = Work(grid, job, part, slices, memory)
+    source, offset, mask, packed, _, _ = memory
     points = point_arrays(source, job.taps)
     columns = np.zeros(job.tile * job.pitch, source.dtype)
     width = job.out_pitch
@@ -184,7 +215,7 @@ def _convolve_tiles(work, first_tile, last_tile):
 @inlined
 def _start_sums(work, sums, place, first, fresh):
     """Begin a tile's sums of a weight group with the bias, or with what the output has so far."""
-    grid, job, bias, output = work.grid, work.job, work.bias, work.output
+    grid, job, bias, output = work.grid, work.job, work.memory.bias, work.memory.output
     pitch = job.out_pitch
     image, pixel, count = place
     channels = job.groups * job.out_channels
@@ -203,7 +234,7 @@ def _start_sums(work, sums, place, first, fresh):
 @inlined
 def _write(work, values, pitch, place, first, channels):
     """Write a tile of the output's channels from `first` on."""
-    grid, job, output = work.grid, work.job, work.output
+    grid, job, output = work.grid, work.job, work.memory.output
     image, pixel, count = place
     all_channels = job.groups * job.out_channels
     if job.channels_last:

@@ -16,6 +16,7 @@ import numpy as np
 
 from cudeform.cpu import threads
 from cudeform.cpu.blocking import (
+    PART,
     Blocking,
     Job,
     Slices,
@@ -23,11 +24,13 @@ from cudeform.cpu.blocking import (
     cut,
     gradient_blocking,
     gradient_slice,
+    grid_and_job,
     job_of,
+    numbers_of,
     packed_rows,
     weight_rows,
 )
-from cudeform.cpu.compiler import inlined, kernel
+from cudeform.cpu.compiler import inlined, kernel, record
 from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.samplers import (
@@ -125,41 +128,53 @@ def gradients(
         for gradient in result.values():
             gradient[...] = 0
         return result
-    slices, job, grid, blocking = _prepared(plan, input.itemsize, weight is not None)
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
-    size = 3 * plan.points.batch * plan.points.pixels * plan.points.taps * plan.points.channels
-    size *= job.out_channels if job.dense else 4
+    prepared = _prepared(plan, input.itemsize, weight is not None, wanted)
+    slices, job, blocking, parts, size = prepared
     sums = _allocate(plan, job, slices, wanted, blocking, result, input.dtype)
     packed = None
     if job.dense and (wanted.input or wanted.points):
-        packed = packed_rows(job, slices, weight)
+        packed = packed_rows(job, parts[0][1], slices, weight)
     source = input if plan.points.channels_last else sums.source
     arrays = (grad_output, input, source, offset, mask, packed)
     given = Given(*(frozen(array, input) for array in arrays))
     shared = [_flat(result.get(name), input.dtype) for name in ("offset", "mask")]
-    for part in _parts(plan, blocking):
-        work = Work(grid, job, wanted, part, slices, given, sums)
+    for part, numbers in parts:
         tasks = part.images * (part.end - part.begin)
-        threads.share(partial(_slice_gradients, work), tasks, size)
+        threads.share(partial(_slice_gradients, numbers, slices, given, sums), tasks, size)
         if wanted.points:
-            task = partial(_collect_points, grid, job, part, slices, sums.points, *shared)
+            task = partial(_collect_points, numbers, slices, sums.points, *shared)
             threads.share(task, part.images * (part.last_pixel - part.first_pixel), size)
     if wanted.weight:
         flat = result["weight"].reshape(-1)
-        task = partial(collect_weight, job, slices, sums.weight, blocking.images, flat)
+        numbers = parts[0][1]
+        task = partial(collect_weight, numbers, slices, sums.weight, blocking.images, flat)
         threads.share(task, len(slices.weight_group), size)
     if wanted.bias:
         result["bias"][...] = sums.bias.reshape(blocking.images, -1).sum(axis=0)
     return result
 
 
+class _Prepared(NamedTuple):
+    """What follows from a plan and what is wanted alone."""
+
+    slices: Slices
+    job: Job
+    blocking: Blocking
+    parts: list[tuple[Part, np.ndarray]]  # with the numbers that their kernels read
+    size: int  # multiplications
+
+
 @lru_cache(maxsize=256)
-def _prepared(plan: ConvPlan, itemsize: int, dense: bool) -> tuple[Slices, Job, Grid, Blocking]:
-    """What follows from the plan alone."""
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Prepared:
+    points = plan.points
     slices = cut(plan, gradient_slice(plan))
     job = job_of(plan, slices, itemsize, dense)
-    grid = grid_of(plan.points, plan.deformable, plan.modulated)
-    return slices, job, grid, gradient_blocking(plan, job, slices, itemsize)
+    grid = grid_of(points, plan.deformable, plan.modulated)
+    blocking = gradient_blocking(plan, job, slices, itemsize)
+    parts = [(part, numbers_of(grid, job, part, wanted)) for part in _parts(plan, blocking)]
+    size = 3 * points.batch * points.pixels * points.taps * points.channels
+    return _Prepared(slices, job, blocking, parts, size * (job.out_channels if dense else 4))
 
 
 _WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
@@ -262,10 +277,17 @@ def _output_tile(grid, job, given, place, first, channels, tile, pitch):
         transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
 
 
+_read_part, _read_wanted = record(Part), record(Wanted)
+_PART_NUMBERS = len(Part._fields)
+
+
 @kernel
-def _slice_gradients(work, first, last):
+def _slice_gradients(numbers, slices, given, sums, first, last):
     """Tasks `first` to `last` of a part, each a slice of an image."""
-    grid, job, wanted, part, _, given, _ = work
+    grid, job = grid_and_job(numbers)
+    part = _read_part(numbers, PART)
+    wanted = _read_wanted(numbers, PART + _PART_NUMBERS)
+    work = Work(grid, job, wanted, part, slices, given, sums)
     like = given.input
     points = point_arrays(like, job.taps)
     columns = np.zeros(job.tile * job.pitch, like.dtype)
@@ -353,11 +375,13 @@ def _add_rows(tile, pitch, count, channels, target, at):
 
 
 @kernel
-def _collect_points(grid, job, part, slices, points, grad_offset, grad_mask, first, last):
+def _collect_points(numbers, slices, points, grad_offset, grad_mask, first, last):
     """Add up what slices found for the gradients of offset and mask, in their order.
 
     `first` to `last` counts pixels of the part, image after image.
     """
+    grid, job = grid_and_job(numbers)
+    part = _read_part(numbers, PART)
     pixels = part.last_pixel - part.first_pixel
     slice_channels = job.groups * job.in_channels // job.offset_groups
     for image in range(first // pixels, (last - 1) // pixels + 1):

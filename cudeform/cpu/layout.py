@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from cudeform.cpu.compiler import inlined, inner
@@ -12,10 +14,16 @@ __all__ = ["add_row", "copy_plain", "copy_row", "frozen", "transpose"]
 
 def frozen(array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
     """The elements in a flat read-only view, so that a kernel is compiled once; empty for None."""
-    flat = np.empty(0, like.dtype) if array is None else array.reshape(-1)
-    flat = flat.view()
+    if array is None:
+        return _nothing(like.dtype)
+    flat = array.reshape(-1)  # a view of its own, also of a flat array
     flat.flags.writeable = False
     return flat
+
+
+@functools.cache
+def _nothing(dtype: np.dtype) -> np.ndarray:
+    return frozen(np.empty(0, dtype), np.empty(0, dtype))
 
 
 @inner
