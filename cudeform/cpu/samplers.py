@@ -12,7 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.compiler import inlined, inner
-from cudeform.cpu.simd import fma, lanes, load, splat, store, total, zeros
+from cudeform.cpu.simd import (
+    fma,
+    lanes,
+    load,
+    load_some,
+    splat,
+    store,
+    store_some,
+    total,
+    zeros,
+)
 from cudeform.geometry import Points
 
 __all__ = [
@@ -221,12 +231,19 @@ def _corners(grid, bits, pixel, image):
     return v00, v00 + right, v00 + down, v00 + down + right
 
 
+@inlined
+def _weights(like, numbers, n):
+    """The weights of the four corners in all lanes."""
+    top = splat(like, numbers[n + 3 * PLANE]), splat(like, numbers[n + 4 * PLANE])
+    return *top, splat(like, numbers[n + 5 * PLANE]), splat(like, numbers[n + 6 * PLANE])
+
+
 @inner
 def blend(grid, points, count, source, image, target, pitch):
     """Write the sampled values of the tile's points: tap k of pixel p at p*pitch + k*channels."""
     pixel, state, numbers = points
     step = lanes(source)
-    tail = image.channels & (step - 1)  # LLVM sees that this is too short to vectorise
+    tail = image.channels & (step - 1)
     whole = image.channels - tail
     for p in range(count):
         for k in range(grid.taps):
@@ -234,29 +251,30 @@ def blend(grid, points, count, source, image, target, pitch):
             at = p * pitch + k * image.channels
             bits = state[r]
             v00, v01, v10, v11 = _corners(grid, bits, pixel[r], image)
-            s00, s01 = numbers[n + 3 * PLANE], numbers[n + 4 * PLANE]
-            s10, s11 = numbers[n + 5 * PLANE], numbers[n + 6 * PLANE]
-            w00, w01 = splat(source, s00), splat(source, s01)
-            w10, w11 = splat(source, s10), splat(source, s11)
+            w00, w01, w10, w11 = _weights(source, numbers, n)
             if bits == 0:
                 for c in range(0, whole, step):
                     store(target, at + c, w00)
-                for c in range(whole, whole + tail):
-                    target[at + c] = s00
+                if tail:
+                    store_some(target, at + whole, w00, tail)
             elif bits == ON_PIXEL:
                 for c in range(0, whole, step):
                     store(target, at + c, fma(w00, load(source, v00 + c), zeros(source)))
-                for c in range(whole, whole + tail):
-                    target[at + c] = s00 * source[v00 + c]
+                if tail:
+                    value = fma(w00, load_some(source, v00 + whole, tail), zeros(source))
+                    store_some(target, at + whole, value, tail)
             else:
                 for c in range(0, whole, step):
                     value = fma(w00, load(source, v00 + c), zeros(source))
                     value = fma(w01, load(source, v01 + c), value)
                     value = fma(w10, load(source, v10 + c), value)
                     store(target, at + c, fma(w11, load(source, v11 + c), value))
-                for c in range(whole, whole + tail):
-                    value = s00 * source[v00 + c] + s01 * source[v01 + c]
-                    target[at + c] = value + s10 * source[v10 + c] + s11 * source[v11 + c]
+                if tail:
+                    value = fma(w00, load_some(source, v00 + whole, tail), zeros(source))
+                    value = fma(w01, load_some(source, v01 + whole, tail), value)
+                    value = fma(w10, load_some(source, v10 + whole, tail), value)
+                    value = fma(w11, load_some(source, v11 + whole, tail), value)
+                    store_some(target, at + whole, value, tail)
 
 
 @inner
@@ -288,12 +306,13 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
                 d01 = fma(g, load(source, v01 + c), d01)
                 d10 = fma(g, load(source, v10 + c), d10)
                 d11 = fma(g, load(source, v11 + c), d11)
+            if tail:
+                g = load_some(grad, at + whole, tail)
+                d00 = fma(g, load_some(source, v00 + whole, tail), d00)
+                d01 = fma(g, load_some(source, v01 + whole, tail), d01)
+                d10 = fma(g, load_some(source, v10 + whole, tail), d10)
+                d11 = fma(g, load_some(source, v11 + whole, tail), d11)
             t00, t01, t10, t11 = total(d00), total(d01), total(d10), total(d11)
-            for c in range(whole, whole + tail):
-                t00 += grad[at + c] * source[v00 + c]
-                t01 += grad[at + c] * source[v01 + c]
-                t10 += grad[at + c] * source[v10 + c]
-                t11 += grad[at + c] * source[v11 + c]
             if not bits & LEFT:
                 t00 = t10 = zero
             if not bits & RIGHT:
@@ -326,10 +345,7 @@ def spread(grid, points, count, grad, pitch, target, image):
             if bits == 0:
                 continue
             v00, v01, v10, v11 = _corners(grid, bits, pixel[r], image)
-            s00, s01 = numbers[n + 3 * PLANE], numbers[n + 4 * PLANE]
-            s10, s11 = numbers[n + 5 * PLANE], numbers[n + 6 * PLANE]
-            w00, w01 = splat(grad, s00), splat(grad, s01)
-            w10, w11 = splat(grad, s10), splat(grad, s11)
+            w00, w01, w10, w11 = _weights(grad, numbers, n)
             for c in range(0, whole, step):
                 g = load(grad, at + c)
                 store(target, v00 + c, fma(w00, g, load(target, v00 + c)))
@@ -337,13 +353,13 @@ def spread(grid, points, count, grad, pitch, target, image):
                     store(target, v01 + c, fma(w01, g, load(target, v01 + c)))
                     store(target, v10 + c, fma(w10, g, load(target, v10 + c)))
                     store(target, v11 + c, fma(w11, g, load(target, v11 + c)))
-            for c in range(whole, whole + tail):
-                g = grad[at + c]
-                target[v00 + c] += s00 * g
+            if tail:
+                g, c = load_some(grad, at + whole, tail), whole
+                store_some(target, v00 + c, fma(w00, g, load_some(target, v00 + c, tail)), tail)
                 if bits != ON_PIXEL:
-                    target[v01 + c] += s01 * g
-                    target[v10 + c] += s10 * g
-                    target[v11 + c] += s11 * g
+                    store_some(target, v01 + c, fma(w01, g, load_some(target, v01 + c, tail)), tail)
+                    store_some(target, v10 + c, fma(w10, g, load_some(target, v10 + c, tail)), tail)
+                    store_some(target, v11 + c, fma(w11, g, load_some(target, v11 + c, tail)), tail)
 
 
 @inner

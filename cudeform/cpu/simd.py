@@ -24,8 +24,10 @@ __all__ = [
     "fma",
     "lanes",
     "load",
+    "load_some",
     "splat",
     "store",
+    "store_some",
     "total",
     "transpose_square",
     "zeros",
@@ -144,6 +146,57 @@ def store(typingctx, array, index, value):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), codegen
+
+
+def _first_lanes(builder: Any, vector: Vector, count: Any) -> Any:
+    """Which lanes of a vector are among its first so many."""
+    wide = ir.VectorType(ir.IntType(32), vector.lanes)
+    number = ir.Constant(wide, list(range(vector.lanes)))
+    limit = builder.trunc(count, ir.IntType(32))
+    first = builder.insert_element(
+        ir.Constant(wide, ir.Undefined), limit, ir.Constant(ir.IntType(32), 0)
+    )
+    limits = builder.shuffle_vector(first, first, ir.Constant(wide, [0] * vector.lanes))
+    return builder.icmp_signed("<", number, limits)
+
+
+def _masked(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+@intrinsic
+def load_some(typingctx, array, index, count):
+    """A vector of `count` elements from this one on, and zeros behind them, which are not read."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        llvm = context.get_value_type(vector)
+        pointer = _pointer(context, builder, array, args[0], args[1])
+        pointer = _as_vector(context, builder, vector, pointer)
+        align = ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8)
+        mask = _first_lanes(builder, vector, args[2])
+        name = f"llvm.masked.load.v{vector.lanes}f{array.dtype.bitwidth}.p0"
+        none = ir.Constant(llvm, [0.0] * vector.lanes)
+        return _masked(builder, name, llvm, [pointer, align, mask, none])
+
+    return vector(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_some(typingctx, array, index, value, count):
+    """Write the first `count` elements of a vector."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, array, args[0], args[1])
+        pointer = _as_vector(context, builder, value, pointer)
+        align = ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8)
+        mask = _first_lanes(builder, value, args[3])
+        name = f"llvm.masked.store.v{value.lanes}f{array.dtype.bitwidth}.p0"
+        _masked(builder, name, ir.VoidType(), [args[2], pointer, align, mask])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value, types.intp), codegen
 
 
 @intrinsic
