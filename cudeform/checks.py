@@ -8,9 +8,11 @@ Every message names the operator, the argument, what was expected and what was g
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import operator as _operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NoReturn
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "pad_pairs",
     "pair",
     "rank",
+    "remembered",
     "same_dtype",
     "shape",
 ]
@@ -146,3 +149,55 @@ def needs(op: str, value: Any, given: dict[str, Any], names: tuple[str, ...]) ->
         if name in absent:
             fail(op, "needs", f"without {name!r}", repr(value), f"no `{name}` was given")
     return frozenset(value)
+
+
+_MOST_REMEMBERED = 1024
+_PLAIN = frozenset((int, str, type(None)))
+
+
+def remembered(*arrays: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Call a function only once for equal options and equal shapes of its arguments `arrays`.
+
+    It looks at nothing else of those. What it raises, it raises every time; and options of other
+    types than numbers, strings and tuples, or the symbols of a tracer, it is given every time.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        names = tuple(inspect.signature(function).parameters)
+        of_position = tuple(_shape if name in arrays else _option for name in names)
+        of_name = dict(zip(names, of_position, strict=True))
+        memory: dict[Hashable, Any] = {}
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            key = [part(value) for part, value in zip(of_position, args, strict=False)]
+            for name, value in kwargs.items():
+                key += name, of_name[name](value)
+            key = tuple(key)
+            try:
+                found = memory.get(key)
+            except TypeError:  # not hashable
+                return function(*args, **kwargs)
+            if found is None:
+                found = function(*args, **kwargs)
+                if len(memory) >= _MOST_REMEMBERED:
+                    memory.clear()
+                memory[key] = found
+            return found
+
+        return call
+
+    return decorate
+
+
+def _shape(array: Any) -> Any:
+    return None if array is None else tuple(array.shape)
+
+
+def _option(value: Any) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is tuple:
+        return tuple([_option(item) for item in value])
+    return (kind, value) if kind is float or kind is bool else []  # 1.0 == True == 1; unhashable

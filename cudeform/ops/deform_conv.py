@@ -54,6 +54,7 @@ def _out_size(op: str, axis: str, size: int, pad: tuple[int, int], k: int, s: in
     return (padded - extent) // s + 1
 
 
+@checks.remembered("input", "weight", "offset", "bias", "mask", "grad_output")
 def _plan(
     op: str,
     input: Any,

@@ -9,7 +9,7 @@ from cudeform import arrays, checks
 from cudeform.boxes import box_rows, pool_plan, sampling, shift_cells
 from cudeform.dispatch import operator
 from cudeform.geometry import RoiPlan
-from cudeform.ops import implementation
+from cudeform.ops import pool, pool_gradients
 
 __all__ = [
     "DeformRoiPoolGradients",
@@ -30,6 +30,7 @@ class DeformRoiPoolGradients(NamedTuple):
     mask: Any = None
 
 
+@checks.remembered("input", "rows", "offset", "mask", "grad_output")
 def _plan(
     op: str,
     input: Any,
@@ -61,6 +62,7 @@ def _plan(
     return plan
 
 
+@checks.remembered("input", "rows", "offset", "mask", "grad_output")
 def _ps_plan(
     op: str,
     input: Any,
@@ -95,7 +97,7 @@ def _ps_plan(
         grad_output,
         region="msra_center",
         reads="corners",
-        samples=checks.integer(op, "sample_per_part", sample_per_part, 1),
+        samples=sampling(op, sample_per_part, "sample_per_part", 1),
         groups=groups,
         classes=_classes(op, offset, mask, output_dim),
         part=checks.pair(op, "part_size", output_size if part_size is None else part_size, 1),
@@ -126,26 +128,6 @@ def _classes(op: str, offset: Any, mask: Any, output_dim: int) -> int:
     return 1
 
 
-def _forward(plan: RoiPlan, kind: arrays.Kind, input: Any, rows: Any, offset: Any, mask: Any):
-    input, offset, mask = map(arrays.contiguous, (input, offset, mask))
-    output, _ = implementation(kind, "roi").forward(plan, input, rows, offset, mask)
-    return output
-
-
-def _backward(
-    plan: RoiPlan,
-    kind: arrays.Kind,
-    arrays_given: tuple[Any, Any, Any, Any],
-    rows: Any,
-    needed: frozenset[str],
-) -> DeformRoiPoolGradients:
-    grad_output, input, offset, mask = map(arrays.contiguous, arrays_given)
-    gradients = implementation(kind, "roi").backward(
-        plan, grad_output, input, rows, offset, mask, None, needed
-    )
-    return DeformRoiPoolGradients(**gradients)
-
-
 @operator
 def deform_roi_pool(
     input: Any,
@@ -173,7 +155,8 @@ def deform_roi_pool(
     spatial_scale : float
         Pixels of `input` per unit of `boxes`.
     sampling_ratio : int
-        Samples of a bin along each axis; 0 or -1: as many as the bin has pixels, rounded up.
+        Samples of a bin along each axis, at most 32768; 0 or -1: as many as the bin has pixels,
+        rounded up.
     gamma : float
         Scale of the offsets.
     mask : array of shape (R, 1, ph, pw), optional
@@ -220,7 +203,7 @@ def deform_roi_pool(
     kind = arrays.kind_of(op, dict(input=input, offset=offset, mask=mask), optional=_OPTIONAL)
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, offset, output_size, spatial_scale, sampling_ratio, gamma, mask)
-    return _forward(plan, kind, input, rows, offset, mask)
+    return pool(plan, kind, input, rows, offset, mask)[0]
 
 
 @operator
@@ -281,7 +264,10 @@ def deform_roi_pool_backward(
         mask,
         grad_output,
     )
-    return _backward(plan, kind, (grad_output, input, offset, mask), rows, needed)
+    gradients = pool_gradients(
+        plan, kind, grad_output, input, rows, needed, offset=offset, mask=mask
+    )
+    return DeformRoiPoolGradients(**gradients)
 
 
 @operator
@@ -321,7 +307,7 @@ def deform_ps_roi_pool(
     part_size : int or (int, int), optional
         Cells of the offsets along y and x; by default the bins.
     sample_per_part : int
-        Samples of a bin along each axis, at the upper left corners of its cells.
+        Samples of a bin along each axis, at most 32768, at the upper left corners of its cells.
     trans_std : float
         Scale of the offsets.
     mask : array of shape (R, classes, part_h, part_w), optional
@@ -379,7 +365,7 @@ def deform_ps_roi_pool(
         trans_std,
         mask,
     )
-    return _forward(plan, kind, input, rows, offset, mask)
+    return pool(plan, kind, input, rows, offset, mask)[0]
 
 
 @operator
@@ -442,4 +428,7 @@ def deform_ps_roi_pool_backward(
         mask,
         grad_output,
     )
-    return _backward(plan, kind, (grad_output, input, offset, mask), rows, needed)
+    gradients = pool_gradients(
+        plan, kind, grad_output, input, rows, needed, offset=offset, mask=mask
+    )
+    return DeformRoiPoolGradients(**gradients)

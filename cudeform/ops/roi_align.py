@@ -9,7 +9,7 @@ from cudeform import arrays, checks
 from cudeform.boxes import box_rows, groups_of, pool_plan, sampling
 from cudeform.dispatch import operator
 from cudeform.geometry import RoiPlan
-from cudeform.ops import implementation
+from cudeform.ops import pool, pool_gradients
 
 __all__ = [
     "RoiAlignGradients",
@@ -26,29 +26,7 @@ class RoiAlignGradients(NamedTuple):
     input: Any = None
 
 
-def _forward(plan: RoiPlan, kind: arrays.Kind, input: Any, rows: Any) -> Any:
-    module = implementation(kind, "roi")
-    output, _ = module.forward(plan, arrays.contiguous(input), rows, None, None)
-    return output
-
-
-def _backward(
-    op: str,
-    plan: RoiPlan,
-    kind: arrays.Kind,
-    grad_output: Any,
-    input: Any,
-    rows: Any,
-    needs: Iterable[str] | None,
-) -> RoiAlignGradients:
-    needed = checks.needs(op, needs, {}, RoiAlignGradients._fields)
-    grad_output, input = arrays.contiguous(grad_output), arrays.contiguous(input)
-    gradients = implementation(kind, "roi").backward(
-        plan, grad_output, input, rows, None, None, None, needed
-    )
-    return RoiAlignGradients(**gradients)
-
-
+@checks.remembered("input", "rows", "grad_output")
 def _ps_plan(
     op: str,
     input: Any,
@@ -97,7 +75,8 @@ def roi_align(
     spatial_scale : float
         Pixels of `input` per unit of `boxes`.
     sampling_ratio : int
-        Samples of a bin along each axis; 0 or -1: as many as the bin has pixels, rounded up.
+        Samples of a bin along each axis, at most 32768; 0 or -1: as many as the bin has pixels,
+        rounded up.
     aligned : bool
         Whether to move the boxes by half a pixel, so that a pixel's centre is where sampling
         expects it. Without, regions are at least one pixel large.
@@ -143,9 +122,10 @@ def roi_align(
     kind = arrays.kind_of(op, dict(input=input))
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, output_size, spatial_scale, sampling_ratio, aligned)
-    return _forward(plan, kind, input, rows)
+    return pool(plan, kind, input, rows)[0]
 
 
+@checks.remembered("input", "rows", "grad_output")
 def _plan(
     op: str,
     input: Any,
@@ -204,9 +184,10 @@ def roi_align_backward(
     """
     op = "roi_align_backward"
     kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input))
+    needed = checks.needs(op, needs, {}, RoiAlignGradients._fields)
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, output_size, spatial_scale, sampling_ratio, aligned, grad_output)
-    return _backward(op, plan, kind, grad_output, input, rows, needs)
+    return RoiAlignGradients(**pool_gradients(plan, kind, grad_output, input, rows, needed))
 
 
 @operator
@@ -258,7 +239,7 @@ def ps_roi_align(
     kind = arrays.kind_of(op, dict(input=input))
     rows = box_rows(op, boxes, input, kind)
     plan = _ps_plan(op, input, rows, output_size, spatial_scale, sampling_ratio)
-    return _forward(plan, kind, input, rows)
+    return pool(plan, kind, input, rows)[0]
 
 
 @operator
@@ -294,6 +275,7 @@ def ps_roi_align_backward(
     """
     op = "ps_roi_align_backward"
     kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input))
+    needed = checks.needs(op, needs, {}, RoiAlignGradients._fields)
     rows = box_rows(op, boxes, input, kind)
     plan = _ps_plan(op, input, rows, output_size, spatial_scale, sampling_ratio, grad_output)
-    return _backward(op, plan, kind, grad_output, input, rows, needs)
+    return RoiAlignGradients(**pool_gradients(plan, kind, grad_output, input, rows, needed))

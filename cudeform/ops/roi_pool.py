@@ -11,7 +11,7 @@ from cudeform import arrays, checks
 from cudeform.boxes import box_rows, groups_of, pool_plan
 from cudeform.dispatch import operator
 from cudeform.geometry import RoiPlan
-from cudeform.ops import implementation
+from cudeform.ops import pool, pool_gradients
 
 __all__ = [
     "RoiPoolGradients",
@@ -31,6 +31,7 @@ class RoiPoolGradients(NamedTuple):
     input: Any = None
 
 
+@checks.remembered("input", "rows", "grad_output")
 def _plan(
     op: str,
     input: Any,
@@ -53,6 +54,7 @@ def _plan(
     )
 
 
+@checks.remembered("input", "rows", "grad_output")
 def _ps_plan(
     op: str,
     input: Any,
@@ -155,9 +157,7 @@ def roi_pool(
     plan = _plan(op, input, rows, output_size, spatial_scale, mode)
     if return_argmax and mode != "max":
         checks.fail(op, "return_argmax", "only with mode 'max'", repr(mode))
-    output, argmax = implementation(kind, "roi").forward(
-        plan, arrays.contiguous(input), rows, None, None
-    )
+    output, argmax = pool(plan, kind, input, rows)
     return (output, argmax) if return_argmax else output
 
 
@@ -203,14 +203,7 @@ def roi_pool_backward(
     plan = _plan(op, input, rows, output_size, spatial_scale, mode, grad_output)
     if argmax is not None:
         _check_argmax(op, argmax, plan, mode)
-        argmax = arrays.contiguous(argmax)
-    input = arrays.contiguous(input)
-    module = implementation(kind, "roi")
-    if argmax is None and mode == "max" and needed:
-        _, argmax = module.forward(plan, input, rows, None, None)
-    gradients = module.backward(
-        plan, arrays.contiguous(grad_output), input, rows, None, None, argmax, needed
-    )
+    gradients = pool_gradients(plan, kind, grad_output, input, rows, needed, argmax=argmax)
     return RoiPoolGradients(**gradients)
 
 
@@ -276,10 +269,7 @@ def ps_roi_pool(
     kind = arrays.kind_of(op, dict(input=input))
     rows = box_rows(op, boxes, input, kind)
     plan = _ps_plan(op, input, rows, output_size, spatial_scale, convention)
-    output, _ = implementation(kind, "roi").forward(
-        plan, arrays.contiguous(input), rows, None, None
-    )
-    return output
+    return pool(plan, kind, input, rows)[0]
 
 
 @operator
@@ -318,14 +308,4 @@ def ps_roi_pool_backward(
     needed = checks.needs(op, needs, {}, RoiPoolGradients._fields)
     rows = box_rows(op, boxes, input, kind)
     plan = _ps_plan(op, input, rows, output_size, spatial_scale, convention, grad_output)
-    gradients = implementation(kind, "roi").backward(
-        plan,
-        arrays.contiguous(grad_output),
-        arrays.contiguous(input),
-        rows,
-        None,
-        None,
-        None,
-        needed,
-    )
-    return RoiPoolGradients(**gradients)
+    return RoiPoolGradients(**pool_gradients(plan, kind, grad_output, input, rows, needed))

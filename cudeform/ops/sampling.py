@@ -21,6 +21,7 @@ class BilinearSampleGradients(NamedTuple):
     points: Any = None
 
 
+@checks.remembered("input", "points", "grad_output")
 def _plan(
     op: str, input: Any, points: Any, border: str, layout: str, grad_output: Any = None
 ) -> Points:
