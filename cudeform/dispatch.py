@@ -28,6 +28,7 @@ _BRIDGES = (
 _found: dict[type, str | None] = dict.fromkeys(
     (np.ndarray, type(None), bool, int, float, str, tuple, list, set, frozenset)
 )
+_calls: dict[str, Callable[..., Any]] = {}  # by bridge
 
 
 def _bridge_of(array_type: type) -> str | None:
@@ -54,8 +55,9 @@ def _bridge(array_type: type) -> str | None:
     return found
 
 
-def remember(bridge: str, *array_types: type) -> None:
-    """Which bridge takes arrays of exactly these types, so that no call has to find out."""
+def remember(bridge: str, call: Callable[..., Any], *array_types: type) -> None:
+    """A bridge that has been loaded, and types of arrays to know without looking for them."""
+    _calls[bridge] = call
     _found.update(dict.fromkeys(array_types, bridge))
 
 
@@ -87,6 +89,8 @@ def _one_framework(op: str, given: dict[str, Any]) -> None:
 
 def _load(bridge: str) -> Callable[..., Any]:
     """A bridge's `call`: by import statements, which torch.compile follows, and no function."""
+    if bridge in _calls:  # an import statement takes a microsecond, also of what is loaded
+        return _calls[bridge]
     if bridge == "cudeform.torch":
         from cudeform.torch import call
     elif bridge == "cudeform.jax":

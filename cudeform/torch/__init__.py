@@ -12,4 +12,4 @@ from cudeform.torch.patching import Patch, patch
 
 __all__ = ["Patch", "call", "patch"]
 
-dispatch.remember("cudeform.torch", torch.Tensor, torch.nn.Parameter)
+dispatch.remember("cudeform.torch", call, torch.Tensor, torch.nn.Parameter)

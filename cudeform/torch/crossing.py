@@ -75,12 +75,15 @@ def to_tensor(array: Any) -> Any:
 def compute(
     function: Callable[..., Any], tensors: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Any:
-    """What a function of arrays makes of tensors: a tensor, None, or a tuple of these."""
-    for tensor in tensors.values():
-        if tensor is not None and not tensor.is_cpu:
-            with _on_device_of(tensor):
-                return _call(function, tensors, options)
-    return _call(function, tensors, options)
+    """What a function of arrays makes of tensors: a tensor, None, or a tuple of these.
+
+    The first tensor is there, and the others, or None, are on its device.
+    """
+    first = next(iter(tensors.values()))
+    if first.is_cpu:
+        return _call(function, tensors, options)
+    with _on_device_of(first):
+        return _call(function, tensors, options)
 
 
 def _call(
