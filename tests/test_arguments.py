@@ -291,3 +291,39 @@ def test_every_spelling_of_padding(padding):
     np.testing.assert_array_equal(
         cudeform.deform_conv2d(**{**good(), "padding": padding}), expected
     )
+
+
+def with_ints(stride=1, padding=1, dilation=1):
+    arguments = {**plain(good()), "stride": stride, "padding": padding, "dilation": dilation}
+    return cudeform.conv2d(**arguments)
+
+
+@pytest.mark.parametrize(
+    "option, right, wrong",
+    [
+        ("stride", 1, 1.0),
+        ("stride", (1, 1), (1.0, 1.0)),
+        ("stride", (1, 1), ((1, 1), (1, 1))),
+        ("padding", ((1, 1), (1, 1)), ((1, 1), (1.0, 1))),
+        ("dilation", 1, np.array([1])),
+    ],
+)
+def test_a_good_call_does_not_excuse_a_bad_one(option, right, wrong):
+    with_ints(**{option: right})
+    with pytest.raises(TypeError, match=f"^conv2d: expected `{option}` to be an integer"):
+        with_ints(**{option: wrong})
+
+
+def test_a_bad_call_is_bad_again():
+    for _ in range(2):
+        with pytest.raises(ValueError, match="to be at least 1, got 0") as caught:
+            with_ints(stride=0)
+        assert caught.value.__context__ is None  # nothing of how calls are remembered
+
+
+def test_no_call_is_taken_for_another():
+    for one, two in [(np.int64(1), np.int64(2)), (np.array(1), np.array(2)), (1, 2), ([1], [2])]:
+        strides = [one * 2, two * 2] if isinstance(one, list) else [one, two]
+        assert [with_ints(stride=s).shape[2] for s in strides] == [7, 4], strides
+    assert cudeform.conv2d(np.ones((1, 2, 4, 5)), np.ones((1, 2, 1, 1))).shape == (1, 1, 4, 5)
+    assert cudeform.conv2d(np.ones((1, 2, 5, 4)), np.ones((1, 2, 1, 1))).shape == (1, 1, 5, 4)
