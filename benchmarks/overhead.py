@@ -22,7 +22,7 @@ import numpy as np
 import cudeform
 from cudeform.commands import machine
 
-ROUNDS, CALLS = 15, 60
+ROUNDS, CALLS = 100, 20
 Route = tuple[str, str, Callable[[], Any], Callable[[], Any] | None]
 
 
@@ -103,15 +103,40 @@ def torch_routes() -> Iterator[Route]:
         yield operator, f"{route}, with gradients", lambda f=function, t=leaves: f(*t), both
 
 
+def jax_routes() -> Iterator[Route]:
+    """What calls of a compiled program cost, and of one that is looked up for each call."""
+    import jax
+    import jax.numpy as jnp
+
+    given = tuple(jnp.asarray(array) for array in arrays().values())
+
+    def conv(input: Any, offset: Any, weight: Any) -> Any:
+        return cudeform.deform_conv2d(input, offset, weight, padding=1)
+
+    def both(*given: Any) -> Any:
+        output, pull = jax.vjp(conv, *given)
+        return pull(jnp.ones_like(output))
+
+    def ready(function: Callable[..., Any]) -> Callable[[], Any]:
+        return lambda: jax.block_until_ready(function(*given))
+
+    yield "deform_conv2d", "jax.jit", ready(jax.jit(conv)), ready(jax.jit(both))
+    yield "deform_conv2d", "JAX", ready(conv), None
+
+
+ROUTES = {"NumPy": numpy_routes, "torch": torch_routes, "JAX": jax_routes}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", help="write the results here, too")
     given = parser.parse_args()
-    routes = list(numpy_routes())
-    try:
-        routes += torch_routes()
-    except ImportError:
-        print("torch is not installed", file=sys.stderr)
+    routes = []
+    for framework, found in ROUTES.items():
+        try:
+            routes += found()
+        except ImportError:
+            print(f"{framework} is not installed", file=sys.stderr)
     results = []
     for operator, route, forward, backward in routes:
         found = {"operator": operator, "route": route, "forward": microseconds(forward)}
@@ -121,7 +146,7 @@ def main() -> None:
         results.append(found)
         print(json.dumps(found), flush=True)
     if given.json:
-        facts = machine.describe("numpy", "numba", "torch", "torchvision")
+        facts = machine.describe("numpy", "numba", "torch", "torchvision", "jax")
         content = json.dumps({"machine": facts, "results": results}, indent=1)
         Path(given.json).write_text(content + "\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from cudeform.registry import OPERATORS, Operator
@@ -48,7 +49,7 @@ class Call:
     def backward(self, grad_output: Any, *arrays: Any, needs: tuple[str, ...]) -> tuple[Any, ...]:
         """The gradients in the order of `needs`."""
         given = self.named(arrays)
-        absent = {k: v for k, v in self._absent().items() if k in self._of_backward}
+        absent = {k: v for k, v in self._absent().items() if k in _of_backward(self.op)}
         options = dict(self.options)
         found = self.row.backward(grad_output, **{**absent, **given, **options}, needs=needs)
         if isinstance(grad_output, Shape):
@@ -68,17 +69,19 @@ class Call:
         """The same without what the backward does not take."""
         return replace(
             self,
-            arrays=tuple(name for name in self.arrays if name in self._of_backward),
-            options=tuple(item for item in self.options if item[0] in self._of_backward),
+            arrays=tuple(name for name in self.arrays if name in _of_backward(self.op)),
+            options=tuple(item for item in self.options if item[0] in _of_backward(self.op)),
         )
-
-    @property
-    def _of_backward(self) -> Mapping[str, Any]:
-        return inspect.signature(self.row.backward).parameters
 
     def _absent(self) -> dict[str, None]:
         """Optional arrays, some of which have to be given even where they are None."""
         return {a.name: None for a in self.row.arguments if a.optional}
+
+
+@cache
+def _of_backward(op: str) -> Mapping[str, Any]:
+    """The parameters of an operator's backward."""
+    return inspect.signature(_ROWS[op].backward).parameters
 
 
 def _present(result: Any) -> tuple[Any, ...]:
