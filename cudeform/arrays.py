@@ -26,28 +26,57 @@ __all__ = [
     "register",
     "sum_dtype",
     "type_name",
+    "widened",
 ]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
+@lru_cache(maxsize=64)
+def dtype_name(dtype: np.dtype) -> str:
+    """The name of a dtype in native byte order; NumPy's own attribute takes microseconds."""
+    return dtype.name if dtype.isnative else str(dtype)
+
+
+def contiguous(array: Any) -> Any:
+    """The array itself if it is C-contiguous, else a C-contiguous copy; None stays None."""
+    if array is None or array.flags.c_contiguous:
+        return array
+    return array.copy()
+
+
 @dataclass(frozen=True)
 class Kind:
-    """A family of arrays: its name for messages, the backend that computes on it, its device."""
+    """A family of arrays: its name for messages, the backend that computes on it, its device.
 
-    name: str
+    The last four are what functions that only rearrange arrays need besides those that go by one
+    name in all frameworks.
+    """
+
+    name: str  # also of the module with the functions for its arrays
     backend: Any  # "cpu" or "cuda", the subpackage with the implementation, or what stands for it
     device: Callable[[Any], Any]  # array -> a comparable, printable device
     to_host: Callable[[Any], np.ndarray] = np.asarray
+    dtype_name: Callable[[Any], str] = dtype_name
+    cast: Callable[[Any, Any], Any] = lambda array, dtype: array.astype(dtype)
+    # numbers in the dtype and place of an array
+    constant: Callable[[Any, Any], Any] = lambda values, like: np.asarray(values, like.dtype)
+    contiguous: Callable[[Any], Any] = contiguous
 
 
 _HOST = Kind("numpy", "cpu", lambda array: "cpu")
-_CUPY = Kind("cupy", "cuda", lambda array: f"cuda:{array.device.id}", lambda array: array.get())
+_CUPY = Kind(
+    "cupy",
+    "cuda",
+    device=lambda array: f"cuda:{array.device.id}",
+    to_host=lambda array: array.get(),
+    constant=lambda values, like: namespace(_CUPY).asarray(values, like.dtype),
+)
 _kinds: dict[type, Kind | None] = {np.ndarray: _HOST}
 
 
 def register(array_type: type, kind: Kind | None) -> None:
-    """Say that arrays of exactly this type are of this kind; None forgets the type."""
+    """Say that arrays of this type, or of one derived from it, are of this kind; None forgets."""
     if kind is None:
         _kinds.pop(array_type, None)
     else:
@@ -60,9 +89,7 @@ def _find_kind(array_type: type) -> Kind | None:
         return _CUPY
     if issubclass(array_type, np.ma.MaskedArray):
         return None  # its mask would be lost
-    if issubclass(array_type, np.ndarray):
-        return _HOST
-    return None
+    return next((k for base, k in tuple(_kinds.items()) if issubclass(array_type, base)), None)
 
 
 def type_name(value: Any) -> str:
@@ -83,7 +110,8 @@ def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -
         not of a supported dtype, or two arguments are of different kinds, devices or dtypes;
         the message names both.
     """
-    first = None
+    first = first_dtype = None
+    mixed = False
     for name, array in arrays.items():
         if array is None and name in optional:
             continue
@@ -95,13 +123,15 @@ def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -
                     op, name, "to be a NumPy or CuPy array", type_name(array), error=TypeError
                 )
             _kinds[array_type] = found
-        kind = _kinds[array_type]
-        if dtype_name(array.dtype) not in DTYPES:
-            checks.fail(
-                op, name, "of dtype " + ", ".join(DTYPES), repr(array.dtype), error=TypeError
-            )
+        kind, dtype = _kinds[array_type], array.dtype
+        if dtype is not first_dtype:
+            mixed = True
+            if kind.dtype_name(dtype) not in DTYPES:
+                wanted = "of dtype " + ", ".join(DTYPES)
+                checks.fail(op, name, wanted, repr(dtype), error=TypeError)
         if first is None:
-            first, first_name, first_device = kind, name, kind.device(array)
+            first, first_name, first_dtype, mixed = kind, name, dtype, False
+            first_device = kind.device(array)
         elif kind is not first:
             why = "all arrays of one call belong to one framework"
             checks.fail(
@@ -120,7 +150,8 @@ def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -
                 kind.device(array),
                 error=TypeError,
             )
-    checks.same_dtype(op, **arrays)
+    if mixed:  # or equal, but not the same object
+        checks.same_dtype(op, **arrays)
     return first
 
 
@@ -129,19 +160,12 @@ def namespace(kind: Kind) -> Any:
     return sys.modules[kind.name]
 
 
-@lru_cache(maxsize=64)
-def dtype_name(dtype: np.dtype) -> str:
-    """The name of a dtype in native byte order; NumPy's own attribute takes microseconds."""
-    return dtype.name if dtype.isnative else str(dtype)
-
-
-def contiguous(array: Any) -> Any:
-    """The array itself if it is C-contiguous, else a C-contiguous copy; None stays None."""
-    if array is None or array.flags.c_contiguous:
-        return array
-    return array.copy()
-
-
 def sum_dtype(dtype: Any) -> np.dtype:
     """The dtype that coordinates and sums have: float32, and float64 for float64 arrays."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def widened(kind: Kind, array: Any) -> Any:
+    """An array of any framework in the dtype that coordinates and sums have."""
+    wide = "float64" if kind.dtype_name(array.dtype) == "float64" else "float32"
+    return kind.cast(array, getattr(namespace(kind), wide))

@@ -10,14 +10,15 @@ from cudeform.dispatch import operator
 __all__ = ["convert_roi_offset", "points_from_msda", "points_to_msda"]
 
 
-def _level_sizes(op: str, array: Any, name: str, spatial_shapes: Any, xp: Any) -> Any:
-    """The (H, W) of each level, to broadcast against (..., L, P, 2)."""
+def _with_sizes(op: str, kind: arrays.Kind, name: str, array: Any, spatial_shapes: Any) -> Any:
+    """An array (..., L, P, 2) and, to broadcast against it, the (H, W) of each level."""
     shape = tuple(array.shape)
     if len(shape) < 3 or shape[-1] != 2:
         checks.fail(op, name, "of shape (..., L, P, 2)", shape)
-    sizes = xp.asarray(spatial_shapes)
+    wide = arrays.widened(kind, array)
+    sizes = kind.constant(spatial_shapes, wide)
     checks.shape(op, "spatial_shapes", sizes, (shape[-3], 2), "(L, (H, W))")
-    return sizes.astype(arrays.sum_dtype(array.dtype))[:, None, :]
+    return wide, sizes[:, None, :]
 
 
 @operator
@@ -54,10 +55,10 @@ def points_from_msda(locations: Any, spatial_shapes: Any) -> Any:
             [0. , 0. ]]])
     """
     op = "points_from_msda"
-    xp = arrays.namespace(arrays.kind_of(op, {"locations": locations}))
-    sizes = _level_sizes(op, locations, "locations", spatial_shapes, xp)
-    points = locations[..., ::-1].astype(sizes.dtype) * sizes - 0.5
-    return arrays.contiguous(points.astype(locations.dtype))
+    kind = arrays.kind_of(op, {"locations": locations})
+    xy, sizes = _with_sizes(op, kind, "locations", locations, spatial_shapes)
+    points = arrays.namespace(kind).flip(xy, (-1,)) * sizes - 0.5
+    return kind.contiguous(kind.cast(points, locations.dtype))
 
 
 @operator
@@ -87,10 +88,10 @@ def points_to_msda(points: Any, spatial_shapes: Any) -> Any:
     derivative is another one.
     """
     op = "points_to_msda"
-    xp = arrays.namespace(arrays.kind_of(op, {"points": points}))
-    sizes = _level_sizes(op, points, "points", spatial_shapes, xp)
-    locations = (points.astype(sizes.dtype) + 0.5) / sizes
-    return arrays.contiguous(locations[..., ::-1].astype(points.dtype))
+    kind = arrays.kind_of(op, {"points": points})
+    yx, sizes = _with_sizes(op, kind, "points", points, spatial_shapes)
+    locations = arrays.namespace(kind).flip((yx + 0.5) / sizes, (-1,))
+    return kind.contiguous(kind.cast(locations, points.dtype))
 
 
 def _roi_size_mmcv(boxes: Any, scale: float, xp: Any) -> Any:
@@ -99,7 +100,7 @@ def _roi_size_mmcv(boxes: Any, scale: float, xp: Any) -> Any:
 
 def _roi_size_mxnet(boxes: Any, scale: float, xp: Any) -> Any:
     rounded = xp.copysign(xp.floor(xp.abs(boxes) + 0.5), boxes)  # half away from zero
-    return xp.maximum((rounded[:, 3:] + 1 - rounded[:, 1:3]) * scale, 0.1)
+    return xp.clip((rounded[:, 3:] + 1 - rounded[:, 1:3]) * scale, 0.1, None)
 
 
 _ROI_SIZES = {"mmcv": _roi_size_mmcv, "mxnet": _roi_size_mxnet}
@@ -164,7 +165,7 @@ def convert_roi_offset(
     array([0.9 , 0.95])
     """
     op = "convert_roi_offset"
-    xp = arrays.namespace(arrays.kind_of(op, {"offset": offset, "boxes": boxes}))
+    kind = arrays.kind_of(op, {"offset": offset, "boxes": boxes})
     checks.choice(op, "source", source, tuple(_ROI_SIZES))
     checks.choice(op, "target", target, tuple(_ROI_SIZES))
     classes = checks.integer(op, "classes", classes, 1)
@@ -178,10 +179,11 @@ def convert_roi_offset(
     for name, factor in (("gamma", gamma), ("trans_std", trans_std)):
         if not factor > 0:
             checks.fail(op, name, "to be positive", repr(factor))
-    boxes = boxes.astype(arrays.sum_dtype(boxes.dtype))
+    xp = arrays.namespace(kind)
+    corners = arrays.widened(kind, boxes)
     before, after = (
-        factors[library] * _ROI_SIZES[library](boxes, spatial_scale, xp)
+        factors[library] * _ROI_SIZES[library](corners, spatial_scale, xp)
         for library in (source, target)
     )
     ratio = (before / after)[:, :, None, None]  # (R, 2, 1, 1)
-    return xp.tile((offset * ratio).astype(offset.dtype), (1, classes, 1, 1))
+    return xp.tile(kind.cast(offset * ratio, offset.dtype), (1, classes, 1, 1))

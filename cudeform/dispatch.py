@@ -119,9 +119,10 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
             bridge = bridge or _bridge(type(value))
         if bridge is None:
             return function(*args, **kwargs)
-        given = dict(zip(names, args, strict=False)) | kwargs
+        # torch.compile of PyTorch 2.8 takes strict=False for strict, and compares no keys().
+        given = dict(zip(names, args)) | kwargs  # noqa: B905
         fits = len(args) <= positional and len(given) == len(args) + len(kwargs)
-        if not (fits and required <= given.keys() <= known):
+        if not (fits and required <= frozenset(given) <= known):
             return function(*args, **kwargs)  # raises what Python says of such a call
         if bridge != "cudeform.torch":  # which does this in passing
             _one_framework(function.__name__, given)

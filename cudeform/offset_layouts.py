@@ -1,7 +1,8 @@
 """The taps of a deformable convolution as other libraries write them down.
 
 A library differs from ours in the order of taps, of coordinates and of axes, and in the unit of
-its offsets. The functions here rearrange NumPy and CuPy arrays alike.
+its offsets. The functions here rearrange arrays of any framework, by functions that all of them
+have under one name. So where a framework has derivatives, these functions have them too.
 """
 
 from __future__ import annotations
@@ -75,38 +76,37 @@ class _Taps:
         groups = self.groups(array, library)
         kh, kw = self.kernel
         if not self.last(library):
-            array = array.transpose(0, 2, 3, 1)
+            array = xp.moveaxis(array, 1, 3)
         grid = array.shape[:3]
         if library == "torchvision":
             return array.reshape(*grid, groups, kh, kw, self.parts)
         if library == "chainer":
             planes = array.reshape(*grid, groups, self.parts, kh, kw)
-            return planes.transpose(0, 1, 2, 3, 5, 6, 4)[..., ::-1]
+            return xp.flip(xp.moveaxis(planes, 4, 6), (6,))
         stored = array.reshape(*grid, groups, self.stored(library), self.parts)
         if self.remove_center:
             center = self.count // 2
-            full = xp.zeros((*grid, groups, self.count, self.parts), array.dtype)
-            full[..., :center, :] = stored[..., :center, :]
-            full[..., center + 1 :, :] = stored[..., center:, :]
-            stored = full
-        return stored.reshape(*grid, groups, kw, kh, self.parts).swapaxes(4, 5)[..., ::-1]
+            before, after = stored[..., :center, :], stored[..., center:, :]
+            stored = xp.concatenate([before, xp.zeros_like(stored[..., :1, :]), after], 4)
+        stored = stored.reshape(*grid, groups, kw, kh, self.parts)
+        return xp.flip(xp.swapaxes(stored, 4, 5), (6,))
 
     def write(self, array: Any, library: str, xp: Any) -> Any:
         """The inverse of `read`."""
         grid, groups = array.shape[:3], array.shape[3]
         self.check_one_group(array, groups, library)
         if library == "chainer":
-            array = array[..., ::-1].transpose(0, 1, 2, 3, 6, 4, 5)
+            array = xp.moveaxis(xp.flip(array, (6,)), 6, 4)
         elif library == "dcnv3":
-            array = array[..., ::-1].swapaxes(4, 5)
+            array = xp.swapaxes(xp.flip(array, (6,)), 4, 5)
             if self.remove_center:
                 array = array.reshape(*grid, groups, self.count, self.parts)
                 center = self.count // 2
                 array = xp.concatenate([array[..., :center, :], array[..., center + 1 :, :]], 4)
         array = array.reshape(*grid, self.parts * groups * self.stored(library))
         if not self.last(library):
-            array = array.transpose(0, 3, 1, 2)
-        return arrays.contiguous(array)
+            array = xp.moveaxis(array, 3, 1)
+        return array
 
 
 def _taps(op: str, argument: str, parts: int, kernel: Any, center: Any, layout: str) -> _Taps:
@@ -199,15 +199,14 @@ def convert_offset(
     xp = arrays.namespace(kind)
     result = taps.read(offset, source, xp)
     if offset_scale != 1 and source != target and "dcnv3" in (source, target):
-        work = arrays.sum_dtype(offset.dtype)
-        moved = xp.asarray(_scaled_grid(taps.kernel, dilation, offset_scale), work)
-        result = result.astype(work)
+        result = arrays.widened(kind, result)
+        moved = kind.constant(_scaled_grid(taps.kernel, dilation, offset_scale), result)
         if source == "dcnv3":
             result = result * offset_scale + moved
         else:
             result = (result - moved) / offset_scale
-        result = result.astype(offset.dtype)
-    return taps.write(result, target, xp)
+        result = kind.cast(result, offset.dtype)
+    return kind.contiguous(taps.write(result, target, xp))
 
 
 @operator
@@ -266,7 +265,7 @@ def convert_mask(
     checks.choice(op, "target", target, with_masks)
     taps = _taps(op, "mask", 1, kernel_size, remove_center, layout)
     xp = arrays.namespace(kind)
-    return taps.write(taps.read(mask, source, xp), target, xp)
+    return kind.contiguous(taps.write(taps.read(mask, source, xp), target, xp))
 
 
 def _packed_channels(groups: int, points: int) -> int:
@@ -309,7 +308,7 @@ def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     (array([1., 2., 3., 4.]), array([0.5 , 0.25]))
     """
     op = "unpack_dcnv4"
-    arrays.kind_of(op, {"offset_mask": offset_mask})
+    kind = arrays.kind_of(op, {"offset_mask": offset_mask})
     groups = checks.integer(op, "groups", groups, 1)
     points = checks.integer(op, "points", points, 1)
     shape = tuple(offset_mask.shape)
@@ -320,7 +319,7 @@ def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     used = offset_mask[..., : 3 * groups * points].reshape(*shape[:-1], groups, 3 * points)
     offset = used[..., : 2 * points].reshape(*shape[:-1], 2 * groups * points)
     mask = used[..., 2 * points :].reshape(*shape[:-1], groups * points)
-    return arrays.contiguous(offset), arrays.contiguous(mask)
+    return kind.contiguous(offset), kind.contiguous(mask)
 
 
 @operator
@@ -344,7 +343,7 @@ def pack_dcnv4(offset: Any, mask: Any, groups: int) -> Any:
         An array or option of the wrong kind, dtype, shape or value.
     """
     op = "pack_dcnv4"
-    xp = arrays.namespace(arrays.kind_of(op, {"offset": offset, "mask": mask}))
+    kind = arrays.kind_of(op, {"offset": offset, "mask": mask})
     groups = checks.integer(op, "groups", groups, 1)
     shape = tuple(mask.shape)
     if not shape or shape[-1] == 0 or shape[-1] % groups:
@@ -353,9 +352,9 @@ def pack_dcnv4(offset: Any, mask: Any, groups: int) -> Any:
     *grid, channels = shape
     points = channels // groups
     checks.shape(op, "offset", offset, (*grid, 2 * channels), "(..., 2*groups*points)")
-    packed = xp.zeros((*grid, _packed_channels(groups, points)), mask.dtype)
+    xp = arrays.namespace(kind)
     used = xp.concatenate(
-        [offset.reshape(*grid, groups, 2 * points), mask.reshape(*grid, groups, points)], axis=-1
-    )
-    packed[..., : 3 * channels] = used.reshape(*grid, 3 * channels)
-    return packed
+        [offset.reshape(*grid, groups, 2 * points), mask.reshape(*grid, groups, points)], -1
+    ).reshape(*grid, 3 * channels)
+    unused = kind.constant(xp.zeros((*grid, _packed_channels(groups, points) - 3 * channels)), used)
+    return xp.concatenate([used, unused], -1)

@@ -19,8 +19,17 @@ every_case = pytest.mark.parametrize(("name", "case"), problems())
 every_row = pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
 every_dtype = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 
-# Arguments whose gradient is no sum of calls: an error, and never zeros.
-NO_SECOND = {"deform_roi_pool": "offset", "deform_ps_roi_pool": "offset"}
+# Every operator, in every way that its derivatives are made of calls.
+every_derivative = pytest.mark.parametrize(
+    ("name", "options"),
+    [(row.name, {}) for row in OPERATORS]
+    + [
+        ("deform_conv2d", {"border": "clamp"}),
+        ("bilinear_sample", {"border": "clamp"}),
+        ("roi_pool", {"mode": "avg"}),
+        ("deform_roi_pool", {"sampling_ratio": 2}),
+    ],
+)
 
 
 def to_tensor(array):
@@ -120,28 +129,18 @@ def test_backward_takes_tensors(row):
         assert one is None if other is None else to_array(one).tobytes() == other.tobytes()
 
 
-@every_row
-def test_gradients_and_tangents_are_the_numerical_ones(row):
-    options = {"mode": "avg"} if row.name == "roi_pool" else {}
-    function, tensors = checked(row.name, **options)
+@every_derivative
+def test_gradients_and_tangents_are_the_numerical_ones(name, options):
+    function, tensors = checked(name, **options)
     assert gradcheck(
-        function,
-        tensors,
-        fast_mode=True,
-        check_forward_ad=row.name not in NO_SECOND,
-        check_undefined_grad=True,
+        function, tensors, fast_mode=True, check_forward_ad=True, check_undefined_grad=True
     )
 
 
-@every_row
-def test_gradients_have_gradients(row):
-    options = {"mode": "avg"} if row.name == "roi_pool" else {}
-    function, tensors = checked(row.name, **options)
-    if row.name in NO_SECOND:
-        with pytest.raises(NotImplementedError, match="no derivative of its own"):
-            gradgradcheck(function, tensors, fast_mode=True)
-        return
-    assert gradgradcheck(function, tensors, fast_mode=True)
+@every_derivative
+def test_gradients_have_gradients(name, options):
+    function, tensors = checked(name, **options)
+    assert gradgradcheck(function, tensors, fast_mode=True, check_undefined_grad=True)
     assert gradgradcheck(
         function,
         tensors,
@@ -155,33 +154,88 @@ def test_gradients_have_gradients(row):
 @pytest.mark.parametrize("border", ["zeros", "clamp"])
 @pytest.mark.parametrize("name", ["deform_conv2d", "bilinear_sample"])
 def test_second_derivatives_know_both_borders(name, border):
+    """Element by element."""
     function, tensors = checked(name, border=border)
     assert gradcheck(function, tensors, check_forward_ad=True)
     assert gradgradcheck(function, tensors)
 
 
-def test_what_has_no_second_derivative_says_so():
-    function, tensors = checked("roi_pool", mode="max")
-    (gradient,) = torch.autograd.grad(function(*tensors).sum(), tensors, create_graph=True)
-    with pytest.raises(NotImplementedError, match="mode='avg' has both"):
-        torch.autograd.grad(gradient.sum(), tensors)
+def test_moving_bins_have_third_derivatives():
+    given, options = small("deform_ps_roi_pool")
+    offset = given.pop("offset").requires_grad_()
+
+    def first(offset):
+        output = cudeform.deform_ps_roi_pool(offset=offset, **given, **options)
+        return torch.autograd.grad(output.sin().sum(), offset, create_graph=True)
+
+    assert gradgradcheck(first, [offset], fast_mode=True)
 
 
-@every_row
-def test_operator_passes_opcheck(row):
-    asked = problem(row.name, next(case for n, case in problems() if n == row.name), "float32")
+def test_second_derivatives_are_those_of_regions_that_are_somewhere():
+    """Boxes and offsets that are not finite, or huge, neither add to them nor make them NaN."""
+    given, options = small("deform_roi_pool")
+    regions = given["boxes"].shape[0]
+    far = [[0, np.nan, 0, 5, 5], [0, 0, 0, np.inf, 5], [1, 1e30, 0, 2e30, 5], [0, 1, 1, 4, 4]]
+    more = {**given, "boxes": torch.cat([given["boxes"], torch.tensor(far, dtype=torch.float64)])}
+    for name in ("offset", "mask"):
+        more[name] = torch.cat([given[name], given[name][: len(far)]])
+    more["offset"][-1] = np.nan
+
+    def seconds(given):
+        moving = [given[name].requires_grad_() for name in ("input", "offset", "mask")]
+        output = cudeform.deform_roi_pool(**given, **options)
+        first = torch.autograd.grad(output.sin().sum(), moving, create_graph=True)
+        weights = [
+            torch.linspace(-1, 1, f[:regions].numel()).view(f[:regions].shape) for f in first
+        ]
+        total = sum((f[:regions] * w).sum() for f, w in zip(first, weights, strict=True))
+        return torch.autograd.grad(total, moving)
+
+    for one, other in zip(seconds(more), seconds(given), strict=True):
+        torch.testing.assert_close(one[:regions], other[:regions])
+        assert not one[regions:].any()
+
+
+def test_adaptive_bins_are_not_followed_where_boxes_have_no_values():
+    given, options = small("deform_roi_pool")
+    offset, boxes = given.pop("offset"), torch.stack([given.pop("boxes")] * 2)
+
+    def tangent(boxes, **more):
+        def function(offset):
+            return cudeform.deform_roi_pool(
+                offset=offset, boxes=boxes, **given, **{**options, **more}
+            )
+
+        return torch.func.jvp(function, (offset,), (offset,))[1]
+
+    with pytest.raises(NotImplementedError, match="`sampling_ratio` to be at least 1 where"):
+        torch.vmap(tangent)(boxes)
+    found = torch.vmap(lambda boxes: tangent(boxes, sampling_ratio=2))(boxes)
+    assert torch.equal(found[1], tangent(boxes[1], sampling_ratio=2))
+
+
+FIRST = [next(p for p in problems() if p[0] == row.name) for row in OPERATORS]
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), [*FIRST, ("deform_roi_pool", "fixed"), ("deform_ps_roi_pool", "v1")]
+)
+def test_operator_passes_opcheck(name, case):
+    asked = problem(name, case, "float32")
     tensors, wanted = arguments(asked)
-    bridge = BRIDGES[row.name]
+    bridge = BRIDGES[name]
     options = flat(bridge, asked.case.options)
-    forward = getattr(torch.ops.cudeform, row.name).default
+    forward = getattr(torch.ops.cudeform, name).default
     opcheck(forward, (*(tensors[n] for n in bridge.names), *options))
     needs = [name in wanted for name in bridge.differentiable]
-    backward = getattr(torch.ops.cudeform, row.name + "_backward").default
-    kept = [tensors[n] for n in bridge.kept]
-    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if row.name not in NO_SECOND and asked.case.options.get("mode", "") != "max":
-        tests += ["test_aot_dispatch_dynamic"] * (row.name != "roi_pool")
-    opcheck(backward, (to_tensor(asked.grad_output), *kept, *options, needs), test_utils=tests)
+    backward = getattr(torch.ops.cudeform, name + "_backward").default
+    opcheck(
+        backward,
+        (to_tensor(asked.grad_output), *(tensors[n] for n in bridge.kept), *options, needs),
+    )
+    if name == "roi_pool":
+        argmax = torch.ops.cudeform.roi_pool_argmax.default
+        opcheck(argmax, (*(tensors[n].detach() for n in bridge.names), *options))
 
 
 def test_options_survive_the_schema():
@@ -302,6 +356,23 @@ def test_argmax_comes_with_a_differentiable_maximum():
         torch.ones_like(output), images, tensors["boxes"], **options, argmax=argmax
     )
     assert torch.equal(found.input, expected)
+
+
+def test_argmax_comes_in_every_transformation():
+    """Compiled without its own operator it would be unpacked from the first result, in silence."""
+    tensors, options = small("roi_pool")
+
+    def function(images):
+        return cudeform.roi_pool(images, tensors["boxes"], **options, return_argmax=True)
+
+    output, argmax = function(tensors["input"])
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, compiled(tensors["input"]), (output, argmax)))
+    mapped = torch.vmap(function)(torch.stack([-tensors["input"], tensors["input"]]))
+    assert torch.equal(mapped[0][1], output) and torch.equal(mapped[1][1], argmax)
+    _, _, found = torch.func.vjp(function, tensors["input"], has_aux=True)
+    assert torch.equal(found, argmax)
+    torch._dynamo.reset()
 
 
 def test_empty_batch_has_gradients():

@@ -33,4 +33,5 @@ def test_two_processes_get_the_gradients_of_one(tmp_path):
             rank.kill()
     for rank, (output, errors) in zip(ranks, shown, strict=True):
         assert rank.returncode == 0, errors[-3000:]
-        assert output.split() == "ddp ok fsdp ok dtensor ok local_map ok".split()
+        told = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+        assert told == ["ddp ok", "fsdp ok", "dtensor ok", "local_map ok"]

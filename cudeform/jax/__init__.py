@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from cudeform.arrays import Kind, register
 from cudeform.jax.calls import Call
 from cudeform.jax.rules import backward, forward
 from cudeform.registry import OPERATORS
@@ -22,12 +22,23 @@ __all__ = ["call"]
 
 _OPERATORS = frozenset(row.name for row in OPERATORS)
 
+# What converters, which are no operators, know of JAX's arrays. No backend computes on them.
+_KIND = Kind(
+    name="jax.numpy",
+    backend=None,
+    device=lambda array: None,  # which JAX checks itself
+    constant=lambda values, like: jnp.asarray(values, like.dtype),
+    contiguous=lambda array: array,
+)
+register(jax.Array, _KIND)
+register(jax.core.Tracer, _KIND)  # an Array to isinstance, but not to issubclass
+
 
 def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     """Answer a call of an operator, or of its backward, with JAX arrays among its arguments."""
     op = name.removesuffix("_backward")
     if op not in _OPERATORS:
-        return _converted(function, given)
+        return function(**given)  # of JAX's own functions: see _KIND
     needs = given.get("needs")
     if isinstance(needs, Iterable) and not isinstance(needs, str):
         given = {**given, "needs": tuple(needs)}  # an iterator lasts for one reading
@@ -45,13 +56,6 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     static = Call(op, tuple(arrays), tuple(options.items()))
     gradients = backward(static, grad_output, list(arrays.values()), needed)
     return type(expected)(**dict(zip(needed, gradients, strict=True)))
-
-
-def _converted(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """What a function that is no operator makes of arrays that have values; JAX refuses tracers."""
-    arrays = {k: np.asarray(v) if isinstance(v, jax.Array) else v for k, v in given.items()}
-    result = function(**arrays)
-    return tuple(map(jnp.asarray, result)) if isinstance(result, tuple) else jnp.asarray(result)
 
 
 def _shape(value: Any) -> Any:

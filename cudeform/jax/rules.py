@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import ad, batching, mlir
 
 from cudeform import derivatives
@@ -40,12 +41,16 @@ _XP = derivatives.Namespace(
     floor=jnp.floor,
     where=jnp.where,
     stack=jnp.stack,
+    concatenate=jnp.concatenate,
+    moveaxis=jnp.moveaxis,
     reshape=jnp.reshape,
     zeros_like=jnp.zeros_like,
     constant=lambda array, like: jnp.asarray(array, like.dtype),
     arange=lambda count, like: jnp.arange(count, dtype=like.dtype),
     dtype_name=lambda array: array.dtype.name,
     cast=lambda array, name: array.astype(name),
+    still=jax.lax.stop_gradient,
+    values=lambda array: None if isinstance(array, jax.core.Tracer) else np.asarray(array),
 )
 
 _forward_p, _tangent_p, _backward_p = map(primitive, ("forward", "tangent", "backward"))
@@ -83,7 +88,8 @@ def _expanded(call: Call, along: tuple[str, ...], *operands: Any) -> Any:
     def operator(**given: Any) -> Any:
         names = tuple(a.name for a in call.row.arguments if a.name in given)
         arrays = [given.pop(name) for name in names]
-        return forward(Call(call.op, names, tuple(given.items())), arrays)[0]
+        results = forward(Call(call.op, names, tuple(given.items())), arrays)
+        return results[0] if len(results) == 1 else results
 
     primals = call.named(operands[:count])
     return derivatives.jvp(call.op, {call.op: operator}, _XP, primals, tangents, dict(call.options))
@@ -150,6 +156,13 @@ def _tangent_program(*operands: Any, call: Call, along: tuple[str, ...]) -> list
     return [_expanded(call, along, *operands)]
 
 
+def _tangent_impl(*operands: Any, call: Call, along: tuple[str, ...]) -> list[Any]:
+    """Outside of a program: where values matter that a program does not see, call by call."""
+    if derivatives.reads_boxes(call.op, along, dict(call.options)):
+        return _tangent_program(*operands, call=call, along=along)
+    return _compiled_tangent(*operands, call=call, along=along)
+
+
 def _tangent_jvp(primals: Any, tangents: Any, *, call: Call, along: tuple[str, ...]) -> Any:
     outputs = bind(_tangent_p, primals, call=call, along=along)
     count = len(call.arrays)
@@ -187,6 +200,8 @@ def _tangent_batch(operands: Any, dims: Any, *, call: Call, along: tuple[str, ..
     return batch(_tangent_p, names, ["output"], operands, dims, call, along=along)
 
 
+_compiled_tangent = _tangent_p.impl
+_tangent_p.def_impl(_tangent_impl)
 _tangent_p.def_abstract_eval(_tangent_avals)
 mlir.register_lowering(_tangent_p, mlir.lower_fun(_tangent_program, multiple_results=True))
 ad.primitive_jvps[_tangent_p] = _tangent_jvp

@@ -19,6 +19,19 @@ from cudeform.torch.functions import call as transformed_call
 
 __all__ = ["call"]
 
+# What converters, which are no operators, know of tensors. No backend computes on them.
+_KIND = arrays.Kind(
+    name="torch",
+    backend=None,
+    device=lambda tensor: tensor.device,
+    dtype_name=lambda dtype: str(dtype).removeprefix("torch."),
+    cast=lambda tensor, dtype: tensor.to(dtype),
+    constant=lambda values, like: torch.as_tensor(values, dtype=like.dtype, device=like.device),
+    contiguous=lambda tensor: tensor.contiguous(),
+)
+arrays.register(torch.Tensor, _KIND)
+arrays.register(torch.nn.Parameter, _KIND)
+
 
 def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
     """Answer a call of a public function of cudeform that has a tensor among its arguments.
@@ -30,34 +43,38 @@ def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
         return _forward(bridge, given)
     if name.endswith("_backward"):
         return _backward(BRIDGES[name.removesuffix("_backward")], given)
-    tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor)}
-    _check(name, tensors)
-    for argument, tensor in tensors.items():
-        if tensor.requires_grad and torch.is_grad_enabled():
-            why = "there is no gradient through it: call .detach(), or convert what predicts it"
-            checks.fail(name, argument, "to require no gradient", "one that does", why)
-    options = {k: v for k, v in given.items() if k not in tensors}
-    return compute(function, tensors, options)
+    _check(name, {k: v for k, v in given.items() if isinstance(v, torch.Tensor)})
+    return function(**given)  # of torch's own functions: see _KIND
 
 
 def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
+    if "return_argmax" in given:
+        given = dict(given)
+        if given.pop("return_argmax"):
+            return _forward(bridge, given), _argmax(bridge, given)
     tensors, options = _arguments(bridge, bridge.names, given)
     if torch.compiler.is_compiling() and not transformed():
         return _traced(bridge, tensors, options)
     if torch._C._is_any_autocast_enabled() and _is_autocast(tensors):
         return _without_autocast(bridge, given, tensors)
-    if options.pop("return_argmax", False):
-        with torch.no_grad():
-            named = dict(zip(bridge.names, tensors, strict=True))
-            _, argmax = compute(bridge.forward, named, {**options, "return_argmax": True})
-        return _forward(bridge, {**given, "return_argmax": False}), argmax
     bound = Bound(bridge, options)
     if transformed():
         return _untraced_call(bound, tensors)
-    plain = is_plain(tensors)
+    if not is_plain(tensors):
+        return _traced(bridge, tensors, options)
     if torch.is_grad_enabled() and _is_differentiated(tensors):
-        return Eager.apply(bound, *tensors) if plain else _traced(bridge, tensors, options)
-    return bound.forward(tensors) if plain else _traced(bridge, tensors, options)
+        return Eager.apply(bound, *tensors)
+    return compute(bridge.forward, dict(zip(bridge.names, tensors, strict=True)), options)
+
+
+def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
+    """Which pixels were the largest. They have no derivative."""
+    tensors, options = _arguments(bridge, bridge.names, given)
+    tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
+    if torch.compiler.is_compiling() and not transformed():
+        return torch.ops.cudeform.roi_pool_argmax(*tensors, *flat(bridge, options))[1]
+    bound = Bound(bridge, {**options, "return_argmax": True})
+    return (_untraced_call(bound, tensors) if transformed() else bound.forward(tensors))[1]
 
 
 # An operator of torch.library has no tangent, and says nothing of it: not to be compiled.

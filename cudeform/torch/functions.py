@@ -42,7 +42,8 @@ class Bound(NamedTuple):
         if is_plain(tensors):
             given = dict(zip(bridge.names, tensors, strict=True))
             return compute(bridge.forward, given, self.options)
-        return getattr(torch.ops.cudeform, bridge.name)(*tensors, *flat(bridge, self.options))
+        name = bridge.name + ("_argmax" if self.options.get("return_argmax") else "")
+        return getattr(torch.ops.cudeform, name)(*tensors, *flat(bridge, self.options))
 
     def backward(self, needs: tuple[str, ...], grad_output: Any, tensors: Sequence[Any]) -> tuple:
         """The gradients by differentiable argument; what is not needed is empty."""
@@ -303,15 +304,31 @@ def _operator(bridge: Bridge) -> Any:
     return operator
 
 
+def _values(tensor: Any) -> Any:
+    """As a NumPy array; None for tensors without memory, or that differ along an axis of vmap."""
+    with torch._C._DisableFuncTorch():
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            if torch._C._functorch.is_batchedtensor(tensor):
+                return None
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        known = type(tensor) in _PLAIN and (tensor.is_cpu or tensor.is_cuda)
+        listened = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
+        return tensor.detach().cpu().numpy() if known and not listened else None
+
+
 _OPERATORS = {name: _operator(bridge) for name, bridge in BRIDGES.items()}
 _TORCH = derivatives.Namespace(
     floor=torch.floor,
     where=torch.where,
     stack=torch.stack,
+    concatenate=torch.cat,
+    moveaxis=torch.movedim,
     reshape=torch.reshape,
     zeros_like=torch.zeros_like,
     constant=lambda array, like: torch.as_tensor(array, dtype=like.dtype, device=like.device),
     arange=lambda n, like: torch.arange(n, dtype=like.dtype, device=like.device),
     dtype_name=lambda tensor: str(tensor.dtype).removeprefix("torch."),
     cast=lambda tensor, name: tensor.to(getattr(torch, name)),
+    still=torch.Tensor.detach,
+    values=_values,
 )

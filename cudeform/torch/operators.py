@@ -70,15 +70,21 @@ def _split_backward(bridge: Bridge, values: Sequence[Any]) -> tuple[Any, ...]:
     return grad_output, tuple(values[:count]), nested(bridge, values[count:end]), needs
 
 
-def _define_forward(bridge: Bridge) -> None:
+def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
+    """With `argmax` as an operator <name>_argmax, whose results are not differentiable."""
+    name = bridge.name + ("_argmax" if argmax else "")
+    more = {"return_argmax": True} if argmax else {}
+
     def run(*values: Any) -> Any:
         tensors, options = _split(bridge, values)
-        return compute(bridge.forward, dict(zip(bridge.names, tensors, strict=True)), options)
+        given = dict(zip(bridge.names, tensors, strict=True))
+        return compute(bridge.forward, given, {**options, **more})
 
     def fake(*values: Any) -> Any:
         tensors, options = _split(bridge, values)
         given = {n: _symbolic(t) for n, t in zip(bridge.names, tensors, strict=True)}
-        return tensors[0].new_empty(bridge.forward(**given, **options).shape)
+        output = tensors[0].new_empty(bridge.forward(**given, **options).shape)
+        return (output, torch.empty_like(output, dtype=torch.int32)) if argmax else output
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         tensors, options = _split(bridge, inputs)
@@ -99,7 +105,7 @@ def _define_forward(bridge: Bridge) -> None:
 
     def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
         count = len(bridge.names)
-        operator = getattr(torch.ops.cudeform, bridge.name)
+        operator = getattr(torch.ops.cudeform, name)
         batched = [name in bridge.batched for name in bridge.names]
 
         def apply(*tensors: Any) -> Any:
@@ -107,8 +113,12 @@ def _define_forward(bridge: Bridge) -> None:
 
         return mapped(apply, info.batch_size, in_dims[:count], values[:count], batched)
 
-    operator = _custom(bridge.name, run, bridge.schemas[0], fake, vmap)
-    operator.register_autograd(backward, setup_context=setup_context)
+    schema = bridge.schemas[0]
+    if argmax:
+        schema = schema.replace("-> Tensor", "-> (Tensor, Tensor)")
+    operator = _custom(name, run, schema, fake, vmap)
+    if not argmax:
+        operator.register_autograd(backward, setup_context=setup_context)
 
 
 def _define_backward(bridge: Bridge) -> None:
@@ -173,6 +183,7 @@ def define() -> None:
     for bridge in BRIDGES.values():
         _define_forward(bridge)
         _define_backward(bridge)
+    _define_forward(BRIDGES["roi_pool"], argmax=True)
 
 
 define()
