@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import cudeform
-from cudeform.cpu.regions import locate_regions
+from cudeform.cpu.boxes import locate_regions
 from cudeform.geometry import RoiPlan
 
 Y_COLOR, X_COLOR, POINT_COLOR, INK = "#3b6fb6", "#d98032", "#b3246b", "#444444"

@@ -10,7 +10,7 @@ from cases import problem
 from test_inputs import batch_of
 from tolerances import assert_close
 
-from cudeform.cpu import blocking, convolution, precision
+from cudeform.cpu import blocking, convolution, gradients, precision
 
 CPU = backends.BACKENDS["cpu"]
 
@@ -21,6 +21,13 @@ def small_workspace(monkeypatch, request):
     for module in (blocking, convolution, precision):
         monkeypatch.setattr(module, "SCRATCH_BYTES", request.param)
     monkeypatch.setattr(blocking, "_PARTIAL_BYTES", request.param)
+    prepared = convolution._prepared, gradients._prepared
+    for remembered in prepared:
+        remembered.cache_clear()
+    yield
+    for remembered in prepared:
+        assert remembered.cache_info().misses  # it was asked for under these limits
+        remembered.cache_clear()
 
 
 def asked_of(name):

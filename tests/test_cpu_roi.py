@@ -50,6 +50,11 @@ def assert_right(asked):
 def small_workspace(monkeypatch, request):
     """Bytes for images laid out, and for regions in a wider dtype."""
     monkeypatch.setattr(regions, "SCRATCH_BYTES", request.param)
+    for remembered in (regions.job_of, regions.rounds):
+        remembered.cache_clear()
+    yield
+    for remembered in (regions.job_of, regions.rounds):
+        remembered.cache_clear()
 
 
 @every_case
@@ -174,11 +179,12 @@ def test_the_largest_pixel_is_the_first_and_nan_is_larger():
 
 
 def test_an_argmax_that_is_no_pixel_is_passed_over():
-    image, boxes = np.zeros((1, 1, 3, 3)), np.array([[0.0, 0, 0, 2, 2]])
-    argmax = np.array([[[[9, -7], [2**31 - 1, 4]]]], np.int32)
+    image, boxes = np.zeros((1, 2, 3, 3)), np.array([[0.0, 0, 0, 2, 2]])
+    argmax = np.array([[[[9, -7], [2**31 - 1, 4]], [[-1, -(2**31)], [18, 4]]]], np.int32)
     grad_output = np.ones(argmax.shape)
     gradient = cudeform.roi_pool_backward(grad_output, image, boxes, 2, argmax=argmax).input
-    assert gradient.sum() == gradient[0, 0, 1, 1] == 1
+    assert gradient[0, 0, 1, 1] == gradient[0, 1, 1, 1] == 1
+    assert gradient.sum() == 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -195,6 +201,15 @@ def test_classes_of_one_channel_and_groups_without_bins(dtype):
         options = dict(spatial_scale=0.6, output_dim=dim, group_size=3, output_size=2)
         options |= dict(part_size=(2, 1), sample_per_part=2)
         assert_right(Problem(operator("deform_ps_roi_pool"), Case("few", arrays, options), dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_averages_of_more_channels_than_are_worked_on_at_a_time(dtype):
+    rng = np.random.default_rng(8)
+    boxes = np.array([[1.0, 0, 0, 9, 6], [0, 3, 2, 7, 6], [1, 4, 1, 6, 9], [1, -9, -9, -5, -5]])
+    arrays = {"input": rng.standard_normal((2, 30 * 6, 7, 8)), "boxes": boxes}
+    options = {"output_size": (2, 3)}
+    assert_right(Problem(operator("ps_roi_pool"), Case("many", arrays, options), dtype))
 
 
 MEMORY = """

@@ -20,10 +20,10 @@ from cudeform.cpu.simd import BLOCK_BYTES, BLOCK_ROWS, block_columns
 from cudeform.geometry import ConvPlan
 
 __all__ = [
+    "PART",
     "SCRATCH_BYTES",
     "Blocking",
     "Job",
-    "PART",
     "Slices",
     "collect_weight",
     "cut",

@@ -11,20 +11,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudeform.cpu.boxes import NUMBERS
 from cudeform.cpu.compiler import inlined, inner
-from cudeform.cpu.regions import NUMBERS
 from cudeform.cpu.samplers import locate_axis
 from cudeform.cpu.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.cpu.staging import start_of
 
 __all__ = [
     "Tile",
+    "bins_of",
     "blend_tile",
     "cell_of",
+    "covered",
     "largest_of_tile",
     "locate_region",
     "locate_tile",
     "measure_tile",
+    "share_of",
     "spread_tile",
     "tile_of",
 ]
@@ -101,14 +104,14 @@ def locate_tile(work, where, top, bottom, tile):
             place[3 * n + 2] = start_of(job, part, u, c, g, s) if inside else -1
             scale[2 * n] = numbers[t * NUMBERS + 8]
             if job.corners or job.covers:
-                scale[2 * n] = _share(pixel[y_at + 1], pixel[x_at + 1], scale)
+                scale[2 * n] = share_of(pixel[y_at + 1], pixel[x_at + 1], scale)
             scale[2 * n + 1] = 1
             if job.modulated:
                 scale[2 * n + 1] = mask[cell_of(job, row, c, job.classes, i, j)]
 
 
 @inlined
-def _share(down, across, like):
+def share_of(down, across, like):
     """One over the number of samples; 0 if there are none."""
     real = like.dtype.type
     return real(1) / (real(down) * real(across)) if down and across else real(0)
@@ -121,15 +124,15 @@ def _locate(job, numbers, counts, bin, pixel, weight, at):
     `bin` is (region, whether along x, bin, how many units of offset it moves).
     """
     t, along_x, i, shift = bin
-    k = t * NUMBERS + (4 if along_x else 0)
-    bins = job.bins_x if along_x else job.bins_y
-    size = job.width if along_x else job.height
     if job.covers:
-        begin, end = _covered(job, numbers, k, bins, i, size)
+        begin, end = covered(job, numbers, (t, along_x, i))
         for n in range(end - begin):
             pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
         pixel[at] = pixel[at + 1] = end - begin
         return
+    k = t * NUMBERS + (4 if along_x else 0)
+    bins = job.bins_x if along_x else job.bins_y
+    size = job.width if along_x else job.height
     real = numbers.dtype.type
     first = numbers[k] + real(i) * numbers[k + 1] / real(bins)
     if job.deformable:
@@ -141,10 +144,16 @@ def _locate(job, numbers, counts, bin, pixel, weight, at):
 
 
 @inlined
-def _covered(job, numbers, k, bins, i, size):
-    """The whole pixels of a bin, from the first up to the last."""
+def covered(job, numbers, bin):
+    """The whole pixels of a bin along one axis, from the first up to the last.
+
+    `bin` is (region, whether along x, bin).
+    """
+    t, along_x, i = bin
+    k = t * NUMBERS + (4 if along_x else 0)
+    bins = job.bins_x if along_x else job.bins_y
     real = numbers.dtype.type
-    zero, limit = real(0), real(size)
+    zero, limit = real(0), real(job.width if along_x else job.height)
     start, extent = numbers[k], numbers[k + 1]
     before = zero if job.whole else start
     after = start if job.whole else zero
@@ -154,6 +163,12 @@ def _covered(job, numbers, k, bins, i, size):
     end = end if end > zero else zero
     begin, end = np.int64(min(begin, limit)), np.int64(min(end, limit))
     return begin, max(begin, end)
+
+
+@inlined
+def bins_of(bins, groups, g):
+    """The bins along an axis that read a group, from the first up to the last."""
+    return (g * bins + groups - 1) // groups, ((g + 1) * bins + groups - 1) // groups
 
 
 @inlined

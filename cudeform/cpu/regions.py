@@ -1,6 +1,6 @@
-"""Regions of interest on the CPU: where they lie, and how their pooling is cut up.
+"""How a pooling of regions is cut up on the CPU.
 
-Boxes are put in the order of their images. A slice is some channels of one class and one group of
+A slice is some channels of one class and one group of
 an image: the channels that the same bins read, side by side in memory. Slices follow from shapes
 alone; what is laid out at a time, a round, follows from the images that have boxes as well.
 """
@@ -8,49 +8,44 @@ alone; what is laid out at a time, a round, follows from the images that have bo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product, repeat
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
 
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.blocking import SCRATCH_BYTES
+from cudeform.cpu.blocking import SCRATCH_BYTES, numbers_of
+from cudeform.cpu.boxes import Regions
+from cudeform.cpu.compiler import inlined, record
 from cudeform.cpu.layout import frozen
 from cudeform.geometry import RoiPlan
 
 __all__ = [
-    "NUMBERS",
+    "AFTER_ROUND",
     "Job",
     "Piece",
-    "Regions",
     "Round",
     "Work",
+    "averages_planes",
+    "effort",
+    "job_and_round",
     "job_of",
-    "locate_regions",
+    "packed",
     "pieces",
     "rounds",
+    "unpacked",
 ]
 
-NUMBERS = 9  # of a region in `Regions.numbers`
 _LANES = 16  # slices are multiples of so many channels
 _PADDED = 8  # channels that are worth a slice of `_LANES`
 _WIDEST = 256  # channels of a slice
 _NARROW = 32  # channels of a slice that are worth locating its bins
 _ENOUGH_TASKS = 8
+_PLANES = 12  # channels of a slice whose planes are used as they lie, for the cache
+_PIXELS = 8  # that a bin reads, about
 _TILE = 128  # bins, or one row of them
-_COUNTABLE = 2.0**40  # samples
-
-
-class Regions(NamedTuple):
-    """The regions of a call in the order of their images, for kernels."""
-
-    # (R, 9) flat: start, size, spacing of samples and pixels per unit of offset along y, the same
-    # along x, one over the number of samples
-    numbers: np.ndarray
-    counts: np.ndarray  # (R, 2) flat: samples of a bin along y and x
-    place: np.ndarray  # (R,): which of `images`
-    order: np.ndarray  # (R,): which of the boxes
-    images: np.ndarray  # (U,): those that have boxes
-    first: np.ndarray  # (U + 1,): the first region of each
 
 
 class Job(NamedTuple):
@@ -118,13 +113,13 @@ class Piece(NamedTuple):
 
     begin: int
     end: int
-    rows: np.ndarray  # (R,): where each region is in the arrays that follow
-    offset: np.ndarray
-    mask: np.ndarray
     # Strides of results (regions, classes, channels, bins), and where (0, 0, 0, 0) would be
     region: int
     of_class: int
     start: int
+    rows: np.ndarray  # (R,): where each region is in the arrays that follow
+    offset: np.ndarray
+    mask: np.ndarray
 
 
 class Work(NamedTuple):
@@ -136,71 +131,73 @@ class Work(NamedTuple):
     piece: Piece
 
 
-def locate_regions(plan: RoiPlan, boxes: np.ndarray) -> Regions:
-    """All that is known of a region before its offsets are."""
-    image = boxes[:, 0].astype(np.int64)
-    order = np.argsort(image, kind="stable")
-    images, first = np.unique(image[order], return_index=True)
-    real = boxes.dtype.type
-    bins = np.array(plan.bins, real)
-    with np.errstate(all="ignore"):  # boxes may be anything
-        start, size = _extent(plan, boxes[order, 1:].reshape(-1, 2, 2)[..., ::-1])
-        nowhere = ~np.isfinite(start + size).all(1)
-        start[nowhere], size[nowhere] = np.nan, 0  # nothing is inside, and nothing moves it
-        bin_size = size / bins
-        counts = np.ceil(bin_size) if plan.samples == 0 else np.full_like(size, plan.samples)
-        counts = np.clip(np.nan_to_num(counts), 0, _COUNTABLE)
-        spacing = bin_size / np.maximum(counts, 1)
-        numbers = np.empty((plan.regions, NUMBERS), real)
-        numbers[:, :8].reshape(-1, 2, 4)[...] = np.stack(
-            [start, size, spacing, real(plan.offset_scale) * size], -1
-        )
-        numbers[:, 8] = 1 / np.maximum(counts.astype(np.float64).prod(1), 1)
-    return Regions(
-        numbers.reshape(-1),
-        counts.astype(np.int64).reshape(-1),
-        np.searchsorted(images, image[order]),
-        order,
-        images.astype(np.int64),
-        np.append(first, plan.regions).astype(np.int64),
-    )
+class _Span(NamedTuple):
+    """The integers of a `Piece`."""
+
+    begin: int
+    end: int
+    region: int
+    of_class: int
+    start: int
 
 
-def _extent(plan: RoiPlan, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Start and size along y and x of boxes (R, 2, 2): upper left and lower right corner."""
-    scale = corners.dtype.type(plan.scale)
-    half = corners.dtype.type(0.5)
-    first, last = corners[:, 0], corners[:, 1]
-    if plan.region in ("corner", "center"):
-        shift = half if plan.region == "center" else 0 * half
-        start = first * scale - shift
-        size = last * scale - shift - start
-        return start, np.maximum(size, 1) if plan.region == "corner" else size
-    if plan.region in ("pixel", "half_open"):
-        start = _rounded(first * scale)
-        size = _rounded(last * scale) - start + (plan.region == "pixel")
-        return start, np.maximum(size, 1)
-    shift = half if plan.region == "msra_center" else 0 * half
-    start = _rounded(first) * scale - shift
-    size = (_rounded(last) + 1) * scale - shift - start
-    return start, np.maximum(size, corners.dtype.type(0.1))
+_SPAN = len(_Span._fields)
+Packed = tuple[np.ndarray, Regions, tuple[np.ndarray, ...]]
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    """To whole numbers, halves away from zero."""
-    whole = np.trunc(values)
-    return whole + np.copysign(np.abs(values - whole) >= 0.5, values)
+def packed(work: Work) -> Packed:
+    """The work as kernels take it: its integers in one array."""
+    job, part, regions, piece = work
+    return numbers_of(job, part, piece[:_SPAN]), regions, piece[_SPAN:]
 
 
-def job_of(plan: RoiPlan, itemsize: int, tasks: int) -> Job:
-    """`tasks` is how many there would be if a slice had all channels of a class in a group."""
+_read_job, _read_round, _read_span = record(Job), record(Round), record(_Span)
+_ROUND = len(Job._fields)
+AFTER_ROUND = _ROUND + len(Round._fields)
+
+
+@inlined
+def job_and_round(numbers):
+    """What the numbers of every kernel of a pooling begin with."""
+    return _read_job(numbers, 0), _read_round(numbers, _ROUND)
+
+
+@inlined
+def unpacked(given):
+    """The inverse of `packed`, for kernels."""
+    numbers, regions, arrays = given
+    job, part = job_and_round(numbers)
+    begin, end, region, of_class, start = _read_span(numbers, AFTER_ROUND)
+    rows, offset, mask = arrays
+    return Work(job, part, regions, Piece(begin, end, region, of_class, start, rows, offset, mask))
+
+
+def averages_planes(plan: RoiPlan) -> bool:
+    """Whether the plan averages pixels of planes as they lie: with few channels for each bin."""
+    return plan.reads == "mean" and plan.groups != (1, 1)
+
+
+def effort(plan: RoiPlan) -> int:
+    """Multiplications of a pooling, about."""
+    samples = plan.samples**2 or _PIXELS
+    return plan.regions * plan.out_channels * plan.bins[0] * plan.bins[1] * samples * 4
+
+
+@lru_cache(maxsize=256)
+def job_of(plan: RoiPlan, itemsize: int, tasks: int, planes: bool = False) -> Job:
+    """How to cut a pooling up; with `planes` into slices that are not laid out.
+
+    `tasks` is how many there would be if a slice had all channels of a class in a group.
+    """
     channels = plan.out_channels // plan.classes
     most = SCRATCH_BYTES // (plan.height * plan.width * itemsize)
     widest = max(min(_WIDEST, most // _LANES * _LANES), _LANES)
     while widest > _NARROW and tasks * -(-channels // widest) < _ENOUGH_TASKS:
         widest = max(widest // 2 // _LANES * _LANES, _NARROW)
     pitch = channels
-    if channels >= _PADDED:
+    if planes:
+        pitch = -(-channels // -(-channels // _PLANES))
+    elif channels >= _PADDED:
         pitch = -(-channels // -(-channels // widest))  # slices about equal
         pitch = -(-pitch // _LANES) * _LANES
     return Job(
@@ -224,7 +221,8 @@ def job_of(plan: RoiPlan, itemsize: int, tasks: int) -> Job:
     )
 
 
-def rounds(job: Job, images: int, itemsize: int) -> Iterator[Round]:
+@lru_cache(maxsize=256)
+def rounds(job: Job, images: int, itemsize: int) -> list[Round]:
     """Rounds whose slices take at most `SCRATCH_BYTES`, but one slice at least."""
     counts = [images, job.classes, job.groups_y * job.groups_x]
     counts.append(-(-job.channels // job.slice_channels))
@@ -234,16 +232,11 @@ def rounds(job: Job, images: int, itemsize: int) -> Iterator[Round]:
         step = max(min(most, count), 1)
         steps.insert(0, step)
         most = most // count if step == count else 1
-    for u in range(0, counts[0], steps[0]):
-        for c in range(0, counts[1], steps[1]):
-            for g in range(0, counts[2], steps[2]):
-                for s in range(0, counts[3], steps[3]):
-                    begins = (u, c, g, s)
-                    ends = (
-                        min(b + step, count)
-                        for b, step, count in zip(begins, steps, counts, strict=True)
-                    )
-                    yield Round(*(n for pair in zip(begins, ends, strict=True) for n in pair))
+    result = []
+    for begins in product(*map(range, repeat(0), counts, steps)):
+        ends = map(min, map(add, begins, steps), counts)
+        result.append(Round(*(n for pair in zip(begins, ends, strict=True) for n in pair)))
+    return result
 
 
 def pieces(
@@ -264,7 +257,7 @@ def pieces(
     flat = [frozen(array, like) for array in (offset, mask)]
     if like.dtype == wide:
         of_class = job.channels * bins
-        yield Piece(begin, end, regions.order, *flat, job.classes * of_class, of_class, 0), None
+        yield Piece(begin, end, job.classes * of_class, of_class, 0, regions.order, *flat), None
         return
     channels = part.channels(job)
     of_class = (channels.stop - channels.start) * bins
@@ -279,4 +272,4 @@ def pieces(
             for array in (offset, mask)
         ]
         rows = np.arange(len(regions.order)) - first
-        yield Piece(first, last, rows, *flat, size, of_class, start), chosen
+        yield Piece(first, last, size, of_class, start, rows, *flat), chosen

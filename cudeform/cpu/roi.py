@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 
 from cudeform.arrays import sum_dtype
-from cudeform.cpu import threads
+from cudeform.cpu import planes, threads
+from cudeform.cpu.boxes import locate_regions
 from cudeform.cpu.compiler import inner, kernel
 from cudeform.cpu.layout import transpose
 from cudeform.cpu.patches import (
@@ -23,9 +24,20 @@ from cudeform.cpu.patches import (
     tile_of,
 )
 from cudeform.cpu.precision import rounded
-from cudeform.cpu.regions import Job, Round, Work, job_of, locate_regions, pieces, rounds
+from cudeform.cpu.regions import (
+    Job,
+    Round,
+    Work,
+    averages_planes,
+    effort,
+    job_of,
+    packed,
+    pieces,
+    rounds,
+    unpacked,
+)
 from cudeform.cpu.roi_gradients import backward
-from cudeform.cpu.staging import result_at, room, stage
+from cudeform.cpu.staging import reading, result_at, room, stage
 from cudeform.geometry import RoiPlan
 
 __all__ = ["backward", "forward"]
@@ -58,24 +70,29 @@ def _pool_rounds(
     """Fill `results`: output and argmax."""
     wide = sum_dtype(input.dtype)
     regions = locate_regions(plan, boxes)
-    job = job_of(plan, wide.itemsize, plan.regions)
-    parts = list(rounds(job, len(regions.images), wide.itemsize))
-    staged = np.empty(max(room(job, part) for part in parts), wide)
+    as_planes, work_size = averages_planes(plan), effort(plan)
+    job = job_of(plan, wide.itemsize, plan.regions, as_planes)
+    parts = rounds(job, len(regions.images), wide.itemsize)
+    staged = np.empty(0 if as_planes else max(room(job, part) for part in parts), wide)
     for part in parts:
-        stage(job, regions, part, input, staged)
-        slices = part.slice_end - part.slice_begin
+        if as_planes:
+            source = reading(job, regions, part, input, wide)
+        else:
+            stage(job, regions, part, input, staged)
         for piece, chosen in pieces(job, regions, part, offset, mask, input):
             written = results
             if chosen is not None:
                 size = len(chosen) * piece.region
                 written = np.empty(size, wide), np.empty(size if job.largest else 0, np.int32)
-            task = partial(
-                _pool,
-                Work(job, part, regions, piece),
-                staged,
-                *(array.reshape(-1) for array in written),
-            )
-            threads.share(task, (piece.end - piece.begin) * slices)
+            work = packed(Work(job, part, regions, piece))
+            output, argmax = (array.reshape(-1) for array in written)
+            if as_planes:
+                task = partial(planes.average, work, *source, output)
+                threads.share(task, planes.count_tasks(job, part), work_size)
+            else:
+                task = partial(_pool, work, staged, output, argmax)
+                slices = part.slice_end - part.slice_begin
+                threads.share(task, (piece.end - piece.begin) * slices, work_size)
             if chosen is not None:
                 _keep(job, part, chosen, written, results)
 
@@ -107,8 +124,9 @@ def _keep(
 
 
 @kernel
-def _pool(work, staged, output, argmax, first, last):
+def _pool(given, staged, output, argmax, first, last):
     """Tasks `first` to `last` of a round, each a slice of a region."""
+    work = unpacked(given)
     job, part, regions, piece = work
     tile = tile_of(job, staged)
     values = np.zeros(job.tile * job.pitch, staged.dtype)

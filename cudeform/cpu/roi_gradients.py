@@ -1,8 +1,8 @@
 """The gradients of a pooling of regions.
 
-For the gradient of the input a task takes a slice of an image, and adds up in it what all regions
-of that image spread. For those of offset and mask a task takes a region, through all slices. So
-nothing is locked, and every sum has one order.
+For the gradient of the input a task takes a slice of an image, its channels last or its planes as
+they lie, and adds up in it what all regions of that image spread. For those of offset and mask a
+task takes a region, through all slices. So nothing is locked, and every sum has one order.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from functools import partial
 import numpy as np
 
 from cudeform.arrays import sum_dtype
-from cudeform.cpu import threads
+from cudeform.cpu import planes, threads
+from cudeform.cpu.boxes import NUMBERS, Regions, locate_regions
 from cudeform.cpu.compiler import inlined, inner, kernel
 from cudeform.cpu.layout import frozen, transpose
 from cudeform.cpu.patches import (
+    bins_of,
     cell_of,
     locate_region,
     locate_tile,
@@ -26,22 +28,21 @@ from cudeform.cpu.patches import (
 )
 from cudeform.cpu.precision import rounded
 from cudeform.cpu.regions import (
-    NUMBERS,
     Job,
-    Regions,
     Round,
     Work,
+    averages_planes,
+    effort,
     job_of,
-    locate_regions,
+    packed,
     pieces,
     rounds,
+    unpacked,
 )
 from cudeform.cpu.staging import result_at, room, stage, unstage, writing
 from cudeform.geometry import RoiPlan
 
 __all__ = ["backward", "group_rows"]
-
-_PLANES = 8  # channels of an image
 
 
 def backward(
@@ -63,7 +64,9 @@ def backward(
         regions = locate_regions(plan, boxes)
         given = offset, mask, grad_output, argmax
         if "input" in needs:
-            _input_gradient(plan, regions, given, grad_input)
+            as_planes = plan.reads == "max" or averages_planes(plan)
+            compute = _gradient_of_planes if as_planes else _input_gradient
+            compute(plan, regions, given, grad_input)
         if needs & cells.keys():
             _cell_gradients(plan, regions, given, input, sums)
     result = {name: rounded(sums[name], input.dtype) for name in needs & cells.keys()}
@@ -74,21 +77,32 @@ def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: n
     wide = sum_dtype(grad_input.dtype)
     images = len(regions.images)
     job = job_of(plan, wide.itemsize, images * plan.classes * plan.groups[0])
-    parts = list(rounds(job, images, wide.itemsize))
-    target = np.zeros(0 if job.largest else max(room(job, part) for part in parts), wide)
+    parts = rounds(job, images, wide.itemsize)
+    target = np.zeros(max(room(job, part) for part in parts), wide)
     for number, part in enumerate(parts):
         if number:
             target[...] = 0
+        for work, grad, _ in _works(job, regions, part, given):
+            task = partial(_spread, packed(work), target, frozen(grad, target))
+            threads.share(task, _tasks(job, part), effort(plan))
+        with writing(job, regions, part, grad_input, wide) as written:
+            unstage(job, part, target, *written)
+
+
+def _gradient_of_planes(
+    plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray
+) -> None:
+    wide = sum_dtype(grad_input.dtype)
+    job = job_of(plan, wide.itemsize, 1, planes=True)
+    for part in rounds(job, len(regions.images), wide.itemsize):
         with writing(job, regions, part, grad_input, wide) as written:
             for work, grad, argmax in _works(job, regions, part, given):
+                arrays = packed(work), *written, frozen(grad, written[-1])
                 if job.largest:
-                    argmax = frozen(argmax, np.empty(0, np.int32))
-                    task = partial(_scatter, work, *written, frozen(grad, target), argmax)
+                    task = partial(planes.scatter, *arrays, frozen(argmax, argmax))
                 else:
-                    task = partial(_spread, work, target, frozen(grad, target))
-                threads.share(task, _tasks(job, part))
-            if not job.largest:
-                unstage(job, part, target, *written)
+                    task = partial(planes.spread, *arrays)
+                threads.share(task, planes.count_tasks(job, part), effort(plan))
 
 
 def _tasks(job: Job, part: Round) -> int:
@@ -107,14 +121,14 @@ def _cell_gradients(
 ) -> None:
     wide = sum_dtype(input.dtype)
     job = job_of(plan, wide.itemsize, plan.channels)  # a task goes through all slices
-    parts = list(rounds(job, len(regions.images), wide.itemsize))
+    parts = rounds(job, len(regions.images), wide.itemsize)
     staged = np.empty(max(room(job, part) for part in parts), wide)
     flat = [sums[name].reshape(-1) for name in ("offset", "mask")]
     for part in parts:
         stage(job, regions, part, input, staged)
         for work, grad, _ in _works(job, regions, part, given):
-            task = partial(_measure, work, staged, frozen(grad, staged), *flat)
-            threads.share(task, work.piece.end - work.piece.begin)
+            task = partial(_measure, packed(work), staged, frozen(grad, staged), *flat)
+            threads.share(task, work.piece.end - work.piece.begin, effort(plan))
 
 
 def _works(
@@ -134,8 +148,9 @@ def _works(
 
 
 @kernel
-def _spread(work, target, grad, first, last):
+def _spread(given, target, grad, first, last):
     """Tasks `first` to `last` of a round: slices of images, and rows of groups."""
+    work = unpacked(given)
     job, part, regions, piece = work
     tile = tile_of(job, target)
     values = np.zeros(job.tile * job.pitch, target.dtype)
@@ -143,7 +158,7 @@ def _spread(work, target, grad, first, last):
     high = job.tile // job.bins_x
     for task in range(first, last):
         u, c, gy, s = _task(job, part, task)
-        begin, end = _bins(job.bins_y, job.groups_y, gy)
+        begin, end = bins_of(job.bins_y, job.groups_y, gy)
         for t in range(max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)):
             locate_region(job, regions, t, begin, end, tile)
             for top in range(begin, end, high):
@@ -152,42 +167,6 @@ def _spread(work, target, grad, first, last):
                 locate_tile(work, (t, c, s), top, bottom, tile)
                 _read(work, (t, c, s), grad, top, count, values)
                 spread_tile(tile, count, values, job.pitch, line, target)
-
-
-@kernel
-def _scatter(work, images, view, target, grad, argmax, first, last):
-    """The same for the largest pixels, a few planes of an image at a time, for the cache."""
-    job, part, regions, piece = work
-    for task in range(first, last):
-        u, c, gy, s = _task(job, part, task)
-        low, high = max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)
-        start = view.start + images[u] * view.image + c * view.of_class
-        start += s * job.slice_channels * view.channel
-        channels = min(job.slice_channels, job.channels - s * job.slice_channels)
-        for k0 in range(0, channels, _PLANES):
-            span = k0, min(k0 + _PLANES, channels)
-            for t in range(low, high):
-                at = result_at(work, t, c, s)
-                for g in range(gy * job.groups_x, (gy + 1) * job.groups_x):
-                    if g >= part.group_begin and g < part.group_end:
-                        plane = start + g * view.group
-                        _scatter_group(job, g, span, target, plane, view.channel, grad, argmax, at)
-
-
-@inlined
-def _scatter_group(job, g, span, target, start, step, grad, argmax, at):
-    """Add the gradients of the bins of a region that read a group to some planes of an image."""
-    begin, end = _bins(job.bins_y, job.groups_y, g // job.groups_x)
-    left, right = _bins(job.bins_x, job.groups_x, g % job.groups_x)
-    area = job.height * job.width
-    for k in range(span[0], span[1]):
-        plane = target[start + k * step :]
-        results = at + k * job.bins_y * job.bins_x
-        for i in range(begin, end):
-            for b in range(results + i * job.bins_x + left, results + i * job.bins_x + right):
-                pixel = argmax[b]
-                if pixel >= 0 and pixel < area:
-                    plane[pixel] += grad[b]
 
 
 def group_rows(job: Job, part: Round) -> tuple[int, int]:
@@ -211,12 +190,6 @@ def _task(job, part, task):
     return part.image_begin + rest // classes, part.class_begin + rest % classes, gy, s
 
 
-@inlined
-def _bins(bins, groups, g):
-    """The bins along an axis that read a group, from the first up to the last."""
-    return (g * bins + groups - 1) // groups, ((g + 1) * bins + groups - 1) // groups
-
-
 @inner
 def _read(work, place, grad, top, count, values):
     """The gradients of a tile that begins with row `top` of the bins, with the channels last."""
@@ -232,8 +205,9 @@ def _read(work, place, grad, top, count, values):
 
 
 @kernel
-def _measure(work, staged, grad, grad_offset, grad_mask, first, last):
+def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
     """Tasks `first` to `last` of a round, each a region: gradients of its offsets and masks."""
+    work = unpacked(given)
     job, part, regions, piece = work
     tile = tile_of(job, staged)
     values = np.zeros(job.tile * job.pitch, staged.dtype)

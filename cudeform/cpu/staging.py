@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -10,12 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu import threads
-from cudeform.cpu.compiler import inlined, kernel
+from cudeform.cpu.blocking import numbers_of
+from cudeform.cpu.boxes import Regions
+from cudeform.cpu.compiler import inlined, kernel, record
 from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.precision import rounded
-from cudeform.cpu.regions import Job, Regions, Round
+from cudeform.cpu.regions import AFTER_ROUND, Job, Round, job_and_round
 
-__all__ = ["View", "result_at", "room", "stage", "start_of", "unstage", "writing"]
+__all__ = ["View", "reading", "result_at", "room", "stage", "start_of", "unstage", "writing"]
 
 _PIXELS = 256  # laid out in one go
 
@@ -30,6 +32,9 @@ class View(NamedTuple):
     start: int  # of (0, 0, 0, 0, 0)
 
 
+_read_view = record(View)
+
+
 def room(job: Job, part: Round) -> int:
     """Elements of the images of a round, slice by slice."""
     images, classes, _, groups, pixels = part.shape(job)
@@ -39,32 +44,43 @@ def room(job: Job, part: Round) -> int:
 
 def stage(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np.ndarray) -> None:
     """Lay the images of a round out with the channels of each slice last."""
-    images, source = _strided(job, input), regions.images
-    if input.dtype != staged.dtype:
-        images = images[source[part.images], part.classes, part.channels(job), part.groups]
-        images = images.astype(staged.dtype)
-        source = np.arange(len(source)) - part.image_begin
-    flat = frozen(images, staged)
-    task = partial(_stage, job, part, source, _view(job, part, images), flat, staged)
-    threads.share(task, room(job, part) // job.pitch // images.shape[-1] * _chunks(job))
+    images, view, source = reading(job, regions, part, input, staged.dtype)
+    task = partial(_stage, numbers_of(job, part, view), images, source, staged)
+    _share(task, job, part)
 
 
 def unstage(
     job: Job, part: Round, staged: np.ndarray, images: np.ndarray, view: View, output: np.ndarray
 ) -> None:
     """Write the images of a round, laid out as by `stage`, to what `writing` gave."""
-    task = partial(_unstage, job, part, images, view, staged, output)
-    threads.share(task, room(job, part) // job.pitch // (job.height * job.width) * _chunks(job))
+    task = partial(_unstage, numbers_of(job, part, view), images, staged, output)
+    _share(task, job, part)
+
+
+def _share(task: Callable[[int, int], None], job: Job, part: Round) -> None:
+    """Share the pixels of the slices of a round out."""
+    elements = room(job, part)
+    slices = elements // job.pitch // (job.height * job.width)
+    threads.share(task, slices * -(-job.height * job.width // _PIXELS), elements)
+
+
+def reading(
+    job: Job, regions: Regions, part: Round, input: np.ndarray, dtype: np.dtype
+) -> tuple[np.ndarray, View, np.ndarray]:
+    """Images to read those of a round from, in a dtype; which image each is comes first."""
+    images, place = _strided(job, input), regions.images
+    if input.dtype != dtype:
+        images = images[place[part.images], part.classes, part.channels(job), part.groups]
+        images = images.astype(dtype)
+        place = np.arange(len(place)) - part.image_begin
+    return place, _view(job, part, images), frozen(images, images)
 
 
 @contextmanager
 def writing(
     job: Job, regions: Regions, part: Round, output: np.ndarray, dtype: np.dtype
 ) -> Iterator[tuple[np.ndarray, View, np.ndarray]]:
-    """Images to write those of a round to, in a dtype: `output`, or zeros rounded at the end.
-
-    With them comes which of them each image with boxes is.
-    """
+    """The same to write to: `output`, or zeros that are rounded to it at the end."""
     if output.dtype == dtype:
         images = _strided(job, output)
         yield regions.images, _view(job, part, images), output.reshape(-1)
@@ -88,10 +104,6 @@ def _view(job: Job, part: Round, images: np.ndarray) -> View:
         begins = part.class_begin, part.slice_begin * job.slice_channels, part.group_begin
         start = -sum(begin * stride for begin, stride in zip(begins, strides[1:], strict=True))
     return View(*strides, start)
-
-
-def _chunks(job: Job) -> int:
-    return -(-job.height * job.width // _PIXELS)
 
 
 @inlined
@@ -135,8 +147,10 @@ def _chunk(job, part, images, view, task):
 
 
 @kernel
-def _stage(job, part, images, view, source, staged, first, last):
+def _stage(numbers, images, source, staged, first, last):
     """Pieces `first` to `last`, each a few pixels of a slice of an image."""
+    job, part = job_and_round(numbers)
+    view = _read_view(numbers, AFTER_ROUND)
     rows = np.zeros(job.pitch * _PIXELS, staged.dtype)
     start = np.int64(0)
     for task in range(first, last):
@@ -153,8 +167,10 @@ def _stage(job, part, images, view, source, staged, first, last):
 
 
 @kernel
-def _unstage(job, part, images, view, staged, output, first, last):
+def _unstage(numbers, images, staged, output, first, last):
     """Pieces `first` to `last`, each a few pixels of a slice of an image."""
+    job, part = job_and_round(numbers)
+    view = _read_view(numbers, AFTER_ROUND)
     rows = np.empty(job.pitch * _PIXELS, staged.dtype)
     start = np.int64(0)
     for task in range(first, last):
