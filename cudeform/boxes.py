@@ -12,6 +12,7 @@ from cudeform.geometry import RoiPlan
 
 __all__ = ["box_rows", "groups_of", "pool_plan", "positive", "sampling", "shift_cells"]
 
+_MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
 _WHY = "(R, 5) rows (image, x1, y1, x2, y2), or for each image an array (L, 4)"
 
 
@@ -76,9 +77,12 @@ def positive(op: str, argument: str, value: Any) -> float:
     return number
 
 
-def sampling(op: str, value: Any) -> int:
-    """A sampling ratio: 0 for one that follows the size of a bin."""
-    return max(checks.integer(op, "sampling_ratio", value, -1), 0)
+def sampling(op: str, value: Any, argument: str = "sampling_ratio", minimum: int = -1) -> int:
+    """Samples of a bin along each axis: 0 for as many as follow from its size."""
+    samples = checks.integer(op, argument, value, minimum)
+    if samples > _MOST_SAMPLES:
+        checks.fail(op, argument, f"to be at most {_MOST_SAMPLES}", repr(value))
+    return max(samples, 0)
 
 
 def groups_of(op: str, channels: int, groups: tuple[int, int], what: str) -> tuple[int, int]:

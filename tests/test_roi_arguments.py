@@ -103,6 +103,9 @@ def test_what_every_pooling_refuses(rejected, name, bad, error, message):
 
 OWN = [
     ("roi_align", {"sampling_ratio": -2}, ValueError, "`sampling_ratio` to be at least -1, got -2"),
+    ("roi_align", {"sampling_ratio": 2**15 + 1}, ValueError, "`sampling_ratio` to be at most 32768, got 32769"),
+    ("ps_roi_align_backward", {"sampling_ratio": 46341}, ValueError, "`sampling_ratio` to be at most 32768, got 46341"),
+    ("deform_roi_pool", {"sampling_ratio": 2**31}, ValueError, "`sampling_ratio` to be at most 32768, got 2147483648"),
     ("roi_align", {"sampling_ratio": 1.5}, TypeError, "`sampling_ratio` to be an integer, got 1.5"),
     ("roi_pool", {"mode": "min"}, ValueError, "`mode` to be one of 'max', 'avg', got 'min'"),
     ("roi_pool", {"mode": "avg", "return_argmax": True}, ValueError, "`return_argmax` only with mode 'max', got 'avg'"),
@@ -125,6 +128,7 @@ OWN = [
     ("deform_ps_roi_pool", {"offset": f32(R, 6, 3, 2)}, ValueError, "`offset` of shape (3, 6, 2, 2) = (R, 2*classes, part_h, part_w), got (3, 6, 3, 2)"),
     ("deform_ps_roi_pool", {"mask": f32(R, 1, 2, 2)}, ValueError, "`mask` of shape (3, 3, 2, 2) = (R, classes, part_h, part_w), got (3, 1, 2, 2)"),
     ("deform_ps_roi_pool", {"sample_per_part": 0}, ValueError, "`sample_per_part` to be at least 1, got 0"),
+    ("deform_ps_roi_pool", {"sample_per_part": 2**16}, ValueError, "`sample_per_part` to be at most 32768, got 65536"),
     ("deform_ps_roi_pool", {"trans_std": "0.1s"}, TypeError, "`trans_std` to be a number, got '0.1s'"),
 ]  # fmt: skip
 
@@ -132,6 +136,18 @@ OWN = [
 @pytest.mark.parametrize(("name", "bad", "error", "message"), OWN, ids=range(len(OWN)))
 def test_what_one_pooling_refuses(rejected, name, bad, error, message):
     assert rejected(name, error, **bad) == f"{name}: expected {message}"
+
+
+@pytest.mark.parametrize("option", ["sampling_ratio", "sample_per_part"])
+def test_more_samples_than_32_bits_count_are_refused(backend, option):
+    """On a GPU as on the CPU, whose kernels could count them."""
+    name = "roi_align" if option == "sampling_ratio" else "deform_ps_roi_pool"
+    held = {
+        k: backend.to_device(v) if isinstance(v, np.ndarray) else v
+        for k, v in FORWARD[name]().items()
+    }
+    with pytest.raises(ValueError, match=f"{name}: expected `{option}` to be at most 32768"):
+        getattr(cudeform, name)(**held, **{option: 46341})
 
 
 @pytest.mark.parametrize("name", FORWARD)
