@@ -1,9 +1,9 @@
 """Everything worth knowing of a machine with a GPU, in one run and one file of JSON.
 
 The self-test; compute-sanitizer's memcheck and racecheck on small shapes, where the tool is
-installed; deform_conv2d against torchvision, forward and backward, in float32, TF32, float16 and
-bfloat16, both layouts, eager and as replayed CUDA graphs. What fails is recorded, the rest still
-runs, and the exit status says so.
+installed; deform_conv2d and the poolings of regions against torchvision, forward and backward, in
+float32, float16 and bfloat16; the convolution in TF32, in both layouts, and as replayed CUDA graphs
+as well. What fails is recorded, the rest still runs, and the exit status says so.
 
     python benchmarks/gpu_session.py --json benchmarks/results/gpu.json
 """
@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from cudeform.commands import bench, bench_cuda, machine, peers
-from cudeform.commands.workload import CUDA, Workload
+from cudeform.commands.workload import CUDA, Convolution, Pooling, Workload
 
 SELFTEST = [sys.executable, "-m", "cudeform", "selftest", "--device", "cuda"]
-QUICK = (Workload(1, 16, 12, 14, 16),)
+QUICK = (
+    Convolution(1, 16, 12, 14, 16),
+    Pooling("roi_align", 2, 16, 12, 14, 5, {"sampling_ratio": 2}),
+)
 SANITIZERS = ("memcheck", "racecheck")
 OUTPUT_KEPT = 20_000  # characters of a command's output
 
@@ -33,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", default="gpu.json", help="default: %(default)s")
     parser.add_argument("--turns", type=int, default=30, help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="one tiny workload, no sanitizer")
+    parser.add_argument("--quick", action="store_true", help="tiny workloads, no sanitizer")
     given = parser.parse_args()
 
     session = Session(Path(given.json))
@@ -42,9 +45,9 @@ def main() -> int:
     for tool in () if given.quick else SANITIZERS:
         session.step(tool, lambda tool=tool: sanitize(tool))
     for work in QUICK if given.quick else CUDA:
-        for setting in bench_cuda.SETTINGS:
+        for setting in bench_cuda.settings(work):
             for name in bench_cuda.PASSES:
-                title = f"{work}, {' '.join(setting)}, {name}"
+                title = f"{work.operator}, {work}, {' '.join(setting)}, {name}"
                 session.measure(
                     title, lambda w=work, s=setting, n=name: timed(w, s, n, given.turns)
                 )
@@ -119,7 +122,8 @@ def timed(work: Workload, setting: tuple[str, str], name: str, turns: int) -> di
     if cupy is None:
         raise RuntimeError(f"no GPU to measure: {reason}")
     cupy.get_default_memory_pool().free_all_blocks()
-    return bench_cuda.measure_one(cupy, work, setting, name, turns, graphs=True)
+    graphs = isinstance(work, Convolution)  # some poolings wait for the GPU, and have no graph
+    return bench_cuda.measure_one(cupy, work, setting, name, turns, graphs)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ from typing import Any
 
 from cudeform.commands import machine, peers
 from cudeform.commands.table import table
-from cudeform.commands.workload import CPU, Workload
+from cudeform.commands.workload import CPU, Convolution
 from cudeform.cpu.threads import get_num_threads
 
 BATCHES = (1, 4, 16)
 MEASURED = (peers.OURS, "torchvision")
 PASSES = {"forward": peers.FORWARD, "backward": peers.BACKWARD}
-SMALL = Workload(1, 16, 16, 16, 16)
+SMALL = Convolution(1, 16, 16, 16, 16)
 
 
 def main() -> int:
@@ -63,7 +63,7 @@ def in_a_process(peer: str, name: str, batch: int) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def measure(peer: str, name: str, work: Workload) -> dict[str, Any]:
+def measure(peer: str, name: str, work: Convolution) -> dict[str, Any]:
     """What the peak rises by during one call, less what the call returns."""
     result: dict[str, Any] = {"peer": peer, "pass": name, "workload": str(work)}
     set_up, threads = PASSES[name][peer], get_num_threads()

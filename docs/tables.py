@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +40,34 @@ def operators() -> str:
 
 def benchmarks() -> str:
     """Every committed run: the machine, our times, and the ratios to the peers' of the same run."""
-    return _measured("median_ms", _times)
+    return _measured(partial(_timed, family="deform_conv"), partial(_times, "N×C×H×W → O"))
+
+
+def poolings() -> str:
+    """The same of the poolings of regions."""
+    return _measured(partial(_timed, family="roi"), partial(_times, "N×C×H×W, boxes"))
 
 
 def memory() -> str:
     """The memory that a call takes beyond its inputs and outputs, in every committed run."""
-    return _measured("extra_mb", _megabytes)
+    return _measured(lambda result: "extra_mb" in result, _megabytes)
 
 
-def poolings() -> str:
-    """The poolings of regions beside torchvision's, in every committed run."""
-    return _measured("cudeform_ms", _pooling_times)
+def _timed(result: dict[str, Any], family: str) -> bool:
+    families = {operator.name: operator.family for operator in OPERATORS}
+    return "median_ms" in result and families[result["operator"]] == family
 
 
-def _pooling_times(results: list[dict[str, Any]]) -> str:
-    rows = [
-        [r["workload"], r["pass"], f"{r['cudeform_ms']:.1f} ms", f"{r['ratio']:.2f}×"]
-        for r in results
-    ]
-    return markdown(["pooling", "pass", OURS, "torchvision"], rows)
-
-
-def _measured(field: str, table: Callable[[list[dict[str, Any]]], str]) -> str:
-    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    runs = [run for run in runs if all(field in result for result in run["results"])]
-    if not runs:
-        return "No measurements are committed yet."
-    return "\n\n".join(f"{_machine(run['machine'])}\n\n{table(run['results'])}" for run in runs)
+def _measured(
+    belongs: Callable[[dict[str, Any]], bool], table: Callable[[list[dict[str, Any]]], str]
+) -> str:
+    parts = []
+    for path in sorted(RESULTS.glob("*.json")):
+        run = json.loads(path.read_text())
+        results = list(filter(belongs, run["results"]))
+        if results:
+            parts.append(f"{_machine(run['machine'])}\n\n{table(results)}")
+    return "\n\n".join(parts) or "No measurements are committed yet."
 
 
 def _machine(facts: dict[str, Any]) -> str:
@@ -77,7 +80,7 @@ def _machine(facts: dict[str, Any]) -> str:
     return f"{where}; {', '.join(versions)}:"
 
 
-def _times(results: list[dict[str, Any]]) -> str:
+def _times(shapes: str, results: list[dict[str, Any]]) -> str:
     """Milliseconds of ours, and how many times as long the others took."""
     peers = [name for result in results for name in result["median_ms"] if name != OURS]
     peers = list(dict.fromkeys(peers))
@@ -85,12 +88,13 @@ def _times(results: list[dict[str, Any]]) -> str:
     for result in results:
         ratios = [f"{result['ratio'][p]:.2f}×" if p in result["ratio"] else "" for p in peers]
         ours = f"{result['median_ms'][OURS]:.1f} ms"
-        rows.append([_pretty(result["workload"]), result["pass"], ours, *ratios])
-    return markdown(["N×C×H×W → O", "pass", OURS, *peers], rows)
+        named = [f"`{result['operator']}`", _pretty(result["workload"]), result["pass"]]
+        rows.append([*named, ours, *ratios])
+    return markdown(["function", shapes, "pass", OURS, *peers], rows)
 
 
 def _pretty(workload: str) -> str:
-    return workload.replace("x", "×").replace("->", "→")
+    return re.sub(r"(?<=\d)x(?=\d)", "×", workload).replace("->", "→")
 
 
 def _megabytes(results: list[dict[str, Any]]) -> str:

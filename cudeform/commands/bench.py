@@ -1,4 +1,4 @@
-"""Time deform_conv2d, forward and backward, side by side with what is installed here.
+"""Time the operators, forward and backward, side by side with what is installed here.
 
 All in one run: the results are compared first, then the peers take turns, so that what else the
 machine does falls on all of them, and the medians are set in relation. With a GPU the peers run on
@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +32,17 @@ FEWEST = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
-    parser.add_argument("--quick", action="store_true", help="the smallest workload, few turns")
+    names = {work.operator: None for work in CPU} | {work.row.family: None for work in CPU}
+    parser.add_argument(
+        "--operator",
+        nargs="+",
+        choices=names,
+        metavar="NAME",
+        help=f"operators or families of them, among {', '.join(names)}; default: all",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one small workload of each family, few turns"
+    )
     parser.add_argument(
         "--turns", type=int, default=15, help="measurements of each peer; default: %(default)s"
     )
@@ -50,9 +60,9 @@ def run(given: argparse.Namespace) -> int:
     facts = machine.describe(*peers.DISTRIBUTIONS)
     turns = 3 if given.quick else given.turns
     if cupy is not None:
-        results = bench_cuda.measure(cupy, CUDA[:1] if given.quick else CUDA, turns)
+        results = bench_cuda.measure(cupy, _chosen(CUDA, given), turns)
     else:
-        results = measure(CPU[-1:] if given.quick else CPU, turns)
+        results = measure(_chosen(CPU, given), turns)
     results = list(_shown(results))
     print(report(results, facts))
     if given.json:
@@ -61,16 +71,30 @@ def run(given: argparse.Namespace) -> int:
             Path(given.json).write_text(content + "\n")
         except OSError as problem:
             raise CommandError(f"cannot write the results: {problem}") from problem
-    wrong = [f"{r['workload']}, {r['pass']}: {r['wrong']}" for r in results if r["wrong"]]
+    wrong = [f"{_title(result)}: {result['wrong']}" for result in results if result["wrong"]]
     for line in wrong:
         print(f"FAILED {line}")
     return 1 if wrong else 0
 
 
+def _chosen(workloads: Sequence[Workload], given: argparse.Namespace) -> list[Workload]:
+    """Those that were asked for; in the quick form the last of each family."""
+    chosen = [
+        work
+        for work in workloads
+        if given.operator is None or {work.operator, work.row.family} & set(given.operator)
+    ]
+    return list({work.row.family: work for work in chosen}.values()) if given.quick else chosen
+
+
+def _title(result: dict[str, Any]) -> str:
+    return f"{result['operator']}, {result['workload']}, {result['pass']}"
+
+
 def _shown(results: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
     """The results as they come, with a word on each as it is done."""
     for result in results:
-        print(f"measured {result['workload']}, {result['pass']}", flush=True)
+        print(f"measured {_title(result)}", flush=True)
         yield result
 
 
@@ -91,6 +115,7 @@ def measure(workloads: Iterable[Workload], turns: int) -> Iterable[dict[str, Any
             wrong = {peer: e for peer, e in errors.items() if not e <= TOLERANCE}
             times = _take_turns(calls, turns)
             yield {
+                "operator": work.operator,
                 "workload": str(work),
                 "pass": name,
                 "dtype": "float32",
@@ -108,6 +133,8 @@ def _set_up(
     for name, peer in group.items():
         try:
             calls[name] = peer(work, arrays, threads)
+        except peers.Lacking:
+            continue
         except peers.Unavailable as problem:
             unavailable[name] = str(problem)
     return calls, unavailable
@@ -176,11 +203,12 @@ def report(results: list[dict[str, Any]], facts: dict[str, Any]) -> str:
             milliseconds = f"{result['median_ms'][name]:.3g} ms"
             ratio = "" if name == peers.OURS else f" ({result['ratio'][name]:.2f}x)"
             cells.append(milliseconds + ratio)
-        rows.append((result["workload"], result["dtype"], result["pass"], *cells))
+        named = (result[name] for name in ("operator", "workload", "dtype", "pass"))
+        rows.append((*named, *cells))
     missing = {n: why for result in results for n, why in result["unavailable"].items()}
     lines = [
         f"{facts.get('gpu', facts['processor'])}, {facts['threads']} threads, {facts['date']}",
-        table(("workload", "dtype", "pass", *names), rows),
+        table(("operator", "workload", "dtype", "pass", *names), rows),
         "medians; in parentheses, how many times as long as cudeform",
         *(f"not measured: {name} ({why})" for name, why in missing.items()),
     ]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from cudeform.commands import cuda_peers
-from cudeform.commands.workload import Workload, error, numpy_dtype
+from cudeform.commands.workload import Convolution, Workload, cast, error, numpy_dtype
 
-__all__ = ["PASSES", "SETTINGS", "measure", "measure_one"]
+__all__ = ["PASSES", "SETTINGS", "measure", "measure_one", "settings"]
 
 OURS, OURS_LAST, PEER = "cudeform", "cudeform NHWC", "torchvision"
 PASSES = ("forward", "backward")
@@ -33,9 +33,14 @@ SETTINGS = {
 def measure(cupy: Any, workloads: Iterable[Workload], turns: int) -> Iterable[dict[str, Any]]:
     """Forward and backward of each workload in each setting."""
     for work in workloads:
-        for setting in SETTINGS:
+        for setting in settings(work):
             for name in PASSES:
                 yield measure_one(cupy, work, setting, name, turns)
+
+
+def settings(work: Workload) -> list[tuple[str, str]]:
+    """Those that make a difference: a pooling multiplies no matrices."""
+    return [s for s in SETTINGS if s[1] == "ieee" or isinstance(work, Convolution)]
 
 
 def measure_one(
@@ -48,10 +53,10 @@ def measure_one(
 ) -> dict[str, Any]:
     """One pass of one workload in one setting; with `graphs` replays of captured calls as well."""
     dtype, precision = setting
-    host = {k: v.astype(numpy_dtype(dtype)) for k, v in work.arrays().items()}
-    expected = cuda_peers.exact(cupy, host, name == "backward")
+    host = cast(work.arrays(), numpy_dtype(dtype))
+    expected = cuda_peers.exact(cupy, work, host, name == "backward")
     timers, errors, unavailable = {}, {}, {}
-    for peer, set_up in _contenders(cupy, host, name == "backward", dtype, precision).items():
+    for peer, set_up in _contenders(cupy, work, host, name == "backward", setting).items():
         try:
             contender = set_up()
             errors[peer] = max(map(error, contender.result(), expected))
@@ -68,6 +73,7 @@ def measure_one(
     wrong.update({peer: why for peer, why in unavailable.items() if peer != PEER})
     first = medians.get(OURS, float("nan"))
     return {
+        "operator": work.operator,
         "workload": str(work),
         "pass": name,
         "dtype": "tf32" if precision == "tf32" else dtype,
@@ -80,15 +86,24 @@ def measure_one(
 
 
 def _contenders(
-    cupy: Any, host: dict[str, np.ndarray], backward: bool, dtype: str, precision: str
+    cupy: Any,
+    work: Workload,
+    host: dict[str, np.ndarray],
+    backward: bool,
+    setting: tuple[str, str],
 ) -> dict[str, Callable[[], cuda_peers.Contender]]:
+    dtype, precision = setting
     cache = cupy.cuda.Device().attributes["L2CacheSize"]
     copies = 2 + 2 * cache // sum(array.nbytes for array in host.values())
-    return {
-        OURS: lambda: cuda_peers.ours(cupy, host, backward, copies, "NCHW", precision),
-        OURS_LAST: lambda: cuda_peers.ours(cupy, host, backward, copies, "NHWC", precision),
-        PEER: lambda: cuda_peers.torchvision(host, backward, copies, dtype, precision),
-    }
+    given = cupy, work, host, backward, copies
+    contenders = {OURS: lambda: cuda_peers.ours(*given)}
+    if isinstance(work, Convolution):
+        contenders[OURS] = lambda: cuda_peers.ours(*given, precision=precision)
+        contenders[OURS_LAST] = lambda: cuda_peers.ours(*given, layout="NHWC", precision=precision)
+    # torchvision's poolings take boxes in the dtype of the features: 16 bits are too few for them
+    if work.in_torchvision and (isinstance(work, Convolution) or dtype == "float32"):
+        contenders[PEER] = lambda: cuda_peers.torchvision(*given[1:], *setting)
+    return contenders
 
 
 def _timer(cupy: Any, calls: list[Callable[[], Any]]) -> Callable[[], float]:

@@ -1,19 +1,78 @@
-"""What the benchmarks compute: DCNv2 layers, 3x3 with a mask, and how two results are compared."""
+"""What the benchmarks compute: layers with their shapes, and how two results are compared."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
-__all__ = ["CPU", "CUDA", "GRADIENTS", "Workload", "error", "numpy_dtype"]
+import cudeform
+from cudeform.arrays import sum_dtype
+from cudeform.registry import OPERATORS, Operator
 
-GRADIENTS = ("input", "offset", "weight", "bias", "mask")
+__all__ = [
+    "BINS",
+    "CPU",
+    "CUDA",
+    "SCALE",
+    "Convolution",
+    "Pooling",
+    "Workload",
+    "cast",
+    "error",
+    "numpy_dtype",
+]
+
+TORCHVISION = ("deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
+SCALE = 1 / 16  # pixels of a feature map per pixel of the image that boxes are in
+BINS = 7
+
+
+class Workload:
+    """Arguments of an operator: its options, and arrays that follow from shapes."""
+
+    operator: str
+    options: dict[str, Any]
+
+    def arrays(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """The array arguments in float32, and a grad_output."""
+        raise NotImplementedError
+
+    @property
+    def row(self) -> Operator:
+        """Of the registry."""
+        (row,) = (row for row in OPERATORS if row.name == self.operator)
+        return row
+
+    @property
+    def gradients(self) -> list[str]:
+        """The arguments that the backward computes gradients of, if they are given."""
+        return [argument.name for argument in self.row.arguments if argument.differentiable]
+
+    @property
+    def in_torchvision(self) -> bool:
+        return self.operator in TORCHVISION and "convention" not in self.options
+
+    def call(
+        self, arrays: dict[str, Any], backward: bool = False, **more: Any
+    ) -> Callable[[], tuple[Any, ...]]:
+        """A call of cudeform on arrays of any kind, which returns the output or the gradients."""
+        function = self.row.backward if backward else self.row.forward
+        accepted = inspect.signature(function).parameters
+        given = {name: array for name, array in arrays.items() if name in accepted} | self.options
+        if "argmax" in accepted:  # kept from the forward, as by others
+            forward = {name: given[name] for name in given if name != "grad_output"}
+            _, given["argmax"] = cudeform.roi_pool(**forward, return_argmax=True)
+        if not backward:
+            return lambda: (function(**given, **more),)
+        return lambda: tuple(g for g in function(**given, **more) if g is not None)
 
 
 @dataclass(frozen=True)
-class Workload:
+class Convolution(Workload):
     """A deformable convolution v2: 3x3, stride 1, padding 1, one group, one offset group."""
 
     batch: int
@@ -21,6 +80,8 @@ class Workload:
     height: int
     width: int
     out_channels: int
+    operator: ClassVar[str] = "deform_conv2d"
+    options: ClassVar[dict[str, Any]] = {"padding": 1}
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.channels}x{self.height}x{self.width} -> {self.out_channels}"
@@ -51,15 +112,97 @@ class Workload:
         }
 
 
-# The rows of the CPU benchmark: a wide layer, an early one, a late one in a batch, a narrow one.
-CPU = (
-    Workload(1, 256, 64, 64, 256),
-    Workload(1, 64, 128, 128, 64),
-    Workload(4, 256, 14, 14, 256),
-    Workload(2, 32, 56, 56, 32),
+@dataclass(frozen=True)
+class Pooling(Workload):
+    """A pooling of regions of interest, 7x7 bins, from features of stride 16."""
+
+    operator: str
+    batch: int
+    channels: int
+    height: int
+    width: int
+    boxes: int  # of each image
+    chosen: dict[str, Any] = field(default_factory=dict)  # options
+
+    def __str__(self) -> str:
+        shape = f"{self.batch}x{self.channels}x{self.height}x{self.width}"
+        chosen = (f"{name} {value}" for name, value in self.chosen.items())
+        return ", ".join([f"{shape}, {self.boxes} boxes", *chosen])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        fixed: dict[str, Any] = {"output_size": BINS, "spatial_scale": SCALE}
+        if self.operator == "deform_ps_roi_pool":
+            fixed |= {"output_dim": self.out_channels, "group_size": BINS}
+        return fixed | self.chosen
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels // BINS**2 if "ps_" in self.operator else self.channels
+
+    def arrays(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """The arguments in float32, and a grad_output; boxes in the order of their images.
+
+        The offsets have a standard deviation of a tenth of the region, times the default of 0.1.
+        """
+        rng = np.random.default_rng(seed)
+        images = (self.batch, self.channels, self.height, self.width)
+        count = self.batch * self.boxes
+        arrays = {"input": rng.standard_normal(images, np.float32), "boxes": self._boxes(rng)}
+        if self.operator.startswith("deform"):
+            arrays["offset"] = rng.standard_normal((count, 2, BINS, BINS), np.float32)
+        if self.operator == "deform_roi_pool":  # v2; no other library has it for the other one
+            arrays["mask"] = rng.random((count, 1, BINS, BINS), np.float32)
+        pooled = (count, self.out_channels, BINS, BINS)
+        arrays["grad_output"] = rng.standard_normal(pooled, np.float32)
+        return arrays
+
+    def _boxes(self, rng: np.random.Generator) -> np.ndarray:
+        """Of all sizes between three pixels and most of the image, and inside it, (R, 5)."""
+        limit = np.array([self.width, self.height]) - 1.0
+        count = self.batch * self.boxes
+        center = rng.uniform(0, limit, (count, 2))
+        half = np.exp(rng.uniform(np.log(1.5), np.log(0.4 * limit.min()), (count, 2)))
+        corners = np.clip(np.concatenate([center - half, center + half], 1), 0, np.tile(limit, 2))
+        image = np.repeat(np.arange(self.batch), self.boxes)[:, None]
+        return np.concatenate([image, corners / SCALE], 1).astype(np.float32)
+
+
+def _poolings(*shape: int) -> tuple[Pooling, ...]:
+    """All of them, on images (batch, height, width) with so many boxes each."""
+    batch, height, width, boxes = shape
+
+    def pooling(operator: str, channels: int, **options: Any) -> Pooling:
+        return Pooling(operator, batch, channels, height, width, boxes, options)
+
+    return (
+        pooling("deform_roi_pool", 256, sampling_ratio=2),
+        pooling("deform_ps_roi_pool", 490),
+        pooling("ps_roi_pool", 490, convention="msra"),
+        pooling("ps_roi_pool", 490),
+        pooling("ps_roi_align", 490),
+        pooling("ps_roi_align", 490, sampling_ratio=2),
+        pooling("roi_pool", 256),
+        pooling("roi_align", 256),
+        pooling("roi_align", 256, sampling_ratio=2),
+    )
+
+
+# The rows of the CPU benchmark, the last of each family the quick one: a wide layer, an early one,
+# a late one in a batch, a narrow one; then a detector's second stage.
+CPU: tuple[Workload, ...] = (
+    Convolution(1, 256, 64, 64, 256),
+    Convolution(1, 64, 128, 128, 64),
+    Convolution(4, 256, 14, 14, 256),
+    Convolution(2, 32, 56, 56, 32),
+    *_poolings(1, 50, 76, 300),
 )
-# And of the GPU benchmark: a training batch, a detector's finest level.
-CUDA = (Workload(8, 256, 64, 64, 256), Workload(2, 256, 100, 152, 256))
+# And of the GPU benchmark: a detector's finest level, a training batch; then its second stage.
+CUDA: tuple[Workload, ...] = (
+    Convolution(2, 256, 100, 152, 256),
+    Convolution(8, 256, 64, 64, 256),
+    *_poolings(2, 100, 152, 512),
+)
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -69,6 +212,14 @@ def numpy_dtype(name: str) -> np.dtype:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
+
+
+def cast(arrays: dict[str, np.ndarray], dtype: np.dtype) -> dict[str, np.ndarray]:
+    """Arguments in another dtype; the coordinates of boxes keep 32 bits at least."""
+    return {
+        name: array.astype(sum_dtype(dtype) if name == "boxes" else dtype)
+        for name, array in arrays.items()
+    }
 
 
 def error(actual: Any, expected: Any) -> float:
