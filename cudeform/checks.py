@@ -163,16 +163,21 @@ def remembered(*arrays: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        names = tuple(inspect.signature(function).parameters)
-        of_position = tuple(_shape if name in arrays else _option for name in names)
-        of_name = dict(zip(names, of_position, strict=True))
         memory: dict[Hashable, Any] = {}
+        names = tuple(inspect.signature(function).parameters)
+        shown = tuple(name in arrays for name in names)
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            key = [part(value) for part, value in zip(of_position, args, strict=False)]
-            for name, value in kwargs.items():
-                key += name, of_name[name](value)
+            key = [*kwargs]
+            for is_array, value in (
+                *zip(shown, args, strict=False),
+                *[(name in arrays, value) for name, value in kwargs.items()],
+            ):
+                if value is None or type(value) in _PLAIN:
+                    key.append(value)
+                else:
+                    key.append(value.shape if is_array else _option(value))
             key = tuple(key)
             try:
                 found = memory.get(key)
@@ -188,10 +193,6 @@ def remembered(*arrays: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         return call
 
     return decorate
-
-
-def _shape(array: Any) -> Any:
-    return None if array is None else tuple(array.shape)
 
 
 def _option(value: Any) -> Any:

@@ -114,10 +114,12 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        bridge = None
         for value in (*args, *kwargs.values()):
-            bridge = bridge or _bridge(type(value))
-        if bridge is None:
+            array_type = type(value)
+            bridge = _found[array_type] if array_type in _found else _bridge(array_type)
+            if bridge is not None:
+                break
+        else:
             return function(*args, **kwargs)
         # torch.compile of PyTorch 2.8 takes strict=False for strict, and compares no keys().
         given = dict(zip(names, args)) | kwargs  # noqa: B905

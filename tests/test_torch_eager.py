@@ -204,9 +204,14 @@ def test_cuda_runs_on_torchs_device_stream_and_memory(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", FakeCupy(log))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda i: SimpleNamespace(cuda_stream=70 + i))
     crossing._allocator.cache_clear()
-    tensor = SimpleNamespace(
-        is_cpu=False, device=SimpleNamespace(index=3), values=np.ones(2), detach=lambda: tensor
-    )
+
+    class OnGpu(torch.Tensor):
+        is_cpu, device, values = False, SimpleNamespace(index=3), np.ones(2)
+
+        def detach(self):
+            return self
+
+    tensor = torch.ones(2).as_subclass(OnGpu)
 
     def function(input, factor):
         log.append("computed")

@@ -16,8 +16,8 @@ def frozen(array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
     """The elements in a flat read-only view, so that a kernel is compiled once; empty for None."""
     if array is None:
         return _nothing(like.dtype)
-    flat = array.reshape(-1)  # a view of its own, also of a flat array
-    flat.flags.writeable = False
+    flat = array.ravel()  # a view of its own, also of a flat array
+    flat.setflags(write=False)
     return flat
 
 

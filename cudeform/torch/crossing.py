@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from torch.utils.dlpack import to_dlpack
 
 from cudeform.arrays import dtype_name
 
-__all__ = ["compute", "numpy_dtype", "to_array", "to_tensor"]
+__all__ = ["compute", "numpy_dtype", "on_host", "to_array", "to_tensor"]
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class _Host:
@@ -45,10 +48,8 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     return np.dtype(name)
 
 
-def to_array(tensor: Any) -> Any:
-    """The tensor's memory as a read-only NumPy array, or as a CuPy array; None stays None."""
-    if tensor is None:
-        return None
+def to_array(tensor: torch.Tensor) -> Any:
+    """The tensor's memory as a read-only NumPy array, or as a CuPy array."""
     if not tensor.is_cpu:
         import cupy
 
@@ -81,15 +82,17 @@ def compute(
     """
     first = next(iter(tensors.values()))
     if first.is_cpu:
-        return _call(function, tensors, options)
+        return on_host(function, tensors, options)
     with _on_device_of(first):
-        return _call(function, tensors, options)
+        return on_host(function, tensors, options)
 
 
-def _call(
-    function: Callable[..., Any], tensors: Mapping[str, Any], options: Mapping[str, Any]
+def on_host(
+    function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any] = _NONE
 ) -> Any:
-    result = function(**{k: to_array(v) for k, v in tensors.items()}, **options)
+    """The same where no device has to be chosen; `given` may be other arguments as well."""
+    arrays = {k: to_array(v) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    result = function(**arrays, **options)
     if not isinstance(result, tuple):
         return to_tensor(result)
     found = [to_tensor(array) for array in result]

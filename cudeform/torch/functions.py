@@ -15,6 +15,7 @@ from cudeform.torch.crossing import compute
 from cudeform.torch.mapping import mapped
 
 __all__ = [
+    "PLAIN",
     "Backward",
     "BackwardDual",
     "Bound",
@@ -24,10 +25,11 @@ __all__ = [
     "call",
     "curvature",
     "is_plain",
+    "is_watched",
     "transformed",
 ]
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Bound(NamedTuple):
@@ -62,13 +64,18 @@ def is_plain(tensors: Sequence[Any]) -> bool:
     """Whether all tensors are memory that can be computed on, and nobody listens."""
     for tensor in tensors:
         if tensor is not None and (
-            type(tensor) not in _PLAIN or not (tensor.is_cpu or tensor.is_cuda)
+            type(tensor) not in PLAIN or not (tensor.is_cpu or tensor.is_cuda)
         ):
             return False
+    return not is_watched()
+
+
+def is_watched() -> bool:
+    """Whether a mode, a trace or a transform wants to see what is called."""
     return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and not torch._C._functorch.maybe_current_level()
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or bool(torch._C._functorch.maybe_current_level())
     )
 
 
@@ -311,7 +318,7 @@ def _values(tensor: Any) -> Any:
             if torch._C._functorch.is_batchedtensor(tensor):
                 return None
             tensor = torch._C._functorch.get_unwrapped(tensor)
-        known = type(tensor) in _PLAIN and (tensor.is_cpu or tensor.is_cuda)
+        known = type(tensor) in PLAIN and (tensor.is_cpu or tensor.is_cuda)
         listened = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
         return tensor.detach().cpu().numpy() if known and not listened else None
 
