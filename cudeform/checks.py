@@ -158,8 +158,9 @@ _PLAIN = frozenset((int, str, type(None)))
 def remembered(*arrays: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Call a function only once for equal options and equal shapes of its arguments `arrays`.
 
-    It looks at nothing else of those. What it raises, it raises every time; and options of other
-    types than numbers, strings and tuples, or the symbols of a tracer, it is given every time.
+    It takes its arguments by position, and looks at nothing else of arrays. What it raises, it
+    raises every time; and options of other types than numbers, strings and tuples, or the symbols
+    of a tracer, it is given every time.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,12 +169,9 @@ def remembered(*arrays: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         shown = tuple(name in arrays for name in names)
 
         @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            key = [*kwargs]
-            for is_array, value in (
-                *zip(shown, args, strict=False),
-                *[(name in arrays, value) for name, value in kwargs.items()],
-            ):
+        def call(*args: Any) -> Any:
+            key = []
+            for is_array, value in zip(shown, args, strict=False):
                 if value is None or type(value) in _PLAIN:
                     key.append(value)
                 else:
@@ -182,9 +180,9 @@ def remembered(*arrays: str) -> Callable[[Callable[..., Any]], Callable[..., Any
             try:
                 found = memory.get(key)
             except TypeError:  # not hashable
-                return function(*args, **kwargs)
+                return function(*args)
             if found is None:
-                found = function(*args, **kwargs)
+                found = function(*args)
                 if len(memory) >= _MOST_REMEMBERED:
                     memory.clear()
                 memory[key] = found

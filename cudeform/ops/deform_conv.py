@@ -54,25 +54,24 @@ def _out_size(op: str, axis: str, size: int, pad: tuple[int, int], k: int, s: in
     return (padded - extent) // s + 1
 
 
-@checks.remembered("input", "weight", "offset", "bias", "mask", "grad_output")
+@checks.remembered("input", "offset", "weight", "bias", "mask", "grad_output")
 def _plan(
     op: str,
     input: Any,
+    offset: Any,
     weight: Any,
+    bias: Any,
+    mask: Any,
+    grad_output: Any,
     stride: Any,
     padding: Any,
     dilation: Any,
     layout: str,
     precision: str,
-    *,
-    offset: Any = None,
-    deformable: bool = False,
-    bias: Any = None,
-    mask: Any = None,
-    border: str = "zeros",
-    grad_output: Any = None,
+    border: str,
 ) -> ConvPlan:
-    """Check every argument of a convolution; `deformable` says whether an offset must be there."""
+    """Check every argument of a convolution; without an offset, of one that is not deformable."""
+    deformable = offset is not None
     checks.choice(op, "layout", layout, LAYOUTS)
     checks.choice(op, "border", border, BORDERS)
     checks.choice(op, "precision", precision, PRECISIONS)
@@ -262,17 +261,17 @@ def deform_conv2d(
     plan = _plan(
         op,
         input,
+        offset,
         weight,
+        bias,
+        mask,
+        None,
         stride,
         padding,
         dilation,
         layout,
         precision,
-        offset=offset,
-        deformable=True,
-        bias=bias,
-        mask=mask,
-        border=border,
+        border,
     )
     return implementation(kind, "deform_conv").forward(
         plan, *map(arrays.contiguous, (input, offset, weight, bias, mask))
@@ -344,17 +343,17 @@ def deform_conv2d_backward(
     plan = _plan(
         op,
         input,
+        offset,
         weight,
+        None,
+        mask,
+        grad_output,
         stride,
         padding,
         dilation,
         layout,
         precision,
-        offset=offset,
-        deformable=True,
-        mask=mask,
-        border=border,
-        grad_output=grad_output,
+        border,
     )
     gradients = implementation(kind, "deform_conv").backward(
         plan, *map(arrays.contiguous, (grad_output, input, offset, weight, mask)), needed
@@ -401,7 +400,8 @@ def conv2d(
     """
     op = "conv2d"
     kind = arrays.kind_of(op, dict(input=input, weight=weight, bias=bias), optional=("bias",))
-    plan = _plan(op, input, weight, stride, padding, dilation, layout, precision, bias=bias)
+    given = input, None, weight, bias, None, None
+    plan = _plan(op, *given, stride, padding, dilation, layout, precision, "zeros")
     contiguous = map(arrays.contiguous, (input, None, weight, bias, None))
     return implementation(kind, "deform_conv").forward(plan, *contiguous)
 
@@ -442,9 +442,8 @@ def conv2d_backward(
     op = "conv2d_backward"
     kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input, weight=weight))
     needed = checks.needs(op, needs, {}, Conv2dGradients._fields)
-    plan = _plan(
-        op, input, weight, stride, padding, dilation, layout, precision, grad_output=grad_output
-    )
+    given = input, None, weight, None, None, grad_output
+    plan = _plan(op, *given, stride, padding, dilation, layout, precision, "zeros")
     contiguous = map(arrays.contiguous, (grad_output, input, None, weight, None))
     gradients = implementation(kind, "deform_conv").backward(plan, *contiguous, needed)
     return Conv2dGradients(**gradients)
