@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,25 @@ ROUNDS, CALLS = 100, 20
 Route = tuple[str, str, Callable[[], Any], Callable[[], Any] | None]
 
 
-def microseconds(call: Callable[[], Any]) -> dict[str, float]:
-    """Of the calls' rounds, the fastest and the median one."""
-    for _ in range(10):  # compiles
-        call()
-    rounds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for _ in range(CALLS):
+def microseconds(calls: Sequence[Callable[[], Any]]) -> list[dict[str, float]]:
+    """Of each call's rounds, the fastest and the median one.
+
+    They take turns, round by round, so that all see the processor at its fastest and slowest.
+    """
+    for call in calls:
+        for _ in range(10):  # compiles
             call()
-        rounds.append((time.perf_counter() - start) / CALLS * 1e6)
-    return {"best_us": round(min(rounds), 1), "median_us": round(statistics.median(rounds), 1)}
+    rounds: list[list[float]] = [[] for _ in calls]
+    for _ in range(ROUNDS):
+        for call, times in zip(calls, rounds, strict=True):
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                call()
+            times.append((time.perf_counter() - start) / CALLS * 1e6)
+    return [
+        {"best_us": round(min(times), 1), "median_us": round(statistics.median(times), 1)}
+        for times in rounds
+    ]
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -63,6 +71,14 @@ def numpy_routes() -> Iterator[Route]:
             grad[..., :4, :4].reshape(1, 4, 16), image, points
         ),
     )
+    boxes = np.array([[0, 0, 0, 5, 5], [0, 1, 1, 6, 7]], np.float32)
+    pooled = np.ones((2, 4, 2, 2), np.float32)
+    yield (
+        "roi_align",
+        "NumPy",
+        lambda: cudeform.roi_align(image, boxes, 2, 1.0, 2),
+        lambda: cudeform.roi_align_backward(pooled, image, boxes, 2, 1.0, 2),
+    )
 
 
 def torch_routes() -> Iterator[Route]:
@@ -79,11 +95,17 @@ def torch_routes() -> Iterator[Route]:
         return cudeform.bilinear_sample(input, points)
 
     functions = [("deform_conv2d", "torch", conv, list(given.values()))]
+
+    def pool(input: Any, boxes: Any) -> Any:
+        return cudeform.roi_align(input, boxes, 2, 1.0, 2)
+
+    boxes = torch.tensor([[0.0, 0, 0, 5, 5], [0, 1, 1, 6, 7]])
     functions.append(("bilinear_sample", "torch", sample, [given["input"], points]))
+    functions.append(("roi_align", "torch", pool, [given["input"], boxes]))
     compiled = torch.compile(conv, fullgraph=True)
     functions.append(("deform_conv2d", "torch.compile", compiled, list(given.values())))
     try:
-        from torchvision.ops import deform_conv2d
+        from torchvision.ops import deform_conv2d, roi_align
     except ImportError:
         pass
     else:
@@ -91,16 +113,22 @@ def torch_routes() -> Iterator[Route]:
         def peer(input: Any, offset: Any, weight: Any) -> Any:
             return deform_conv2d(input, offset, weight, padding=1)
 
+        def pool_of_peer(input: Any, boxes: Any) -> Any:
+            return roi_align(input, boxes, 2, 1.0, 2)
+
         functions.append(("deform_conv2d", "torchvision", peer, list(given.values())))
+        functions.append(("roi_align", "torchvision", pool_of_peer, [given["input"], boxes]))
     for operator, route, function, tensors in functions:
         yield operator, route, lambda f=function, t=tensors: f(*t), None
-        leaves = [t.clone().requires_grad_() for t in tensors]
+        leaves = [t.clone().requires_grad_() for t in tensors if t is not boxes]
+        fixed = [boxes] if tensors[-1] is boxes else []
         grad = torch.ones_like(function(*tensors))
 
-        def both(f: Any = function, t: Any = leaves, g: Any = grad) -> Any:
-            return torch.autograd.grad(f(*t), t, g)
+        def both(f: Any = function, t: Any = leaves, b: Any = fixed, g: Any = grad) -> Any:
+            return torch.autograd.grad(f(*t, *b), t, g)
 
-        yield operator, f"{route}, with gradients", lambda f=function, t=leaves: f(*t), both
+        given_all = [*leaves, *fixed]
+        yield operator, f"{route}, with gradients", lambda f=function, t=given_all: f(*t), both
 
 
 def jax_routes() -> Iterator[Route]:
@@ -137,14 +165,19 @@ def main() -> None:
             routes += found()
         except ImportError:
             print(f"{framework} is not installed", file=sys.stderr)
-    results = []
+    measured = []
     for operator, route, forward, backward in routes:
-        found = {"operator": operator, "route": route, "forward": microseconds(forward)}
+        measured.append((operator, route, "forward", forward))
         if backward is not None:
             name = "backward" if route == "NumPy" else "forward_and_backward"
-            found[name] = microseconds(backward)
-        results.append(found)
-        print(json.dumps(found), flush=True)
+            measured.append((operator, route, name, backward))
+    times = microseconds([call for *_, call in measured])
+    results = [
+        {"operator": operator, "route": route, "pass": name, **found}
+        for (operator, route, name, _), found in zip(measured, times, strict=True)
+    ]
+    for result in results:
+        print(json.dumps(result))
     if given.json:
         facts = machine.describe("numpy", "numba", "torch", "torchvision", "jax")
         content = json.dumps({"machine": facts, "results": results}, indent=1)
