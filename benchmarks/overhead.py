@@ -22,7 +22,7 @@ import numpy as np
 import cudeform
 from cudeform.commands import machine
 
-ROUNDS, CALLS = 100, 20
+ROUNDS, CALLS = 40, 100
 Route = tuple[str, str, Callable[[], Any], Callable[[], Any] | None]
 
 

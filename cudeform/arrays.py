@@ -160,9 +160,12 @@ def namespace(kind: Kind) -> Any:
     return sys.modules[kind.name]
 
 
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+
+
 def sum_dtype(dtype: Any) -> np.dtype:
     """The dtype that coordinates and sums have: float32, and float64 for float64 arrays."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    return _DOUBLE if dtype == _DOUBLE else _SINGLE
 
 
 def widened(kind: Kind, array: Any) -> Any:

@@ -96,12 +96,13 @@ def convolve(
     packed = None
     if weight is not None:
         packed = packed_columns(job, parts[0][1], slices, weight)
-    bias = np.zeros(plan.out_channels, input.dtype) if bias is None else bias
-    given = frozen(input, input)
-    scratch = np.empty(staged, input.dtype)
-    source = frozen(scratch, input) if staged else given
-    arrays = [frozen(array, input) for array in (offset, mask, packed, bias)]
-    memory = Memory(source, *arrays, output.reshape(-1))
+    bias = _no_bias(plan.out_channels, input.dtype) if bias is None else frozen(bias, input)
+    source = given = frozen(input, input)
+    if staged:
+        scratch = np.empty(staged, input.dtype)
+        source = frozen(scratch, input)
+    arrays = [frozen(array, input) for array in (offset, mask, packed)]
+    memory = Memory(source, *arrays, bias, output.ravel())
     tiles = -(-plan.points.pixels // job.tile)
     for part, numbers in parts:
         if staged:
@@ -110,6 +111,11 @@ def convolve(
             threads.share(task, pieces, part.images * part.image_size)
         task = partial(_convolve_tiles, numbers, slices, memory)
         threads.share(task, part.images * tiles, size)
+
+
+@lru_cache(maxsize=256)
+def _no_bias(channels: int, dtype: np.dtype) -> np.ndarray:
+    return frozen(np.zeros(channels, dtype), np.zeros(0, dtype))
 
 
 @lru_cache(maxsize=256)
