@@ -6,7 +6,7 @@ that it cannot change a bit of the result.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -139,10 +139,11 @@ def job_of(plan: ConvPlan, slices: Slices, itemsize: int, dense: bool) -> Job:
     )
 
 
+@lru_cache(maxsize=256)
 def numbers_of(*tuples: tuple[int, ...]) -> np.ndarray:
     """Tuples of integers one after the other, for kernels to read."""
-    numbers = np.array([number for numbers in tuples for number in numbers], np.int64)
-    numbers.flags.writeable = False
+    numbers = np.array(sum(tuples, ()), np.int64)
+    numbers.setflags(write=False)
     return numbers
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ class View(NamedTuple):
 _read_view = record(View)
 
 
+@lru_cache(maxsize=256)
 def room(job: Job, part: Round) -> int:
     """Elements of the images of a round, slice by slice."""
     images, classes, _, groups, pixels = part.shape(job)
@@ -59,9 +60,8 @@ def unstage(
 
 def _share(task: Callable[[int, int], None], job: Job, part: Round) -> None:
     """Share the pixels of the slices of a round out."""
-    elements = room(job, part)
-    slices = elements // job.pitch // (job.height * job.width)
-    threads.share(task, slices * -(-job.height * job.width // _PIXELS), elements)
+    elements, area = room(job, part), job.height * job.width
+    threads.share(task, elements // (job.pitch * area) * -(-area // _PIXELS), elements)
 
 
 def reading(
