@@ -17,6 +17,7 @@ from cudeform.registry import OPERATORS
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 OURS = "cudeform"
+VERSIONS = ("python", "numpy", "numba", "torch", "torchvision", "jax", "onnxruntime", "openvino")
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -53,6 +54,11 @@ def memory() -> str:
     return _measured(lambda result: "extra_mb" in result, _megabytes)
 
 
+def overhead() -> str:
+    """What a call costs on a tiny problem, by every route."""
+    return _measured(lambda result: "best_us" in result, _microseconds)
+
+
 def _timed(result: dict[str, Any], family: str) -> bool:
     families = {operator.name: operator.family for operator in OPERATORS}
     return "median_ms" in result and families[result["operator"]] == family
@@ -72,11 +78,7 @@ def _measured(
 
 def _machine(facts: dict[str, Any]) -> str:
     where = f"{facts.get('gpu', facts['processor'])}, {facts['threads']} threads, {facts['date']}"
-    versions = [
-        f"{name} {facts[name]}"
-        for name in ("python", "numpy", "numba", "torch", "torchvision", "onnxruntime", "openvino")
-        if name in facts
-    ]
+    versions = [f"{name} {facts[name]}" for name in VERSIONS if name in facts]
     return f"{where}; {', '.join(versions)}:"
 
 
@@ -107,6 +109,17 @@ def _megabytes(results: list[dict[str, Any]]) -> str:
     return markdown(["N×C×H×W → O", "pass", *peers], rows)
 
 
+def _microseconds(results: list[dict[str, Any]]) -> str:
+    passes = list(dict.fromkeys(result["pass"] for result in results))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for result in results:
+        row = cells.setdefault((f"`{result['operator']}`", result["route"]), {})
+        row[result["pass"]] = f"{result['best_us']:.0f} µs"
+    rows = [[*key, *(row.get(name, "") for name in passes)] for key, row in sorted(cells.items())]
+    header = [name.replace("_", " ") for name in passes]
+    return markdown(["function", "route", *header], rows)
+
+
 def write(folder: Path) -> None:
     """Write the tables into a folder, for pages to include."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +148,7 @@ def filled(text: str) -> str:
 
 
 README_TABLES = {"operators": operators, "benchmarks": benchmarks}
-TABLES = {**README_TABLES, "memory": memory, "poolings": poolings}
+TABLES = {**README_TABLES, "memory": memory, "overhead": overhead, "poolings": poolings}
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
