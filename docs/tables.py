@@ -90,9 +90,13 @@ def _times(shapes: str, results: list[dict[str, Any]]) -> str:
     for result in results:
         ratios = [f"{result['ratio'][p]:.2f}×" if p in result["ratio"] else "" for p in peers]
         ours = f"{result['median_ms'][OURS]:.1f} ms"
-        named = [f"`{result['operator']}`", _pretty(result["workload"]), result["pass"]]
-        rows.append([*named, ours, *ratios])
-    return markdown(["function", shapes, "pass", OURS, *peers], rows)
+        rows.append([_pretty(result["workload"]), result["pass"], ours, *ratios])
+    header = [shapes, "pass", OURS, *peers]
+    functions = [f"`{result['operator']}`" for result in results]
+    if len(set(functions)) > 1:
+        header = ["function", *header]
+        rows = [[function, *row] for function, row in zip(functions, rows, strict=True)]
+    return markdown(header, rows)
 
 
 def _pretty(workload: str) -> str:
