@@ -89,7 +89,7 @@ def _one_framework(op: str, given: dict[str, Any]) -> None:
 
 def _load(bridge: str) -> Callable[..., Any]:
     """A bridge's `call`: by import statements, which torch.compile follows, and no function."""
-    if bridge in _calls:  # an import statement takes a microsecond, also of what is loaded
+    if bridge in _calls:  # an import statement takes its time, also of what is loaded
         return _calls[bridge]
     if bridge == "cudeform.torch":
         from cudeform.torch import call

@@ -337,11 +337,13 @@ def test_vmap_of_a_pooling_is_the_loop():
     assert torch.equal(found[1], function(stacked[1]))
 
 
-def test_boxes_by_image():
+@pytest.mark.parametrize("sequence", [list, tuple])
+def test_boxes_by_image(sequence):
     tensors, options = small("roi_align")
     rows = tensors["boxes"]
     rows = rows[rows[:, 0].argsort(stable=True)]
-    by_image = [rows[rows[:, 0] == i, 1:] for i in range(tensors["input"].shape[0])]
+    count = tensors["input"].shape[0]
+    by_image = sequence(rows[rows[:, 0] == i, 1:] for i in range(count))
     found = cudeform.roi_align(tensors["input"], by_image, **options)
     assert torch.equal(found, cudeform.roi_align(tensors["input"], rows, **options))
 

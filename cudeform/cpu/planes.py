@@ -26,48 +26,60 @@ def count_tasks(job: Job, part: Round) -> int:
 @kernel
 def average(given, images, view, source, output, first, last):
     """Tasks `first` to `last` of a round, a few planes each: the averages of their bins."""
-    work = unpacked(given)
-    job, _, regions, _ = work
-    bins = job.bins_y * job.bins_x
-    sums = np.empty(job.slice_channels, source.dtype)
-    for task in range(first, last):
-        place, start, channels, begin, end = _planes(work, images, view, task)
-        top, bottom, left, right = _bins_of_group(job, place[2])
-        for t in range(begin, end):
-            results = result_at(work, t, place[1], place[3])
-            for i in range(top, bottom):
-                for j in range(left, right):
-                    y0, y1, x0, x1, share = _pixels(job, regions, t, i, j, sums)
-                    sums[:] = 0
-                    for y in range(y0, y1):
-                        for at in range(start + y * job.width + x0, start + y * job.width + x1):
-                            for k in range(channels):
-                                sums[k] += source[np.uint64(at + k * view.channel)]
-                    for k in range(channels):
-                        output[results + k * bins + i * job.bins_x + j] = share * sums[k]
+    sums = np.empty(unpacked(given).job.slice_channels, source.dtype)
+    _visit(given, images, view, (first, last), _sum_up, source, output, sums)
 
 
 @kernel
 def spread(given, images, view, target, grad, first, last):
     """Tasks `first` to `last` of a round: add the gradients of the averages to the pixels read."""
+    values = np.empty(unpacked(given).job.slice_channels, target.dtype)
+    _visit(given, images, view, (first, last), _add_to, target, grad, values)
+
+
+@inlined
+def _visit(given, images, view, tasks, use, planes, results, values):
+    """Call `use` for every bin of the tasks, with its pixels and where its results are."""
     work = unpacked(given)
     job, _, regions, _ = work
     bins = job.bins_y * job.bins_x
-    values = np.empty(job.slice_channels, target.dtype)
-    for task in range(first, last):
+    for task in range(tasks[0], tasks[1]):
         place, start, channels, begin, end = _planes(work, images, view, task)
         top, bottom, left, right = _bins_of_group(job, place[2])
         for t in range(begin, end):
-            results = result_at(work, t, place[1], place[3])
+            at = result_at(work, t, place[1], place[3])
             for i in range(top, bottom):
                 for j in range(left, right):
                     y0, y1, x0, x1, share = _pixels(job, regions, t, i, j, values)
-                    for k in range(channels):
-                        values[k] = share * grad[results + k * bins + i * job.bins_x + j]
-                    for y in range(y0, y1):
-                        for at in range(start + y * job.width + x0, start + y * job.width + x1):
-                            for k in range(channels):
-                                target[np.uint64(at + k * view.channel)] += values[k]
+                    pixels = start + x0, start + x1, y0, y1, job.width
+                    strides = channels, view.channel, bins
+                    result = at + i * job.bins_x + j
+                    use(pixels, strides, share, planes, results, result, values)
+
+
+@inlined
+def _sum_up(pixels, strides, share, source, output, result, sums):
+    left, right, y0, y1, width = pixels
+    channels, plane, bins = strides
+    sums[:] = 0
+    for y in range(y0, y1):
+        for at in range(left + y * width, right + y * width):
+            for k in range(channels):
+                sums[k] += source[np.uint64(at + k * plane)]
+    for k in range(channels):
+        output[result + k * bins] = share * sums[k]
+
+
+@inlined
+def _add_to(pixels, strides, share, target, grad, result, values):
+    left, right, y0, y1, width = pixels
+    channels, plane, bins = strides
+    for k in range(channels):
+        values[k] = share * grad[result + k * bins]
+    for y in range(y0, y1):
+        for at in range(left + y * width, right + y * width):
+            for k in range(channels):
+                target[np.uint64(at + k * plane)] += values[k]
 
 
 @kernel

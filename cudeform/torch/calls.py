@@ -87,24 +87,22 @@ def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
     return (_untraced_call(bound, tensors) if transformed() else bound.forward(tensors))[1]
 
 
-_OPTIONS = (bool, int, float, str, tuple, type(None))
-
-
 def _is_direct(bridge: Bridge, given: dict[str, Any]) -> bool:
     """Whether a call only computes: on memory of the host, and nobody asks how.
 
-    For most calls of a trained network this is the answer, and it takes two microseconds; so that
-    the longer way is left for the others.
+    For most calls of a trained network it is, and the longer way is left for the others.
     """
     if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or transformed():
         return False
     differentiated = torch.is_grad_enabled()
-    for name, value in given.items():
-        kind = type(value)
-        if kind in PLAIN:
-            if not value.is_cpu or (differentiated and value.requires_grad):
+    for name in bridge.names:
+        tensor = given.get(name)
+        if tensor is None:
+            if name in bridge.required:
                 return False
-        elif kind not in _OPTIONS or (value is None and name in bridge.required):
+        elif type(tensor) not in PLAIN or not tensor.is_cpu:
+            return False
+        elif differentiated and tensor.requires_grad:
             return False
     return not is_watched()
 
