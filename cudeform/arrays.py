@@ -25,6 +25,7 @@ __all__ = [
     "namespace",
     "register",
     "sum_dtype",
+    "sum_dtype_name",
     "type_name",
     "widened",
 ]
@@ -54,7 +55,7 @@ class Kind:
     """
 
     name: str  # also of the module with the functions for its arrays
-    backend: Any  # "cpu" or "cuda", the subpackage with the implementation, or what stands for it
+    backend: str | None  # "cpu" or "cuda", the subpackage that computes; None: a bridge does
     device: Callable[[Any], Any]  # array -> a comparable, printable device
     to_host: Callable[[Any], np.ndarray] = np.asarray
     dtype_name: Callable[[Any], str] = dtype_name
@@ -168,7 +169,12 @@ def sum_dtype(dtype: Any) -> np.dtype:
     return _DOUBLE if dtype == _DOUBLE else _SINGLE
 
 
+def sum_dtype_name(dtype: str) -> str:
+    """The same by name."""
+    return "float64" if dtype == "float64" else "float32"
+
+
 def widened(kind: Kind, array: Any) -> Any:
     """An array of any framework in the dtype that coordinates and sums have."""
-    wide = "float64" if kind.dtype_name(array.dtype) == "float64" else "float32"
+    wide = sum_dtype_name(kind.dtype_name(array.dtype))
     return kind.cast(array, getattr(namespace(kind), wide))

@@ -8,11 +8,9 @@ Every message names the operator, the argument, what was expected and what was g
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import operator as _operator
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 __all__ = [
@@ -26,7 +24,6 @@ __all__ = [
     "pad_pairs",
     "pair",
     "rank",
-    "remembered",
     "same_dtype",
     "shape",
 ]
@@ -149,54 +146,3 @@ def needs(op: str, value: Any, given: dict[str, Any], names: tuple[str, ...]) ->
         if name in absent:
             fail(op, "needs", f"without {name!r}", repr(value), f"no `{name}` was given")
     return frozenset(value)
-
-
-_MOST_REMEMBERED = 1024
-_PLAIN = frozenset((int, str, type(None)))
-
-
-def remembered(*arrays: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Call a function only once for equal options and equal shapes of its arguments `arrays`.
-
-    It takes its arguments by position, and looks at nothing else of arrays. What it raises, it
-    raises every time; and options of other types than numbers, strings and tuples, or the symbols
-    of a tracer, it is given every time.
-    """
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        memory: dict[Hashable, Any] = {}
-        names = tuple(inspect.signature(function).parameters)
-        shown = tuple(name in arrays for name in names)
-
-        @functools.wraps(function)
-        def call(*args: Any) -> Any:
-            key = []
-            for is_array, value in zip(shown, args, strict=False):
-                if value is None or type(value) in _PLAIN:
-                    key.append(value)
-                else:
-                    key.append(value.shape if is_array else _option(value))
-            key = tuple(key)
-            try:
-                found = memory.get(key)
-            except TypeError:  # not hashable
-                return function(*args)
-            if found is None:
-                found = function(*args)
-                if len(memory) >= _MOST_REMEMBERED:
-                    memory.clear()
-                memory[key] = found
-            return found
-
-        return call
-
-    return decorate
-
-
-def _option(value: Any) -> Any:
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if kind is tuple:
-        return tuple([_option(item) for item in value])
-    return (kind, value) if kind is float or kind is bool else []  # 1.0 == True == 1; unhashable

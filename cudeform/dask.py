@@ -9,11 +9,10 @@ import dask
 import dask.array as da
 import numpy as np
 
-import cudeform
 from cudeform import arrays, checks
-from cudeform.geometry import ConvPlan
-from cudeform.ops import implementation
-from cudeform.shapes import Shape
+from cudeform.ops.call import Call
+from cudeform.plans import plan
+from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["deform_conv2d", "halo"]
 
@@ -128,16 +127,15 @@ def deform_conv2d(
     ((1, 1, 4, 1), 27.0)
     """
     given = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
+    names = tuple(given)
     given = {name: da.asarray(array) for name, array in given.items() if array is not None}
-    plan = cudeform.deform_conv2d(
-        **{name: Shape(array.shape, array.dtype) for name, array in given.items()},
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        border=border,
-        precision=precision,
-    ).plan
-    half = _half(plan.points.kernel, plan.points.dilation)
+    options = dict(
+        stride=stride, padding=padding, dilation=dilation, border=border, precision=precision
+    )
+    metas = {name: given[name]._meta if name in given else None for name in names}
+    arrays.kind_of("deform_conv2d", metas, optional=("bias", "mask"))
+    planned = plan("deform_conv2d", given, options)
+    half = _half(planned.points.kernel, planned.points.dilation)
     if halo is None:
         reach = _reach(given["offset"])
     else:
@@ -146,7 +144,7 @@ def deform_conv2d(
     if min(reach) < 0:
         why = "half of the kernel's extent"
         checks.fail("deform_conv2d", "halo", f"to be at least {half}", halo, why)
-    return _tiled(plan, reach, given)
+    return _tiled(planned, reach, given)
 
 
 def _tiled(plan: ConvPlan, reach: tuple[int, int], given: dict[str, da.Array]) -> da.Array:
@@ -215,6 +213,5 @@ def _compute(
         origin=origin,
     )
     kind = arrays.kind_of("deform_conv2d", part)
-    names = ("input", "offset", "weight", "bias", "mask")
-    given = [arrays.contiguous(part.get(name)) for name in names]
-    return implementation(kind, "deform_conv").forward(replace(plan, points=points), *given)
+    given = {name: arrays.contiguous(array) for name, array in part.items()}
+    return Call(kind, replace(plan, points=points), given).forward()[0]

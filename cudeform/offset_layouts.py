@@ -14,7 +14,7 @@ import numpy as np
 
 from cudeform import arrays, checks
 from cudeform.dispatch import operator
-from cudeform.geometry import LAYOUTS
+from cudeform.plans.points import LAYOUTS
 
 __all__ = [
     "convert_mask",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from cudeform import checks
-from cudeform.geometry import LAYOUTS, Points
-from cudeform.geometry import sampling_points as locate
+from cudeform.plans import Outline, plan
+from cudeform.plans.points import LAYOUTS, Points
+from cudeform.plans.points import sampling_points as locate
 
 __all__ = ["sampling_points"]
 
 ORIGIN = "#00e5ff"
 TAP = "#ffd400"
+_CHANNELS = "2*offset_groups*kh*kw"
 
 
 def sampling_points(
@@ -88,7 +91,8 @@ def sampling_points(
     [[6.0, 4.0], [7.0, 4.0], [8.0, 4.0]]
     """
     offset, mask = _on_host(offset), _on_host(mask)
-    points = _points(offset, size, kernel, stride, padding, dilation, layout)
+    options = dict(stride=stride, dilation=dilation, layout=layout)
+    points = _points(offset, mask, size, kernel, padding, options)
     if pixels is None:
         pixels = _spread(points.out_height, points.out_width)
     rows, columns = np.asarray(list(pixels), np.intp).reshape(-1, 2).T
@@ -111,53 +115,40 @@ def _on_host(array: Any) -> Any:
 
 def _points(
     offset: np.ndarray,
+    mask: np.ndarray | None,
     size: tuple[int, int],
     kernel: tuple[int, int],
-    stride: Any,
     padding: Any,
-    dilation: Any,
-    layout: str,
+    options: dict[str, Any],
 ) -> Points:
+    """Those of a convolution with such an offset, of an image as large as that asks for."""
     op = "sampling_points"
-    checks.choice(op, "layout", layout, LAYOUTS)
-    height, width = checks.pair(op, "size", size, 1)
+    size = checks.pair(op, "size", size, 1)
     kernel = checks.pair(op, "kernel", kernel, 1)
     (top, _), (left, _) = checks.pad_pairs(op, "padding", padding)
+    stride, dilation = (checks.pair(op, n, options[n], 1) for n in ("stride", "dilation"))
+    layout = checks.choice(op, "layout", options["layout"], LAYOUTS)
+    checks.rank(op, "offset", offset, checks.image_axes(layout, _CHANNELS, "Ho", "Wo"))
     last = layout == "NHWC"
-    channels = "2*offset_groups*kh*kw"
-    axes = f"(N, Ho, Wo, {channels})" if last else f"(N, {channels}, Ho, Wo)"
-    checks.rank(op, "offset", offset, axes)
-    batch, *rest = offset.shape
-    out_height, out_width, got = rest if last else (*rest[1:], rest[0])
-    pair = 2 * kernel[0] * kernel[1]
-    if got < pair or got % pair:
-        why = f"the axes are {axes}"
-        checks.fail(
-            op, "offset", f"with channels a multiple of {pair} = 2*kh*kw", offset.shape, why
-        )
-    return Points(
-        batch=batch,
-        channels=got // pair,
-        height=height,
-        width=width,
-        out_height=out_height,
-        out_width=out_width,
-        kernel=kernel,
-        stride=checks.pair(op, "stride", stride, 1),
-        origin=(-top, -left),
-        dilation=checks.pair(op, "dilation", dilation, 1),
-        offset_groups=got // pair,
-        layout=layout,
-        offset_layout=layout,
+    batch, channels = offset.shape[0], offset.shape[3 if last else 1]
+    groups = max(channels // (2 * kernel[0] * kernel[1]), 1)
+    height, width = (
+        max(pixels - 1, 0) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+        for axis, pixels in enumerate(offset.shape[1:3] if last else offset.shape[2:])
     )
+    shape = (batch, height, width, groups) if last else (batch, groups, height, width)
+    arrays = {
+        "input": Outline(shape),
+        "offset": offset,
+        "weight": Outline((1, groups, *kernel)),
+        "mask": mask,
+    }
+    points = plan("deform_conv2d", arrays, options, op).points
+    return replace(points, height=size[0], width=size[1], origin=(-top, -left))
 
 
 def _mask_values(points: Points, mask: np.ndarray, image: int, group: int) -> np.ndarray:
     """The mask of one image and offset group.  # (kh*kw, Ho, Wo)"""
-    channels = "offset_groups*kh*kw"
-    axes = f"(N, Ho, Wo, {channels})" if points.channels_last else f"(N, {channels}, Ho, Wo)"
-    want = points.out_shape(points.offset_groups * points.taps)
-    checks.shape("sampling_points", "mask", mask, want, axes)
     values = np.moveaxis(mask[image], -1, 0) if points.channels_last else mask[image]
     return values[group * points.taps : (group + 1) * points.taps].astype(np.float64)
 

@@ -55,6 +55,17 @@ class Operator:
         """Called with grad_output first, then the arguments of the forward that it needs."""
         return getattr(cudeform, self.name + "_backward")
 
+    @property
+    def gradients(self) -> type:
+        """The named tuple that the backward returns."""
+        return inspect.signature(self.backward, eval_str=True).return_annotation
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The arrays that the backward takes, besides grad_output."""
+        accepted = inspect.signature(self.backward).parameters
+        return tuple(a.name for a in self.arguments if a.name in accepted)
+
     def call(self, case: Case, convert: Callable[[Any], Any] = lambda array: array) -> Any:
         """The forward on a case, each array converted first."""
         return self.forward(**self._given(case, convert), **case.options)

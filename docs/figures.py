@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 import cudeform
 from cudeform.cpu.boxes import locate_regions
-from cudeform.geometry import RoiPlan
+from cudeform.plans.regions import RoiPlan
 
 Y_COLOR, X_COLOR, POINT_COLOR, INK = "#3b6fb6", "#d98032", "#b3246b", "#444444"
 STYLE = {
@@ -71,7 +71,7 @@ def borders() -> Figure:
     image = np.repeat(row[None], 2, axis=0)[None, None]  # two rows: y = 0 is inside
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     all_axes = figure.subplots(2, 2, sharex=True, sharey="row")
-    for (above, below), border in zip(all_axes.T, cudeform.geometry.BORDERS, strict=True):
+    for (above, below), border in zip(all_axes.T, cudeform.plans.points.BORDERS, strict=True):
         value = cudeform.bilinear_sample(image, points, border=border)[0, 0]
         slope = cudeform.bilinear_sample_backward(
             np.ones_like(value)[None, None], image, points, border=border, needs=["points"]

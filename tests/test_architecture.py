@@ -19,10 +19,11 @@ PACKAGE = ROOT / "cudeform"
 FLOORS = [
     ["checks"],
     ["arrays", "dispatch"],
-    ["geometry"],
-    ["boxes", "shapes"],
+    ["plans."],
+    ["boxes"],
     ["coordinates", "offset_layouts", "cpu.", "cuda."],
     ["ops"],
+    ["ops.call"],
     ["ops."],
     [""],  # the public names, cudeform/__init__.py
     ["registry"],
@@ -34,7 +35,7 @@ FLOORS = [
 ]
 # Upwards, in functions: where a call goes on whose arrays tell.
 UPWARD = {"dispatch": {"torch", "jax", "dlpack"}}
-OPEN_ROOMS = ("cpu.", "cuda.", "derivatives.", "torch.", "jax.", "layers.", "commands.")
+OPEN_ROOMS = ("plans.", "cpu.", "cuda.", "derivatives.", "torch.", "jax.", "layers.", "commands.")
 
 # Who may import what is not everybody's. NumPy and the standard library are.
 RESERVED = {

@@ -27,7 +27,7 @@ def device():
 
 @pytest.mark.parametrize("most", [1, 5, 63, 64, 200, 10_000])
 def test_chunks_cover_every_pixel_once(most):
-    points = cudeform.geometry.Points(5, 3, 9, 9, 7, 9)
+    points = cudeform.plans.points.Points(5, 3, 9, 9, 7, 9)
     seen = np.zeros((5, 63), int)
     for chunk in chunks.chunks(points, range(1, 5), most):
         assert chunk.size <= most

@@ -263,7 +263,7 @@ def test_small_workspaces_round_once(monkeypatch, device, op, case):
 
 
 def test_parts_cover_every_row_once(monkeypatch, device):
-    plan = cudeform.geometry.RoiPlan(
+    plan = cudeform.plans.regions.RoiPlan(
         1, 3, 5, 5, 7, bins=(2, 2), scale=1.0, region="corner", reads="mean"
     )
     counts = np.array([0, 3, 0, 0, 700, 1, 2, 0, 5, 0], np.int32)
@@ -337,7 +337,7 @@ def test_boxes_that_are_nowhere(device, op):
 
 def test_samples_of_wide_boxes_are_bounded(device):
     """A box of 1e30 pixels that covers the image has no more samples than the image has places."""
-    plan = cudeform.geometry.RoiPlan(
+    plan = cudeform.plans.regions.RoiPlan(
         1, 1, 5, 6, 3, bins=(1, 1), scale=1.0, region="center", reads="centers"
     )
     launcher = regions.Launcher(device, plan, np.float32)

@@ -8,7 +8,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 
 from cudeform import plot
-from cudeform.geometry import Points, sampling_points
+from cudeform.plans.points import Points, sampling_points
 
 
 @pytest.fixture

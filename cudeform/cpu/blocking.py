@@ -17,7 +17,7 @@ from cudeform.cpu.layout import add_row, copy_row, frozen, transpose
 from cudeform.cpu.matmul import columns_of
 from cudeform.cpu.samplers import PLANE, Grid
 from cudeform.cpu.simd import BLOCK_BYTES, BLOCK_ROWS, block_columns
-from cudeform.geometry import ConvPlan
+from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
     "PART",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.compiler import inlined, kernel
-from cudeform.geometry import RoiPlan
+from cudeform.plans.regions import RoiPlan
 
 __all__ = ["NUMBERS", "Regions", "locate_regions"]
 

@@ -27,7 +27,7 @@ from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.samplers import Grid, Image, blend, grid_of, locate, point_arrays
 from cudeform.cpu.simd import block_columns
-from cudeform.geometry import ConvPlan
+from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
     "Memory",

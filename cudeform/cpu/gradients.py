@@ -44,7 +44,7 @@ from cudeform.cpu.samplers import (
     spread,
 )
 from cudeform.cpu.simd import block_columns
-from cudeform.geometry import ConvPlan
+from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
     "Given",

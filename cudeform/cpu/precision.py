@@ -11,7 +11,7 @@ from cudeform.arrays import sum_dtype
 from cudeform.cpu.blocking import SCRATCH_BYTES
 from cudeform.cpu.convolution import convolve
 from cudeform.cpu.gradients import gradients
-from cudeform.geometry import ConvPlan
+from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["backward", "forward", "rounded"]
 
@@ -19,44 +19,41 @@ __all__ = ["backward", "forward", "rounded"]
 def forward(
     plan: ConvPlan,
     input: np.ndarray,
-    offset: np.ndarray | None,
-    weight: np.ndarray | None,
-    bias: np.ndarray | None,
-    mask: np.ndarray | None,
-) -> np.ndarray:
+    offset: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> tuple[np.ndarray]:
     """The convolution, or without a weight the samples, in the dtype of `input`."""
     output = np.empty(plan.out_shape, input.dtype)
     if output.size == 0:
-        return output
+        return (output,)
     wide = sum_dtype(input.dtype)
     if input.dtype == wide:
         convolve(plan, input, offset, weight, bias, mask, output)
-        return output
+        return (output,)
     weight, bias = _widened((weight, bias), wide)
     for part, images in _parts(plan, wide):
         given = _widened((input, offset, mask), wide, images)
         sums = np.empty(part.out_shape, wide)
         convolve(part, given[0], given[1], weight, bias, given[2], sums)
         _round(sums, output[images])
-    return output
+    return (output,)
 
 
 def backward(
     plan: ConvPlan,
     grad_output: np.ndarray,
     input: np.ndarray,
-    offset: np.ndarray | None,
-    weight: np.ndarray | None,
-    mask: np.ndarray | None,
+    offset: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    *,
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`, in the dtype of `input`."""
     if grad_output.size == 0:
-        given = {"input": input.shape, "weight": plan.weight_shape, "bias": plan.out_channels}
-        given |= {
-            name: a.shape for name, a in (("offset", offset), ("mask", mask)) if a is not None
-        }
-        return {name: np.zeros(given[name], input.dtype) for name in needs}
+        return {n: np.zeros(plan.gradients[n].shape, input.dtype) for n in needs}
     wide = sum_dtype(input.dtype)
     if input.dtype == wide:
         return gradients(plan, grad_output, input, offset, weight, mask, needs)

@@ -20,7 +20,7 @@ from cudeform.cpu.blocking import SCRATCH_BYTES, numbers_of
 from cudeform.cpu.boxes import Regions
 from cudeform.cpu.compiler import inlined, record
 from cudeform.cpu.layout import frozen
-from cudeform.geometry import RoiPlan
+from cudeform.plans.regions import RoiPlan
 
 __all__ = [
     "AFTER_ROUND",

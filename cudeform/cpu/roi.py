@@ -38,7 +38,7 @@ from cudeform.cpu.regions import (
 )
 from cudeform.cpu.roi_gradients import backward
 from cudeform.cpu.staging import reading, result_at, room, stage
-from cudeform.geometry import RoiPlan
+from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "forward"]
 
@@ -47,16 +47,16 @@ def forward(
     plan: RoiPlan,
     input: np.ndarray,
     boxes: np.ndarray,
-    offset: np.ndarray | None,
-    mask: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray | None]:
+    offset: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> tuple[np.ndarray, ...]:
     """What `plan` pools, (R, C, ph, pw), and for "max" which pixels those are."""
     output = np.empty(plan.out_shape, input.dtype)
     largest = plan.reads == "max"
     argmax = np.empty(plan.out_shape if largest else 0, np.int32)
     if output.size:
         _pool_rounds(plan, input, boxes, offset, mask, (output, argmax))
-    return output, argmax if largest else None
+    return (output, argmax) if largest else (output,)
 
 
 def _pool_rounds(

@@ -40,7 +40,7 @@ from cudeform.cpu.regions import (
     unpacked,
 )
 from cudeform.cpu.staging import result_at, room, stage, unstage, writing
-from cudeform.geometry import RoiPlan
+from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "group_rows"]
 
@@ -50,9 +50,10 @@ def backward(
     grad_output: np.ndarray,
     input: np.ndarray,
     boxes: np.ndarray,
-    offset: np.ndarray | None,
-    mask: np.ndarray | None,
-    argmax: np.ndarray | None,
+    offset: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    argmax: np.ndarray | None = None,
+    *,
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`, in the dtype of `input`."""

@@ -23,7 +23,7 @@ from cudeform.cpu.simd import (
     total,
     zeros,
 )
-from cudeform.geometry import Points
+from cudeform.plans.points import Points
 
 __all__ = [
     "PLANE",

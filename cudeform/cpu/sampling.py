@@ -5,36 +5,34 @@ from __future__ import annotations
 import numpy as np
 
 from cudeform.cpu import precision
-from cudeform.geometry import ConvPlan, Points
+from cudeform.plans.convolution import ConvPlan
+from cudeform.plans.sampling import SamplePlan
 
 __all__ = ["backward", "forward"]
 
 
-def forward(points: Points, input: np.ndarray, locations: np.ndarray) -> np.ndarray:
-    """The samples, of shape ``points.out_shape(C)``."""
-    return precision.forward(_plan(points), input, locations, None, None, None)
+def forward(plan: SamplePlan, input: np.ndarray, points: np.ndarray) -> tuple[np.ndarray]:
+    """The samples."""
+    (output,) = precision.forward(_convolution(plan), input, points)
+    return (output.reshape(plan.results[0].shape),)
 
 
 def backward(
-    points: Points,
+    plan: SamplePlan,
     grad_output: np.ndarray,
     input: np.ndarray,
-    locations: np.ndarray,
+    points: np.ndarray,
+    *,
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
     """The gradients of "input" and "points", as far as they are in `needs`."""
+    convolution = _convolution(plan)
+    grad_output = grad_output.reshape(convolution.out_shape)
     names = {"input": "input", "points": "offset"}
-    found = precision.backward(
-        _plan(points),
-        grad_output,
-        input,
-        locations,
-        None,
-        None,
-        frozenset(names[name] for name in needs),
-    )
-    return {name: found[names[name]] for name in needs}
+    wanted = frozenset(names[name] for name in needs)
+    found = precision.backward(convolution, grad_output, input, points, needs=wanted)
+    return {name: found[names[name]].reshape(plan.gradients[name].shape) for name in needs}
 
 
-def _plan(points: Points) -> ConvPlan:
-    return ConvPlan(points, points.channels, 1, "ieee", deformable=True, modulated=False)
+def _convolution(plan: SamplePlan) -> ConvPlan:
+    return ConvPlan(plan.points, plan.points.channels, 1, "ieee", deformable=True, modulated=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
-from cudeform.geometry import Points
+from cudeform.plans.points import Points
 
 __all__ = ["IMAGE_BYTES", "Chunk", "chunks", "image_groups"]
 

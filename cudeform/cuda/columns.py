@@ -14,7 +14,7 @@ from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.chunks import Chunk, chunks
 from cudeform.cuda.runtime import SCALARS, Device, Unit, address, pack
-from cudeform.geometry import BORDERS, Points
+from cudeform.plans.points import BORDERS, Points
 
 __all__ = [
     "COLUMN_BYTES",

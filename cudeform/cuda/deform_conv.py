@@ -20,7 +20,7 @@ from cudeform.cuda.columns import (
     units,
 )
 from cudeform.cuda.runtime import Device, device_of
-from cudeform.geometry import ConvPlan
+from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["backward", "forward", "units"]
 
@@ -48,14 +48,19 @@ def _packed_weight(device: Device, plan: ConvPlan, weight: Any) -> Any:
 
 
 def forward(
-    plan: ConvPlan, input: Any, offset: Any, weight: Any, bias: Any = None, mask: Any = None
-) -> Any:
+    plan: ConvPlan,
+    input: Any,
+    offset: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+) -> tuple[Any]:
     """The convolution, a chunk of output pixels at a time."""
     points = plan.points
     with device_of(input) as device:
         output = device.empty(plan.out_shape, input.dtype)
         if points.batch == 0:
-            return output
+            return (output,)
         if bias is not None:
             layout.fill(device, bias, output, 1 if points.channels_last else points.pixels)
         sampler = Sampler(device, points, input.dtype, plain=not plan.deformable)
@@ -73,7 +78,7 @@ def forward(
                 )
                 for product in _products(plan, chunk, columns, packed, output):
                     device.gemm(*product, accumulate=bias is not None, precision=plan.precision)
-    return output
+    return (output,)
 
 
 def _products(
@@ -103,9 +108,10 @@ def backward(
     plan: ConvPlan,
     grad_output: Any,
     input: Any,
-    offset: Any,
-    weight: Any,
-    mask: Any,
+    offset: Any = None,
+    weight: Any = None,
+    mask: Any = None,
+    *,
     needs: frozenset[str],
 ) -> dict[str, Any]:
     """The gradients that are needed, a group of images at a time."""

@@ -17,7 +17,7 @@ import numpy as np
 from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.runtime import SCALARS, Device, Unit, pack
-from cudeform.geometry import RoiPlan
+from cudeform.plans.regions import RoiPlan
 
 __all__ = ["ROW_ITEMS", "Launcher", "Part", "Samples", "units"]
 

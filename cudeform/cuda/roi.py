@@ -10,31 +10,35 @@ import numpy as np
 from cudeform.cuda import layout
 from cudeform.cuda.regions import ROW_ITEMS, Launcher, Part, units
 from cudeform.cuda.runtime import device_of
-from cudeform.geometry import RoiPlan
+from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "forward", "units"]
 
 WORKSPACE_BYTES = 64 << 20  # values of rows, what is kept of their samples, buckets: each
 
 
-def forward(plan: RoiPlan, input: Any, boxes: Any, offset: Any, mask: Any) -> tuple[Any, Any]:
-    """(output, argmax): argmax is int32, y*W + x or -1, for plans that read "max", else None."""
+def forward(
+    plan: RoiPlan, input: Any, boxes: Any, offset: Any = None, mask: Any = None
+) -> tuple[Any, ...]:
+    """The output; for plans that read "max" also argmax: int32, y*W + x or -1."""
     with device_of(input) as device:
         output = device.empty(plan.out_shape, input.dtype)
-        argmax = device.empty(plan.out_shape, np.int32) if plan.reads == "max" else None
+        found = (output,)
+        if plan.reads == "max":
+            found = output, device.empty(plan.out_shape, np.int32)
         if plan.regions == 0:
-            return output, argmax
+            return found
         launcher = Launcher(device, plan, input.dtype)
         staged = launcher.stage(input)
         for regions in _region_groups(launcher):
             rows = launcher.rows(*_cut(regions, boxes, offset, mask))
-            results = [None if a is None else a[regions] for a in (output, argmax)]
+            results = [None if a is None else a[regions] for a in (*found, None)[:2]]
             values = [_row_values(launcher, rows, result) for result in results]
             launcher.pool(staged, rows, *values)
             for result, value in zip(results, values, strict=True):
                 if result is not None and launcher.channels > 1:
                     launcher.channels_first(value, result)
-    return output, argmax
+    return found
 
 
 def _row_values(launcher: Launcher, rows: Any, result: Any) -> Any:
@@ -65,9 +69,10 @@ def backward(
     grad_output: Any,
     input: Any,
     boxes: Any,
-    offset: Any,
-    mask: Any,
-    argmax: Any,
+    offset: Any = None,
+    mask: Any = None,
+    argmax: Any = None,
+    *,
     needs: frozenset[str],
 ) -> dict[str, Any]:
     """The gradients that are needed. Plans that read whole pixels have no offset and no mask."""

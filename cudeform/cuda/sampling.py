@@ -16,7 +16,8 @@ from cudeform.cuda.columns import (
     units,
 )
 from cudeform.cuda.runtime import device_of
-from cudeform.geometry import Points
+from cudeform.plans.points import Points
+from cudeform.plans.sampling import SamplePlan
 
 __all__ = ["backward", "forward", "units"]
 
@@ -25,12 +26,14 @@ def _only_block(points: Points) -> Block:
     return Block(0, points.channels, points.channels)
 
 
-def forward(points: Points, input: Any, locations: Any) -> Any:
+def forward(plan: SamplePlan, input: Any, points: Any) -> tuple[Any]:
     """bilinear_sample on a grid of 1 x P pixels."""
+    locations, points = points, plan.points
+    shape = plan.results[0].shape
     with device_of(input) as device:
         output = device.empty(points.out_shape(points.channels), input.dtype)
         if points.batch * points.pixels == 0:
-            return output
+            return (output.reshape(shape),)
         sampler = Sampler(device, points, input.dtype)
         most = most_backward_pixels(points, points.channels, sampler.dtype)
         for images in image_groups(points, most, sampler.dtype.itemsize):
@@ -38,7 +41,7 @@ def forward(points: Points, input: Any, locations: Any) -> Any:
             for chunk in chunks(points, images, most):
                 part = last[chunk.within(images)]
                 _sample(sampler, chunk, part, locations[chunk.batch], output)
-    return output
+    return (output.reshape(shape),)
 
 
 def _sample(sampler: Sampler, chunk: Chunk, input: Any, locations: Any, output: Any) -> None:
@@ -65,9 +68,11 @@ def _sample(sampler: Sampler, chunk: Chunk, input: Any, locations: Any, output: 
 
 
 def backward(
-    points: Points, grad_output: Any, input: Any, locations: Any, needs: frozenset[str]
+    plan: SamplePlan, grad_output: Any, input: Any, points: Any, *, needs: frozenset[str]
 ) -> dict[str, Any]:
     """Gradients of bilinear_sample with respect to "input" and "points"."""
+    locations, points = points, plan.points
+    grad_output = grad_output.reshape(points.out_shape(points.channels))
     with device_of(input) as device:
         grads = {
             name: device.empty(array.shape, array.dtype)

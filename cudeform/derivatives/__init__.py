@@ -17,6 +17,7 @@ from typing import Any
 
 from cudeform.derivatives import points, regions
 from cudeform.derivatives.calls import Call, Namespace
+from cudeform.plans import plan
 from cudeform.registry import OPERATORS, Operator
 
 __all__ = ["Namespace", "jvp", "reads_boxes"]
@@ -74,7 +75,9 @@ def jvp(
     half = dtype in ("float16", "bfloat16")
     if half:
         primals, tangents = _widened(primals, xp, dtype), _widened(tangents, xp, dtype)
-    call = Call(name, functions[name], xp, primals, _filled(row, options))
+    options = _filled(row, options)
+    planned = plan(name, primals, options)
+    call = Call(name, functions[name], xp, primals, options, planned)
     total = None
     for term in _terms(call, tangents):
         total = term if total is None else total + term

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cudeform.plans import Plan
+
 __all__ = ["Call", "Namespace"]
 
 
@@ -36,6 +38,7 @@ class Call(NamedTuple):
     xp: Namespace
     primals: dict[str, Any]
     options: dict[str, Any]
+    plan: Plan
 
     def __call__(self, **replaced: Any) -> Any:
         """The operator with some arrays replaced, without what is added to the result."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from cudeform import checks
 from cudeform.derivatives.calls import Call
 
 __all__ = ["along_offset", "along_points"]
@@ -14,9 +13,9 @@ __all__ = ["along_offset", "along_points"]
 
 def _border(call: Call, coordinate: Any, axis: int) -> tuple[Any, Any]:
     """The lower pixel of a coordinate along y (0) or x (1), and where S has a slope there."""
-    last = call.options["layout"] == "NHWC"
-    size = call.primals["input"].shape[axis + (1 if last else 2)]
-    if call.options["border"] == "clamp":
+    points = call.plan.points
+    if points.border == "clamp":
+        size = (points.height, points.width)[axis]
         moves = (coordinate >= 0) & (coordinate < size - 1)
     else:  # beyond the other edge both samples are 0
         moves = coordinate > -1
@@ -34,7 +33,7 @@ def along_points(call: Call, tangent: Any) -> list[Any]:
             pair = [points[..., 0], points[..., 1]]
             pair[axis] = end
             ends.append(call(points=xp.stack(pair, -1)))
-        factor = factor[..., None] if call.options["layout"] == "NHWC" else factor[:, None]
+        factor = factor[..., None] if call.plan.points.channels_last else factor[:, None]
         terms.append((ends[0] - ends[1]) * factor)
     return terms
 
@@ -42,7 +41,7 @@ def along_points(call: Call, tangent: Any) -> list[Any]:
 def along_offset(call: Call, tangent: Any) -> list[Any]:
     xp, offset = call.xp, call.primals["offset"]
     axes = offset.shape
-    last = call.options["layout"] == "NHWC"
+    last = call.plan.points.channels_last
     # (N, taps, 2, Ho, Wo) or (N, Ho, Wo, taps, 2), with the taps of all offset groups
     at = -1 if last else 2
     split = (*axes[:3], axes[3] // 2, 2) if last else (axes[0], axes[1] // 2, 2, *axes[2:])
@@ -70,16 +69,11 @@ def along_offset(call: Call, tangent: Any) -> list[Any]:
 
 def _start(call: Call, offset: Any, axis: int) -> Any:
     """Where the taps read along y (0) or x (1) without an offset, to add to a channel each."""
-    xp, options = call.xp, call.options
-    last = options["layout"] == "NHWC"
-    kernel = call.primals["weight"].shape[2:]
-    stride = checks.pair(call.name, "stride", options["stride"], 1)[axis]
-    dilation = checks.pair(call.name, "dilation", options["dilation"], 1)[axis]
-    before = checks.pad_pairs(call.name, "padding", options["padding"])[axis][0]
-    groups = int(offset.shape[3 if last else 1]) // (2 * int(kernel[0]) * int(kernel[1]))
-    tap = np.indices([int(k) for k in kernel])[axis].ravel() * dilation
-    taps = xp.constant(np.tile(tap, groups), offset)
-    pixels = xp.arange(offset.shape[axis + (1 if last else 2)], offset) * stride - before
+    xp, points = call.xp, call.plan.points
+    tap = np.indices(points.kernel)[axis].ravel() * points.dilation[axis]
+    taps = xp.constant(np.tile(tap, points.offset_groups), offset)
+    pixels = (points.out_height, points.out_width)[axis]
+    pixels = xp.arange(pixels, offset) * points.stride[axis] + points.origin[axis]
     if axis == 0:
         pixels = pixels[:, None]  # (Ho, 1)
-    return pixels[..., None] + taps if last else pixels + taps[:, None, None]
+    return pixels[..., None] + taps if points.channels_last else pixels + taps[:, None, None]

@@ -16,7 +16,7 @@ import numpy as np
 
 from cudeform import checks
 from cudeform.derivatives.calls import Call, Namespace
-from cudeform.geometry import RoiPlan
+from cudeform.plans.regions import RoiPlan
 
 __all__ = ["along_offset", "at_largest"]
 
@@ -63,7 +63,7 @@ def at_largest(call: Call, tangent: Any) -> Any:
 
 def along_offset(call: Call, tangent: Any) -> list[Any]:
     """What the bins of a deformable pooling gain where they move to."""
-    xp, plan = call.xp, _plan(call)
+    xp, plan = call.xp, call.plan
     offset, moved = (_pairs(xp, plan, array) for array in (call.primals["offset"], tangent))
     axes = _axes(call, plan, offset)
     share = 1 / (axes[0].divisor * axes[1].divisor)
@@ -85,43 +85,6 @@ def along_offset(call: Call, tangent: Any) -> list[Any]:
             total = found if total is None else total + found
     shape = (plan.regions, plan.out_channels, *plan.bins)
     return [xp.reshape(xp.moveaxis(total, -1, 2), shape)]
-
-
-def _plan(call: Call) -> RoiPlan:
-    given, options, name = call.primals, call.options, call.name
-    batch, channels, height, width = given["input"].shape
-    bins = checks.pair(name, "output_size", options["output_size"], 1)
-    shared = dict(
-        batch=batch,
-        channels=channels,
-        height=height,
-        width=width,
-        regions=given["boxes"].shape[0],
-        bins=bins,
-        scale=options["spatial_scale"],
-        deformable=True,
-        modulated="mask" in given,
-    )
-    if name == "deform_roi_pool":
-        return RoiPlan(
-            region="center",
-            reads="centers",
-            samples=max(options["sampling_ratio"], 0),
-            part=bins,
-            offset_scale=options["gamma"],
-            **shared,
-        )
-    part = options["part_size"]
-    return RoiPlan(
-        region="msra_center",
-        reads="corners",
-        samples=options["sample_per_part"],
-        groups=checks.pair(name, "group_size", options["group_size"], 1),
-        classes=given["offset"].shape[1] // 2,
-        part=bins if part is None else checks.pair(name, "part_size", part, 1),
-        offset_scale=options["trans_std"],
-        **shared,
-    )
 
 
 def _pairs(xp: Namespace, plan: RoiPlan, array: Any) -> tuple[Any, Any]:

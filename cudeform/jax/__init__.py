@@ -6,21 +6,22 @@ any of JAX's transformations, is answered here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from cudeform import checks
 from cudeform.arrays import Kind, register
+from cudeform.boxes import box_outline
 from cudeform.jax.calls import Call
 from cudeform.jax.rules import backward, forward
-from cudeform.registry import OPERATORS
-from cudeform.shapes import Shape
+from cudeform.registry import OPERATORS, Operator
 
 __all__ = ["call"]
 
-_OPERATORS = frozenset(row.name for row in OPERATORS)
+_OPERATORS = {row.name: row for row in OPERATORS}
 
 # What converters, which are no operators, know of JAX's arrays. No backend computes on them.
 _KIND = Kind(
@@ -31,6 +32,7 @@ _KIND = Kind(
     contiguous=lambda array: array,
 )
 register(jax.Array, _KIND)
+register(jax.core.ShapedArray, _KIND)  # what is known of an array in a program
 register(jax.core.Tracer, _KIND)  # an Array to isinstance, but not to issubclass
 
 
@@ -39,32 +41,30 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     op = name.removesuffix("_backward")
     if op not in _OPERATORS:
         return function(**given)  # of JAX's own functions: see _KIND
-    needs = given.get("needs")
-    if isinstance(needs, Iterable) and not isinstance(needs, str):
-        given = {**given, "needs": tuple(needs)}  # an iterator lasts for one reading
-    expected = function(**{k: _shape(v) for k, v in given.items()})  # raises what is wrong
-    given = {k: _rows(v) if k == "boxes" else _frozen(v) for k, v in given.items()}
-    arrays = {k: v for k, v in given.items() if isinstance(v, jax.Array)}
-    grad_output = arrays.pop("grad_output", None)
-    options = {k: v for k, v in given.items() if k not in arrays and v is not None}
+    row = _OPERATORS[op]
+    given = {k: _rows(name, v, given) if k == "boxes" else _frozen(v) for k, v in given.items()}
+    needs, grad_output = given.pop("needs", None), given.pop("grad_output", None)
+    names = (*(argument.name for argument in row.arguments), "argmax")
+    named = {k: given.pop(k) for k in names if k in given}
+    arrays = {k: v for k, v in named.items() if v is not None or k in _required(row)}
+    static = Call(op, tuple(arrays), tuple(given.items()))
+    operands = list(arrays.values())
     if grad_output is None:
-        results = forward(Call(op, tuple(arrays), tuple(options.items())), list(arrays.values()))
-        return tuple(results) if isinstance(expected, tuple) else results[0]
-    for name in ("grad_output", "needs"):
-        options.pop(name, None)
-    needed = tuple(k for k, v in expected._asdict().items() if v)
-    static = Call(op, tuple(arrays), tuple(options.items()))
-    gradients = backward(static, grad_output, list(arrays.values()), needed)
-    return type(expected)(**dict(zip(needed, gradients, strict=True)))
+        static.check(operands)
+        results = forward(static, operands)
+        return tuple(results) if len(results) > 1 else results[0]
+    absent = {
+        a.name: arrays.get(a.name) for a in row.arguments if a.optional and a.name in row.kept
+    }
+    needed = checks.needs(name, needs, absent, row.gradients._fields)
+    needed = tuple(k for k in row.gradients._fields if k in needed)
+    static.check(operands, grad_output)
+    found = backward(static, grad_output, operands, needed)
+    return row.gradients(**dict(zip(needed, found, strict=True)))
 
 
-def _shape(value: Any) -> Any:
-    """The shape of an array, of each in a list of arrays; anything else as it is."""
-    if isinstance(value, jax.Array):
-        return Shape(value.shape, value.dtype)
-    if isinstance(value, (list, tuple)):
-        return (list if isinstance(value, list) else tuple)(map(_shape, value))
-    return value
+def _required(row: Operator) -> list[str]:
+    return [argument.name for argument in row.arguments if not argument.optional]
 
 
 def _frozen(value: Any) -> Any:
@@ -72,12 +72,13 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _rows(boxes: Any) -> Any:
+def _rows(op: str, boxes: Any, given: Mapping[str, Any]) -> Any:
     """Boxes of one array per image as one array."""
     if not isinstance(boxes, (list, tuple)):
         return boxes
+    box_outline(op, boxes, given["input"], _KIND)
     rows = [
         jnp.concatenate([jnp.full((len(array), 1), image, array.dtype), array], axis=1)
         for image, array in enumerate(boxes)
     ]
-    return jnp.concatenate(rows) if rows else rows
+    return jnp.concatenate(rows) if rows else jnp.zeros((0, 5), given["input"].dtype)

@@ -6,14 +6,22 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+from cudeform.ops.call import outlined
+from cudeform.plans import Outline, Plan
 from cudeform.registry import OPERATORS, Operator
-from cudeform.shapes import Shape
 
-__all__ = ["Call"]
+__all__ = ["Call", "Shaped"]
 
 _ROWS = {row.name: row for row in OPERATORS}
+
+
+class Shaped(NamedTuple):
+    """The shape and dtype of a result."""
+
+    shape: tuple[int, ...]
+    dtype: Any
 
 
 @dataclass(frozen=True)
@@ -41,29 +49,41 @@ class Call:
             return False  # a box says by number which image it belongs to
         return axes.get(name, "(N").startswith("(N")
 
+    def check(self, arrays: Sequence[Any], grad_output: Any = None) -> Plan:
+        """Check arrays, or what is known of them while JAX traces, and say what they give."""
+        given, op = self.named(arrays), self.op
+        if grad_output is not None:
+            given, op = {"grad_output": grad_output, **given}, op + "_backward"
+        return outlined(op, given, dict(self.options))[1]
+
+    def results(self, operands: Sequence[Any]) -> list[Shaped]:
+        found = self.check(operands).results
+        return self._shaped(
+            found if dict(self.options).get("return_argmax") else found[:1], operands
+        )
+
+    def gradients(self, needs: tuple[str, ...], operands: Sequence[Any]) -> list[Shaped]:
+        """`operands` are grad_output and the arrays."""
+        grad_output, *arrays = operands
+        found = self.check(arrays, grad_output).gradients
+        return self._shaped([found[name] for name in needs], arrays)
+
+    def _shaped(self, outlines: Sequence[Outline], arrays: Sequence[Any]) -> list[Shaped]:
+        dtypes = {name: array.dtype for name, array in self.named(arrays).items()}
+        return [Shaped(o.shape, dtypes.get(o.like, o.like)) for o in outlines]
+
     def forward(self, *arrays: Any) -> tuple[Any, ...]:
-        """All results; a `Shape` of each for `Shape`s."""
+        """All results."""
         given = {**self._absent(), **self.named(arrays), **dict(self.options)}
-        return _present(self.row.forward(**given))
+        result = self.row.forward(**given)
+        return result if isinstance(result, tuple) else (result,)
 
     def backward(self, grad_output: Any, *arrays: Any, needs: tuple[str, ...]) -> tuple[Any, ...]:
         """The gradients in the order of `needs`."""
-        given = self.named(arrays)
         absent = {k: v for k, v in self._absent().items() if k in _of_backward(self.op)}
-        options = dict(self.options)
-        found = self.row.backward(grad_output, **{**absent, **given, **options}, needs=needs)
-        if isinstance(grad_output, Shape):
-            return tuple(self._gradient_shape(name, given, grad_output.dtype) for name in needs)
+        given = {**absent, **self.named(arrays), **dict(self.options)}
+        found = self.row.backward(grad_output, **given, needs=needs)
         return tuple(getattr(found, name) for name in needs)
-
-    def _gradient_shape(self, name: str, given: Mapping[str, Shape], dtype: Any) -> Shape:
-        if name in given:
-            return given[name]
-        sizes: dict[str, int] = {}  # of a bias (O,): by the weight (O, C/groups, kh, kw)
-        axes = {a.name: a.axes.strip("(,)").split(", ") for a in self.row.arguments}
-        for argument, shape in given.items():
-            sizes |= zip(axes.get(argument, ()), shape.shape)  # noqa: B905 -- "..." has any length
-        return Shape(tuple(sizes[symbol] for symbol in axes[name]), dtype)
 
     def of_backward(self) -> Call:
         """The same without what the backward does not take."""
@@ -82,7 +102,3 @@ class Call:
 def _of_backward(op: str) -> Mapping[str, Any]:
     """The parameters of an operator's backward."""
     return inspect.signature(_ROWS[op].backward).parameters
-
-
-def _present(result: Any) -> tuple[Any, ...]:
-    return result if isinstance(result, tuple) else (result,)

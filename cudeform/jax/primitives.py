@@ -12,9 +12,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad
 
 from cudeform.jax.calls import Call
-from cudeform.shapes import Shape
 
-__all__ = ["avals", "batch", "bind", "is_zero", "primitive", "shapes", "transpose", "unknown"]
+__all__ = ["avals", "batch", "bind", "is_zero", "primitive", "transpose", "unknown"]
 
 
 def primitive(name: str) -> Primitive:
@@ -47,10 +46,6 @@ def bind(primitive: Primitive, operands: Sequence[Any], **params: Any) -> list[A
         for x, own in zip(operands, varying, strict=True)
     ]
     return primitive.bind(*cast, **params)
-
-
-def shapes(operands: Sequence[Any]) -> list[Shape]:
-    return [Shape(operand.shape, operand.dtype) for operand in operands]
 
 
 def avals(like: Any, results: Sequence[Any]) -> list[Any]:

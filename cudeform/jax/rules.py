@@ -30,7 +30,6 @@ from cudeform.jax.primitives import (
     bind,
     is_zero,
     primitive,
-    shapes,
     transpose,
     unknown,
 )
@@ -99,11 +98,11 @@ def _expanded(call: Call, along: tuple[str, ...], *operands: Any) -> Any:
 
 
 def _forward_avals(*operands: Any, call: Call) -> list[Any]:
-    return avals(operands[0], call.forward(*shapes(operands)))
+    return avals(operands[0], call.results(operands))
 
 
 def _forward_program(*arrays: Any, call: Call) -> list[Any]:
-    return compute(call.forward, call.forward(*shapes(arrays)), arrays)
+    return compute(call.forward, call.results(arrays), arrays)
 
 
 def _forward_jvp(primals: Any, tangents: Any, *, call: Call) -> Any:
@@ -148,7 +147,7 @@ batching.primitive_batchers[_forward_p] = _forward_batch
 
 
 def _tangent_avals(*operands: Any, call: Call, along: tuple[str, ...]) -> list[Any]:
-    results = call.forward(*shapes(operands[: len(call.arrays)]))
+    results = call.results(operands[: len(call.arrays)])
     return avals(operands[0], results[:1])
 
 
@@ -213,11 +212,11 @@ batching.primitive_batchers[_tangent_p] = _tangent_batch
 
 
 def _backward_avals(*operands: Any, call: Call, needs: tuple[str, ...]) -> list[Any]:
-    return avals(operands[0], call.backward(*shapes(operands), needs=needs))
+    return avals(operands[0], call.gradients(needs, operands))
 
 
 def _backward_program(*operands: Any, call: Call, needs: tuple[str, ...]) -> list[Any]:
-    results = call.backward(*shapes(operands), needs=needs)
+    results = call.gradients(needs, operands)
     return compute(partial(call.backward, needs=needs), results, operands)
 
 

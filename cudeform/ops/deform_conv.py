@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from cudeform import arrays, checks
 from cudeform.dispatch import operator
-from cudeform.geometry import BORDERS, LAYOUTS, ConvPlan, Points
-from cudeform.ops import implementation
+from cudeform.ops.call import gradients, results
 
 __all__ = [
     "Conv2dGradients",
@@ -18,8 +16,6 @@ __all__ = [
     "deform_conv2d",
     "deform_conv2d_backward",
 ]
-
-PRECISIONS = ("ieee", "tf32")
 
 
 class DeformConv2dGradients(NamedTuple):
@@ -38,130 +34,6 @@ class Conv2dGradients(NamedTuple):
     input: Any = None
     weight: Any = None
     bias: Any = None
-
-
-def _out_size(op: str, axis: str, size: int, pad: tuple[int, int], k: int, s: int, d: int) -> int:
-    extent = d * (k - 1) + 1
-    padded = size + pad[0] + pad[1]
-    if extent > padded:
-        checks.fail(
-            op,
-            "weight",
-            f"to have a kernel that fits the padded input, {padded} pixels along {axis}",
-            f"{extent} pixels",
-            f"dilation*(k - 1) + 1 with k = {k}, dilation = {d}",
-        )
-    return (padded - extent) // s + 1
-
-
-@checks.remembered("input", "offset", "weight", "bias", "mask", "grad_output")
-def _plan(
-    op: str,
-    input: Any,
-    offset: Any,
-    weight: Any,
-    bias: Any,
-    mask: Any,
-    grad_output: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    layout: str,
-    precision: str,
-    border: str,
-) -> ConvPlan:
-    """Check every argument of a convolution; without an offset, of one that is not deformable."""
-    deformable = offset is not None
-    checks.choice(op, "layout", layout, LAYOUTS)
-    checks.choice(op, "border", border, BORDERS)
-    checks.choice(op, "precision", precision, PRECISIONS)
-    checks.rank(op, "input", input, checks.image_axes(layout))
-    checks.rank(op, "weight", weight, "(O, C/groups, kh, kw)")
-    checks.non_empty(op, "input", input, checks.image_axes(layout), may_be_empty=1)
-    checks.non_empty(op, "weight", weight, "(O, C/groups, kh, kw)")
-    stride = checks.pair(op, "stride", stride, 1)
-    dilation = checks.pair(op, "dilation", dilation, 1)
-    pad = checks.pad_pairs(op, "padding", padding)
-
-    if layout == "NHWC":
-        batch, height, width, channels = input.shape
-    else:
-        batch, channels, height, width = input.shape
-    out_channels, in_channels, *kernel = weight.shape
-    groups = channels // in_channels
-    if groups * in_channels != channels:
-        checks.fail(
-            op,
-            "weight",
-            f"with a second axis that divides the {channels} channels of `input`",
-            tuple(weight.shape),
-            "weight is (O, C/groups, kh, kw)",
-        )
-    if out_channels % groups:
-        checks.fail(
-            op,
-            "weight",
-            f"with a first axis divisible by {groups} = groups = C / weight.shape[1]",
-            tuple(weight.shape),
-        )
-    out_height = _out_size(op, "y", height, pad[0], kernel[0], stride[0], dilation[0])
-    out_width = _out_size(op, "x", width, pad[1], kernel[1], stride[1], dilation[1])
-
-    points = Points(
-        batch=batch,
-        channels=channels,
-        height=height,
-        width=width,
-        out_height=out_height,
-        out_width=out_width,
-        kernel=tuple(kernel),
-        stride=stride,
-        origin=(-pad[0][0], -pad[1][0]),
-        dilation=dilation,
-        offset_groups=_offset_groups(op, offset, channels, kernel, layout) if deformable else 1,
-        border=border,
-        layout=layout,
-        offset_layout=layout,
-    )
-    plan = ConvPlan(points, out_channels, groups, precision, deformable, mask is not None)
-    if deformable:
-        axes = checks.image_axes(layout, "2*offset_groups*kh*kw", "Ho", "Wo")
-        checks.shape(op, "offset", offset, points.out_shape(plan.offset_channels), axes)
-    if mask is not None:
-        axes = checks.image_axes(layout, "offset_groups*kh*kw", "Ho", "Wo")
-        checks.rank(op, "mask", mask, axes)
-        checks.shape(op, "mask", mask, points.out_shape(plan.mask_channels), axes)
-    if bias is not None:
-        checks.shape(op, "bias", bias, (out_channels,), "(O,)")
-    if grad_output is not None:
-        axes = checks.image_axes(layout, "O", "Ho", "Wo")
-        checks.shape(op, "grad_output", grad_output, plan.out_shape, axes)
-    return plan
-
-
-def _offset_groups(op: str, offset: Any, channels: int, kernel: Iterable[int], layout: str) -> int:
-    axes = checks.image_axes(layout, "2*offset_groups*kh*kw", "Ho", "Wo")
-    checks.rank(op, "offset", offset, axes)
-    kh, kw = kernel
-    got = offset.shape[3 if layout == "NHWC" else 1]
-    groups = got // (2 * kh * kw)
-    if groups < 1 or groups * 2 * kh * kw != got:
-        checks.fail(
-            op,
-            "offset",
-            f"with channels a multiple of {2 * kh * kw} = 2*kh*kw",
-            tuple(offset.shape),
-            f"the axes are {axes}",
-        )
-    if channels % groups:
-        checks.fail(
-            op,
-            "offset",
-            f"with offset_groups that divide the {channels} channels of `input`",
-            f"{groups} from shape {tuple(offset.shape)}",
-            f"the axes are {axes}",
-        )
-    return groups
 
 
 @operator
@@ -255,27 +127,16 @@ def deform_conv2d(
     array([[0.5, 1.5, 2.5, 1.5],
            [4.5, 5.5, 6.5, 3.5]])
     """
-    op = "deform_conv2d"
     given = dict(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
-    kind = arrays.kind_of(op, given, optional=("bias", "mask"))
-    plan = _plan(
-        op,
-        input,
-        offset,
-        weight,
-        bias,
-        mask,
-        None,
-        stride,
-        padding,
-        dilation,
-        layout,
-        precision,
-        border,
+    options = dict(
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        border=border,
+        layout=layout,
+        precision=precision,
     )
-    return implementation(kind, "deform_conv").forward(
-        plan, *map(arrays.contiguous, (input, offset, weight, bias, mask))
-    )
+    return results("deform_conv2d", given, options, ("bias", "mask"))[0]
 
 
 @operator
@@ -336,29 +197,17 @@ def deform_conv2d_backward(
     >>> gradients.offset[0, 1, 0]
     array([ 1.,  1.,  1., -3.])
     """
-    op = "deform_conv2d_backward"
     given = dict(grad_output=grad_output, input=input, offset=offset, weight=weight, mask=mask)
-    kind = arrays.kind_of(op, given, optional=("mask",))
-    needed = checks.needs(op, needs, {"mask": mask}, DeformConv2dGradients._fields)
-    plan = _plan(
-        op,
-        input,
-        offset,
-        weight,
-        None,
-        mask,
-        grad_output,
-        stride,
-        padding,
-        dilation,
-        layout,
-        precision,
-        border,
+    options = dict(
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        border=border,
+        layout=layout,
+        precision=precision,
     )
-    gradients = implementation(kind, "deform_conv").backward(
-        plan, *map(arrays.contiguous, (grad_output, input, offset, weight, mask)), needed
-    )
-    return DeformConv2dGradients(**gradients)
+    op, fields = "deform_conv2d_backward", DeformConv2dGradients
+    return gradients(op, fields, given, options, needs, ("mask",))
 
 
 @operator
@@ -398,12 +247,11 @@ def conv2d(
     array([[1., 3.],
            [7., 9.]])
     """
-    op = "conv2d"
-    kind = arrays.kind_of(op, dict(input=input, weight=weight, bias=bias), optional=("bias",))
-    given = input, None, weight, bias, None, None
-    plan = _plan(op, *given, stride, padding, dilation, layout, precision, "zeros")
-    contiguous = map(arrays.contiguous, (input, None, weight, bias, None))
-    return implementation(kind, "deform_conv").forward(plan, *contiguous)
+    given = dict(input=input, weight=weight, bias=bias)
+    options = dict(
+        stride=stride, padding=padding, dilation=dilation, layout=layout, precision=precision
+    )
+    return results("conv2d", given, options, ("bias",))[0]
 
 
 @operator
@@ -439,11 +287,8 @@ def conv2d_backward(
     TypeError, ValueError
         As `conv2d`, and for an unknown name in `needs`.
     """
-    op = "conv2d_backward"
-    kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input, weight=weight))
-    needed = checks.needs(op, needs, {}, Conv2dGradients._fields)
-    given = input, None, weight, None, None, grad_output
-    plan = _plan(op, *given, stride, padding, dilation, layout, precision, "zeros")
-    contiguous = map(arrays.contiguous, (grad_output, input, None, weight, None))
-    gradients = implementation(kind, "deform_conv").backward(plan, *contiguous, needed)
-    return Conv2dGradients(**gradients)
+    given = dict(grad_output=grad_output, input=input, weight=weight)
+    options = dict(
+        stride=stride, padding=padding, dilation=dilation, layout=layout, precision=precision
+    )
+    return gradients("conv2d_backward", Conv2dGradients, given, options, needs)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from cudeform import arrays, checks
-from cudeform.boxes import box_rows, pool_plan, sampling, shift_cells
 from cudeform.dispatch import operator
-from cudeform.geometry import RoiPlan
-from cudeform.ops import pool, pool_gradients
+from cudeform.ops.call import gradients, results
 
 __all__ = [
     "DeformRoiPoolGradients",
@@ -28,104 +25,6 @@ class DeformRoiPoolGradients(NamedTuple):
     input: Any = None
     offset: Any = None
     mask: Any = None
-
-
-@checks.remembered("input", "rows", "offset", "mask", "grad_output")
-def _plan(
-    op: str,
-    input: Any,
-    rows: Any,
-    offset: Any,
-    output_size: Any,
-    spatial_scale: Any,
-    sampling_ratio: Any,
-    gamma: Any,
-    mask: Any,
-    grad_output: Any = None,
-) -> RoiPlan:
-    plan = pool_plan(
-        op,
-        input,
-        rows,
-        output_size,
-        spatial_scale,
-        grad_output,
-        region="center",
-        reads="centers",
-        samples=sampling(op, sampling_ratio),
-        part=checks.pair(op, "output_size", output_size, 1),
-        offset_scale=checks.number(op, "gamma", gamma),
-        deformable=offset is not None,
-        modulated=mask is not None,
-    )
-    shift_cells(op, plan, offset, mask)
-    return plan
-
-
-@checks.remembered("input", "rows", "offset", "mask", "grad_output")
-def _ps_plan(
-    op: str,
-    input: Any,
-    rows: Any,
-    offset: Any,
-    output_size: Any,
-    spatial_scale: Any,
-    output_dim: Any,
-    group_size: Any,
-    part_size: Any,
-    sample_per_part: Any,
-    trans_std: Any,
-    mask: Any,
-    grad_output: Any = None,
-) -> RoiPlan:
-    checks.rank(op, "input", input, "(N, C, H, W)")
-    output_dim = checks.integer(op, "output_dim", output_dim, 1)
-    groups = checks.pair(op, "group_size", group_size, 1)
-    if input.shape[1] != output_dim * groups[0] * groups[1]:
-        checks.fail(
-            op,
-            "input",
-            f"with {output_dim} * {groups[0]} * {groups[1]} = output_dim * group_size^2 channels",
-            input.shape[1],
-        )
-    plan = pool_plan(
-        op,
-        input,
-        rows,
-        output_size,
-        spatial_scale,
-        grad_output,
-        region="msra_center",
-        reads="corners",
-        samples=sampling(op, sample_per_part, "sample_per_part", 1),
-        groups=groups,
-        classes=_classes(op, offset, mask, output_dim),
-        part=checks.pair(op, "part_size", output_size if part_size is None else part_size, 1),
-        offset_scale=checks.number(op, "trans_std", trans_std),
-        deformable=offset is not None,
-        modulated=mask is not None,
-    )
-    shift_cells(op, plan, offset, mask)
-    return plan
-
-
-def _classes(op: str, offset: Any, mask: Any, output_dim: int) -> int:
-    """How many classes move on their own."""
-    for name, array, parts in (("offset", offset, 2), ("mask", mask, 1)):
-        if array is None:
-            continue
-        axes = f"(R, {'2*' if parts == 2 else ''}classes, part_h, part_w)"
-        checks.rank(op, name, array, axes)
-        classes = array.shape[1] // parts
-        if classes < 1 or classes * parts != array.shape[1] or output_dim % classes:
-            checks.fail(
-                op,
-                name,
-                f"of shape {axes} with classes that divide output_dim = {output_dim}",
-                tuple(array.shape),
-            )
-        return classes
-    return 1
 
 
 @operator
@@ -199,11 +98,14 @@ def deform_roi_pool(
     array([[ 3.5,  5. ],
            [11.5, 13. ]])
     """
-    op = "deform_roi_pool"
-    kind = arrays.kind_of(op, dict(input=input, offset=offset, mask=mask), optional=_OPTIONAL)
-    rows = box_rows(op, boxes, input, kind)
-    plan = _plan(op, input, rows, offset, output_size, spatial_scale, sampling_ratio, gamma, mask)
-    return pool(plan, kind, input, rows, offset, mask)[0]
+    given = dict(input=input, boxes=boxes, offset=offset, mask=mask)
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        sampling_ratio=sampling_ratio,
+        gamma=gamma,
+    )
+    return results("deform_roi_pool", given, options, _OPTIONAL)[0]
 
 
 @operator
@@ -246,28 +148,15 @@ def deform_roi_pool_backward(
     The gradient of `offset` is the true derivative also where samples are clamped at the border of
     the image: it is 0 along that axis.
     """
-    op = "deform_roi_pool_backward"
-    given = dict(grad_output=grad_output, input=input, offset=offset, mask=mask)
-    kind = arrays.kind_of(op, given, optional=_OPTIONAL)
-    given = {"offset": offset, "mask": mask}
-    needed = checks.needs(op, needs, given, DeformRoiPoolGradients._fields)
-    rows = box_rows(op, boxes, input, kind)
-    plan = _plan(
-        op,
-        input,
-        rows,
-        offset,
-        output_size,
-        spatial_scale,
-        sampling_ratio,
-        gamma,
-        mask,
-        grad_output,
+    given = dict(grad_output=grad_output, input=input, boxes=boxes, offset=offset, mask=mask)
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        sampling_ratio=sampling_ratio,
+        gamma=gamma,
     )
-    gradients = pool_gradients(
-        plan, kind, grad_output, input, rows, needed, offset=offset, mask=mask
-    )
-    return DeformRoiPoolGradients(**gradients)
+    op, fields = "deform_roi_pool_backward", DeformRoiPoolGradients
+    return gradients(op, fields, given, options, needs, _OPTIONAL)
 
 
 @operator
@@ -348,24 +237,17 @@ def deform_ps_roi_pool(
     array([[0., 1.],
            [2., 3.]])
     """
-    op = "deform_ps_roi_pool"
-    kind = arrays.kind_of(op, dict(input=input, offset=offset, mask=mask), optional=_OPTIONAL)
-    rows = box_rows(op, boxes, input, kind)
-    plan = _ps_plan(
-        op,
-        input,
-        rows,
-        offset,
-        output_size,
-        spatial_scale,
-        output_dim,
-        group_size,
-        part_size,
-        sample_per_part,
-        trans_std,
-        mask,
+    given = dict(input=input, boxes=boxes, offset=offset, mask=mask)
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        output_dim=output_dim,
+        group_size=group_size,
+        part_size=part_size,
+        sample_per_part=sample_per_part,
+        trans_std=trans_std,
     )
-    return pool(plan, kind, input, rows, offset, mask)[0]
+    return results("deform_ps_roi_pool", given, options, _OPTIONAL)[0]
 
 
 @operator
@@ -407,28 +289,15 @@ def deform_ps_roi_pool_backward(
     TypeError, ValueError
         As `deform_ps_roi_pool`, and for `needs` with an unknown name or one that was not given.
     """
-    op = "deform_ps_roi_pool_backward"
-    given = dict(grad_output=grad_output, input=input, offset=offset, mask=mask)
-    kind = arrays.kind_of(op, given, optional=_OPTIONAL)
-    given = {"offset": offset, "mask": mask}
-    needed = checks.needs(op, needs, given, DeformRoiPoolGradients._fields)
-    rows = box_rows(op, boxes, input, kind)
-    plan = _ps_plan(
-        op,
-        input,
-        rows,
-        offset,
-        output_size,
-        spatial_scale,
-        output_dim,
-        group_size,
-        part_size,
-        sample_per_part,
-        trans_std,
-        mask,
-        grad_output,
+    given = dict(grad_output=grad_output, input=input, boxes=boxes, offset=offset, mask=mask)
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        output_dim=output_dim,
+        group_size=group_size,
+        part_size=part_size,
+        sample_per_part=sample_per_part,
+        trans_std=trans_std,
     )
-    gradients = pool_gradients(
-        plan, kind, grad_output, input, rows, needed, offset=offset, mask=mask
-    )
-    return DeformRoiPoolGradients(**gradients)
+    op, fields = "deform_ps_roi_pool_backward", DeformRoiPoolGradients
+    return gradients(op, fields, given, options, needs, _OPTIONAL)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from cudeform import arrays, checks
-from cudeform.boxes import box_rows, groups_of, pool_plan, sampling
 from cudeform.dispatch import operator
-from cudeform.geometry import RoiPlan
-from cudeform.ops import pool, pool_gradients
+from cudeform.ops.call import gradients, results
 
 __all__ = [
     "RoiAlignGradients",
@@ -24,32 +21,6 @@ class RoiAlignGradients(NamedTuple):
     """Gradients by the argument they belong to; None where not needed."""
 
     input: Any = None
-
-
-@checks.remembered("input", "rows", "grad_output")
-def _ps_plan(
-    op: str,
-    input: Any,
-    rows: Any,
-    output_size: Any,
-    spatial_scale: Any,
-    sampling_ratio: Any,
-    grad_output: Any = None,
-) -> RoiPlan:
-    checks.rank(op, "input", input, "(N, C, H, W)")
-    bins = checks.pair(op, "output_size", output_size, 1)
-    return pool_plan(
-        op,
-        input,
-        rows,
-        bins,
-        spatial_scale,
-        grad_output,
-        region="center",
-        reads="centers",
-        samples=sampling(op, sampling_ratio),
-        groups=groups_of(op, input.shape[1], bins, "ph * pw"),
-    )
 
 
 @operator
@@ -118,35 +89,14 @@ def roi_align(
     array([[ 2.5,  4.5],
            [10.5, 12.5]])
     """
-    op = "roi_align"
-    kind = arrays.kind_of(op, dict(input=input))
-    rows = box_rows(op, boxes, input, kind)
-    plan = _plan(op, input, rows, output_size, spatial_scale, sampling_ratio, aligned)
-    return pool(plan, kind, input, rows)[0]
-
-
-@checks.remembered("input", "rows", "grad_output")
-def _plan(
-    op: str,
-    input: Any,
-    rows: Any,
-    output_size: Any,
-    spatial_scale: Any,
-    sampling_ratio: Any,
-    aligned: bool,
-    grad_output: Any = None,
-) -> RoiPlan:
-    return pool_plan(
-        op,
-        input,
-        rows,
-        output_size,
-        spatial_scale,
-        grad_output,
-        region="center" if aligned else "corner",
-        reads="centers",
-        samples=sampling(op, sampling_ratio),
+    given = dict(input=input, boxes=boxes)
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
     )
+    return results("roi_align", given, options)[0]
 
 
 @operator
@@ -182,12 +132,15 @@ def roi_align_backward(
     TypeError, ValueError
         As `roi_align`, and for an unknown name in `needs`.
     """
-    op = "roi_align_backward"
-    kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input))
-    needed = checks.needs(op, needs, {}, RoiAlignGradients._fields)
-    rows = box_rows(op, boxes, input, kind)
-    plan = _plan(op, input, rows, output_size, spatial_scale, sampling_ratio, aligned, grad_output)
-    return RoiAlignGradients(**pool_gradients(plan, kind, grad_output, input, rows, needed))
+    given = dict(grad_output=grad_output, input=input, boxes=boxes)
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+    )
+    op, fields = "roi_align_backward", RoiAlignGradients
+    return gradients(op, fields, given, options, needs)
 
 
 @operator
@@ -235,11 +188,13 @@ def ps_roi_align(
     array([[0., 1.],
            [2., 3.]])
     """
-    op = "ps_roi_align"
-    kind = arrays.kind_of(op, dict(input=input))
-    rows = box_rows(op, boxes, input, kind)
-    plan = _ps_plan(op, input, rows, output_size, spatial_scale, sampling_ratio)
-    return pool(plan, kind, input, rows)[0]
+    given = dict(input=input, boxes=boxes)
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        sampling_ratio=sampling_ratio,
+    )
+    return results("ps_roi_align", given, options)[0]
 
 
 @operator
@@ -273,9 +228,11 @@ def ps_roi_align_backward(
     TypeError, ValueError
         As `ps_roi_align`, and for an unknown name in `needs`.
     """
-    op = "ps_roi_align_backward"
-    kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input))
-    needed = checks.needs(op, needs, {}, RoiAlignGradients._fields)
-    rows = box_rows(op, boxes, input, kind)
-    plan = _ps_plan(op, input, rows, output_size, spatial_scale, sampling_ratio, grad_output)
-    return RoiAlignGradients(**pool_gradients(plan, kind, grad_output, input, rows, needed))
+    given = dict(grad_output=grad_output, input=input, boxes=boxes)
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        sampling_ratio=sampling_ratio,
+    )
+    op, fields = "ps_roi_align_backward", RoiAlignGradients
+    return gradients(op, fields, given, options, needs)

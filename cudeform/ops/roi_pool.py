@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from cudeform import arrays, checks
-from cudeform.boxes import box_rows, groups_of, pool_plan
 from cudeform.dispatch import operator
-from cudeform.geometry import RoiPlan
-from cudeform.ops import pool, pool_gradients
+from cudeform.ops.call import gradients, results
 
 __all__ = [
     "RoiPoolGradients",
@@ -21,63 +16,11 @@ __all__ = [
     "roi_pool_backward",
 ]
 
-MODES = {"max": "max", "avg": "mean"}
-CONVENTIONS = {"torchvision": "half_open", "msra": "msra"}
-
 
 class RoiPoolGradients(NamedTuple):
     """Gradients by the argument they belong to; None where not needed."""
 
     input: Any = None
-
-
-@checks.remembered("input", "rows", "grad_output")
-def _plan(
-    op: str,
-    input: Any,
-    rows: Any,
-    output_size: Any,
-    spatial_scale: Any,
-    mode: str,
-    grad_output: Any = None,
-) -> RoiPlan:
-    checks.choice(op, "mode", mode, tuple(MODES))
-    return pool_plan(
-        op,
-        input,
-        rows,
-        output_size,
-        spatial_scale,
-        grad_output,
-        region="pixel",
-        reads=MODES[mode],
-    )
-
-
-@checks.remembered("input", "rows", "grad_output")
-def _ps_plan(
-    op: str,
-    input: Any,
-    rows: Any,
-    output_size: Any,
-    spatial_scale: Any,
-    convention: str,
-    grad_output: Any = None,
-) -> RoiPlan:
-    checks.choice(op, "convention", convention, tuple(CONVENTIONS))
-    checks.rank(op, "input", input, "(N, C, H, W)")
-    bins = checks.pair(op, "output_size", output_size, 1)
-    return pool_plan(
-        op,
-        input,
-        rows,
-        bins,
-        spatial_scale,
-        grad_output,
-        region=CONVENTIONS[convention],
-        reads="mean",
-        groups=groups_of(op, input.shape[1], bins, "ph * pw"),
-    )
 
 
 @operator
@@ -151,14 +94,14 @@ def roi_pool(
     array([[ 2.5,  4.5],
            [10.5, 12.5]])
     """
-    op = "roi_pool"
-    kind = arrays.kind_of(op, dict(input=input))
-    rows = box_rows(op, boxes, input, kind)
-    plan = _plan(op, input, rows, output_size, spatial_scale, mode)
-    if return_argmax and mode != "max":
-        checks.fail(op, "return_argmax", "only with mode 'max'", repr(mode))
-    output, argmax = pool(plan, kind, input, rows)
-    return (output, argmax) if return_argmax else output
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        mode=mode,
+        return_argmax=return_argmax,
+    )
+    found = results("roi_pool", dict(input=input, boxes=boxes), options)
+    return found if return_argmax else found[0]
 
 
 @operator
@@ -196,23 +139,10 @@ def roi_pool_backward(
     TypeError, ValueError
         As `roi_pool`, and for an unknown name in `needs` or an `argmax` that does not fit.
     """
-    op = "roi_pool_backward"
-    kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input))
-    needed = checks.needs(op, needs, {}, RoiPoolGradients._fields)
-    rows = box_rows(op, boxes, input, kind)
-    plan = _plan(op, input, rows, output_size, spatial_scale, mode, grad_output)
-    if argmax is not None:
-        _check_argmax(op, argmax, plan, mode)
-    gradients = pool_gradients(plan, kind, grad_output, input, rows, needed, argmax=argmax)
-    return RoiPoolGradients(**gradients)
-
-
-def _check_argmax(op: str, argmax: Any, plan: RoiPlan, mode: str) -> None:
-    if mode != "max":
-        checks.fail(op, "argmax", "only with mode 'max'", repr(mode))
-    checks.shape(op, "argmax", argmax, plan.out_shape, "(R, C, ph, pw)")
-    if argmax.dtype != np.int32:
-        checks.fail(op, "argmax", "of dtype int32", argmax.dtype, error=TypeError)
+    op, fields = "roi_pool_backward", RoiPoolGradients
+    given = dict(grad_output=grad_output, input=input, boxes=boxes, argmax=argmax)
+    options = dict(output_size=output_size, spatial_scale=spatial_scale, mode=mode)
+    return gradients(op, fields, given, options, needs)
 
 
 @operator
@@ -265,11 +195,13 @@ def ps_roi_pool(
     array([[0., 1.],
            [2., 3.]])
     """
-    op = "ps_roi_pool"
-    kind = arrays.kind_of(op, dict(input=input))
-    rows = box_rows(op, boxes, input, kind)
-    plan = _ps_plan(op, input, rows, output_size, spatial_scale, convention)
-    return pool(plan, kind, input, rows)[0]
+    given = dict(input=input, boxes=boxes)
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        convention=convention,
+    )
+    return results("ps_roi_pool", given, options)[0]
 
 
 @operator
@@ -303,9 +235,11 @@ def ps_roi_pool_backward(
     TypeError, ValueError
         As `ps_roi_pool`, and for an unknown name in `needs`.
     """
-    op = "ps_roi_pool_backward"
-    kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input))
-    needed = checks.needs(op, needs, {}, RoiPoolGradients._fields)
-    rows = box_rows(op, boxes, input, kind)
-    plan = _ps_plan(op, input, rows, output_size, spatial_scale, convention, grad_output)
-    return RoiPoolGradients(**pool_gradients(plan, kind, grad_output, input, rows, needed))
+    given = dict(grad_output=grad_output, input=input, boxes=boxes)
+    options = dict(
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        convention=convention,
+    )
+    op, fields = "ps_roi_pool_backward", RoiPoolGradients
+    return gradients(op, fields, given, options, needs)

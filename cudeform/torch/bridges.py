@@ -27,6 +27,7 @@ class Bridge:
     gradients: type  # the named tuple that `backward` returns
     names: tuple[str, ...]  # of the arrays
     required: tuple[str, ...]
+    optional: tuple[str, ...]
     differentiable: tuple[str, ...]
     kept: tuple[str, ...]  # the arrays that the backward takes
     batched: tuple[str, ...]  # the arrays with an image, like the result, for each index of axis 0
@@ -53,22 +54,21 @@ class Bridge:
 
 def _bridge(row: Operator) -> Bridge:
     parameters = inspect.signature(row.forward).parameters
-    backward = inspect.signature(row.backward)
     axes_of = {a.name: a.axes for a in row.arguments}
     names = tuple(axes_of)
     regions = any(axes.startswith("(R,") for axes in axes_of.values())  # of all images at once
     # In the file the annotations are text: they are those of the public function.
     types = tuple(_TYPES.get(parameters[n].annotation, _MANY) for n in row.options)
-    returned = inspect.signature(row.backward, eval_str=True).return_annotation
     return Bridge(
         name=row.name,
         forward=inspect.unwrap(row.forward),
         backward=inspect.unwrap(row.backward),
-        gradients=returned,
+        gradients=row.gradients,
         names=names,
         required=tuple(a.name for a in row.arguments if not a.optional),
-        differentiable=tuple(n for n in returned._fields),
-        kept=tuple(n for n in names if n in backward.parameters),
+        optional=tuple(a.name for a in row.arguments if a.optional),
+        differentiable=row.gradients._fields,
+        kept=row.kept,
         batched=()
         if regions
         else tuple(n for n, axes in axes_of.items() if axes.startswith("(N,")),

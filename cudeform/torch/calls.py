@@ -27,19 +27,6 @@ from cudeform.torch.functions import call as transformed_call
 
 __all__ = ["call"]
 
-# What converters, which are no operators, know of tensors. No backend computes on them.
-_KIND = arrays.Kind(
-    name="torch",
-    backend=None,
-    device=lambda tensor: tensor.device,
-    dtype_name=lambda dtype: str(dtype).removeprefix("torch."),
-    cast=lambda tensor, dtype: tensor.to(dtype),
-    constant=lambda values, like: torch.as_tensor(values, dtype=like.dtype, device=like.device),
-    contiguous=lambda tensor: tensor.contiguous(),
-)
-arrays.register(torch.Tensor, _KIND)
-arrays.register(torch.nn.Parameter, _KIND)
-
 
 def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
     """Answer a call of a public function of cudeform that has a tensor among its arguments.
@@ -52,7 +39,7 @@ def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
     if name.endswith("_backward"):
         return _backward(BRIDGES[name.removesuffix("_backward")], given)
     _check(name, {k: v for k, v in given.items() if isinstance(v, torch.Tensor)})
-    return function(**given)  # of torch's own functions: see _KIND
+    return function(**given)  # of torch's own functions: see `cudeform.torch.kind`
 
 
 def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:

@@ -7,52 +7,28 @@ calls have a shorter way, see `cudeform.torch.functions`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
-from cudeform import arrays
-from cudeform.shapes import Shape
+from cudeform.ops.call import outlined
+from cudeform.plans import Outline
+from cudeform.torch import kind  # noqa: F401  tells what a tensor is
 from cudeform.torch.bridges import BRIDGES, Bridge, nested
-from cudeform.torch.crossing import compute, numpy_dtype
+from cudeform.torch.crossing import compute
 from cudeform.torch.functions import Bound, curvature
 from cudeform.torch.mapping import mapped
 
 __all__ = ["define"]
 
 
-class _Symbolic(Shape):
-    """A shape whose sizes may be torch's symbols, which NumPy does not count with."""
-
-    def reshape(self, *shape: Any) -> Shape:
-        return _Symbolic(shape[0] if len(shape) == 1 else shape, self.dtype)
-
-    def astype(self, dtype: Any) -> Shape:
-        return _Symbolic(self.shape, dtype)
-
-    def __getitem__(self, index: Any) -> Shape:
-        return self  # boxes are looked into for indices of images, which a fake does not have
+def _named(names: Sequence[str], tensors: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(names, tensors, strict=True))
 
 
-def _forward(plan: Any, input: Any, *others: Any) -> Any:
-    shape = plan.out_shape if isinstance(plan.out_shape, tuple) else plan.out_shape(plan.channels)
-    result = _Symbolic(shape, input.dtype)
-    return (result, None) if hasattr(plan, "regions") else result
-
-
-_KIND = arrays.Kind(
-    name="cudeform.shapes",
-    backend=SimpleNamespace(forward=_forward, backward=lambda *given: {}),
-    device=lambda shape: "cpu",
-    to_host=lambda shape: np.zeros(0),
-)
-arrays.register(_Symbolic, _KIND)
-
-
-def _symbolic(tensor: Any) -> Any:
-    return None if tensor is None else _Symbolic(tensor.shape, numpy_dtype(tensor.dtype))
+def _dtype(like: str, tensors: dict[str, Any]) -> torch.dtype:
+    """That of an argument, or the one of this name."""
+    return tensors[like].dtype if like in tensors else getattr(torch, like)
 
 
 def _split(bridge: Bridge, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -77,14 +53,18 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
 
     def run(*values: Any) -> Any:
         tensors, options = _split(bridge, values)
-        given = dict(zip(bridge.names, tensors, strict=True))
+        given = _named(bridge.names, tensors)
         return compute(bridge.forward, given, {**options, **more})
 
     def fake(*values: Any) -> Any:
         tensors, options = _split(bridge, values)
-        given = {n: _symbolic(t) for n, t in zip(bridge.names, tensors, strict=True)}
-        output = tensors[0].new_empty(bridge.forward(**given, **options).shape)
-        return (output, torch.empty_like(output, dtype=torch.int32)) if argmax else output
+        given = _named(bridge.names, tensors)
+        _, plan = outlined(bridge.name, given, {**options, **more}, bridge.optional)
+        found = [
+            tensors[0].new_empty(outline.shape, dtype=_dtype(outline.like, given))
+            for outline in plan.results
+        ]
+        return tuple(found) if argmax else found[0]
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         tensors, options = _split(bridge, inputs)
@@ -131,16 +111,14 @@ def _define_backward(bridge: Bridge) -> None:
 
     def fake(*values: Any) -> Any:
         grad_output, tensors, options, needs = _split_backward(bridge, values)
-        by_name = dict(zip(bridge.kept, tensors, strict=True))
-        given = {n: _symbolic(t) for n, t in by_name.items()}
-        bridge.backward(grad_output=_symbolic(grad_output), **given, **options, needs=needs)
-        shapes = {n: t.shape for n, t in by_name.items() if t is not None}
-        if "weight" in by_name:
-            shapes["bias"] = by_name["weight"].shape[:1]
-        result = tuple(
-            grad_output.new_empty(shapes[n] if n in needs else (0,)) for n in bridge.differentiable
-        )
-        return result if len(result) > 1 else result[0]
+        given = {"grad_output": grad_output, **_named(bridge.kept, tensors)}
+        _, plan = outlined(bridge.name + "_backward", given, options, bridge.optional)
+        result = []
+        for name in bridge.differentiable:
+            outline = plan.gradients[name] if name in needs else Outline((0,))
+            dtype = _dtype(outline.like, given)
+            result.append(grad_output.new_empty(outline.shape, dtype=dtype))
+        return tuple(result) if len(result) > 1 else result[0]
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         grad_output, tensors, options, ctx.needs = _split_backward(bridge, inputs)

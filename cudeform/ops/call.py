@@ -1,0 +1,123 @@
+"""One call of an operator: what was checked is what is computed."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Container, Iterable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from cudeform import arrays, checks
+from cudeform.arrays import Kind
+from cudeform.boxes import box_outline, box_rows
+from cudeform.plans import Plan, plan
+
+__all__ = ["Call", "checked", "gradients", "implementation", "outlined", "results"]
+
+Arrays = Mapping[str, Any]
+
+
+class Call(NamedTuple):
+    """Arrays and options that have passed all checks."""
+
+    kind: Kind
+    plan: Plan
+    arrays: dict[str, Any]  # C-contiguous; None for those that are not given
+
+    def forward(self) -> tuple[Any, ...]:
+        """All results that the plan names."""
+        return implementation(self.kind, self.plan.family).forward(self.plan, **self.arrays)
+
+    def backward(self, needs: frozenset[str]) -> dict[str, Any]:
+        """The gradients that are needed, by name."""
+        module = implementation(self.kind, self.plan.family)
+        given = self.arrays
+        if len(self.plan.results) > 1 and given.get("argmax") is None and needs:
+            of_forward = {n: a for n, a in given.items() if n not in ("grad_output", "argmax")}
+            given = {**given, "argmax": module.forward(self.plan, **of_forward)[1]}
+        return module.backward(self.plan, needs=needs, **given)
+
+
+def implementation(kind: Kind, family: str) -> ModuleType:
+    """The module that computes this family of operators on arrays of this kind.
+
+    Imported at the first call, so that ``import cudeform`` loads neither Numba nor CuPy.
+    """
+    return _imported(kind.backend, family)
+
+
+@functools.cache
+def _imported(backend: str, family: str) -> ModuleType:
+    return importlib.import_module(f"cudeform.{backend}.{family}")
+
+
+def outlined(
+    op: str, given: Arrays, options: Arrays, optional: Container[str] = ()
+) -> tuple[Kind, Plan]:
+    """Check all of a call of the function `op` but the values in its arrays.
+
+    For frameworks that trace, and ask what a call will return before there are any values.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What is wrong, before anything is computed.
+    """
+    kind = _kind(op, given, optional)
+    if "boxes" in given:
+        given = {**given, "boxes": box_outline(op, given["boxes"], given["input"], kind)}
+    return kind, _plan(op, given, options)
+
+
+def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = ()) -> Call:
+    """The same, and look at values too: boxes say which image they belong to."""
+    kind = _kind(op, given, optional)
+    if "boxes" in given:
+        given = {**given, "boxes": box_rows(op, given["boxes"], given["input"], kind)}
+    found = _plan(op, given, options)
+    return Call(kind, found, {name: arrays.contiguous(array) for name, array in given.items()})
+
+
+def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
+    """The kind of all arrays. Boxes, and which pixels were largest, have dtypes of their own."""
+    if "boxes" not in given:
+        return arrays.kind_of(op, given, optional)
+    alike = {name: a for name, a in given.items() if name not in ("boxes", "argmax")}
+    kind = arrays.kind_of(op, alike, optional)
+    argmax = given.get("argmax")
+    if argmax is not None and kind.dtype_name(getattr(argmax, "dtype", None)) != "int32":
+        got = getattr(argmax, "dtype", arrays.type_name(argmax))
+        checks.fail(op, "argmax", "of dtype int32", got, error=TypeError)
+    return kind
+
+
+def _plan(op: str, given: Arrays, options: Arrays) -> Plan:
+    if "grad_output" not in given:
+        return plan(op, given, options)
+    of_forward = {name: array for name, array in given.items() if name != "grad_output"}
+    found = plan(op.removesuffix("_backward"), of_forward, options, op)
+    output = found.results[0]
+    checks.shape(op, "grad_output", given["grad_output"], output.shape, output.axes)
+    return found
+
+
+def results(
+    op: str, given: Arrays, options: Arrays, optional: Container[str] = ()
+) -> tuple[Any, ...]:
+    """What the operator `op` makes of arrays."""
+    return checked(op, given, options, optional).forward()
+
+
+def gradients(
+    op: str,
+    fields: type,
+    given: Arrays,
+    options: Arrays,
+    needs: Iterable[str] | None,
+    optional: Container[str] = (),
+) -> Any:
+    """The gradients that the function `op` returns, in the named tuple `fields`."""
+    call = checked(op, given, options, optional)
+    absent = {name: None for name in optional if given[name] is None}
+    return fields(**call.backward(checks.needs(op, needs, absent, fields._fields)))

@@ -1,0 +1,90 @@
+"""Plans: shapes and options in, a frozen value that says everything else, or a clear error.
+
+Whoever needs to know what a call will do asks `plan`: the operators before they compute, the
+bridges of frameworks that trace, derivatives, tiles and pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cudeform.plans import convolution, regions, sampling
+from cudeform.plans.outlines import Outline, Plan
+
+__all__ = ["Outline", "Plan", "plan"]
+
+_PLANNERS: dict[str, Callable[..., Plan]] = {
+    function.__name__: function
+    for function in (
+        convolution.deform_conv2d,
+        convolution.conv2d,
+        sampling.bilinear_sample,
+        regions.roi_align,
+        regions.ps_roi_align,
+        regions.roi_pool,
+        regions.ps_roi_pool,
+        regions.deform_roi_pool,
+        regions.deform_ps_roi_pool,
+    )
+}
+_MOST_REMEMBERED = 1024
+_REMEMBERED: dict[Any, Plan] = {}
+_PLAIN = frozenset((int, str, type(None)))
+
+
+def plan(
+    operator: str, arrays: Mapping[str, Any], options: Mapping[str, Any], op: str | None = None
+) -> Plan:
+    """The plan of a call of an operator.
+
+    It is worked out once for equal shapes and equal options. What is wrong is raised every time;
+    and for options of other types than numbers, strings and tuples, or for shapes that are the
+    symbols of a tracer, nothing is remembered.
+
+    Parameters
+    ----------
+    operator : str
+        An operator of the registry.
+    arrays : mapping
+        By name: anything with a shape, of which nothing else is looked at; None, or no entry, is
+        an array that is not given.
+    options : mapping
+        The other arguments; those that are left out have their defaults.
+    op : str, optional
+        The function that messages name, by default the operator.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A shape or an option that does not fit; the message says which, what was expected and why.
+    """
+    key = [operator, *arrays, *options]
+    for array in arrays.values():
+        key.append(None if array is None else array.shape)
+    for value in options.values():
+        key.append(value if type(value) in _PLAIN else _option(value))
+    key = tuple(key)
+    try:
+        found = _REMEMBERED.get(key)
+    except TypeError:  # not hashable
+        return _planned(op or operator, operator, arrays, options)
+    if found is None:
+        found = _planned(op or operator, operator, arrays, options)
+        if len(_REMEMBERED) >= _MOST_REMEMBERED:
+            _REMEMBERED.clear()
+        _REMEMBERED[key] = found
+    return found
+
+
+def _planned(op: str, operator: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Plan:
+    outlines = {n: Outline(tuple(a.shape)) for n, a in arrays.items() if a is not None}
+    return _PLANNERS[operator](op, **outlines, **options)
+
+
+def _option(value: Any) -> Any:
+    """An option as a part of a key; unhashable where its equals may mean something else."""
+    kind = type(value)
+    if kind is tuple:
+        return tuple([v if type(v) in _PLAIN else _option(v) for v in value])
+    return (kind, value) if kind is float or kind is bool else []  # 1.0 == True == 1

@@ -1,0 +1,233 @@
+"""The plans of convolutions: deformable, modulated and plain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cudeform import checks
+from cudeform.plans.outlines import Outline, Plan
+from cudeform.plans.points import BORDERS, LAYOUTS, Points
+
+__all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
+
+PRECISIONS = ("ieee", "tf32")
+_WEIGHT = "(O, C/groups, kh, kw)"
+
+
+@dataclass(frozen=True)
+class ConvPlan(Plan):
+    """A convolution that has passed all checks: what a backend needs to know of it."""
+
+    points: Points
+    out_channels: int
+    groups: int
+    precision: str
+    deformable: bool
+    modulated: bool
+
+    family = "deform_conv"
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels of one weight group."""
+        return self.points.channels // self.groups
+
+    @property
+    def offset_channels(self) -> int:
+        return 2 * self.points.offset_groups * self.points.taps
+
+    @property
+    def mask_channels(self) -> int:
+        return self.points.offset_groups * self.points.taps
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.points.out_shape(self.out_channels)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels, *self.points.kernel)
+
+    @cached_property
+    def results(self) -> tuple[Outline, ...]:
+        return (Outline(self.out_shape, self._axes("O")),)
+
+    @cached_property
+    def gradients(self) -> dict[str, Outline]:
+        points = self.points
+        found = {
+            "input": Outline(points.shape(points.channels, points.height, points.width)),
+            "weight": Outline(self.weight_shape, _WEIGHT, "weight"),
+            "bias": Outline((self.out_channels,), "(O,)", "weight"),
+        }
+        if self.deformable:
+            found["offset"] = self._of_taps("offset", self.offset_channels, 2)
+        if self.modulated:
+            found["mask"] = self._of_taps("mask", self.mask_channels, 1)
+        return found
+
+    def _axes(self, channels: str) -> str:
+        return checks.image_axes(self.points.layout, channels, "Ho", "Wo")
+
+    def _of_taps(self, name: str, channels: int, each: int) -> Outline:
+        axes = self._axes(f"{'2*' if each == 2 else ''}offset_groups*kh*kw")
+        return Outline(self.points.out_shape(channels), axes, name)
+
+
+def deform_conv2d(
+    op: str,
+    input: Outline,
+    offset: Outline,
+    weight: Outline,
+    bias: Outline | None = None,
+    mask: Outline | None = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    border: str = "zeros",
+    layout: str = "NCHW",
+    precision: str = "ieee",
+) -> ConvPlan:
+    """Check every argument of a deformable convolution."""
+    checks.choice(op, "border", border, BORDERS)
+    given = _points(op, input, weight, stride, padding, dilation, layout)
+    groups = _offset_groups(op, offset, given["channels"], given["kernel"], layout)
+    points = Points(**given, offset_groups=groups, border=border)
+    plan = _plan(op, points, weight, bias, precision, True, mask is not None)
+    wanted = plan.gradients
+    checks.shape(op, "offset", offset, wanted["offset"].shape, wanted["offset"].axes)
+    if mask is not None:
+        checks.rank(op, "mask", mask, wanted["mask"].axes)
+        checks.shape(op, "mask", mask, wanted["mask"].shape, wanted["mask"].axes)
+    return plan
+
+
+def conv2d(
+    op: str,
+    input: Outline,
+    weight: Outline,
+    bias: Outline | None = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    layout: str = "NCHW",
+    precision: str = "ieee",
+) -> ConvPlan:
+    """Check every argument of a convolution without offsets."""
+    points = Points(**_points(op, input, weight, stride, padding, dilation, layout))
+    return _plan(op, points, weight, bias, precision, False, False)
+
+
+def _points(
+    op: str,
+    input: Outline,
+    weight: Outline,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    layout: str,
+) -> dict[str, Any]:
+    """The fields of the points that do not depend on an offset."""
+    axes = checks.image_axes(checks.choice(op, "layout", layout, LAYOUTS))
+    checks.rank(op, "input", input, axes)
+    checks.rank(op, "weight", weight, _WEIGHT)
+    checks.non_empty(op, "input", input, axes, may_be_empty=1)
+    checks.non_empty(op, "weight", weight, _WEIGHT)
+    stride = checks.pair(op, "stride", stride, 1)
+    dilation = checks.pair(op, "dilation", dilation, 1)
+    pad = checks.pad_pairs(op, "padding", padding)
+    if layout == "NHWC":
+        batch, height, width, channels = input.shape
+    else:
+        batch, channels, height, width = input.shape
+    kernel = tuple(weight.shape[2:])
+    return dict(
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        out_height=_out_size(op, "y", height, pad[0], kernel[0], stride[0], dilation[0]),
+        out_width=_out_size(op, "x", width, pad[1], kernel[1], stride[1], dilation[1]),
+        kernel=kernel,
+        stride=stride,
+        origin=(-pad[0][0], -pad[1][0]),
+        dilation=dilation,
+        layout=layout,
+        offset_layout=layout,
+    )
+
+
+def _plan(
+    op: str,
+    points: Points,
+    weight: Outline,
+    bias: Outline | None,
+    precision: str,
+    deformable: bool,
+    modulated: bool,
+) -> ConvPlan:
+    checks.choice(op, "precision", precision, PRECISIONS)
+    out_channels, in_channels = weight.shape[:2]
+    groups = points.channels // in_channels
+    if groups * in_channels != points.channels:
+        checks.fail(
+            op,
+            "weight",
+            f"with a second axis that divides the {points.channels} channels of `input`",
+            tuple(weight.shape),
+            f"weight is {_WEIGHT}",
+        )
+    if out_channels % groups:
+        checks.fail(
+            op,
+            "weight",
+            f"with a first axis divisible by {groups} = groups = C / weight.shape[1]",
+            tuple(weight.shape),
+        )
+    if bias is not None:
+        checks.shape(op, "bias", bias, (out_channels,), "(O,)")
+    return ConvPlan(points, out_channels, groups, precision, deformable, modulated)
+
+
+def _out_size(op: str, axis: str, size: int, pad: tuple[int, int], k: int, s: int, d: int) -> int:
+    extent = d * (k - 1) + 1
+    padded = size + pad[0] + pad[1]
+    if extent > padded:
+        checks.fail(
+            op,
+            "weight",
+            f"to have a kernel that fits the padded input, {padded} pixels along {axis}",
+            f"{extent} pixels",
+            f"dilation*(k - 1) + 1 with k = {k}, dilation = {d}",
+        )
+    return (padded - extent) // s + 1
+
+
+def _offset_groups(op: str, offset: Any, channels: int, kernel: Iterable[int], layout: str) -> int:
+    axes = checks.image_axes(layout, "2*offset_groups*kh*kw", "Ho", "Wo")
+    checks.rank(op, "offset", offset, axes)
+    kh, kw = kernel
+    got = offset.shape[3 if layout == "NHWC" else 1]
+    groups = got // (2 * kh * kw)
+    if groups < 1 or groups * 2 * kh * kw != got:
+        checks.fail(
+            op,
+            "offset",
+            f"with channels a multiple of {2 * kh * kw} = 2*kh*kw",
+            tuple(offset.shape),
+            f"the axes are {axes}",
+        )
+    if channels % groups:
+        checks.fail(
+            op,
+            "offset",
+            f"with offset_groups that divide the {channels} channels of `input`",
+            f"{groups} from shape {tuple(offset.shape)}",
+            f"the axes are {axes}",
+        )
+    return groups

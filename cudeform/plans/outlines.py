@@ -1,0 +1,48 @@
+"""What a plan says of arrays without having them, and what all plans have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+__all__ = ["Outline", "Plan"]
+
+
+class Outline(NamedTuple):
+    """An array that is not there: all that a plan may look at, and all that it promises.
+
+    `like` is the argument whose dtype the array has; a result of indices has the dtype that is
+    named there.
+    """
+
+    shape: tuple[int, ...]
+    axes: str = ""  # by name, "(N, O, Ho, Wo)"
+    like: str = "input"
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+class Plan:
+    """What has passed all checks of shapes and options: frozen, hashable, equal for equal calls.
+
+    Attributes
+    ----------
+    family : str
+        ``cudeform.cpu`` and ``cudeform.cuda`` have a module of this name, which computes it.
+    results : tuple of Outline
+        What the forward returns; the first is what a user asks for and is differentiable.
+    gradients : mapping of str to Outline
+        What the backward can return, by the argument it belongs to.
+    """
+
+    family: ClassVar[str]
+
+    @property
+    def results(self) -> tuple[Outline, ...]:
+        raise NotImplementedError
+
+    @property
+    def gradients(self) -> Mapping[str, Outline]:
+        raise NotImplementedError

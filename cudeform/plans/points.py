@@ -1,0 +1,94 @@
+"""Sampling points: where a deformable operator reads its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["BORDERS", "LAYOUTS", "Points", "sampling_points"]
+
+BORDERS = ("zeros", "clamp")
+LAYOUTS = ("NCHW", "NHWC")
+
+
+@dataclass(frozen=True)
+class Points:
+    """The sampling points of a call, in pixels of the input, centres on integers.
+
+    Tap (a, b) of output pixel (i, j) of image n and offset group t reads at::
+
+        y = i * stride[0] + origin[0] + a * dilation[0] + offset[n, t, a, b, "y", i, j]
+        x = j * stride[1] + origin[1] + b * dilation[1] + offset[n, t, a, b, "x", i, j]
+
+    A padding of p is an origin of -p. Absolute coordinates are offsets with a stride of 0.
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (0, 0)
+    origin: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    offset_groups: int = 1
+    border: str = "zeros"
+    layout: str = "NCHW"  # of input and output
+    offset_layout: str = "NCHW"  # of offset and mask
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of one image."""
+        return self.out_height * self.out_width
+
+    @property
+    def channels_last(self) -> bool:
+        return self.layout == "NHWC"
+
+    @property
+    def group_channels(self) -> int:
+        """Input channels that share one offset."""
+        return self.channels // self.offset_groups
+
+    def offset_strides(self, channels: int) -> tuple[int, int, int]:
+        """(image, channel, pixel) strides of an offset or mask of so many channels, in elements."""
+        if self.offset_layout == "NHWC":
+            return channels * self.pixels, 1, channels
+        return channels * self.pixels, self.pixels, 1
+
+    def shape(self, channels: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """The shape in this layout of a batch of images."""
+        if self.channels_last:
+            return self.batch, height, width, channels
+        return self.batch, channels, height, width
+
+    def out_shape(self, channels: int) -> tuple[int, int, int, int]:
+        """The shape in this layout of a batch of output-sized images."""
+        return self.shape(channels, self.out_height, self.out_width)
+
+
+def sampling_points(points: Points, offset: np.ndarray) -> np.ndarray:
+    """Where every tap of every output pixel reads, as (y, x) in pixels of the input.
+
+    `offset` is a NumPy array in the points' offset layout; the result does not depend on the
+    layout.  # (N, offset_groups, kh, kw, Ho, Wo, 2)
+    """
+    if points.offset_layout == "NHWC":
+        offset = np.moveaxis(offset, -1, 1)
+    pixels = (points.out_height, points.out_width)
+    offset = offset.reshape(points.batch, points.offset_groups, *points.kernel, 2, *pixels)
+    located = np.moveaxis(offset, 4, -1).astype(np.float64)
+    for axis in (0, 1):  # y, x
+        shape = [1] * 6
+        shape[2 + axis], shape[4 + axis] = points.kernel[axis], pixels[axis]
+        taps = np.arange(points.kernel[axis])[:, None] * points.dilation[axis]
+        grid = np.arange(pixels[axis]) * points.stride[axis] + points.origin[axis]
+        located[..., axis] += (taps + grid).reshape(shape)
+    return located

@@ -1,0 +1,348 @@
+"""The plans of poolings: which region a box becomes, and what its bins read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cudeform import checks
+from cudeform.plans.outlines import Outline, Plan
+
+__all__ = [
+    "RoiPlan",
+    "deform_ps_roi_pool",
+    "deform_roi_pool",
+    "ps_roi_align",
+    "ps_roi_pool",
+    "roi_align",
+    "roi_pool",
+]
+
+_MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
+_MODES = {"max": "max", "avg": "mean"}
+_CONVENTIONS = {"torchvision": "half_open", "msra": "msra"}
+
+
+@dataclass(frozen=True)
+class RoiPlan(Plan):
+    """A pooling of regions of interest that has passed all checks.
+
+    A box (image, x1, y1, x2, y2) becomes a region of the input by the rule of `region`, with
+    round() taking halves away from zero and s = `scale`:
+
+    ==============  ==============================  ======================  ===============
+    region          start                           end                     size at least
+    ==============  ==============================  ======================  ===============
+    "corner"        x1*s                            x2*s                    1
+    "center"        x1*s - 0.5                      x2*s - 0.5
+    "pixel"         round(x1*s)                     round(x2*s) + 1         1
+    "half_open"     round(x1*s)                     round(x2*s)             1
+    "msra"          round(x1)*s                     (round(x2) + 1)*s       0.1
+    "msra_center"   round(x1)*s - 0.5               (round(x2) + 1)*s - 0.5 0.1
+    ==============  ==============================  ======================  ===============
+
+    A region has ``bins`` bins of size b = size / bins, and what a bin reads is said by `reads`:
+
+    "centers"
+        a grid of `samples` points (0: ceil(b)) at the centres of its cells, sampler "roi",
+        divided by max(points, 1).
+    "corners"
+        a grid of `samples` points at the upper left corners of its cells, sampler "psroi", the
+        mean of those that count, 0 if none does.
+    "mean", "max"
+        the pixels from floor(i*size/bins + start) up to ceil((i + 1)*size/bins + start), divided
+        last and clipped to the image; 0 if there are none. A whole start is added after rounding.
+        "max" is the first pixel that no other exceeds.
+
+    Bin (i, j) of output channel c of a position-sensitive pooling reads input channel
+    (c*groups[0] + gh)*groups[1] + gw, with gh = min(floor(i*groups[0]/bins[0]), groups[0] - 1).
+    It is shifted by offset_scale * size * offset[r, 2*class + axis, py, px], x first, and its
+    result multiplied by mask[r, class, py, px], where class = c // (output channels / classes) and
+    (py, px) = floor(i/bins[0]*part[0]), floor(j/bins[1]*part[1]).
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    regions: int
+    bins: tuple[int, int]
+    scale: float
+    region: str
+    reads: str
+    samples: int = 0
+    groups: tuple[int, int] = (1, 1)
+    classes: int = 1
+    part: tuple[int, int] = (1, 1)
+    offset_scale: float = 0.0
+    deformable: bool = False
+    modulated: bool = False
+
+    family = "roi"
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels // (self.groups[0] * self.groups[1])
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        return (self.regions, self.out_channels, *self.bins)
+
+    @property
+    def offset_shape(self) -> tuple[int, int, int, int]:
+        return (self.regions, 2 * self.classes, *self.part)
+
+    @property
+    def mask_shape(self) -> tuple[int, int, int, int]:
+        return (self.regions, self.classes, *self.part)
+
+    @cached_property
+    def results(self) -> tuple[Outline, ...]:
+        output = Outline(self.out_shape, "(R, C, ph, pw)")
+        if self.reads == "max":
+            return output, Outline(self.out_shape, "(R, C, ph, pw)", "int32")
+        return (output,)
+
+    @cached_property
+    def gradients(self) -> dict[str, Outline]:
+        found = {"input": Outline((self.batch, self.channels, self.height, self.width))}
+        classes = "" if self.classes == 1 else "classes"
+        if self.deformable:
+            axes = f"(R, {'2*' + classes if classes else '2'}, part_h, part_w)"
+            found["offset"] = Outline(self.offset_shape, axes, "offset")
+        if self.modulated:
+            axes = f"(R, {classes or '1'}, part_h, part_w)"
+            found["mask"] = Outline(self.mask_shape, axes, "mask")
+        return found
+
+
+def roi_align(
+    op: str,
+    input: Outline,
+    boxes: Outline,
+    *,
+    output_size: Any,
+    spatial_scale: Any = 1.0,
+    sampling_ratio: Any = -1,
+    aligned: bool = False,
+) -> RoiPlan:
+    """Check every argument of RoIAlign."""
+    return _pooling(
+        op,
+        input,
+        boxes,
+        output_size,
+        spatial_scale,
+        region="center" if aligned else "corner",
+        reads="centers",
+        samples=_samples(op, sampling_ratio),
+    )
+
+
+def ps_roi_align(
+    op: str,
+    input: Outline,
+    boxes: Outline,
+    *,
+    output_size: Any,
+    spatial_scale: Any = 1.0,
+    sampling_ratio: Any = -1,
+) -> RoiPlan:
+    """Check every argument of position-sensitive RoIAlign."""
+    return _pooling(
+        op,
+        input,
+        boxes,
+        output_size,
+        spatial_scale,
+        region="center",
+        reads="centers",
+        samples=_samples(op, sampling_ratio),
+        groups=_bins_as_groups(op, input, output_size),
+    )
+
+
+def roi_pool(
+    op: str,
+    input: Outline,
+    boxes: Outline,
+    argmax: Outline | None = None,
+    *,
+    output_size: Any,
+    spatial_scale: Any = 1.0,
+    mode: str = "max",
+    return_argmax: bool = False,
+) -> RoiPlan:
+    """Check every argument of RoI pooling."""
+    reads = _MODES[checks.choice(op, "mode", mode, tuple(_MODES))]
+    for name, asked in (("return_argmax", return_argmax), ("argmax", argmax is not None)):
+        if asked and reads != "max":
+            checks.fail(op, name, "only with mode 'max'", repr(mode))
+    plan = _pooling(op, input, boxes, output_size, spatial_scale, region="pixel", reads=reads)
+    if argmax is not None:
+        wanted = plan.results[1]
+        checks.shape(op, "argmax", argmax, wanted.shape, wanted.axes)
+    return plan
+
+
+def ps_roi_pool(
+    op: str,
+    input: Outline,
+    boxes: Outline,
+    *,
+    output_size: Any,
+    spatial_scale: Any = 1.0,
+    convention: str = "torchvision",
+) -> RoiPlan:
+    """Check every argument of position-sensitive RoI pooling."""
+    checks.choice(op, "convention", convention, tuple(_CONVENTIONS))
+    return _pooling(
+        op,
+        input,
+        boxes,
+        output_size,
+        spatial_scale,
+        region=_CONVENTIONS[convention],
+        reads="mean",
+        groups=_bins_as_groups(op, input, output_size),
+    )
+
+
+def deform_roi_pool(
+    op: str,
+    input: Outline,
+    boxes: Outline,
+    offset: Outline | None = None,
+    mask: Outline | None = None,
+    *,
+    output_size: Any,
+    spatial_scale: Any = 1.0,
+    sampling_ratio: Any = 0,
+    gamma: Any = 0.1,
+) -> RoiPlan:
+    """Check every argument of deformable RoI pooling."""
+    plan = _pooling(
+        op,
+        input,
+        boxes,
+        output_size,
+        spatial_scale,
+        region="center",
+        reads="centers",
+        samples=_samples(op, sampling_ratio),
+        part=checks.pair(op, "output_size", output_size, 1),
+        offset_scale=checks.number(op, "gamma", gamma),
+        deformable=offset is not None,
+        modulated=mask is not None,
+    )
+    return _moved(op, plan, offset=offset, mask=mask)
+
+
+def deform_ps_roi_pool(
+    op: str,
+    input: Outline,
+    boxes: Outline,
+    offset: Outline | None = None,
+    mask: Outline | None = None,
+    *,
+    output_size: Any,
+    spatial_scale: Any,
+    output_dim: Any,
+    group_size: Any,
+    part_size: Any = None,
+    sample_per_part: Any = 4,
+    trans_std: Any = 0.1,
+) -> RoiPlan:
+    """Check every argument of deformable position-sensitive RoI pooling."""
+    checks.rank(op, "input", input, "(N, C, H, W)")
+    output_dim = checks.integer(op, "output_dim", output_dim, 1)
+    groups = checks.pair(op, "group_size", group_size, 1)
+    if input.shape[1] != output_dim * groups[0] * groups[1]:
+        wanted = f"{output_dim} * {groups[0]} * {groups[1]} = output_dim * group_size^2"
+        checks.fail(op, "input", f"with {wanted} channels", input.shape[1])
+    plan = _pooling(
+        op,
+        input,
+        boxes,
+        output_size,
+        spatial_scale,
+        region="msra_center",
+        reads="corners",
+        samples=_samples(op, sample_per_part, "sample_per_part", 1),
+        groups=groups,
+        classes=_classes(op, offset, mask, output_dim),
+        part=checks.pair(op, "part_size", output_size if part_size is None else part_size, 1),
+        offset_scale=checks.number(op, "trans_std", trans_std),
+        deformable=offset is not None,
+        modulated=mask is not None,
+    )
+    return _moved(op, plan, offset=offset, mask=mask)
+
+
+def _pooling(
+    op: str, input: Outline, boxes: Outline, output_size: Any, spatial_scale: Any, **more: Any
+) -> RoiPlan:
+    """The plan of a pooling; `more` are further fields of it."""
+    axes = "(N, C, H, W)"
+    checks.rank(op, "input", input, axes)
+    checks.non_empty(op, "input", input, axes, may_be_empty=1)
+    batch, channels, height, width = input.shape
+    return RoiPlan(
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        regions=boxes.shape[0],
+        bins=checks.pair(op, "output_size", output_size, 1),
+        scale=_positive(op, "spatial_scale", spatial_scale),
+        **more,
+    )
+
+
+def _positive(op: str, argument: str, value: Any) -> float:
+    number = checks.number(op, argument, value)
+    if number <= 0:
+        checks.fail(op, argument, "to be above 0", repr(value))
+    return number
+
+
+def _samples(op: str, value: Any, argument: str = "sampling_ratio", minimum: int = -1) -> int:
+    """Samples of a bin along each axis: 0 for as many as follow from its size."""
+    samples = checks.integer(op, argument, value, minimum)
+    if samples > _MOST_SAMPLES:
+        checks.fail(op, argument, f"to be at most {_MOST_SAMPLES}", repr(value))
+    return max(samples, 0)
+
+
+def _bins_as_groups(op: str, input: Outline, output_size: Any) -> tuple[int, int]:
+    """Groups of channels, one for each bin."""
+    checks.rank(op, "input", input, "(N, C, H, W)")
+    height, width = checks.pair(op, "output_size", output_size, 1)
+    if input.shape[1] % (height * width):
+        wanted = f"with a number of channels divisible by {height} * {width} = ph * pw"
+        checks.fail(op, "input", wanted, input.shape[1])
+    return height, width
+
+
+def _classes(op: str, offset: Outline | None, mask: Outline | None, output_dim: int) -> int:
+    for name, array, parts in (("offset", offset, 2), ("mask", mask, 1)):
+        if array is None:
+            continue
+        axes = f"(R, {'2*' if parts == 2 else ''}classes, part_h, part_w)"
+        checks.rank(op, name, array, axes)
+        classes = array.shape[1] // parts
+        if classes < 1 or classes * parts != array.shape[1] or output_dim % classes:
+            wanted = f"of shape {axes} with classes that divide output_dim = {output_dim}"
+            checks.fail(op, name, wanted, tuple(array.shape))
+        return classes
+    return 1
+
+
+def _moved(op: str, plan: RoiPlan, **given: Outline | None) -> RoiPlan:
+    """The plan, once the shapes of what moves and weighs its bins are checked."""
+    for name, array in given.items():
+        if array is not None:
+            wanted = plan.gradients[name]
+            checks.shape(op, name, array, wanted.shape, wanted.axes)
+    return plan

@@ -1,0 +1,69 @@
+"""The plan of bilinear sampling at given points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from cudeform import checks
+from cudeform.plans.outlines import Outline, Plan
+from cudeform.plans.points import BORDERS, LAYOUTS, Points
+
+__all__ = ["SamplePlan", "bilinear_sample"]
+
+
+@dataclass(frozen=True)
+class SamplePlan(Plan):
+    """Samples that have passed all checks: a grid of one row, whatever the shape of the points."""
+
+    points: Points
+    grid: tuple[int, ...]  # axes of the points between the batch and the pair
+
+    family = "sampling"
+
+    @cached_property
+    def results(self) -> tuple[Outline, ...]:
+        points = self.points
+        if points.channels_last:
+            return (Outline((points.batch, *self.grid, points.channels), "(N, ..., C)"),)
+        return (Outline((points.batch, points.channels, *self.grid), "(N, C, ...)"),)
+
+    @cached_property
+    def gradients(self) -> dict[str, Outline]:
+        points = self.points
+        shape = points.shape(points.channels, points.height, points.width)
+        return {
+            "input": Outline(shape),
+            "points": Outline((points.batch, *self.grid, 2), "(N, ..., 2)", "points"),
+        }
+
+
+def bilinear_sample(
+    op: str, input: Outline, points: Outline, *, border: str = "zeros", layout: str = "NCHW"
+) -> SamplePlan:
+    """Check every argument of bilinear sampling."""
+    checks.choice(op, "border", border, BORDERS)
+    axes = checks.image_axes(checks.choice(op, "layout", layout, LAYOUTS))
+    checks.rank(op, "input", input, axes)
+    checks.non_empty(op, "input", input, axes, may_be_empty=1)
+    if layout == "NHWC":
+        batch, height, width, channels = input.shape
+    else:
+        batch, channels, height, width = input.shape
+    if points.ndim < 2 or points.shape[0] != batch or points.shape[-1] != 2:
+        wanted = f"of shape ({batch}, ..., 2) = (N, ..., (y, x))"
+        checks.fail(op, "points", wanted, tuple(points.shape))
+    grid = tuple(points.shape[1:-1])
+    located = Points(
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        out_height=1,
+        out_width=prod(grid),
+        border=border,
+        layout=layout,
+        offset_layout="NHWC",
+    )
+    return SamplePlan(located, grid)
