@@ -1,18 +1,20 @@
-"""One row per operator: what its arguments are. Tests, docs and tools loop over the rows."""
+"""One row per operator: what its arguments are. Bridges, tests and tools loop over the rows."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
 import cudeform
-from cudeform.checks import pad_pairs, pair
+from cudeform import cases
+from cudeform.cases import Case
 
-__all__ = ["OPERATORS", "Argument", "Case", "Operator"]
+__all__ = ["OPERATORS", "Argument", "Operator", "Option"]
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,29 @@ class Argument:
     """An array argument of an operator."""
 
     name: str
-    axes: str  # "(N, C, H, W)"
+    axes: tuple[str, ...]  # as a layout "NCHW" has them
+    # What it is to the operator, which is linear in a "factor", and in an "image" it reads:
+    # "coordinates" say where, "boxes" also of which image, "addend" is added to the result.
+    role: Literal["image", "coordinates", "factor", "addend", "boxes"]
     optional: bool = False
-    differentiable: bool = True
+
+    @property
+    def differentiable(self) -> bool:
+        return self.role != "boxes"
+
+    @property
+    def symbols(self) -> str:
+        """The axes as documentation and messages write them."""
+        return f"({', '.join(self.axes)}{',' if len(self.axes) == 1 else ''})"
 
 
 @dataclass(frozen=True)
-class Case:
-    """Arguments to try an operator with: the arrays by name, then the options."""
+class Option:
+    """An argument that is no array."""
 
     name: str
-    arrays: dict[str, np.ndarray]
-    options: dict[str, Any]
+    # "pair": an integer, or one for each axis; "padding": also one for each side
+    kind: Literal["flag", "integer", "number", "choice", "pair", "padding"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +56,10 @@ class Operator:
     summary: str
     paper: str
     arguments: tuple[Argument, ...]
-    options: tuple[str, ...]
+    options: tuple[Option, ...]
     cases: Callable[[np.random.Generator], Iterator[Case]]  # float64 arrays
+    slopes: str = ""  # the module of cudeform.derivatives for coordinates that move
+    argmax: bool = False  # can return which pixels it chose, and takes them in the backward
 
     @property
     def forward(self) -> Callable[..., Any]:
@@ -55,16 +70,44 @@ class Operator:
         """Called with grad_output first, then the arguments of the forward that it needs."""
         return getattr(cudeform, self.name + "_backward")
 
-    @property
+    @cached_property
     def gradients(self) -> type:
         """The named tuple that the backward returns."""
         return inspect.signature(self.backward, eval_str=True).return_annotation
 
-    @property
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """The arrays that have to be given."""
+        return tuple(a.name for a in self.arguments if not a.optional)
+
+    @cached_property
+    def optional(self) -> tuple[str, ...]:
+        """The arrays that may be None."""
+        return tuple(a.name for a in self.arguments if a.optional)
+
+    @cached_property
     def kept(self) -> tuple[str, ...]:
         """The arrays that the backward takes, besides grad_output."""
         accepted = inspect.signature(self.backward).parameters
         return tuple(a.name for a in self.arguments if a.name in accepted)
+
+    @cached_property
+    def batched(self) -> tuple[str, ...]:
+        """The arrays with an entry, like the result, for each image: none where boxes say which."""
+        if any(a.role == "boxes" for a in self.arguments):
+            return ()
+        return tuple(a.name for a in self.arguments if a.axes[0] == "N")
+
+    @cached_property
+    def coordinates(self) -> str | None:
+        """The array that says where the operator reads, and may move."""
+        return next((a.name for a in self.arguments if a.role == "coordinates"), None)
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Of the options; `inspect.Parameter.empty` for those that have to be given."""
+        parameters = inspect.signature(self.forward).parameters
+        return {option.name: parameters[option.name].default for option in self.options}
 
     def call(self, case: Case, convert: Callable[[Any], Any] = lambda array: array) -> Any:
         """The forward on a case, each array converted first."""
@@ -88,186 +131,29 @@ class Operator:
         return {name: None if array is None else convert(array) for name, array in arrays.items()}
 
 
-def _convolution(
-    rng: np.random.Generator,
-    name: str,
-    *,
-    n: int = 2,
-    c: int = 6,
-    size: tuple[int, int] = (7, 9),
-    o: int = 4,
-    kernel: tuple[int, int] = (3, 3),
-    groups: int = 1,
-    offset_groups: int = 1,
-    spread: float = 1.5,
-    bias: bool = True,
-    mask: bool = False,
-    deformable: bool = True,
-    **options: Any,
-) -> Case:
-    """Random arguments of a convolution; the shapes follow from the options."""
-    last = options.get("layout", "NCHW") == "NHWC"
-    (top, bottom), (left, right) = pad_pairs("case", "padding", options.get("padding", 0))
-    stride = pair("case", "stride", options.get("stride", 1), 1)
-    dilation = pair("case", "dilation", options.get("dilation", 1), 1)
-    padded = size[0] + top + bottom, size[1] + left + right
-    out = tuple((padded[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
+_IMAGE = Argument("input", ("N", "C", "H", "W"), "image")
+_BOXES = Argument("boxes", ("R", "5"), "boxes")
+_WEIGHT = Argument("weight", ("O", "C/groups", "kh", "kw"), "factor")
+_BIAS = Argument("bias", ("O",), "addend", optional=True)
 
-    def images(channels: int, height: int, width: int) -> tuple[int, ...]:
-        return (n, height, width, channels) if last else (n, channels, height, width)
-
-    taps = offset_groups * kernel[0] * kernel[1]
-    arrays = {"input": rng.standard_normal(images(c, *size))}
-    if deformable:
-        arrays["offset"] = spread * rng.standard_normal(images(2 * taps, *out))
-    arrays["weight"] = rng.standard_normal((o, c // groups, *kernel))
-    if bias:
-        arrays["bias"] = rng.standard_normal(o)
-    if mask:
-        arrays["mask"] = rng.uniform(size=images(taps, *out))
-    return Case(name, arrays, options)
-
-
-def _deform_conv2d_cases(rng: np.random.Generator) -> Iterator[Case]:
-    yield _convolution(rng, "v1", padding=1)
-    yield _convolution(rng, "v2", padding=1, mask=True, c=16, o=8)
-    yield _convolution(rng, "v2-channels-last", padding=1, mask=True, c=16, o=8, layout="NHWC")
-    yield _convolution(
-        rng,
-        "groups",
-        c=12,
-        o=6,
-        groups=3,
-        offset_groups=2,
-        mask=True,
-        stride=(2, 1),
-        padding=((2, 1), (0, 3)),
-        dilation=(1, 2),
-        size=(11, 13),
-    )
-    yield _convolution(rng, "clamp", padding=1, border="clamp", mask=True, spread=3.0)
-    yield _convolution(rng, "depthwise", c=5, o=5, groups=5, offset_groups=5, kernel=(2, 3))
-    yield _convolution(rng, "one-tap", n=1, c=3, kernel=(1, 1), bias=False)
-    yield _convolution(rng, "far", n=3, c=7, padding=2, spread=30.0, mask=True)
-    yield _convolution(rng, "empty-batch", n=0, padding=1, mask=True)
-    # More channels and pixels than a backend takes at once, in groups that cut across each other.
-    wide = dict(n=1, c=156, o=20, size=(12, 17), groups=2, offset_groups=3, mask=True, padding=1)
-    yield _convolution(rng, "wide", **wide)
-    yield _convolution(rng, "wide-channels-last", **wide, layout="NHWC")
-
-
-def _conv2d_cases(rng: np.random.Generator) -> Iterator[Case]:
-    yield _convolution(rng, "plain", padding=1, deformable=False)
-    yield _convolution(
-        rng, "channels-last", c=8, o=8, groups=2, stride=2, layout="NHWC", deformable=False
-    )
-    yield _convolution(rng, "dilated", dilation=2, padding=3, bias=False, deformable=False)
-    yield _convolution(rng, "wide", n=1, c=150, o=70, size=(12, 17), padding=1, deformable=False)
-
-
-def _bilinear_sample_cases(rng: np.random.Generator) -> Iterator[Case]:
-    for layout, border in (("NCHW", "zeros"), ("NHWC", "zeros"), ("NCHW", "clamp")):
-        shape = (2, 6, 8, 5) if layout == "NHWC" else (2, 5, 6, 8)
-        arrays = {
-            "input": rng.standard_normal(shape),
-            "points": rng.uniform(-2, 9, size=(2, 4, 7, 2)),
-        }
-        options = {"border": border, "layout": layout}
-        yield Case(f"{layout}-{border}", arrays, options)
-
-
-def _boxes(rng: np.random.Generator, count: int, n: int, height: float, width: float) -> np.ndarray:
-    """Boxes inside, across the border, outside, inverted and without area."""
-    center = rng.uniform((0, 0), (height, width), (count, 2))
-    half = rng.uniform(0.05, 0.6, (count, 2)) * (height, width)
-    boxes = np.empty((count, 5))
-    boxes[:, 0] = rng.integers(0, n, count)
-    boxes[:, 1:3] = (center - half)[:, ::-1]
-    boxes[:, 3:] = (center + half)[:, ::-1]
-    boxes[1::7, 1:] += 3 * width
-    boxes[2::7, 3:] = boxes[2::7, 1:3]
-    boxes[3::7, 1:] = boxes[3::7, [3, 4, 1, 2]]
-    return boxes
-
-
-def _pooling(
-    rng: np.random.Generator,
-    name: str,
-    *,
-    n: int = 2,
-    c: int = 6,
-    size: tuple[int, int] = (9, 11),
-    regions: int = 9,
-    cells: tuple[int, int, int] | None = None,
-    mask: bool = False,
-    spread: float = 1.0,
-    **options: Any,
-) -> Case:
-    """Random arguments of a pooling; `cells` of the offset and the mask: (classes, y, x)."""
-    scale = options.get("spatial_scale", 1.0)
-    arrays = {
-        "input": rng.standard_normal((n, c, *size)),
-        "boxes": _boxes(rng, regions, n, size[0] / scale, size[1] / scale),
-    }
-    if cells is not None:
-        classes, *part = cells
-        arrays["offset"] = spread * rng.standard_normal((regions, 2 * classes, *part))
-        if mask:
-            arrays["mask"] = rng.uniform(size=(regions, classes, *part))
-    return Case(name, arrays, options)
-
-
-def _roi_align_cases(rng: np.random.Generator) -> Iterator[Case]:
-    yield _pooling(rng, "adaptive", output_size=3, spatial_scale=0.5)
-    yield _pooling(rng, "aligned", c=16, output_size=(2, 3), sampling_ratio=2, aligned=True)
-    yield _pooling(rng, "wide", n=3, c=70, regions=20, output_size=(3, 2), sampling_ratio=1)
-    yield _pooling(rng, "no-regions", regions=0, output_size=2)
-
-
-def _ps_roi_align_cases(rng: np.random.Generator) -> Iterator[Case]:
-    yield _pooling(rng, "adaptive", c=12, output_size=(2, 3))
-    yield _pooling(rng, "fixed", c=36, output_size=3, spatial_scale=0.25, sampling_ratio=2)
-
-
-def _roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
-    yield _pooling(rng, "max", output_size=(3, 2), spatial_scale=0.5, mode="max")
-    yield _pooling(rng, "max-wide", c=40, regions=15, output_size=4, mode="max")
-    yield _pooling(rng, "avg", output_size=3, mode="avg")
-
-
-def _ps_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
-    yield _pooling(rng, "torchvision", c=12, output_size=(2, 3), spatial_scale=0.5)
-    yield _pooling(rng, "msra", c=36, output_size=3, spatial_scale=0.25, convention="msra")
-
-
-def _deform_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
-    yield _pooling(rng, "still", output_size=(3, 2), sampling_ratio=2)
-    yield _pooling(rng, "v1", output_size=3, cells=(1, 3, 3))
-    yield _pooling(rng, "v2", c=16, output_size=(2, 3), cells=(1, 2, 3), mask=True, gamma=0.3)
-    yield _pooling(
-        rng, "fixed", spatial_scale=0.5, sampling_ratio=2, output_size=2, cells=(1, 2, 2)
-    )
-    far = dict(output_size=2, sampling_ratio=3, cells=(1, 2, 2), mask=True, spread=20.0)
-    yield _pooling(rng, "far", c=70, **far)
-
-
-def _deform_ps_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
-    # A scale and corners that put no sample on the edge where it ceases to count: there float32 and
-    # float64 may differ.
-    plain = dict(spatial_scale=0.47, output_dim=2, group_size=3, output_size=3)
-    case = _pooling(rng, "plain", c=18, **plain)
-    np.abs(case.arrays["boxes"], out=case.arrays["boxes"])
-    yield case
-    yield _pooling(rng, "v1", c=18, cells=(1, 3, 3), **plain)
-    classes = dict(spatial_scale=0.5, output_dim=6, group_size=2, output_size=(4, 5))
-    classes.update(part_size=(2, 3), sample_per_part=3, trans_std=0.2)
-    yield _pooling(rng, "classes", c=24, cells=(3, 2, 3), mask=True, **classes)
-
-
-_IMAGE = Argument("input", "(N, C, H, W)")
-_BOXES = Argument("boxes", "(R, 5)", differentiable=False)
-_WEIGHT = Argument("weight", "(O, C/groups, kh, kw)")
-_BIAS = Argument("bias", "(O,)", optional=True)
+_STRIDE = Option("stride", "pair")
+_PADDING = Option("padding", "padding")
+_DILATION = Option("dilation", "pair")
+_BORDER = Option("border", "choice")
+_LAYOUT = Option("layout", "choice")
+_PRECISION = Option("precision", "choice")
+_OUTPUT_SIZE = Option("output_size", "pair")
+_SPATIAL_SCALE = Option("spatial_scale", "number")
+_SAMPLING_RATIO = Option("sampling_ratio", "integer")
+_ALIGNED = Option("aligned", "flag")
+_MODE = Option("mode", "choice")
+_CONVENTION = Option("convention", "choice")
+_GAMMA = Option("gamma", "number")
+_OUTPUT_DIM = Option("output_dim", "integer")
+_GROUP_SIZE = Option("group_size", "pair")
+_PART_SIZE = Option("part_size", "pair")
+_SAMPLE_PER_PART = Option("sample_per_part", "integer")
+_TRANS_STD = Option("trans_std", "number")
 
 OPERATORS = (
     Operator(
@@ -277,13 +163,21 @@ OPERATORS = (
         paper="Dai et al. 2017, Zhu et al. 2019",
         arguments=(
             _IMAGE,
-            Argument("offset", "(N, 2*offset_groups*kh*kw, Ho, Wo)"),
+            Argument("offset", ("N", "2*offset_groups*kh*kw", "Ho", "Wo"), "coordinates"),
             _WEIGHT,
             _BIAS,
-            Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", optional=True),
+            Argument("mask", ("N", "offset_groups*kh*kw", "Ho", "Wo"), "factor", optional=True),
         ),
-        options=("stride", "padding", "dilation", "border", "layout", "precision"),
-        cases=_deform_conv2d_cases,
+        options=(
+            _STRIDE,
+            _PADDING,
+            _DILATION,
+            _BORDER,
+            _LAYOUT,
+            _PRECISION,
+        ),
+        cases=cases.deform_conv2d,
+        slopes="taps",
     ),
     Operator(
         name="conv2d",
@@ -291,17 +185,27 @@ OPERATORS = (
         summary="convolution without offsets",
         paper="",
         arguments=(_IMAGE, _WEIGHT, _BIAS),
-        options=("stride", "padding", "dilation", "layout", "precision"),
-        cases=_conv2d_cases,
+        options=(
+            _STRIDE,
+            _PADDING,
+            _DILATION,
+            _LAYOUT,
+            _PRECISION,
+        ),
+        cases=cases.conv2d,
     ),
     Operator(
         name="bilinear_sample",
         family="sampling",
         summary="bilinear sampling at given points",
         paper="Dai et al. 2017, equations 3 and 4",
-        arguments=(_IMAGE, Argument("points", "(N, ..., 2)")),
-        options=("border", "layout"),
-        cases=_bilinear_sample_cases,
+        arguments=(_IMAGE, Argument("points", ("N", "...", "2"), "coordinates")),
+        options=(
+            _BORDER,
+            _LAYOUT,
+        ),
+        cases=cases.bilinear_sample,
+        slopes="points",
     ),
     Operator(
         name="roi_align",
@@ -309,8 +213,13 @@ OPERATORS = (
         summary="average of bilinear samples in the bins of regions",
         paper="He et al. 2017",
         arguments=(_IMAGE, _BOXES),
-        options=("output_size", "spatial_scale", "sampling_ratio", "aligned"),
-        cases=_roi_align_cases,
+        options=(
+            _OUTPUT_SIZE,
+            _SPATIAL_SCALE,
+            _SAMPLING_RATIO,
+            _ALIGNED,
+        ),
+        cases=cases.roi_align,
     ),
     Operator(
         name="ps_roi_align",
@@ -318,8 +227,12 @@ OPERATORS = (
         summary="the same from channels of each bin's own",
         paper="Dai et al. 2016, He et al. 2017",
         arguments=(_IMAGE, _BOXES),
-        options=("output_size", "spatial_scale", "sampling_ratio"),
-        cases=_ps_roi_align_cases,
+        options=(
+            _OUTPUT_SIZE,
+            _SPATIAL_SCALE,
+            _SAMPLING_RATIO,
+        ),
+        cases=cases.ps_roi_align,
     ),
     Operator(
         name="roi_pool",
@@ -327,8 +240,13 @@ OPERATORS = (
         summary="maximum or average of the pixels in the bins of regions",
         paper="Girshick 2015; Dai et al. 2017, equation 5",
         arguments=(_IMAGE, _BOXES),
-        options=("output_size", "spatial_scale", "mode"),
-        cases=_roi_pool_cases,
+        options=(
+            _OUTPUT_SIZE,
+            _SPATIAL_SCALE,
+            _MODE,
+        ),
+        cases=cases.roi_pool,
+        argmax=True,
     ),
     Operator(
         name="ps_roi_pool",
@@ -336,8 +254,12 @@ OPERATORS = (
         summary="average of pixels from channels of each bin's own",
         paper="Dai et al. 2016",
         arguments=(_IMAGE, _BOXES),
-        options=("output_size", "spatial_scale", "convention"),
-        cases=_ps_roi_pool_cases,
+        options=(
+            _OUTPUT_SIZE,
+            _SPATIAL_SCALE,
+            _CONVENTION,
+        ),
+        cases=cases.ps_roi_pool,
     ),
     Operator(
         name="deform_roi_pool",
@@ -347,11 +269,17 @@ OPERATORS = (
         arguments=(
             _IMAGE,
             _BOXES,
-            Argument("offset", "(R, 2, ph, pw)", optional=True),
-            Argument("mask", "(R, 1, ph, pw)", optional=True),
+            Argument("offset", ("R", "2", "ph", "pw"), "coordinates", optional=True),
+            Argument("mask", ("R", "1", "ph", "pw"), "factor", optional=True),
         ),
-        options=("output_size", "spatial_scale", "sampling_ratio", "gamma"),
-        cases=_deform_roi_pool_cases,
+        options=(
+            _OUTPUT_SIZE,
+            _SPATIAL_SCALE,
+            _SAMPLING_RATIO,
+            _GAMMA,
+        ),
+        cases=cases.deform_roi_pool,
+        slopes="bins",
     ),
     Operator(
         name="deform_ps_roi_pool",
@@ -361,18 +289,21 @@ OPERATORS = (
         arguments=(
             _IMAGE,
             _BOXES,
-            Argument("offset", "(R, 2*classes, part_h, part_w)", optional=True),
-            Argument("mask", "(R, classes, part_h, part_w)", optional=True),
+            Argument(
+                "offset", ("R", "2*classes", "part_h", "part_w"), "coordinates", optional=True
+            ),
+            Argument("mask", ("R", "classes", "part_h", "part_w"), "factor", optional=True),
         ),
         options=(
-            "output_size",
-            "spatial_scale",
-            "output_dim",
-            "group_size",
-            "part_size",
-            "sample_per_part",
-            "trans_std",
+            _OUTPUT_SIZE,
+            _SPATIAL_SCALE,
+            _OUTPUT_DIM,
+            _GROUP_SIZE,
+            _PART_SIZE,
+            _SAMPLE_PER_PART,
+            _TRANS_STD,
         ),
-        cases=_deform_ps_roi_pool_cases,
+        cases=cases.deform_ps_roi_pool,
+        slopes="bins",
     ),
 )

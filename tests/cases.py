@@ -7,7 +7,8 @@ import ml_dtypes
 import numpy as np
 import reference
 
-from cudeform.registry import OPERATORS, Case
+from cudeform.cases import Case
+from cudeform.registry import OPERATORS
 
 __all__ = ["DTYPES", "Problem", "dtype_of", "operator", "problem", "problems"]
 
@@ -26,7 +27,7 @@ def operator(name):
 
 def _is_image(axes):
     """Whether an argument of these axes changes with the layout."""
-    return axes.startswith("(N, ") and axes.count(",") == 3 and "..." not in axes
+    return axes[0] == "N" and len(axes) == 4 and "..." not in axes
 
 
 class Problem:

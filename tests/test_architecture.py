@@ -26,6 +26,7 @@ FLOORS = [
     ["ops.call"],
     ["ops."],
     [""],  # the public names, cudeform/__init__.py
+    ["cases"],
     ["registry"],
     ["derivatives."],
     ["dlpack", "torch.", "jax."],

@@ -10,8 +10,9 @@ from test_cpu_threads import python
 from tolerances import assert_close
 
 import cudeform
+from cudeform.cases import Case
 from cudeform.cpu import regions, threads
-from cudeform.registry import OPERATORS, Case
+from cudeform.registry import OPERATORS
 
 CPU = backends.BACKENDS["cpu"]
 POOLINGS = [row.name for row in OPERATORS if row.family == "roi"]

@@ -9,7 +9,8 @@ from cases import Problem, operator, problem, problems
 
 import cudeform
 from cudeform import derivatives
-from cudeform.registry import OPERATORS, Case
+from cudeform.cases import Case
+from cudeform.registry import OPERATORS
 
 # So close by a result changes linearly. What is left are the digits that a difference loses, in
 # units of the largest result: 1e-16 / STEP, times the rounding of sums of some hundred terms.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from cases import DTYPES, Problem, operator, problem, problems
 
-from cudeform.registry import Case
+from cudeform.cases import Case
 
 every_case = pytest.mark.parametrize(("name", "case"), problems())
 

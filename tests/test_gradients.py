@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cases import Problem, operator, problem, problems
 
-from cudeform.registry import Case
+from cudeform.cases import Case
 
 COORDINATES = ("offset", "points")
 STEP = 0.05

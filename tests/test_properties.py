@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 
 import cudeform
-from cudeform.registry import Case
+from cudeform.cases import Case
 
 EXAMPLES = {"cpu": 60, "emulator": 6, "cuda": 60}
 

@@ -124,7 +124,7 @@ def test_forward_takes_what_its_row_says(row):
     parameters = inspect.signature(row.forward).parameters
     arguments = {argument.name: argument for argument in row.arguments}
     # What is asked for besides the result is no option of it.
-    assert set(parameters) - {"return_argmax"} == arguments.keys() | set(row.options)
+    assert set(parameters) - {"return_argmax"} == arguments.keys() | {o.name for o in row.options}
     for name, argument in arguments.items():
         default = parameters[name].default
         assert default in (None, inspect.Parameter.empty), name
@@ -156,7 +156,9 @@ def test_cases_try_every_optional_argument_and_every_option(row):
         present = {argument.name in case.arrays for case in cases}
         assert present == ({True, False} if argument.optional else {True}), argument.name
     tried = {name for case in cases for name in case.options}
-    assert set(row.options) - tried <= {"precision"}, "precision is about a GPU's arithmetic"
+    assert {o.name for o in row.options} - tried <= {"precision"}, (
+        "precision is about a GPU's arithmetic"
+    )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

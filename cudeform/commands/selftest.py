@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from cudeform.arrays import DTYPES
+from cudeform.cases import Case
 from cudeform.commands import CommandError, machine
 from cudeform.commands.table import table
 from cudeform.commands.workload import numpy_dtype
-from cudeform.registry import OPERATORS, Case, Operator
+from cudeform.registry import OPERATORS, Operator
 
 __all__ = ["TOLERANCE", "Outcome", "add_arguments", "check", "run"]
 

@@ -11,26 +11,18 @@ are differentiable again, so are derivatives of every order. No backend has code
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
 from typing import Any
 
-from cudeform.derivatives import points, regions
 from cudeform.derivatives.calls import Call, Namespace
+from cudeform.derivatives.largest import at_largest
 from cudeform.plans import plan
 from cudeform.registry import OPERATORS, Operator
 
 __all__ = ["Namespace", "jvp", "reads_boxes"]
 
 Arrays = Mapping[str, Any]
-
-# By operator: the argument that says where it reads, and what its movement adds.
-_COORDINATES: dict[str, tuple[str, Callable[[Call, Any], list[Any]]]] = {
-    "deform_conv2d": ("offset", points.along_offset),
-    "bilinear_sample": ("points", points.along_points),
-    "deform_roi_pool": ("offset", regions.along_offset),
-    "deform_ps_roi_pool": ("offset", regions.along_offset),
-}
 
 
 def jvp(
@@ -79,7 +71,7 @@ def jvp(
     planned = plan(name, primals, options)
     call = Call(name, functions[name], xp, primals, options, planned)
     total = None
-    for term in _terms(call, tangents):
+    for term in _terms(row, call, tangents):
         total = term if total is None else total + term
     return xp.cast(total, dtype) if half and total is not None else total
 
@@ -108,21 +100,20 @@ def _widened(arrays: Arrays, xp: Namespace, dtype: str) -> dict[str, Any]:
 
 def _filled(row: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
     """All options of an operator, with the defaults of those that are not given."""
-    parameters = inspect.signature(row.forward).parameters
-    return {option: options.get(option, parameters[option].default) for option in row.options}
+    return {name: options.get(name, default) for name, default in row.defaults.items()}
 
 
-def _terms(call: Call, tangents: dict[str, Any]) -> list[Any]:
+def _terms(row: Operator, call: Call, tangents: dict[str, Any]) -> list[Any]:
     """What each argument's movement adds."""
-    coordinates, rule = _COORDINATES.get(call.name, (None, None))
-    added = {"bias": tangents["bias"]} if "bias" in tangents else {}
+    addends = [a.name for a in row.arguments if a.role == "addend"]
+    added = {name: tangents[name] for name in addends if name in tangents}
     terms = []
     for name, tangent in tangents.items():
-        if name == coordinates:
-            terms += rule(call, tangent)
-        elif call.options.get("mode") == "max":
-            terms.append(regions.at_largest(call, tangent))
-        elif name != "bias":
+        if name == row.coordinates:
+            terms += import_module(f"{__name__}.{row.slopes}").along(call, tangent)
+        elif len(call.plan.results) > 1:
+            terms.append(at_largest(call, tangent))
+        elif name not in addends:
             terms.append(call(**{name: tangent}, **added))
             added = {}
     if added:

@@ -9,7 +9,7 @@ import numpy as np
 
 from cudeform.plans import Plan
 
-__all__ = ["Call", "Namespace"]
+__all__ = ["Call", "Namespace", "border"]
 
 
 class Namespace(NamedTuple):
@@ -44,3 +44,14 @@ class Call(NamedTuple):
         """The operator with some arrays replaced, without what is added to the result."""
         given = {**self.primals, "bias": None, **replaced}
         return self.function(**{k: v for k, v in given.items() if v is not None}, **self.options)
+
+
+def border(call: Call, coordinate: Any, axis: int) -> tuple[Any, Any]:
+    """The lower pixel of a coordinate along y (0) or x (1), and where S has a slope there."""
+    points = call.plan.points
+    if points.border == "clamp":
+        size = (points.height, points.width)[axis]
+        moves = (coordinate >= 0) & (coordinate < size - 1)
+    else:  # beyond the other edge both samples are 0
+        moves = coordinate > -1
+    return call.xp.floor(coordinate), moves

@@ -17,7 +17,7 @@ from cudeform.arrays import Kind, register
 from cudeform.boxes import box_outline
 from cudeform.jax.calls import Call
 from cudeform.jax.rules import backward, forward
-from cudeform.registry import OPERATORS, Operator
+from cudeform.registry import OPERATORS
 
 __all__ = ["call"]
 
@@ -46,25 +46,19 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     needs, grad_output = given.pop("needs", None), given.pop("grad_output", None)
     names = (*(argument.name for argument in row.arguments), "argmax")
     named = {k: given.pop(k) for k in names if k in given}
-    arrays = {k: v for k, v in named.items() if v is not None or k in _required(row)}
+    arrays = {k: v for k, v in named.items() if v is not None or k in row.required}
     static = Call(op, tuple(arrays), tuple(given.items()))
     operands = list(arrays.values())
     if grad_output is None:
         static.check(operands)
         results = forward(static, operands)
         return tuple(results) if len(results) > 1 else results[0]
-    absent = {
-        a.name: arrays.get(a.name) for a in row.arguments if a.optional and a.name in row.kept
-    }
+    absent = {k: arrays.get(k) for k in row.optional if k in row.kept}
     needed = checks.needs(name, needs, absent, row.gradients._fields)
     needed = tuple(k for k in row.gradients._fields if k in needed)
     static.check(operands, grad_output)
     found = backward(static, grad_output, operands, needed)
     return row.gradients(**dict(zip(needed, found, strict=True)))
-
-
-def _required(row: Operator) -> list[str]:
-    return [argument.name for argument in row.arguments if not argument.optional]
 
 
 def _frozen(value: Any) -> Any:

@@ -44,10 +44,9 @@ class Call:
 
     def per_image(self, name: str) -> bool:
         """Whether an array has one entry per image; a name of no argument is one of a result."""
-        axes = {a.name: a.axes for a in self.row.arguments}
-        if any(text.startswith("(R") for text in axes.values()):
-            return False  # a box says by number which image it belongs to
-        return axes.get(name, "(N").startswith("(N")
+        if not self.row.batched:
+            return False
+        return name in self.row.batched or all(a.name != name for a in self.row.arguments)
 
     def check(self, arrays: Sequence[Any], grad_output: Any = None) -> Plan:
         """Check arrays, or what is known of them while JAX traces, and say what they give."""
@@ -95,7 +94,7 @@ class Call:
 
     def _absent(self) -> dict[str, None]:
         """Optional arrays, some of which have to be given even where they are None."""
-        return {a.name: None for a in self.row.arguments if a.optional}
+        return dict.fromkeys(self.row.optional)
 
 
 @cache

@@ -6,28 +6,14 @@ bridges of frameworks that trace, derivatives, tiles and pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from cudeform.plans import convolution, regions, sampling
-from cudeform.plans.outlines import Outline, Plan
+from cudeform.plans import convolution, regions, sampling  # noqa: F401  with planners
+from cudeform.plans.outlines import PLANNERS, Outline, Plan
 
 __all__ = ["Outline", "Plan", "plan"]
 
-_PLANNERS: dict[str, Callable[..., Plan]] = {
-    function.__name__: function
-    for function in (
-        convolution.deform_conv2d,
-        convolution.conv2d,
-        sampling.bilinear_sample,
-        regions.roi_align,
-        regions.ps_roi_align,
-        regions.roi_pool,
-        regions.ps_roi_pool,
-        regions.deform_roi_pool,
-        regions.deform_ps_roi_pool,
-    )
-}
 _MOST_REMEMBERED = 1024
 _REMEMBERED: dict[Any, Plan] = {}
 _PLAIN = frozenset((int, str, type(None)))
@@ -79,7 +65,7 @@ def plan(
 
 def _planned(op: str, operator: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Plan:
     outlines = {n: Outline(tuple(a.shape)) for n, a in arrays.items() if a is not None}
-    return _PLANNERS[operator](op, **outlines, **options)
+    return PLANNERS[operator](op, **outlines, **options)
 
 
 def _option(value: Any) -> Any:

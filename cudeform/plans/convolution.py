@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan
+from cudeform.plans.outlines import Outline, Plan, planner
 from cudeform.plans.points import BORDERS, LAYOUTS, Points
 
 __all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
@@ -77,6 +77,7 @@ class ConvPlan(Plan):
         return Outline(self.points.out_shape(channels), axes, name)
 
 
+@planner
 def deform_conv2d(
     op: str,
     input: Outline,
@@ -106,6 +107,7 @@ def deform_conv2d(
     return plan
 
 
+@planner
 def conv2d(
     op: str,
     input: Outline,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple, TypeVar
 
-__all__ = ["Outline", "Plan"]
+__all__ = ["PLANNERS", "Outline", "Plan", "planner"]
 
 
 class Outline(NamedTuple):
@@ -46,3 +46,17 @@ class Plan:
     @property
     def gradients(self) -> Mapping[str, Outline]:
         raise NotImplementedError
+
+
+_Planner = TypeVar("_Planner", bound=Callable[..., Plan])
+PLANNERS: dict[str, Callable[..., Plan]] = {}  # by operator
+
+
+def planner(function: _Planner) -> _Planner:
+    """Let a function plan the operator of its name.
+
+    It takes the name that messages use, an `Outline` of each array that is given, by name, and
+    the options by name.
+    """
+    PLANNERS[function.__name__] = function
+    return function

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan
+from cudeform.plans.outlines import Outline, Plan, planner
 
 __all__ = [
     "RoiPlan",
@@ -117,6 +117,7 @@ class RoiPlan(Plan):
         return found
 
 
+@planner
 def roi_align(
     op: str,
     input: Outline,
@@ -140,6 +141,7 @@ def roi_align(
     )
 
 
+@planner
 def ps_roi_align(
     op: str,
     input: Outline,
@@ -163,6 +165,7 @@ def ps_roi_align(
     )
 
 
+@planner
 def roi_pool(
     op: str,
     input: Outline,
@@ -186,6 +189,7 @@ def roi_pool(
     return plan
 
 
+@planner
 def ps_roi_pool(
     op: str,
     input: Outline,
@@ -209,6 +213,7 @@ def ps_roi_pool(
     )
 
 
+@planner
 def deform_roi_pool(
     op: str,
     input: Outline,
@@ -239,6 +244,7 @@ def deform_roi_pool(
     return _moved(op, plan, offset=offset, mask=mask)
 
 
+@planner
 def deform_ps_roi_pool(
     op: str,
     input: Outline,

@@ -7,7 +7,7 @@ from functools import cached_property
 from math import prod
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan
+from cudeform.plans.outlines import Outline, Plan, planner
 from cudeform.plans.points import BORDERS, LAYOUTS, Points
 
 __all__ = ["SamplePlan", "bilinear_sample"]
@@ -39,6 +39,7 @@ class SamplePlan(Plan):
         }
 
 
+@planner
 def bilinear_sample(
     op: str, input: Outline, points: Outline, *, border: str = "zeros", layout: str = "NCHW"
 ) -> SamplePlan:

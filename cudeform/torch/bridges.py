@@ -12,9 +12,15 @@ from cudeform.registry import OPERATORS, Operator
 
 __all__ = ["BRIDGES", "Bridge", "flat", "nested"]
 
-# Annotation of an option -> its type in a schema; all others are integers or tuples of them.
-_TYPES = {"bool": "bool", "int": "SymInt", "float": "float", "str": "str"}
 _MANY = "SymInt[]"
+_TYPES = {  # of options in a schema, by their kind
+    "flag": "bool",
+    "integer": "SymInt",
+    "number": "float",
+    "choice": "str",
+    "pair": _MANY,
+    "padding": _MANY,
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Bridge:
     options: tuple[str, ...]
     types: tuple[str, ...]  # of the options
     defaults: dict[str, Any]
+    argmax: bool  # there is a <name>_argmax
 
     @property
     def schemas(self) -> tuple[str, str]:
@@ -53,28 +60,21 @@ class Bridge:
 
 
 def _bridge(row: Operator) -> Bridge:
-    parameters = inspect.signature(row.forward).parameters
-    axes_of = {a.name: a.axes for a in row.arguments}
-    names = tuple(axes_of)
-    regions = any(axes.startswith("(R,") for axes in axes_of.values())  # of all images at once
-    # In the file the annotations are text: they are those of the public function.
-    types = tuple(_TYPES.get(parameters[n].annotation, _MANY) for n in row.options)
     return Bridge(
         name=row.name,
         forward=inspect.unwrap(row.forward),
         backward=inspect.unwrap(row.backward),
         gradients=row.gradients,
-        names=names,
-        required=tuple(a.name for a in row.arguments if not a.optional),
-        optional=tuple(a.name for a in row.arguments if a.optional),
+        names=tuple(argument.name for argument in row.arguments),
+        required=row.required,
+        optional=row.optional,
         differentiable=row.gradients._fields,
         kept=row.kept,
-        batched=()
-        if regions
-        else tuple(n for n, axes in axes_of.items() if axes.startswith("(N,")),
-        options=row.options,
-        types=types,
-        defaults={n: parameters[n].default for n in row.options},
+        batched=row.batched,
+        options=tuple(option.name for option in row.options),
+        types=tuple(_TYPES[option.kind] for option in row.options),
+        defaults=row.defaults,
+        argmax=row.argmax,
     )
 
 

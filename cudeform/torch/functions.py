@@ -10,6 +10,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from cudeform import derivatives
+from cudeform.plans import plan
 from cudeform.torch.bridges import BRIDGES, Bridge, flat
 from cudeform.torch.crossing import compute
 from cudeform.torch.mapping import mapped
@@ -231,21 +232,19 @@ class BackwardDual(Backward):
                 r if n not in pulled else pulled[n] if r is None else r + pulled[n]
                 for n, r in zip(bridge.differentiable, result, strict=True)
             ]
-        shapes = dict(zip(bridge.kept, tensors, strict=True))
         return tuple(
-            _zeros(n, shapes, grad_output, n in ctx.needs) if r is None else r
-            for n, r in zip(bridge.differentiable, result, strict=True)
+            _zeros(ctx.bound, name if name in ctx.needs else None, tensors) if r is None else r
+            for name, r in zip(bridge.differentiable, result, strict=True)
         )
 
 
-def _zeros(name: str, given: dict[str, Any], grad_output: Any, needed: bool) -> Any:
-    if not needed:
-        return grad_output.new_zeros(0)
-    return (
-        torch.zeros_like(given[name])
-        if name in given
-        else given["weight"].new_zeros(given["weight"].shape[0])
-    )
+def _zeros(bound: Bound, name: str | None, tensors: Sequence[Any]) -> Any:
+    """A gradient that does not change; one that is not needed is empty."""
+    given = dict(zip(bound.bridge.kept, tensors, strict=True))
+    if name is None:
+        return tensors[0].new_zeros(0)
+    outline = plan(bound.bridge.name, given, bound.options).gradients[name]
+    return given[outline.like].new_zeros(outline.shape)
 
 
 def curvature(

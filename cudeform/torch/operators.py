@@ -161,7 +161,8 @@ def define() -> None:
     for bridge in BRIDGES.values():
         _define_forward(bridge)
         _define_backward(bridge)
-    _define_forward(BRIDGES["roi_pool"], argmax=True)
+        if bridge.argmax:
+            _define_forward(bridge, argmax=True)
 
 
 define()

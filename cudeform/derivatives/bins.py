@@ -1,4 +1,4 @@
-"""Poolings of regions: bins that move, and pixels that are the largest.
+"""Poolings of regions whose bins move.
 
 A bin that moves takes its samples along, each through a cell of pixels of its own: there is no
 pooling of the whole bin whose result is the slope. So the samples are read one by one, each as a
@@ -18,7 +18,7 @@ from cudeform import checks
 from cudeform.derivatives.calls import Call, Namespace
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["along_offset", "at_largest"]
+__all__ = ["along"]
 
 _AT_ONCE = 16  # samples of a bin that one call reads
 _NOWHERE = -2  # a coordinate at which every sampler reads nothing
@@ -48,20 +48,7 @@ class _Axis(NamedTuple):
     divisor: Any  # what their sum is divided by  # (R, classes, ph, pw) or less
 
 
-def at_largest(call: Call, tangent: Any) -> Any:
-    """What moves where `roi_pool` found the largest pixels."""
-    xp, boxes = call.xp, call.primals["boxes"]
-    given = {"input": xp.still(call.primals["input"]), "boxes": boxes}
-    _, argmax = call.function(**given, **call.options, return_argmax=True)
-    images, channels, height, width = tangent.shape
-    image = xp.reshape(xp.cast(boxes[:, 0], "int32"), (boxes.shape[0], 1, 1, 1))
-    channel = xp.reshape(xp.arange(channels, argmax), (channels, 1, 1))
-    pixels = xp.reshape(tangent, (images, channels, height * width))
-    found = argmax >= 0  # in a bin with pixels
-    return xp.where(found, pixels[image, channel, xp.where(found, argmax, 0)], 0)
-
-
-def along_offset(call: Call, tangent: Any) -> list[Any]:
+def along(call: Call, tangent: Any) -> list[Any]:
     """What the bins of a deformable pooling gain where they move to."""
     xp, plan = call.xp, call.plan
     offset, moved = (_pairs(xp, plan, array) for array in (call.primals["offset"], tangent))
