@@ -21,9 +21,8 @@ struct Params {
   int channels, inner;     // fill: target[i] = source[i / inner % channels]
 };
 
-constexpr int TILE = 32;
-constexpr int ROWS = 8;  // rows of a tile that move at once
-constexpr int THREADS = TILE * ROWS;
+// From the host: THREADS, and the side of a TILE.
+constexpr int ROWS = THREADS / TILE;  // rows of a tile that move at once
 
 __device__ __forceinline__ int widen(int x) { return x; }
 __device__ __forceinline__ void narrow(int& x, int value) { x = value; }

@@ -10,7 +10,7 @@ using Sum = SumOf<Scalar>::type;
 using Index = INDEX;
 using Channels = Pack<Scalar, VEC>;
 
-constexpr int THREADS = 256;
+// From the host: THREADS.
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
 

@@ -7,7 +7,7 @@
 using Scalar = SCALAR;
 using Sum = SumOf<Scalar>::type;
 
-constexpr int THREADS = 256;
+// From the host: THREADS.
 constexpr int BLOCKS = 2;  // at once on a multiprocessor, at least: leaves a thread 128 registers
 
 // Rows from boxes (regions, 5) and the offset; their scale has the mask in it if there is one. counts: samples of each

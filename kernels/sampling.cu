@@ -28,9 +28,8 @@ struct Params {
   long long mask_image, mask_channel, mask_pixel;
 };
 
-constexpr int THREADS = 256;
+// From the host: THREADS, and TILE points whose geometry a block keeps in shared memory.
 constexpr int BLOCKS = 4;  // at once on a multiprocessor, at least: leaves a thread 64 registers
-constexpr int TILE = 64;  // points whose geometry a block keeps in shared memory
 
 struct Point {
   int pixel, group, tap;  // pixel: within the chunk

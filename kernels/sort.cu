@@ -12,11 +12,9 @@ struct Params {
   int keys;    // number of different keys, for `starts`
 };
 
-constexpr int THREADS = 256;
-constexpr int DIGITS = 256;
+// From the host: THREADS, DIGITS, and TILE elements a block.
 constexpr int WARPS = THREADS / 32;
-constexpr int ROUNDS = 8;
-constexpr int TILE = THREADS * ROUNDS;
+constexpr int ROUNDS = TILE / THREADS;
 
 __device__ __forceinline__ int digit_of(const Params& p, int key) { return (key >> p.shift) & (DIGITS - 1); }
 

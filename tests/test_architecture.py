@@ -44,13 +44,13 @@ RESERVED = {
     "llvmlite": ("cpu/",),
     # the last two for arrays of a framework that is on a GPU without CuPy's being imported
     "cupy": (
-        "cuda/runtime.py",
+        "cuda/device.py",
         "commands/machine.py",
         "jax/buffers.py",
         "dlpack.py",
         "torch/crossing.py",
     ),
-    "cupy_backends": ("cuda/runtime.py",),
+    "cupy_backends": ("cuda/cupy_device.py",),
     "cupyx": (),
     "torch": ("torch/", "keras.py", "commands/peers.py", "commands/cuda_peers.py"),
     # peers, engines: what `bench` measures against

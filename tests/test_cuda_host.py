@@ -1,6 +1,7 @@
 """The host side of the CUDA backend, beyond what the operators' own tests reach by small shapes."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,7 +15,10 @@ from emulator.device import EmulatorDevice, EmulatorError, install, to_device, t
 from tolerances import assert_close
 
 import cudeform
-from cudeform.cuda import chunks, columns, deform_conv, layout, runtime, sort
+from cudeform.cuda import chunks, columns, deform_conv, layout, sort
+from cudeform.cuda.compile import SCALARS, flatten
+from cudeform.cuda.cupy_device import CupyDevice
+from cudeform.cuda.gemm import gemm_arguments
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def test_workspace_does_not_grow_with_the_batch(monkeypatch, device):
 
 
 def _kernels(unit):
-    return re.findall(r'extern "C" __global__.*?\)?\s+(\w+)\(const', runtime.flatten(unit))
+    return re.findall(r'extern "C" __global__.*?\)?\s+(\w+)\(const', flatten(unit))
 
 
 @pytest.mark.parametrize("index", ["int", "long long"])
@@ -134,7 +138,7 @@ def test_every_kernel_of_every_variant_runs_clean(monkeypatch, device, dtype, in
         monkeypatch.undo()
         monkeypatch.setattr(layout, "index_type", lambda elements: index)
     ran = {(file, defines) for file, defines, _ in device.launched}
-    scalar = runtime.SCALARS[dtype]
+    scalar = SCALARS[dtype]
     wanted = [
         unit
         for unit in columns.units()
@@ -275,7 +279,7 @@ def test_gemm_arguments_describe_the_product(accumulate, out_transposed, sizes, 
     a, b = stored(m, k, transposed[0]), stored(k, n, transposed[1])
     out = stored(m, n, out_transposed)
     want = np.matmul(a, b) + (out if accumulate else 0)
-    g = runtime.gemm_arguments(a, b, out)
+    g = gemm_arguments(a, b, out)
     first, second = (a, b) if g.swapped else (b, a)
     _column_major_gemm(g, _flat(first), _flat(second), _flat(out), accumulate)
     np.testing.assert_allclose(out, want, atol=1e-12)
@@ -284,7 +288,7 @@ def test_gemm_arguments_describe_the_product(accumulate, out_transposed, sizes, 
 
 def test_gemm_repeats_a_batch_of_one():
     a, b, out = np.ones((1, 2, 3)), np.ones((4, 3, 5)), np.empty((4, 2, 5))
-    g = runtime.gemm_arguments(a, b, out)
+    g = gemm_arguments(a, b, out)
     assert (g.batch, g.stride_a, g.stride_b) == (4, 15, 0)
 
 
@@ -331,7 +335,7 @@ def test_cublas_is_told_the_precision(monkeypatch, cupy_device, dtype, precision
 
 def test_flattened_text_needs_no_other_file():
     for unit in deform_conv.units():
-        text = runtime.flatten(unit)
+        text = flatten(unit)
         assert "#include" not in text
         assert text.count("enum Border") <= 1
 
@@ -340,7 +344,7 @@ def test_params_that_differ_from_the_dtype_do_not_compile(device):
     wrong = np.dtype(
         [("count", "i4"), ("blocks", "i4"), ("shift", "i4"), ("keys", "i4")], align=True
     )
-    unit = runtime.Unit("sort.cu", (), wrong)
+    unit = replace(sort.UNIT, params=wrong)
     with pytest.raises(Exception, match="differs from the dtype of the host"):
         device.launch(unit, "count_digits", 1, 256, (None, None), np.zeros((), wrong))
 
@@ -355,7 +359,7 @@ class _FakeModule:
             raise self.error
 
     def get_function(self, name):
-        return lambda grid, block, args: self.launches.append((name, grid, block, args))
+        return lambda grid, block, args, shared_mem: self.launches.append((name, grid, block, args))
 
 
 def _fake_cupy(module):
@@ -373,7 +377,7 @@ def cupy_device():
 
     def make(module):
         cupy, made = _fake_cupy(module)
-        return runtime.CupyDevice(cupy, 0), made
+        return CupyDevice(cupy, 0), made
 
     return make
 
@@ -384,7 +388,7 @@ def test_a_unit_is_compiled_once(cupy_device):
     params = np.zeros((), sort.PARAMS)
     for kernel in ("count_digits", "add_counts", "count_digits"):
         device.launch(sort.UNIT, kernel, 3, 256, (None, None), params)
-    assert len(made) == 1 and made[0]["code"] == runtime.flatten(sort.UNIT)
+    assert len(made) == 1 and made[0]["code"] == flatten(sort.UNIT)
     assert [launch[0] for launch in module.launches] == [
         "count_digits",
         "add_counts",
@@ -412,5 +416,5 @@ def test_an_emulator_error_reaches_the_caller(device):
 
 
 def test_bfloat16_is_a_storage_type():
-    assert set(runtime.SCALARS) == set(cudeform.arrays.DTYPES)
+    assert set(SCALARS) == set(cudeform.arrays.DTYPES)
     assert dtype_of("bfloat16") == ml_dtypes.bfloat16

@@ -15,7 +15,7 @@ SCHEDULES = [("ascending", 0), ("descending", 0), ("random", 1), ("random", 2)]
 
 @dataclass(frozen=True)
 class Unit:
-    """As in cudeform.cuda.runtime, for files that are not in kernels/."""
+    """As in cudeform.cuda.compile, for files that are not in kernels/."""
 
     file: str
     defines: tuple

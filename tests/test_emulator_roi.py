@@ -11,7 +11,8 @@ from test_emulator import SCHEDULES
 from tolerances import assert_close
 
 import cudeform
-from cudeform.cuda import layout, regions, roi, runtime
+from cudeform.cuda import layout, regions, roi
+from cudeform.cuda.compile import SCALARS
 
 EMULATOR = backends.BACKENDS["emulator"]
 READS = [  # a case for each way to read, and its forward and backward kernels
@@ -76,7 +77,7 @@ def test_planted_bug_is_caught(bug, order, seed):
     old, new = PLANTED[bug]
 
     def flatten(unit):
-        text = runtime.flatten(unit)
+        text = flatten(unit)
         assert unit.file != "roi.cu" or text.count(old) == 1
         return text.replace(old, new)
 
@@ -152,7 +153,7 @@ def test_every_kernel_of_every_variant_runs_clean(monkeypatch, device, dtype, in
         unit
         for unit in regions.units()
         if unit.file.startswith("roi")
-        and ("SCALAR", runtime.SCALARS[dtype]) in unit.defines
+        and ("SCALAR", SCALARS[dtype]) in unit.defines
         and dict(unit.defines).get("INDEX", index) == index
     ]
     assert len(wanted) == widest.bit_length() + 1

@@ -2,12 +2,13 @@
 
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from gates import nvrtc, sass, table
 
-from cudeform.cuda.runtime import Unit, flatten
+from cudeform.cuda.compile import flatten
 
 RECORD_ANEW = "if that is meant, run `python -m tests.gates` and commit tests/gates/resources.json"
 
@@ -165,7 +166,7 @@ def test_planted_params_mismatch_is_found(major, field):
     fields = [(name, unit.params[name]) for name in unit.params.names]
     wrong = [*fields, ("more", "i4")] if field == "sizes" else fields[::-1]
     with pytest.raises(nvrtc.CompileError, match="differs from the dtype of the host"):
-        nvrtc.compile(flatten(Unit(unit.file, unit.defines, np.dtype(wrong))), arch, major)
+        nvrtc.compile(flatten(replace(unit, params=np.dtype(wrong))), arch, major)
 
 
 def test_drift_is_found():

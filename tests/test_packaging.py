@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import cudeform
-from cudeform.cuda import runtime
+from cudeform.cuda.compile import Unit, flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = configparser.ConfigParser()
@@ -67,7 +67,7 @@ def test_kernels_are_found_in_a_zip(tmp_path):
 import sys
 sys.path.insert(0, {str(archive)!r})
 import numpy as np
-from cudeform.cuda.runtime import Unit, flatten
+from cudeform.cuda.compile import Unit, flatten
 params = np.dtype([("height", "i4")])
 for name in {names}:
     print(len(flatten(Unit(name, (), params))))
@@ -75,5 +75,5 @@ for name in {names}:
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    units = [runtime.Unit(name, (), np.dtype([("height", "i4")])) for name in names]
-    assert shown.stdout.split() == [str(len(runtime.flatten(unit))) for unit in units]
+    units = [Unit(name, (), np.dtype([("height", "i4")])) for name in names]
+    assert shown.stdout.split() == [str(len(flatten(unit))) for unit in units]

@@ -13,7 +13,8 @@ import numpy as np
 from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.chunks import Chunk, chunks
-from cudeform.cuda.runtime import SCALARS, Device, Unit, address, pack
+from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.device import Device, address
 from cudeform.plans.points import BORDERS, Points
 
 __all__ = [
@@ -53,7 +54,7 @@ COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 @cache
 def _unit(dtype: str, vector: int, index: str) -> Unit:
     defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("INDEX", index))
-    return Unit("sampling.cu", defines, PARAMS)
+    return Unit("sampling.cu", defines, PARAMS, (("THREADS", THREADS), ("TILE", TILE)))
 
 
 def units() -> Iterator[Unit]:

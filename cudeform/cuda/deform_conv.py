@@ -19,7 +19,7 @@ from cudeform.cuda.columns import (
     most_backward_pixels,
     units,
 )
-from cudeform.cuda.runtime import Device, device_of
+from cudeform.cuda.device import Device, device_of
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["backward", "forward", "units"]

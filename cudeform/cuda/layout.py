@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name
-from cudeform.cuda.runtime import SCALARS, Device, Unit, pack
+from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.device import Device
 
 __all__ = ["fill", "index_type", "rounded", "transpose", "units"]
 
@@ -47,7 +48,7 @@ def index_type(elements: int) -> str:
 @cache
 def _unit(source: str, target: str, index: str) -> Unit:
     defines = (("SOURCE", _TYPES[source]), ("TARGET", _TYPES[target]), ("INDEX", index))
-    return Unit("layout.cu", defines, PARAMS)
+    return Unit("layout.cu", defines, PARAMS, (("THREADS", THREADS), ("TILE", TILE)))
 
 
 def units() -> Iterator[Unit]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import layout, sort
-from cudeform.cuda.runtime import SCALARS, Device, Unit, pack
+from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.device import Device
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["ROW_ITEMS", "Launcher", "Part", "Samples", "units"]
@@ -45,18 +46,19 @@ REGIONS = {
 }
 _REGION_FIELDS = ("round_box", "round_scaled", "box_more", "scaled_more", "origin", "least")
 THREADS, WARP, VECTOR_BYTES = 256, 32, 16
+_SIZES = (("THREADS", THREADS),)
 ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
 
 
 @cache
 def _rows_unit(dtype: str) -> Unit:
-    return Unit("roi_rows.cu", (("SCALAR", SCALARS[dtype]),), PARAMS)
+    return Unit("roi_rows.cu", (("SCALAR", SCALARS[dtype]),), PARAMS, _SIZES)
 
 
 @cache
 def _unit(dtype: str, vector: int, index: str) -> Unit:
     defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("INDEX", index))
-    return Unit("roi.cu", defines, PARAMS)
+    return Unit("roi.cu", defines, PARAMS, _SIZES)
 
 
 def units() -> Iterator[Unit]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from cudeform.cuda import layout
+from cudeform.cuda.device import device_of
 from cudeform.cuda.regions import ROW_ITEMS, Launcher, Part, units
-from cudeform.cuda.runtime import device_of
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "forward", "units"]

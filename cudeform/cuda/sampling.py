@@ -15,7 +15,7 @@ from cudeform.cuda.columns import (
     most_backward_pixels,
     units,
 )
-from cudeform.cuda.runtime import device_of
+from cudeform.cuda.device import device_of
 from cudeform.plans.points import Points
 from cudeform.plans.sampling import SamplePlan
 

@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudeform.cuda.runtime import Device, Unit, pack
+from cudeform.cuda.compile import Unit, pack
+from cudeform.cuda.device import Device
 
 __all__ = ["Buckets", "sort_points", "units"]
 
 PARAMS = np.dtype([("count", "i4"), ("shift", "i4"), ("blocks", "i4"), ("keys", "i4")], align=True)
 THREADS, DIGIT_BITS, TILE = 256, 8, 2048
-UNIT = Unit("sort.cu", (), PARAMS)
+_SIZES = (("THREADS", THREADS), ("DIGITS", 1 << DIGIT_BITS), ("TILE", TILE))
+UNIT = Unit("sort.cu", (), PARAMS, _SIZES)
 
 
 class Buckets(NamedTuple):

@@ -85,22 +85,22 @@ def install(device: EmulatorDevice):
     """Let cudeform's public functions take `DeviceArray` and run their kernels on `device`.
 
     Within the ``with`` block ``cudeform.arrays`` sends a `DeviceArray` to the "cuda" backend, and
-    ``cudeform.cuda.runtime`` gives that backend `device` for it.
+    ``cudeform.cuda.device`` gives that backend `device` for it.
     """
     from cudeform import arrays
-    from cudeform.cuda import runtime
+    from cudeform.cuda.device import register
 
     arrays.register(DeviceArray, arrays.Kind("emulator", "cuda", lambda array: device.name))
-    runtime.register(DeviceArray, lambda: device)
+    register(DeviceArray, lambda: device)
     try:
         yield device
     finally:
         arrays.register(DeviceArray, None)
-        runtime.register(DeviceArray, None)
+        register(DeviceArray, None)
 
 
 class EmulatorDevice:
-    """Same interface as the CuPy device in ``cudeform.cuda.runtime``.
+    """Same interface as the ``CupyDevice``.
 
     Parameters
     ----------
@@ -112,10 +112,11 @@ class EmulatorDevice:
     seed : int
         Of the random order.
     flatten : callable, optional
-        ``unit -> text``; ``cudeform.cuda.runtime.flatten`` by default.
+        ``unit -> text``; ``cudeform.cuda.compile.flatten`` by default.
     """
 
     name = "emulator"
+    capability = 80
     multiprocessors = 4
     warp_size = 32
     max_threads = 1024
@@ -212,7 +213,7 @@ class EmulatorDevice:
             raise EmulatorError("gemm: `out` is read-only")
         if precision not in ("ieee", "tf32"):
             raise EmulatorError(f"gemm: precision {precision!r}")
-        from cudeform.cuda.runtime import gemm_arguments
+        from cudeform.cuda.gemm import gemm_arguments
 
         gemm_arguments(a, b, out)  # refuses strides that cuBLAS would refuse
         rounded = precision == "tf32" and a.dtype == np.float32
@@ -224,7 +225,7 @@ class EmulatorDevice:
 
     def _text(self, unit) -> str:
         if self._flatten is None:
-            from cudeform.cuda.runtime import flatten
+            from cudeform.cuda.compile import flatten
 
             self._flatten = flatten
         return self._flatten(unit)

@@ -10,8 +10,8 @@ __all__ = ["WHEELS", "Binary", "CompileError", "Missing", "Resources", "compile"
 
 WHEELS = {12: "nvidia-cuda-nvrtc-cu12", 13: "nvidia-cuda-nvrtc"}  # by CUDA's major version
 
-# What CuPy gives NVRTC (cudeform.cuda.runtime says -std), and the table of registers.
-OPTIONS = ("-std=c++17", "-ftz=true", "--ptxas-options=-v")
+# What CuPy gives NVRTC besides a unit's own options, and the table of registers.
+OPTIONS = ("-ftz=true", "--ptxas-options=-v")
 
 
 class Missing(Exception):
@@ -70,7 +70,7 @@ def architectures(major: int) -> list[str]:
     return [f"sm_{number}" for number in numbers]
 
 
-def compile(text: str, arch: str, major: int) -> Binary:
+def compile(text: str, arch: str, major: int, options=("-std=c++17",)) -> Binary:
     """Compile a unit's text; CompileError if that fails."""
     library = _library(major)
     program = ctypes.c_void_p()
@@ -85,9 +85,9 @@ def compile(text: str, arch: str, major: int) -> Binary:
         None,
     )
     try:
-        options = [option.encode() for option in (*OPTIONS, f"-arch={arch}")]
-        array = (ctypes.c_char_p * len(options))(*options)
-        status = library.nvrtcCompileProgram(program, len(options), array)
+        given = [option.encode() for option in (*options, *OPTIONS, f"-arch={arch}")]
+        array = (ctypes.c_char_p * len(given))(*given)
+        status = library.nvrtcCompileProgram(program, len(given), array)
         log = _output(library, program, "ProgramLog").rstrip(b"\0").decode()
         if status:
             raise CompileError(log)

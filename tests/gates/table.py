@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cudeform.cuda.runtime import Unit, flatten
+from cudeform.cuda.compile import Unit, flatten
 from cudeform.registry import OPERATORS
 
 from . import nvrtc, sass
@@ -100,7 +100,8 @@ def compilations(full: bool | None = None) -> Iterator[tuple[Unit, str]]:
     full = os.environ.get("CUDEFORM_GATES") == "full" if full is None else full
     for unit in units():
         for arch in (arch for archs in ARCHITECTURES.values() for arch in archs):
-            if full or is_recorded(unit, arch):
+            runs = int(arch.removeprefix("sm_")) >= unit.capability
+            if runs and (full or is_recorded(unit, arch)):
                 yield unit, arch
 
 
@@ -120,7 +121,7 @@ def cuda_of(arch: str) -> int:
 @cache
 def binary(unit: Unit, arch: str) -> nvrtc.Binary:
     """A unit as CuPy would compile it on such a GPU."""
-    return nvrtc.compile(flatten(unit), arch, cuda_of(arch))
+    return nvrtc.compile(flatten(unit), arch, cuda_of(arch), unit.options)
 
 
 def kernels_of(unit: Unit, arch: str) -> dict[str, list[int]]:

@@ -1,0 +1,86 @@
+"""What the host code of the operators sees of a GPU, and which one an array is on.
+
+CuPy's is `cudeform.cuda.cupy_device`; the tests have another that runs the kernels on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+
+from cudeform.cuda.compile import Unit
+
+__all__ = ["Device", "address", "device_of", "register"]
+
+
+class Device(Protocol):
+    """What the host code of an operator may ask of a GPU."""
+
+    name: str
+    capability: int  # ten times the compute capability
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A new array with undefined contents."""
+
+    def to_device(self, array: np.ndarray) -> Any:
+        """A copy of a NumPy array."""
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """A copy as a NumPy array; the one call that waits for what was started before."""
+
+    def launch(
+        self,
+        unit: Unit,
+        kernel: str,
+        grid: int,
+        block: int,
+        arrays: tuple[Any, ...],
+        params: np.ndarray,
+        shared_bytes: int = 0,
+    ) -> None:
+        """Start a kernel: contiguous arrays or None first, its Params last.
+
+        `shared_bytes` is what a block has of shared memory besides what the kernel declares.
+        """
+
+    def gemm(
+        self, a: Any, b: Any, out: Any, *, accumulate: bool = False, precision: str = "ieee"
+    ) -> None:
+        """out = a @ b, or out += a @ b, on (batches of) strided matrices, summed in `sum_dtype`."""
+
+
+_registered: dict[type, Callable[[], Device]] = {}
+_cupy_devices: dict[int, Device] = {}
+
+
+def register(array_type: type, device: Callable[[], Device] | None) -> None:
+    """Say which device computes on arrays of exactly this type; None forgets the type."""
+    if device is None:
+        _registered.pop(array_type, None)
+    else:
+        _registered[array_type] = device
+
+
+@contextmanager
+def device_of(array: Any) -> Iterator[Device]:
+    """The array's device, made current for the time of a call."""
+    if type(array) in _registered:
+        yield _registered[type(array)]()
+        return
+    import cupy
+
+    with array.device:
+        index = array.device.id
+        if index not in _cupy_devices:
+            from cudeform.cuda.cupy_device import CupyDevice
+
+            _cupy_devices.setdefault(index, CupyDevice(cupy, index))
+        yield _cupy_devices[index]
+
+
+def address(array: Any) -> int:
+    """Where an array's first element is in its device's memory."""
+    return array.data.ptr
