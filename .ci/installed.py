@@ -20,10 +20,10 @@ for module in pkgutil.walk_packages(cudeform.__path__, "cudeform."):
         except ModuleNotFoundError as error:  # the wheel is installed without its extras
             assert error.name.partition(".")[0] != "cudeform", error
 
-runtime = importlib.import_module("cudeform.cuda.runtime")
+compiling = importlib.import_module("cudeform.cuda.compile")
 for kernel_file in ("sampling.cu", "sort.cu"):  # flattened: every header is in the wheel too
-    unit = runtime.Unit(kernel_file, (), np.dtype([("height", np.int32)]))
-    assert "__global__" in runtime.flatten(unit)
+    unit = compiling.Unit(kernel_file, (), np.dtype([("height", np.int32)]))
+    assert "__global__" in compiling.flatten(unit)
 
 rng = np.random.default_rng(0)
 image = rng.standard_normal((1, 4, 8, 8)).astype(np.float32)
