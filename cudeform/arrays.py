@@ -23,6 +23,7 @@ __all__ = [
     "dtype_name",
     "kind_of",
     "namespace",
+    "offset_dtypes",
     "register",
     "sum_dtype",
     "type_name",
@@ -100,8 +101,12 @@ def type_name(value: Any) -> str:
     return name if module == "builtins" else f"{module}.{name}"
 
 
-def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -> Kind:
+def kind_of(
+    op: str, arrays: Mapping[str, Any], optional: Container[str] = (), coordinates: str = ""
+) -> Kind:
     """The one kind of all the arrays given, after checking kind, device and dtype of each.
+
+    The array named `coordinates` may be of float32 beside 16-bit ones.
 
     Raises
     ------
@@ -151,6 +156,11 @@ def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -
                 error=TypeError,
             )
     if mixed:  # or equal, but not the same object
+        finer = arrays.get(coordinates)
+        if finer is not None:
+            allowed = offset_dtypes(first.dtype_name(first_dtype))
+            if first.dtype_name(finer.dtype) in allowed:
+                arrays = {name: a for name, a in arrays.items() if name != coordinates}
         checks.same_dtype(op, **arrays)
     return first
 
@@ -166,6 +176,11 @@ _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 def sum_dtype(dtype: Any) -> np.dtype:
     """The dtype that coordinates and sums have: float32, and float64 for float64 arrays."""
     return _DOUBLE if dtype == _DOUBLE else _SINGLE
+
+
+def offset_dtypes(dtype: str) -> tuple[str, ...]:
+    """The dtypes, by name, that offsets and points beside images of a dtype may have."""
+    return (dtype, "float32") if dtype in ("float16", "bfloat16") else (dtype,)
 
 
 def widened(kind: Kind, array: Any) -> Any:

@@ -214,7 +214,7 @@ def _compute(
         out_width=offset.shape[3],
         origin=origin,
     )
-    kind = arrays.kind_of("deform_conv2d", part)
+    kind = arrays.kind_of("deform_conv2d", part, coordinates="offset")
     names = ("input", "offset", "weight", "bias", "mask")
     given = [arrays.contiguous(part.get(name)) for name in names]
     return implementation(kind, "deform_conv").forward(replace(plan, points=points), *given)

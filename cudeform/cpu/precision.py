@@ -50,17 +50,15 @@ def backward(
     mask: np.ndarray | None,
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
-    """The gradients named in `needs`, in the dtype of `input`."""
+    """The gradients named in `needs`, each in the dtype of its argument."""
+    per_image = {"input": input, "offset": offset, "mask": mask}
     if grad_output.size == 0:
-        given = {"input": input.shape, "weight": plan.weight_shape, "bias": plan.out_channels}
-        given |= {
-            name: a.shape for name, a in (("offset", offset), ("mask", mask)) if a is not None
-        }
-        return {name: np.zeros(given[name], input.dtype) for name in needs}
+        found = {name: np.zeros_like(per_image[name]) for name in needs & per_image.keys()}
+        shapes = {"weight": plan.weight_shape, "bias": plan.out_channels}
+        return found | {name: np.zeros(shapes[name], input.dtype) for name in needs - found.keys()}
     wide = sum_dtype(input.dtype)
     if input.dtype == wide:
         return gradients(plan, grad_output, input, offset, weight, mask, needs)
-    per_image = {"input": input, "offset": offset, "mask": mask}
     result = {name: np.empty_like(per_image[name]) for name in needs & per_image.keys()}
     shapes = {"weight": plan.weight_shape, "bias": plan.out_channels}
     sums = {name: np.zeros(shapes[name], wide) for name in needs & shapes.keys()}
@@ -80,7 +78,9 @@ def backward(
 
 
 def _widened(arrays: tuple, dtype: np.dtype, images: slice = slice(None)) -> list:
-    return [None if array is None else array[images].astype(dtype) for array in arrays]
+    return [
+        None if array is None else array[images].astype(dtype, copy=False) for array in arrays
+    ]
 
 
 def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

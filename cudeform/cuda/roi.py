@@ -24,7 +24,7 @@ def forward(plan: RoiPlan, input: Any, boxes: Any, offset: Any, mask: Any) -> tu
         argmax = device.empty(plan.out_shape, np.int32) if plan.reads == "max" else None
         if plan.regions == 0:
             return output, argmax
-        launcher = Launcher(device, plan, input.dtype)
+        launcher = Launcher(device, plan, input.dtype, offset)
         staged = launcher.stage(input)
         for regions in _region_groups(launcher):
             rows = launcher.rows(*_cut(regions, boxes, offset, mask))
@@ -78,7 +78,7 @@ def backward(
             for grad in grads.values():
                 grad.fill(0)
             return grads
-        launcher = Launcher(device, plan, input.dtype)
+        launcher = Launcher(device, plan, input.dtype, offset)
         if needs - {"input"}:
             _point_gradients(launcher, grad_output, input, boxes, offset, mask, grads)
         if "input" in needs:

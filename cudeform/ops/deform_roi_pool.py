@@ -19,7 +19,9 @@ __all__ = [
     "deform_roi_pool_backward",
 ]
 
-_OPTIONAL = ("offset", "mask")
+
+def _kind(op: str, given: dict[str, Any]) -> arrays.Kind:
+    return arrays.kind_of(op, given, ("offset", "mask"), coordinates="offset")
 
 
 class DeformRoiPoolGradients(NamedTuple):
@@ -149,7 +151,8 @@ def deform_roi_pool(
         Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates
         of the image; of the dtype of `input`, or of float32 where that has 16 bits.
     offset : array of shape (R, 2, ph, pw) or None
-        How far each bin moves, x before y, in units of `gamma` times the size of the region.
+        How far each bin moves, x before y, in units of `gamma` times the size of the region; of
+        the dtype of `input`, or of float32 where that has 16 bits.
     output_size : int or (int, int)
         Bins (ph, pw) along y and x.
     spatial_scale : float
@@ -200,7 +203,7 @@ def deform_roi_pool(
            [11.5, 13. ]])
     """
     op = "deform_roi_pool"
-    kind = arrays.kind_of(op, dict(input=input, offset=offset, mask=mask), optional=_OPTIONAL)
+    kind = _kind(op, dict(input=input, offset=offset, mask=mask))
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, offset, output_size, spatial_scale, sampling_ratio, gamma, mask)
     return pool(plan, kind, input, rows, offset, mask)[0]
@@ -248,7 +251,7 @@ def deform_roi_pool_backward(
     """
     op = "deform_roi_pool_backward"
     given = dict(grad_output=grad_output, input=input, offset=offset, mask=mask)
-    kind = arrays.kind_of(op, given, optional=_OPTIONAL)
+    kind = _kind(op, given)
     given = {"offset": offset, "mask": mask}
     needed = checks.needs(op, needs, given, DeformRoiPoolGradients._fields)
     rows = box_rows(op, boxes, input, kind)
@@ -295,7 +298,7 @@ def deform_ps_roi_pool(
         As in `deform_roi_pool`; their corners are rounded before they are scaled.
     offset : array of shape (R, 2*classes, part_h, part_w) or None
         How far the bins of a part move, per class x before y, in units of `trans_std` times the
-        size of the region.
+        size of the region; of the dtype of `input`, or of float32 where that has 16 bits.
     output_size : int or (int, int)
         Bins (ph, pw) along y and x.
     spatial_scale : float
@@ -349,7 +352,7 @@ def deform_ps_roi_pool(
            [2., 3.]])
     """
     op = "deform_ps_roi_pool"
-    kind = arrays.kind_of(op, dict(input=input, offset=offset, mask=mask), optional=_OPTIONAL)
+    kind = _kind(op, dict(input=input, offset=offset, mask=mask))
     rows = box_rows(op, boxes, input, kind)
     plan = _ps_plan(
         op,
@@ -409,7 +412,7 @@ def deform_ps_roi_pool_backward(
     """
     op = "deform_ps_roi_pool_backward"
     given = dict(grad_output=grad_output, input=input, offset=offset, mask=mask)
-    kind = arrays.kind_of(op, given, optional=_OPTIONAL)
+    kind = _kind(op, given)
     given = {"offset": offset, "mask": mask}
     needed = checks.needs(op, needs, given, DeformRoiPoolGradients._fields)
     rows = box_rows(op, boxes, input, kind)
