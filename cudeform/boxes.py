@@ -13,6 +13,8 @@ from cudeform.geometry import RoiPlan
 __all__ = ["box_rows", "groups_of", "pool_plan", "positive", "sampling", "shift_cells"]
 
 _MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
+_EXACT = 2**24  # pixels: beyond, float32 does not tell one from the next
+_MOST_OF_ARGMAX = 2**31  # pixels: y*W + x is int32
 _WHY = "(R, 5) rows (image, x1, y1, x2, y2), or for each image an array (L, 4)"
 
 
@@ -27,6 +29,7 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
     """
     dtype = arrays.sum_dtype(input.dtype)
     batch = input.shape[0]
+    _check_sides(op, input.shape[2:], dtype)
     if isinstance(boxes, (list, tuple)):
         if len(boxes) != batch:
             checks.fail(op, "boxes", f"of length {batch}, one array per image", len(boxes), _WHY)
@@ -52,6 +55,14 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
             f"{images[row]:g} in row {row}",
         )
     return arrays.contiguous(boxes if boxes.dtype == dtype else boxes.astype(dtype))
+
+
+def _check_sides(op: str, sides: tuple[int, ...], dtype: np.dtype) -> None:
+    """Refuse images whose pixels the coordinates of regions do not tell apart."""
+    for size in sides:
+        if dtype == np.float32 and size > _EXACT:
+            why = "boxes and samples are float32, which skips pixels beyond; float64 does not"
+            checks.fail(op, "input", f"of at most {_EXACT} pixels along an axis", size, why)
 
 
 def _check(op: str, name: str, boxes: Any, input: Any, kind: Kind, columns: int) -> None:
@@ -114,6 +125,9 @@ def pool_plan(
     checks.rank(op, "input", input, axes)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
     batch, channels, height, width = input.shape
+    if reads == "max" and height * width > _MOST_OF_ARGMAX:
+        most, why = f"of at most {_MOST_OF_ARGMAX} pixels", "argmax, y*W + x, is int32"
+        checks.fail(op, "input", most, height * width, why)
     plan = RoiPlan(
         batch=batch,
         channels=channels,

@@ -78,9 +78,7 @@ def backward(
 
 
 def _widened(arrays: tuple, dtype: np.dtype, images: slice = slice(None)) -> list:
-    return [
-        None if array is None else array[images].astype(dtype, copy=False) for array in arrays
-    ]
+    return [None if array is None else array[images].astype(dtype, copy=False) for array in arrays]
 
 
 def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

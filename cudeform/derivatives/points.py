@@ -12,22 +12,48 @@ from cudeform.derivatives.calls import Call
 __all__ = ["along_offset", "along_points"]
 
 
-def _border(call: Call, coordinate: Any, axis: int) -> tuple[Any, Any]:
-    """The lower pixel of a coordinate along y (0) or x (1), and where S has a slope there."""
-    last = call.options["layout"] == "NHWC"
-    size = call.primals["input"].shape[axis + (1 if last else 2)]
+_EXACT = 2**24  # pixels: beyond, float32 does not tell a whole number from the next
+
+
+def _sides(call: Call) -> tuple[int, int]:
+    """The height and the width of the images."""
+    shape = call.primals["input"].shape
+    return shape[1:3] if call.options["layout"] == "NHWC" else shape[2:4]
+
+
+def _check_sides(call: Call, coordinates: str) -> None:
+    """Refuse images so large that a pixel and the next one are one number."""
+    for size in _sides(call):
+        if call.xp.dtype_name(call.primals[coordinates]) == "float32" and size > _EXACT:
+            checks.fail(
+                call.name,
+                "input",
+                f"of at most {_EXACT} pixels along an axis for a derivative along `{coordinates}`",
+                size,
+                "float32 has no next whole number beyond; float64 has",
+                NotImplementedError,
+            )
+
+
+def _border(call: Call, start: Any, moved: Any, axis: int) -> tuple[Any, Any]:
+    """For coordinates start + moved along y (0) or x (1), of which start is whole: `moved` at the
+    lower pixel, and where S has a slope.
+    """
+    below = call.xp.floor(moved)
+    cell = below + start
     if call.options["border"] == "clamp":
-        moves = (coordinate >= 0) & (coordinate < size - 1)
+        moves = (cell >= 0) & (cell < _sides(call)[axis] - 1)
     else:  # beyond the other edge both samples are 0
-        moves = coordinate > -1
-    return call.xp.floor(coordinate), moves
+        moves = (cell > -1) | ((cell == -1) & (moved > below))
+    return below, moves
 
 
 def along_points(call: Call, tangent: Any) -> list[Any]:
     xp, points = call.xp, call.primals["points"]
+    _check_sides(call, "points")
     terms = []
     for axis in (0, 1):
-        low, moves = _border(call, points[..., axis], axis)
+        low, moves = _border(call, 0, points[..., axis], axis)
         factor = xp.where(moves, tangent[..., axis], 0)
         ends = []
         for end in (low + 1, low):
@@ -41,6 +67,7 @@ def along_points(call: Call, tangent: Any) -> list[Any]:
 
 def along_offset(call: Call, tangent: Any) -> list[Any]:
     xp, offset = call.xp, call.primals["offset"]
+    _check_sides(call, "offset")
     axes = offset.shape
     last = call.options["layout"] == "NHWC"
     # (N, taps, 2, Ho, Wo) or (N, Ho, Wo, taps, 2), with the taps of all offset groups
@@ -55,14 +82,13 @@ def along_offset(call: Call, tangent: Any) -> list[Any]:
     )
     terms = []
     for axis in (0, 1):
-        start = _start(call, offset, axis)
-        low, moves = _border(call, pair[axis] + start, axis)
+        low, moves = _border(call, _start(call, offset, axis), pair[axis], axis)
         mask = xp.where(moves, tangents[axis], 0)
         if "mask" in call.primals:
             mask = mask * call.primals["mask"]
         for end, sign in ((low + 1, 1), (low, -1)):
             moved = list(pair)
-            moved[axis] = end - start
+            moved[axis] = end
             term = call(offset=xp.reshape(xp.stack(moved, at), axes), mask=mask)
             terms.append(term if sign == 1 else -term)
     return terms

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from cudeform import arrays, checks
 from cudeform.dispatch import operator
 from cudeform.geometry import BORDERS, LAYOUTS, ConvPlan, Points
-from cudeform.ops import implementation
+from cudeform.ops import check_reach, implementation
 
 __all__ = [
     "Conv2dGradients",
@@ -232,10 +232,9 @@ def deform_conv2d(
         u &= i s_y - p_y + a d_y + \Delta y_{t,a,b,i,j} \\
         v &= j s_x - p_x + b d_x + \Delta x_{t,a,b,i,j}
 
-    Coordinates and sums are float32 for the two 16-bit types, and the result is rounded once. The
-    whole numbers of a coordinate are added to its offset's fraction only where that is a weight:
-    however large the image, an offset loses no bit. One that is NaN or infinite reads 0. Equal arguments give equal bytes, whatever the
-    number of threads.
+    Coordinates and sums are float32 for the two 16-bit types, and the result is rounded once. An
+    offset is added to whole coordinates without losing a bit, however large the image; one that is
+    NaN or infinite reads 0. Equal arguments give equal bytes, whatever the number of threads.
 
     References
     ----------
@@ -275,6 +274,7 @@ def deform_conv2d(
         precision,
         border,
     )
+    check_reach(op, kind, plan.points)
     return implementation(kind, "deform_conv").forward(
         plan, *map(arrays.contiguous, (input, offset, weight, bias, mask))
     )
@@ -357,6 +357,7 @@ def deform_conv2d_backward(
         precision,
         border,
     )
+    check_reach(op, kind, plan.points, backward=True)
     gradients = implementation(kind, "deform_conv").backward(
         plan, *map(arrays.contiguous, (grad_output, input, offset, weight, mask)), needed
     )
@@ -404,6 +405,7 @@ def conv2d(
     kind = arrays.kind_of(op, dict(input=input, weight=weight, bias=bias), optional=("bias",))
     given = input, None, weight, bias, None, None
     plan = _plan(op, *given, stride, padding, dilation, layout, precision, "zeros")
+    check_reach(op, kind, plan.points)
     contiguous = map(arrays.contiguous, (input, None, weight, bias, None))
     return implementation(kind, "deform_conv").forward(plan, *contiguous)
 
@@ -446,6 +448,7 @@ def conv2d_backward(
     needed = checks.needs(op, needs, {}, Conv2dGradients._fields)
     given = input, None, weight, None, None, grad_output
     plan = _plan(op, *given, stride, padding, dilation, layout, precision, "zeros")
+    check_reach(op, kind, plan.points, backward=True)
     contiguous = map(arrays.contiguous, (grad_output, input, None, weight, None))
     gradients = implementation(kind, "deform_conv").backward(plan, *contiguous, needed)
     return Conv2dGradients(**gradients)

@@ -206,7 +206,7 @@ def deform_roi_pool(
     kind = _kind(op, dict(input=input, offset=offset, mask=mask))
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, offset, output_size, spatial_scale, sampling_ratio, gamma, mask)
-    return pool(plan, kind, input, rows, offset, mask)[0]
+    return pool(op, plan, kind, input, rows, offset, mask)[0]
 
 
 @operator
@@ -268,7 +268,7 @@ def deform_roi_pool_backward(
         grad_output,
     )
     gradients = pool_gradients(
-        plan, kind, grad_output, input, rows, needed, offset=offset, mask=mask
+        op, plan, kind, grad_output, input, rows, needed, offset=offset, mask=mask
     )
     return DeformRoiPoolGradients(**gradients)
 
@@ -368,7 +368,7 @@ def deform_ps_roi_pool(
         trans_std,
         mask,
     )
-    return pool(plan, kind, input, rows, offset, mask)[0]
+    return pool(op, plan, kind, input, rows, offset, mask)[0]
 
 
 @operator
@@ -432,6 +432,6 @@ def deform_ps_roi_pool_backward(
         grad_output,
     )
     gradients = pool_gradients(
-        plan, kind, grad_output, input, rows, needed, offset=offset, mask=mask
+        op, plan, kind, grad_output, input, rows, needed, offset=offset, mask=mask
     )
     return DeformRoiPoolGradients(**gradients)

@@ -122,7 +122,7 @@ def roi_align(
     kind = arrays.kind_of(op, dict(input=input))
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, output_size, spatial_scale, sampling_ratio, aligned)
-    return pool(plan, kind, input, rows)[0]
+    return pool(op, plan, kind, input, rows)[0]
 
 
 @checks.remembered("input", "rows", "grad_output")
@@ -187,7 +187,7 @@ def roi_align_backward(
     needed = checks.needs(op, needs, {}, RoiAlignGradients._fields)
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, output_size, spatial_scale, sampling_ratio, aligned, grad_output)
-    return RoiAlignGradients(**pool_gradients(plan, kind, grad_output, input, rows, needed))
+    return RoiAlignGradients(**pool_gradients(op, plan, kind, grad_output, input, rows, needed))
 
 
 @operator
@@ -239,7 +239,7 @@ def ps_roi_align(
     kind = arrays.kind_of(op, dict(input=input))
     rows = box_rows(op, boxes, input, kind)
     plan = _ps_plan(op, input, rows, output_size, spatial_scale, sampling_ratio)
-    return pool(plan, kind, input, rows)[0]
+    return pool(op, plan, kind, input, rows)[0]
 
 
 @operator
@@ -278,4 +278,4 @@ def ps_roi_align_backward(
     needed = checks.needs(op, needs, {}, RoiAlignGradients._fields)
     rows = box_rows(op, boxes, input, kind)
     plan = _ps_plan(op, input, rows, output_size, spatial_scale, sampling_ratio, grad_output)
-    return RoiAlignGradients(**pool_gradients(plan, kind, grad_output, input, rows, needed))
+    return RoiAlignGradients(**pool_gradients(op, plan, kind, grad_output, input, rows, needed))

@@ -157,7 +157,7 @@ def roi_pool(
     plan = _plan(op, input, rows, output_size, spatial_scale, mode)
     if return_argmax and mode != "max":
         checks.fail(op, "return_argmax", "only with mode 'max'", repr(mode))
-    output, argmax = pool(plan, kind, input, rows)
+    output, argmax = pool(op, plan, kind, input, rows)
     return (output, argmax) if return_argmax else output
 
 
@@ -203,7 +203,7 @@ def roi_pool_backward(
     plan = _plan(op, input, rows, output_size, spatial_scale, mode, grad_output)
     if argmax is not None:
         _check_argmax(op, argmax, plan, mode)
-    gradients = pool_gradients(plan, kind, grad_output, input, rows, needed, argmax=argmax)
+    gradients = pool_gradients(op, plan, kind, grad_output, input, rows, needed, argmax=argmax)
     return RoiPoolGradients(**gradients)
 
 
@@ -269,7 +269,7 @@ def ps_roi_pool(
     kind = arrays.kind_of(op, dict(input=input))
     rows = box_rows(op, boxes, input, kind)
     plan = _ps_plan(op, input, rows, output_size, spatial_scale, convention)
-    return pool(plan, kind, input, rows)[0]
+    return pool(op, plan, kind, input, rows)[0]
 
 
 @operator
@@ -308,4 +308,4 @@ def ps_roi_pool_backward(
     needed = checks.needs(op, needs, {}, RoiPoolGradients._fields)
     rows = box_rows(op, boxes, input, kind)
     plan = _ps_plan(op, input, rows, output_size, spatial_scale, convention, grad_output)
-    return RoiPoolGradients(**pool_gradients(plan, kind, grad_output, input, rows, needed))
+    return RoiPoolGradients(**pool_gradients(op, plan, kind, grad_output, input, rows, needed))

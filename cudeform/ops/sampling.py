@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cudeform import arrays, checks
 from cudeform.dispatch import operator
 from cudeform.geometry import BORDERS, LAYOUTS, Points
-from cudeform.ops import implementation
+from cudeform.ops import check_reach, implementation
 
 __all__ = ["BilinearSampleGradients", "bilinear_sample", "bilinear_sample_backward"]
 
@@ -121,6 +121,7 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
     op = "bilinear_sample"
     kind = arrays.kind_of(op, dict(input=input, points=points), coordinates="points")
     plan = _plan(op, input, points, border, layout)
+    check_reach(op, kind, plan)
     output = implementation(kind, "sampling").forward(
         plan, arrays.contiguous(input), arrays.contiguous(points)
     )
@@ -175,6 +176,7 @@ def bilinear_sample_backward(
     kind = arrays.kind_of(op, given, coordinates="points")
     needed = checks.needs(op, needs, {}, BilinearSampleGradients._fields)
     plan = _plan(op, input, points, border, layout, grad_output)
+    check_reach(op, kind, plan, backward=True)
     grad_output, input, points = map(arrays.contiguous, (grad_output, input, points))
     grad_output = grad_output.reshape(plan.out_shape(plan.channels))
     gradients = implementation(kind, "sampling").backward(plan, grad_output, input, points, needed)
