@@ -23,6 +23,7 @@ class Argument:
     axes: str  # "(N, C, H, W)"
     optional: bool = False
     differentiable: bool = True
+    finer: bool = False  # may be of float32 beside 16-bit arrays
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ def _deform_ps_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
 
 
 _IMAGE = Argument("input", "(N, C, H, W)")
-_BOXES = Argument("boxes", "(R, 5)", differentiable=False)
+_BOXES = Argument("boxes", "(R, 5)", differentiable=False, finer=True)
 _WEIGHT = Argument("weight", "(O, C/groups, kh, kw)")
 _BIAS = Argument("bias", "(O,)", optional=True)
 
@@ -266,7 +267,7 @@ OPERATORS = (
         paper="Dai et al. 2017, Zhu et al. 2019",
         arguments=(
             _IMAGE,
-            Argument("offset", "(N, 2*offset_groups*kh*kw, Ho, Wo)"),
+            Argument("offset", "(N, 2*offset_groups*kh*kw, Ho, Wo)", finer=True),
             _WEIGHT,
             _BIAS,
             Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", optional=True),
@@ -288,7 +289,7 @@ OPERATORS = (
         family="sampling",
         summary="bilinear sampling at given points",
         paper="Dai et al. 2017, equations 3 and 4",
-        arguments=(_IMAGE, Argument("points", "(N, ..., 2)")),
+        arguments=(_IMAGE, Argument("points", "(N, ..., 2)", finer=True)),
         options=("border", "layout"),
         cases=_bilinear_sample_cases,
     ),
@@ -336,7 +337,7 @@ OPERATORS = (
         arguments=(
             _IMAGE,
             _BOXES,
-            Argument("offset", "(R, 2, ph, pw)", optional=True),
+            Argument("offset", "(R, 2, ph, pw)", optional=True, finer=True),
             Argument("mask", "(R, 1, ph, pw)", optional=True),
         ),
         options=("output_size", "spatial_scale", "sampling_ratio", "gamma"),
@@ -350,7 +351,7 @@ OPERATORS = (
         arguments=(
             _IMAGE,
             _BOXES,
-            Argument("offset", "(R, 2*classes, part_h, part_w)", optional=True),
+            Argument("offset", "(R, 2*classes, part_h, part_w)", optional=True, finer=True),
             Argument("mask", "(R, classes, part_h, part_w)", optional=True),
         ),
         options=(

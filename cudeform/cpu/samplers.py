@@ -26,10 +26,12 @@ from cudeform.cpu.simd import (
 from cudeform.geometry import Points
 
 __all__ = [
+    "ON_PIXEL",
     "PLANE",
     "Grid",
     "Image",
     "blend",
+    "corners",
     "grid_of",
     "locate",
     "locate_axis",
@@ -77,6 +79,7 @@ class Image(NamedTuple):
 
     start: int  # of its first channel at pixel (0, 0)
     pitch: int  # from one pixel to the next
+    line: int  # from one row to the next
     channels: int
 
 
@@ -235,10 +238,10 @@ _resolve_zeros, _resolve_clamp = _resolver("zeros"), _resolver("clamp")
 
 
 @inlined
-def _corners(grid, bits, pixel, image):
+def corners(bits, pixel, image):
     """Where the four corners lie; one outside the image is where its neighbour in it is."""
     right = image.pitch if bits & (LEFT | RIGHT) == LEFT | RIGHT else 0
-    down = grid.width * image.pitch if bits & (TOP | BOTTOM) == TOP | BOTTOM else 0
+    down = image.line if bits & (TOP | BOTTOM) == TOP | BOTTOM else 0
     v00 = image.start + pixel * image.pitch
     return v00, v00 + right, v00 + down, v00 + down + right
 
@@ -262,7 +265,7 @@ def blend(grid, points, count, source, image, target, pitch):
             r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
             at = p * pitch + k * image.channels
             bits = state[r]
-            v00, v01, v10, v11 = _corners(grid, bits, pixel[r], image)
+            v00, v01, v10, v11 = corners(bits, pixel[r], image)
             w00, w01, w10, w11 = _weights(source, numbers, n)
             if bits == 0:
                 for c in range(0, whole, step):
@@ -310,7 +313,7 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
             if bits == 0:
                 out[to] = out[to + 1] = out[to + 2] = zero
                 continue
-            v00, v01, v10, v11 = _corners(grid, bits, pixel[r], image)
+            v00, v01, v10, v11 = corners(bits, pixel[r], image)
             d00, d01, d10, d11 = zeros(source), zeros(source), zeros(source), zeros(source)
             for c in range(0, whole, step):
                 g = load(grad, at + c)
@@ -356,7 +359,7 @@ def spread(grid, points, count, grad, pitch, target, image):
             bits = state[r]
             if bits == 0:
                 continue
-            v00, v01, v10, v11 = _corners(grid, bits, pixel[r], image)
+            v00, v01, v10, v11 = corners(bits, pixel[r], image)
             w00, w01, w10, w11 = _weights(grad, numbers, n)
             for c in range(0, whole, step):
                 g = load(grad, at + c)

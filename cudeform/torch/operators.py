@@ -134,12 +134,14 @@ def _define_backward(bridge: Bridge) -> None:
         by_name = dict(zip(bridge.kept, tensors, strict=True))
         given = {n: _symbolic(t) for n, t in by_name.items()}
         bridge.backward(grad_output=_symbolic(grad_output), **given, **options, needs=needs)
-        shapes = {n: t.shape for n, t in by_name.items() if t is not None}
+        found = {n: (t.shape, t.dtype) for n, t in by_name.items() if t is not None}
         if "weight" in by_name:
-            shapes["bias"] = by_name["weight"].shape[:1]
-        result = tuple(
-            grad_output.new_empty(shapes[n] if n in needs else (0,)) for n in bridge.differentiable
-        )
+            found["bias"] = (by_name["weight"].shape[:1], by_name["weight"].dtype)
+        result = []
+        for name in bridge.differentiable:
+            shape, dtype = found[name] if name in needs else ((0,), grad_output.dtype)
+            result.append(grad_output.new_empty(shape, dtype=dtype))
+        result = tuple(result)
         return result if len(result) > 1 else result[0]
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
