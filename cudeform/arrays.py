@@ -23,6 +23,7 @@ __all__ = [
     "dtype_name",
     "kind_of",
     "namespace",
+    "offset_dtypes",
     "register",
     "sum_dtype",
     "sum_dtype_name",
@@ -101,8 +102,15 @@ def type_name(value: Any) -> str:
     return name if module == "builtins" else f"{module}.{name}"
 
 
-def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -> Kind:
+def kind_of(
+    op: str,
+    arrays: Mapping[str, Any],
+    optional: Container[str] = (),
+    coordinates: Container[str] = (),
+) -> Kind:
     """The one kind of all the arrays given, after checking kind, device and dtype of each.
+
+    Those named in `coordinates` may be of float32 beside 16-bit ones.
 
     Raises
     ------
@@ -152,7 +160,13 @@ def kind_of(op: str, arrays: Mapping[str, Any], optional: Container[str] = ()) -
                 error=TypeError,
             )
     if mixed:  # or equal, but not the same object
-        checks.same_dtype(op, **arrays)
+        allowed = offset_dtypes(first.dtype_name(first_dtype))
+        alike = {
+            name: a
+            for name, a in arrays.items()
+            if name not in coordinates or a is None or first.dtype_name(a.dtype) not in allowed
+        }
+        checks.same_dtype(op, **alike)
     return first
 
 
@@ -172,6 +186,11 @@ def sum_dtype(dtype: Any) -> np.dtype:
 def sum_dtype_name(dtype: str) -> str:
     """The same by name."""
     return "float64" if dtype == "float64" else "float32"
+
+
+def offset_dtypes(dtype: str) -> tuple[str, ...]:
+    """The dtypes, by name, that offsets and points beside images of a dtype may have."""
+    return (dtype, "float32") if dtype in ("float16", "bfloat16") else (dtype,)
 
 
 def widened(kind: Kind, array: Any) -> Any:

@@ -12,6 +12,7 @@ from cudeform.plans import Outline
 
 __all__ = ["box_outline", "box_rows"]
 
+_EXACT = 2**24  # pixels: beyond, float32 does not tell one from the next
 _WHY = "(R, 5) rows (image, x1, y1, x2, y2), or for each image an array (L, 4)"
 
 
@@ -23,6 +24,7 @@ def box_outline(op: str, boxes: Any, input: Any, kind: Kind) -> Outline:
     TypeError, ValueError
         Boxes of another kind, device, dtype or shape.
     """
+    _check_sides(op, input.shape[2:], kind.dtype_name(input.dtype))
     if not isinstance(boxes, (list, tuple)):
         _check(op, "boxes", boxes, input, kind, 5)
         return Outline(tuple(boxes.shape))
@@ -65,6 +67,14 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
             f"{images[row]:g} in row {row}",
         )
     return arrays.contiguous(boxes if boxes.dtype == dtype else boxes.astype(dtype))
+
+
+def _check_sides(op: str, sides: tuple[int, ...], dtype: str) -> None:
+    """Refuse images whose pixels the coordinates of regions do not tell apart."""
+    for size in sides:
+        if dtype != "float64" and size > _EXACT:
+            why = "boxes and samples are float32, which skips pixels beyond; float64 does not"
+            checks.fail(op, "input", f"of at most {_EXACT} pixels along an axis", size, why)
 
 
 def _check(op: str, name: str, boxes: Any, input: Any, kind: Kind, columns: int) -> None:

@@ -129,7 +129,8 @@ def convert_roi_offset(
     offset : array of shape (R, 2, ph, pw)
         (x, y) of each bin; for "mxnet" its `trans` with one class.
     boxes : array of shape (R, 5)
-        (image, x1, y1, x2, y2) of each RoI, before scaling.
+        (image, x1, y1, x2, y2) of each RoI, before scaling; of the dtype of `offset`, or of
+        float32 where that has 16 bits.
     source, target : {"mmcv", "mxnet"}
         The unit of `offset`, and that of the result. "mxnet" is also that of OpenVINO.
     spatial_scale : float
@@ -165,7 +166,7 @@ def convert_roi_offset(
     array([0.9 , 0.95])
     """
     op = "convert_roi_offset"
-    kind = arrays.kind_of(op, {"offset": offset, "boxes": boxes})
+    kind = arrays.kind_of(op, {"offset": offset, "boxes": boxes}, coordinates="boxes")
     checks.choice(op, "source", source, tuple(_ROI_SIZES))
     checks.choice(op, "target", target, tuple(_ROI_SIZES))
     classes = checks.integer(op, "classes", classes, 1)

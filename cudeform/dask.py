@@ -133,7 +133,7 @@ def deform_conv2d(
         stride=stride, padding=padding, dilation=dilation, border=border, precision=precision
     )
     metas = {name: given[name]._meta if name in given else None for name in names}
-    arrays.kind_of("deform_conv2d", metas, optional=("bias", "mask"))
+    arrays.kind_of("deform_conv2d", metas, ("bias", "mask"), ("offset",))
     planned = plan("deform_conv2d", given, options)
     half = _half(planned.points.kernel, planned.points.dilation)
     if halo is None:
@@ -212,6 +212,6 @@ def _compute(
         out_width=offset.shape[3],
         origin=origin,
     )
-    kind = arrays.kind_of("deform_conv2d", part)
+    kind = arrays.kind_of("deform_conv2d", part, coordinates=("offset",))
     given = {name: arrays.contiguous(array) for name, array in part.items()}
     return Call(kind, replace(plan, points=points), given).forward()[0]

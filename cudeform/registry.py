@@ -33,6 +33,11 @@ class Argument:
         return self.role != "boxes"
 
     @property
+    def finer(self) -> bool:
+        """Whether it may be of float32 beside 16-bit arrays."""
+        return self.role in ("coordinates", "boxes")
+
+    @property
     def symbols(self) -> str:
         """The axes as documentation and messages write them."""
         return f"({', '.join(self.axes)}{',' if len(self.axes) == 1 else ''})"

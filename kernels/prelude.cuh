@@ -95,5 +95,9 @@ __device__ __forceinline__ void group_sums(S (&values)[N], int width) {
   }
 }
 
+// Down to a whole number, the nearest one that an int holds; any for NaN.
+__device__ __forceinline__ int floor_to_int(float x) { return __float2int_rd(x); }
+__device__ __forceinline__ int floor_to_int(double x) { return __double2int_rd(x); }
+
 // a / b for numbers that are not negative, in fewer instructions than where they may be.
 __device__ __forceinline__ int quotient(int a, int b) { return (int)((unsigned)a / (unsigned)b); }

@@ -1,10 +1,11 @@
 // What is computed once for each bin of a region and for each sample of it, for all channels: where it is, and the
 // gradients of the offset and the mask of the part that it belongs to.
 //
-// SCALAR: storage type.
+// SCALAR: storage type; OFFSET: that of offsets, which may be float beside 16 bits.
 #include "roi.cuh"
 
 using Scalar = SCALAR;
+using Offset = OFFSET;
 using Sum = SumOf<Scalar>::type;
 
 // From the host: THREADS.
@@ -13,7 +14,7 @@ constexpr int BLOCKS = 2;  // at once on a multiprocessor, at least: leaves a th
 // Rows from boxes (regions, 5) and the offset; their scale has the mask in it if there is one. counts: samples of each
 // row, or null
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    locate_rows(const Sum* __restrict__ boxes, const Scalar* __restrict__ offset, const Scalar* __restrict__ mask,
+    locate_rows(const Sum* __restrict__ boxes, const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
                 Row<Sum>* __restrict__ rows, int* __restrict__ counts, const Params p) {
   const int number = blockIdx.x * THREADS + threadIdx.x;
   if (number >= p.rows) return;
@@ -67,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 // Gradients of offset and mask from those of the rows of a part: (along y, along x, of the mask, unused)
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     part_gradients(const Sum* __restrict__ boxes, const Scalar* __restrict__ mask, const Sum* __restrict__ row_sums,
-                   Scalar* __restrict__ grad_offset, Scalar* __restrict__ grad_mask, const Params p) {
+                   Offset* __restrict__ grad_offset, Scalar* __restrict__ grad_mask, const Params p) {
   const int number = blockIdx.x * THREADS + threadIdx.x;
   const int line = quotient(number, p.part_x), part = quotient(line, p.part_y);
   const int bins = p.bins_y * p.bins_x;
@@ -94,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   const Extent<Sum> down = extent_of(p, __ldg(box + 2), __ldg(box + 4));
   const Sum scale = (Sum)p.offset_scale * (mask ? read(mask + index) : Sum(1));
   const bool finite = across.finite && down.finite;
-  Scalar* out = grad_offset + offset_index(p, at);
+  Offset* out = grad_offset + offset_index(p, at);
   narrow(out[0], finite ? scale * across.size * along_x : Sum(0));
   narrow(out[p.part_y * p.part_x], finite ? scale * down.size * along_y : Sum(0));
 }

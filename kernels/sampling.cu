@@ -4,10 +4,12 @@
 // images, or `chunk_pixels` pixels of one image. Columns are [pixel][block][tap][block_channels], where the blocks
 // divide the channels [first_channel, first_channel + channels) of this launch.
 //
-// SCALAR: storage type; VEC: channels a thread moves at once; INDEX: integer that counts elements of an array.
+// SCALAR: storage type; OFFSET: that of offsets, which may be float beside 16 bits; VEC: channels a thread moves at
+// once; INDEX: integer that counts elements of an array.
 #include "gather.cuh"
 
 using Scalar = SCALAR;
+using Offset = OFFSET;
 using Sum = SumOf<Scalar>::type;
 using Index = INDEX;
 using Channels = Pack<Scalar, VEC>;
@@ -52,7 +54,7 @@ struct Place {
   Cell<Sum> cell;
 };
 
-__device__ __forceinline__ Place place_of(const Params& p, const Point& point, const Scalar* __restrict__ offset) {
+__device__ __forceinline__ Place place_of(const Params& p, const Point& point, const Offset* __restrict__ offset) {
   Place place;
   place.image = quotient(point.pixel, p.chunk_pixels);
   const int pixel = p.first_pixel + point.pixel - place.image * p.chunk_pixels;
@@ -61,13 +63,11 @@ __device__ __forceinline__ Place place_of(const Params& p, const Point& point, c
   place.mask = place.image * p.mask_image + channel * p.mask_channel + pixel * p.mask_pixel;
   const int i = quotient(pixel, p.out_width), j = pixel - i * p.out_width;
   const int a = quotient(point.tap, p.kernel_width), b = point.tap - a * p.kernel_width;
-  Sum y = (Sum)(i * p.stride_y + p.origin_y + a * p.dilation_y);
-  Sum x = (Sum)(j * p.stride_x + p.origin_x + b * p.dilation_x);
-  if (offset) {
-    y += read(offset + place.offset);
-    x += read(offset + place.offset + p.offset_channel);
-  }
-  place.cell = locate(y, x, p.height, p.width, p.border);
+  const int y = i * p.stride_y + p.origin_y + a * p.dilation_y;
+  const int x = j * p.stride_x + p.origin_x + b * p.dilation_x;
+  const Sum offset_y = offset ? read(offset + place.offset) : Sum(0);
+  const Sum offset_x = offset ? read(offset + place.offset + p.offset_channel) : Sum(0);
+  place.cell = locate(y, x, offset_y, offset_x, p.height, p.width, p.border);
   return place;
 }
 
@@ -102,7 +102,7 @@ __device__ __forceinline__ Index column_of(const Params& p, int channel) {
   return local + (Index)block * ((p.taps - 1) * p.block_channels);
 }
 
-__device__ __forceinline__ Footprint footprint_of(const Params& p, int number, const Scalar* __restrict__ offset,
+__device__ __forceinline__ Footprint footprint_of(const Params& p, int number, const Offset* __restrict__ offset,
                                                   const Scalar* __restrict__ mask) {
   const Point point = point_of(p, number);
   const Place place = place_of(p, point, offset);
@@ -125,7 +125,7 @@ __device__ __forceinline__ Footprint footprint_of(const Params& p, int number, c
 }
 
 // Fills the block's tile of footprints; the number of points in it.
-__device__ __forceinline__ int load_tile(const Params& p, Footprint* tile, const Scalar* __restrict__ offset,
+__device__ __forceinline__ int load_tile(const Params& p, Footprint* tile, const Offset* __restrict__ offset,
                                          const Scalar* __restrict__ mask) {
   const int first = blockIdx.x * TILE;
   const int count = min(TILE, point_count(p) - first);
@@ -136,7 +136,7 @@ __device__ __forceinline__ int load_tile(const Params& p, Footprint* tile, const
 
 // columns = samples of the input
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    sample(const Scalar* __restrict__ input, const Scalar* __restrict__ offset, const Scalar* __restrict__ mask,
+    sample(const Scalar* __restrict__ input, const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
            Scalar* __restrict__ columns, const Params p) {
   SHARED(Footprint, tile, [TILE]);
   const int count = load_tile(p, tile, offset, mask);
@@ -161,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
 // dots[point][corner] = sum over channels of grad_columns x corner pixel
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    corner_dots(const Scalar* __restrict__ input, const Scalar* __restrict__ offset,
+    corner_dots(const Scalar* __restrict__ input, const Offset* __restrict__ offset,
                 const Scalar* __restrict__ grad_columns, Sum* __restrict__ dots, const Params p) {
   SHARED(Footprint, tile, [TILE]);
   const int count = load_tile(p, tile, offset, nullptr);
@@ -200,8 +200,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
 // Gradients of offset and mask from the corner dots
 extern "C" __global__ void __launch_bounds__(THREADS)
-    point_gradients(const Scalar* __restrict__ offset, const Scalar* __restrict__ mask,
-                    const Sum* __restrict__ dots, Scalar* __restrict__ grad_offset,
+    point_gradients(const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
+                    const Sum* __restrict__ dots, Offset* __restrict__ grad_offset,
                     Scalar* __restrict__ grad_mask, const Params p) {
   const int number = blockIdx.x * THREADS + threadIdx.x;
   const int count = point_count(p);
@@ -233,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // The key and the fractions of every point, for the gather
 extern "C" __global__ void __launch_bounds__(THREADS)
-    point_keys(const Scalar* __restrict__ offset, const Scalar* __restrict__ mask, int* __restrict__ keys,
+    point_keys(const Offset* __restrict__ offset, const Scalar* __restrict__ mask, int* __restrict__ keys,
                Fraction<Sum>* __restrict__ fractions, const Params p) {
   const int number = blockIdx.x * THREADS + threadIdx.x;
   if (number >= point_count(p)) return;

@@ -15,26 +15,33 @@ struct Cell {
   bool flat_y, flat_x;  // the sample does not change along this axis here
 };
 
-// The comparisons are written so that NaN is outside; only then is a coordinate small enough for an integer.
+// One axis of a cell, at a whole coordinate plus an offset: false outside, and where the offset is NaN. Only the offset
+// is split into a whole number and a fraction, so that no bit of it is lost where the image is large.
 template <class S>
-__device__ __forceinline__ Cell<S> locate(S y, S x, int height, int width, int border) {
+__device__ __forceinline__ bool displace(int base, S offset, int size, int border, int& pixel, S& fraction,
+                                         bool& flat) {
+  const int whole = floor_to_int(offset);
+  fraction = offset - (S)whole;
+  // The sum wraps around only from a point outside to another: base + size is below 2^31.
+  pixel = (int)((unsigned)base + (unsigned)whole);
+  const bool edge = border == BORDER_ZEROS && pixel == -1 && fraction > S(0);
+  const bool inside = fraction >= S(0) && pixel < size && (pixel >= 0 || edge);
+  flat = border == BORDER_CLAMP && pixel >= size - 1;
+  if (flat) fraction = S(0);
+  return inside;
+}
+
+// The cell of a point at whole coordinates and an offset from there.
+template <class S>
+__device__ __forceinline__ Cell<S> locate(int base_y, int base_x, S offset_y, S offset_x, int height, int width,
+                                          int border) {
   Cell<S> cell = {0, 0, S(0), S(0), false, false, false};
-  const S low = border == BORDER_CLAMP ? S(0) : S(-1);
-  const bool reaches = border == BORDER_CLAMP ? (y >= low && x >= low) : (y > low && x > low);
-  cell.inside = reaches && y < S(height) && x < S(width);
-  if (!cell.inside) return cell;
-  const S floor_y = floor(y), floor_x = floor(x);
-  cell.y = (int)floor_y;
-  cell.x = (int)floor_x;
-  cell.ly = y - floor_y;
-  cell.lx = x - floor_x;
-  if (border == BORDER_CLAMP) {
-    cell.flat_y = cell.y >= height - 1;
-    cell.flat_x = cell.x >= width - 1;
-    if (cell.flat_y) cell.ly = S(0);
-    if (cell.flat_x) cell.lx = S(0);
-  }
-  return cell;
+  Cell<S> found;
+  const bool inside_y = displace(base_y, offset_y, height, border, found.y, found.ly, found.flat_y);
+  const bool inside_x = displace(base_x, offset_x, width, border, found.x, found.lx, found.flat_x);
+  if (!(inside_y && inside_x)) return cell;
+  found.inside = true;
+  return found;
 }
 
 // One axis of a cell by the rules of regions of interest: false outside.

@@ -10,7 +10,7 @@ import reference
 from cudeform.cases import Case
 from cudeform.registry import OPERATORS
 
-__all__ = ["DTYPES", "Problem", "dtype_of", "operator", "problem", "problems"]
+__all__ = ["DTYPES", "Problem", "cases", "dtype_of", "operator", "problem", "problems"]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -33,9 +33,10 @@ def _is_image(axes):
 class Problem:
     """A case in one dtype: arguments, a grad_output, and the reference's answers in float64."""
 
-    def __init__(self, row, case, dtype, seed=7):
+    def __init__(self, row, case, dtype, seed=7, keep=False):
+        """With `keep` the arrays are of the dtypes that they have, and only the rest of `dtype`."""
         dtype = dtype_of(dtype)
-        arrays = {name: array.astype(dtype) for name, array in case.arrays.items()}
+        arrays = {n: array if keep else array.astype(dtype) for n, array in case.arrays.items()}
         self.row, self.case = row, Case(case.name, arrays, case.options)
         self._images = {a.name for a in row.arguments if _is_image(a.axes)}
         self._channels_last = case.options.get("layout", "NCHW") == "NHWC"
@@ -92,7 +93,8 @@ class Problem:
 
 
 @cache
-def _cases(name):
+def cases(name):
+    """The registry's cases of an operator by name."""
     row = operator(name)
     return {case.name: case for case in row.cases(np.random.default_rng(1))}
 
@@ -100,9 +102,9 @@ def _cases(name):
 @cache
 def problem(name, case, dtype):
     """The problem of a registry row's case; callers must not write into its arrays."""
-    return Problem(operator(name), _cases(name)[case], dtype)
+    return Problem(operator(name), cases(name)[case], dtype)
 
 
 def problems():
     """Every (operator name, case name) of the registry."""
-    return [(row.name, case) for row in OPERATORS for case in _cases(row.name)]
+    return [(row.name, case) for row in OPERATORS for case in cases(row.name)]

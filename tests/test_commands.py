@@ -181,7 +181,11 @@ class TestSelftest:
             return gradients._replace(**{wrong: -gradient})
 
         stand_in = SimpleNamespace(
-            name=row.name, cases=row.cases, call=row.call, call_backward=spoiled
+            name=row.name,
+            arguments=row.arguments,
+            cases=row.cases,
+            call=row.call,
+            call_backward=spoiled,
         )
         outcome = selftest.check(stand_in, "float32", np.asarray, np.asarray)
         assert f"gradient of {wrong} is off" in outcome.failure

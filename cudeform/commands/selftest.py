@@ -8,7 +8,7 @@ the equations. The backward runs twice and must return equal bytes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,13 +101,24 @@ def check(
 ) -> Outcome:
     """All cases of an operator in a dtype against float64 on the CPU."""
     outcome = Outcome(operator.name, dtype, TOLERANCE[dtype])
-    for case in operator.cases(np.random.default_rng(0)):
+    for case in _cases(operator, dtype):
         outcome.cases += 1
         try:
             _check_case(outcome, operator, case, to_device, to_host)
         except Exception as error:  # whatever goes wrong in one check, the others still run
             _fail(outcome, case, f"{type(error).__name__}: {error}")
     return outcome
+
+
+def _cases(operator: Operator, dtype: str) -> Iterator[Case]:
+    """The cases in a dtype; where that has 16 bits, also with offsets, points and boxes of 32."""
+    finer = {argument.name for argument in operator.arguments if argument.finer}
+    for case in operator.cases(np.random.default_rng(0)):
+        arrays = {name: array.astype(numpy_dtype(dtype)) for name, array in case.arrays.items()}
+        yield Case(case.name, arrays, case.options)
+        if "16" in dtype and finer & arrays.keys():
+            wide = {name: case.arrays[name].astype(np.float32) for name in finer & arrays.keys()}
+            yield Case(f"{case.name} beside float32", {**arrays, **wide}, case.options)
 
 
 def _fail(outcome: Outcome, case: Case, why: str) -> None:
@@ -122,35 +133,37 @@ def _check_case(
     to_host: Callable[[Any], np.ndarray],
 ) -> None:
     dtype = numpy_dtype(outcome.dtype)
-    arrays = {name: array.astype(dtype) for name, array in case.arrays.items()}
-    rounded = Case(case.name, arrays, case.options)
 
     def exact(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float64)
 
-    expected = operator.call(rounded, exact)
-    got = to_host(operator.call(rounded, to_device))
-    outcome.forward = max(outcome.forward, _compare(outcome, case, "output", got, expected))
+    expected = operator.call(case, exact)
+    got = to_host(operator.call(case, to_device))
+    error = _compare(outcome, case, "output", got, expected, dtype)
+    outcome.forward = max(outcome.forward, error)
 
     grad_output = np.random.default_rng(1).standard_normal(expected.shape).astype(dtype)
-    expected_gradients = operator.call_backward(exact(grad_output), rounded, exact)
+    expected_gradients = operator.call_backward(exact(grad_output), case, exact)
     first, second = (
-        operator.call_backward(to_device(grad_output), rounded, to_device) for _ in range(2)
+        operator.call_backward(to_device(grad_output), case, to_device) for _ in range(2)
     )
     for name, gradient in expected_gradients._asdict().items():
         if gradient is None:
             continue
         got, again = to_host(getattr(first, name)), to_host(getattr(second, name))
-        error = _compare(outcome, case, f"gradient of {name}", got, gradient)
+        kept = case.arrays[name].dtype if name in case.arrays else dtype
+        error = _compare(outcome, case, f"gradient of {name}", got, gradient, kept)
         outcome.gradients = max(outcome.gradients, error)
         if got.tobytes() != again.tobytes():
             outcome.repeatable = False
             _fail(outcome, case, f"gradient of {name} differs between two runs")
 
 
-def _compare(outcome: Outcome, case: Case, what: str, got: Any, expected: np.ndarray) -> float:
+def _compare(
+    outcome: Outcome, case: Case, what: str, got: Any, expected: np.ndarray, dtype: np.dtype
+) -> float:
     """The largest error in units of the largest magnitude; a failure is noted."""
-    if got.shape != expected.shape or got.dtype.name != outcome.dtype:
+    if got.shape != expected.shape or got.dtype != dtype:
         _fail(outcome, case, f"{what} is {got.dtype} {got.shape}, expected {expected.shape}")
         return float("inf")
     if expected.size == 0:

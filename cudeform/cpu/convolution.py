@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ import numpy as np
 from cudeform.cpu import threads
 from cudeform.cpu.blocking import (
     PART,
-    SCRATCH_BYTES,
     Job,
     Slices,
     cut,
@@ -19,36 +17,24 @@ from cudeform.cpu.blocking import (
     job_of,
     numbers_of,
     packed_columns,
-    rounds,
     widest_slice,
 )
 from cudeform.cpu.compiler import inlined, kernel, record
+from cudeform.cpu.corners import gather, renumber
 from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.matmul import columns_of, multiply, rows_of
+from cudeform.cpu.parts import Part, parts_of, reads_little
 from cudeform.cpu.samplers import Grid, Image, blend, grid_of, locate, point_arrays
 from cudeform.cpu.simd import block_columns
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
     "Memory",
-    "Part",
     "Work",
     "convolve",
 ]
 
 _STAGED_PIXELS = 256  # laid out channels last in one go
-
-
-class Part(NamedTuple):
-    """What one call of `_convolve_tiles` computes from: images, and slices of their channels."""
-
-    first_image: int
-    images: int
-    image_size: int  # elements from one image to the next in the source
-    pitch: int  # elements from one pixel to the next
-    first_channel: int  # of the source
-    begin: int  # slices
-    end: int
 
 
 class Memory(NamedTuple):
@@ -91,21 +77,30 @@ def convolve(
     mask: np.ndarray | None,
     output: np.ndarray,
 ) -> None:
-    """Fill `output`; all arrays are of one dtype, float32 or float64. No weight: only sample."""
-    slices, job, parts, staged, size = _prepared(plan, input.itemsize, weight is not None)
+    """Fill `output`; all arrays are of one dtype, float32 or float64. No weight: only sample.
+
+    Where `reads_little`, the input may have 16 bits.
+    """
+    # an image with its channels last is read where it lies
+    direct = plan.points.channels_last and input.dtype == output.dtype
+    gathered = reads_little(plan.points) and not direct
+    dense = weight is not None
+    slices, job, parts, staged, size = _prepared(plan, output.itemsize, dense, gathered)
     packed = None
-    if weight is not None:
+    if dense:
         packed = packed_columns(job, parts[0][1], slices, weight)
-    bias = _no_bias(plan.out_channels, input.dtype) if bias is None else frozen(bias, input)
+    bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
     source = given = frozen(input, input)
     if staged:
-        scratch = np.empty(staged, input.dtype)
-        source = frozen(scratch, input)
-    arrays = [frozen(array, input) for array in (offset, mask, packed)]
+        scratch = np.empty(staged, output.dtype)
+        source = frozen(scratch, output)
+    arrays = [frozen(array, output) for array in (offset, mask, packed)]
     memory = Memory(source, *arrays, bias, output.ravel())
-    tiles = -(-plan.points.pixels // job.tile)
     for part, numbers in parts:
-        if staged:
+        tiles = -(-(part.last_pixel - part.first_pixel) // job.tile)
+        if part.gathered:
+            gather(numbers, given, arrays[0], arrays[1], scratch, part.images * tiles)
+        elif staged:
             pieces = part.images * -(-plan.points.height * plan.points.width // _STAGED_PIXELS)
             task = partial(_stage, numbers, given, scratch)
             threads.share(task, pieces, part.images * part.image_size)
@@ -119,32 +114,17 @@ def _no_bias(channels: int, dtype: np.dtype) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _prepared(plan: ConvPlan, itemsize: int, dense: bool) -> _Prepared:
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool, gathered: bool) -> _Prepared:
     points = plan.points
     slices = cut(plan, widest_slice(plan))
     job = job_of(plan, slices, itemsize, dense)
     grid = grid_of(points, plan.deformable, plan.modulated)
-    parts = [(part, numbers_of(grid, job, part)) for part in _parts(plan, slices, itemsize)]
-    staged = 0 if points.channels_last else max(p.images * p.image_size for p, _ in parts)
+    parts = parts_of(plan, slices, job.tile, itemsize, gathered)
+    parts = [(part, numbers_of(grid, job, part)) for part in parts]
+    in_place = points.channels_last and not gathered
+    staged = 0 if in_place else max(p.images * p.image_size for p, _ in parts)
     size = points.batch * points.pixels * points.taps * points.channels
     return _Prepared(slices, job, parts, staged, size * (job.out_channels if dense else 4))
-
-
-def _parts(plan: ConvPlan, slices: Slices, itemsize: int) -> Iterator[Part]:
-    """All images with their channels last; or copies of a few at a time."""
-    points = plan.points
-    area, count = points.height * points.width, len(slices.weight_group)
-    if points.channels_last:
-        yield Part(0, points.batch, area * points.channels, points.channels, 0, 0, count)
-        return
-    cuts = rounds(slices, area * itemsize)
-    widest = max(int(slices.first[end] - slices.first[begin]) for begin, end in cuts)
-    most = max(min(SCRATCH_BYTES // (widest * area * itemsize), points.batch), 1)
-    for image in range(0, points.batch, most):
-        images = min(most, points.batch - image)
-        for begin, end in cuts:
-            first, last = int(slices.first[begin]), int(slices.first[end])
-            yield Part(image, images, area * (last - first), last - first, first, begin, end)
 
 
 _read_part = record(Part)
@@ -179,20 +159,26 @@ def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
     sums = np.zeros(job.tile * width, source.dtype)
     size = job.widest * columns_of(source, job.out_channels)  # of a slice's packed weights
     block = block_columns(source)
-    tiles = (grid.pixels + job.tile - 1) // job.tile
+    tiles = (part.last_pixel - part.first_pixel + job.tile - 1) // job.tile
     for tile in range(first_tile, last_tile):
         image = tile // tiles
-        pixel = (tile - image * tiles) * job.tile
-        count = min(job.tile, grid.pixels - pixel)
+        pixel = part.first_pixel + (tile - image * tiles) * job.tile
+        count = min(job.tile, part.last_pixel - pixel)
         place = (part.first_image + image, pixel, count)
         offsets_of, sums_of = -1, -1  # the groups that `points` and `sums` are for
         for s in range(part.begin, part.end):
             if slices.offset_group[s] != offsets_of:
                 offsets_of = slices.offset_group[s]
                 locate(grid, offset, mask, place, offsets_of, points)
-            start = image * part.image_size + slices.first[s] - part.first_channel
+                if part.gathered:
+                    renumber(job, points, count, pixel - part.first_pixel, offsets_of)
+            first = slices.first[s] - part.first_channel
+            line = grid.width * part.pitch
+            if part.gathered:
+                first -= offsets_of * part.pitch
+                line = 2 * part.pitch
             channels = slices.first[s + 1] - slices.first[s]
-            view = Image(start, part.pitch, channels)
+            view = Image(image * part.image_size + first, part.pitch, line, channels)
             blend(grid, points, count, source, view, columns, job.pitch)
             if not job.dense:
                 _write(work, columns, job.pitch, place, slices.first[s], channels)

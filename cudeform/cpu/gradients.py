@@ -229,9 +229,11 @@ def _image_of(grid, job, part, slices, image, s):
     channels = slices.first[s + 1] - slices.first[s]
     if job.channels_last:
         pitch = job.groups * job.in_channels
-        return Image((part.first_image + image) * area * pitch + slices.first[s], pitch, channels)
+        start = (part.first_image + image) * area * pitch + slices.first[s]
+        return Image(start, pitch, grid.width * pitch, channels)
     at = image * (slices.first[part.end] - slices.first[part.begin])
-    return Image((at + slices.first[s] - slices.first[part.begin]) * area, channels, channels)
+    start = (at + slices.first[s] - slices.first[part.begin]) * area
+    return Image(start, channels, grid.width * channels, channels)
 
 
 @inlined

@@ -11,6 +11,7 @@ from cudeform.arrays import sum_dtype
 from cudeform.cpu.blocking import SCRATCH_BYTES
 from cudeform.cpu.convolution import convolve
 from cudeform.cpu.gradients import gradients
+from cudeform.cpu.parts import reads_little
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["backward", "forward", "rounded"]
@@ -33,10 +34,12 @@ def forward(
         convolve(plan, input, offset, weight, bias, mask, output)
         return (output,)
     weight, bias = _widened((weight, bias), wide)
-    for part, images in _parts(plan, wide):
-        given = _widened((input, offset, mask), wide, images)
+    little = reads_little(plan.points)
+    for part, images in _parts(plan, wide, 0 if little else _pixels(plan)):
+        offsets, masks = _widened((offset, mask), wide, images)
+        source = input[images] if little else input[images].astype(wide)
         sums = np.empty(part.out_shape, wide)
-        convolve(part, given[0], given[1], weight, bias, given[2], sums)
+        convolve(part, source, offsets, weight, bias, masks, sums)
         _round(sums, output[images])
     return (output,)
 
@@ -51,18 +54,20 @@ def backward(
     *,
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
-    """The gradients named in `needs`, in the dtype of `input`."""
+    """The gradients named in `needs`, each in the dtype of its argument."""
+    per_image = {"input": input, "offset": offset, "mask": mask}
     if grad_output.size == 0:
-        return {n: np.zeros(plan.gradients[n].shape, input.dtype) for n in needs}
+        given = {**per_image, "weight": weight, "bias": weight}
+        shapes = plan.gradients
+        return {n: np.zeros(shapes[n].shape, given[n].dtype) for n in needs}
     wide = sum_dtype(input.dtype)
     if input.dtype == wide:
         return gradients(plan, grad_output, input, offset, weight, mask, needs)
-    per_image = {"input": input, "offset": offset, "mask": mask}
     result = {name: np.empty_like(per_image[name]) for name in needs & per_image.keys()}
     shapes = {"weight": plan.weight_shape, "bias": plan.out_channels}
     sums = {name: np.zeros(shapes[name], wide) for name in needs & shapes.keys()}
     (weight,) = _widened((weight,), wide)
-    for part, images in _parts(plan, wide):
+    for part, images in _parts(plan, wide, _pixels(plan)):
         grad, *given = _widened((grad_output, input, offset, mask), wide, images)
         found = gradients(part, grad, given[0], given[1], weight, given[2], needs)
         for name, gradient in found.items():
@@ -77,7 +82,7 @@ def backward(
 
 
 def _widened(arrays: tuple, dtype: np.dtype, images: slice = slice(None)) -> list:
-    return [None if array is None else array[images].astype(dtype) for array in arrays]
+    return [None if array is None else array[images].astype(dtype, copy=False) for array in arrays]
 
 
 def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -91,11 +96,19 @@ def _round(values: np.ndarray, output: np.ndarray) -> None:
         output[...] = values
 
 
-def _parts(plan: ConvPlan, dtype: np.dtype) -> Iterator[tuple[ConvPlan, slice]]:
-    """The batch in parts small enough to keep copies in a wider dtype."""
+def _pixels(plan: ConvPlan) -> int:
+    """Elements of an image."""
+    return plan.points.channels * plan.points.height * plan.points.width
+
+
+def _parts(plan: ConvPlan, dtype: np.dtype, copied: int) -> Iterator[tuple[ConvPlan, slice]]:
+    """The batch in parts small enough to keep copies in a wider dtype, `copied` elements of each
+    image and all that belongs to its output.
+    """
     points = plan.points
-    per_image = points.channels * points.height * points.width
-    per_image += points.pixels * (plan.out_channels + plan.offset_channels + plan.mask_channels)
+    per_image = copied + points.pixels * (
+        plan.out_channels + plan.offset_channels + plan.mask_channels
+    )
     images = max(SCRATCH_BYTES // 2 // (per_image * dtype.itemsize), 1)
     for first in range(0, points.batch, images):
         last = min(first + images, points.batch)

@@ -254,8 +254,8 @@ def pieces(
     begin, end = (int(regions.first[u]) for u in (part.image_begin, part.image_end))
     bins = job.bins_y * job.bins_x
     wide = sum_dtype(like.dtype)
-    flat = [frozen(array, like) for array in (offset, mask)]
     if like.dtype == wide:
+        flat = [frozen(array, like) for array in (offset, mask)]
         of_class = job.channels * bins
         yield Piece(begin, end, job.classes * of_class, of_class, 0, regions.order, *flat), None
         return

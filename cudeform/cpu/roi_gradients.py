@@ -56,7 +56,7 @@ def backward(
     *,
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
-    """The gradients named in `needs`, in the dtype of `input`."""
+    """The gradients named in `needs`, each in the dtype of its argument."""
     wide = sum_dtype(input.dtype)
     cells = {"offset": plan.offset_shape, "mask": plan.mask_shape}
     sums = {name: np.zeros(shape if name in needs else 0, wide) for name, shape in cells.items()}
@@ -70,7 +70,8 @@ def backward(
             compute(plan, regions, given, grad_input)
         if needs & cells.keys():
             _cell_gradients(plan, regions, given, input, sums)
-    result = {name: rounded(sums[name], input.dtype) for name in needs & cells.keys()}
+    like = {"offset": offset, "mask": mask}
+    result = {name: rounded(sums[name], like[name].dtype) for name in needs & cells.keys()}
     return result | ({"input": grad_input} if "input" in needs else {})
 
 

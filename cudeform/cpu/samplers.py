@@ -26,10 +26,12 @@ from cudeform.cpu.simd import (
 from cudeform.plans.points import Points
 
 __all__ = [
+    "ON_PIXEL",
     "PLANE",
     "Grid",
     "Image",
     "blend",
+    "corners",
     "grid_of",
     "locate",
     "locate_axis",
@@ -42,6 +44,7 @@ __all__ = [
 # axes the derivative is not zero by rule. 0 is a point that reads nothing.
 TOP, BOTTOM, LEFT, RIGHT, ALONG_Y, ALONG_X = 1, 2, 4, 8, 16, 32
 PLANE = 128  # points of a tap in a tile, at most
+_BEYOND = 2.0**62  # pixels: farther than any image reaches, and still a whole number of 64 bits
 ON_PIXEL = 64  # no offset: the point is the centre of its top left corner
 
 
@@ -76,6 +79,7 @@ class Image(NamedTuple):
 
     start: int  # of its first channel at pixel (0, 0)
     pitch: int  # from one pixel to the next
+    line: int  # from one row to the next
     channels: int
 
 
@@ -104,12 +108,13 @@ def grid_of(points: Points, deformable: bool, modulated: bool) -> Grid:
 def point_arrays(like, taps):
     """Arrays for the geometry of a tile, in the order in which `locate` takes them.
 
-    Tap k of pixel p of the tile is point k*PLANE + p. Its seven numbers stand PLANE apart, from
+    Tap k of pixel p of the tile is point 2*k*PLANE + p. Its seven numbers stand PLANE apart, from
     k*7*PLANE + p on: at distances that are known when the kernel is compiled, LLVM sees that
     writing one leaves the others alone, and makes vectors of points.
     """
-    pixel = np.empty(taps * PLANE, np.int64)  # of the first corner that is in the image
-    state = np.empty(taps * PLANE, np.uint8)
+    # of the first corner that is in the image; before, row and column of the point without offset
+    pixel = np.empty(taps * 2 * PLANE, np.int64)
+    state = np.empty(taps * 2 * PLANE, np.uint8)
     # ly, lx, mask; weights of the corners, times the mask, 0 outside the image
     numbers = np.empty(taps * 7 * PLANE, like.dtype)
     return pixel, state, numbers
@@ -121,9 +126,12 @@ def locate(grid, offset, mask, place, group, points):
     image, first, count = place
     pixel, state, numbers = points
     for k in range(grid.taps):
+        rows, states = pixel[2 * k * PLANE :], state[2 * k * PLANE :]
         ys = numbers[k * 7 * PLANE :]
         xs, ms = ys[PLANE:], ys[2 * PLANE :]
-        _start_coordinates(grid, first, count, k, ys, xs)
+        _start_coordinates(grid, first, count, k, rows, rows[PLANE:])
+        ys[:count] = 0
+        xs[:count] = 0
         channel = group * grid.taps + k
         if grid.deformable:
             at = image * grid.offset_image + first * grid.offset_pixel
@@ -134,8 +142,7 @@ def locate(grid, offset, mask, place, group, points):
         if grid.modulated:
             at = image * grid.mask_image + first * grid.mask_pixel + channel * grid.mask_channel
             _add(mask[at:], grid.mask_pixel, ms, count)
-        states = state[k * PLANE :]
-        own = pixel[k * PLANE :], states, ys
+        own = rows, states, ys
         if grid.clamp:
             _resolve_clamp(grid, own, count)
         else:
@@ -147,7 +154,7 @@ def locate(grid, offset, mask, place, group, points):
 
 @inlined
 def _start_coordinates(grid, first, count, k, ys, xs):
-    """Where tap k would read without an offset."""
+    """Where tap k would read without an offset: whole numbers, which do not lose its fraction."""
     origin_y = grid.origin_y + k // grid.kernel_width * grid.dilation_y
     origin_x = grid.origin_x + k % grid.kernel_width * grid.dilation_x
     p = 0
@@ -175,6 +182,8 @@ def _add(source, step, target, count):
 def _resolver(border):
     """From coordinates to corners, by the rule of `border`: the points of one tap.
 
+    A coordinate is a whole number and an offset. Only the offset is split into a whole number and
+    a fraction, so that no bit of it is lost where the image is large.
     Without a branch, and with indices that cannot be negative: so LLVM makes vectors of points.
     """
     clamp = border == "clamp"
@@ -184,20 +193,26 @@ def _resolver(border):
         pixel, state, numbers = points
         real = numbers.dtype.type
         zero, one = real(0), real(1)
-        height, width = real(grid.height), real(grid.width)
+        beyond = real(_BEYOND)
         for p in range(count):
-            y, x, m = numbers[p], numbers[PLANE + p], numbers[2 * PLANE + p]
-            # NaN fails every comparison
+            y, x = pixel[p], pixel[PLANE + p]
+            ly, lx, m = numbers[p], numbers[PLANE + p], numbers[2 * PLANE + p]
+            near = (abs(ly) < beyond) & (abs(lx) < beyond)  # NaN fails every comparison
+            ly = ly if near else zero
+            lx = lx if near else zero
+            below, before = np.floor(ly), np.floor(lx)
+            ly, lx = ly - below, lx - before
+            y, x = y + np.int64(below), x + np.int64(before)
+            inside = near & (y < grid.height) & (x < grid.width)
             if clamp:
-                inside = (y >= zero) & (y < height) & (x >= zero) & (x < width)
+                inside &= (y >= 0) & (x >= 0)
             else:
-                inside = (y > -one) & (y < height) & (x > -one) & (x < width)
-            y = y if inside else zero
-            x = x if inside else zero
-            y0, x0 = np.floor(y), np.floor(x)
-            ly, lx = y - y0, x - x0
-            down, across = y0 < height - one, x0 < width - one  # there is another row, column
-            top, left = y0 >= zero, x0 >= zero
+                inside &= (y >= 0) | ((y == -1) & (ly > zero))
+                inside &= (x >= 0) | ((x == -1) & (lx > zero))
+            y = y if inside else 0
+            x = x if inside else 0
+            down, across = y < grid.height - 1, x < grid.width - 1  # there is another row, column
+            top, left = y >= 0, x >= 0
             if clamp:
                 ly = ly if down else zero
                 lx = lx if across else zero
@@ -208,7 +223,7 @@ def _resolver(border):
             wb = ly if inside & down else zero
             wl = one - lx if left else zero
             wr = lx if across else zero
-            pixel[p] = np.int64(max(y0, zero)) * grid.width + np.int64(max(x0, zero))
+            pixel[p] = max(y, 0) * grid.width + max(x, 0)
             state[p] = bits if inside else 0
             numbers[p], numbers[PLANE + p] = ly, lx
             numbers[3 * PLANE + p] = m * wt * wl
@@ -223,10 +238,10 @@ _resolve_zeros, _resolve_clamp = _resolver("zeros"), _resolver("clamp")
 
 
 @inlined
-def _corners(grid, bits, pixel, image):
+def corners(bits, pixel, image):
     """Where the four corners lie; one outside the image is where its neighbour in it is."""
     right = image.pitch if bits & (LEFT | RIGHT) == LEFT | RIGHT else 0
-    down = grid.width * image.pitch if bits & (TOP | BOTTOM) == TOP | BOTTOM else 0
+    down = image.line if bits & (TOP | BOTTOM) == TOP | BOTTOM else 0
     v00 = image.start + pixel * image.pitch
     return v00, v00 + right, v00 + down, v00 + down + right
 
@@ -247,10 +262,10 @@ def blend(grid, points, count, source, image, target, pitch):
     whole = image.channels - tail
     for p in range(count):
         for k in range(grid.taps):
-            r, n = k * PLANE + p, k * 7 * PLANE + p
+            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
             at = p * pitch + k * image.channels
             bits = state[r]
-            v00, v01, v10, v11 = _corners(grid, bits, pixel[r], image)
+            v00, v01, v10, v11 = corners(bits, pixel[r], image)
             w00, w01, w10, w11 = _weights(source, numbers, n)
             if bits == 0:
                 for c in range(0, whole, step):
@@ -291,14 +306,14 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
     one, zero = source.dtype.type(1), source.dtype.type(0)
     for p in range(count):
         for k in range(grid.taps):
-            r, n = k * PLANE + p, k * 7 * PLANE + p
+            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
             at = p * pitch + k * image.channels
             to = out_at + 3 * (p * grid.taps + k)
             bits = state[r]
             if bits == 0:
                 out[to] = out[to + 1] = out[to + 2] = zero
                 continue
-            v00, v01, v10, v11 = _corners(grid, bits, pixel[r], image)
+            v00, v01, v10, v11 = corners(bits, pixel[r], image)
             d00, d01, d10, d11 = zeros(source), zeros(source), zeros(source), zeros(source)
             for c in range(0, whole, step):
                 g = load(grad, at + c)
@@ -339,12 +354,12 @@ def spread(grid, points, count, grad, pitch, target, image):
     whole = image.channels - tail
     for p in range(count):
         for k in range(grid.taps):
-            r, n = k * PLANE + p, k * 7 * PLANE + p
+            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
             at = p * pitch + k * image.channels
             bits = state[r]
             if bits == 0:
                 continue
-            v00, v01, v10, v11 = _corners(grid, bits, pixel[r], image)
+            v00, v01, v10, v11 = corners(bits, pixel[r], image)
             w00, w01, w10, w11 = _weights(grad, numbers, n)
             for c in range(0, whole, step):
                 g = load(grad, at + c)

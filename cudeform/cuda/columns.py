@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudeform.arrays import DTYPES, dtype_name, sum_dtype
+from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.chunks import Chunk, chunks
 from cudeform.cuda.compile import SCALARS, Unit, pack
@@ -48,13 +48,14 @@ PARAMS = np.dtype(
 )  # fmt: skip
 THREADS, TILE, WARP = 256, 64, 32
 VECTOR_BYTES = 16
+_SIZES = (("THREADS", THREADS), ("TILE", TILE))
 COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 
 
 @cache
-def _unit(dtype: str, vector: int, index: str) -> Unit:
-    defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("INDEX", index))
-    return Unit("sampling.cu", defines, PARAMS, (("THREADS", THREADS), ("TILE", TILE)))
+def _unit(dtype: str, offset: str, vector: int, index: str) -> Unit:
+    types = (("SCALAR", SCALARS[dtype]), ("OFFSET", SCALARS[offset]))
+    return Unit("sampling.cu", (*types, ("VEC", str(vector)), ("INDEX", index)), PARAMS, _SIZES)
 
 
 def units() -> Iterator[Unit]:
@@ -63,8 +64,8 @@ def units() -> Iterator[Unit]:
     yield from sort.units()
     for dtype, index in product(DTYPES, ("int", "long long")):
         widest = VECTOR_BYTES // (2 if "16" in dtype else int(dtype[-2:]) // 8)
-        for power in range(widest.bit_length()):
-            yield _unit(dtype, 1 << power, index)
+        for offset, power in product(offset_dtypes(dtype), range(widest.bit_length())):
+            yield _unit(dtype, offset, 1 << power, index)
 
 
 def channels_last(device: Device, points: Points, array: Any, images: range) -> Any:
@@ -107,12 +108,14 @@ def _named(names: tuple[str, ...], values: tuple[int, ...]) -> dict[str, int]:
 class Sampler:
     """Launches the kernels of ``sampling.cu`` for the calls on one set of sampling points."""
 
-    def __init__(self, device: Device, points: Points, dtype: Any, *, plain: bool = False) -> None:
+    def __init__(self, device: Device, points: Points, dtype: Any, offset: Any) -> None:
         self.device = device
         self.points = points
         self.dtype = np.dtype(dtype)
+        plain = offset is None
         self.sums = sum_dtype(self.dtype)
         self._dtype_name = dtype_name(self.dtype)
+        self._offset_name = self._dtype_name if plain else dtype_name(offset.dtype)
         per_pixel = points.offset_groups * points.taps
         offset_strides = points.offset_strides(2 * per_pixel)
         mask_strides = points.offset_strides(per_pixel)
@@ -163,7 +166,8 @@ class Sampler:
             chunk.size * points.taps * block.channels,
             4 * self.point_count(chunk),
         )
-        unit = _unit(self._dtype_name, vector, layout.index_type(largest))
+        index = layout.index_type(largest)
+        unit = _unit(self._dtype_name, self._offset_name, vector, index)
         grid = -(-how["tasks"] // how["per_block"])
         self.device.launch(unit, kernel, grid, THREADS, arrays, pack(PARAMS, params))
 

@@ -63,7 +63,7 @@ def forward(
             return (output,)
         if bias is not None:
             layout.fill(device, bias, output, 1 if points.channels_last else points.pixels)
-        sampler = Sampler(device, points, input.dtype, plain=not plan.deformable)
+        sampler = Sampler(device, points, input.dtype, offset)
         packed = _packed_weight(device, plan, weight)
         most = _most_pixels(plan, sampler.dtype)
         for images in image_groups(points, most, sampler.dtype.itemsize):
@@ -124,7 +124,7 @@ def backward(
             for grad in grads.values():
                 grad.fill(0)
             return grads
-        _Backward(device, plan, input.dtype, needs).run(
+        _Backward(device, plan, input.dtype, offset, needs).run(
             grad_output, input, offset, weight, mask, grads
         )
     return grads
@@ -133,11 +133,13 @@ def backward(
 class _Backward:
     """The backward of one call; the sums over the batch live here."""
 
-    def __init__(self, device: Device, plan: ConvPlan, dtype: Any, needs: frozenset[str]) -> None:
+    def __init__(
+        self, device: Device, plan: ConvPlan, dtype: Any, offset: Any, needs: frozenset[str]
+    ) -> None:
         self.device = device
         self.plan = plan
         self.needs = needs
-        self.sampler = Sampler(device, plan.points, dtype, plain=not plan.deformable)
+        self.sampler = Sampler(device, plan.points, dtype, offset)
         self.blocks = list(_blocks(plan))
         channels = max(block.channels for block in self.blocks)
         self.most = most_backward_pixels(plan.points, channels, self.sampler.dtype)

@@ -118,7 +118,8 @@ def fill(device: Device, source: Any, target: Any, inner: int = 1) -> None:
     count = prod(target.shape)
     params = {"count": count, "inner": inner, "channels": prod(source.shape)}
     grid = min(-(-count // THREADS), FILL_BLOCKS)
-    _launch(device, "fill", index_type(count), grid, source, target, params)
+    index = index_type(count + FILL_BLOCKS * THREADS)  # a thread counts up to its next element
+    _launch(device, "fill", index, grid, source, target, params)
 
 
 def rounded(device: Device, sums: Any, dtype: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudeform.arrays import DTYPES, dtype_name, sum_dtype
+from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import Device
@@ -51,8 +51,9 @@ ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
 
 
 @cache
-def _rows_unit(dtype: str) -> Unit:
-    return Unit("roi_rows.cu", (("SCALAR", SCALARS[dtype]),), PARAMS, _SIZES)
+def _rows_unit(dtype: str, offset: str) -> Unit:
+    types = (("SCALAR", SCALARS[dtype]), ("OFFSET", SCALARS[offset]))
+    return Unit("roi_rows.cu", types, PARAMS, _SIZES)
 
 
 @cache
@@ -66,7 +67,7 @@ def units() -> Iterator[Unit]:
     yield from layout.units()
     yield from sort.units()
     for dtype in DTYPES:
-        yield _rows_unit(dtype)
+        yield from (_rows_unit(dtype, offset) for offset in offset_dtypes(dtype))
     for dtype, index in product(DTYPES, ("int", "long long")):
         widest = VECTOR_BYTES // (2 if "16" in dtype else int(dtype[-2:]) // 8)
         for power in range(widest.bit_length()):
@@ -97,7 +98,7 @@ def _lane_bits(threads: int) -> int:
 class Launcher:
     """Launches the kernels for the calls on one plan."""
 
-    def __init__(self, device: Device, plan: RoiPlan, dtype: Any) -> None:
+    def __init__(self, device: Device, plan: RoiPlan, dtype: Any, offset: Any) -> None:
         self.device = device
         self.plan = plan
         self.dtype = np.dtype(dtype)
@@ -108,6 +109,8 @@ class Launcher:
         self.region_rows = plan.classes * plan.bins[0] * plan.bins[1]
         self.vector = gcd(VECTOR_BYTES // self.dtype.itemsize, self.channels)
         self._dtype_name = dtype_name(self.dtype)
+        offset_name = self._dtype_name if offset is None else dtype_name(offset.dtype)
+        self._rows_unit = _rows_unit(self._dtype_name, offset_name)
         self._params = {
             "scale": plan.scale,
             "offset_scale": plan.offset_scale,
@@ -204,7 +207,7 @@ class Launcher:
         count = boxes.shape[0] * self.region_rows
         rows = self.device.empty((count, ROW_ITEMS), self.sums)
         arrays = (boxes, offset, mask, rows, counts)
-        self._launch(_rows_unit(self._dtype_name), "locate_rows", count, arrays, rows=count)
+        self._launch(self._rows_unit, "locate_rows", count, arrays, rows=count)
         return rows
 
     def pool(self, input: Any, rows: Any, values: Any, argmax: Any) -> None:
@@ -229,7 +232,7 @@ class Launcher:
         self._wide("row_gradients", count, count, (input, rows, grad_values, sums))
         parts = boxes.shape[0] * self.plan.classes * self.plan.part[0] * self.plan.part[1]
         arrays = (boxes, mask, sums, grad_offset, grad_mask)
-        self._launch(_rows_unit(self._dtype_name), "part_gradients", parts, arrays, rows=count)
+        self._launch(self._rows_unit, "part_gradients", parts, arrays, rows=count)
 
     def samples(self, rows: Any, part: Part, images: range) -> Samples:
         """The samples of a part of the rows in some images of the batch, sorted by pixel."""
@@ -237,7 +240,7 @@ class Launcher:
         fractions = self.device.empty((part.samples, 4), self.sums)
         how = self._images(images)
         self._launch(
-            _rows_unit(self._dtype_name),
+            self._rows_unit,
             "sample_keys",
             part.rows,
             (rows, part.starts, keys, fractions),

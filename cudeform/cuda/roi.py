@@ -28,7 +28,7 @@ def forward(
             found = output, device.empty(plan.out_shape, np.int32)
         if plan.regions == 0:
             return found
-        launcher = Launcher(device, plan, input.dtype)
+        launcher = Launcher(device, plan, input.dtype, offset)
         staged = launcher.stage(input)
         for regions in _region_groups(launcher):
             rows = launcher.rows(*_cut(regions, boxes, offset, mask))
@@ -83,7 +83,7 @@ def backward(
             for grad in grads.values():
                 grad.fill(0)
             return grads
-        launcher = Launcher(device, plan, input.dtype)
+        launcher = Launcher(device, plan, input.dtype, offset)
         if needs - {"input"}:
             _point_gradients(launcher, grad_output, input, boxes, offset, mask, grads)
         if "input" in needs:

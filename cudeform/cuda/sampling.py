@@ -34,7 +34,7 @@ def forward(plan: SamplePlan, input: Any, points: Any) -> tuple[Any]:
         output = device.empty(points.out_shape(points.channels), input.dtype)
         if points.batch * points.pixels == 0:
             return (output.reshape(shape),)
-        sampler = Sampler(device, points, input.dtype)
+        sampler = Sampler(device, points, input.dtype, locations)
         most = most_backward_pixels(points, points.channels, sampler.dtype)
         for images in image_groups(points, most, sampler.dtype.itemsize):
             last = channels_last(device, points, input, images)
@@ -83,7 +83,7 @@ def backward(
             for grad in grads.values():
                 grad.fill(0)
             return grads
-        sampler = Sampler(device, points, input.dtype)
+        sampler = Sampler(device, points, input.dtype, locations)
         targets = Gradients(grads.get("input"), grads.get("points"))
         most = most_backward_pixels(points, points.channels, sampler.dtype)
         for images in image_groups(points, most, sampler.dtype.itemsize):

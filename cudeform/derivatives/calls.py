@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cudeform import checks
 from cudeform.plans import Plan
 
-__all__ = ["Call", "Namespace", "border"]
+__all__ = ["Call", "Namespace", "border", "check_sides"]
+
+_EXACT = 2**24  # pixels: beyond, float32 does not tell a whole number from the next
 
 
 class Namespace(NamedTuple):
@@ -46,12 +49,30 @@ class Call(NamedTuple):
         return self.function(**{k: v for k, v in given.items() if v is not None}, **self.options)
 
 
-def border(call: Call, coordinate: Any, axis: int) -> tuple[Any, Any]:
-    """The lower pixel of a coordinate along y (0) or x (1), and where S has a slope there."""
+def check_sides(call: Call, coordinates: str) -> None:
+    """Refuse images so large that a pixel and the next one are one number."""
     points = call.plan.points
+    for size in (points.height, points.width):
+        if call.xp.dtype_name(call.primals[coordinates]) == "float32" and size > _EXACT:
+            checks.fail(
+                call.name,
+                "input",
+                f"of at most {_EXACT} pixels along an axis for a derivative along `{coordinates}`",
+                size,
+                "float32 has no next whole number beyond; float64 has",
+                NotImplementedError,
+            )
+
+
+def border(call: Call, start: Any, moved: Any, axis: int) -> tuple[Any, Any]:
+    """For coordinates start + moved along y (0) or x (1), of which start is whole: `moved` at the
+    lower pixel, and where S has a slope.
+    """
+    points = call.plan.points
+    below = call.xp.floor(moved)
+    cell = below + start
     if points.border == "clamp":
-        size = (points.height, points.width)[axis]
-        moves = (coordinate >= 0) & (coordinate < size - 1)
+        moves = (cell >= 0) & (cell < (points.height, points.width)[axis] - 1)
     else:  # beyond the other edge both samples are 0
-        moves = coordinate > -1
-    return call.xp.floor(coordinate), moves
+        moves = (cell > -1) | ((cell == -1) & (moved > below))
+    return below, moves

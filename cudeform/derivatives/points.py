@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from cudeform.derivatives.calls import Call, border
+from cudeform.derivatives.calls import Call, border, check_sides
 
 __all__ = ["along"]
 
 
 def along(call: Call, tangent: Any) -> list[Any]:
     xp, points = call.xp, call.primals["points"]
+    check_sides(call, "points")
     terms = []
     for axis in (0, 1):
-        low, moves = border(call, points[..., axis], axis)
+        low, moves = border(call, 0, points[..., axis], axis)
         factor = xp.where(moves, tangent[..., axis], 0)
         ends = []
         for end in (low + 1, low):

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from cudeform.derivatives.calls import Call, border
+from cudeform.derivatives.calls import Call, border, check_sides
 
 __all__ = ["along"]
 
 
 def along(call: Call, tangent: Any) -> list[Any]:
     xp, offset = call.xp, call.primals["offset"]
+    check_sides(call, "offset")
     axes = offset.shape
     last = call.plan.points.channels_last
     # (N, taps, 2, Ho, Wo) or (N, Ho, Wo, taps, 2), with the taps of all offset groups
@@ -27,14 +28,13 @@ def along(call: Call, tangent: Any) -> list[Any]:
     )
     terms = []
     for axis in (0, 1):
-        start = _start(call, offset, axis)
-        low, moves = border(call, pair[axis] + start, axis)
+        low, moves = border(call, _start(call, offset, axis), pair[axis], axis)
         mask = xp.where(moves, tangents[axis], 0)
         if "mask" in call.primals:
             mask = mask * call.primals["mask"]
         for end, sign in ((low + 1, 1), (low, -1)):
             moved = list(pair)
-            moved[axis] = end - start
+            moved[axis] = end
             term = call(offset=xp.reshape(xp.stack(moved, at), axes), mask=mask)
             terms.append(term if sign == 1 else -term)
     return terms

@@ -16,6 +16,8 @@ from cudeform.plans import Plan, plan
 __all__ = ["Call", "checked", "gradients", "implementation", "outlined", "results"]
 
 Arrays = Mapping[str, Any]
+_COORDINATES = ("offset", "points")  # may be finer than images of 16 bits
+_MOST = 2**31 - 2**10  # what a kernel counts in 32 bits, with room for a block beyond the end
 
 
 class Call(NamedTuple):
@@ -76,20 +78,30 @@ def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = 
     if "boxes" in given:
         given = {**given, "boxes": box_rows(op, given["boxes"], given["input"], kind)}
     found = _plan(op, given, options)
+    if kind.backend == "cuda":
+        _check_counts(op, found, "grad_output" in given)
     return Call(kind, found, {name: arrays.contiguous(array) for name, array in given.items()})
 
 
 def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
     """The kind of all arrays. Boxes, and which pixels were largest, have dtypes of their own."""
     if "boxes" not in given:
-        return arrays.kind_of(op, given, optional)
+        return arrays.kind_of(op, given, optional, _COORDINATES)
     alike = {name: a for name, a in given.items() if name not in ("boxes", "argmax")}
-    kind = arrays.kind_of(op, alike, optional)
+    kind = arrays.kind_of(op, alike, optional, _COORDINATES)
     argmax = given.get("argmax")
     if argmax is not None and kind.dtype_name(getattr(argmax, "dtype", None)) != "int32":
         got = getattr(argmax, "dtype", arrays.type_name(argmax))
         checks.fail(op, "argmax", "of dtype int32", got, error=TypeError)
     return kind
+
+
+def _check_counts(op: str, planned: Plan, backward: bool) -> None:
+    """Refuse images with more pixels than the kernels of a GPU can number."""
+    for what, count in planned.counts(backward).items():
+        if count > _MOST:
+            why = f"{what}, which the kernels of a GPU count in 32 bits"
+            checks.fail(op, "input", f"with at most {_MOST} pixels in an image", count, why)
 
 
 def _plan(op: str, given: Arrays, options: Arrays) -> Plan:

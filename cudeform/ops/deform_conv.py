@@ -59,10 +59,11 @@ def deform_conv2d(
     Parameters
     ----------
     input : array of shape (N, C, H, W)
-        Images; of dtype float16, bfloat16, float32 or float64 like all arrays of the call.
+        Images; of dtype float16, bfloat16, float32 or float64 like the other arrays of the call.
     offset : array of shape (N, 2*offset_groups*kh*kw, Ho, Wo)
-        Displacements in pixels of `input`. Channel ``2*(t*kh*kw + a*kw + b)`` is the y component
-        for tap (a, b) of offset group t, the next channel its x component.
+        Displacements in pixels of `input`, of its dtype, or of float32 where that has 16 bits.
+        Channel ``2*(t*kh*kw + a*kw + b)`` is the y component for tap (a, b) of offset group t, the
+        next channel its x component.
     weight : array of shape (O, C/groups, kh, kw)
         The filters, in this order of axes for both layouts.
     bias : array of shape (O,), optional
@@ -103,9 +104,9 @@ def deform_conv2d(
         u &= i s_y - p_y + a d_y + \Delta y_{t,a,b,i,j} \\
         v &= j s_x - p_x + b d_x + \Delta x_{t,a,b,i,j}
 
-    Coordinates and sums are float32 for the two 16-bit types, and the result is rounded once. A
-    coordinate that is NaN or infinite reads 0. Equal arguments give equal bytes, whatever the
-    number of threads.
+    Coordinates and sums are float32 for the two 16-bit types, and the result is rounded once. An
+    offset is added to whole coordinates without losing a bit, however large the image; one that is
+    NaN or infinite reads 0. Equal arguments give equal bytes, whatever the number of threads.
 
     References
     ----------

@@ -48,7 +48,8 @@ def deform_roi_pool(
         Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates
         of the image; of the dtype of `input`, or of float32 where that has 16 bits.
     offset : array of shape (R, 2, ph, pw) or None
-        How far each bin moves, x before y, in units of `gamma` times the size of the region.
+        How far each bin moves, x before y, in units of `gamma` times the size of the region; of
+        the dtype of `input`, or of float32 where that has 16 bits.
     output_size : int or (int, int)
         Bins (ph, pw) along y and x.
     spatial_scale : float
@@ -184,7 +185,7 @@ def deform_ps_roi_pool(
         As in `deform_roi_pool`; their corners are rounded before they are scaled.
     offset : array of shape (R, 2*classes, part_h, part_w) or None
         How far the bins of a part move, per class x before y, in units of `trans_std` times the
-        size of the region.
+        size of the region; of the dtype of `input`, or of float32 where that has 16 bits.
     output_size : int or (int, int)
         Bins (ph, pw) along y and x.
     spatial_scale : float

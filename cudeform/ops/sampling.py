@@ -28,7 +28,7 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
         Images, of dtype float16, bfloat16, float32 or float64.
     points : array of shape (N, ..., 2)
         Absolute coordinates (y, x) in pixels of `input`, pixel centres on integers; of the dtype
-        of `input`.
+        of `input`, or of float32 where that has 16 bits.
     border : {"zeros", "clamp"}
         What a point near or beyond the edge reads, see :doc:`/conventions`.
     layout : {"NCHW", "NHWC"}
@@ -56,7 +56,7 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
     .. math:: S(y, x) = \sum_{q} \max(0, 1 - |y - q_y|) \, \max(0, 1 - |x - q_x|) \, v_q
 
     Coordinates of 16-bit types are taken to float32 first; but a float16 array itself holds whole
-    pixels only beyond 1024.
+    pixels only beyond 1024, and float32 beyond 2**23. A point is read exactly where it says.
 
     References
     ----------

@@ -51,6 +51,9 @@ class ConvPlan(Plan):
     def weight_shape(self) -> tuple[int, ...]:
         return (self.out_channels, self.in_channels, *self.points.kernel)
 
+    def counts(self, backward: bool) -> dict[str, int]:
+        return self.points.counts(backward)
+
     @cached_property
     def results(self) -> tuple[Outline, ...]:
         return (Outline(self.out_shape, self._axes("O")),)

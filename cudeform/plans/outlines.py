@@ -47,6 +47,10 @@ class Plan:
     def gradients(self) -> Mapping[str, Outline]:
         raise NotImplementedError
 
+    def counts(self, backward: bool) -> Mapping[str, int]:
+        """What the kernels of a GPU count in 32 bits, by the name that a message uses."""
+        return {}
+
 
 _Planner = TypeVar("_Planner", bound=Callable[..., Plan])
 PLANNERS: dict[str, Callable[..., Plan]] = {}  # by operator

@@ -57,6 +57,18 @@ class Points:
         """Input channels that share one offset."""
         return self.channels // self.offset_groups
 
+    def counts(self, backward: bool) -> dict[str, int]:
+        """What kernels count: in a backward with the cells between the pixels of all planes."""
+        cells, symbols = (self.height + 1) * (self.width + 1), "(H + 1)*(W + 1)"
+        if backward:
+            cells, symbols = cells * self.offset_groups, "offset_groups*" + symbols
+        return {
+            symbols: cells,
+            "Ho*Wo": self.pixels,
+            "the padded height": self.height - self.origin[0],
+            "the padded width": self.width - self.origin[1],
+        }
+
     def offset_strides(self, channels: int) -> tuple[int, int, int]:
         """(image, channel, pixel) strides of an offset or mask of so many channels, in elements."""
         if self.offset_layout == "NHWC":

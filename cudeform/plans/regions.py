@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 _MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
+_MOST_OF_ARGMAX = 2**31  # pixels: y*W + x is int32
 _MODES = {"max": "max", "avg": "mean"}
 _CONVENTIONS = {"torchvision": "half_open", "msra": "msra"}
 
@@ -96,6 +97,13 @@ class RoiPlan(Plan):
     @property
     def mask_shape(self) -> tuple[int, int, int, int]:
         return (self.regions, self.classes, *self.part)
+
+    def counts(self, backward: bool) -> dict[str, int]:
+        cells, symbols = (self.height + 1) * (self.width + 1), "(H + 1)*(W + 1)"
+        if backward:
+            cells *= self.classes * self.groups[0] * self.groups[1]
+            symbols = "classes*groups*" + symbols
+        return {symbols: cells}
 
     @cached_property
     def results(self) -> tuple[Outline, ...]:
@@ -294,6 +302,9 @@ def _pooling(
     checks.rank(op, "input", input, axes)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
     batch, channels, height, width = input.shape
+    if more["reads"] == "max" and height * width > _MOST_OF_ARGMAX:
+        most, why = f"of at most {_MOST_OF_ARGMAX} pixels", "argmax, y*W + x, is int32"
+        checks.fail(op, "input", most, height * width, why)
     return RoiPlan(
         batch=batch,
         channels=channels,

@@ -22,6 +22,9 @@ class SamplePlan(Plan):
 
     family = "sampling"
 
+    def counts(self, backward: bool) -> dict[str, int]:
+        return self.points.counts(backward)
+
     @cached_property
     def results(self) -> tuple[Outline, ...]:
         points = self.points

@@ -58,7 +58,12 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
         attributes = _convolution("deform_conv2d", input, weight, stride, padding, dilation, layout)
         taps = attributes["kernel_shape"][0] * attributes["kernel_shape"][1]
         attributes["offset_group"] = _size("deform_conv2d", "offset", offset, 1) // (2 * taps)
-        return standard.DeformConv(input, weight, offset, bias, mask, **attributes)
+        given = [input, weight, offset, bias, mask]
+        if offset.dtype == input.dtype:
+            return standard.DeformConv(*given, **attributes)
+        # The standard has one dtype: that of the offsets, in which all is computed here too.
+        given = [array if array is None else standard.CastLike(array, offset) for array in given]
+        return standard.CastLike(standard.DeformConv(*given, **attributes), input)
 
     def conv2d(
         input: Any,
