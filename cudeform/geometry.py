@@ -133,10 +133,14 @@ class RoiPlan:
     "corners"
         a grid of `samples` points at the upper left corners of its cells, sampler "psroi", the
         mean of those that count, 0 if none does.
-    "mean", "max"
-        the pixels from floor(i*size/bins + start) up to ceil((i + 1)*size/bins + start), divided
-        last and clipped to the image; 0 if there are none. A whole start is added after rounding.
-        "max" is the first pixel that no other exceeds.
+    "pixels"
+        the mean of the pixels from floor(i*b + start) up to ceil((i + 1)*b + start), in the dtype
+        of the boxes and in this order; the start of the regions "pixel" and "half_open" is added
+        after rounding. Clipped to the image without its last `unread` rows and columns; 0 if there
+        are none.
+
+    With `largest` a result is not the mean but the first that no other exceeds, NaN being the
+    largest.
 
     Bin (i, j) of output channel c of a position-sensitive pooling reads input channel
     (c*groups[0] + gh)*groups[1] + gw, with gh = min(floor(i*groups[0]/bins[0]), groups[0] - 1).
@@ -155,6 +159,8 @@ class RoiPlan:
     region: str
     reads: str
     samples: int = 0
+    largest: bool = False
+    unread: int = 0
     groups: tuple[int, int] = (1, 1)
     classes: int = 1
     part: tuple[int, int] = (1, 1)

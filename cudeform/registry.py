@@ -226,6 +226,7 @@ def _roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
 
 def _ps_roi_pool_cases(rng: np.random.Generator) -> Iterator[Case]:
     yield _pooling(rng, "torchvision", c=12, output_size=(2, 3), spatial_scale=0.5)
+    yield _pooling(rng, "rfcn", c=12, output_size=(3, 2), convention="rfcn")
     yield _pooling(rng, "msra", c=36, output_size=3, spatial_scale=0.25, convention="msra")
 
 

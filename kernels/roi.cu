@@ -41,6 +41,7 @@ __device__ __forceinline__ const Scalar* image_of(const Params& p, const Scalar*
 }
 
 __device__ __forceinline__ Index corner_of(const Params& p, const Cell<Sum>& cell, int k) {
+  if (p.reads == READS_CORNERS) k &= (cell.flat_y ? 1 : 3) & (cell.flat_x ? 2 : 3);  // floor and ceil are one pixel
   return (Index)corner_pixel(cell, k, p.height, p.width) * p.channels;
 }
 
@@ -289,7 +290,7 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
 #pragma unroll
       for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
     }
-    gather(starts, order, fractions, image, y, x, p.height, p.width, p.reads >= READS_MEAN,
+    gather(starts, order, fractions, image, y, x, p.height, p.width, p.reads == READS_PIXELS,
            [&](int, const Fraction<Sum>& f, Sum weight) {
              const Index from = (Index)f.pixel * p.channels + c;
              Channels grad;

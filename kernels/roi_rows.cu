@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
     const Grid<Sum> y = grid_of(p, down, at.i, p.bins_y, shift_y, p.height);
     const Grid<Sum> x = grid_of(p, across, at.j, p.bins_x, shift_x, p.width);
-    const Sum divisor = p.reads == READS_MAX ? Sum(1) : max(y.divisor * x.divisor, Sum(1));
+    const Sum divisor = p.largest ? Sum(1) : max(y.divisor * x.divisor, Sum(1));
     row = {y.first, x.first, y.step, x.step, Sum(1) / divisor, y.count, x.count, row.image};
     if (mask) row.scale *= read(mask + mask_index(p, at));
   }

@@ -224,21 +224,13 @@ def ps_roi_align_backward(
 
 def _edges(i, count, start, size, limit):
     """The pixels of a bin along one axis."""
-    if start == math.floor(start):
-        first, last = (
-            math.floor(i * size / count) + start,
-            math.ceil((i + 1) * size / count) + start,
-        )
-    else:
-        first, last = (
-            math.floor(i * size / count + start),
-            math.ceil((i + 1) * size / count + start),
-        )
+    first = math.floor(i * (size / count) + start)
+    last = math.ceil((i + 1) * (size / count) + start)
     return range(int(min(max(first, 0), limit)), int(min(max(last, 0), limit)))
 
 
-def _whole_bins(input, boxes, output_size, region, groups):
-    height, width = input.shape[2:]
+def _whole_bins(input, boxes, output_size, region, groups, unread=0):
+    height, width = input.shape[2] - unread, input.shape[3] - unread
     ph, pw = _pair(output_size)
     out = np.arange(input.shape[1] // (groups[0] * groups[1]))
     for r, (n, *box) in enumerate(_rows(boxes)):
@@ -307,7 +299,8 @@ def roi_pool_backward(grad_output, input, boxes, output_size, spatial_scale=1.0,
 
 def _ps_whole_bins(input, boxes, output_size, scale, convention):
     region = _msra_region(scale) if convention == "msra" else _pixel_region(scale, 0)
-    return _whole_bins(input, boxes, output_size, region, _pair(output_size))
+    unread = 1 if convention == "torchvision" else 0
+    return _whole_bins(input, boxes, output_size, region, _pair(output_size), unread)
 
 
 def ps_roi_pool(input, boxes, output_size, spatial_scale=1.0, convention="torchvision"):

@@ -264,7 +264,7 @@ def test_small_workspaces_round_once(monkeypatch, device, op, case):
 
 def test_parts_cover_every_row_once(monkeypatch, device):
     plan = cudeform.geometry.RoiPlan(
-        1, 3, 5, 5, 7, bins=(2, 2), scale=1.0, region="corner", reads="mean"
+        1, 3, 5, 5, 7, bins=(2, 2), scale=1.0, region="corner", reads="pixels"
     )
     counts = np.array([0, 3, 0, 0, 700, 1, 2, 0, 5, 0], np.int32)
     launcher = regions.Launcher(device, plan, np.float32)

@@ -153,12 +153,12 @@ def covered(job, numbers, bin):
     k = t * NUMBERS + (4 if along_x else 0)
     bins = job.bins_x if along_x else job.bins_y
     real = numbers.dtype.type
-    zero, limit = real(0), real(job.width if along_x else job.height)
-    start, extent = numbers[k], numbers[k + 1]
+    zero, limit = real(0), real((job.width if along_x else job.height) - job.unread)
+    start, size = numbers[k], numbers[k + 1] / real(bins)
     before = zero if job.whole else start
     after = start if job.whole else zero
-    begin = np.floor(real(i) * extent / real(bins) + before) + after
-    end = np.ceil(real(i + 1) * extent / real(bins) + before) + after
+    begin = np.floor(real(i) * size + before) + after
+    end = np.ceil(real(i + 1) * size + before) + after
     begin = begin if begin > zero else zero  # NaN as well
     end = end if end > zero else zero
     begin, end = np.int64(min(begin, limit)), np.int64(min(end, limit))

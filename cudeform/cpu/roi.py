@@ -50,9 +50,9 @@ def forward(
     offset: np.ndarray | None,
     mask: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """What `plan` pools, (R, C, ph, pw), and for "max" which pixels those are."""
+    """What `plan` pools, (R, C, ph, pw), and for the largest which pixels those are."""
     output = np.empty(plan.out_shape, input.dtype)
-    largest = plan.reads == "max"
+    largest = plan.largest
     argmax = np.empty(plan.out_shape if largest else 0, np.int32)
     if output.size:
         _pool_rounds(plan, input, boxes, offset, mask, (output, argmax))

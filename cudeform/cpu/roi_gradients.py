@@ -64,7 +64,7 @@ def backward(
         regions = locate_regions(plan, boxes)
         given = offset, mask, grad_output, argmax
         if "input" in needs:
-            as_planes = plan.reads == "max" or averages_planes(plan)
+            as_planes = plan.largest or averages_planes(plan)
             compute = _gradient_of_planes if as_planes else _input_gradient
             compute(plan, regions, given, grad_input)
         if needs & cells.keys():

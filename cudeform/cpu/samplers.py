@@ -110,7 +110,7 @@ def point_arrays(like, taps):
     """
     pixel = np.empty(taps * PLANE, np.int64)  # of the first corner that is in the image
     state = np.empty(taps * PLANE, np.uint8)
-    # ly, lx, mask; weights of the corners, times the mask, 0 outside the image
+    # ly, lx, mask; weights of the corners, times the mask
     numbers = np.empty(taps * 7 * PLANE, like.dtype)
     return pixel, state, numbers
 
@@ -143,6 +143,7 @@ def locate(grid, offset, mask, place, group, points):
         if not grid.deformable:
             for p in range(count):
                 states[p] = ON_PIXEL if states[p] else 0
+                ys[3 * PLANE + p] = ms[p]
 
 
 @inlined
@@ -183,7 +184,7 @@ def _resolver(border):
     def resolve(grid, points, count):
         pixel, state, numbers = points
         real = numbers.dtype.type
-        zero, one = real(0), real(1)
+        zero, half, one = real(0), real(0.5), real(1)
         height, width = real(grid.height), real(grid.width)
         for p in range(count):
             y, x, m = numbers[p], numbers[PLANE + p], numbers[2 * PLANE + p]
@@ -204,10 +205,15 @@ def _resolver(border):
             bits = (TOP if top else 0) | (BOTTOM if down else 0)
             bits |= (LEFT if left else 0) | (RIGHT if across else 0)
             bits |= (ALONG_Y if down or not clamp else 0) | (ALONG_X if across or not clamp else 0)
-            wt = one - ly if inside & top else zero
-            wb = ly if inside & down else zero
-            wl = one - lx if left else zero
-            wr = lx if across else zero
+            wt, wb, wl, wr = one - ly, ly, one - lx, lx
+            if not clamp:
+                # Two halves of the neighbour that a corner outside stands for, see `_corners`: with
+                # a weight of 0 for that, an infinite pixel would be NaN.
+                share_y, share_x = one if top & down else half, one if left & across else half
+                wt, wb = share_y * (wt if top else wb), share_y * (wb if down else wt)
+                wl, wr = share_x * (wl if left else wr), share_x * (wr if across else wl)
+            wt = wt if inside else zero
+            wb = wb if inside else zero
             pixel[p] = np.int64(max(y0, zero)) * grid.width + np.int64(max(x0, zero))
             state[p] = bits if inside else 0
             numbers[p], numbers[PLANE + p] = ly, lx
@@ -368,8 +374,9 @@ def locate_axis(samples, size, corners, pixel, weight, at):
 
     `samples` is (first, spacing, count). Samples that read the same pixel share an entry, `size` at
     most, in order of pixels: entry k is pixel[at + k], with the sum of its weights in
-    weight[2 * (at + k)] and that of their derivatives behind it. Returns how many entries there
-    are, and how many samples are inside.
+    weight[2 * (at + k)] and that of their derivatives behind it. As many can follow with a weight
+    of 0, of pixels of which some sample is a corner but takes nothing: times an infinite one that
+    is NaN. Returns how many entries there are, and how many samples are inside.
     """
     first, spacing, count = samples
     real = weight.dtype.type
@@ -377,7 +384,8 @@ def locate_axis(samples, size, corners, pixel, weight, at):
     low = -half if corners else -one
     high = real(size) - half if corners else real(size)
     begin, end = _inside(samples, size, low, high)
-    entries, inside = 0, 0
+    entries, inside, idle = 0, 0, 0
+    spare = at + size  # where the pixels are kept that get a weight of 0
     for a in range(begin, end):
         # from the top down, so that samples of one pixel follow each other
         y = first + real(a if spacing >= zero else begin + end - 1 - a) * spacing
@@ -389,6 +397,11 @@ def locate_axis(samples, size, corners, pixel, weight, at):
         between = y0 < size - 1 and (fraction > zero or not corners)  # there is a second pixel
         fraction = fraction if between else zero
         along = one if between and y >= zero else zero
+        if fraction == zero:
+            second = y0 if corners else min(y0 + 1, size - 1)
+            if idle == 0 or pixel[spare + idle - 1] != second:
+                pixel[spare + idle] = second
+                idle += 1
         k = at + entries - 1
         while k >= at and pixel[k] > y0:  # the second pixel of samples before
             k -= 1
@@ -404,7 +417,21 @@ def locate_axis(samples, size, corners, pixel, weight, at):
                 pixel[k], weight[2 * k], weight[2 * k + 1] = y0 + 1, zero, zero
             weight[2 * k] += fraction
             weight[2 * k + 1] += along
-    return entries, inside
+    return entries + _add_idle(idle, spare, entries, pixel, weight, at), inside
+
+
+@inlined
+def _add_idle(idle, spare, entries, pixel, weight, at):
+    """Put entries of weight 0 behind others, for pixels that have more. Returns how many."""
+    added, k = 0, at
+    for e in range(spare, spare + idle):
+        while pixel[k] < pixel[e]:  # it has an entry
+            k += 1
+        if weight[2 * k] != 0:
+            to = at + entries + added
+            pixel[to], weight[2 * to], weight[2 * to + 1] = pixel[e], 0, 0
+            added += 1
+    return added
 
 
 @inlined

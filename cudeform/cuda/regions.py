@@ -25,14 +25,14 @@ PARAMS = np.dtype(
     [(name, "f8") for name in ("scale", "origin", "least", "offset_scale")]
     + [(name, "i4") for name in (
         "round_box", "round_scaled", "box_more", "scaled_more",
-        "reads", "samples",
+        "reads", "samples", "largest", "unread",
         "height", "width", "channels",
         "classes", "groups_y", "groups_x", "bins_y", "bins_x", "part_y", "part_x",
         "first_row", "rows", "first_image", "images", "lane_bits", "accumulate",
     )],
     align=True,
 )  # fmt: skip
-READS = ("centers", "corners", "mean", "max")
+READS = ("centers", "corners", "pixels")
 # By region: what is rounded, the box or that times the scale; what is added before and after the
 # scale to the end, and taken from both ends; the size at least.
 REGIONS = {
@@ -112,6 +112,8 @@ class Launcher:
             **dict(zip(_REGION_FIELDS, REGIONS[plan.region], strict=True)),
             "reads": READS.index(plan.reads),
             "samples": plan.samples,
+            "largest": int(plan.largest),
+            "unread": plan.unread,
             "height": plan.height,
             "width": plan.width,
             "channels": self.channels,
@@ -207,7 +209,9 @@ class Launcher:
 
     def pool(self, input: Any, rows: Any, values: Any, argmax: Any) -> None:
         """Set the values of some rows, and the largest pixel of each where that is the value."""
-        kernel = {"mean": "pool_mean", "max": "pool_max"}.get(self.plan.reads, "pool")
+        kernel = "pool"
+        if self.plan.reads == "pixels":
+            kernel = "pool_max" if self.plan.largest else "pool_mean"
         arrays = (input, rows, values) if argmax is None else (input, rows, values, argmax)
         self._wide(kernel, rows.shape[0], rows.shape[0], arrays)
 

@@ -18,10 +18,10 @@ WORKSPACE_BYTES = 64 << 20  # values of rows, what is kept of their samples, buc
 
 
 def forward(plan: RoiPlan, input: Any, boxes: Any, offset: Any, mask: Any) -> tuple[Any, Any]:
-    """(output, argmax): argmax is int32, y*W + x or -1, for plans that read "max", else None."""
+    """(output, argmax): argmax is int32, y*W + x or -1, for the largest, else None."""
     with device_of(input) as device:
         output = device.empty(plan.out_shape, input.dtype)
-        argmax = device.empty(plan.out_shape, np.int32) if plan.reads == "max" else None
+        argmax = device.empty(plan.out_shape, np.int32) if plan.largest else None
         if plan.regions == 0:
             return output, argmax
         launcher = Launcher(device, plan, input.dtype)
@@ -53,7 +53,7 @@ def _cut(regions: slice, *arrays: Any) -> Iterator[Any]:
 
 def _region_groups(launcher: Launcher) -> Iterator[slice]:
     """Divide the regions into groups whose values of rows fit the workspace."""
-    per_channel = launcher.dtype.itemsize + (4 if launcher.plan.reads == "max" else 0)
+    per_channel = launcher.dtype.itemsize + (4 if launcher.plan.largest else 0)
     per_row = launcher.channels * per_channel + ROW_ITEMS * launcher.sums.itemsize
     at_once = max(1, WORKSPACE_BYTES // (launcher.region_rows * per_row))
     for first in range(0, launcher.plan.regions, at_once):
@@ -176,7 +176,7 @@ class _Gather:
 
 def _has_own_counts(plan: RoiPlan) -> bool:
     """Whether the number of samples of a row depends on its box."""
-    return plan.samples == 0 or plan.reads in ("mean", "max")
+    return plan.samples == 0
 
 
 def _parts(launcher: Launcher, rows: int, counts: Any) -> Iterator[Part]:

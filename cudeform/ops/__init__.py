@@ -31,7 +31,7 @@ def _imported(backend: str, family: str) -> ModuleType:
 def pool(
     plan: RoiPlan, kind: Kind, input: Any, rows: Any, offset: Any = None, mask: Any = None
 ) -> tuple[Any, Any]:
-    """A pooling of regions, and for "max" which pixels it chose."""
+    """A pooling of regions, and what it chose where it is the largest."""
     given = contiguous(input), rows, contiguous(offset), contiguous(mask)
     return implementation(kind, "roi").forward(plan, *given)
 
@@ -50,9 +50,9 @@ def pool_gradients(
 ) -> dict[str, Any]:
     """The gradients of a pooling of regions that are in `needed`.
 
-    For "max", `argmax` is which pixels the forward chose; without, that is computed once more.
+    For the largest, `argmax` is what the forward chose; without, that is computed once more.
     """
-    if plan.reads == "max" and argmax is None and needed:
+    if plan.largest and argmax is None and needed:
         _, argmax = pool(plan, kind, input, rows)
     given = contiguous(input), rows, contiguous(offset), contiguous(mask), contiguous(argmax)
     return implementation(kind, "roi").backward(plan, contiguous(grad_output), *given, needed)

@@ -21,8 +21,9 @@ __all__ = [
     "roi_pool_backward",
 ]
 
-MODES = {"max": "max", "avg": "mean"}
-CONVENTIONS = {"torchvision": "half_open", "msra": "msra"}
+MODES = ("max", "avg")
+# The region of each, and how many rows and columns at the far edges it leaves out.
+CONVENTIONS = {"torchvision": ("half_open", 1), "rfcn": ("half_open", 0), "msra": ("msra", 0)}
 
 
 class RoiPoolGradients(NamedTuple):
@@ -41,7 +42,7 @@ def _plan(
     mode: str,
     grad_output: Any = None,
 ) -> RoiPlan:
-    checks.choice(op, "mode", mode, tuple(MODES))
+    checks.choice(op, "mode", mode, MODES)
     return pool_plan(
         op,
         input,
@@ -50,7 +51,8 @@ def _plan(
         spatial_scale,
         grad_output,
         region="pixel",
-        reads=MODES[mode],
+        reads="pixels",
+        largest=mode == "max",
     )
 
 
@@ -67,6 +69,7 @@ def _ps_plan(
     checks.choice(op, "convention", convention, tuple(CONVENTIONS))
     checks.rank(op, "input", input, "(N, C, H, W)")
     bins = checks.pair(op, "output_size", output_size, 1)
+    region, unread = CONVENTIONS[convention]
     return pool_plan(
         op,
         input,
@@ -74,8 +77,9 @@ def _ps_plan(
         bins,
         spatial_scale,
         grad_output,
-        region=CONVENTIONS[convention],
-        reads="mean",
+        region=region,
+        reads="pixels",
+        unread=unread,
         groups=groups_of(op, input.shape[1], bins, "ph * pw"),
     )
 
