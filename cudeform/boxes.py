@@ -10,7 +10,15 @@ from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.geometry import RoiPlan
 
-__all__ = ["box_rows", "groups_of", "pool_plan", "positive", "sampling", "shift_cells"]
+__all__ = [
+    "box_rows",
+    "check_argmax",
+    "groups_of",
+    "pool_plan",
+    "positive",
+    "sampling",
+    "shift_cells",
+]
 
 _MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
 _WHY = "(R, 5) rows (image, x1, y1, x2, y2), or for each image an array (L, 4)"
@@ -129,6 +137,17 @@ def pool_plan(
     if grad_output is not None:
         checks.shape(op, "grad_output", grad_output, plan.out_shape, "(R, C, ph, pw)")
     return plan
+
+
+def check_argmax(op: str, argmax: Any, plan: RoiPlan, input: Any, mode: str) -> None:
+    """Check what a forward is said to have chosen."""
+    if mode != "max":
+        checks.fail(op, "argmax", "only with mode 'max'", repr(mode))
+    axes = "(R, C, ph, pw)" if plan.reads == "pixels" else "(R, 2, C, ph, pw)"
+    checks.shape(op, "argmax", argmax, plan.argmax_shape, axes)
+    dtype = plan.argmax_dtype(input.dtype)
+    if argmax.dtype != dtype:
+        checks.fail(op, "argmax", f"of dtype {dtype}", argmax.dtype, error=TypeError)
 
 
 def shift_cells(op: str, plan: RoiPlan, offset: Any, mask: Any) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cudeform.arrays import sum_dtype
+
 __all__ = ["BORDERS", "LAYOUTS", "ConvPlan", "Points", "RoiPlan", "sampling_points"]
 
 BORDERS = ("zeros", "clamp")
@@ -175,6 +177,17 @@ class RoiPlan:
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
         return (self.regions, self.out_channels, *self.bins)
+
+    @property
+    def argmax_shape(self) -> tuple[int, ...]:
+        """Which pixel is the largest of a bin, or where the largest sample is: its y, its x."""
+        if self.reads == "pixels":
+            return self.out_shape
+        return (self.regions, 2, *self.out_shape[1:])
+
+    def argmax_dtype(self, dtype: np.dtype) -> np.dtype:
+        """Of that, for an input of `dtype`."""
+        return np.dtype(np.int32) if self.reads == "pixels" else sum_dtype(dtype)
 
     @property
     def offset_shape(self) -> tuple[int, int, int, int]:

@@ -211,6 +211,8 @@ def _roi_align_cases(rng: np.random.Generator) -> Iterator[Case]:
     yield _pooling(rng, "aligned", c=16, output_size=(2, 3), sampling_ratio=2, aligned=True)
     yield _pooling(rng, "wide", n=3, c=70, regions=20, output_size=(3, 2), sampling_ratio=1)
     yield _pooling(rng, "no-regions", regions=0, output_size=2)
+    yield _pooling(rng, "max", output_size=(3, 2), spatial_scale=0.5, aligned=True, mode="max")
+    yield _pooling(rng, "max-fixed", c=40, output_size=2, sampling_ratio=3, mode="max")
 
 
 def _ps_roi_align_cases(rng: np.random.Generator) -> Iterator[Case]:
@@ -296,16 +298,16 @@ OPERATORS = (
     Operator(
         name="roi_align",
         family="roi",
-        summary="average of bilinear samples in the bins of regions",
+        summary="average or maximum of bilinear samples in the bins of regions",
         paper="He et al. 2017",
         arguments=(_IMAGE, _BOXES),
-        options=("output_size", "spatial_scale", "sampling_ratio", "aligned"),
+        options=("output_size", "spatial_scale", "sampling_ratio", "aligned", "mode"),
         cases=_roi_align_cases,
     ),
     Operator(
         name="ps_roi_align",
         family="roi",
-        summary="the same from channels of each bin's own",
+        summary="average of bilinear samples from channels of each bin's own",
         paper="Dai et al. 2016, He et al. 2017",
         arguments=(_IMAGE, _BOXES),
         options=("output_size", "spatial_scale", "sampling_ratio"),

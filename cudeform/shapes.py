@@ -61,7 +61,8 @@ def _forward(plan: Any, input: Shape, *others: Any) -> Any:
     output = Shape(plan.out_shape, input.dtype)
     output.plan = plan
     if isinstance(plan, RoiPlan):
-        return output, Shape(plan.out_shape, np.int32) if plan.largest else None
+        chosen = Shape(plan.argmax_shape, plan.argmax_dtype(input.dtype)) if plan.largest else None
+        return output, chosen
     return output
 
 

@@ -110,8 +110,10 @@ __device__ __forceinline__ Grid<S> centers_of(const Params& p, S at, S bin, int 
   if (!is_finite(grid.first)) return {S(0), S(0), 0, samples};
   // A region may be millions of pixels wide: without the samples that cannot be inside, and with one to spare.
   const S per_pixel = samples / bin;
-  const S low = min(max(floor((S(-1) - grid.first) * per_pixel), S(0)), samples);
-  const S high = min(max(ceil((S(size) - grid.first) * per_pixel) + S(1), low), samples);
+  // Where the largest counts, two: then one is outside wherever some are left out, as all of those are.
+  const S spare = (S)p.largest;
+  const S low = min(max(floor((S(-1) - grid.first) * per_pixel) - spare, S(0)), samples);
+  const S high = min(max(ceil((S(size) - grid.first) * per_pixel) + S(1) + spare, low), samples);
   grid.first += low * step;
   grid.count = (int)(high - low);
   return grid;

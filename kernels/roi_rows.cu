@@ -41,6 +41,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   if (counts) counts[number] = row.ny * row.nx;
 }
 
+// Rows of one sample each in images of one channel: the largest of a bin of p.classes channels, which argmax has as
+// (regions, 2, channels, bins): y, then x
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    locate_chosen(const Sum* __restrict__ boxes, const Sum* __restrict__ argmax, Row<Sum>* __restrict__ rows,
+                  const Params p) {
+  const int number = blockIdx.x * THREADS + threadIdx.x;
+  if (number >= p.rows) return;
+  const int per_region = p.classes * p.bins_y * p.bins_x;
+  const int region = quotient(number, per_region), channel = quotient(number - region * per_region, p.bins_y * p.bins_x);
+  const Sum* from = argmax + ((long long)number + (long long)region * per_region);
+  const int image = (int)__ldg(boxes + 5LL * region) * p.classes + channel;
+  rows[number] = {__ldg(from), __ldg(from + per_region), Sum(0), Sum(0), Sum(1), 1, 1, image};
+}
+
 // The key and the fractions of every sample of some rows. starts: a row's first sample; null: each row has the same
 // number of places, and those that it does not need get the key that nobody wants
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)

@@ -27,6 +27,7 @@ __all__ = [
     "locate_region",
     "locate_tile",
     "measure_tile",
+    "samples_of",
     "share_of",
     "spread_tile",
     "tile_of",
@@ -130,17 +131,24 @@ def _locate(job, numbers, counts, bin, pixel, weight, at):
             pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
         pixel[at] = pixel[at + 1] = end - begin
         return
+    samples = samples_of(job, numbers, counts, bin)
+    size = job.width if along_x else job.height
+    pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+
+
+@inlined
+def samples_of(job, numbers, counts, bin):
+    """The samples of a bin along one axis: (first, spacing, count); `bin` as in `_locate`."""
+    t, along_x, i, shift = bin
     k = t * NUMBERS + (4 if along_x else 0)
     bins = job.bins_x if along_x else job.bins_y
-    size = job.width if along_x else job.height
     real = numbers.dtype.type
     first = numbers[k] + real(i) * numbers[k + 1] / real(bins)
     if job.deformable:
         first += numbers[k + 3] * shift
     if not job.corners:
         first += real(0.5) * numbers[k + 2]
-    samples = first, numbers[k + 2], counts[2 * t + (1 if along_x else 0)]
-    pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+    return first, numbers[k + 2], counts[2 * t + (1 if along_x else 0)]
 
 
 @inlined

@@ -30,11 +30,14 @@ __all__ = [
     "Grid",
     "Image",
     "blend",
+    "cell_along",
     "grid_of",
     "locate",
     "locate_axis",
     "measure",
     "point_arrays",
+    "reachable",
+    "reads_along",
     "spread",
 ]
 
@@ -142,8 +145,9 @@ def locate(grid, offset, mask, place, group, points):
             _resolve_zeros(grid, own, count)
         if not grid.deformable:
             for p in range(count):
-                states[p] = ON_PIXEL if states[p] else 0
-                ys[3 * PLANE + p] = ms[p]
+                if states[p]:
+                    states[p] = ON_PIXEL
+                    ys[3 * PLANE + p] = ms[p]
 
 
 @inlined
@@ -383,7 +387,7 @@ def locate_axis(samples, size, corners, pixel, weight, at):
     zero, one, half = real(0), real(1), real(0.5)
     low = -half if corners else -one
     high = real(size) - half if corners else real(size)
-    begin, end = _inside(samples, size, low, high)
+    begin, end = reachable(samples, size, low, high)
     entries, inside, idle = 0, 0, 0
     spare = at + size  # where the pixels are kept that get a weight of 0
     for a in range(begin, end):
@@ -435,8 +439,26 @@ def _add_idle(idle, spare, entries, pixel, weight, at):
 
 
 @inlined
-def _inside(samples, size, low, high):
-    """A range of samples with all that are inside; short, however many there are."""
+def reads_along(at, size):
+    """Whether a sample reads anything along one axis, by the rule "roi"."""
+    return at >= -1 and at <= size  # NaN fails every comparison
+
+
+@inlined
+def cell_along(at, size):
+    """The two pixels around a sample that is inside, and how far it is from the first: "roi"."""
+    y = max(at, type(at)(0))
+    first = min(np.int64(y), size - 1)
+    second = min(first + 1, size - 1)
+    return first, second, y - type(at)(first) if second > first else type(at)(0)
+
+
+@inlined
+def reachable(samples, size, low, high):
+    """A range of samples with all that are inside, and one on either side where there is one.
+
+    Short, however many there are.
+    """
     first, spacing, count = samples
     begin, end = 0.0, float(count)
     if count > 4 * size + 16 and spacing != 0:

@@ -191,8 +191,8 @@ class Launcher:
         return last
 
     def channels_first(self, values: Any, target: Any) -> None:
-        """(rows, channels) -> (R, out channels, ph, pw)."""
-        shape = (values.shape[0] // self._bins, self._bins, self.channels)
+        """(rows, channels) -> (R, channels, ph, pw), of as many channels as there are."""
+        shape = (values.shape[0] // self._bins, self._bins, values.shape[1])
         layout.transpose(self.device, values, target, shape)
 
     @property
@@ -207,9 +207,19 @@ class Launcher:
         self._launch(_rows_unit(self._dtype_name), "locate_rows", count, arrays, rows=count)
         return rows
 
+    def chosen_rows(self, boxes: Any, argmax: Any, channels: int) -> Any:
+        """A row for each sample that is the largest, in images of one channel."""
+        count = argmax.size // 2
+        rows = self.device.empty((count, ROW_ITEMS), self.sums)
+        how = {"rows": count, "classes": channels}
+        self._launch(
+            _rows_unit(self._dtype_name), "locate_chosen", count, (boxes, argmax, rows), **how
+        )
+        return rows
+
     def pool(self, input: Any, rows: Any, values: Any, argmax: Any) -> None:
-        """Set the values of some rows, and the largest pixel of each where that is the value."""
-        kernel = "pool"
+        """Set the values of some rows, and which pixel or sample each is where it is one."""
+        kernel = "pool_largest" if self.plan.largest else "pool"
         if self.plan.reads == "pixels":
             kernel = "pool_max" if self.plan.largest else "pool_mean"
         arrays = (input, rows, values) if argmax is None else (input, rows, values, argmax)

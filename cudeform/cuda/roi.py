@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ WORKSPACE_BYTES = 64 << 20  # values of rows, what is kept of their samples, buc
 
 
 def forward(plan: RoiPlan, input: Any, boxes: Any, offset: Any, mask: Any) -> tuple[Any, Any]:
-    """(output, argmax): argmax is int32, y*W + x or -1, for the largest, else None."""
+    """(output, argmax): argmax, see `RoiPlan`, for the largest, else None."""
     with device_of(input) as device:
         output = device.empty(plan.out_shape, input.dtype)
-        argmax = device.empty(plan.out_shape, np.int32) if plan.largest else None
+        argmax = None
+        if plan.largest:
+            argmax = device.empty(plan.argmax_shape, plan.argmax_dtype(input.dtype))
         if plan.regions == 0:
             return output, argmax
         launcher = Launcher(device, plan, input.dtype)
@@ -32,7 +35,7 @@ def forward(plan: RoiPlan, input: Any, boxes: Any, offset: Any, mask: Any) -> tu
             values = [_row_values(launcher, rows, result) for result in results]
             launcher.pool(staged, rows, *values)
             for result, value in zip(results, values, strict=True):
-                if result is not None and launcher.channels > 1:
+                if result is not None and value.shape[1] > 1:
                     launcher.channels_first(value, result)
     return output, argmax
 
@@ -41,9 +44,10 @@ def _row_values(launcher: Launcher, rows: Any, result: Any) -> Any:
     """Where the values of rows go before they become (a part of) the result, or None."""
     if result is None:
         return None
-    if launcher.channels == 1:
+    channels = result.size // rows.shape[0]
+    if channels == 1:
         return result.reshape(-1, 1)
-    return launcher.device.empty((rows.shape[0], launcher.channels), result.dtype)
+    return launcher.device.empty((rows.shape[0], channels), result.dtype)
 
 
 def _cut(regions: slice, *arrays: Any) -> Iterator[Any]:
@@ -53,11 +57,19 @@ def _cut(regions: slice, *arrays: Any) -> Iterator[Any]:
 
 def _region_groups(launcher: Launcher) -> Iterator[slice]:
     """Divide the regions into groups whose values of rows fit the workspace."""
-    per_channel = launcher.dtype.itemsize + (4 if launcher.plan.largest else 0)
+    plan = launcher.plan
+    per_channel = launcher.dtype.itemsize
+    if plan.largest:
+        chosen = plan.argmax_dtype(launcher.dtype).itemsize
+        per_channel += chosen if plan.reads == "pixels" else 2 * chosen
     per_row = launcher.channels * per_channel + ROW_ITEMS * launcher.sums.itemsize
     at_once = max(1, WORKSPACE_BYTES // (launcher.region_rows * per_row))
-    for first in range(0, launcher.plan.regions, at_once):
-        yield slice(first, min(first + at_once, launcher.plan.regions))
+    yield from _slices(plan.regions, at_once)
+
+
+def _slices(count: int, at_once: int) -> Iterator[slice]:
+    for first in range(0, count, at_once):
+        yield slice(first, min(first + at_once, count))
 
 
 def backward(
@@ -81,7 +93,9 @@ def backward(
         launcher = Launcher(device, plan, input.dtype)
         if needs - {"input"}:
             _point_gradients(launcher, grad_output, input, boxes, offset, mask, grads)
-        if "input" in needs:
+        if "input" in needs and plan.largest and plan.reads == "centers":
+            _chosen_gradient(launcher, boxes, grad_output, argmax, grads["input"])
+        elif "input" in needs:
             for images in _image_groups(launcher):
                 gather = _Gather(launcher, images, grads["input"])
                 for regions in _region_groups(launcher):
@@ -111,6 +125,28 @@ def _point_gradients(
             launcher.rows_last(grad_output[regions]),
             *_cut(regions, grads.get("offset"), grads.get("mask")),
         )
+
+
+def _chosen_gradient(
+    launcher: Launcher, boxes: Any, grad_output: Any, argmax: Any, grad_input: Any
+) -> None:
+    """Set the gradient of the input of the largest samples: each is a row of its own."""
+    plan = launcher.plan
+    channels, count = plan.channels, plan.regions * plan.channels
+    single = replace(
+        plan, batch=plan.batch * channels, channels=1, regions=count, samples=1, largest=False
+    )
+    lone = Launcher(launcher.device, single, launcher.dtype)
+    target = grad_input.reshape(single.batch, 1, plan.height, plan.width)
+    per_region = channels * lone.region_rows * ROW_ITEMS * lone.sums.itemsize
+    at_once = max(1, WORKSPACE_BYTES // per_region)
+    for images in _image_groups(lone):
+        gather = _Gather(lone, images, target)
+        for regions in _slices(plan.regions, at_once):
+            rows = lone.chosen_rows(boxes[regions], argmax[regions], channels)
+            grad_values = grad_output[regions].reshape(-1, 1)
+            gather.add_rows(rows, grad_values, None, None)
+        gather.finish()
 
 
 def _image_groups(launcher: Launcher) -> Iterator[range]:
@@ -143,13 +179,20 @@ class _Gather:
         counts = None
         if _has_own_counts(launcher.plan):
             counts = launcher.device.empty((grad_values.shape[0],), np.int32)
-        rows = launcher.rows(boxes, offset, mask, counts)
+        self.add_rows(launcher.rows(boxes, offset, mask, counts), grad_values, chosen, counts)
+
+    def add_rows(self, rows: Any, grad_values: Any, chosen: Any, counts: Any) -> None:
+        """Add what some rows give, with the gradients of their values."""
+        launcher = self.launcher
         parts = list(_parts(launcher, rows.shape[0], counts))
         for part in parts:
             samples = launcher.samples(rows, part, self.images)
             first = self.sum is None
             if first:
-                only = len(parts) == 1 and boxes.shape[0] == launcher.plan.regions
+                only = (
+                    len(parts) == 1
+                    and rows.shape[0] == launcher.plan.regions * launcher.region_rows
+                )
                 self.sum = self._place(only)
             launcher.gather(samples, self.images, grad_values, chosen, self.sum, not first)
 

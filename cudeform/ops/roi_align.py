@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cudeform import arrays, checks
-from cudeform.boxes import box_rows, groups_of, pool_plan, sampling
+from cudeform.boxes import box_rows, check_argmax, groups_of, pool_plan, sampling
 from cudeform.dispatch import operator
 from cudeform.geometry import RoiPlan
 from cudeform.ops import pool, pool_gradients
@@ -60,8 +60,11 @@ def roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
+    *,
+    mode: str = "avg",
+    return_argmax: bool = False,
 ) -> Any:
-    """Average of bilinear samples in each bin of regions of interest (RoIAlign, [1]_).
+    """Average or maximum of bilinear samples in each bin of regions of interest (RoIAlign, [1]_).
 
     Parameters
     ----------
@@ -80,10 +83,19 @@ def roi_align(
     aligned : bool
         Whether to move the boxes by half a pixel, so that a pixel's centre is where sampling
         expects it. Without, regions are at least one pixel large.
+    mode : {"avg", "max"}
+        What becomes of the samples of a bin. "max" is mmcv's: the largest sample, the first of
+        equal ones, NaN being the largest. ONNX's "max" is another function, the largest of a
+        sample's corners times their weights.
+    return_argmax : bool
+        Whether to return as well where the largest sample is; for mode "max".
 
     Returns
     -------
     array of shape (R, C, ph, pw)
+        With `return_argmax` a pair: that, and an array of shape (R, 2, C, ph, pw) and the dtype of
+        coordinates with y and x of the sample, in pixels of `input`; -2 where that is outside or
+        the bin has none.
 
     Raises
     ------
@@ -102,7 +114,9 @@ def roi_align(
     Notes
     -----
     Boxes are no function to differentiate here. A sample more than one pixel outside the image
-    is 0 and counts; a region that is inverted (x2 < x1) is empty and gives 0 with ``aligned``.
+    is 0 and counts. With ``aligned`` a region without area or an inverted one (x2 < x1) has as
+    many samples as it has pixels: none, and its bins are 0. A fixed `sampling_ratio` samples it
+    like any other.
 
     References
     ----------
@@ -117,12 +131,18 @@ def roi_align(
     >>> cudeform.roi_align(image, boxes, 2, aligned=True)[0, 0]
     array([[ 2.5,  4.5],
            [10.5, 12.5]])
+    >>> cudeform.roi_align(image, boxes, 2, aligned=True, mode="max")[0, 0]
+    array([[ 5.,  7.],
+           [13., 15.]])
     """
     op = "roi_align"
     kind = arrays.kind_of(op, dict(input=input))
     rows = box_rows(op, boxes, input, kind)
-    plan = _plan(op, input, rows, output_size, spatial_scale, sampling_ratio, aligned)
-    return pool(plan, kind, input, rows)[0]
+    plan = _plan(op, input, rows, output_size, spatial_scale, sampling_ratio, aligned, mode)
+    if return_argmax and mode != "max":
+        checks.fail(op, "return_argmax", "only with mode 'max'", repr(mode))
+    output, argmax = pool(plan, kind, input, rows)
+    return (output, argmax) if return_argmax else output
 
 
 @checks.remembered("input", "rows", "grad_output")
@@ -134,8 +154,10 @@ def _plan(
     spatial_scale: Any,
     sampling_ratio: Any,
     aligned: bool,
+    mode: str,
     grad_output: Any = None,
 ) -> RoiPlan:
+    checks.choice(op, "mode", mode, ("avg", "max"))
     return pool_plan(
         op,
         input,
@@ -145,6 +167,7 @@ def _plan(
         grad_output,
         region="center" if aligned else "corner",
         reads="centers",
+        largest=mode == "max",
         samples=sampling(op, sampling_ratio),
     )
 
@@ -159,6 +182,8 @@ def roi_align_backward(
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
+    mode: str = "avg",
+    argmax: Any = None,
     needs: Iterable[str] | None = None,
 ) -> RoiAlignGradients:
     """Gradient of `roi_align`.
@@ -167,8 +192,10 @@ def roi_align_backward(
     ----------
     grad_output : array of shape (R, C, ph, pw)
         The gradient of a scalar with respect to the result of the forward.
-    input, boxes, output_size, spatial_scale, sampling_ratio, aligned
+    input, boxes, output_size, spatial_scale, sampling_ratio, aligned, mode
         As they were given to `roi_align`.
+    argmax : array of shape (R, 2, C, ph, pw), optional
+        What the forward returned with `return_argmax`; without, it is computed once more.
     needs : iterable of str, optional
         Names of the gradients to compute: "input", the default, or none.
 
@@ -180,14 +207,18 @@ def roi_align_backward(
     Raises
     ------
     TypeError, ValueError
-        As `roi_align`, and for an unknown name in `needs`.
+        As `roi_align`, and for an unknown name in `needs` or an `argmax` that does not fit.
     """
     op = "roi_align_backward"
     kind = arrays.kind_of(op, dict(grad_output=grad_output, input=input))
     needed = checks.needs(op, needs, {}, RoiAlignGradients._fields)
     rows = box_rows(op, boxes, input, kind)
-    plan = _plan(op, input, rows, output_size, spatial_scale, sampling_ratio, aligned, grad_output)
-    return RoiAlignGradients(**pool_gradients(plan, kind, grad_output, input, rows, needed))
+    options = output_size, spatial_scale, sampling_ratio, aligned, mode
+    plan = _plan(op, input, rows, *options, grad_output)
+    if argmax is not None:
+        check_argmax(op, argmax, plan, input, mode)
+    gradients = pool_gradients(plan, kind, grad_output, input, rows, needed, argmax=argmax)
+    return RoiAlignGradients(**gradients)
 
 
 @operator

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from cudeform import arrays, checks
-from cudeform.boxes import box_rows, groups_of, pool_plan
+from cudeform.boxes import box_rows, check_argmax, groups_of, pool_plan
 from cudeform.dispatch import operator
 from cudeform.geometry import RoiPlan
 from cudeform.ops import pool, pool_gradients
@@ -206,17 +204,9 @@ def roi_pool_backward(
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, output_size, spatial_scale, mode, grad_output)
     if argmax is not None:
-        _check_argmax(op, argmax, plan, mode)
+        check_argmax(op, argmax, plan, input, mode)
     gradients = pool_gradients(plan, kind, grad_output, input, rows, needed, argmax=argmax)
     return RoiPoolGradients(**gradients)
-
-
-def _check_argmax(op: str, argmax: Any, plan: RoiPlan, mode: str) -> None:
-    if mode != "max":
-        checks.fail(op, "argmax", "only with mode 'max'", repr(mode))
-    checks.shape(op, "argmax", argmax, plan.out_shape, "(R, C, ph, pw)")
-    if argmax.dtype != np.int32:
-        checks.fail(op, "argmax", "of dtype int32", argmax.dtype, error=TypeError)
 
 
 @operator

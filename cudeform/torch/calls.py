@@ -78,11 +78,12 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
 
 
 def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
-    """Which pixels were the largest. They have no derivative."""
+    """Which pixels or samples were the largest. They have no derivative."""
     tensors, options = _arguments(bridge, bridge.names, given)
     tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
     if torch.compiler.is_compiling() and not transformed():
-        return torch.ops.cudeform.roi_pool_argmax(*tensors, *flat(bridge, options))[1]
+        operator = getattr(torch.ops.cudeform, bridge.name + "_argmax")
+        return operator(*tensors, *flat(bridge, options))[1]
     bound = Bound(bridge, {**options, "return_argmax": True})
     return (_untraced_call(bound, tensors) if transformed() else bound.forward(tensors))[1]
 

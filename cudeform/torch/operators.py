@@ -6,6 +6,7 @@ calls have a shorter way, see `cudeform.torch.functions`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,10 @@ class _Symbolic(Shape):
 def _forward(plan: Any, input: Any, *others: Any) -> Any:
     shape = plan.out_shape if isinstance(plan.out_shape, tuple) else plan.out_shape(plan.channels)
     result = _Symbolic(shape, input.dtype)
-    return (result, None) if hasattr(plan, "regions") else result
+    if not hasattr(plan, "regions"):
+        return result
+    chosen = plan.largest and _Symbolic(plan.argmax_shape, plan.argmax_dtype(input.dtype))
+    return result, chosen or None
 
 
 _KIND = arrays.Kind(
@@ -83,8 +87,12 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
     def fake(*values: Any) -> Any:
         tensors, options = _split(bridge, values)
         given = {n: _symbolic(t) for n, t in zip(bridge.names, tensors, strict=True)}
-        output = tensors[0].new_empty(bridge.forward(**given, **options).shape)
-        return (output, torch.empty_like(output, dtype=torch.int32)) if argmax else output
+        found = bridge.forward(**given, **options, **more)
+        results = [
+            tensors[0].new_empty(shape.shape, dtype=getattr(torch, shape.dtype.name))
+            for shape in (found if argmax else (found,))
+        ]
+        return tuple(results) if argmax else results[0]
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         tensors, options = _split(bridge, inputs)
@@ -183,7 +191,8 @@ def define() -> None:
     for bridge in BRIDGES.values():
         _define_forward(bridge)
         _define_backward(bridge)
-    _define_forward(BRIDGES["roi_pool"], argmax=True)
+        if "return_argmax" in inspect.signature(bridge.forward).parameters:
+            _define_forward(bridge, argmax=True)
 
 
 define()
