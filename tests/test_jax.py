@@ -130,6 +130,7 @@ SMOOTH = [
     ("conv2d", {}),
     ("bilinear_sample", {}),
     ("roi_align", {}),
+    ("roi_align", {"mode": "max"}),
     ("ps_roi_align", {"sampling_ratio": 2}),
     ("roi_pool", {"mode": "max"}),
     ("roi_pool", {"mode": "avg"}),
