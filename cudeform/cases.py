@@ -167,6 +167,8 @@ def roi_align(rng: np.random.Generator) -> Iterator[Case]:
     yield _pooling(rng, "aligned", c=16, output_size=(2, 3), sampling_ratio=2, aligned=True)
     yield _pooling(rng, "wide", n=3, c=70, regions=20, output_size=(3, 2), sampling_ratio=1)
     yield _pooling(rng, "no-regions", regions=0, output_size=2)
+    yield _pooling(rng, "max", output_size=(3, 2), spatial_scale=0.5, aligned=True, mode="max")
+    yield _pooling(rng, "max-fixed", c=40, output_size=2, sampling_ratio=3, mode="max")
 
 
 def ps_roi_align(rng: np.random.Generator) -> Iterator[Case]:
@@ -182,6 +184,7 @@ def roi_pool(rng: np.random.Generator) -> Iterator[Case]:
 
 def ps_roi_pool(rng: np.random.Generator) -> Iterator[Case]:
     yield _pooling(rng, "torchvision", c=12, output_size=(2, 3), spatial_scale=0.5)
+    yield _pooling(rng, "rfcn", c=12, output_size=(3, 2), convention="rfcn")
     yield _pooling(rng, "msra", c=36, output_size=3, spatial_scale=0.25, convention="msra")
 
 

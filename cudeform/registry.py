@@ -215,7 +215,7 @@ OPERATORS = (
     Operator(
         name="roi_align",
         family="roi",
-        summary="average of bilinear samples in the bins of regions",
+        summary="average or maximum of bilinear samples in the bins of regions",
         paper="He et al. 2017",
         arguments=(_IMAGE, _BOXES),
         options=(
@@ -223,13 +223,15 @@ OPERATORS = (
             _SPATIAL_SCALE,
             _SAMPLING_RATIO,
             _ALIGNED,
+            _MODE,
         ),
         cases=cases.roi_align,
+        argmax=True,
     ),
     Operator(
         name="ps_roi_align",
         family="roi",
-        summary="the same from channels of each bin's own",
+        summary="average of bilinear samples from channels of each bin's own",
         paper="Dai et al. 2016, He et al. 2017",
         arguments=(_IMAGE, _BOXES),
         options=(

@@ -147,7 +147,7 @@ def _channels(axes: Axes, name: str) -> None:
 
 BOX = np.array([[0, 2.2, 1.4, 9.3, 6.8]])  # image, x1, y1, x2, y2
 POOLINGS = {  # how a box becomes a region, and what a bin reads
-    "roi_pool": ("pixel", "mean"),
+    "roi_pool": ("pixel", "pixels"),
     "roi_align": ("center", "centers"),
     "deform_roi_pool": ("center", "centers"),
     "deform_ps_roi_pool": ("msra_center", "corners"),
@@ -183,7 +183,7 @@ def _pooling(axes: Axes, region: str, reads: str, moves: bool) -> None:
         y = y0 + i * size_y + reach_y * offset[i, j, 0]
         x = x0 + j * size_x + reach_x * offset[i, j, 1]
         color = (Y_COLOR, X_COLOR, POINT_COLOR)[(i + j) % 3]
-        if reads == "mean":
+        if reads == "pixels":
             top, left = np.floor(y), np.floor(x)
             size_y, size_x = np.ceil(y + size_y) - top, np.ceil(x + size_x) - left
             y, x = top - 0.5, left - 0.5
@@ -194,8 +194,8 @@ def _pooling(axes: Axes, region: str, reads: str, moves: bool) -> None:
             xs = x + (np.arange(2) + shift) * size_x / 2
         axes.add_patch(Rectangle((x, y), size_x, size_y, fc=color, ec=color, alpha=0.22, lw=1.4))
         points = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
-        marker = "s" if reads == "mean" else "o"
-        axes.plot(*points.T, marker, color=color, ms=3.2 if reads == "mean" else 3.6)
+        marker = "s" if reads == "pixels" else "o"
+        axes.plot(*points.T, marker, color=color, ms=3.2 if reads == "pixels" else 3.6)
     axes.set(xlim=(-0.6, width - 0.4), ylim=(height - 0.4, -0.6), aspect="equal")
     axes.set(xticks=range(0, width, 2), yticks=range(0, height, 2))
 

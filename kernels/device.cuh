@@ -10,6 +10,10 @@
 #define SHARED(type, name, dims) EMULATOR_SHARED(type, name, dims)
 #endif
 
+// A product that is not fused with a sum.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
 // The bits of a float16 as a float, exactly.
 __device__ __forceinline__ float float_from_half(unsigned short bits) {
 #if defined(__CUDACC_RTC__)

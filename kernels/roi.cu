@@ -41,6 +41,7 @@ __device__ __forceinline__ const Scalar* image_of(const Params& p, const Scalar*
 }
 
 __device__ __forceinline__ Index corner_of(const Params& p, const Cell<Sum>& cell, int k) {
+  if (p.reads == READS_CORNERS) k &= (cell.flat_y ? 1 : 3) & (cell.flat_x ? 2 : 3);  // floor and ceil are one pixel
   return (Index)corner_pixel(cell, k, p.height, p.width) * p.channels;
 }
 
@@ -134,6 +135,69 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
       for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
       out.store(values + ((Index)task.number * p.channels + c));
+    }
+  }
+}
+
+struct alignas(16) Spot {
+  Footprint footprint;
+  Sum y, x;
+};
+
+// values = the largest sample of each row, the first that is, or the first NaN; places = [row][2][channels], its y and
+// its x, -2 where it is outside or there is none
+extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
+    pool_largest(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
+                 Sum* __restrict__ places, const Params p) {
+  SHARED(Spot, notes, [THREADS]);
+  const Task task = task_of(p, rows);
+  const Walk walk = walk_of(task);
+  const auto make = [&](int a, int b) {
+    const Cell<Sum> cell = cell_of(p, task.row, a, b);
+    const Sum y = position(task.row.y, task.row.step_y, a), x = position(task.row.x, task.row.step_x, b);
+    return Spot{footprint_of(p, cell), cell.inside ? y : Sum(-2), cell.inside ? x : Sum(-2)};
+  };
+  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    const int c = slice + task.lane * VEC;
+    const bool active = task.present && c < p.channels;
+    const Scalar* from = image_of(p, input, task.row) + c;
+    Sum best[VEC];
+    Pack<Sum, VEC> y, x;
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) {
+      best[v] = Sum(0);
+      y.lane[v] = x.lane[v] = Sum(-2);
+    }
+    bool first = true;
+    each_sample(task, walk, active, notes, make, [&](const Spot& spot) {
+      Sum sample[VEC] = {};
+      if (spot.footprint.corner[0] >= 0) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          Channels corner;
+          corner.load(from + spot.footprint.corner[k]);
+#pragma unroll
+          for (int v = 0; v < VEC; ++v) sample[v] += spot.footprint.weight[k] * widen(corner.lane[v]);
+        }
+      }
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) {
+        if (first || (!(sample[v] <= best[v]) && best[v] == best[v])) {
+          best[v] = sample[v];
+          y.lane[v] = spot.y;
+          x.lane[v] = spot.x;
+        }
+      }
+      first = false;
+    });
+    if (active) {
+      Channels out;
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], best[v]);
+      const Index to = (Index)task.number * p.channels + c;
+      out.store(values + to);
+      y.store(places + (to + (Index)task.number * p.channels));
+      x.store(places + (to + (Index)(task.number + 1) * p.channels));
     }
   }
 }
@@ -289,7 +353,7 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
 #pragma unroll
       for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
     }
-    gather(starts, order, fractions, image, y, x, p.height, p.width, p.reads >= READS_MEAN,
+    gather(starts, order, fractions, image, y, x, p.height, p.width, p.reads == READS_PIXELS,
            [&](int, const Fraction<Sum>& f, Sum weight) {
              const Index from = (Index)f.pixel * p.channels + c;
              Channels grad;

@@ -4,13 +4,15 @@
 #pragma once
 #include "gather.cuh"
 
-enum Reads { READS_CENTERS = 0, READS_CORNERS = 1, READS_MEAN = 2, READS_MAX = 3 };  // the last two: whole pixels
+enum Reads { READS_CENTERS = 0, READS_CORNERS = 1, READS_PIXELS = 2 };
 
 struct Params {
   double scale, origin, least;  // of a region: see extent_of
   double offset_scale;
   int round_box, round_scaled, box_more, scaled_more;
   int reads, samples;  // samples: along each axis; 0: as the bins are large
+  int largest;         // not the mean of what is read
+  int unread;          // rows and columns at the far edges that READS_PIXELS leaves out
   int height, width, channels;  // of an image of the input
   int classes, groups_y, groups_x, bins_y, bins_x, part_y, part_x;
   int first_row, rows;      // of this launch
@@ -108,8 +110,10 @@ __device__ __forceinline__ Grid<S> centers_of(const Params& p, S at, S bin, int 
   if (!is_finite(grid.first)) return {S(0), S(0), 0, samples};
   // A region may be millions of pixels wide: without the samples that cannot be inside, and with one to spare.
   const S per_pixel = samples / bin;
-  const S low = min(max(floor((S(-1) - grid.first) * per_pixel), S(0)), samples);
-  const S high = min(max(ceil((S(size) - grid.first) * per_pixel) + S(1), low), samples);
+  // Where the largest counts, two: then one is outside wherever some are left out, as all of those are.
+  const S spare = (S)p.largest;
+  const S low = min(max(floor((S(-1) - grid.first) * per_pixel) - spare, S(0)), samples);
+  const S high = min(max(ceil((S(size) - grid.first) * per_pixel) + S(1) + spare, low), samples);
   grid.first += low * step;
   grid.count = (int)(high - low);
   return grid;
@@ -127,26 +131,27 @@ __device__ __forceinline__ Grid<S> corners_of(const Params& p, S at, S bin, int 
 }
 
 template <class S>
-__device__ __forceinline__ Grid<S> pixels_of(const Extent<S>& e, S near, S far, int size) {
-  const bool whole = floor(e.start) == e.start;  // then the quotients are rounded before a sum could lose their bits
-  const S low = whole ? floor(near) + e.start : floor(near + e.start);
-  const S high = whole ? ceil(far) + e.start : ceil(far + e.start);
+__device__ __forceinline__ Grid<S> pixels_of(const Params& p, const Extent<S>& e, S bin, int number, int size) {
+  // Not fused on any machine: the product is rounded first, as in the libraries that have these operators.
+  const S near = rounded_product((S)number, bin), far = rounded_product((S)(number + 1), bin);
+  const S low = p.round_scaled ? floor(near) + e.start : floor(near + e.start);
+  const S high = p.round_scaled ? ceil(far) + e.start : ceil(far + e.start);
   const S first = min(max(low, S(0)), S(size)), last = min(max(high, first), S(size));
   return {first, S(1), (int)(last - first), last - first};
 }
 
 template <class S>
 __device__ __forceinline__ Grid<S> grid_of(const Params& p, const Extent<S>& e, int bin, int bins, S shift, int size) {
-  const S near = (S)bin * e.size / (S)bins + shift;
-  if (p.reads >= READS_MEAN) return pixels_of(e, near, (S)(bin + 1) * e.size / (S)bins + shift, size);
-  if (p.reads == READS_CORNERS) return corners_of(p, e.start + near, e.size / (S)bins, size);
-  return centers_of(p, e.start + near, e.size / (S)bins, size);
+  const S bin_size = e.size / (S)bins;
+  if (p.reads == READS_PIXELS) return pixels_of(p, e, bin_size, bin, size - p.unread);
+  const S at = e.start + ((S)bin * e.size / (S)bins + shift);
+  return p.reads == READS_CORNERS ? corners_of(p, at, bin_size, size) : centers_of(p, at, bin_size, size);
 }
 
 // Sample (a, b) of a row.
 template <class S>
 __device__ __forceinline__ Cell<S> cell_of(const Params& p, const Row<S>& row, int a, int b) {
-  if (p.reads >= READS_MEAN) return {(int)row.y + a, (int)row.x + b, S(0), S(0), true, true, true};
+  if (p.reads == READS_PIXELS) return {(int)row.y + a, (int)row.x + b, S(0), S(0), true, true, true};
   const int border = p.reads == READS_CENTERS ? BORDER_ROI : BORDER_PSROI;
   return locate_in_region(position(row.y, row.step_y, a), position(row.x, row.step_x, b), p.height, p.width, border);
 }

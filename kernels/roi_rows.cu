@@ -34,12 +34,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
     const Grid<Sum> y = grid_of(p, down, at.i, p.bins_y, shift_y, p.height);
     const Grid<Sum> x = grid_of(p, across, at.j, p.bins_x, shift_x, p.width);
-    const Sum divisor = p.reads == READS_MAX ? Sum(1) : max(y.divisor * x.divisor, Sum(1));
+    const Sum divisor = p.largest ? Sum(1) : max(y.divisor * x.divisor, Sum(1));
     row = {y.first, x.first, y.step, x.step, Sum(1) / divisor, y.count, x.count, row.image};
     if (mask) row.scale *= read(mask + mask_index(p, at));
   }
   rows[number] = row;
   if (counts) counts[number] = row.ny * row.nx;
+}
+
+// Rows of one sample each in images of one channel: the largest of a bin of p.classes channels, which argmax has as
+// (regions, 2, channels, bins): y, then x
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    locate_chosen(const Sum* __restrict__ boxes, const Sum* __restrict__ argmax, Row<Sum>* __restrict__ rows,
+                  const Params p) {
+  const int number = blockIdx.x * THREADS + threadIdx.x;
+  if (number >= p.rows) return;
+  const int per_region = p.classes * p.bins_y * p.bins_x;
+  const int region = quotient(number, per_region), channel = quotient(number - region * per_region, p.bins_y * p.bins_x);
+  const Sum* from = argmax + ((long long)number + (long long)region * per_region);
+  const int image = (int)__ldg(boxes + 5LL * region) * p.classes + channel;
+  rows[number] = {__ldg(from), __ldg(from + per_region), Sum(0), Sum(0), Sum(1), 1, 1, image};
 }
 
 // The key and the fractions of every sample of some rows. starts: a row's first sample; null: each row has the same

@@ -84,7 +84,7 @@ __device__ __forceinline__ Span span_of(const Params& p, int group) {
 // The geometry of one point, computed once for all its channels.
 struct alignas(16) Footprint {
   Index corner[4];  // first element of each corner's pixel
-  Sum weight[4];    // with the mask folded in; mask * 0 outside
+  Sum weight[4];    // with the mask folded in
   Index row;        // first element of the point's column, in block 0
   Span span;
   int inside;
@@ -113,12 +113,15 @@ __device__ __forceinline__ Footprint footprint_of(const Params& p, int number, c
   f.span = span_of(p, point.group);
   f.inside = cell.inside;
   const Index image = (Index)place.image * p.height * p.width;
+  Sum along_y[2], along_x[2];
+  read_weights(cell.y, cell.ly, p.height, p.border, along_y);
+  read_weights(cell.x, cell.lx, p.width, p.border, along_x);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     // A plain convolution reads one pixel: four quarters of it, so that nothing of a neighbour's NaN gets in.
     const int corner = p.plain ? 0 : k;
-    const Sum weight = p.plain ? Sum(0.25) : corner_weight(cell.ly, cell.lx, k);
-    f.weight[k] = (corner_exists(cell, corner, p.height, p.width) ? weight : Sum(0)) * scale;
+    const Sum weight = p.plain ? Sum(0.25) : along_y[k >> 1] * along_x[k & 1];
+    f.weight[k] = (cell.inside ? weight : Sum(0)) * scale;
     f.corner[k] = (image + corner_pixel(cell, corner, p.height, p.width)) * p.input_channels;
   }
   return f;

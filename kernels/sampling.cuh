@@ -78,6 +78,17 @@ __device__ __forceinline__ S corner_weight(S ly, S lx, int k) {
   return side_weight(ly, k & 2) * side_weight(lx, k & 1);
 }
 
+// The weights along one axis of the near and the far corners, as a sample is read. One outside the image stands for its
+// neighbour inside, see corner_pixel, and both have half: with a weight of 0 an infinite pixel would be NaN. Where the
+// border is "clamp" the neighbour is the corner, as in the libraries that have it.
+template <class S>
+__device__ __forceinline__ void read_weights(int pixel, S fraction, int size, int border, S (&weight)[2]) {
+  const bool outside = border == BORDER_ZEROS && (pixel < 0 || pixel + 1 >= size);
+  const S share = outside ? S(0.5) : S(1);
+  weight[0] = share * side_weight(fraction, pixel < 0);
+  weight[1] = share * side_weight(fraction, pixel < 0 || !outside);
+}
+
 template <class S>
 __device__ __forceinline__ bool corner_exists(const Cell<S>& cell, int k, int height, int width) {
   const int y = cell.y + (k >> 1), x = cell.x + (k & 1);

@@ -73,10 +73,13 @@ def _psroi_axis(at, size):
     return [(first, 1 - (inside - first), -slope), (second, inside - first, slope)]
 
 
-def _grid(axis, height, width, ys, xs):
-    """The samples of a grid that are inside."""
+def _grid(axis, height, width, ys, xs, outside=False):
+    """The samples of a grid that are inside, and with `outside` those that read nothing."""
     along_y, along_x = [axis(y, height) for y in ys], [axis(x, width) for x in xs]
-    return [(y, x) for y in along_y for x in along_x if y is not None and x is not None]
+    samples = [(y, x) for y in along_y for x in along_x]
+    if outside:
+        return [([], []) if None in sample else sample for sample in samples]
+    return [sample for sample in samples if None not in sample]
 
 
 def _read(image, channels, sample, which=(1, 1)):
@@ -125,7 +128,10 @@ def _position_sensitive(channels_out, i, j, groups, bins):
     return (channels_out * groups[0] + gh) * groups[1] + gw
 
 
-def _align_bins(input, boxes, output_size, scale, ratio, aligned, offset, gamma, mask, sensitive):
+def _align_bins(
+    input, boxes, output_size, scale, ratio, aligned, offset=None, gamma=0.0, mask=None,
+    sensitive=False, outside=False,
+):  # fmt: skip
     height, width = input.shape[2:]
     ph, pw = _pair(output_size)
     groups = (ph, pw) if sensitive else (1, 1)
@@ -151,7 +157,7 @@ def _align_bins(input, boxes, output_size, scale, ratio, aligned, offset, gamma,
                     (i, j),
                     out,
                     _position_sensitive(out, i, j, groups, (ph, pw)),
-                    _grid(_roi_axis, height, width, ys, xs),
+                    _grid(_roi_axis, height, width, ys, xs, outside),
                     max(ny * nx, 1),
                     1.0 if mask is None else mask[r, 0, i, j],
                     (0, i, j),
@@ -164,48 +170,55 @@ def _shape(input, boxes, output_size, channels):
 
 
 def roi_align(
-    input, boxes, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=False, offset=None,
-    gamma=0.0, mask=None,
-):  # fmt: skip
-    bins = _align_bins(
-        input, boxes, output_size, spatial_scale, sampling_ratio, aligned, offset, gamma, mask,
-        False,
-    )  # fmt: skip
-    return _pooled(input, bins, _shape(input, boxes, output_size, input.shape[1]))
+    input, boxes, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=False, mode="avg"
+):
+    options = output_size, spatial_scale, sampling_ratio, aligned
+    shape = _shape(input, boxes, output_size, input.shape[1])
+    if mode == "max":
+        return _pooled(
+            input, _of_largest(input, _align_bins(input, boxes, *options, outside=True)), shape
+        )
+    return _pooled(input, _align_bins(input, boxes, *options), shape)
 
 
 def roi_align_backward(
     grad_output, input, boxes, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=False,
-    offset=None, gamma=0.0, mask=None,
+    mode="avg",
 ):  # fmt: skip
-    bins = _align_bins(
-        input, boxes, output_size, spatial_scale, sampling_ratio, aligned, offset, gamma, mask,
-        False,
-    )  # fmt: skip
-    return _gradients(grad_output, input, bins, offset, mask)
+    options = output_size, spatial_scale, sampling_ratio, aligned
+    if mode == "max":
+        bins = _of_largest(input, _align_bins(input, boxes, *options, outside=True))
+    else:
+        bins = _align_bins(input, boxes, *options)
+    return _gradients(grad_output, input, bins)
+
+
+def _deform_bins(input, boxes, offset, output_size, scale, ratio, gamma, mask):
+    return _align_bins(input, boxes, output_size, scale, ratio, True, offset, gamma, mask)
 
 
 def deform_roi_pool(
     input, boxes, offset, output_size, spatial_scale=1.0, sampling_ratio=0, gamma=0.1, mask=None
 ):
-    return roi_align(
-        input, boxes, output_size, spatial_scale, sampling_ratio, True, offset, gamma, mask
+    bins = _deform_bins(
+        input, boxes, offset, output_size, spatial_scale, sampling_ratio, gamma, mask
     )
+    return _pooled(input, bins, _shape(input, boxes, output_size, input.shape[1]))
 
 
 def deform_roi_pool_backward(
     grad_output, input, boxes, offset, output_size, spatial_scale=1.0, sampling_ratio=0, gamma=0.1,
     mask=None,
 ):  # fmt: skip
-    return roi_align_backward(
-        grad_output, input, boxes, output_size, spatial_scale, sampling_ratio, True, offset, gamma,
-        mask,
-    )  # fmt: skip
+    bins = _deform_bins(
+        input, boxes, offset, output_size, spatial_scale, sampling_ratio, gamma, mask
+    )
+    return _gradients(grad_output, input, bins, offset, mask)
 
 
 def _ps_align_bins(input, boxes, output_size, spatial_scale, sampling_ratio):
     return _align_bins(
-        input, boxes, output_size, spatial_scale, sampling_ratio, True, None, 0.0, None, True
+        input, boxes, output_size, spatial_scale, sampling_ratio, True, sensitive=True
     )
 
 
@@ -224,21 +237,13 @@ def ps_roi_align_backward(
 
 def _edges(i, count, start, size, limit):
     """The pixels of a bin along one axis."""
-    if start == math.floor(start):
-        first, last = (
-            math.floor(i * size / count) + start,
-            math.ceil((i + 1) * size / count) + start,
-        )
-    else:
-        first, last = (
-            math.floor(i * size / count + start),
-            math.ceil((i + 1) * size / count + start),
-        )
+    first = math.floor(i * (size / count) + start)
+    last = math.ceil((i + 1) * (size / count) + start)
     return range(int(min(max(first, 0), limit)), int(min(max(last, 0), limit)))
 
 
-def _whole_bins(input, boxes, output_size, region, groups):
-    height, width = input.shape[2:]
+def _whole_bins(input, boxes, output_size, region, groups, unread=0):
+    height, width = input.shape[2] - unread, input.shape[3] - unread
     ph, pw = _pair(output_size)
     out = np.arange(input.shape[1] // (groups[0] * groups[1]))
     for r, (n, *box) in enumerate(_rows(boxes)):
@@ -271,43 +276,38 @@ def _msra_region(scale, shift=0.0):
     return region
 
 
-def _largest(input, b):
-    """(pixel (y, x), or None) of the maximum of a bin, for each of its channels."""
-    pixels = [(y[0][0], x[0][0]) for y, x in b.samples]
-    for channel in b.channels:
-        values = [input[b.image, channel, y, x] for y, x in pixels]
-        yield channel, pixels[int(np.argmax(values))] if pixels else None
+def _of_largest(input, bins):
+    """For each channel of a bin the first sample that no other exceeds."""
+    for b in bins:
+        if not b.samples:
+            continue
+        for out, channel in zip(b.out, b.channels, strict=True):
+            values = [_read(input[b.image], [channel], sample) for sample in b.samples]
+            values = [float(np.sum(value)) for value in values]
+            best = b.samples[int(np.argmax(values))]
+            one = b._replace(out=np.array([out]), channels=np.array([channel]))
+            yield one._replace(samples=[best], divisor=1)
+
+
+def _pool_bins(input, boxes, output_size, spatial_scale, mode):
+    bins = _whole_bins(input, boxes, output_size, _pixel_region(spatial_scale, 1), (1, 1))
+    return _of_largest(input, bins) if mode == "max" else bins
 
 
 def roi_pool(input, boxes, output_size, spatial_scale=1.0, mode="max"):
-    bins = _whole_bins(input, boxes, output_size, _pixel_region(spatial_scale, 1), (1, 1))
-    shape = _shape(input, boxes, output_size, input.shape[1])
-    if mode == "avg":
-        return _pooled(input, bins, shape)
-    output = np.zeros(shape)
-    for b in bins:
-        for channel, pixel in _largest(input, b):
-            if pixel is not None:
-                output[(b.region, channel, *b.cell)] = input[(b.image, channel, *pixel)]
-    return output
+    bins = _pool_bins(input, boxes, output_size, spatial_scale, mode)
+    return _pooled(input, bins, _shape(input, boxes, output_size, input.shape[1]))
 
 
 def roi_pool_backward(grad_output, input, boxes, output_size, spatial_scale=1.0, mode="max"):
-    bins = _whole_bins(input, boxes, output_size, _pixel_region(spatial_scale, 1), (1, 1))
-    if mode == "avg":
-        return _gradients(grad_output, input, bins)
-    grad_input = np.zeros(input.shape)
-    for b in bins:
-        for channel, pixel in _largest(input, b):
-            if pixel is not None:
-                grad = grad_output[(b.region, channel, *b.cell)]
-                grad_input[(b.image, channel, *pixel)] += grad
-    return {"input": grad_input}
+    bins = _pool_bins(input, boxes, output_size, spatial_scale, mode)
+    return _gradients(grad_output, input, bins)
 
 
 def _ps_whole_bins(input, boxes, output_size, scale, convention):
     region = _msra_region(scale) if convention == "msra" else _pixel_region(scale, 0)
-    return _whole_bins(input, boxes, output_size, region, _pair(output_size))
+    unread = 1 if convention == "torchvision" else 0
+    return _whole_bins(input, boxes, output_size, region, _pair(output_size), unread)
 
 
 def ps_roi_pool(input, boxes, output_size, spatial_scale=1.0, convention="torchvision"):

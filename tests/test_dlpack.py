@@ -75,9 +75,9 @@ def test_arrays_are_not_copied_and_not_written(monkeypatch):
 
     seen, compute = [], deform_conv.forward
 
-    def forward(plan, *given):
-        seen.extend(array for array in given if array is not None)
-        return compute(plan, *given)
+    def forward(plan, **given):
+        seen.extend(array for array in given.values() if array is not None)
+        return compute(plan, **given)
 
     monkeypatch.setattr(deform_conv, "forward", forward)
     plain = arrays()

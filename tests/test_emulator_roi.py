@@ -18,6 +18,7 @@ EMULATOR = backends.BACKENDS["emulator"]
 READS = [  # a case for each way to read, and its forward and backward kernels
     ("roi_align", "wide"),
     ("roi_align", "adaptive"),
+    ("roi_align", "max"),
     ("roi_pool", "max"),
     ("roi_pool", "avg"),
     ("deform_roi_pool", "v2"),
@@ -59,11 +60,14 @@ def test_order_of_threads_does_not_matter(op, case):
 
 
 BARRIER = "    __syncwarp(0xffffffffu);\n"
+OUT = """      Channels out;
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale"""
 PLANTED = {  # text of the kernels, with what, and what is found
     "no barrier before the notes are read": (BARRIER + "    const int here", "    const int here"),
     "no barrier before new notes are made": ("use(shared[i]);\n" + BARRIER, "use(shared[i]);\n"),
     "as many rounds as this row needs": ("first < walk.rounds", "first < walk.count"),
-    "a row that is not there": ("if (active) {\n      Channels out;", "{\n      Channels out;"),
+    "a row that is not there": ("if (active) {\n" + OUT, "{\n" + OUT),
     "a note that nobody makes": ("task.lane < walk.count", "task.lane < walk.count && first > 0"),
     "a pixel too far": ("min(max(cell.x + (k & 1), 0), width - 1)", "cell.x + (k & 1) + width"),
 }  # fmt: skip
@@ -109,6 +113,7 @@ def calls(channels, dtype):
     image = {"input": array(2, channels, 7, 6), "boxes": boxes, "output_size": (2, 3)}
     maps = {**image, "input": array(2, 4 * channels, 7, 6), "output_size": 2}
     yield "roi_align", image
+    yield "roi_align", {**image, "mode": "max"}
     yield "roi_pool", image
     yield "roi_pool", {**image, "mode": "avg"}
     yield "ps_roi_pool", maps
@@ -220,6 +225,7 @@ def dyadic(op):
     [
         ("roi_align", {}),
         ("roi_align", {"sampling_ratio": 2}),
+        ("roi_align", {"mode": "max"}),
         ("roi_pool", {}),
         ("roi_pool-avg", {}),
         ("ps_roi_pool", {}),
@@ -263,9 +269,28 @@ def test_small_workspaces_round_once(monkeypatch, device, op, case):
             assert_close(parts[name], want.astype(np.float64), "float16", what=name)
 
 
+@pytest.mark.parametrize("options", [{"sampling_ratio": 2}, {}, {"mode": "max"}])
+def test_images_in_several_groups_and_regions_in_one(monkeypatch, device, options):
+    """Images have more cells than regions have bins: each gradient comes from one group."""
+    rng = np.random.default_rng(2)
+    boxes = np.array([[2.0, 1, 2, 30, 25], [0, 3, 3, 9, 5], [1, 0, 0, 4, 6], [2, 8, 1, 20, 4]])
+    given = {"input": rng.standard_normal((3, 2, 40, 36)), "boxes": boxes, "output_size": (1, 2)}
+    monkeypatch.setattr(roi, "WORKSPACE_BYTES", 1 << 13)
+    launcher = regions.Launcher(device, _plan(**given), np.float64)
+    assert len(list(roi._image_groups(launcher))) == 3
+    assert len(list(roi._region_groups(launcher))) == 1
+    check("roi_align", {**given, **options}, "float64")
+
+
+def _plan(input, boxes, output_size):
+    return cudeform.plans.regions.RoiPlan(
+        *input.shape, len(boxes), output_size, scale=1.0, region="corner", reads="centers"
+    )
+
+
 def test_parts_cover_every_row_once(monkeypatch, device):
     plan = cudeform.plans.regions.RoiPlan(
-        1, 3, 5, 5, 7, bins=(2, 2), scale=1.0, region="corner", reads="mean"
+        1, 3, 5, 5, 7, bins=(2, 2), scale=1.0, region="corner", reads="pixels"
     )
     counts = np.array([0, 3, 0, 0, 700, 1, 2, 0, 5, 0], np.int32)
     launcher = regions.Launcher(device, plan, np.float32)

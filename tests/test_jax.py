@@ -130,6 +130,7 @@ SMOOTH = [
     ("conv2d", {}),
     ("bilinear_sample", {}),
     ("roi_align", {}),
+    ("roi_align", {"mode": "max"}),
     ("ps_roi_align", {"sampling_ratio": 2}),
     ("roi_pool", {"mode": "max"}),
     ("roi_pool", {"mode": "avg"}),
@@ -264,9 +265,9 @@ def test_inputs_are_never_written(monkeypatch):
 
     seen, compute = [], deform_conv.forward
 
-    def forward(plan, *arrays):
-        seen.extend(array.flags.writeable for array in arrays if array is not None)
-        return compute(plan, *arrays)
+    def forward(plan, **arrays):
+        seen.extend(array.flags.writeable for array in arrays.values() if array is not None)
+        return compute(plan, **arrays)
 
     monkeypatch.setattr(deform_conv, "forward", forward)
     given, function = small("deform_conv2d")

@@ -112,7 +112,7 @@ OWN = [
     ("roi_pool_backward", {"mode": "avg", "argmax": np.zeros((R, 12, 2, 3), np.int32)}, ValueError, "`argmax` only with mode 'max', got 'avg'"),
     ("roi_pool_backward", {"argmax": np.zeros((R, 12, 2, 2), np.int32)}, ValueError, "`argmax` of shape (3, 12, 2, 3) = (R, C, ph, pw), got (3, 12, 2, 2)"),
     ("roi_pool_backward", {"argmax": np.zeros((R, 12, 2, 3))}, TypeError, "`argmax` of dtype int32, got float64"),
-    ("ps_roi_pool", {"convention": "rfcn"}, ValueError, "`convention` to be one of 'torchvision', 'msra', got 'rfcn'"),
+    ("ps_roi_pool", {"convention": "mxnet"}, ValueError, "`convention` to be one of 'torchvision', 'rfcn', 'msra', got 'mxnet'"),
     ("ps_roi_pool", {"output_size": 5}, ValueError, "`input` with a number of channels divisible by 5 * 5 = ph * pw, got 12"),
     ("ps_roi_align", {"output_size": 5}, ValueError, "`input` with a number of channels divisible by 5 * 5 = ph * pw, got 12"),
     ("deform_roi_pool", {"offset": f32(R, 2, 3, 2)}, ValueError, "`offset` of shape (3, 2, 2, 3) = (R, 2, part_h, part_w), got (3, 2, 3, 2)"),

@@ -348,24 +348,33 @@ def test_boxes_by_image(sequence):
     assert torch.equal(found, cudeform.roi_align(tensors["input"], rows, **options))
 
 
-def test_argmax_comes_with_a_differentiable_maximum():
-    tensors, options = small("roi_pool")
+every_maximum = pytest.mark.parametrize("name", ["roi_pool", "roi_align"])
+
+
+@every_maximum
+def test_argmax_comes_with_a_differentiable_maximum(name):
+    tensors, options = small(name)
+    options = {**options, "mode": "max"}
+    row = operator(name)
     images = tensors["input"].requires_grad_()
-    output, argmax = cudeform.roi_pool(images, tensors["boxes"], **options, return_argmax=True)
-    assert argmax.dtype == torch.int32 and output.requires_grad
+    output, argmax = row.forward(images, tensors["boxes"], **options, return_argmax=True)
+    assert argmax.dtype == (torch.int32 if name == "roi_pool" else output.dtype)
+    assert output.requires_grad and not argmax.requires_grad
     (expected,) = torch.autograd.grad(output.sum(), images)
-    found = cudeform.roi_pool_backward(
+    found = row.backward(
         torch.ones_like(output), images, tensors["boxes"], **options, argmax=argmax
     )
     assert torch.equal(found.input, expected)
 
 
-def test_argmax_comes_in_every_transformation():
+@every_maximum
+def test_argmax_comes_in_every_transformation(name):
     """Compiled without its own operator it would be unpacked from the first result, in silence."""
-    tensors, options = small("roi_pool")
+    tensors, options = small(name)
+    options = {**options, "mode": "max", "return_argmax": True}
 
     def function(images):
-        return cudeform.roi_pool(images, tensors["boxes"], **options, return_argmax=True)
+        return operator(name).forward(images, tensors["boxes"], **options)
 
     output, argmax = function(tensors["input"])
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")

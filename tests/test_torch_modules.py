@@ -232,6 +232,11 @@ class Block(torch.nn.Module):
         return self.conv(images)
 
 
+class Largest(torch.nn.Module):
+    def forward(self, images, boxes):
+        return cudeform.roi_pool(images, boxes, (3, 2), 0.5)
+
+
 class Pool(torch.nn.Module):
     def __init__(self, aligned):
         super().__init__()
@@ -248,6 +253,7 @@ class Pool(torch.nn.Module):
         (Block(), (images(),), 22, "DeformConv"),
         (Pool(True), (images(), 2 * ROIS * torch.tensor([0.5, 1, 1, 1, 1])), 19, "RoiAlign"),
         (Pool(False), (images(), 2 * ROIS * torch.tensor([0.5, 1, 1, 1, 1])), 19, "RoiAlign"),
+        (Largest(), (images(), 2 * ROIS * torch.tensor([0.5, 1, 1, 1, 1])), 19, "MaxRoiPool"),
     ],
 )
 def test_onnx_has_the_standards_operators(module, given, opset, node):
@@ -281,5 +287,9 @@ def test_onnx_refuses_what_the_standard_lacks():
         convolution(None, None, None, border="clamp")
     with pytest.raises(ValueError, match="`layout` to be 'NCHW' for ONNX"):
         convolution(None, None, torch.ones(1, 1, 1, 1), layout="NHWC")
+    with pytest.raises(ValueError, match="`mode` to be 'avg' for ONNX, got 'max' .*corners"):
+        table[torch.ops.cudeform.roi_align.default](None, None, (2, 2), mode="max")
+    with pytest.raises(ValueError, match="`mode` to be 'max' for ONNX, got 'avg'"):
+        table[torch.ops.cudeform.roi_pool.default](None, None, (2, 2), mode="avg")
     with pytest.raises(ValueError, match="`opset` to be at least 19"):
         onnx.translations(18)

@@ -30,7 +30,6 @@ POOLINGS = {
     "RoIAlign aligned, adaptive": ops.RoIAlign((3, 2), 0.5, sampling_ratio=-1, aligned=True),
     "RoIPool": ops.RoIPool((3, 2), 0.5),
     "PSRoIAlign": ops.PSRoIAlign((2, 3), 0.5, sampling_ratio=2),
-    "PSRoIPool": ops.PSRoIPool((2, 3), 0.5),
 }
 
 
@@ -80,13 +79,103 @@ def test_poolings(layer, dtype):
     """With boxes of all images in one tensor, and in one tensor per image."""
     images = randn(2, 12, 8, 13, dtype=dtype)
     boxes = BOXES.to(dtype)
-    if isinstance(layer, ops.PSRoIPool):  # whose forward leaves out the last row and column there
-        boxes = boxes.clamp(max=14)
     by_image = [boxes[boxes[:, 0] == image, 1:] for image in range(2)]
     for regions in (boxes, by_image):
         assert_patching_changes_nothing(
             lambda regions=regions: differentiated(lambda images: layer(images, regions), images)
         )
+
+
+def knotty_boxes(rng, count, size, scale, dtype):
+    """Boxes around the image, some with corners on pixels and some halfway between two."""
+    corners = rng.uniform(-0.3, 1.3, (count, 2, 2)) * size[::-1]
+    corners[1::3] = np.round(corners[1::3])
+    corners[2::3] = np.round(2 * corners[2::3]) / 2
+    image = rng.integers(0, 2, (count, 1))
+    return torch.tensor(np.concatenate([image, corners.reshape(count, 4) / scale], 1), dtype=dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("scale", [1.0, 0.5, 1 / 3])
+def test_poolings_of_whole_pixels_are_theirs(scale, dtype):
+    """To the pixel, which their order of roundings decides, for two thousand boxes of each kind."""
+    rng = np.random.default_rng(3)
+    for size, bins in (((13, 9), (3, 7)), ((30, 37), (6, 5)), ((1, 5), (2, 1)), ((40, 33), (7, 3))):
+        boxes = knotty_boxes(rng, 500, size, scale, dtype)
+        images = torch.tensor(rng.integers(-3, 4, (2, 2, *size)), dtype=dtype)  # with equal ones
+        output, argmax = torch.ops.torchvision.roi_pool(images, boxes, scale, *bins)
+        found = cudeform.roi_pool(images, boxes, bins, scale, return_argmax=True)
+        assert torch.equal(found[0], output) and torch.equal(found[1], argmax)
+        maps = torch.tensor(rng.standard_normal((2, 2 * bins[0] * bins[1], *size)), dtype=dtype)
+        theirs = ops.ps_roi_pool(maps, boxes, bins, scale)
+        ours = cudeform.ps_roi_pool(maps, boxes, bins, scale)
+        assert torch.equal(ours == 0, theirs == 0)
+        assert_close(ours.numpy(), theirs.numpy())
+
+
+def test_ps_roi_pool_has_the_gradient_of_their_forward():
+    """Which theirs has not: <Jv, g> = <v, J'g> with their J and our J'."""
+    boxes = knotty_boxes(np.random.default_rng(4), 60, (8, 9), 0.5, torch.float64)
+    maps, direction = randn(2, 12, 8, 9), randn(2, 12, 8, 9) + 1
+    maps.requires_grad_()
+    output = cudeform.ps_roi_pool(maps, boxes, (2, 3), 0.5)
+    grad = randn(*output.shape)
+    output.backward(grad)
+    along = ops.ps_roi_pool(direction, boxes, (2, 3), 0.5)
+    torch.testing.assert_close((along * grad).sum(), (direction * maps.grad).sum())
+    assert not maps.grad[..., -1, :].any() and not maps.grad[..., -1].any()
+
+
+# Inverted, without area, outside, and over the border.
+NO_REGIONS = [[4.0, 4, 1, 1], [2, 2, 2, 2], [20, 20, 25, 25], [-3, -3, 1, 1], [40, 40, -40, -40]]
+
+
+@pytest.mark.parametrize("ratio", [-1, 2])
+@pytest.mark.parametrize("box", NO_REGIONS)
+def test_boxes_that_are_no_regions(box, ratio):
+    """NaN is what their ps_roi_align makes of a box without area."""
+    images, box = randn(1, 4, 6, 7), torch.tensor([[0.0, *box]], dtype=torch.float64)
+    for name in ("roi_pool", "ps_roi_pool"):
+        theirs, ours = (getattr(module, name)(images, box, 2) for module in (ops, cudeform))
+        assert_close(ours.numpy(), theirs.numpy())
+    for name, more in (
+        ("roi_align", {}),
+        ("roi_align", {"aligned": True}),
+        ("ps_roi_align", {}),
+    ):
+        theirs, ours = (
+            getattr(module, name)(images, box, 2, sampling_ratio=ratio, **more)
+            for module in (ops, cudeform)
+        )
+        assert_close(ours.numpy(), theirs.nan_to_num(0).numpy())
+
+
+def corner_points():
+    """Points on, beside and between an infinite pixel in a corner, and inside."""
+    along = torch.tensor([-1.0, -0.5, 0, 0.5, 1, 2, 2.5, 3, 3.5, 4])
+    return torch.stack(torch.meshgrid(along, along, indexing="ij"), -1).reshape(-1, 2)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (3, 4), (3, 2), (1, 2), (0, 4)])
+def test_an_infinite_pixel_beside_a_weight_of_zero(place):
+    """NaN where they multiply by 0, and not where a corner is outside."""
+    points = corner_points()
+    image = randn(1, 1, 4, 5, dtype=torch.float32)
+    image[(0, 0, *place)] = torch.inf
+    count = len(points)
+    offset = points.reshape(count, 2, 1, 1)
+    given = image.expand(count, 1, 4, 5).contiguous(), offset, torch.ones(1, 1, 1, 1)
+    theirs, ours = (f(*given, stride=9) for f in (ops.deform_conv2d, cudeform.deform_conv2d))
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-6)
+    y, x = points[:, :1], points[:, 1:]
+    boxes = torch.cat([torch.zeros_like(y), x, y, x + 1, y + 1], 1)
+    for name, more in (("roi_align", {"aligned": True}), ("ps_roi_align", {})):
+        for bins, ratio in ((1, 1), (1, 2), (1, 4)):
+            theirs, ours = (
+                getattr(module, name)(image, boxes, bins, 1.0, ratio, **more)
+                for module in (ops, cudeform)
+            )
+            np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
 
 
 @every_dtype

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudeform.cpu.axes import locate_axis
 from cudeform.cpu.boxes import NUMBERS
 from cudeform.cpu.compiler import inlined, inner
-from cudeform.cpu.samplers import locate_axis
 from cudeform.cpu.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.cpu.staging import start_of
 
@@ -27,6 +27,7 @@ __all__ = [
     "locate_region",
     "locate_tile",
     "measure_tile",
+    "samples_of",
     "share_of",
     "spread_tile",
     "tile_of",
@@ -130,17 +131,24 @@ def _locate(job, numbers, counts, bin, pixel, weight, at):
             pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
         pixel[at] = pixel[at + 1] = end - begin
         return
+    samples = samples_of(job, numbers, counts, bin)
+    size = job.width if along_x else job.height
+    pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+
+
+@inlined
+def samples_of(job, numbers, counts, bin):
+    """The samples of a bin along one axis: (first, spacing, count); `bin` as in `_locate`."""
+    t, along_x, i, shift = bin
     k = t * NUMBERS + (4 if along_x else 0)
     bins = job.bins_x if along_x else job.bins_y
-    size = job.width if along_x else job.height
     real = numbers.dtype.type
     first = numbers[k] + real(i) * numbers[k + 1] / real(bins)
     if job.deformable:
         first += numbers[k + 3] * shift
     if not job.corners:
         first += real(0.5) * numbers[k + 2]
-    samples = first, numbers[k + 2], counts[2 * t + (1 if along_x else 0)]
-    pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+    return first, numbers[k + 2], counts[2 * t + (1 if along_x else 0)]
 
 
 @inlined
@@ -153,12 +161,12 @@ def covered(job, numbers, bin):
     k = t * NUMBERS + (4 if along_x else 0)
     bins = job.bins_x if along_x else job.bins_y
     real = numbers.dtype.type
-    zero, limit = real(0), real(job.width if along_x else job.height)
-    start, extent = numbers[k], numbers[k + 1]
+    zero, limit = real(0), real((job.width if along_x else job.height) - job.unread)
+    start, size = numbers[k], numbers[k + 1] / real(bins)
     before = zero if job.whole else start
     after = start if job.whole else zero
-    begin = np.floor(real(i) * extent / real(bins) + before) + after
-    end = np.ceil(real(i + 1) * extent / real(bins) + before) + after
+    begin = np.floor(real(i) * size + before) + after
+    end = np.ceil(real(i + 1) * size + before) + after
     begin = begin if begin > zero else zero  # NaN as well
     end = end if end > zero else zero
     begin, end = np.int64(min(begin, limit)), np.int64(min(end, limit))

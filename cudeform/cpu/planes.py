@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from cudeform.cpu.axes import cell_along, reads_along
 from cudeform.cpu.compiler import inlined, kernel
 from cudeform.cpu.patches import bins_of, covered, share_of
 from cudeform.cpu.regions import Job, Round, unpacked
 from cudeform.cpu.staging import result_at
 
-__all__ = ["average", "count_tasks", "scatter", "spread"]
+__all__ = ["average", "count_tasks", "scatter", "scatter_samples", "spread"]
 
 
 def count_tasks(job: Job, part: Round) -> int:
@@ -103,6 +104,31 @@ def scatter(given, images, view, target, grad, argmax, first, last):
                     pixel = np.uint32(pixels[n])  # none, -1, is far outside
                     if pixel < area:
                         plane[pixel] += gradients[n]
+
+
+@kernel
+def scatter_samples(given, images, view, target, grad, ys, xs, first, last):
+    """The same for samples, each with its place: add to the pixels around it."""
+    work = unpacked(given)
+    job = work.job
+    bins = job.bins_y * job.bins_x
+    one = target.dtype.type(1)
+    for task in range(first, last):
+        place, start, channels, begin, end = _planes(work, images, view, task)
+        for t in range(begin, end):
+            results = result_at(work, t, place[1], place[3])
+            for k in range(channels):
+                plane = start + k * view.channel
+                for r in range(results + k * bins, results + (k + 1) * bins):
+                    if not (reads_along(ys[r], job.height) and reads_along(xs[r], job.width)):
+                        continue
+                    y0, y1, ly = cell_along(ys[r], job.height)
+                    x0, x1, lx = cell_along(xs[r], job.width)
+                    upper, lower = plane + y0 * job.width, plane + y1 * job.width
+                    target[upper + x0] += (one - ly) * (one - lx) * grad[r]
+                    target[upper + x1] += (one - ly) * lx * grad[r]
+                    target[lower + x0] += ly * (one - lx) * grad[r]
+                    target[lower + x1] += ly * lx * grad[r]
 
 
 @inlined

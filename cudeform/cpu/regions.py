@@ -64,9 +64,10 @@ class Job(NamedTuple):
     deformable: int
     modulated: int
     corners: int  # 1: reads "corners"
-    covers: int  # 1: reads "mean" or "max"
-    largest: int  # 1: reads "max"
+    covers: int  # 1: reads "pixels"
+    largest: int
     whole: int  # 1: regions start at whole pixels
+    unread: int  # rows and columns at the far edges that no bin covers
     slice_channels: int
     pitch: int  # from one pixel's channels of a slice to the next
     tile: int  # bins, in whole rows
@@ -174,7 +175,7 @@ def unpacked(given):
 
 def averages_planes(plan: RoiPlan) -> bool:
     """Whether the plan averages pixels of planes as they lie: with few channels for each bin."""
-    return plan.reads == "mean" and plan.groups != (1, 1)
+    return plan.reads == "pixels" and not plan.largest and plan.groups != (1, 1)
 
 
 def effort(plan: RoiPlan) -> int:
@@ -211,13 +212,14 @@ def job_of(plan: RoiPlan, itemsize: int, tasks: int, planes: bool = False) -> Jo
         int(plan.deformable),
         int(plan.modulated),
         int(plan.reads == "corners"),
-        int(plan.reads in ("mean", "max")),
-        int(plan.reads == "max"),
+        int(plan.reads == "pixels"),
+        int(plan.largest),
         int(plan.region in ("pixel", "half_open")),
+        plan.unread,
         min(pitch, channels),
         pitch,
         min(max(_TILE // plan.bins[1], 1), plan.bins[0]) * plan.bins[1],
-        max(plan.height, plan.width) + 2,
+        2 * max(plan.height, plan.width) + 2,
     )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from cudeform.arrays import sum_dtype
-from cudeform.cpu import planes, threads
+from cudeform.cpu import largest, planes, threads
 from cudeform.cpu.boxes import locate_regions
 from cudeform.cpu.compiler import inner, kernel
 from cudeform.cpu.layout import transpose
@@ -50,13 +50,19 @@ def forward(
     offset: np.ndarray | None = None,
     mask: np.ndarray | None = None,
 ) -> tuple[np.ndarray, ...]:
-    """What `plan` pools, (R, C, ph, pw), and for "max" which pixels those are."""
+    """What `plan` pools, (R, C, ph, pw), and for the largest their argmax."""
     output = np.empty(plan.out_shape, input.dtype)
-    largest = plan.reads == "max"
-    argmax = np.empty(plan.out_shape if largest else 0, np.int32)
+    chosen = plan.argmax_dtype(input.dtype)
+    if plan.largest and plan.reads == "centers":
+        ys, xs = np.empty(plan.out_shape, chosen), np.empty(plan.out_shape, chosen)
+        results: tuple[np.ndarray, ...] = output, ys, xs
+    else:
+        results = output, np.empty(plan.out_shape if plan.largest else 0, chosen)
     if output.size:
-        _pool_rounds(plan, input, boxes, offset, mask, (output, argmax))
-    return (output, argmax) if largest else (output,)
+        _pool_rounds(plan, input, boxes, offset, mask, results)
+    if not plan.largest:
+        return (output,)
+    return output, results[1] if len(results) == 2 else np.stack(results[1:], 1)
 
 
 def _pool_rounds(
@@ -65,9 +71,9 @@ def _pool_rounds(
     boxes: np.ndarray,
     offset: np.ndarray | None,
     mask: np.ndarray | None,
-    results: tuple[np.ndarray, np.ndarray],
+    results: tuple[np.ndarray, ...],
 ) -> None:
-    """Fill `results`: output and argmax."""
+    """Fill `results`: output and argmax, or output and y and x of what is the largest."""
     wide = sum_dtype(input.dtype)
     regions = locate_regions(plan, boxes)
     as_planes, work_size = averages_planes(plan), effort(plan)
@@ -83,14 +89,16 @@ def _pool_rounds(
             written = results
             if chosen is not None:
                 size = len(chosen) * piece.region
-                written = np.empty(size, wide), np.empty(size if job.largest else 0, np.int32)
+                dtypes = [wide, *(array.dtype for array in results[1:])]
+                sizes = [size, *(size if array.size else 0 for array in results[1:])]
+                written = tuple(map(np.empty, sizes, dtypes))
             work = packed(Work(job, part, regions, piece))
-            output, argmax = (array.reshape(-1) for array in written)
+            flat = [array.reshape(-1) for array in written]
             if as_planes:
-                task = partial(planes.average, work, *source, output)
+                task = partial(planes.average, work, *source, flat[0])
                 threads.share(task, planes.count_tasks(job, part), work_size)
             else:
-                task = partial(_pool, work, staged, output, argmax)
+                task = partial(_pool if len(flat) == 2 else largest.pool, work, staged, *flat)
                 slices = part.slice_end - part.slice_begin
                 threads.share(task, (piece.end - piece.begin) * slices, work_size)
             if chosen is not None:
@@ -101,8 +109,8 @@ def _keep(
     job: Job,
     part: Round,
     chosen: np.ndarray,
-    written: tuple[np.ndarray, np.ndarray],
-    results: tuple[np.ndarray, np.ndarray],
+    written: tuple[np.ndarray, ...],
+    results: tuple[np.ndarray, ...],
 ) -> None:
     """Copy what was computed of some regions to where it belongs."""
     groups_y = np.arange(job.bins_y) * job.groups_y // job.bins_y

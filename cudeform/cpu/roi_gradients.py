@@ -44,6 +44,9 @@ from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "group_rows"]
 
+# By the number of arrays that say what is the largest.
+_PLANES = planes.spread, planes.scatter, planes.scatter_samples
+
 
 def backward(
     plan: RoiPlan,
@@ -63,9 +66,12 @@ def backward(
     grad_input = np.zeros(input.shape if "input" in needs else 0, input.dtype)
     if grad_output.size:
         regions = locate_regions(plan, boxes)
-        given = offset, mask, grad_output, argmax
+        chosen: tuple[np.ndarray, ...] = ()
+        if plan.largest:
+            chosen = (argmax,) if plan.reads == "pixels" else (argmax[:, 0], argmax[:, 1])
+        given = offset, mask, grad_output, chosen
         if "input" in needs:
-            as_planes = plan.reads == "max" or averages_planes(plan)
+            as_planes = plan.largest or averages_planes(plan)
             compute = _gradient_of_planes if as_planes else _input_gradient
             compute(plan, regions, given, grad_input)
         if needs & cells.keys():
@@ -100,10 +106,8 @@ def _gradient_of_planes(
         with writing(job, regions, part, grad_input, wide) as written:
             for work, grad, argmax in _works(job, regions, part, given):
                 arrays = packed(work), *written, frozen(grad, written[-1])
-                if job.largest:
-                    task = partial(planes.scatter, *arrays, frozen(argmax, argmax))
-                else:
-                    task = partial(planes.spread, *arrays)
+                arrays += tuple(frozen(np.ascontiguousarray(array), array) for array in argmax)
+                task = partial(_PLANES[len(argmax)], *arrays)
                 threads.share(task, planes.count_tasks(job, part), effort(plan))
 
 
@@ -135,8 +139,8 @@ def _cell_gradients(
 
 def _works(
     job: Job, regions: Regions, part: Round, given: tuple
-) -> Iterator[tuple[Work, np.ndarray, np.ndarray | None]]:
-    """The pieces of a round, each with its gradients of the output and their argmax."""
+) -> Iterator[tuple[Work, np.ndarray, tuple[np.ndarray, ...]]]:
+    """The pieces of a round, each with its gradients of the output and the arrays of argmax."""
     offset, mask, grad, argmax = given
     shape = (-1, job.classes, job.channels, job.bins_y * job.bins_x)
     for piece, chosen in pieces(job, regions, part, offset, mask, grad):
@@ -146,7 +150,7 @@ def _works(
             continue
         place = chosen, part.classes, part.channels(job)
         values = grad.reshape(shape)[place].astype(sum_dtype(grad.dtype))
-        yield work, values, None if argmax is None else argmax.reshape(shape)[place]
+        yield work, values, tuple(array.reshape(shape)[place] for array in argmax)
 
 
 @kernel

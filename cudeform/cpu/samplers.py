@@ -1,4 +1,4 @@
-"""The samplers: the only bilinear code on the CPU.
+"""The sampler of points: with `axes`, the only bilinear code on the CPU.
 
 A tile is some pixels of the output in a row. `locate` computes the geometry of its sampling points
 once, whatever the number of channels; `blend`, `measure` and `spread` then go through the points
@@ -34,7 +34,6 @@ __all__ = [
     "corners",
     "grid_of",
     "locate",
-    "locate_axis",
     "measure",
     "point_arrays",
     "spread",
@@ -115,7 +114,7 @@ def point_arrays(like, taps):
     # of the first corner that is in the image; before, row and column of the point without offset
     pixel = np.empty(taps * 2 * PLANE, np.int64)
     state = np.empty(taps * 2 * PLANE, np.uint8)
-    # ly, lx, mask; weights of the corners, times the mask, 0 outside the image
+    # ly, lx, mask; weights of the corners, times the mask
     numbers = np.empty(taps * 7 * PLANE, like.dtype)
     return pixel, state, numbers
 
@@ -149,7 +148,9 @@ def locate(grid, offset, mask, place, group, points):
             _resolve_zeros(grid, own, count)
         if not grid.deformable:
             for p in range(count):
-                states[p] = ON_PIXEL if states[p] else 0
+                if states[p]:
+                    states[p] = ON_PIXEL
+                    ys[3 * PLANE + p] = ms[p]
 
 
 @inlined
@@ -192,7 +193,7 @@ def _resolver(border):
     def resolve(grid, points, count):
         pixel, state, numbers = points
         real = numbers.dtype.type
-        zero, one = real(0), real(1)
+        zero, half, one = real(0), real(0.5), real(1)
         beyond = real(_BEYOND)
         for p in range(count):
             y, x = pixel[p], pixel[PLANE + p]
@@ -219,10 +220,15 @@ def _resolver(border):
             bits = (TOP if top else 0) | (BOTTOM if down else 0)
             bits |= (LEFT if left else 0) | (RIGHT if across else 0)
             bits |= (ALONG_Y if down or not clamp else 0) | (ALONG_X if across or not clamp else 0)
-            wt = one - ly if inside & top else zero
-            wb = ly if inside & down else zero
-            wl = one - lx if left else zero
-            wr = lx if across else zero
+            wt, wb, wl, wr = one - ly, ly, one - lx, lx
+            if not clamp:
+                # Two halves of the neighbour that a corner outside stands for, see `corners`: with
+                # a weight of 0 for that, an infinite pixel would be NaN.
+                share_y, share_x = one if top & down else half, one if left & across else half
+                wt, wb = share_y * (wt if top else wb), share_y * (wb if down else wt)
+                wl, wr = share_x * (wl if left else wr), share_x * (wr if across else wl)
+            wt = wt if inside else zero
+            wb = wb if inside else zero
             pixel[p] = max(y, 0) * grid.width + max(x, 0)
             state[p] = bits if inside else 0
             numbers[p], numbers[PLANE + p] = ly, lx
@@ -375,64 +381,3 @@ def spread(grid, points, count, grad, pitch, target, image):
                     store_some(target, v01 + c, fma(w01, g, load_some(target, v01 + c, tail)), tail)
                     store_some(target, v10 + c, fma(w10, g, load_some(target, v10 + c, tail)), tail)
                     store_some(target, v11 + c, fma(w11, g, load_some(target, v11 + c, tail)), tail)
-
-
-@inner
-def locate_axis(samples, size, corners, pixel, weight, at):
-    """The pixels that a row of samples reads along one axis, by the rule "roi" or "psroi".
-
-    `samples` is (first, spacing, count). Samples that read the same pixel share an entry, `size` at
-    most, in order of pixels: entry k is pixel[at + k], with the sum of its weights in
-    weight[2 * (at + k)] and that of their derivatives behind it. Returns how many entries there
-    are, and how many samples are inside.
-    """
-    first, spacing, count = samples
-    real = weight.dtype.type
-    zero, one, half = real(0), real(1), real(0.5)
-    low = -half if corners else -one
-    high = real(size) - half if corners else real(size)
-    begin, end = _inside(samples, size, low, high)
-    entries, inside = 0, 0
-    for a in range(begin, end):
-        # from the top down, so that samples of one pixel follow each other
-        y = first + real(a if spacing >= zero else begin + end - 1 - a) * spacing
-        if not (y >= low and y <= high):  # NaN fails every comparison
-            continue
-        inside += 1
-        y0 = min(np.int64(max(y, zero)), size - 1)
-        fraction = max(y, zero) - real(y0)
-        between = y0 < size - 1 and (fraction > zero or not corners)  # there is a second pixel
-        fraction = fraction if between else zero
-        along = one if between and y >= zero else zero
-        k = at + entries - 1
-        while k >= at and pixel[k] > y0:  # the second pixel of samples before
-            k -= 1
-        if k < at or pixel[k] < y0:
-            k, entries = at + entries, entries + 1
-            pixel[k], weight[2 * k], weight[2 * k + 1] = y0, zero, zero
-        weight[2 * k] += one - fraction
-        weight[2 * k + 1] -= along
-        if between:
-            k += 1
-            if k == at + entries:
-                entries += 1
-                pixel[k], weight[2 * k], weight[2 * k + 1] = y0 + 1, zero, zero
-            weight[2 * k] += fraction
-            weight[2 * k + 1] += along
-    return entries, inside
-
-
-@inlined
-def _inside(samples, size, low, high):
-    """A range of samples with all that are inside; short, however many there are."""
-    first, spacing, count = samples
-    begin, end = 0.0, float(count)
-    if count > 4 * size + 16 and spacing != 0:
-        start, step = np.float64(first), np.float64(spacing)
-        ends = (low - start) / step, (high - start) / step
-        if np.isnan(ends[0] - ends[1]):
-            return np.int64(0), np.int64(0)
-        begin = max(begin, np.floor(min(ends[0], ends[1])) - 1)
-        end = min(end, np.ceil(max(ends[0], ends[1])) + 2)
-        end = max(begin, end)
-    return np.int64(begin), np.int64(end)

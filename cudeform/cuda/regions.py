@@ -26,14 +26,14 @@ PARAMS = np.dtype(
     [(name, "f8") for name in ("scale", "origin", "least", "offset_scale")]
     + [(name, "i4") for name in (
         "round_box", "round_scaled", "box_more", "scaled_more",
-        "reads", "samples",
+        "reads", "samples", "largest", "unread",
         "height", "width", "channels",
         "classes", "groups_y", "groups_x", "bins_y", "bins_x", "part_y", "part_x",
         "first_row", "rows", "first_image", "images", "lane_bits", "accumulate",
     )],
     align=True,
 )  # fmt: skip
-READS = ("centers", "corners", "mean", "max")
+READS = ("centers", "corners", "pixels")
 # By region: what is rounded, the box or that times the scale; what is added before and after the
 # scale to the end, and taken from both ends; the size at least.
 REGIONS = {
@@ -117,6 +117,8 @@ class Launcher:
             **dict(zip(_REGION_FIELDS, REGIONS[plan.region], strict=True)),
             "reads": READS.index(plan.reads),
             "samples": plan.samples,
+            "largest": int(plan.largest),
+            "unread": plan.unread,
             "height": plan.height,
             "width": plan.width,
             "channels": self.channels,
@@ -194,8 +196,8 @@ class Launcher:
         return last
 
     def channels_first(self, values: Any, target: Any) -> None:
-        """(rows, channels) -> (R, out channels, ph, pw)."""
-        shape = (values.shape[0] // self._bins, self._bins, self.channels)
+        """(rows, channels) -> (R, channels, ph, pw), of as many channels as there are."""
+        shape = (values.shape[0] // self._bins, self._bins, values.shape[1])
         layout.transpose(self.device, values, target, shape)
 
     @property
@@ -210,9 +212,21 @@ class Launcher:
         self._launch(self._rows_unit, "locate_rows", count, arrays, rows=count)
         return rows
 
+    def chosen_rows(self, boxes: Any, argmax: Any, channels: int) -> Any:
+        """A row for each sample that is the largest, in images of one channel."""
+        count = argmax.size // 2
+        rows = self.device.empty((count, ROW_ITEMS), self.sums)
+        how = {"rows": count, "classes": channels}
+        self._launch(
+            _rows_unit(self._dtype_name), "locate_chosen", count, (boxes, argmax, rows), **how
+        )
+        return rows
+
     def pool(self, input: Any, rows: Any, values: Any, argmax: Any) -> None:
-        """Set the values of some rows, and the largest pixel of each where that is the value."""
-        kernel = {"mean": "pool_mean", "max": "pool_max"}.get(self.plan.reads, "pool")
+        """Set the values of some rows, and which pixel or sample each is where it is one."""
+        kernel = "pool_largest" if self.plan.largest else "pool"
+        if self.plan.reads == "pixels":
+            kernel = "pool_max" if self.plan.largest else "pool_mean"
         arrays = (input, rows, values) if argmax is None else (input, rows, values, argmax)
         self._wide(kernel, rows.shape[0], rows.shape[0], arrays)
 

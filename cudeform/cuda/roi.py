@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ WORKSPACE_BYTES = 64 << 20  # values of rows, what is kept of their samples, buc
 def forward(
     plan: RoiPlan, input: Any, boxes: Any, offset: Any = None, mask: Any = None
 ) -> tuple[Any, ...]:
-    """The output; for plans that read "max" also argmax: int32, y*W + x or -1."""
+    """The output; for the largest also argmax, see `RoiPlan`."""
     with device_of(input) as device:
         output = device.empty(plan.out_shape, input.dtype)
         found = (output,)
-        if plan.reads == "max":
-            found = output, device.empty(plan.out_shape, np.int32)
+        if plan.largest:
+            found = output, device.empty(plan.argmax_shape, plan.argmax_dtype(input.dtype))
         if plan.regions == 0:
             return found
         launcher = Launcher(device, plan, input.dtype, offset)
@@ -36,7 +37,7 @@ def forward(
             values = [_row_values(launcher, rows, result) for result in results]
             launcher.pool(staged, rows, *values)
             for result, value in zip(results, values, strict=True):
-                if result is not None and launcher.channels > 1:
+                if result is not None and value.shape[1] > 1:
                     launcher.channels_first(value, result)
     return found
 
@@ -45,9 +46,10 @@ def _row_values(launcher: Launcher, rows: Any, result: Any) -> Any:
     """Where the values of rows go before they become (a part of) the result, or None."""
     if result is None:
         return None
-    if launcher.channels == 1:
+    channels = result.size // rows.shape[0]
+    if channels == 1:
         return result.reshape(-1, 1)
-    return launcher.device.empty((rows.shape[0], launcher.channels), result.dtype)
+    return launcher.device.empty((rows.shape[0], channels), result.dtype)
 
 
 def _cut(regions: slice, *arrays: Any) -> Iterator[Any]:
@@ -57,11 +59,19 @@ def _cut(regions: slice, *arrays: Any) -> Iterator[Any]:
 
 def _region_groups(launcher: Launcher) -> Iterator[slice]:
     """Divide the regions into groups whose values of rows fit the workspace."""
-    per_channel = launcher.dtype.itemsize + (4 if launcher.plan.reads == "max" else 0)
+    plan = launcher.plan
+    per_channel = launcher.dtype.itemsize
+    if plan.largest:
+        chosen = plan.argmax_dtype(launcher.dtype).itemsize
+        per_channel += chosen if plan.reads == "pixels" else 2 * chosen
     per_row = launcher.channels * per_channel + ROW_ITEMS * launcher.sums.itemsize
     at_once = max(1, WORKSPACE_BYTES // (launcher.region_rows * per_row))
-    for first in range(0, launcher.plan.regions, at_once):
-        yield slice(first, min(first + at_once, launcher.plan.regions))
+    yield from _slices(plan.regions, at_once)
+
+
+def _slices(count: int, at_once: int) -> Iterator[slice]:
+    for first in range(0, count, at_once):
+        yield slice(first, min(first + at_once, count))
 
 
 def backward(
@@ -86,7 +96,9 @@ def backward(
         launcher = Launcher(device, plan, input.dtype, offset)
         if needs - {"input"}:
             _point_gradients(launcher, grad_output, input, boxes, offset, mask, grads)
-        if "input" in needs:
+        if "input" in needs and plan.largest and plan.reads == "centers":
+            _chosen_gradient(launcher, boxes, grad_output, argmax, grads["input"])
+        elif "input" in needs:
             for images in _image_groups(launcher):
                 gather = _Gather(launcher, images, grads["input"])
                 for regions in _region_groups(launcher):
@@ -116,6 +128,28 @@ def _point_gradients(
             launcher.rows_last(grad_output[regions]),
             *_cut(regions, grads.get("offset"), grads.get("mask")),
         )
+
+
+def _chosen_gradient(
+    launcher: Launcher, boxes: Any, grad_output: Any, argmax: Any, grad_input: Any
+) -> None:
+    """Set the gradient of the input of the largest samples: each is a row of its own."""
+    plan = launcher.plan
+    channels, count = plan.channels, plan.regions * plan.channels
+    single = replace(
+        plan, batch=plan.batch * channels, channels=1, regions=count, samples=1, largest=False
+    )
+    lone = Launcher(launcher.device, single, launcher.dtype)
+    target = grad_input.reshape(single.batch, 1, plan.height, plan.width)
+    per_region = channels * lone.region_rows * ROW_ITEMS * lone.sums.itemsize
+    at_once = max(1, WORKSPACE_BYTES // per_region)
+    for images in _image_groups(lone):
+        gather = _Gather(lone, images, target)
+        for regions in _slices(plan.regions, at_once):
+            rows = lone.chosen_rows(boxes[regions], argmax[regions], channels)
+            grad_values = grad_output[regions].reshape(-1, 1)
+            gather.add_rows(rows, grad_values, None, None)
+        gather.finish()
 
 
 def _image_groups(launcher: Launcher) -> Iterator[range]:
@@ -148,13 +182,20 @@ class _Gather:
         counts = None
         if _has_own_counts(launcher.plan):
             counts = launcher.device.empty((grad_values.shape[0],), np.int32)
-        rows = launcher.rows(boxes, offset, mask, counts)
+        self.add_rows(launcher.rows(boxes, offset, mask, counts), grad_values, chosen, counts)
+
+    def add_rows(self, rows: Any, grad_values: Any, chosen: Any, counts: Any) -> None:
+        """Add what some rows give, with the gradients of their values."""
+        launcher = self.launcher
         parts = list(_parts(launcher, rows.shape[0], counts))
         for part in parts:
             samples = launcher.samples(rows, part, self.images)
             first = self.sum is None
             if first:
-                only = len(parts) == 1 and boxes.shape[0] == launcher.plan.regions
+                only = (
+                    len(parts) == 1
+                    and rows.shape[0] == launcher.plan.regions * launcher.region_rows
+                )
                 self.sum = self._place(only)
             launcher.gather(samples, self.images, grad_values, chosen, self.sum, not first)
 
@@ -181,7 +222,7 @@ class _Gather:
 
 def _has_own_counts(plan: RoiPlan) -> bool:
     """Whether the number of samples of a row depends on its box."""
-    return plan.samples == 0 or plan.reads in ("mean", "max")
+    return plan.samples == 0
 
 
 def _parts(launcher: Launcher, rows: int, counts: Any) -> Iterator[Part]:

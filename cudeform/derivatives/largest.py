@@ -1,7 +1,8 @@
-"""Poolings that choose a pixel of each bin."""
+"""Poolings that choose a pixel or a sample of each bin."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from cudeform.derivatives.calls import Call
@@ -10,10 +11,30 @@ __all__ = ["at_largest"]
 
 
 def at_largest(call: Call, tangent: Any) -> Any:
-    """What moves where `roi_pool` found the largest pixels."""
-    xp, boxes = call.xp, call.primals["boxes"]
-    given = {"input": xp.still(call.primals["input"]), "boxes": boxes}
+    """What moves where a pooling found its largest pixels or samples."""
+    given = {"input": call.xp.still(call.primals["input"]), "boxes": call.primals["boxes"]}
     _, argmax = call.function(**given, **call.options, return_argmax=True)
+    return (_at_pixels if call.plan.reads == "pixels" else _at_samples)(call, tangent, argmax)
+
+
+def _at_samples(call: Call, tangent: Any, argmax: Any) -> Any:
+    """Each sample as a region of its own, in an image of one channel."""
+    xp, (images, channels, height, width) = call.xp, tangent.shape
+    y, x = argmax[:, 0], argmax[:, 1]  # (R, channels, ph, pw)
+    image = xp.reshape(call.primals["boxes"][:, 0], (y.shape[0], 1, 1, 1)) * channels
+    image = image + xp.reshape(xp.arange(channels, y), (channels, 1, 1)) + xp.zeros_like(y)
+    boxes = xp.stack([image, x - 0.5, y - 0.5, x + 0.5, y + 0.5], -1)
+    found = call.function(
+        input=xp.reshape(tangent, (images * channels, 1, height, width)),
+        boxes=xp.reshape(boxes, (math.prod(y.shape), 5)),
+        output_size=1,
+        sampling_ratio=1,
+    )
+    return xp.reshape(found, y.shape)
+
+
+def _at_pixels(call: Call, tangent: Any, argmax: Any) -> Any:
+    xp, boxes = call.xp, call.primals["boxes"]
     images, channels, height, width = tangent.shape
     image = xp.reshape(xp.cast(boxes[:, 0], "int32"), (boxes.shape[0], 1, 1, 1))
     channel = xp.reshape(xp.arange(channels, argmax), (channels, 1, 1))

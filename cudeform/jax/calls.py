@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from cudeform.ops.call import outlined
 from cudeform.plans import Outline, Plan
 from cudeform.registry import OPERATORS, Operator
@@ -68,8 +70,8 @@ class Call:
         return self._shaped([found[name] for name in needs], arrays)
 
     def _shaped(self, outlines: Sequence[Outline], arrays: Sequence[Any]) -> list[Shaped]:
-        dtypes = {name: array.dtype for name, array in self.named(arrays).items()}
-        return [Shaped(o.shape, dtypes.get(o.like, o.like)) for o in outlines]
+        dtypes = {name: array.dtype.name for name, array in self.named(arrays).items()}
+        return [Shaped(o.shape, jnp.dtype(o.dtype_name(dtypes))) for o in outlines]
 
     def forward(self, *arrays: Any) -> tuple[Any, ...]:
         """All results."""

@@ -69,7 +69,7 @@ def outlined(
     kind = _kind(op, given, optional)
     if "boxes" in given:
         given = {**given, "boxes": box_outline(op, given["boxes"], given["input"], kind)}
-    return kind, _plan(op, given, options)
+    return kind, _plan(op, kind, given, options)
 
 
 def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = ()) -> Call:
@@ -77,7 +77,7 @@ def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = 
     kind = _kind(op, given, optional)
     if "boxes" in given:
         given = {**given, "boxes": box_rows(op, given["boxes"], given["input"], kind)}
-    found = _plan(op, given, options)
+    found = _plan(op, kind, given, options)
     if kind.backend == "cuda":
         _check_counts(op, found, "grad_output" in given)
     return Call(kind, found, {name: arrays.contiguous(array) for name, array in given.items()})
@@ -88,12 +88,7 @@ def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
     if "boxes" not in given:
         return arrays.kind_of(op, given, optional, _COORDINATES)
     alike = {name: a for name, a in given.items() if name not in ("boxes", "argmax")}
-    kind = arrays.kind_of(op, alike, optional, _COORDINATES)
-    argmax = given.get("argmax")
-    if argmax is not None and kind.dtype_name(getattr(argmax, "dtype", None)) != "int32":
-        got = getattr(argmax, "dtype", arrays.type_name(argmax))
-        checks.fail(op, "argmax", "of dtype int32", got, error=TypeError)
-    return kind
+    return arrays.kind_of(op, alike, optional, _COORDINATES)
 
 
 def _check_counts(op: str, planned: Plan, backward: bool) -> None:
@@ -104,13 +99,18 @@ def _check_counts(op: str, planned: Plan, backward: bool) -> None:
             checks.fail(op, "input", f"with at most {_MOST} pixels in an image", count, why)
 
 
-def _plan(op: str, given: Arrays, options: Arrays) -> Plan:
+def _plan(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:
     if "grad_output" not in given:
         return plan(op, given, options)
     of_forward = {name: array for name, array in given.items() if name != "grad_output"}
     found = plan(op.removesuffix("_backward"), of_forward, options, op)
     output = found.results[0]
     checks.shape(op, "grad_output", given["grad_output"], output.shape, output.axes)
+    argmax = given.get("argmax")
+    if argmax is not None:
+        dtype = found.results[1].dtype_name({"input": kind.dtype_name(given["input"].dtype)})
+        if kind.dtype_name(argmax.dtype) != dtype:
+            checks.fail(op, "argmax", f"of dtype {dtype}", argmax.dtype, error=TypeError)
     return found
 
 

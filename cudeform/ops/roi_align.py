@@ -31,8 +31,11 @@ def roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
+    *,
+    mode: str = "avg",
+    return_argmax: bool = False,
 ) -> Any:
-    """Average of bilinear samples in each bin of regions of interest (RoIAlign, [1]_).
+    """Average or maximum of bilinear samples in each bin of regions of interest (RoIAlign, [1]_).
 
     Parameters
     ----------
@@ -51,10 +54,19 @@ def roi_align(
     aligned : bool
         Whether to move the boxes by half a pixel, so that a pixel's centre is where sampling
         expects it. Without, regions are at least one pixel large.
+    mode : {"avg", "max"}
+        What becomes of the samples of a bin. "max" is mmcv's: the largest sample, the first of
+        equal ones, NaN being the largest. ONNX's "max" is another function, the largest of a
+        sample's corners times their weights.
+    return_argmax : bool
+        Whether to return as well where the largest sample is; for mode "max".
 
     Returns
     -------
     array of shape (R, C, ph, pw)
+        With `return_argmax` a pair: that, and an array of shape (R, 2, C, ph, pw) and the dtype of
+        coordinates with y and x of the sample, in pixels of `input`; -2 where that is outside or
+        the bin has none.
 
     Raises
     ------
@@ -73,7 +85,9 @@ def roi_align(
     Notes
     -----
     Boxes are no function to differentiate here. A sample more than one pixel outside the image
-    is 0 and counts; a region that is inverted (x2 < x1) is empty and gives 0 with ``aligned``.
+    is 0 and counts. With ``aligned`` a region without area or an inverted one (x2 < x1) has as
+    many samples as it has pixels: none, and its bins are 0. A fixed `sampling_ratio` samples it
+    like any other.
 
     References
     ----------
@@ -88,15 +102,20 @@ def roi_align(
     >>> cudeform.roi_align(image, boxes, 2, aligned=True)[0, 0]
     array([[ 2.5,  4.5],
            [10.5, 12.5]])
+    >>> cudeform.roi_align(image, boxes, 2, aligned=True, mode="max")[0, 0]
+    array([[ 5.,  7.],
+           [13., 15.]])
     """
-    given = dict(input=input, boxes=boxes)
     options = dict(
         output_size=output_size,
         spatial_scale=spatial_scale,
         sampling_ratio=sampling_ratio,
         aligned=aligned,
+        mode=mode,
+        return_argmax=return_argmax,
     )
-    return results("roi_align", given, options)[0]
+    found = results("roi_align", dict(input=input, boxes=boxes), options)
+    return found if return_argmax else found[0]
 
 
 @operator
@@ -109,6 +128,8 @@ def roi_align_backward(
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
+    mode: str = "avg",
+    argmax: Any = None,
     needs: Iterable[str] | None = None,
 ) -> RoiAlignGradients:
     """Gradient of `roi_align`.
@@ -117,8 +138,10 @@ def roi_align_backward(
     ----------
     grad_output : array of shape (R, C, ph, pw)
         The gradient of a scalar with respect to the result of the forward.
-    input, boxes, output_size, spatial_scale, sampling_ratio, aligned
+    input, boxes, output_size, spatial_scale, sampling_ratio, aligned, mode
         As they were given to `roi_align`.
+    argmax : array of shape (R, 2, C, ph, pw), optional
+        What the forward returned with `return_argmax`; without, it is computed once more.
     needs : iterable of str, optional
         Names of the gradients to compute: "input", the default, or none.
 
@@ -130,17 +153,17 @@ def roi_align_backward(
     Raises
     ------
     TypeError, ValueError
-        As `roi_align`, and for an unknown name in `needs`.
+        As `roi_align`, and for an unknown name in `needs` or an `argmax` that does not fit.
     """
-    given = dict(grad_output=grad_output, input=input, boxes=boxes)
+    given = dict(grad_output=grad_output, input=input, boxes=boxes, argmax=argmax)
     options = dict(
         output_size=output_size,
         spatial_scale=spatial_scale,
         sampling_ratio=sampling_ratio,
         aligned=aligned,
+        mode=mode,
     )
-    op, fields = "roi_align_backward", RoiAlignGradients
-    return gradients(op, fields, given, options, needs)
+    return gradients("roi_align_backward", RoiAlignGradients, given, options, needs)
 
 
 @operator

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, TypeVar
 
+from cudeform.arrays import sum_dtype_name
+
 __all__ = ["PLANNERS", "Outline", "Plan", "planner"]
 
 
 class Outline(NamedTuple):
     """An array that is not there: all that a plan may look at, and all that it promises.
 
-    `like` is the argument whose dtype the array has; a result of indices has the dtype that is
-    named there.
+    `like` is the argument whose dtype the array has, or "sums" for the dtype of coordinates and
+    sums, or the name of a dtype.
     """
 
     shape: tuple[int, ...]
@@ -22,6 +24,12 @@ class Outline(NamedTuple):
     @property
     def ndim(self) -> int:
         return len(self.shape)
+
+    def dtype_name(self, dtypes: Mapping[str, str]) -> str:
+        """The name of its dtype, from those of the arguments."""
+        if self.like == "sums":
+            return sum_dtype_name(dtypes["input"])
+        return dtypes.get(self.like, self.like)
 
 
 class Plan:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from cudeform import checks
+from cudeform.arrays import sum_dtype
 from cudeform.plans.outlines import Outline, Plan, planner
 
 __all__ = [
@@ -21,8 +24,9 @@ __all__ = [
 
 _MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
 _MOST_OF_ARGMAX = 2**31  # pixels: y*W + x is int32
-_MODES = {"max": "max", "avg": "mean"}
-_CONVENTIONS = {"torchvision": "half_open", "msra": "msra"}
+_MODES = ("max", "avg")
+# The region of each, and how many rows and columns at the far edges it leaves out.
+_CONVENTIONS = {"torchvision": ("half_open", 1), "rfcn": ("half_open", 0), "msra": ("msra", 0)}
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,14 @@ class RoiPlan(Plan):
     "corners"
         a grid of `samples` points at the upper left corners of its cells, sampler "psroi", the
         mean of those that count, 0 if none does.
-    "mean", "max"
-        the pixels from floor(i*size/bins + start) up to ceil((i + 1)*size/bins + start), divided
-        last and clipped to the image; 0 if there are none. A whole start is added after rounding.
-        "max" is the first pixel that no other exceeds.
+    "pixels"
+        the mean of the pixels from floor(i*b + start) up to ceil((i + 1)*b + start), in the dtype
+        of the boxes and in this order; the start of the regions "pixel" and "half_open" is added
+        after rounding. Clipped to the image without its last `unread` rows and columns; 0 if there
+        are none.
+
+    With `largest` a result is not the mean but the first that no other exceeds, NaN being the
+    largest.
 
     Bin (i, j) of output channel c of a position-sensitive pooling reads input channel
     (c*groups[0] + gh)*groups[1] + gw, with gh = min(floor(i*groups[0]/bins[0]), groups[0] - 1).
@@ -73,6 +81,8 @@ class RoiPlan(Plan):
     region: str
     reads: str
     samples: int = 0
+    largest: bool = False
+    unread: int = 0
     groups: tuple[int, int] = (1, 1)
     classes: int = 1
     part: tuple[int, int] = (1, 1)
@@ -89,6 +99,17 @@ class RoiPlan(Plan):
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
         return (self.regions, self.out_channels, *self.bins)
+
+    @property
+    def argmax_shape(self) -> tuple[int, ...]:
+        """Which pixel is the largest of a bin, or where the largest sample is: its y, its x."""
+        if self.reads == "pixels":
+            return self.out_shape
+        return (self.regions, 2, *self.out_shape[1:])
+
+    def argmax_dtype(self, dtype: np.dtype) -> np.dtype:
+        """Of that, for an input of `dtype`."""
+        return np.dtype(np.int32) if self.reads == "pixels" else sum_dtype(dtype)
 
     @property
     def offset_shape(self) -> tuple[int, int, int, int]:
@@ -108,9 +129,11 @@ class RoiPlan(Plan):
     @cached_property
     def results(self) -> tuple[Outline, ...]:
         output = Outline(self.out_shape, "(R, C, ph, pw)")
-        if self.reads == "max":
-            return output, Outline(self.out_shape, "(R, C, ph, pw)", "int32")
-        return (output,)
+        if not self.largest:
+            return (output,)
+        if self.reads == "pixels":
+            return output, Outline(self.argmax_shape, "(R, C, ph, pw)", "int32")
+        return output, Outline(self.argmax_shape, "(R, 2, C, ph, pw)", "sums")
 
     @cached_property
     def gradients(self) -> dict[str, Outline]:
@@ -130,14 +153,18 @@ def roi_align(
     op: str,
     input: Outline,
     boxes: Outline,
+    argmax: Outline | None = None,
     *,
     output_size: Any,
     spatial_scale: Any = 1.0,
     sampling_ratio: Any = -1,
     aligned: bool = False,
+    mode: str = "avg",
+    return_argmax: bool = False,
 ) -> RoiPlan:
     """Check every argument of RoIAlign."""
-    return _pooling(
+    checks.choice(op, "mode", mode, _MODES)
+    plan = _pooling(
         op,
         input,
         boxes,
@@ -145,8 +172,10 @@ def roi_align(
         spatial_scale,
         region="center" if aligned else "corner",
         reads="centers",
+        largest=mode == "max",
         samples=_samples(op, sampling_ratio),
     )
+    return _choosing(op, plan, mode, return_argmax, argmax)
 
 
 @planner
@@ -186,15 +215,18 @@ def roi_pool(
     return_argmax: bool = False,
 ) -> RoiPlan:
     """Check every argument of RoI pooling."""
-    reads = _MODES[checks.choice(op, "mode", mode, tuple(_MODES))]
-    for name, asked in (("return_argmax", return_argmax), ("argmax", argmax is not None)):
-        if asked and reads != "max":
-            checks.fail(op, name, "only with mode 'max'", repr(mode))
-    plan = _pooling(op, input, boxes, output_size, spatial_scale, region="pixel", reads=reads)
-    if argmax is not None:
-        wanted = plan.results[1]
-        checks.shape(op, "argmax", argmax, wanted.shape, wanted.axes)
-    return plan
+    checks.choice(op, "mode", mode, _MODES)
+    plan = _pooling(
+        op,
+        input,
+        boxes,
+        output_size,
+        spatial_scale,
+        region="pixel",
+        reads="pixels",
+        largest=mode == "max",
+    )
+    return _choosing(op, plan, mode, return_argmax, argmax)
 
 
 @planner
@@ -208,15 +240,16 @@ def ps_roi_pool(
     convention: str = "torchvision",
 ) -> RoiPlan:
     """Check every argument of position-sensitive RoI pooling."""
-    checks.choice(op, "convention", convention, tuple(_CONVENTIONS))
+    region, unread = _CONVENTIONS[checks.choice(op, "convention", convention, tuple(_CONVENTIONS))]
     return _pooling(
         op,
         input,
         boxes,
         output_size,
         spatial_scale,
-        region=_CONVENTIONS[convention],
-        reads="mean",
+        region=region,
+        reads="pixels",
+        unread=unread,
         groups=_bins_as_groups(op, input, output_size),
     )
 
@@ -302,7 +335,7 @@ def _pooling(
     checks.rank(op, "input", input, axes)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
     batch, channels, height, width = input.shape
-    if more["reads"] == "max" and height * width > _MOST_OF_ARGMAX:
+    if more["reads"] == "pixels" and more.get("largest") and height * width > _MOST_OF_ARGMAX:
         most, why = f"of at most {_MOST_OF_ARGMAX} pixels", "argmax, y*W + x, is int32"
         checks.fail(op, "input", most, height * width, why)
     return RoiPlan(
@@ -315,6 +348,19 @@ def _pooling(
         scale=_positive(op, "spatial_scale", spatial_scale),
         **more,
     )
+
+
+def _choosing(
+    op: str, plan: RoiPlan, mode: str, return_argmax: bool, argmax: Outline | None
+) -> RoiPlan:
+    """The plan, once what a call asks or says of the largest is checked."""
+    for name, asked in (("return_argmax", return_argmax), ("argmax", argmax is not None)):
+        if asked and not plan.largest:
+            checks.fail(op, name, "only with mode 'max'", repr(mode))
+    if argmax is not None:
+        wanted = plan.results[1]
+        checks.shape(op, "argmax", argmax, wanted.shape, wanted.axes)
+    return plan
 
 
 def _positive(op: str, argument: str, value: Any) -> float:

@@ -65,7 +65,7 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
 
 
 def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
-    """Which pixels were the largest. They have no derivative."""
+    """Which pixels or samples were the largest. They have no derivative."""
     tensors, options = _arguments(bridge, bridge.names, given)
     tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
     if torch.compiler.is_compiling() and not transformed():

@@ -16,7 +16,8 @@ __all__ = ["translations"]
 def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
     """The table that ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)`` takes.
 
-    `deform_conv2d` becomes DeformConv, `conv2d` Conv and `roi_align` RoiAlign. Needs onnxscript.
+    `deform_conv2d` becomes DeformConv, `conv2d` Conv, `roi_align` RoiAlign and `roi_pool`
+    MaxRoiPool. Needs onnxscript.
 
     Parameters
     ----------
@@ -33,7 +34,8 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
     ------
     ValueError
         At export, for a call that the standard has no operator for: layout "NHWC", border "clamp",
-        or a number of channels that is not known.
+        `roi_align` with mode "max", `roi_pool` with mode "avg", or a number of channels that is
+        not known.
     """
     import onnxscript
 
@@ -85,7 +87,11 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
         spatial_scale: float = 1.0,
         sampling_ratio: int = -1,
         aligned: bool = False,
+        mode: str = "avg",
     ) -> Any:
+        if mode != "avg":
+            why = "ONNX's 'max' is the largest of a sample's corners times their weights"
+            checks.fail("roi_align", "mode", "to be 'avg' for ONNX", repr(mode), why)
         height, width = _twice(output_size)
         images, corners = (
             standard.Slice(boxes, *(_indices(standard, i) for i in (begin, end, 1)))
@@ -103,11 +109,24 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
             mode="avg",
         )
 
+    def roi_pool(
+        input: Any,
+        boxes: Any,
+        output_size: Any,
+        spatial_scale: float = 1.0,
+        mode: str = "max",
+    ) -> Any:
+        if mode != "max":
+            checks.fail("roi_pool", "mode", "to be 'max' for ONNX", repr(mode))
+        bins = list(_twice(output_size))
+        return standard.MaxRoiPool(input, boxes, pooled_shape=bins, spatial_scale=spatial_scale)
+
     ours = torch.ops.cudeform
     return {
         ours.deform_conv2d.default: deform_conv2d,
         ours.conv2d.default: conv2d,
         ours.roi_align.default: roi_align,
+        ours.roi_pool.default: roi_pool,
     }
 
 

@@ -13,10 +13,10 @@ import torch
 
 from cudeform.ops.call import outlined
 from cudeform.plans import Outline
-from cudeform.torch import kind  # noqa: F401  tells what a tensor is
 from cudeform.torch.bridges import BRIDGES, Bridge, nested
 from cudeform.torch.crossing import compute
 from cudeform.torch.functions import Bound, curvature
+from cudeform.torch.kind import KIND
 from cudeform.torch.mapping import mapped
 
 __all__ = ["define"]
@@ -26,9 +26,11 @@ def _named(names: Sequence[str], tensors: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(names, tensors, strict=True))
 
 
-def _dtype(like: str, tensors: dict[str, Any]) -> torch.dtype:
-    """That of an argument, or the one of this name."""
-    return tensors[like].dtype if like in tensors else getattr(torch, like)
+def _empty(outline: Outline, tensors: dict[str, Any]) -> Any:
+    """A fake tensor as an outline says."""
+    dtypes = {n: KIND.dtype_name(t.dtype) for n, t in tensors.items() if t is not None}
+    like = tensors["input"]
+    return like.new_empty(outline.shape, dtype=getattr(torch, outline.dtype_name(dtypes)))
 
 
 def _split(bridge: Bridge, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -60,10 +62,7 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
         tensors, options = _split(bridge, values)
         given = _named(bridge.names, tensors)
         _, plan = outlined(bridge.name, given, {**options, **more}, bridge.optional)
-        found = [
-            tensors[0].new_empty(outline.shape, dtype=_dtype(outline.like, given))
-            for outline in plan.results
-        ]
+        found = [_empty(outline, given) for outline in plan.results]
         return tuple(found) if argmax else found[0]
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -116,8 +115,7 @@ def _define_backward(bridge: Bridge) -> None:
         result = []
         for name in bridge.differentiable:
             outline = plan.gradients[name] if name in needs else Outline((0,))
-            dtype = _dtype(outline.like, given)
-            result.append(grad_output.new_empty(outline.shape, dtype=dtype))
+            result.append(_empty(outline, given))
         return tuple(result) if len(result) > 1 else result[0]
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
