@@ -101,9 +101,9 @@ class Eager(Function):
 def _gradients(
     bound: Bound, grad_output: Any, tensors: Sequence[Any], needed: Sequence[bool]
 ) -> list[Any]:
-    """The gradients of a forward's tensors, None where not `needed`."""
+    """The gradients of a forward's tensors, None where not `needed`, or where there is none."""
     bridge = bound.bridge
-    needs = tuple(n for n, need in zip(bridge.names, needed, strict=True) if need)
+    needs = _with_gradient(bridge, bridge.names, needed)
     if torch.is_grad_enabled() or transformed():
         kind = BackwardDual if _is_forward_mode() else Backward
         found = kind.apply(bound, needs, grad_output, *tensors)
@@ -111,6 +111,15 @@ def _gradients(
         found = bound.backward(needs, grad_output, tensors)
     by_name = dict(zip(bridge.differentiable, found, strict=True))
     return [by_name[name] if name in needs else None for name in bridge.names]
+
+
+def _with_gradient(bridge: Bridge, names: Sequence[str], needed: Sequence[bool]) -> tuple[str, ...]:
+    """Those of the needed arguments that have one: boxes may be asked for theirs, and have none."""
+    return tuple(
+        name
+        for name, need in zip(names, needed, strict=True)
+        if need and name in bridge.differentiable
+    )
 
 
 def _is_forward_mode() -> bool:
@@ -222,8 +231,12 @@ class BackwardDual(Backward):
         result = [None] * len(bridge.differentiable)
         if grad_tangent is not None:
             result = BackwardDual.apply(ctx.bound, ctx.needs, grad_tangent, *tensors)
-        if any(tangent is not None for tangent in tangents):
-            moving = dict(zip(bridge.kept, tangents, strict=True))
+        moving = {
+            name: tangent
+            for name, tangent in zip(bridge.kept, tangents, strict=True)
+            if tangent is not None and name in bridge.differentiable
+        }
+        if moving:
             given = dict(zip(bridge.kept, tensors, strict=True))
             wanted = [n for n in bridge.differentiable if n in ctx.needs and n in given]
             _, pulled = _pull(ctx.bound, given, moving, wanted, grad_output)
@@ -271,7 +284,7 @@ def curvature(
     }
     if not moving:
         return [None] * len(needed)
-    wanted = [n for n, need in zip(bridge.kept, needed[1:], strict=True) if need]
+    wanted = _with_gradient(bridge, bridge.kept, needed[1:])
     output, pulled = _pull(bound, given, moving, wanted, grad_output)
     return [output if needed[0] else None, *(pulled.get(name) for name in bridge.kept)]
 
