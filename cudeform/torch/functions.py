@@ -312,7 +312,12 @@ def _directional(bound: Bound, given: dict[str, Any], directions: dict[str, Any]
 
 
 def call(bound: Bound, tensors: Sequence[Any]) -> Any:
-    """The forward under torch.func and with tangents."""
+    """The forward under torch.func and with tangents, which boxes do not pass on."""
+    moving = bound.bridge.differentiable
+    tensors = [
+        tensor if tensor is None or name in moving else tensor.detach()
+        for name, tensor in zip(bound.bridge.names, tensors, strict=True)
+    ]
     return (ForwardDual if _is_forward_mode() else Forward).apply(bound, *tensors)
 
 
