@@ -23,6 +23,7 @@ from cudeform.torch.functions import (
     is_plain,
     is_watched,
     transformed,
+    untraced,
 )
 from cudeform.torch.functions import call as transformed_call
 
@@ -117,10 +118,10 @@ def _is_direct(bridge: Bridge, given: dict[str, Any]) -> bool:
 
 
 # An operator of torch.library has no tangent, and says nothing of it: not to be compiled.
-_untraced_call = torch.compiler.disable(transformed_call)
+_untraced_call = untraced(transformed_call)
 
 
-@torch.compiler.disable
+@untraced
 def _untraced_gradients(bound: Bound, needs: tuple[str, ...], tensors: Sequence[Any]) -> Any:
     return Backward.apply(bound, needs, *tensors)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +29,25 @@ __all__ = [
     "is_plain",
     "is_watched",
     "transformed",
+    "untraced",
 ]
+
+_disabled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As torch.compiler.disable, which imports the compiler: that takes a second."""
+
+    @functools.wraps(function)
+    def call(*given: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:  # then nothing is traced
+            return function(*given)
+        if function not in _disabled:
+            _disabled[function] = torch.compiler.disable(function)
+        return _disabled[function](*given)
+
+    return call
+
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -92,7 +112,7 @@ class Eager(Function):
         return compute(bound.bridge.forward, given, bound.options)
 
     @staticmethod
-    @torch.compiler.disable  # a graph that broke around it would be traced on in here
+    @untraced  # a graph that broke around it would be traced on in here
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
         found = _gradients(ctx.bound, grad_output, ctx.saved_tensors, ctx.needs_input_grad[1:])
         return None, *found
@@ -145,7 +165,7 @@ class Forward(Function):
         ctx.save_for_backward(*(t for n, t in zip(names, tensors, strict=True) if n in kept))
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
         if grad_output is None:
             return None, *[None] * len(ctx.bound.bridge.names)
@@ -194,7 +214,7 @@ class Backward(Function):
         ctx.set_materialize_grads(False)  # a direction of zeros is none
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def backward(ctx: Any, *directions: Any) -> tuple[Any, ...]:
         grad_output, *tensors = unwrap_dead_wrappers(ctx.saved_tensors)
         found = curvature(
