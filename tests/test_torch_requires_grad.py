@@ -20,6 +20,7 @@ every_pooling = pytest.mark.parametrize("row", REGIONS, ids=lambda row: row.name
 def asked(row):
     """(tensors of a small case with all arrays, the other arguments)"""
     found = [problem(row.name, case, "float64") for name, case in problems() if name == row.name]
+    found = [p for p in found if p.output.size]
     chosen = max(found, key=lambda p: (len(p.case.arrays), -p.output.size))
     tensors = {n: torch.tensor(array) for n, array in chosen.case.arrays.items()}
     missing = {a.name: None for a in row.arguments if a.name not in tensors}
