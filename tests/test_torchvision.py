@@ -132,7 +132,14 @@ def test_a_detector():
 LAYERS = {**POOLINGS, "DeformConv2d": ops.DeformConv2d(12, 4, 3, padding=1)}
 
 
-@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+# In scripts theirs take one number for both axes of position-sensitive bins.
+SCRIPTED = LAYERS | {
+    "PSRoIAlign": ops.PSRoIAlign(2, 0.5, sampling_ratio=2),
+    "PSRoIPool": ops.PSRoIPool(2, 0.5),
+}
+
+
+@pytest.mark.parametrize("layer", SCRIPTED.values(), ids=SCRIPTED)
 def test_layers_are_scripted(layer):
     """By the functions that the compiler of scripts knows, and none is left half compiled."""
     images = randn(2, 12, 8, 13, dtype=torch.float32)
