@@ -17,7 +17,7 @@ import numpy as np
 
 from cudeform import checks
 
-__all__ = ["operator", "remember"]
+__all__ = ["define", "operator", "remember"]
 
 # Module to look up in `sys.modules`, the type that its arrays are instances of, our bridge.
 _BRIDGES = (
@@ -25,6 +25,7 @@ _BRIDGES = (
     ("jax", "Array", "cudeform.jax"),
     ("jax.core", "Tracer", "cudeform.jax"),  # an Array to isinstance, but not to issubclass
 )
+_TORCH = (2, 8)  # older ones lack what the bridge is made of, and are no obstacle to NumPy
 _found: dict[type, str | None] = dict.fromkeys(
     (np.ndarray, type(None), bool, int, float, str, tuple, list, set, frozenset)
 )
@@ -98,6 +99,14 @@ def _load(bridge: str) -> Callable[..., Any]:
     else:
         from cudeform.dlpack import call
     return call
+
+
+def define() -> None:
+    """Tell torch of the operators, where it is loaded: saved programs find them by their names."""
+    torch = sys.modules.get("torch")
+    version = getattr(torch, "__version__", "0.0").split(".")
+    if tuple(map(int, version[:2])) >= _TORCH:
+        import cudeform.torch  # noqa: F401
 
 
 def operator(function: Callable[..., Any]) -> Callable[..., Any]:

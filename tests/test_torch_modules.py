@@ -187,14 +187,20 @@ def test_modules_begin_as_convolutions(kind):
     torch.testing.assert_close(module(images()), expected + bias)
 
 
+def theirs(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    return images + boxes[0, 0]
+
+
 @pytest.fixture
 def torchvision(monkeypatch):
     """As much of torchvision as patching sees: functions, and modules that took them by name."""
     ops, inside, user = (ModuleType(n) for n in ("torchvision.ops", "torchvision.ops.dc", "user"))
-    for name in ("deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"):
+    for name in ("deform_conv2d", "roi_pool", "ps_roi_align", "ps_roi_pool"):
         setattr(ops, name, lambda *given, name=name: name)
+    ops.roi_align = theirs
     inside.deform_conv2d = ops.deform_conv2d
     user.pool = ops.roi_align
+    user.ours = cudeform.roi_align
     for module in (ops, inside, user):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return ops, inside, user
@@ -203,16 +209,79 @@ def torchvision(monkeypatch):
 def test_patch_replaces_everywhere_and_can_be_undone(torchvision):
     ops, inside, user = torchvision
     before = [dict(vars(module)) for module in torchvision]
+    expected = cudeform.roi_align(images(), ROIS, 2)
     applied = patch()
-    assert inside.deform_conv2d is ops.deform_conv2d is cudeform.deform_conv2d
-    assert user.pool is cudeform.roi_align and ops.ps_roi_pool is cudeform.ps_roi_pool
+    assert torch.equal(ops.roi_align(images(), ROIS, output_size=2), expected)
+    assert user.pool is ops.roi_align and inside.deform_conv2d is ops.deform_conv2d
+    assert inside.deform_conv2d is not before[1]["deform_conv2d"]
     applied.undo()
     applied.undo()
     assert [dict(vars(module)) for module in torchvision] == before
     with pytest.raises(KeyError), patch():
-        assert ops.roi_pool is cudeform.roi_pool
+        assert ops.roi_pool is not before[0]["roi_pool"]
         raise KeyError
     assert [dict(vars(module)) for module in torchvision] == before
+
+
+def test_patch_is_undone_where_modules_were_imported_meanwhile(torchvision, monkeypatch):
+    ops, _, user = torchvision
+    late = ModuleType("late")
+    with patch():
+        late.pool, late.ours = ops.roi_align, cudeform.roi_align
+        monkeypatch.setitem(sys.modules, "late", late)
+    assert late.pool is user.pool is ops.roi_align is theirs
+    assert late.ours is user.ours is cudeform.roi_align
+
+
+def test_patches_in_each_other_end_with_the_first(torchvision):
+    ops, *_ = torchvision
+    original = ops.roi_align
+    with patch():
+        with patch():
+            pass
+        assert ops.roi_align is not original
+    assert ops.roi_align is original
+
+
+def test_scripts_and_onnx_get_the_functions_that_they_know(torchvision, monkeypatch):
+    ops, *_ = torchvision
+    with patch():
+        scripted = torch.jit.script(ops.roi_align)
+        monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+        exported = ops.roi_align(images(), ROIS)
+    assert torch.equal(exported, theirs(images(), ROIS))
+    assert torch.equal(scripted(images(), ROIS + 1), theirs(images(), ROIS + 1))
+
+
+class Outer(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images):
+        return self.inner(images)
+
+
+def test_scripts_are_refused_by_name_and_leave_nothing_behind():
+    kinds = [
+        nn.DeformConv2d(4, 6, 3),
+        nn.DeformConv2dPack(4, 6, 3),
+        nn.ModulatedDeformConv2dPack(4, 6, 3),
+        nn.DCN(4, 6, 3, 1, 1),
+        nn.DeformRoIPoolPack(2, 4, 8),
+        nn.ModulatedDeformRoIPoolPack(2, 4, 8),
+        nn.DCNPooling(1.0, 2, 1, no_trans=True),
+    ]
+    assert {type(kind).__name__ for kind in kinds} == set(nn.__all__) - {"rename_legacy_keys"}
+    for module in kinds:
+        for asked in (module, Outer(module), module):
+            with pytest.raises(NotImplementedError, match=f"^{type(module).__name__}: torch.jit"):
+                torch.jit.script(asked)
+    for name in cudeform.__all__:
+        with pytest.raises(NotImplementedError, match=f"^{name}: torch.jit.script"):
+            torch.jit.script(getattr(cudeform, name))
+    plain = Outer(torch.nn.Conv2d(4, 2, 1))
+    assert torch.equal(torch.jit.script(plain)(images()), plain(images()))
 
 
 def test_patch_without_torchvision(monkeypatch):

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from tolerances import assert_close
 
-import cudeform
-
 torch = pytest.importorskip("torch")
 try:
     import torchvision
 except (ImportError, RuntimeError) as error:  # RuntimeError: it finds no operators of its own
     pytest.skip(f"torchvision does not import: {error}", allow_module_level=True)
 
+import cudeform  # noqa: E402
 from cudeform.torch import patch  # noqa: E402
 
 ops = torchvision.ops
@@ -47,10 +46,11 @@ def differentiated(function, *tensors):
 def assert_patching_changes_nothing(function):
     """Numbers by torchvision's operators, and by ours: within the tolerance of their dtype."""
     expected = function()
+    original = ops.poolers.roi_align
     with patch():
-        assert ops.poolers.roi_align is cudeform.roi_align
+        assert ops.poolers.roi_align is not original
         found = function()
-    assert ops.poolers.roi_align is not cudeform.roi_align
+    assert ops.poolers.roi_align is original
     for result, wanted in zip(found, expected, strict=True):
         assert result.dtype == wanted.dtype
         assert_close(result.detach().numpy(), wanted.detach().numpy())
@@ -217,3 +217,45 @@ def test_a_detector():
         return [*losses.values(), *gradients, *(d["scores"] for d in detections)]
 
     assert_patching_changes_nothing(step)
+
+
+LAYERS = {**POOLINGS, "DeformConv2d": ops.DeformConv2d(12, 4, 3, padding=1)}
+
+
+# In scripts theirs take one number for both axes of position-sensitive bins.
+SCRIPTED = LAYERS | {
+    "PSRoIAlign": ops.PSRoIAlign(2, 0.5, sampling_ratio=2),
+    "PSRoIPool": ops.PSRoIPool(2, 0.5),
+}
+
+
+@pytest.mark.parametrize("layer", SCRIPTED.values(), ids=SCRIPTED)
+def test_layers_are_scripted(layer):
+    """By the functions that the compiler of scripts knows, and none is left half compiled."""
+    images = randn(2, 12, 8, 13, dtype=torch.float32)
+    offset = randn(2, 18, 8, 13, dtype=torch.float32)
+    given = (images, offset if isinstance(layer, ops.DeformConv2d) else BOXES)
+    with patch():
+        scripted = torch.jit.script(layer)
+    assert torch.equal(scripted(*given), layer(*given))
+    assert torch.equal(torch.jit.script(layer)(*given), layer(*given))
+
+
+def test_a_detector_is_scripted():
+    model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None
+    )
+    with patch():
+        torch.jit.script(model)
+
+
+@pytest.mark.parametrize("name", ["RoIAlign", "RoIAlign aligned, adaptive", "DeformConv2d"])
+def test_onnx_needs_no_table(name):
+    pytest.importorskip("onnxscript")
+    layer = LAYERS[name]
+    images = randn(2, 12, 8, 13, dtype=torch.float32)
+    second = randn(2, 18, 8, 13, dtype=torch.float32) if name == "DeformConv2d" else BOXES
+    with patch():
+        program = torch.onnx.export(layer, (images, second), dynamo=True, verbose=False)
+    wanted = "DeformConv" if name == "DeformConv2d" else "RoiAlign"
+    assert wanted in [node.op_type for node in program.model_proto.graph.node]

@@ -9,7 +9,9 @@ import torch
 from cudeform import dispatch
 from cudeform.torch.calls import call
 from cudeform.torch.patching import Patch, patch
+from cudeform.torch.scripting import refuse
 
 __all__ = ["Patch", "call", "patch"]
 
 dispatch.remember("cudeform.torch", call, torch.Tensor, torch.nn.Parameter)
+refuse()

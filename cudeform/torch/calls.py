@@ -9,6 +9,7 @@ import torch
 
 from cudeform import arrays, checks
 from cudeform.torch import (
+    autocast,
     operators,  # noqa: F401  defines torch.ops.cudeform
     sharding,
 )
@@ -22,6 +23,7 @@ from cudeform.torch.functions import (
     is_plain,
     is_watched,
     transformed,
+    untraced,
 )
 from cudeform.torch.functions import call as transformed_call
 
@@ -52,8 +54,14 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
     tensors, options = _arguments(bridge, bridge.names, given)
     if torch.compiler.is_compiling() and not transformed():
         return _traced(bridge, tensors, options)
-    if torch._C._is_any_autocast_enabled() and _is_autocast(tensors):
-        return _without_autocast(bridge, given, tensors)
+    if autocast.is_on(tensors[0]):
+        with autocast.outside():
+            result = _answer(bridge, [autocast.wide(t) for t in tensors], options)
+            return autocast.narrowed(result, tensors[0])
+    return _answer(bridge, tensors, options)
+
+
+def _answer(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
     bound = Bound(bridge, options)
     if transformed():
         return _untraced_call(bound, tensors)
@@ -72,6 +80,8 @@ def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
         operator = getattr(torch.ops.cudeform, bridge.name + "_argmax")
         return operator(*tensors, *flat(bridge, options))[1]
     bound = Bound(bridge, {**options, "return_argmax": True})
+    if autocast.is_on(tensors[0]):  # the others may differ from it in dtype
+        tensors = [autocast.wide(tensor) for tensor in tensors]
     return (_untraced_call(bound, tensors) if transformed() else bound.forward(tensors))[1]
 
 
@@ -96,13 +106,27 @@ def _is_direct(bridge: Bridge, given: dict[str, Any]) -> bool:
 
 
 # An operator of torch.library has no tangent, and says nothing of it: not to be compiled.
-_untraced_call = torch.compiler.disable(transformed_call)
+_untraced_call = untraced(transformed_call)
+
+
+@untraced
+def _untraced_gradients(bound: Bound, needs: tuple[str, ...], tensors: Sequence[Any]) -> Any:
+    return Backward.apply(bound, needs, *tensors)
 
 
 def _traced(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
     if not torch.compiler.is_compiling():
         sharding.register()
     return getattr(torch.ops.cudeform, bridge.name)(*tensors, *flat(bridge, options))
+
+
+def _traced_backward(
+    bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any], needs: Sequence[str]
+) -> tuple[Any, ...]:
+    wanted = [name in needs for name in bridge.differentiable]
+    operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
+    found = operator(*tensors, *flat(bridge, options), wanted)
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _is_differentiated(tensors: Sequence[Any]) -> bool:
@@ -114,22 +138,42 @@ def _is_differentiated(tensors: Sequence[Any]) -> bool:
 
 def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
     names = ("grad_output", *bridge.kept)
-    tensors, options = _arguments(bridge, names, given, "_backward")
-    needs = options.pop("needs", None)
-    argmax = options.pop("argmax", None)
-    named = dict(zip(names, tensors, strict=True))
-    if argmax is not None:  # a gradient that is not differentiated any more
-        return compute(bridge.backward, {**named, "argmax": argmax}, {**options, "needs": needs})
-    absent = {name: None for name in bridge.kept if named[name] is None}
     op = bridge.name + "_backward"
-    needs = tuple(sorted(checks.needs(op, needs, absent, bridge.differentiable)))
-    bound = Bound(bridge, options)
-    if torch.is_grad_enabled() and _is_differentiated(tensors) or transformed():
-        found = Backward.apply(bound, needs, *tensors)
+    tensors, options = _arguments(bridge, names, given, "_backward")
+    kept = dict(zip(bridge.kept, tensors[1:], strict=True))
+    absent = {name: None for name in bridge.kept if kept[name] is None}
+    wanted = checks.needs(op, options.pop("needs", None), absent, bridge.differentiable)
+    needs = tuple(sorted(wanted))
+    argmax = options.pop("argmax", None)
+    if argmax is not None:
+        _check(op, {"grad_output": tensors[0], "argmax": argmax})
+    if torch.compiler.is_compiling() and not transformed():
+        found = _traced_backward(bridge, tensors, options, needs)
+    elif autocast.is_on(tensors[0]):
+        with autocast.outside():
+            wide = [autocast.wide(tensor) for tensor in tensors]
+            found = _gradients(bridge, wide, options, needs, argmax)
+            found = autocast.narrowed_gradients(bridge, found, tensors[1:])
     else:
-        found = bound.backward(needs, tensors[0], tensors[1:])
+        found = _gradients(bridge, tensors, options, needs, argmax)
     by_name = zip(bridge.differentiable, found, strict=True)
     return bridge.gradients(**{n: g if n in needs else None for n, g in by_name})
+
+
+def _gradients(
+    bridge: Bridge,
+    tensors: Sequence[Any],
+    options: dict[str, Any],
+    needs: tuple[str, ...],
+    argmax: Any,
+) -> tuple[Any, ...]:
+    bound = Bound(bridge, options)
+    if torch.is_grad_enabled() and _is_differentiated(tensors) or transformed():
+        return _untraced_gradients(bound, needs, tensors)
+    if argmax is not None and is_plain((*tensors, argmax)):  # else it is found once more
+        given = dict(zip(("grad_output", *bridge.kept), tensors, strict=True), argmax=argmax)
+        return compute(bridge.backward, given, {**options, "needs": needs})
+    return bound.backward(needs, tensors[0], tensors[1:])
 
 
 def _arguments(
@@ -180,19 +224,3 @@ def _rows(op: str, boxes: Sequence[Any], images: Any) -> Any:
         index = of_image.new_full((of_image.shape[0], 1), image)
         rows.append(torch.cat([index, of_image], dim=1))
     return torch.cat(rows) if rows else images.new_zeros((0, 5))
-
-
-def _is_autocast(tensors: Sequence[Any]) -> bool:
-    return torch.is_autocast_enabled(tensors[0].device.type)
-
-
-def _without_autocast(bridge: Bridge, given: dict[str, Any], tensors: Sequence[Any]) -> Any:
-    """In float32, since 16 bits are too few for coordinates; back in the dtype of the images."""
-    wide = {
-        name: tensor.float() if tensor is not None and tensor.is_floating_point() else tensor
-        for name, tensor in zip(bridge.names, tensors, strict=True)
-    }
-    dtype = tensors[0].dtype
-    with torch.autocast(tensors[0].device.type, enabled=False):
-        result = _forward(bridge, {**given, **wide})
-    return result.to(dtype)

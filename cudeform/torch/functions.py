@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +30,25 @@ __all__ = [
     "is_plain",
     "is_watched",
     "transformed",
+    "untraced",
 ]
+
+_disabled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As torch.compiler.disable, which imports the compiler: that takes a second."""
+
+    @functools.wraps(function)
+    def call(*given: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:  # then nothing is traced
+            return function(*given)
+        if function not in _disabled:
+            _disabled[function] = torch.compiler.disable(function)
+        return _disabled[function](*given)
+
+    return call
+
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -93,7 +113,7 @@ class Eager(Function):
         return compute(bound.bridge.forward, given, bound.options)
 
     @staticmethod
-    @torch.compiler.disable  # a graph that broke around it would be traced on in here
+    @untraced  # a graph that broke around it would be traced on in here
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
         found = _gradients(ctx.bound, grad_output, ctx.saved_tensors, ctx.needs_input_grad[1:])
         return None, *found
@@ -102,9 +122,9 @@ class Eager(Function):
 def _gradients(
     bound: Bound, grad_output: Any, tensors: Sequence[Any], needed: Sequence[bool]
 ) -> list[Any]:
-    """The gradients of a forward's tensors, None where not `needed`."""
+    """The gradients of a forward's tensors, None where not `needed`, or where there is none."""
     bridge = bound.bridge
-    needs = tuple(n for n, need in zip(bridge.names, needed, strict=True) if need)
+    needs = _with_gradient(bridge, bridge.names, needed)
     if torch.is_grad_enabled() or transformed():
         kind = BackwardDual if _is_forward_mode() else Backward
         found = kind.apply(bound, needs, grad_output, *tensors)
@@ -112,6 +132,15 @@ def _gradients(
         found = bound.backward(needs, grad_output, tensors)
     by_name = dict(zip(bridge.differentiable, found, strict=True))
     return [by_name[name] if name in needs else None for name in bridge.names]
+
+
+def _with_gradient(bridge: Bridge, names: Sequence[str], needed: Sequence[bool]) -> tuple[str, ...]:
+    """Those of the needed arguments that have one: boxes may be asked for theirs, and have none."""
+    return tuple(
+        name
+        for name, need in zip(names, needed, strict=True)
+        if need and name in bridge.differentiable
+    )
 
 
 def _is_forward_mode() -> bool:
@@ -137,7 +166,7 @@ class Forward(Function):
         ctx.save_for_backward(*(t for n, t in zip(names, tensors, strict=True) if n in kept))
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
         if grad_output is None:
             return None, *[None] * len(ctx.bound.bridge.names)
@@ -186,7 +215,7 @@ class Backward(Function):
         ctx.set_materialize_grads(False)  # a direction of zeros is none
 
     @staticmethod
-    @torch.compiler.disable
+    @untraced
     def backward(ctx: Any, *directions: Any) -> tuple[Any, ...]:
         grad_output, *tensors = unwrap_dead_wrappers(ctx.saved_tensors)
         found = curvature(
@@ -223,8 +252,12 @@ class BackwardDual(Backward):
         result = [None] * len(bridge.differentiable)
         if grad_tangent is not None:
             result = BackwardDual.apply(ctx.bound, ctx.needs, grad_tangent, *tensors)
-        if any(tangent is not None for tangent in tangents):
-            moving = dict(zip(bridge.kept, tangents, strict=True))
+        moving = {
+            name: tangent
+            for name, tangent in zip(bridge.kept, tangents, strict=True)
+            if tangent is not None and name in bridge.differentiable
+        }
+        if moving:
             given = dict(zip(bridge.kept, tensors, strict=True))
             wanted = [n for n in bridge.differentiable if n in ctx.needs and n in given]
             _, pulled = _pull(ctx.bound, given, moving, wanted, grad_output)
@@ -270,7 +303,7 @@ def curvature(
     }
     if not moving:
         return [None] * len(needed)
-    wanted = [n for n, need in zip(bridge.kept, needed[1:], strict=True) if need]
+    wanted = _with_gradient(bridge, bridge.kept, needed[1:])
     output, pulled = _pull(bound, given, moving, wanted, grad_output)
     return [output if needed[0] else None, *(pulled.get(name) for name in bridge.kept)]
 
@@ -298,7 +331,12 @@ def _directional(bound: Bound, given: dict[str, Any], directions: dict[str, Any]
 
 
 def call(bound: Bound, tensors: Sequence[Any]) -> Any:
-    """The forward under torch.func and with tangents."""
+    """The forward under torch.func and with tangents, which boxes do not pass on."""
+    moving = bound.bridge.differentiable
+    tensors = [
+        tensor if tensor is None or name in moving else tensor.detach()
+        for name, tensor in zip(bound.bridge.names, tensors, strict=True)
+    ]
     return (ForwardDual if _is_forward_mode() else Forward).apply(bound, *tensors)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 import cudeform
+from cudeform.torch.scripting import refuse_script
 
 __all__ = [
     "DCN",
@@ -24,7 +25,14 @@ __all__ = [
 ]
 
 
-class DeformConv2d(nn.Module):
+class _Module(nn.Module):
+    """What all modules here are."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        refuse_script(type(self).__name__)
+
+
+class DeformConv2d(_Module):
     """torchvision's module: offsets, and a mask for version 2, are arguments of the forward.
 
     Parameters
@@ -251,7 +259,7 @@ def _fully_connected(sizes: list[int], *last: nn.Module) -> nn.Sequential:
     return nn.Sequential(*layers[:-1], *last)
 
 
-class DeformRoIPoolPack(nn.Module):
+class DeformRoIPoolPack(_Module):
     """mmcv's pooling of version 1: `offset_fc` predicts the offsets from a pooling without any.
 
     Parameters
@@ -317,7 +325,7 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
         return self._pool(input, rois, offset=self._offset(pooled), mask=mask)
 
 
-class DCNPooling(nn.Module):
+class DCNPooling(_Module):
     """The position-sensitive pooling of DCNv2: `offset_mask_fc` predicts offsets and mask.
 
     Parameters

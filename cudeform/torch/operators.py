@@ -13,6 +13,7 @@ import torch
 
 from cudeform.ops.call import outlined
 from cudeform.plans import Outline
+from cudeform.torch import autocast
 from cudeform.torch.bridges import BRIDGES, Bridge, nested
 from cudeform.torch.crossing import compute
 from cudeform.torch.functions import Bound, curvature
@@ -79,7 +80,7 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
         found = operator(grad_output, *ctx.saved_tensors, *ctx.values, wanted)
         found = found if isinstance(found, tuple) else (found,)
         by_name = dict(zip(bridge.differentiable, found, strict=True))
-        result = [by_name[name] if needed[name] else None for name in bridge.names]
+        result = [by_name.get(name) if needed[name] else None for name in bridge.names]
         return *result, *[None] * len(bridge.options)
 
     def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
@@ -95,7 +96,11 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
     schema = bridge.schemas[0]
     if argmax:
         schema = schema.replace("-> Tensor", "-> (Tensor, Tensor)")
-    operator = _custom(name, run, schema, fake, vmap)
+
+    def narrow(results: Any, values: Sequence[Any]) -> Any:
+        return autocast.narrowed(results, values[0])
+
+    operator = _custom(name, run, schema, fake, vmap, narrow)
     if not argmax:
         operator.register_autograd(backward, setup_context=setup_context)
 
@@ -143,14 +148,31 @@ def _define_backward(bridge: Bridge) -> None:
         batched = [bool(bridge.batched) and not shared, *batched]
         return mapped(apply, info.batch_size, in_dims[:count], values[:count], batched)
 
-    operator = _custom(bridge.name + "_backward", run, bridge.schemas[1], fake, vmap)
+    def narrow(results: Any, values: Sequence[Any]) -> Any:
+        many = results if isinstance(results, tuple) else (results,)
+        found = autocast.narrowed_gradients(bridge, many, values[1 : 1 + len(bridge.kept)])
+        return tuple(found) if isinstance(results, tuple) else found[0]
+
+    operator = _custom(bridge.name + "_backward", run, bridge.schemas[1], fake, vmap, narrow)
     operator.register_autograd(backward, setup_context=setup_context)
 
 
-def _custom(name: str, run: Any, schema: str, fake: Any, vmap: Any) -> Any:
+_LIBRARY = torch.library.Library("cudeform", "FRAGMENT")  # for as long as it lives
+
+
+def _custom(name: str, run: Any, schema: str, fake: Any, vmap: Any, narrow: Any) -> Any:
     operator = torch.library.custom_op(f"cudeform::{name}", run, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     operator.register_vmap(vmap)
+
+    # Not `register_autocast`, which would leave results in float32.
+    def under_autocast(*values: Any) -> Any:
+        with autocast.outside():
+            results = getattr(torch.ops.cudeform, name)(*map(autocast.wide, values))
+            return narrow(results, values)
+
+    for key in autocast.KEYS.values():
+        _LIBRARY.impl(name, under_autocast, key)
     return operator
 
 

@@ -1,0 +1,89 @@
+"""What is saved is loaded in a new process, in which nothing of ours is named but cudeform."""
+
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+import cudeform
+
+torch = pytest.importorskip("torch")
+
+from torch_programs import FULL, Functions  # noqa: E402
+
+LOADED = """
+import sys
+assert "torch._dynamo" not in sys.modules  # the compiler, which takes longer to import than torch
+given, expected = torch.load("tensors.pt")
+exported, traced = torch.export.load("exported.pt2").module(), torch.jit.load("traced.pt")
+for program in (exported, traced):
+    assert all(map(torch.equal, program(*given), expected))
+moving = [tensor.requires_grad_() for tensor in given]
+for program in (exported, traced):
+    sum(result.sum() for result in program(*moving)).backward()
+assert all(tensor.grad.any() for tensor in moving[:5])
+print("loaded")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with every operator in an exported and in a traced program."""
+    folder = tmp_path_factory.mktemp("saved")
+    program = Functions(torch.float32)
+    given = tuple(program.given())
+    torch.export.save(torch.export.export(program, given), folder / "exported.pt2")
+    torch.jit.save(torch.jit.trace(program, given), folder / "traced.pt")
+    torch.save((given, program(*given)), folder / "tensors.pt")
+    return folder
+
+
+def run(code, folder):
+    """What a new process prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("imports", ["import cudeform\nimport torch", "import torch, cudeform"])
+def test_saved_programs_load(folder, imports):
+    """Whichever is imported first."""
+    if imports.startswith("import cudeform") and not entry_points(group="torch.backends"):
+        pytest.skip("cudeform is not installed, or was before it had an entry point")
+    assert run(imports + LOADED, folder) == ["loaded"]
+
+
+def test_torch_alone_does_not_load_the_package(tmp_path):
+    code = "import sys, torch; print('cudeform' in sys.modules, 'cudeform.torch' in sys.modules)"
+    assert run(code, tmp_path) == ["False", "False"]
+
+
+def test_an_old_torch_is_left_alone(monkeypatch):
+    """It has no bridge, and arrays of NumPy need none."""
+    monkeypatch.delitem(sys.modules, "cudeform.torch")
+    monkeypatch.setattr(torch, "__version__", "2.7.1+cpu")
+    cudeform.dispatch.define()
+    assert "cudeform.torch" not in sys.modules
+
+
+class Layer(torch.nn.Module):
+    def forward(self, images, points):
+        return cudeform.bilinear_sample(images, points).relu()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or not FULL, reason="needs g++, and a minute")
+def test_a_compiled_package_loads(tmp_path):
+    given = (torch.rand(1, 2, 4, 5), 4 * torch.rand(1, 3, 2))
+    path = str(tmp_path / "compiled.pt2")
+    exported = torch.export.export(Layer(), given)
+    torch._inductor.aoti_compile_and_package(exported, package_path=path)
+    torch.save((given, Layer()(*given)), tmp_path / "tensors.pt")
+    code = """
+import torch, cudeform
+given, expected = torch.load("tensors.pt")
+found = torch._inductor.aoti_load_package("compiled.pt2")(*given)
+print(torch.equal(found, expected))
+"""
+    assert run(code, tmp_path)[-1] == "True"
