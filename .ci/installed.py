@@ -34,6 +34,7 @@ plain = cudeform.conv2d(image, weight, padding=1)
 deformed = cudeform.deform_conv2d(image, offset, weight, padding=1)
 assert np.abs(deformed - plain).max() < 1e-4
 
+
 def command_line(*arguments):
     program = [sys.executable, "-m", "cudeform", *arguments]
     return subprocess.run(program, capture_output=True, text=True)

@@ -13,7 +13,7 @@ import pytest
 
 import cudeform
 from cudeform import __main__ as command_line
-from cudeform.commands import bench, bench_cuda, machine, peers, selftest
+from cudeform.commands import CommandError, bench, bench_cuda, machine, peers, selftest
 from cudeform.commands.table import table
 from cudeform.commands.workload import CPU, Convolution, Pooling, cast
 from cudeform.registry import OPERATORS
@@ -76,6 +76,24 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
     monkeypatch.setitem(command_line.COMMANDS, "info", stand_in)
     assert command_line.main(["info"]) == 130
     assert capsys.readouterr().err == "cudeform info: interrupted\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of another kind")
+@pytest.mark.parametrize("arguments", [("info",), ("selftest", "--device", "cpu"), ("--help",)])
+def test_a_closed_pipe_ends_quietly(tmp_path, arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "cudeform", *arguments],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        text=True,
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == (0 if arguments == ("--help",) else 141)  # argparse's own is 0
 
 
 def test_table_aligns_its_columns():
@@ -259,10 +277,11 @@ class TestBench:
         times = bench._take_turns({"slow": lambda: None}, turns=40)
         assert len(times["slow"]) == 8
 
-    def test_unwritable_json(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(bench, "measure", lambda workloads, turns: [])
-        target = str(tmp_path / "missing" / "results.json")
-        assert command_line.main(["bench", "--quick", "--device", "cpu", "--json", target]) == 2
+    def test_unwritable_json_is_refused_before_anything_is_measured(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(bench, "measure", None)
+        for target in (tmp_path / "missing" / "results.json", tmp_path):
+            arguments = ["bench", "--quick", "--device", "cpu", "--json", str(target)]
+            assert command_line.main(arguments) == 2
 
 
 def test_features_of_16_bits_have_boxes_of_32():
@@ -328,21 +347,53 @@ class TestDemo:
         ("arguments", "message"),
         [
             (("--image", "absent.png"), "no such file: absent.png"),
-            (("--image", "text.png"), "cannot read text.png"),
+            (("--image", "text.png"), "cannot read text.png: it is no image that Pillow knows"),
+            (("--image", "text.tif"), "cannot read text.tif: "),
+            (("--image", "."), "expected --image to be a file, got the folder ."),
             (("--device", "cuda"), "no GPU to compute on"),
-            (("--size", "8"), "expected --size of at least 16"),
-            (
-                ("--size", "32", "--steps", "1", "--output", "no/where.png"),
-                "cannot write the figure",
-            ),
+            (("--size", "8"), "expected --size of at least 16, got 8"),
+            (("--steps", "0"), "expected --steps of at least 1, got 0"),
+            (("--seed", "-1"), "expected --seed of at least 0, got -1"),
+            (("--output", "."), "expected --output to be a file, got the folder ."),
+            (("--output", "no/where.png"), "cannot write --output no/where.png: no folder no"),
+            (("--output", "/dev/full/x.png"), "cannot write --output /dev/full/x.png: no folder"),
+            (("--output", "figure.txt"), "expected the suffix of --output to be png, pdf, svg or"),
         ],
     )
-    def test_bad_input(self, tmp_path, arguments, message):
-        (tmp_path / "text.png").write_text("not an image")
-        done = run(tmp_path, "demo", *arguments)
-        assert done.returncode == 2
-        assert f"cudeform demo: {message}" in done.stderr
-        assert "Traceback" not in done.stderr
+    def test_bad_input(self, tmp_path, monkeypatch, capsys, arguments, message):
+        from cudeform.demo import photograph
+
+        monkeypatch.setattr(photograph, "compute", None)  # nothing is computed before
+        monkeypatch.chdir(tmp_path)
+        for name in ("text.png", "text.tif"):
+            (tmp_path / name).write_text("not an image")
+        before = sorted(tmp_path.iterdir())
+        assert command_line.main(["demo", *arguments]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"cudeform demo: {message}")
+        assert shown.count("\n") == 1
+        assert sorted(tmp_path.iterdir()) == before
+
+    def test_an_unwritable_file_is_refused_first(self, tmp_path, monkeypatch, capsys):
+        def refuse(self, mode="r"):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", refuse)
+        assert command_line.main(["demo", "--output", str(tmp_path / "figure.png")]) == 2
+        assert "figure.png: Permission denied" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("size", [(8, 8), (8, 128), (50, 12)])
+    def test_tiny_photographs_and_no_suffix(self, tmp_path, monkeypatch, capsys, size):
+        from PIL import Image
+
+        monkeypatch.chdir(tmp_path)
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save("tiny.png")
+        arguments = ["--image", "tiny.png", "--steps", "1", "--device", "cpu"]
+        assert command_line.main(["demo", *arguments, "--output", "figure"]) == 0
+        assert "figure          figure\n" in capsys.readouterr().out
+        assert (tmp_path / "figure").read_bytes().startswith(b"\x89PNG")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["figure", "tiny.png"]
 
     @pytest.mark.parametrize("name", ["rich", "matplotlib", "skimage"])
     def test_missing_extra(self, tmp_path, name):
@@ -351,6 +402,86 @@ class TestDemo:
         assert done.returncode == 2
         assert "pip install 'cudeform[demo]'" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+class TestImageFile:
+    """Whatever the file, the same picture: a ramp that is dark at the left and at the top."""
+
+    RAMP = np.add.outer(np.arange(0, 80, 4), np.arange(0, 150, 5))[..., None] + np.array([0, 9, 20])
+
+    @pytest.fixture(autouse=True)
+    def extras(self):
+        for name in ("rich", "skimage"):
+            pytest.importorskip(name)
+
+    def load(self, file, size=448):
+        from cudeform.demo import image_file
+
+        return image_file.load(str(file), size)
+
+    def check(self, file, atol=1e-6):
+        image = self.load(file)
+        assert image.dtype == np.float64
+        np.testing.assert_allclose(image, self.RAMP / 255, atol=atol)
+
+    @pytest.mark.parametrize(
+        ("factor", "dtype"),
+        [(1, "u1"), (257, "u2"), (1, "f4"), (1 / 255, "f4"), (1 / 255, "f8"), (1, "i4")],
+    )
+    def test_numbers_of_any_range(self, tmp_path, factor, dtype):
+        tifffile = pytest.importorskip("tifffile")
+        values = (self.RAMP * factor).astype(dtype)
+        tifffile.imwrite(tmp_path / "ramp.tif", values, photometric="rgb")
+        self.check(tmp_path / "ramp.tif")
+
+    @pytest.mark.parametrize("name", ["ramp.png", "ramp.gif", "ramp.webp", "ramp.jpg"])
+    def test_formats(self, tmp_path, name):
+        from PIL import Image
+
+        picture = Image.fromarray(self.RAMP.astype(np.uint8))
+        more = {"quality": 95} if name.endswith(("webp", "jpg")) else {}
+        picture.save(tmp_path / name, **more)
+        self.check(tmp_path / name, atol=0.06)
+
+    def test_first_picture_of_an_animation(self, tmp_path):
+        from PIL import Image
+
+        picture = Image.fromarray(self.RAMP.astype(np.uint8))
+        turned = picture.transpose(Image.Transpose.ROTATE_180)
+        picture.save(tmp_path / "ramp.gif", save_all=True, append_images=[turned, turned])
+        self.check(tmp_path / "ramp.gif", atol=0.06)
+
+    @pytest.mark.parametrize(("orientation", "back"), [(3, 180), (6, 90), (8, 270)])
+    def test_orientation(self, tmp_path, orientation, back):
+        from PIL import Image
+
+        picture = Image.fromarray(self.RAMP.astype(np.uint8)).rotate(back, expand=True)
+        exif = picture.getexif()
+        exif[0x0112] = orientation
+        picture.save(tmp_path / "ramp.png", exif=exif)
+        self.check(tmp_path / "ramp.png")
+
+    def test_grey_of_16_bits(self, tmp_path):
+        from PIL import Image
+
+        Image.fromarray((self.RAMP[..., 0] * 257).astype(np.uint16)).save(tmp_path / "grey.png")
+        expected = self.RAMP[..., :1].repeat(3, axis=2) / 255
+        np.testing.assert_allclose(self.load(tmp_path / "grey.png"), expected, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (np.full((20, 20, 3), -1.0, np.float32), "got float32 from -1 to -1"),
+            (np.full((20, 20, 3), np.nan, np.float32), "got float32 from nan to nan"),
+            (np.zeros((7, 20, 3), np.float32), "at least 8 x 8 pixels"),
+            (np.zeros((8, 300, 3), np.float32), "got 300 x 8"),
+        ],
+    )
+    def test_what_is_no_photograph(self, tmp_path, array, message):
+        tifffile = pytest.importorskip("tifffile")
+        tifffile.imwrite(tmp_path / "array.tif", array, photometric="rgb")
+        with pytest.raises(CommandError, match=message):
+            self.load(tmp_path / "array.tif")
 
 
 class TestScripts:

@@ -19,6 +19,7 @@ PANEL = 3.9  # inches: the width of a panel
 GAP = 0.12  # between columns
 TITLE = 0.34  # above a panel
 BAR = 0.46  # below the panels that have a colour bar
+BAR_BELOW, BAR_TALL = 0.18, 0.072
 LEARNED = "#e0006a"
 
 
@@ -58,7 +59,8 @@ def _show(axes: Axes, image: np.ndarray, size: tuple[int, int], **options: Any) 
 
 
 def _colour_bar(axes: Axes, drawn: Any, label: str) -> None:
-    place = axes.inset_axes((0.0, -0.07, 1.0, 0.028))
+    tall = axes.figure.get_figheight() * axes.get_position().height
+    place = axes.inset_axes((0.0, -BAR_BELOW / tall, 1.0, BAR_TALL / tall))
     low, high = drawn.get_clim()
     ticks = np.linspace(low, high, 5)[1:-1]
     bar = axes.figure.colorbar(

@@ -37,7 +37,10 @@ def load(file: str | None, size: int) -> np.ndarray:
 
 def _read(file: str) -> np.ndarray:
     """The numbers of an image file."""
-    if not Path(file).exists():
+    path = Path(file)
+    if path.is_dir():
+        raise CommandError(f"expected --image to be a file, got the folder {file}")
+    if not path.exists():
         raise CommandError(f"no such file: {file}")
     try:
         with Image.open(file) as picture:
@@ -45,14 +48,15 @@ def _read(file: str) -> np.ndarray:
             if upright.mode.startswith(("I", "F")):  # more than 8 bits: as they are
                 return np.asarray(upright)
             return np.asarray(upright.convert("RGB"))
-    except UnidentifiedImageError:
-        pass  # such as a TIFF of three floats, which the next reader knows
+    except UnidentifiedImageError as error:
+        if path.suffix.lower() not in (".tif", ".tiff"):  # of three floats: the next reader's
+            raise CommandError(f"cannot read {file}: it is no image that Pillow knows") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise CommandError(f"cannot read {file}: {error}") from error
     try:
         return io.imread(file)
     except (OSError, ValueError, SyntaxError) as error:
-        raise CommandError(f"cannot read {file} as an image: {error}") from error
+        raise CommandError(f"cannot read {file}: {str(error).splitlines()[0]}") from error
 
 
 def _colours(image: np.ndarray) -> np.ndarray:
