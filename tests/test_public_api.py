@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from numpydoc.docscrape import FunctionDoc
-from test_architecture import MODULES
+from test_architecture import MODULES, ROOT
 
 import cudeform
 from cudeform.registry import OPERATORS
@@ -43,6 +43,33 @@ def stated_names(module):
 def reading_order(name):
     """CONSTANTS, Classes, functions, each by the alphabet: the order of the linter."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+
+def stub_signatures():
+    """Name -> (names of the positional parameters, of the others, defaults) of each declaration."""
+    tree = ast.parse((ROOT / "cudeform" / "__init__.pyi").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            given, named = node.args.args, node.args.kwonlyargs
+            defaults = dict(
+                zip([a.arg for a in given][::-1], node.args.defaults[::-1], strict=False)
+            )
+            defaults |= dict(zip([a.arg for a in named], node.args.kw_defaults, strict=True))
+            values = {n: ast.literal_eval(d) for n, d in defaults.items() if d is not None}
+            yield node.name, ([a.arg for a in given], [a.arg for a in named], values)
+
+
+def test_types_are_declared_for_the_signatures_that_are_there():
+    declared = dict(stub_signatures())  # of overloads the last, which has all defaults
+    assert set(declared) == set(cudeform.__all__)
+    for name, stated in declared.items():
+        parameters = inspect.signature(getattr(cudeform, name)).parameters.values()
+        named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        given = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        assert stated == (given, named, defaults), name
+    for name, (given, named, _) in stub_signatures():  # and the other overloads
+        assert (given, named) == declared[name][:2]
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__main__"])
