@@ -10,6 +10,7 @@ import numpy.typing as npt
 from typing_extensions import assert_type
 
 import cudeform
+from cudeform.layers import DeformConv2d, DeformRoiPool
 
 Floats = npt.NDArray[np.float32]
 
@@ -45,6 +46,15 @@ def tensors(image: Tensor, points: Tensor) -> None:
 
 def widened(image: npt.NDArray[np.float16], boxes: Floats) -> None:
     print(cudeform.roi_align(image, boxes, 7).shape)
+
+
+def layers(params: dict[str, Floats], x: Floats, boxes: Floats) -> None:
+    convolution = DeformConv2d(16, 8, kernel_size=3, modulated=True)
+    y, saved = convolution.forward(params, x)
+    assert_type(y, Floats)
+    assert_type(convolution.backward(params, saved, y), tuple[Floats, dict[str, Floats]])
+    assert_type(convolution.deformation(params, x), tuple[Floats, Floats | None])
+    assert_type(DeformRoiPool(16, 7, 1 / 16).forward(params, x, boxes)[0], Floats)
 
 
 def refused(image: Floats, points: Floats, tensor: Tensor) -> None:
