@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 
@@ -70,6 +71,37 @@ def test_types_are_declared_for_the_signatures_that_are_there():
         assert stated == (given, named, defaults), name
     for name, (given, named, _) in stub_signatures():  # and the other overloads
         assert (given, named) == declared[name][:2]
+
+
+@pytest.mark.parametrize(
+    ("function", "option", "declared"),
+    [
+        ("conv2d", "layout", "_Layout: TypeAlias = "),
+        ("conv2d", "precision", "_Precision: TypeAlias = "),
+        ("bilinear_sample", "border", "_Border: TypeAlias = "),
+        ("roi_pool", "mode", "mode: "),
+        ("ps_roi_pool", "convention", "convention: "),
+    ],
+)
+def test_types_have_the_choices_that_there_are(function, option, declared):
+    """As the message lists them that refuses another one."""
+    arrays = np.zeros((1, 4, 4, 4)), np.zeros((1, 5 if "roi" in function else 2))
+    more = (2,) if "roi" in function else ()
+    with pytest.raises(ValueError, match="to be one of") as refused:
+        getattr(cudeform, function)(*arrays, *more, **{option: "?"})
+    choices = re.search("to be one of (.*), got", str(refused.value))[1].replace("'", '"')
+    assert f"{declared}Literal[{choices}]" in (ROOT / "cudeform" / "__init__.pyi").read_text()
+
+
+@every_row
+def test_types_have_the_fields_of_gradients(row):
+    """Each named tuple has a generic twin, and the signature names it."""
+    declared = (ROOT / "cudeform" / "__init__.pyi").read_text()
+    gradients = inspect.signature(row.backward, eval_str=True).return_annotation
+    twin = re.search(rf"class _{gradients.__name__}\(.*\n((?:    .*\n)+)", declared)
+    assert tuple(re.findall(r"^    (\w+): _Array \| Any$", twin[1], re.M)) == gradients._fields
+    signature = declared[declared.index(f"def {row.name}_backward(") :]
+    assert f") -> _{gradients.__name__}[_Array]: ..." in signature.partition("\ndef ")[0]
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__main__"])
