@@ -125,8 +125,7 @@ def main() -> None:
     training.print_table("last two layers", runs)
     images = training.on_host(images)
     figure = digits_figure.draw(runs, images, views(runs, images, test.labels))
-    figure.savefig(options.output, dpi=150)
-    print(f"figure: {options.output}")
+    training.save(figure, options.output)
 
 
 if __name__ == "__main__":

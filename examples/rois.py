@@ -115,8 +115,7 @@ def main() -> None:
         errors[kind] = f"{np.mean([error for _, error in done]):.2f} px off"
     training.print_table("pooling", runs, middle=errors)
     figure = rois_figure.draw(runs, test, moved_bins(runs, test))
-    figure.savefig(options.output, dpi=150)
-    print(f"figure: {options.output}")
+    training.save(figure, options.output)
 
 
 if __name__ == "__main__":

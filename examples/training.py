@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.figure import Figure
 from rich import print
 from rich.box import SIMPLE
 from rich.progress import track
@@ -161,10 +162,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure into this file, as PNG where its name has no suffix."""
+    figure.savefig(path, dpi=150, format=path.suffix[1:] or "png")
+    print(f"figure: {path}")
+
+
 def figure_file(text: str) -> Path:
     """A file that Matplotlib can write, tried before an hour of work."""
     path, formats = Path(text), FigureCanvasBase.get_supported_filetypes()
-    if path.suffix[1:].lower() not in formats:
+    if path.suffix and path.suffix[1:].lower() not in formats:
         raise argparse.ArgumentTypeError(f"expected a suffix of {', '.join(sorted(formats))}")
     try:
         with path.open("ab"):

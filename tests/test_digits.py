@@ -185,6 +185,7 @@ class TestCommand:
             (("--seeds", "0"), "expected --seeds of at least 1, got 0"),
             (("--size", "64"), "--size is no option of the example digits"),
             (("--output", "no/where.png"), "cannot write --output no/where.png: no folder no"),
+            (("--output", "figure.txt"), "expected the suffix of --output to be png, pdf, svg or"),
         ],
     )
     def test_bad_input(self, tmp_path, arguments, message):

@@ -108,10 +108,11 @@ class TestCommand:
         assert done.stderr == "cudeform demo: expected --seeds of at least 1, got 0\n"
 
     def test_writes_the_figure(self, tmp_path):
-        arguments = ("--seeds", 1, "--steps", 2, "--device", "cpu")
+        arguments = ("--seeds", 1, "--steps", 2, "--device", "cpu", "--output", "figure")
         done = run(tmp_path, "demo", "rois", *arguments)
         assert done.returncode == 0, done.stderr
         for name in rois.NETWORKS:
             pattern = rf"^ *{name} +\d\d,\d\d\d +[\d.]+ % .* [\d.]+ px off *$"
             assert re.search(pattern, done.stdout, re.M), done.stdout
-        assert (tmp_path / "cudeform-rois.png").read_bytes().startswith(b"\x89PNG")
+        assert [path.name for path in tmp_path.iterdir()] == ["figure"]
+        assert (tmp_path / "figure").read_bytes().startswith(b"\x89PNG")

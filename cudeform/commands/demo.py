@@ -87,23 +87,23 @@ def run(given: argparse.Namespace) -> int:
     script = None if given.example == "photograph" else _script(given.example)
     outputs.check("--output", given.output)
     try:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        formats = FigureCanvasBase.get_supported_filetypes()
+        file_format = outputs.figure_format("--output", given.output, formats)
         if script is None:
-            return _photograph(given)
+            return _photograph(given, file_format)
         return _run_script(script, given, own)
     except ImportError as error:
         raise CommandError(f"{error}: pip install 'cudeform[demo]'") from error
 
 
-def _photograph(given: argparse.Namespace) -> int:
+def _photograph(given: argparse.Namespace, file_format: str) -> int:
     """Learn, print what came out, and draw it."""
-    from matplotlib.backend_bases import FigureCanvasBase
     from rich.console import Console
 
     from cudeform.demo import figure, image_file, photograph
 
-    file_format = outputs.figure_format(
-        "--output", given.output, FigureCanvasBase.get_supported_filetypes()
-    )
     xp, device = machine.namespace(given.device)
     steps, seed = (
         default if value is None else value
@@ -113,9 +113,10 @@ def _photograph(given: argparse.Namespace) -> int:
     console, started = Console(), time.perf_counter()
     result = photograph.compute(xp, image, steps=steps, seed=seed, console=console)
     seconds = time.perf_counter() - started
+    drawn = figure.draw(result)
     try:
-        figure.draw(result).savefig(given.output, dpi=150, format=file_format)
-    except (OSError, ValueError) as error:
+        drawn.savefig(given.output, dpi=150, format=file_format)
+    except OSError as error:
         raise CommandError(f"cannot write the figure: {error}") from error
     for name, text in (
         ("photograph", given.image or "the cat of scikit-image"),
