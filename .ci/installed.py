@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import cudeform
 loaded = {"cupy", "torch", "jax", "keras", "numba"} & set(sys.modules)
 assert not loaded, f"import cudeform imported {loaded}"
 assert Path(cudeform.__file__).is_relative_to(sys.prefix), cudeform.__file__
+
+for name in ("py.typed", "__init__.pyi"):
+    assert Path(cudeform.__file__).with_name(name).is_file(), f"{name} is not in the wheel"
 
 for module in pkgutil.walk_packages(cudeform.__path__, "cudeform."):
     if module.name != "cudeform.__main__":
@@ -32,4 +36,16 @@ offset = np.zeros((1, 18, 8, 8), np.float32)
 plain = cudeform.conv2d(image, weight, padding=1)
 deformed = cudeform.deform_conv2d(image, offset, weight, padding=1)
 assert np.abs(deformed - plain).max() < 1e-4
+
+
+def command_line(*arguments):
+    program = [sys.executable, "-m", "cudeform", *arguments]
+    return subprocess.run(program, capture_output=True, text=True)
+
+
+assert command_line("info").returncode == 0
+for example in ("digits", "rois"):  # trainings stay in the checkout; one line says so
+    refused = command_line("demo", example)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+    assert f"run examples/{example}.py there" in refused.stderr, refused.stderr
 print(f"Python {sys.version.split()[0]}: cudeform {cudeform.__version__} works from its wheel")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,19 @@ COMMANDS = {"info": info, "selftest": selftest, "bench": bench, "demo": demo}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command; returns the exit status. Ends quietly where nobody reads its output."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as in `info | head -1`
+        # What is still buffered goes nowhere when the interpreter flushes it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # what a shell reports of a program that SIGPIPE ended
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cudeform", description=cudeform.__doc__)
     parser.add_argument("--version", action="version", version=f"cudeform {cudeform.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

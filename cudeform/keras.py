@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -149,6 +149,14 @@ def _compute(arrays: tuple[Any, ...], layer: DeformConv2D) -> Any:
     return cudeform.deform_conv2d(**given, **layer._options(given["input"]))
 
 
+def _no_second_derivative(*grads: Any) -> NoReturn:
+    """TensorFlow itself would leave that part of a derivative out, in silence."""
+    raise NotImplementedError(
+        "DeformConv2D: no second derivatives on TensorFlow, where the layer is a NumPy function; "
+        "the backends torch and jax have them"
+    )
+
+
 def _on_tensorflow(arrays: tuple[Any, ...], layer: DeformConv2D) -> Any:
     import tensorflow as tf
 
@@ -170,13 +178,14 @@ def _on_tensorflow(arrays: tuple[Any, ...], layer: DeformConv2D) -> Any:
         output = tf.numpy_function(forward, tensors, tensors[0].dtype, stateful=False)
         output.set_shape(layer.compute_output_shape(tuple(tensors[0].shape)))
 
-        def gradient(grad_output: Any) -> list[Any]:
-            dtypes = [tensor.dtype for tensor in tensors]
-            found = tf.numpy_function(backward, (grad_output, *tensors), dtypes, stateful=False)
-            for result, tensor in zip(found, tensors, strict=True):
-                result.set_shape(tensor.shape)
-            return found
+        return output, lambda grad_output: gradients(grad_output, *tensors)
 
-        return output, gradient
+    @tf.custom_gradient
+    def gradients(grad_output: Any, *tensors: Any) -> tuple[list[Any], Any]:
+        dtypes = [tensor.dtype for tensor in tensors]
+        found = tf.numpy_function(backward, (grad_output, *tensors), dtypes, stateful=False)
+        for result, tensor in zip(found, tensors, strict=True):
+            result.set_shape(tensor.shape)
+        return found, _no_second_derivative
 
     return operator(*(tf.convert_to_tensor(array) for array in arrays if array is not None))

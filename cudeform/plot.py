@@ -98,7 +98,7 @@ def sampling_points(
     rows, columns = np.asarray(list(pixels), np.intp).reshape(-1, 2).T
 
     located = locate(points, offset)[image, group]  # (kh, kw, Ho, Wo, 2)
-    taps = np.moveaxis(located[:, :, rows, columns], 2, 0).reshape(len(rows), -1, 2)
+    taps = np.moveaxis(located[:, :, rows, columns], 2, 0).reshape(len(rows), points.taps, 2)
     if origins:
         _draw_origins(axes, _origins(points, rows, columns), taps, marker_size)
     values = None

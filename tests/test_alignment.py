@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cudeform.commands import alignment
+from cudeform.demo import alignment
 
 
 def test_offsets_of_a_flow_and_back(rng):

@@ -31,12 +31,25 @@ FLOORS = [
     ["derivatives."],
     ["dlpack", "torch.", "jax."],
     ["plot", "layers.", "keras", "dask"],
+    ["commands", "commands.table"],
+    ["commands.machine"],
+    ["demo."],
     ["commands."],
     ["__main__"],
 ]
 # Upwards, in functions: where a call goes on whose arrays tell.
 UPWARD = {"dispatch": {"torch", "jax", "dlpack"}}
-OPEN_ROOMS = ("plans.", "cpu.", "cuda.", "derivatives.", "torch.", "jax.", "layers.", "commands.")
+OPEN_ROOMS = (
+    "plans.",
+    "cpu.",
+    "cuda.",
+    "derivatives.",
+    "torch.",
+    "jax.",
+    "layers.",
+    "demo.",
+    "commands.",
+)
 
 # Who may import what is not everybody's. NumPy and the standard library are.
 RESERVED = {
@@ -63,12 +76,14 @@ RESERVED = {
     "keras": ("keras.py",),
     "tensorflow": ("keras.py",),
     "dask": ("dask.py",),
-    "sklearn": ("commands/",),
+    "sklearn": (),  # the examples' data
     "ctypes": (),
     "subprocess": ("commands/machine.py",),  # nvidia-smi
-    "matplotlib": ("plot.py", "commands/"),
-    "rich": ("commands/",),
-    "skimage": ("commands/",),
+    "matplotlib": ("plot.py", "demo/", "commands/demo.py"),
+    "rich": ("demo/", "commands/demo.py"),
+    "skimage": ("demo/",),
+    "scipy": ("demo/",),
+    "PIL": ("demo/",),
 }
 
 
@@ -113,15 +128,31 @@ def imports(path):
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_downward(module):
     floor, room = place(module)
+    for other in our_imports(module):
+        assert other in MODULES, f"cudeform.{other} is no module"
+        other_floor, other_room = place(other)
+        at_home = room == other_room and room in OPEN_ROOMS
+        assert other_floor < floor or at_home, f"{module or 'cudeform'} imports {other}"
+
+
+def our_imports(module):
+    """Modules of the package that one imports, wherever in it; but for calls that go on upward."""
     for name in imports(MODULES[module]):
         if name == "cudeform" or name.startswith("cudeform."):
             other = name.removeprefix("cudeform").removeprefix(".")
-            if other in UPWARD.get(module, ()):
-                continue
-            assert other in MODULES, f"{name} is no module"
-            other_floor, other_room = place(other)
-            at_home = room == other_room and room in OPEN_ROOMS
-            assert other_floor < floor or at_home, f"{module or 'cudeform'} imports {name}"
+            if other not in UPWARD.get(module, ()):
+                yield other
+
+
+def test_no_circle_of_imports():
+    """Not within a room either, not in a function, and not for the sake of a type."""
+    left = {module: set(our_imports(module)) for module in MODULES}
+    while free := [module for module, others in left.items() if not others]:
+        for module in free:
+            del left[module]
+        for others in left.values():
+            others.difference_update(free)
+    assert not left, f"circles among {sorted(left)}"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -140,6 +171,18 @@ def test_floors_name_no_file_that_is_gone():
     planned = {"boxes", "dlpack", "torch.", "jax.", "keras", "dask"}
     for entry in {entry for entries in FLOORS for entry in entries} - planned:
         assert any(m == entry or m.startswith(entry) for m in MODULES), entry
+
+
+def test_examples_use_public_names_only():
+    """Those of the package and of `cudeform.layers`."""
+    folder = ROOT / "examples"
+    for path in sorted(folder.glob("*.py")):
+        ours = {name for name in imports(path) if name.partition(".")[0] == "cudeform"}
+        assert ours <= {"cudeform", "cudeform.layers"}, path.name
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in ours:
+                public = importlib.import_module(node.module).__all__
+                assert {alias.name for alias in node.names} <= set(public), path.name
 
 
 def test_reference_shares_no_code_with_the_package():

@@ -78,6 +78,24 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "cudeform info: interrupted\n"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes of another kind")
+@pytest.mark.parametrize("arguments", [("info",), ("selftest", "--device", "cpu"), ("--help",)])
+def test_a_closed_pipe_ends_quietly(tmp_path, arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "cudeform", *arguments],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        text=True,
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == (0 if arguments == ("--help",) else 141)  # argparse's own is 0
+
+
 def test_table_aligns_its_columns():
     assert table(("a", "bb"), [("ccc", "d")]).splitlines() == ["a    bb", "---  --", "ccc   d"]
 
@@ -263,10 +281,11 @@ class TestBench:
         times = bench._take_turns({"slow": lambda: None}, turns=40)
         assert len(times["slow"]) == 8
 
-    def test_unwritable_json(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(bench, "measure", lambda workloads, turns: [])
-        target = str(tmp_path / "missing" / "results.json")
-        assert command_line.main(["bench", "--quick", "--device", "cpu", "--json", target]) == 2
+    def test_unwritable_json_is_refused_before_anything_is_measured(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(bench, "measure", None)
+        for target in (tmp_path / "missing" / "results.json", tmp_path):
+            arguments = ["bench", "--quick", "--device", "cpu", "--json", str(target)]
+            assert command_line.main(arguments) == 2
 
 
 def test_features_of_16_bits_have_boxes_of_32():
@@ -299,62 +318,6 @@ def test_cuda_bench_on_a_stand_in(work, name):
             assert result["errors"][peer] <= bench_cuda.SETTINGS[setting]
             assert result["median_ms"][peer] == 0.5
     assert "cudeform" in bench.report([result], {"threads": 1, "date": "", "processor": ""})
-
-
-class TestDemo:
-    @pytest.fixture(autouse=True)
-    def extras(self):
-        for name in ("matplotlib", "rich", "skimage"):
-            pytest.importorskip(name)
-
-    def test_aligns_a_small_photograph(self, tmp_path):
-        arguments = ("--size", 64, "--steps", 15, "--device", "cpu", "--output", "figure.png")
-        done = run(tmp_path, "demo", *arguments)
-        assert done.returncode == 0, done.stderr
-        before, after = map(
-            float, re.search(r"PSNR +([\d.]+) dB before, ([\d.]+) dB after", done.stdout).groups()
-        )
-        assert after > before + 6
-        assert "64 x 43 pixels" in done.stdout
-        assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-    def test_takes_a_file(self, tmp_path):
-        from skimage import io
-
-        grey = (np.random.default_rng(0).random((40, 50)) * 255).astype(np.uint8)
-        io.imsave(tmp_path / "grey.png", grey, check_contrast=False)
-        done = run(tmp_path, "demo", "--image", "grey.png", "--steps", 2, "--output", "out.pdf")
-        assert done.returncode == 0, done.stderr
-        assert re.search(r"photograph +grey.png\n.*\bsize +50 x 40 pixels", done.stdout, re.DOTALL)
-        assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (("--image", "absent.png"), "no such file: absent.png"),
-            (("--image", "text.png"), "cannot read text.png"),
-            (("--device", "cuda"), "no GPU to compute on"),
-            (("--size", "8"), "expected --size of at least 16"),
-            (
-                ("--size", "32", "--steps", "1", "--output", "no/where.png"),
-                "cannot write the figure",
-            ),
-        ],
-    )
-    def test_bad_input(self, tmp_path, arguments, message):
-        (tmp_path / "text.png").write_text("not an image")
-        done = run(tmp_path, "demo", *arguments)
-        assert done.returncode == 2
-        assert f"cudeform demo: {message}" in done.stderr
-        assert "Traceback" not in done.stderr
-
-    @pytest.mark.parametrize("name", ["rich", "matplotlib", "skimage"])
-    def test_missing_extra(self, tmp_path, name):
-        broken_module(tmp_path, name)
-        done = run(tmp_path, "demo", path=[tmp_path])
-        assert done.returncode == 2
-        assert "pip install 'cudeform[demo]'" in done.stderr
-        assert "Traceback" not in done.stderr
 
 
 class TestScripts:

@@ -1,29 +1,38 @@
-"""The demo on digits: its images, its network's gradients, its figure, and the command."""
+"""The example on digits: its images, its network's gradients, its figure, and the command."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
-from test_commands import broken_module, run
+from test_commands import ROOT, broken_module, run
 
-from cudeform.commands import digit_images, digits, reading
+for name in ("matplotlib", "rich", "sklearn"):
+    pytest.importorskip(name)
+
+import digit_images  # noqa: E402
+import digits  # noqa: E402
+import digits_figure  # noqa: E402
+import reading  # noqa: E402
+import training  # noqa: E402
 
 EVERY = sorted({*digits.NETWORKS, *digits.LONG_NETWORKS})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def extras():
-    for name in ("matplotlib", "rich", "sklearn"):
-        pytest.importorskip(name)
+@pytest.fixture(scope="module")
+def scans():
+    """To train with and, enlarged, to test with."""
+    scans, test = digit_images.load()
+    images = digit_images.enlarge(np, test.images, digits.WARPS, np.random.default_rng(1000))
+    return scans, (images, test.labels)
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(scans):
     """Every network after a few steps."""
-    training, test = digit_images.load()
-    return digits.compare(
-        np, training, digit_images.Digits(test.images[:60], test.labels[:60]), EVERY, range(1), 3
-    )
+    images, labels = scans[1]
+    few = images[:60], labels[:60]
+    return {name: [digits.train(np, name, 0, scans[0], few, 3)] for name in EVERY}
 
 
 def test_images_stay_on_their_canvas():
@@ -68,27 +77,32 @@ def test_every_round_shows_every_scan_once():
         np.testing.assert_array_equal(np.concatenate(part).sum(axis=0), np.ones(10))
 
 
+def check_gradients(net, params, batch, rng):
+    """All gradients of a model's loss against differences along random directions."""
+    params = training.to(lambda a: a + 0.02 * rng.standard_normal(a.shape), params)
+    _, grads = net.loss_and_gradients(params, *batch)
+    assert grads.keys() == params.keys() == net.rate_factors.keys()
+    for layer, own in params.items():
+        assert grads[layer].keys() == own.keys() == net.rate_factors[layer].keys()
+        for name, array in own.items():
+            direction = rng.standard_normal(array.shape)
+            ahead, behind = (
+                net.loss_and_gradients(
+                    {**params, layer: {**own, name: array + step * direction}}, *batch
+                )[0]
+                for step in (1e-7, -1e-7)
+            )
+            expected = np.sum(direction * grads[layer][name])
+            np.testing.assert_allclose((ahead - behind) / 2e-7, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_gradients_of_the_whole_network(name):
     rng = np.random.default_rng(5)
     net = digits.build(name)
     images = rng.standard_normal((3, 1, 32, 32))
     wanted = digit_images.one_hot(np.array([1, 7, 4])).astype(np.float64)
-    params = {n: a.astype(np.float64) for n, a in net.init(rng, images).items()}
-    params = {n: a + 0.02 * rng.standard_normal(a.shape) for n, a in params.items()}
-
-    def loss(moved):
-        return net.loss_and_gradients(moved, images, wanted)[0]
-
-    _, grads = net.loss_and_gradients(params, images, wanted)
-    assert grads.keys() == params.keys() == net.rate_factors.keys()
-    for moving in params:
-        direction = rng.standard_normal(params[moving].shape)
-        ahead, behind = (
-            loss({**params, moving: params[moving] + step * direction}) for step in (1e-7, -1e-7)
-        )
-        expected = np.sum(direction * grads[moving])
-        np.testing.assert_allclose((ahead - behind) / 2e-7, expected, rtol=1e-4, atol=1e-5)
+    check_gradients(net, net.init(rng, images), (images, wanted), rng)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -100,17 +114,15 @@ def test_network_starts_with_standardised_maps(name):
 
 
 def test_wider_plain_network_has_the_parameters_of_the_largest(tiny):
-    counts = {name: tiny.of(name)[0].learned for name in EVERY}
+    counts = {name: runs[0].learned for name, runs in tiny.items()}
     largest = max(counts[name] for name in digits.NETWORKS)
     assert largest <= counts["plain, wider"] < 1.03 * largest
 
 
-def test_a_few_dozen_steps_learn():
-    training, test = digit_images.load()
-    result = digits.compare(np, training, test, ("modulated v2",), range(1), 60)
-    losses = result.runs[0].losses
-    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.3
-    assert result.runs[0].accuracy > 0.25
+def test_a_few_dozen_steps_learn(scans):
+    run = digits.train(np, "modulated v2", 0, *scans, 60)
+    assert np.mean(run.losses[-10:]) < np.mean(run.losses[:10]) - 0.3
+    assert run.accuracy > 0.25
 
 
 def test_plain_units_read_a_grid():
@@ -133,9 +145,10 @@ def test_units_read_at_their_points(name):
     net = digits.build(name)
     image = rng.standard_normal((1, 32, 32))
     params = net.init(rng, image[None])
-    for n in params:
-        if "conv_offset.bias" in n:  # whole offsets, where nothing is interpolated
-            params[n] = rng.integers(-1, 2, params[n].shape).astype(np.float64)
+    for own in params.values():
+        for n in own:
+            if n.endswith("conv_offset.bias"):  # whole offsets, where nothing is interpolated
+                own[n] = rng.integers(-1, 2, own[n].shape).astype(np.float64)
     unit = (1, 2)
     points, _ = reading.reading_points(net, params, image, unit)
     moved = image + 5 * np.eye(32 * 32).reshape(32 * 32, 1, 32, 32)  # one pixel in each
@@ -149,14 +162,19 @@ def test_units_read_at_their_points(name):
     assert changed.sum() > 0.95 * near.sum()  # all channels of a pixel may be zero behind a ReLU
 
 
-def test_figure_shows_every_network(tiny):
-    from cudeform.commands import digits_figure
-
-    figure = digits_figure.draw(tiny)
+def test_figure_shows_every_network(tiny, scans):
+    images, labels = scans[1]
+    figure = digits_figure.draw(tiny, images, digits.views(tiny, images, labels))
     texts = [text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text"))]
-    for name in EVERY:
-        assert f"{name}\n{tiny.of(name)[0].learned:,} parameters" in texts
-    assert tiny.table("layers", {"training": tiny.seconds}).count("\n") == 1 + len(EVERY)
+    for name, runs in tiny.items():
+        assert f"{name}\n{runs[0].learned:,} parameters" in texts
+    titles = {text.split("  ")[1].partition(":")[0] for text in texts if "where a unit" in text}
+    assert titles == set(digits.NETWORKS)
+
+
+def test_adam_starts_with_steps_of_the_rate():
+    update = training.Adam().update(np.array([3.0, -1e-4]), 0.1)
+    np.testing.assert_allclose(update, [-0.1, 0.1])
 
 
 class TestCommand:
@@ -164,16 +182,17 @@ class TestCommand:
         ("arguments", "message"),
         [
             (("--device", "cuda"), "no GPU to compute on"),
-            (("--seeds", "0"), "expected --seeds of at least 1"),
+            (("--seeds", "0"), "expected --seeds of at least 1, got 0"),
             (("--size", "64"), "--size is no option of the example digits"),
-            (("--output", "no/where.png"), "cannot write the figure: no folder no"),
+            (("--output", "no/where.png"), "cannot write --output no/where.png: no folder no"),
+            (("--output", "figure.txt"), "expected the suffix of --output to be png, pdf, svg or"),
         ],
     )
     def test_bad_input(self, tmp_path, arguments, message):
         done = run(tmp_path, "demo", "digits", *arguments)
         assert done.returncode == 2
-        assert f"cudeform demo: {message}" in done.stderr
-        assert "Traceback" not in done.stderr
+        assert done.stderr.startswith(f"cudeform demo: {message}")
+        assert done.stderr.count("\n") == 1
 
     def test_options_of_digits_are_none_of_the_photograph(self, tmp_path):
         done = run(tmp_path, "demo", "--long")
@@ -186,16 +205,33 @@ class TestCommand:
         assert done.returncode == 2
         assert "pip install 'cudeform[demo]'" in done.stderr
 
-    def test_writes_the_figure(self, tmp_path, monkeypatch, capsys):
-        from cudeform import __main__ as command_line
+    def test_without_the_checkout_one_line_says_where_it_is(self, tmp_path):
+        shutil.copytree(ROOT / "cudeform", tmp_path / "cudeform", ignore=lambda *_: {"__pycache__"})
+        done = run(tmp_path, "demo", "digits", path=[tmp_path])
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "run examples/digits.py there" in done.stderr
 
-        monkeypatch.setattr(digits, "QUICK_STEPS", 2)
-        monkeypatch.chdir(tmp_path)
-        assert command_line.main(["demo", "digits", "--seeds", "1", "--device", "cpu"]) == 0
-        printed = capsys.readouterr().out
+    def test_writes_the_figure(self, tmp_path):
+        arguments = ("--seeds", 1, "--steps", 2, "--device", "cpu")
+        done = run(tmp_path, "demo", "digits", *arguments)
+        assert done.returncode == 0, done.stderr
         for name in digits.NETWORKS:
-            assert re.search(rf"^{name} +\d\d,\d\d\d +[\d.]+ % ", printed, re.M), printed
+            assert re.search(rf"^ *{name} +\d\d,\d\d\d +[\d.]+ % ", done.stdout, re.M), done.stdout
         assert (tmp_path / "cudeform-digits.png").read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--steps", "0"), "expected a whole number of at least 1, got 0"),
+            (("--output", "figure.txt"), "expected a suffix of "),
+            (("--output", "no/where.png"), "No such file or directory"),
+        ],
+    )
+    def test_script_refuses(self, tmp_path, arguments, message):
+        done = run(tmp_path, *arguments, program=[ROOT / "examples" / "digits.py"])
+        assert done.returncode == 2
+        assert message in done.stderr.splitlines()[-1]
 
     def test_help_tells_the_examples(self, tmp_path):
         done = run(tmp_path, "demo", "--help")

@@ -39,6 +39,26 @@ def test_every_kernel_is_packed():
     assert all(any(fnmatch(path.name, p) for p in patterns) for path in kernels)
 
 
+def test_types_are_packed():
+    assert SETUP["options.package_data"]["cudeform"] == "py.typed, *.pyi"
+    assert (ROOT / "cudeform" / "py.typed").is_file()
+
+
+def test_linters_have_one_version():
+    """Before a commit as in CI; a checker of types may see any NumPy that is pinned."""
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.partition(" ")[0] for line in pinned}
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    stated = re.findall(r"[\w-]+==[\w.]+", hooks)
+    assert {name.partition("==")[0] for name in stated} == {"ruff", "mypy", "numpy"}
+    assert set(stated) <= pinned
+
+
+def test_citation_is_of_this_version():
+    assert f"\nversion: {cudeform.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {cudeform.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_version_is_stated_once():
     assert SETUP["metadata"]["version"] == "attr: cudeform.__version__"
     assert re.fullmatch(r"\d+\.\d+\.\d+", cudeform.__version__)

@@ -145,3 +145,9 @@ def test_geometry_names_every_axis(rng):
     assert located.shape == (2, 3, 2, 3, 4, 5, 2)
     expected = reads(offset, 2, 4, **GEOMETRY, image=1, group=2).reshape(2, 3, 2)
     np.testing.assert_allclose(located[1, 2, :, :, 2, 4], expected)
+
+
+@pytest.mark.parametrize("mask", [None, np.ones((1, 9, 4, 4))])
+def test_no_pixels_draw_nothing(axes, mask):
+    plot.sampling_points(axes, np.zeros((1, 18, 4, 4)), (6, 6), mask=mask, pixels=[])
+    assert len(positions(axes, "taps")) == len(positions(axes, "origins")) == 0

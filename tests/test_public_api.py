@@ -2,13 +2,14 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from numpydoc.docscrape import FunctionDoc
-from test_architecture import MODULES
+from test_architecture import MODULES, ROOT
 
 import cudeform
 from cudeform.registry import OPERATORS
@@ -43,6 +44,64 @@ def stated_names(module):
 def reading_order(name):
     """CONSTANTS, Classes, functions, each by the alphabet: the order of the linter."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+
+def stub_signatures():
+    """Name -> (names of the positional parameters, of the others, defaults) of each declaration."""
+    tree = ast.parse((ROOT / "cudeform" / "__init__.pyi").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            given, named = node.args.args, node.args.kwonlyargs
+            defaults = dict(
+                zip([a.arg for a in given][::-1], node.args.defaults[::-1], strict=False)
+            )
+            defaults |= dict(zip([a.arg for a in named], node.args.kw_defaults, strict=True))
+            values = {n: ast.literal_eval(d) for n, d in defaults.items() if d is not None}
+            yield node.name, ([a.arg for a in given], [a.arg for a in named], values)
+
+
+def test_types_are_declared_for_the_signatures_that_are_there():
+    declared = dict(stub_signatures())  # of overloads the last, which has all defaults
+    assert set(declared) == set(cudeform.__all__)
+    for name, stated in declared.items():
+        parameters = inspect.signature(getattr(cudeform, name)).parameters.values()
+        named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        given = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        assert stated == (given, named, defaults), name
+    for name, (given, named, _) in stub_signatures():  # and the other overloads
+        assert (given, named) == declared[name][:2]
+
+
+@pytest.mark.parametrize(
+    ("function", "option", "declared"),
+    [
+        ("conv2d", "layout", "_Layout: TypeAlias = "),
+        ("conv2d", "precision", "_Precision: TypeAlias = "),
+        ("bilinear_sample", "border", "_Border: TypeAlias = "),
+        ("roi_pool", "mode", "mode: "),
+        ("ps_roi_pool", "convention", "convention: "),
+    ],
+)
+def test_types_have_the_choices_that_there_are(function, option, declared):
+    """As the message lists them that refuses another one."""
+    arrays = np.zeros((1, 4, 4, 4)), np.zeros((1, 5 if "roi" in function else 2))
+    more = (2,) if "roi" in function else ()
+    with pytest.raises(ValueError, match="to be one of") as refused:
+        getattr(cudeform, function)(*arrays, *more, **{option: "?"})
+    choices = re.search("to be one of (.*), got", str(refused.value))[1].replace("'", '"')
+    assert f"{declared}Literal[{choices}]" in (ROOT / "cudeform" / "__init__.pyi").read_text()
+
+
+@every_row
+def test_types_have_the_fields_of_gradients(row):
+    """Each named tuple has a generic twin, and the signature names it."""
+    declared = (ROOT / "cudeform" / "__init__.pyi").read_text()
+    gradients = inspect.signature(row.backward, eval_str=True).return_annotation
+    twin = re.search(rf"class _{gradients.__name__}\(.*\n((?:    .*\n)+)", declared)
+    assert tuple(re.findall(r"^    (\w+): _Array \| Any$", twin[1], re.M)) == gradients._fields
+    signature = declared[declared.index(f"def {row.name}_backward(") :]
+    assert f") -> _{gradients.__name__}[_Array]: ..." in signature.partition("\ndef ")[0]
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__main__"])

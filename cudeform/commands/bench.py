@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cudeform.commands import CommandError, bench_cuda, machine, peers
+from cudeform.commands import CommandError, bench_cuda, machine, outputs, peers
 from cudeform.commands.table import table
 from cudeform.commands.workload import CPU, CUDA, Workload, error
 from cudeform.cpu.threads import get_num_threads
@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     if given.turns < 1:
         raise CommandError(f"expected --turns of at least 1, got {given.turns}")
+    if given.json:
+        outputs.check("--json", given.json)
     cupy, reason = (None, None) if given.device == "cpu" else machine.cupy_or_reason()
     if cupy is None and given.device == "cuda":
         raise CommandError(f"no GPU to measure: {reason}")
@@ -66,8 +68,8 @@ def run(given: argparse.Namespace) -> int:
     results = list(_shown(results))
     print(report(results, facts))
     if given.json:
+        content = json.dumps({"machine": facts, "results": results}, indent=1)
         try:
-            content = json.dumps({"machine": facts, "results": results}, indent=1)
             Path(given.json).write_text(content + "\n")
         except OSError as problem:
             raise CommandError(f"cannot write the results: {problem}") from problem

@@ -19,7 +19,11 @@ FRAMEWORKS = {"torch": ("torch",), "jax": ("jax",), "keras": ("keras",)}
 OPTIONAL = (
     # what for, the distributions it takes, the command that installs them
     ("bfloat16", ("ml_dtypes",), "pip install ml_dtypes"),
-    ("demo, plot", ("matplotlib", "rich", "scikit-image"), "pip install 'cudeform[demo]'"),
+    (
+        "demo, plot",
+        ("matplotlib", "rich", "scikit-image", "scikit-learn"),
+        "pip install 'cudeform[demo]'",
+    ),
 )
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from cudeform import checks, deform_conv2d, deform_conv2d_backward
-from cudeform.layers.plain import Conv2d, branch_gradient, check_groups, inner, nested, sigmoid
+from cudeform.layers.plain import (
+    Array,
+    Conv2d,
+    branch_gradient,
+    check_groups,
+    inner,
+    nested,
+    sigmoid,
+)
 
 __all__ = ["DeformConv2d"]
 
@@ -126,14 +134,14 @@ class DeformConv2d:
         branch = self.branch.init(rng, dtype, zero=True)
         return self.plain.init(rng, dtype) | nested(conv_offset=branch)
 
-    def deformation(self, params: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
+    def deformation(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Array | None]:
         """The offset and the mask, None in version 1, for x (N, C, H, W)."""
         fields, _ = self.branch.forward(inner(params, "conv_offset"), x)
         if not self.modulated:
             return fields, None
         return fields[:, : 2 * self.taps], sigmoid(fields[:, 2 * self.taps :])
 
-    def forward(self, params: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
+    def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, O, Ho, Wo) for x (N, C, H, W), and what `backward` needs."""
         offset, mask = self.deformation(params, x)
         options = (self.stride, self.padding, self.dilation, mask)
@@ -141,8 +149,8 @@ class DeformConv2d:
         return y, (x, offset, mask)
 
     def backward(
-        self, params: Mapping[str, Any], saved: Any, grad_y: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self, params: Mapping[str, Array], saved: Any, grad_y: Array
+    ) -> tuple[Array, dict[str, Array]]:
         """Gradients of x and of the parameters."""
         x, offset, mask = saved
         needs = ["input", "offset", "weight"]

@@ -15,7 +15,7 @@ from cudeform import (
     deform_roi_pool,
     deform_roi_pool_backward,
 )
-from cudeform.layers.plain import Conv2d, Linear, branch_gradient, inner, nested, sigmoid
+from cudeform.layers.plain import Array, Conv2d, Linear, branch_gradient, inner, nested, sigmoid
 
 __all__ = ["DeformPSRoiPool", "DeformRoiPool"]
 
@@ -112,7 +112,9 @@ class DeformRoiPool:
     def _options(self) -> tuple[Any, ...]:
         return (self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma)
 
-    def deformation(self, params: Mapping[str, Any], x: Any, boxes: Any) -> tuple[Any, Any]:
+    def deformation(
+        self, params: Mapping[str, Array], x: Array, boxes: Any
+    ) -> tuple[Array, Array | None]:
         """Offset (R, 2, ph, pw) and mask (R, 1, ph, pw), None in version 1, for each box."""
         return self._deformation(params, x, boxes)[0]
 
@@ -129,15 +131,15 @@ class DeformRoiPool:
             return (fields, None), read
         return (fields[:, :2], sigmoid(fields[:, 2:])), read
 
-    def forward(self, params: Mapping[str, Any], x: Any, boxes: Any) -> tuple[Any, Any]:
+    def forward(self, params: Mapping[str, Array], x: Array, boxes: Any) -> tuple[Array, Any]:
         """The bins (R, C, ph, pw) of x (N, C, H, W) in the boxes, and what `backward` needs."""
         (offset, mask), read = self._deformation(params, x, boxes)
         y = deform_roi_pool(x, boxes, offset, *self._options(), mask)
         return y, (x, boxes, offset, mask, read)
 
     def backward(
-        self, params: Mapping[str, Any], saved: Any, grad_y: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self, params: Mapping[str, Array], saved: Any, grad_y: Array
+    ) -> tuple[Array, dict[str, Array]]:
         """Gradients of x and of the parameters; boxes have none."""
         x, boxes, offset, mask, read = saved
         grads = deform_roi_pool_backward(grad_y, x, boxes, offset, *self._options(), mask)
@@ -235,7 +237,7 @@ class DeformPSRoiPool:
         k = self.output_size
         return (k, self.spatial_scale, classes, k, k, self.sample_per_part, self.gamma)
 
-    def deformation(self, params: Mapping[str, Any], x: Any, boxes: Any) -> Any:
+    def deformation(self, params: Mapping[str, Array], x: Array, boxes: Any) -> Array:
         """The offset (R, 2*classes, k, k) of each box, class and bin."""
         return self._deformation(params, x, boxes)[0]
 
@@ -245,7 +247,7 @@ class DeformPSRoiPool:
         offset = deform_ps_roi_pool(fields, boxes, None, *self._options(2 * self.classes))
         return offset, fields
 
-    def forward(self, params: Mapping[str, Any], x: Any, boxes: Any) -> tuple[Any, Any]:
+    def forward(self, params: Mapping[str, Array], x: Array, boxes: Any) -> tuple[Array, Any]:
         """The bins (R, classes, k, k) of x (N, C, H, W) in the boxes, and what `backward` needs.
 
         The mean over the bins is a region's score.
@@ -256,8 +258,8 @@ class DeformPSRoiPool:
         return y, (x, boxes, scores, offset, fields)
 
     def backward(
-        self, params: Mapping[str, Any], saved: Any, grad_y: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self, params: Mapping[str, Array], saved: Any, grad_y: Array
+    ) -> tuple[Array, dict[str, Array]]:
         """Gradients of x and of the parameters; boxes have none."""
         x, boxes, scores, offset, fields = saved
         conv, conv_offset = self.branches.values()

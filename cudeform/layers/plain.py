@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cudeform import checks, conv2d, conv2d_backward
 
 __all__ = [
+    "Array",
     "Conv2d",
     "Linear",
     "branch_gradient",
@@ -25,6 +26,8 @@ __all__ = [
     "sigmoid",
     "zeros",
 ]
+
+Array = TypeVar("Array")  # NumPy's or CuPy's: what comes in comes out
 
 
 def check_groups(op: str, layer: Any) -> None:
@@ -141,14 +144,14 @@ class Conv2d:
             params["bias"] = zeros(rng, (self.out_channels,), dtype)
         return params
 
-    def forward(self, params: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
+    def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, O, Ho, Wo) for x (N, C, H, W), and what `backward` needs."""
         options = (self.stride, self.padding, self.dilation)
         return conv2d(x, params["weight"], params.get("bias"), *options), x
 
     def backward(
-        self, params: Mapping[str, Any], saved: Any, grad_y: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self, params: Mapping[str, Array], saved: Any, grad_y: Array
+    ) -> tuple[Array, dict[str, Array]]:
         """Gradients of x and of the parameters."""
         needs = ("input", "weight", "bias") if self.bias else ("input", "weight")
         options = (self.stride, self.padding, self.dilation)
@@ -193,13 +196,13 @@ class Linear:
         weight = draw(rng, (self.out_features, self.in_features), dtype)
         return {"weight": weight, "bias": zeros(rng, (self.out_features,), dtype)}
 
-    def forward(self, params: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
+    def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, out_features) for x (N, in_features), and what `backward` needs."""
         return x @ params["weight"].T + params["bias"], x
 
     def backward(
-        self, params: Mapping[str, Any], saved: Any, grad_y: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self, params: Mapping[str, Array], saved: Any, grad_y: Array
+    ) -> tuple[Array, dict[str, Array]]:
         """Gradients of x and of the parameters."""
         grads = {"weight": grad_y.T @ saved, "bias": grad_y.sum(axis=0)}
         return grad_y @ params["weight"], grads

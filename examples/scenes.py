@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-
-from cudeform.commands.digit_images import Digits, Warps, enlarge
-
-__all__ = ["PITCH", "Scenes", "batches", "compose"]
+from digit_images import Digits, Warps, enlarge
 
 ROWS = 3  # of digits in a scene, and columns
 PITCH = 26  # pixels from one digit's canvas to the next: canvases overlap

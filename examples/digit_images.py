@@ -10,8 +10,6 @@ import numpy as np
 
 from cudeform import bilinear_sample
 
-__all__ = ["CLASSES", "Digits", "Warps", "batches", "enlarge", "load", "one_hot"]
-
 CLASSES = 10
 TEST = 597  # scans, the last ones
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from network import Network
+from training import Params
 
 from cudeform import bilinear_sample
-from cudeform.commands.network import Network
 from cudeform.layers import DeformConv2d
-from cudeform.layers.plain import inner
-
-__all__ = ["reading_points", "unit_at", "unit_centre"]
 
 
 def unit_centre(unit: tuple[int, int]) -> np.ndarray:
@@ -36,7 +33,7 @@ def _to_image(position: np.ndarray) -> np.ndarray:
 
 
 def reading_points(
-    network: Network, params: Mapping[str, Any], image: np.ndarray, unit: tuple[int, int]
+    network: Network, params: Params, image: np.ndarray, unit: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The 9 * 9 points (81, 2), in pixels of the image, and how much each counts (81,).
 
@@ -45,19 +42,17 @@ def reading_points(
     as the product of the masks, and that is 1 where there are none.
     """
     _, saved = network.backbone.forward(params, image[None])
-    kept = [saved[name][0] for name in (1, 2)]
-    names = list(network.backbone.convs)[1:]
-    maps = [k[0] if isinstance(k, tuple) else k for k in kept]  # what each layer read
+    maps = [maps for _, maps in saved[:2]]  # what each of the last two layers reads
     fields = [
-        _fields(network.backbone.convs[name], inner(params, name), x)
-        for name, x in zip(names, maps, strict=True)
+        _fields(network.backbone.convs[name], params[name], x)
+        for name, x in zip(("conv2", "conv3"), maps, strict=True)
     ]
     upper, upper_mask = _taps(fields[1], 2.0 * np.asarray(unit, np.float64)[None], np.array([unit]))
     lower, lower_mask = _taps(fields[0], upper[0], upper[0])
     return _to_image(lower.reshape(-1, 2)), (upper_mask[0][:, None] * lower_mask).reshape(-1)
 
 
-def _fields(layer: Any, params: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
+def _fields(layer: Any, params: dict[str, Any], x: np.ndarray) -> np.ndarray:
     """Offsets, y and x of each tap, and masks of one image.  # (27, Ho, Wo)"""
     if isinstance(layer, DeformConv2d):
         offset, mask = layer.deformation(params, x)

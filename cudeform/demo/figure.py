@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,9 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cudeform import plot
-
-if TYPE_CHECKING:
-    from cudeform.commands.photograph import Alignment
+from cudeform.demo.result import Result
 
 __all__ = ["draw"]
 
@@ -21,10 +19,11 @@ PANEL = 3.9  # inches: the width of a panel
 GAP = 0.12  # between columns
 TITLE = 0.34  # above a panel
 BAR = 0.46  # below the panels that have a colour bar
+BAR_BELOW, BAR_TALL = 0.18, 0.072
 LEARNED = "#e0006a"
 
 
-def draw(result: Alignment) -> Figure:
+def draw(result: Result) -> Figure:
     """The figure."""
     height, width = result.warped.shape[:2]
     tall = PANEL * height / width
@@ -60,7 +59,8 @@ def _show(axes: Axes, image: np.ndarray, size: tuple[int, int], **options: Any) 
 
 
 def _colour_bar(axes: Axes, drawn: Any, label: str) -> None:
-    place = axes.inset_axes((0.0, -0.07, 1.0, 0.028))
+    tall = axes.figure.get_figheight() * axes.get_position().height
+    place = axes.inset_axes((0.0, -BAR_BELOW / tall, 1.0, BAR_TALL / tall))
     low, high = drawn.get_clim()
     ticks = np.linspace(low, high, 5)[1:-1]
     bar = axes.figure.colorbar(
@@ -71,7 +71,7 @@ def _colour_bar(axes: Axes, drawn: Any, label: str) -> None:
     bar.outline.set_linewidth(0.5)
 
 
-def _draw_images(row: list[Axes], result: Alignment) -> None:
+def _draw_images(row: list[Axes], result: Result) -> None:
     size = result.warped.shape[:2]
     for axes, letter, text, image in zip(
         row,
@@ -84,7 +84,7 @@ def _draw_images(row: list[Axes], result: Alignment) -> None:
         _title(axes, letter, text)
 
 
-def _draw_errors(row: list[Axes], result: Alignment) -> None:
+def _draw_errors(row: list[Axes], result: Result) -> None:
     """What is left between the images, before and after, and between the flows."""
     size = result.warped.shape[:2]
     target = result.warped[1:-1, 1:-1]
@@ -105,7 +105,7 @@ def _draw_errors(row: list[Axes], result: Alignment) -> None:
     _colour_bar(row[2], drawn, "pixels")
 
 
-def _draw_points(row: list[Axes], result: Alignment) -> None:
+def _draw_points(row: list[Axes], result: Result) -> None:
     """Where the convolution reads the photograph, and the flow that it follows."""
     size = result.warped.shape[:2]
     dim = 0.55 * result.photograph
@@ -131,7 +131,7 @@ def _draw_points(row: list[Axes], result: Alignment) -> None:
     _title(row[2], "i", "flow as a warped lattice: true (white), learned (red)")
 
 
-def _most_deformed(result: Alignment, tall: int) -> tuple[int, int, int, int]:
+def _most_deformed(result: Result, tall: int) -> tuple[int, int, int, int]:
     """The window (top, left, height, width) of the photograph where the flow changes most."""
     height, width = result.warped.shape[:2]
     wide = tall * width // height
@@ -149,7 +149,7 @@ def _most_deformed(result: Alignment, tall: int) -> tuple[int, int, int, int]:
 
 
 def _pixels_reading(
-    result: Alignment, window: tuple[int, int, int, int], step: int
+    result: Result, window: tuple[int, int, int, int], step: int
 ) -> list[tuple[int, int]]:
     """Every step-th output pixel whose nine taps are inside a window of the photograph."""
     top, left, tall, wide = window
