@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -82,6 +83,106 @@ def test_an_error_on_another_thread_reaches_the_caller():
 
     with pytest.raises(KeyError, match="elsewhere"):
         threads.run(task, 2)
+
+
+@pytest.fixture
+def thread_limit(monkeypatch):
+    """Call it with n: only n more threads of the pool can be started, of the seven it wants."""
+    threads.set_num_threads(8)
+    start = threading.Thread.start
+
+    def set_limit(allowed):
+        tickets = iter(range(allowed))
+
+        def limited(thread):
+            if thread.name.startswith("cudeform") and next(tickets, None) is None:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+
+    return set_limit
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2, 6])
+def test_a_call_is_finished_however_few_threads_can_be_started(thread_limit, allowed):
+    thread_limit(allowed)
+    for _ in range(10):
+        done = [0] * 32
+
+        def task(i, done=done):
+            time.sleep(0.001)
+            done[i] += 1
+
+        threads.run(task, len(done))
+        assert done == [1] * len(done)
+
+
+def test_an_error_reaches_the_caller_where_not_all_threads_can_be_started(thread_limit):
+    thread_limit(1)
+    test_an_error_on_another_thread_reaches_the_caller()
+
+
+def test_without_threads_no_array_is_kept(thread_limit):
+    thread_limit(0)
+    array = np.zeros(3)
+    known = weakref.ref(array)
+    threads.run(lambda i, array=array: array.fill(i), 9)
+    del array
+    assert known() is None
+
+
+def test_an_interrupt_waits_for_the_tasks_that_have_begun():
+    """What they write belongs to the caller again when the call ends, however it ends."""
+    together = threading.Barrier(2, timeout=60)
+    caller = threading.get_ident()
+    ended = []
+
+    def task(i):
+        together.wait()
+        if threading.get_ident() != caller:
+            time.sleep(0.05)  # the caller waits by now
+            signal.pthread_kill(caller, signal.SIGINT)
+            time.sleep(0.2)
+            ended.append(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.run(task, 2)
+    assert len(ended) == 1
+
+
+SHUTDOWN = """
+import atexit, os, threading, time
+from cudeform.cpu import threads
+threads.set_num_threads(4)
+
+def check():
+    done = [0] * 16
+    def task(i):
+        time.sleep(0.001)
+        done[i] += 1
+    threads.run(task, len(done))
+    if done != [1] * len(done):
+        os.write(1, b"unfinished")
+
+def for_ever():
+    while True:
+        check()
+
+def last():
+    check()
+    time.sleep(0.1)  # the others see the end too
+    os.write(1, b"last")
+
+atexit.register(last)
+for _ in range(3):
+    threading.Thread(target=for_ever, daemon=True).start()
+time.sleep(0.05)
+"""
+
+
+def test_calls_are_finished_while_the_interpreter_shuts_down():
+    assert python(SHUTDOWN) == "last"
 
 
 def test_eight_python_threads_at_once():
