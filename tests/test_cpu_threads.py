@@ -1,22 +1,18 @@
 """The pool of threads: any caller, any number of threads, after fork, with errors and settings."""
 
 import os
-import shutil
 import signal
-import stat
-import subprocess
-import sys
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cudeform
 from cudeform.cpu import threads
+from tests.processes import python
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +150,7 @@ def test_an_interrupt_waits_for_the_tasks_that_have_begun():
 SHUTDOWN = """
 import atexit, os, threading, time
 from cudeform.cpu import threads
+from tests.processes import python
 threads.set_num_threads(4)
 
 def check():
@@ -268,21 +265,6 @@ def test_a_wrong_number_of_threads_is_named(value, error, message):
     assert threads.get_num_threads() == 4
 
 
-def python(code, **environment):
-    """Run code in a new process; what it prints, errors included."""
-    root = str(Path(cudeform.__file__).parents[1])
-    environment = {"PYTHONPATH": root, **environment}
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        cwd=environment["PYTHONPATH"],  # Python looks for the package there first
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return run.stdout + run.stderr
-
-
 ASK = "from cudeform.cpu.threads import get_num_threads as n; print('threads', n())"
 
 
@@ -302,42 +284,3 @@ def test_a_wrong_environment_is_named(value):
 def test_the_default_is_the_cpus_this_process_may_use():
     one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
     assert "threads 1\n" in python(one + ASK, CUDEFORM_NUM_THREADS="")
-
-
-SAMPLE = """
-import numpy, cudeform
-image = numpy.arange(12.0, dtype="float32").reshape(1, 1, 3, 4)
-print("sample", cudeform.bilinear_sample(image, numpy.full((1, 1, 2), 1.5, "float32")).item())
-"""
-
-
-def copy_package(folder):
-    """A copy of the package alone, without what Numba has cached."""
-    source = Path(cudeform.__file__).parent
-    ignore = shutil.ignore_patterns("__pycache__")
-    return shutil.copytree(source, folder / "cudeform", ignore=ignore)
-
-
-def test_kernels_compile_where_nothing_can_be_written(tmp_path):
-    """No place for Numba's cache: each of its candidates is a path below a file."""
-    package = copy_package(tmp_path)
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    (package / "cpu" / "__pycache__").write_text("")  # in the way, whoever runs the tests
-    places = {name: str(blocked / "x") for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")}
-    places["NUMBA_CACHE_DIR"] = ""
-    said = python(SAMPLE, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1", **places)
-    assert "sample 7.5\n" in said
-
-
-def test_an_edit_of_any_source_makes_the_cached_kernels_stale(tmp_path):
-    package = copy_package(tmp_path)
-    cached = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    assert "sample 7.5\n" in python(SAMPLE, **cached)
-    samplers = package / "cpu" / "samplers.py"
-    text = samplers.read_text()
-    one = "ms[:count] = 0 if grid.modulated else 1"
-    assert one in text
-    samplers.chmod(samplers.stat().st_mode | stat.S_IWUSR)
-    samplers.write_text(text.replace(one, one.replace("else 1", "else 2")))
-    assert "sample 15.0\n" in python(SAMPLE, **cached)
