@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cudeform.arrays import Kind, register
 from cudeform.jax.calls import Call
@@ -38,11 +39,13 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     """Answer a call of an operator, or of its backward, with JAX arrays among its arguments."""
     op = name.removesuffix("_backward")
     if op not in _OPERATORS:
+        given = {k: _array(v) for k, v in given.items()}
         return function(**given)  # of JAX's own functions: see _KIND
     needs = given.get("needs")
     if isinstance(needs, Iterable) and not isinstance(needs, str):
         given = {**given, "needs": tuple(needs)}  # an iterator lasts for one reading
     expected = function(**{k: _shape(v) for k, v in given.items()})  # raises what is wrong
+    given = {k: _array(v) for k, v in given.items()}
     given = {k: _rows(v) if k == "boxes" else _frozen(v) for k, v in given.items()}
     arrays = {k: v for k, v in given.items() if isinstance(v, jax.Array)}
     grad_output = arrays.pop("grad_output", None)
@@ -62,8 +65,21 @@ def _shape(value: Any) -> Any:
     """The shape of an array, of each in a list of arrays; anything else as it is."""
     if isinstance(value, jax.Array):
         return Shape(value.shape, value.dtype)
+    if isinstance(value, np.ndarray):
+        single = value.dtype == np.float64 and not jax.config.jax_enable_x64
+        return Shape(value.shape, np.float32 if single else value.dtype)
+    return _each(_shape, value)
+
+
+def _array(value: Any) -> Any:
+    """A NumPy array as JAX takes a constant, also in a list; anything else as it is."""
+    return jnp.asarray(value) if isinstance(value, np.ndarray) else _each(_array, value)
+
+
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    """A list or a tuple with a function of each item; anything else as it is."""
     if isinstance(value, (list, tuple)):
-        return (list if isinstance(value, list) else tuple)(map(_shape, value))
+        return (list if isinstance(value, list) else tuple)(map(function, value))
     return value
 
 
