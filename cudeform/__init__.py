@@ -1,5 +1,6 @@
 """Deformable vision operators on arrays: NumPy on the CPU, CuPy on the GPU, nothing to build."""
 
+from cudeform import imports
 from cudeform.coordinates import convert_roi_offset, points_from_msda, points_to_msda
 from cudeform.offset_layouts import convert_mask, convert_offset, pack_dcnv4, unpack_dcnv4
 from cudeform.ops.deform_conv import (
@@ -57,3 +58,5 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+imports.follow("keras", "cudeform.keras")  # saved models name our layers

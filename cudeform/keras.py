@@ -122,6 +122,16 @@ class DeformConv2D(keras.layers.Conv2D):
         own = {"offset_groups": self.offset_groups, "modulated": self.modulated}
         return {**super().get_config(), **own}
 
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
+        """What TensorFlow asks of a layer that it saves, with or without programs."""
+        if save_type == "savedmodel":
+            raise NotImplementedError(
+                "DeformConv2D: a SavedModel cannot hold it: on TensorFlow it is a function of this "
+                "process, which the process that loads the model does not have; save as .keras, "
+                "or export from the torch backend"
+            )
+        return super()._trackable_children(save_type, **kwargs)
+
     def _options(self, input: Any) -> dict[str, Any]:
         """The options of `cudeform.deform_conv2d` for an image of this size."""
         last = self.data_format == "channels_last"

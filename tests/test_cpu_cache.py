@@ -17,10 +17,10 @@ import llvmlite.binding
 import numba
 import pytest
 from numba.extending import overload
+from processes import python
 
 import cudeform
 from cudeform.cpu import cache, compiler, simd
-from tests.processes import python
 
 
 def twice(x):

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from processes import python
 
 import cudeform
 from cudeform.cpu import threads
-from tests.processes import python
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,7 @@ def test_an_interrupt_waits_for_the_tasks_that_have_begun():
 SHUTDOWN = """
 import atexit, os, threading, time
 from cudeform.cpu import threads
-from tests.processes import python
+from processes import python
 threads.set_num_threads(4)
 
 def check():
