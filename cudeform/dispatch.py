@@ -26,6 +26,7 @@ _BRIDGES = (
     ("jax.core", "Tracer", "cudeform.jax"),  # an Array to isinstance, but not to issubclass
 )
 _CONSTANTS = (np.ndarray, np.memmap)
+_MOST_TYPES = 256
 _found: dict[type, str | None] = dict.fromkeys(
     (np.ndarray, type(None), bool, int, float, str, tuple, list, set, frozenset)
 )
@@ -51,7 +52,9 @@ def _bridge(array_type: type) -> str | None:
     if array_type in _found:
         return _found[array_type]
     found = _bridge_of(array_type)
-    if found != "cudeform.torch":  # torch.compile may be watching, and must see no side effects
+    # torch.compile may be watching, and must see no side effects. Of a program that makes types
+    # without end the later ones are found anew each time, and can be freed.
+    if found != "cudeform.torch" and len(_found) < _MOST_TYPES:
         _found[array_type] = found
     return found
 
