@@ -1,5 +1,7 @@
 """Deformable convolution in blocks: equal to the whole, or an error."""
 
+import pickle
+
 import numpy as np
 import pytest
 from cases import operator, problems
@@ -46,6 +48,8 @@ def test_a_graph_grows_by_a_few_tasks_for_each_block():
     assert len(output.dask.layers) < 10
     # each of side**2 blocks: itself, and pieces of the eight around it, which it has not at borders
     assert len(own) == side**2 + (3 * side - 2) ** 2 - side**2
+    again = pickle.loads(pickle.dumps(output[..., :9, :9]))  # as to a cluster
+    np.testing.assert_array_equal(again, 0)
 
 
 def test_unknown_chunks_are_the_reason(rng):
