@@ -150,7 +150,6 @@ def test_an_interrupt_waits_for_the_tasks_that_have_begun():
 SHUTDOWN = """
 import atexit, os, threading, time
 from cudeform.cpu import threads
-from processes import python
 threads.set_num_threads(4)
 
 def check():
