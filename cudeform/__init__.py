@@ -1,6 +1,6 @@
 """Deformable vision operators on arrays: NumPy on the CPU, CuPy on the GPU, nothing to build."""
 
-from cudeform import dispatch
+from cudeform import dispatch, imports
 from cudeform.coordinates import convert_roi_offset, points_from_msda, points_to_msda
 from cudeform.offset_layouts import convert_mask, convert_offset, pack_dcnv4, unpack_dcnv4
 from cudeform.ops.deform_conv import (
@@ -60,3 +60,4 @@ __all__ = [
 __version__ = "0.1.0"
 
 dispatch.define()
+imports.follow("keras", "cudeform.keras")  # saved models name our layers

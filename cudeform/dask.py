@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property, partial
+from itertools import product
+from operator import getitem
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
 
 from cudeform import arrays, checks
 from cudeform.ops.call import Call
@@ -15,6 +22,9 @@ from cudeform.plans import plan
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["deform_conv2d", "halo"]
+
+_IMAGES = ("input", "offset", "mask")  # have a batch and channels
+_ALL = slice(None)
 
 
 def halo(
@@ -47,8 +57,16 @@ def halo(
     kernel = checks.pair("halo", "kernel_size", kernel_size, 1)
     dilation = checks.pair("halo", "dilation", dilation, 1)
     y, x = _half(kernel, dilation)
-    reach_y, reach_x = _reach(da.asarray(offset))
+    offset = da.asarray(offset)
+    _check_known("halo", "offset", offset)
+    reach_y, reach_x = _reach(offset)
     return y + reach_y, x + reach_x
+
+
+def _check_known(op: str, name: str, array: da.Array) -> None:
+    if np.isnan(array.shape).any():
+        why = "dask does not know the sizes of its blocks: call compute_chunk_sizes() on it first"
+        checks.fail(op, name, "to be of a known shape", array.shape, why)
 
 
 def _half(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
@@ -129,6 +147,8 @@ def deform_conv2d(
     given = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
     names = tuple(given)
     given = {name: da.asarray(array) for name, array in given.items() if array is not None}
+    for name, array in given.items():
+        _check_known("deform_conv2d", name, array)
     options = dict(
         stride=stride, padding=padding, dilation=dilation, border=border, precision=precision
     )
@@ -149,28 +169,94 @@ def deform_conv2d(
 
 def _tiled(plan: ConvPlan, reach: tuple[int, int], given: dict[str, da.Array]) -> da.Array:
     """The result in the blocks of the offset, each from the part of the input that it reads."""
-    given["offset"] = given["offset"].rechunk({1: -1})
+    given = {k: array.rechunk({1: -1} if k in _IMAGES else -1) for k, array in given.items()}
     images, _, rows, columns = given["offset"].chunks
-    compute = dask.delayed(_compute)
-    blocks = []
-    for n in _slices(images):
-        blocks.append([])
-        for i in _slices(rows):
-            blocks[-1].append([])
-            for j in _slices(columns):
-                y, origin_y = _read(plan, reach, 0, i)
-                x, origin_x = _read(plan, reach, 1, j)
-                part = {
-                    "input": given["input"][n, :, y, x],
-                    **{k: given[k][n, :, i, j] for k in ("offset", "mask") if k in given},
-                    **{k: given[k] for k in ("weight", "bias") if k in given},
-                }
-                shape = (n.stop - n.start, plan.out_channels, i.stop - i.start, j.stop - j.start)
-                block = compute(plan, reach, (origin_y, origin_x), part)
-                blocks[-1][-1].append(da.from_delayed(block, shape, meta=given["offset"]._meta))
-    return da.concatenate(
-        [da.concatenate([da.concatenate(row, 3) for row in image], 2) for image in blocks], 0
-    )
+    if "mask" in given:
+        given["mask"] = given["mask"].rechunk({0: images, 2: rows, 3: columns})
+    token = tokenize(repr(plan), reach, *(array.name for array in given.values()))
+    name = f"deform_conv2d-{token}"
+    layer = _Layer(name, plan, reach, given)
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=list(given.values()))
+    chunks = (images, (plan.out_channels,), rows, columns)
+    return da.Array(graph, name, chunks, meta=given["offset"]._meta)
+
+
+class _Layer(Mapping):
+    """The layer of a graph that computes every block, written out when it is first looked into.
+
+    dask's own slicing would take a millisecond for each block.
+    """
+
+    def __init__(
+        self, name: str, plan: ConvPlan, reach: tuple[int, int], given: dict[str, da.Array]
+    ) -> None:
+        self._name, self._plan, self._reach = name, plan, reach
+        self._keys = {k: (array.name, *[0] * array.ndim) for k, array in given.items()}
+        self._chunks = {k: given[k].chunks for k in ("input", "offset")}
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._tasks[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @cached_property
+    def _tasks(self) -> dict[Any, Any]:
+        images, _, rows, columns = map(_slices, self._chunks["offset"])
+        reads_y = [_read(self._plan, self._reach, 0, block) for block in rows]
+        reads_x = [_read(self._plan, self._reach, 1, block) for block in columns]
+        pieces_n = [self._pieces(0, block) for block in images]
+        pieces_y = [self._pieces(2, read) for read, _ in reads_y]
+        pieces_x = [self._pieces(3, read) for read, _ in reads_x]
+        compute = partial(_compute, self._plan, self._reach, tuple(self._keys))
+        tasks: dict[Any, Any] = {}
+        for n, i, j in product(range(len(images)), range(len(rows)), range(len(columns))):
+            origin = reads_y[i][1], reads_x[j][1]
+            part = [
+                [[self._piece(tasks, a, y, x) for x in pieces_x[j]] for y in pieces_y[i]]
+                for a in pieces_n[n]
+            ]
+            others = [
+                (key[0], n, 0, i, j) if k in _IMAGES else key
+                for k, key in self._keys.items()
+                if k != "input"
+            ]
+            tasks[self._name, n, 0, i, j] = (compute, *origin, part, *others)
+        return tasks
+
+    def _pieces(self, axis: int, wanted: slice) -> list[tuple[int, slice]]:
+        """Which blocks of the input have a part of an axis, and what of each."""
+        chunks = self._chunks["input"][axis]
+        ends = np.cumsum(chunks).tolist()
+        found = []
+        for block in range(bisect_right(ends, wanted.start), len(chunks)):
+            begin = ends[block] - chunks[block]
+            if begin >= wanted.stop:
+                break
+            cut = slice(max(wanted.start - begin, 0), min(wanted.stop - begin, chunks[block]))
+            found.append((block, _ALL if cut == slice(0, chunks[block]) else cut))
+        return found or [(0, slice(0, 0))]  # of nothing, nothing of one
+
+    def _piece(self, tasks: dict[Any, Any], *cuts: tuple[int, slice]) -> tuple[Any, ...]:
+        """The key of a piece of a block of the input, after a task that cuts it out."""
+        (n, of_n), (y, of_y), (x, of_x) = cuts
+        block = (self._keys["input"][0], n, 0, y, x)
+        if of_n is _ALL and of_y is _ALL and of_x is _ALL:
+            return block
+        key = (f"input-{self._name}", len(tasks))
+        tasks[key] = (getitem, block, (of_n, _ALL, of_y, of_x))
+        return key
+
+
+def _joined(pieces: Any, axes: tuple[int, ...] = (0, 2, 3)) -> Any:
+    """Nested lists of arrays as one array."""
+    if not axes:
+        return pieces
+    arrays = [_joined(piece, axes[1:]) for piece in pieces]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axes[0])
 
 
 def _slices(chunks: tuple[int, ...]) -> list[slice]:
@@ -191,9 +277,16 @@ def _read(plan: ConvPlan, reach: tuple[int, int], axis: int, block: slice) -> tu
 
 
 def _compute(
-    plan: ConvPlan, reach: tuple[int, int], origin: tuple[int, int], part: dict[str, Any]
+    plan: ConvPlan,
+    reach: tuple[int, int],
+    names: tuple[str, ...],
+    origin_y: int,
+    origin_x: int,
+    pieces: Any,
+    *others: Any,
 ) -> Any:
     """One block of the output."""
+    part = dict(zip(names, (_joined(pieces), *others), strict=True))
     input, offset = part["input"], part["offset"]
     for axis, name in enumerate("yx"):
         magnitude = _finite(offset[:, axis::2])
@@ -210,7 +303,7 @@ def _compute(
         width=input.shape[3],
         out_height=offset.shape[2],
         out_width=offset.shape[3],
-        origin=origin,
+        origin=(origin_y, origin_x),
     )
     kind = arrays.kind_of("deform_conv2d", part, coordinates=("offset",))
     given = {name: arrays.contiguous(array) for name, array in part.items()}

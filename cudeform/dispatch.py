@@ -26,6 +26,8 @@ _BRIDGES = (
     ("jax.core", "Tracer", "cudeform.jax"),  # an Array to isinstance, but not to issubclass
 )
 _TORCH = (2, 8)  # older ones lack what the bridge is made of, and are no obstacle to NumPy
+_CONSTANTS = (np.ndarray, np.memmap)
+_MOST_TYPES = 256
 _found: dict[type, str | None] = dict.fromkeys(
     (np.ndarray, type(None), bool, int, float, str, tuple, list, set, frozenset)
 )
@@ -51,7 +53,9 @@ def _bridge(array_type: type) -> str | None:
     if array_type in _found:
         return _found[array_type]
     found = _bridge_of(array_type)
-    if found != "cudeform.torch":  # torch.compile may be watching, and must see no side effects
+    # torch.compile may be watching, and must see no side effects. Of a program that makes types
+    # without end the later ones are found anew each time, and can be freed.
+    if found != "cudeform.torch" and len(_found) < _MOST_TYPES:
         _found[array_type] = found
     return found
 
@@ -71,15 +75,23 @@ def _framework(value: Any) -> str | None:
     return array_type.__module__.partition(".")[0] if hasattr(array_type, "__dlpack__") else None
 
 
-def _one_framework(op: str, given: dict[str, Any]) -> None:
-    """Check that all arrays of a call, also those in lists, belong to one framework."""
+def _one_framework(op: str, given: dict[str, Any], bridge: str) -> None:
+    """Check that all arrays of a call, also those in lists, belong to one framework.
+
+    NumPy arrays beside JAX's are constants, as they are for JAX itself.
+    """
+    constants = _CONSTANTS if bridge == "cudeform.jax" else ()
     entries = []
     for name, value in given.items():
         if isinstance(value, (list, tuple)):
             entries += [(f"{name}[{i}]", item) for i, item in enumerate(value)]
         else:
             entries.append((name, value))
-    arrays = [(name, framework) for name, v in entries if (framework := _framework(v))]
+    arrays = [
+        (name, framework)
+        for name, value in entries
+        if type(value) not in constants and (framework := _framework(value))
+    ]
     first, expected = arrays[0]
     for name, framework in arrays[1:]:
         if framework != expected:
@@ -136,7 +148,7 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
         if not (fits and required <= frozenset(given) <= known):
             return function(*args, **kwargs)  # raises what Python says of such a call
         if bridge != "cudeform.torch":  # which does this in passing
-            _one_framework(function.__name__, given)
+            _one_framework(function.__name__, given, bridge)
         return _load(bridge)(function.__name__, function, given)
 
     return call

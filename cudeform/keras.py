@@ -110,8 +110,10 @@ class DeformConv2D(keras.layers.Conv2D):
     def call(self, inputs: Any) -> Any:
         offset, mask = self.offset_branch(inputs), None
         if self.modulated:
-            offset, mask = ops.split(offset, [self._offset_channels], axis=self._channels_axis)
-            mask = ops.sigmoid(mask)
+            # not ops.split, of whose parts torch.export does not know the sizes
+            before = (slice(None),) if self._channels_axis == 1 else (Ellipsis,)
+            mask = ops.sigmoid(offset[(*before, slice(self._offset_channels, None))])
+            offset = offset[(*before, slice(self._offset_channels))]
         weight = ops.transpose(self.kernel, (3, 2, 0, 1))  # (kh, kw, C/groups, O) in Keras
         bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
         compute = _on_tensorflow if keras.backend.backend() == "tensorflow" else _compute
@@ -121,6 +123,16 @@ class DeformConv2D(keras.layers.Conv2D):
     def get_config(self) -> dict[str, Any]:
         own = {"offset_groups": self.offset_groups, "modulated": self.modulated}
         return {**super().get_config(), **own}
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
+        """What TensorFlow asks of a layer that it saves, with or without programs."""
+        if save_type == "savedmodel":
+            raise NotImplementedError(
+                "DeformConv2D: a SavedModel cannot hold it: on TensorFlow it is a function of this "
+                "process, which the process that loads the model does not have; save as .keras, "
+                "or export from the torch backend"
+            )
+        return super()._trackable_children(save_type, **kwargs)
 
     def _options(self, input: Any) -> dict[str, Any]:
         """The options of `cudeform.deform_conv2d` for an image of this size."""

@@ -1,6 +1,9 @@
 """The Keras layer on the backend of KERAS_BACKEND, a program of its own: a process has one."""
 
+import importlib.util
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -68,6 +71,50 @@ def learns_and_reloads(data_format, policy=None):
     np.testing.assert_array_equal(found, expected)
 
 
+LOAD = """
+import sys
+import cudeform  # and nothing else of ours
+import keras
+import numpy as np
+
+folder, *programs = sys.argv[1:]
+given, expected = np.load(folder + "/given.npy"), np.load(folder + "/expected.npy")
+network = keras.models.load_model(folder + "/model.keras")
+np.testing.assert_allclose(network.predict(given, verbose=0), expected, rtol=1e-5, atol=1e-6)
+for program in programs:
+    import torch
+    import cudeform.torch
+
+    found = torch.export.load(program).module()(torch.from_numpy(given))
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+"""
+
+
+def loads_in_another_process():
+    """What can be saved; what cannot says so."""
+    x, network = images("channels_last"), model("channels_last", size=(9, 10))
+    layer = network.layers[1]
+    layer.set_weights([RNG.standard_normal(weight.shape) / 9 for weight in layer.get_weights()])
+    with tempfile.TemporaryDirectory() as folder:
+        programs = []
+        if keras.backend.backend() == "torch":
+            programs = [f"{folder}/program.pt2"]
+            signature = [keras.InputSpec(shape=x.shape, dtype="float32")]
+            network.export(*programs, format="torch", verbose=False, input_signature=signature)
+        elif importlib.util.find_spec("tensorflow"):
+            refused = {"tensorflow": "a SavedModel cannot hold it", "jax": "`jax.export` cannot"}
+            try:
+                network.export(f"{folder}/program", verbose=False)
+            except NotImplementedError as error:
+                assert refused[keras.backend.backend()] in str(error)
+            else:
+                raise AssertionError("a program that no other process can run")
+        np.save(f"{folder}/given.npy", x)
+        np.save(f"{folder}/expected.npy", network.predict(x, verbose=0))
+        network.save(f"{folder}/model.keras")
+        subprocess.run([sys.executable, "-c", LOAD, folder, *programs], check=True)
+
+
 def config_round_trip():
     layer = DeformConv2D(
         8, (3, 5), strides=(2, 1), padding="same", groups=2, offset_groups=2, modulated=True
@@ -114,6 +161,7 @@ def main():
         starts_as_plain_convolution(data_format, dilation_rate=(2, 1), groups=2, use_bias=False)
         learns_and_reloads(data_format, policies[data_format])
     starts_as_plain_convolution("channels_last", (10, 11), padding="same", strides=3)
+    loads_in_another_process()
     config_round_trip()
     refuses()
     if keras.backend.backend() == "tensorflow":

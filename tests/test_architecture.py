@@ -17,7 +17,7 @@ PACKAGE = ROOT / "cudeform"
 # From the ground up. A module imports from floors below its own, or from its own room if that
 # is an open one. An entry that ends with a dot is a room: a package with all that is in it.
 FLOORS = [
-    ["checks"],
+    ["checks", "imports"],
     ["arrays", "dispatch"],
     ["plans."],
     ["boxes"],

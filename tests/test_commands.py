@@ -13,7 +13,7 @@ import pytest
 
 import cudeform
 from cudeform import __main__ as command_line
-from cudeform.commands import bench, bench_cuda, machine, peers, selftest
+from cudeform.commands import bench, bench_cuda, info, machine, peers, selftest
 from cudeform.commands.table import table
 from cudeform.commands.workload import CPU, Convolution, Pooling, cast
 from cudeform.registry import OPERATORS
@@ -110,16 +110,46 @@ class TestInfo:
             r"cpu backend +ready",
             r"cuda backend +not available: .+",
             r"threads +\d+",
-            r"Numba +\S+",
-            r"CuPy +\S+",
+            r"Numba +\S+ \(.+\)",
+            r"CuPy +\S+ \(.+\)",
         ):
             assert re.search(rf"^  {line}$", done.stdout, re.MULTILINE), line
 
     def test_never_imports_a_framework(self, tmp_path):
-        for name in ("torch", "jax", "keras", "numba", "matplotlib"):
+        for name in ("torch", "jax", "keras", "matplotlib"):
             (tmp_path / f"{name}.py").write_text("raise SystemExit('imported ' + __name__)\n")
+        (tmp_path / "numba.py").write_text("raise ImportError('not here')\n")
         done = run(tmp_path, "info", path=[tmp_path])
         assert done.returncode == 0, done.stderr
+        assert re.search(r"^  Numba +Numba is missing$", done.stdout, re.MULTILINE)
+
+    def test_shows_the_cache_that_is_used(self, tmp_path, monkeypatch):
+        """An unwritable NUMBA_CACHE_DIR is not."""
+        import numba
+
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "file" / "x"))
+        assert str(tmp_path) not in info.facts()["caches"]["Numba"]
+        monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+        assert info.facts()["caches"]["Numba"].startswith(str(tmp_path / "cache" / "cpu_"))
+
+    @pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners on this system")
+    @pytest.mark.parametrize("open_to", ["", "folder", "folder/cache", "folder/cache/a.cubin"])
+    @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
+    def test_says_whether_others_can_write_to_a_cache(self, tmp_path, monkeypatch, open_to, mode):
+        cache = tmp_path / "folder" / "cache"
+        cache.mkdir(parents=True)
+        (cache / "a.cubin").write_bytes(b"")
+        for path in (tmp_path / "folder", cache, cache / "a.cubin"):
+            path.chmod(0o755)
+        monkeypatch.setenv("CUPY_CACHE_DIR", str(cache))
+        if open_to:
+            (tmp_path / open_to).chmod(mode)
+        said = info.facts()["caches"]["CuPy"]
+        if open_to and (mode, open_to) != (0o1777, "folder"):  # as /tmp
+            assert f"OTHERS CAN WRITE to {tmp_path / open_to}, and" in said
+        else:
+            assert said == f"{cache} (others cannot write to it)"
 
     def test_names_the_command_for_what_is_missing(self, monkeypatch, capsys):
         installed = machine.version

@@ -1,18 +1,15 @@
 """The pool of threads: any caller, any number of threads, after fork, with errors and settings."""
 
 import os
-import shutil
 import signal
-import stat
-import subprocess
-import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import python
 
 import cudeform
 from cudeform.cpu import threads
@@ -82,6 +79,106 @@ def test_an_error_on_another_thread_reaches_the_caller():
 
     with pytest.raises(KeyError, match="elsewhere"):
         threads.run(task, 2)
+
+
+@pytest.fixture
+def thread_limit(monkeypatch):
+    """Call it with n: only n more threads of the pool can be started, of the seven it wants."""
+    threads.set_num_threads(8)
+    start = threading.Thread.start
+
+    def set_limit(allowed):
+        tickets = iter(range(allowed))
+
+        def limited(thread):
+            if thread.name.startswith("cudeform") and next(tickets, None) is None:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+
+    return set_limit
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2, 6])
+def test_a_call_is_finished_however_few_threads_can_be_started(thread_limit, allowed):
+    thread_limit(allowed)
+    for _ in range(10):
+        done = [0] * 32
+
+        def task(i, done=done):
+            time.sleep(0.001)
+            done[i] += 1
+
+        threads.run(task, len(done))
+        assert done == [1] * len(done)
+
+
+def test_an_error_reaches_the_caller_where_not_all_threads_can_be_started(thread_limit):
+    thread_limit(1)
+    test_an_error_on_another_thread_reaches_the_caller()
+
+
+def test_without_threads_no_array_is_kept(thread_limit):
+    thread_limit(0)
+    array = np.zeros(3)
+    known = weakref.ref(array)
+    threads.run(lambda i, array=array: array.fill(i), 9)
+    del array
+    assert known() is None
+
+
+def test_an_interrupt_waits_for_the_tasks_that_have_begun():
+    """What they write belongs to the caller again when the call ends, however it ends."""
+    together = threading.Barrier(2, timeout=60)
+    caller = threading.get_ident()
+    ended = []
+
+    def task(i):
+        together.wait()
+        if threading.get_ident() != caller:
+            time.sleep(0.05)  # the caller waits by now
+            signal.pthread_kill(caller, signal.SIGINT)
+            time.sleep(0.2)
+            ended.append(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.run(task, 2)
+    assert len(ended) == 1
+
+
+SHUTDOWN = """
+import atexit, os, threading, time
+from cudeform.cpu import threads
+threads.set_num_threads(4)
+
+def check():
+    done = [0] * 16
+    def task(i):
+        time.sleep(0.001)
+        done[i] += 1
+    threads.run(task, len(done))
+    if done != [1] * len(done):
+        os.write(1, b"unfinished")
+
+def for_ever():
+    while True:
+        check()
+
+def last():
+    check()
+    time.sleep(0.1)  # the others see the end too
+    os.write(1, b"last")
+
+atexit.register(last)
+for _ in range(3):
+    threading.Thread(target=for_ever, daemon=True).start()
+time.sleep(0.05)
+"""
+
+
+def test_calls_are_finished_while_the_interpreter_shuts_down():
+    assert python(SHUTDOWN) == "last"
 
 
 def test_eight_python_threads_at_once():
@@ -167,21 +264,6 @@ def test_a_wrong_number_of_threads_is_named(value, error, message):
     assert threads.get_num_threads() == 4
 
 
-def python(code, **environment):
-    """Run code in a new process; what it prints, errors included."""
-    root = str(Path(cudeform.__file__).parents[1])
-    environment = {"PYTHONPATH": root, **environment}
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        cwd=environment["PYTHONPATH"],  # Python looks for the package there first
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return run.stdout + run.stderr
-
-
 ASK = "from cudeform.cpu.threads import get_num_threads as n; print('threads', n())"
 
 
@@ -201,42 +283,3 @@ def test_a_wrong_environment_is_named(value):
 def test_the_default_is_the_cpus_this_process_may_use():
     one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
     assert "threads 1\n" in python(one + ASK, CUDEFORM_NUM_THREADS="")
-
-
-SAMPLE = """
-import numpy, cudeform
-image = numpy.arange(12.0, dtype="float32").reshape(1, 1, 3, 4)
-print("sample", cudeform.bilinear_sample(image, numpy.full((1, 1, 2), 1.5, "float32")).item())
-"""
-
-
-def copy_package(folder):
-    """A copy of the package alone, without what Numba has cached."""
-    source = Path(cudeform.__file__).parent
-    ignore = shutil.ignore_patterns("__pycache__")
-    return shutil.copytree(source, folder / "cudeform", ignore=ignore)
-
-
-def test_kernels_compile_where_nothing_can_be_written(tmp_path):
-    """No place for Numba's cache: each of its candidates is a path below a file."""
-    package = copy_package(tmp_path)
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    (package / "cpu" / "__pycache__").write_text("")  # in the way, whoever runs the tests
-    places = {name: str(blocked / "x") for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")}
-    places["NUMBA_CACHE_DIR"] = ""
-    said = python(SAMPLE, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1", **places)
-    assert "sample 7.5\n" in said
-
-
-def test_an_edit_of_any_source_makes_the_cached_kernels_stale(tmp_path):
-    package = copy_package(tmp_path)
-    cached = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    assert "sample 7.5\n" in python(SAMPLE, **cached)
-    samplers = package / "cpu" / "samplers.py"
-    text = samplers.read_text()
-    one = "ms[:count] = 0 if grid.modulated else 1"
-    assert one in text
-    samplers.chmod(samplers.stat().st_mode | stat.S_IWUSR)
-    samplers.write_text(text.replace(one, one.replace("else 1", "else 2")))
-    assert "sample 15.0\n" in python(SAMPLE, **cached)

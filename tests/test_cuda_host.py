@@ -1,5 +1,6 @@
 """The host side of the CUDA backend, beyond what the operators' own tests reach by small shapes."""
 
+import os
 import re
 from dataclasses import replace
 from functools import partial
@@ -407,6 +408,32 @@ def test_missing_nvrtc_names_the_command(cupy_device):
 def test_other_compile_errors_are_not_disguised(cupy_device):
     device, _ = cupy_device(_FakeModule(RuntimeError("expected a ';'")))
     with pytest.raises(RuntimeError, match="expected a ';'"):
+        device.launch(sort.UNIT, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
+
+
+class _NoCache(_FakeModule):
+    """What CuPy does where it cannot write."""
+
+    def compile(self):
+        if "CUPY_CACHE_IN_MEMORY" not in os.environ:
+            raise OSError(28, "No space left on device", "/cache/tmp1")
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(cupy_device, monkeypatch):
+    monkeypatch.delenv("CUPY_CACHE_IN_MEMORY", raising=False)
+    module = _NoCache()
+    device, _ = cupy_device(module)
+    other = replace(sort.UNIT)
+    with pytest.warns(RuntimeWarning, match="cannot keep compiled kernels.*No space") as warned:
+        for unit in (sort.UNIT, other):
+            device.launch(unit, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
+    assert len(warned) == 1 and len(module.launches) == 2
+    assert "CUPY_CACHE_IN_MEMORY" not in os.environ
+
+
+def test_an_error_of_the_system_that_is_not_the_cache_reaches_the_caller(cupy_device):
+    device, _ = cupy_device(_FakeModule(OSError("out of handles")))
+    with pytest.warns(RuntimeWarning), pytest.raises(OSError, match="out of handles"):
         device.launch(sort.UNIT, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
 
 

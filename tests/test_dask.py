@@ -1,5 +1,7 @@
 """Deformable convolution in blocks: equal to the whole, or an error."""
 
+import pickle
+
 import numpy as np
 import pytest
 from cases import operator, problems
@@ -32,6 +34,36 @@ def test_blocks_give_what_the_whole_gives(case, rng):
     assert found.shape == expected.shape and found.dtype == expected.dtype
     assert found.chunks[2:] == arrays["offset"].chunks[2:]
     assert_close(found.compute(), expected)
+
+
+def test_a_graph_grows_by_a_few_tasks_for_each_block():
+    """As that of `map_overlap` does: each block asks for the blocks around it, and for no more."""
+    size, side = 8, 12
+    shape, chunks = (1, 2, size * side, size * side), (1, 2, size, size)
+    image = da.zeros(shape, chunks=chunks, dtype=np.float32)
+    offset = da.zeros((1, 18, *shape[2:]), chunks=(1, 18, size, size), dtype=np.float32)
+    weight = np.ones((2, 2, 3, 3), np.float32)
+    output = blocks.deform_conv2d(image, offset, weight, padding=1, halo=(3, 3))
+    own = dict(output.dask.layers[output.name])
+    assert len(output.dask.layers) < 10
+    # each of side**2 blocks: itself, and pieces of the eight around it, which it has not at borders
+    assert len(own) == side**2 + (3 * side - 2) ** 2 - side**2
+    again = pickle.loads(pickle.dumps(output[..., :9, :9]))  # as to a cluster
+    np.testing.assert_array_equal(again, 0)
+
+
+def test_unknown_chunks_are_the_reason(rng):
+    arguments = image(rng, 0)
+    for name in ("input", "offset"):
+        array = arguments[name]
+        unknown = array[array[:, 0, 0, 0] == array[:, 0, 0, 0]]
+        message = f"expected `{name}` to be of a known shape, got .nan.*compute_chunk_sizes"
+        with pytest.raises(ValueError, match=message):
+            blocks.deform_conv2d(**{**arguments, name: unknown})
+        unknown.compute_chunk_sizes()
+        assert blocks.deform_conv2d(**{**arguments, name: unknown}).shape == (1, 3, 40, 40)
+    with pytest.raises(ValueError, match="halo: expected `offset` to be of a known shape"):
+        blocks.halo(array[array[:, 0, 0, 0] == 0], 3)
 
 
 def image(rng, reach):

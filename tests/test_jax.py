@@ -297,10 +297,73 @@ def test_errors_are_our_own_also_in_a_program():
 
 def test_frameworks_do_not_mix():
     given, function = small("deform_conv2d")
-    given["weight"] = np.asarray(given["weight"])
+    given["weight"] = np.ma.asarray(given["weight"])  # JAX would drop the mask
     message = "expected `weight` to be a jax array like `input`, got a numpy array"
     with pytest.raises(TypeError, match=message):
         jax.jit(lambda input: function({**given, "input": input}))(given["input"])
+
+
+@pytest.mark.parametrize("name", ["bilinear_sample", "deform_conv2d", "roi_pool"])
+def test_numpy_arrays_beside_one_of_jax_are_constants(name):
+    """Whichever is JAX's, in a program and outside."""
+    of = problem(name, [case for row, case in problems() if row == name][0], "float64")
+    expected = of.row.call(of.case)
+    for argument, array in of.case.arrays.items():
+
+        def function(traced, array=array):
+            return of.row.call(of.case, lambda given: traced if given is array else given)
+
+        for call in (function, jax.jit(function)):
+            output = call(jnp.asarray(array))
+            assert isinstance(output, jax.Array), argument
+            np.testing.assert_array_equal(output, expected)
+    found = of.row.call_backward(jnp.asarray(of.grad_output), of.case)
+    for gradient, want in zip(found, of.row.call_backward(of.grad_output, of.case), strict=True):
+        assert (gradient is None) == (want is None)
+        if want is not None:
+            assert isinstance(gradient, jax.Array)
+            np.testing.assert_array_equal(gradient, want)
+
+
+def test_numpy_arrays_have_the_dtype_that_jax_gives_them():
+    given, function = small("conv2d")
+    weight = np.asarray(given["weight"])
+    with jax.enable_x64(False):
+        single = {k: jnp.asarray(v, jnp.float32) for k, v in given.items()}
+        np.testing.assert_array_equal(function({**single, "weight": weight}), function(single))
+        with pytest.raises(TypeError, match="`weight` of dtype float32 like `input`, got float16"):
+            function({**single, "weight": weight.astype(np.float16)})
+    with pytest.raises(TypeError, match="`weight` of dtype float64 like `input`, got float32"):
+        function({**given, "weight": weight.astype(np.float32)})
+    with pytest.raises(TypeError, match="expected `weight` of dtype float16, "):
+        function({**given, "weight": weight.astype(object)})
+
+
+def test_converters_take_constants_of_numpy_too():
+    offset, mask = np.arange(36.0).reshape(2, 1, 1, 18), np.ones((2, 1, 1, 9))
+    expected = cudeform.pack_dcnv4(offset, mask, 1)
+    packed = jax.jit(lambda offset: cudeform.pack_dcnv4(offset, mask, 1))(jnp.asarray(offset))
+    np.testing.assert_array_equal(packed, expected)
+
+
+def test_without_jit():
+    """Every primitive, as a debugger wants to see the rest of a program."""
+    given, function = small("deform_conv2d")
+    expected = [function(given), jax.grad(lambda g: jnp.sum(function(g)))(given)]
+    tangents = directions(given)
+    expected += [jax.jvp(function, (given,), (tangents,))[1]]
+    with jax.disable_jit():
+        found = [function(given), jax.jit(jax.grad(lambda g: jnp.sum(function(g))))(given)]
+        found += [jax.jvp(function, (given,), (tangents,))[1]]
+        assert jax.vmap(function)({k: v[None] for k, v in given.items()})[0].shape
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_what_cannot_be_saved_says_so():
+    given, function = small("deform_conv2d")
+    for of in (function, jax.grad(lambda g: jnp.sum(function(g)))):
+        with pytest.raises(NotImplementedError, match="deform_conv2d: `jax.export` cannot save it"):
+            jax.export.export(jax.jit(of))(given)
 
 
 def test_float64_arrays_stay_so_without_x64():
@@ -322,8 +385,10 @@ def test_boxes_may_be_a_list_and_their_images_are_checked():
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match="expected `boxes` of length 2"):
         cudeform.roi_align(images, [corners], 2)
+    mixed = [np.asarray(corners[:0]), corners]
+    np.testing.assert_array_equal(cudeform.roi_align(images, mixed, 2), expected)
     with pytest.raises(TypeError, match=r"expected `boxes\[1\]` to be a jax array like `input`"):
-        cudeform.roi_align(images, [corners, np.asarray(corners)], 2)
+        cudeform.roi_align(images, [corners, np.ma.asarray(corners)], 2)
     wrong = rows.at[0, 0].set(7)  # what is in an array is known when the program runs
     errors = (jax.errors.JaxRuntimeError, ValueError)  # by where JAX notices it
     with pytest.raises(errors, match="whole image indices from 0 to 1"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import stat
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,11 +76,33 @@ def _cpu_backend() -> str:
 
 
 def _caches() -> dict[str, str]:
-    """Where compiled kernels are kept between runs."""
-    package = Path(cudeform.__file__).parent
-    numba = os.environ.get("NUMBA_CACHE_DIR") or str(package / "cpu" / "__pycache__")
-    cupy = os.environ.get("CUPY_CACHE_DIR") or str(Path.home() / ".cupy" / "kernel_cache")
-    return {"Numba": numba, "CuPy": cupy}
+    """Where compiled kernels are kept between runs, and who can write there."""
+    cupy = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
+    try:
+        from cudeform.cpu.cache import folder  # asks Numba: the folder depends on what it can write
+
+        numba = _with_writers(Path(folder()))
+    except ImportError:
+        numba = "Numba is missing"
+    except RuntimeError:
+        numba = "nowhere: no folder can be written"
+    return {"Numba": numba, "CuPy": _with_writers(Path(cupy))}
+
+
+def _with_writers(folder: Path) -> str:
+    """A folder, and whether others can put kernels there, which will run as this user."""
+    if not hasattr(os, "getuid"):
+        return str(folder)
+    folder = folder.resolve()
+    # What decides who can change a file in it. What does not exist yet will be this user's.
+    ways = [folder, *folder.parents, *folder.glob("*.nb[ci]"), *folder.glob("*.cubin")]
+    for path in filter(Path.exists, ways):
+        facts = path.stat()
+        # In a sticky folder, as /tmp is, others make files, and cannot move those of this user.
+        safe = path in folder.parents and bool(facts.st_mode & stat.S_ISVTX)
+        if facts.st_uid not in (os.getuid(), 0) or (facts.st_mode & 0o022 and not safe):
+            return f"{folder} (OTHERS CAN WRITE to {path}, and so run code as you)"
+    return f"{folder} (others cannot write to it)"
 
 
 def _missing() -> dict[str, str]:

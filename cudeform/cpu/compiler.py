@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 from numba import njit
+from numba.core.compiler_lock import global_compiler_lock
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
+from cudeform.cpu import cache
+
 __all__ = ["inlined", "inner", "kernel", "record"]
-
-
-def _fingerprint() -> str | None:
-    """A digest of this package's sources; None where they are not files."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    if not sources:
-        return None
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
-
-
-_SOURCES = _fingerprint()
 
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile for Python to call, at the first call of each dtype; cached on disk where possible.
-
-    Numba looks at the one file a kernel stands in to tell whether its copy on disk is stale, and
-    would keep a kernel that calls into another, edited file. Here any edit makes all copies stale.
-    """
-    try:
-        compiled = njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # neither the package, nor NUMBA_CACHE_DIR, nor the home can be written
-        return njit(**_OPTIONS)(function)
-    index = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if _SOURCES is not None and hasattr(index, "_source_stamp"):
-        index._source_stamp = _SOURCES
+    """Compile for Python to call, at the first call of each dtype; kept on disk where possible."""
+    compiled = njit(**_OPTIONS)(function)
+    cache.keep(compiled)
     return compiled
 
 
@@ -68,3 +48,25 @@ def record(kind: type) -> Callable[..., Any]:
         return kind(*to_fixed_tuple(numbers[at : at + size], size))
 
     return read
+
+
+# In a child after a fork no other thread exists, and what one was compiling would stay half done
+# and locked for ever. So a fork waits until nothing is compiled: for Numba's lock, which is held
+# for as long as it compiles, then for LLVM's; Numba takes them in this order too.
+_LOCKS = (global_compiler_lock._lock, llvmlite.binding.ffi.lib._lock._lock)
+
+
+def _before_fork() -> None:
+    for lock in _LOCKS:
+        lock.acquire()
+
+
+def _after_fork() -> None:
+    for lock in reversed(_LOCKS):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )

@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from cudeform import checks
 
@@ -93,32 +93,76 @@ def set_num_threads(n: int) -> None:
         old.shutdown(wait=False)  # what it was given, it still does
 
 
+class _Call:
+    """The tasks of one call of `run`, for whichever threads come to do them."""
+
+    def __init__(self, task: Callable[[int], None], count: int) -> None:
+        self._task = task
+        self._left = deque(range(count))
+        self._helpers = 0  # at work now
+        self._changed = threading.Condition()
+        self.errors: list[BaseException] = []
+
+    def work(self) -> None:
+        while True:
+            try:
+                index = self._left.popleft()
+            except IndexError:
+                return
+            self._task(index)
+
+    def help(self) -> None:
+        """`work` on a thread of the pool; nothing where it comes too late."""
+        with self._changed:
+            if not self._left:
+                return
+            self._helpers += 1
+        try:
+            self.work()
+        except BaseException as error:  # for the caller, who waits
+            self.errors.append(error)
+        finally:
+            with self._changed:
+                self._helpers -= 1
+                self._changed.notify()
+
+    def end(self) -> None:
+        """Start no more tasks, wait for those begun, raise the first error.
+
+        Arrays that a task writes must not be given back before, whatever happens: an interrupt
+        is raised afterwards.
+        """
+        while True:
+            try:
+                self._left.clear()
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._helpers)
+                break
+            except BaseException as interrupt:
+                self.errors.append(interrupt)
+        del self._task  # a pool without threads may hold this call, but not the arrays
+        errors, self.errors = self.errors, []
+        try:
+            if errors:
+                raise errors[0]
+        finally:
+            del errors  # or the error would hold itself
+
+
 def run(task: Callable[[int], None], count: int) -> None:
     """Call task(0), ..., task(count - 1), each once, on several threads, in order of start.
 
-    The caller works too, so that a busy pool delays nothing and a call from inside another pool
-    cannot deadlock. Returns when all tasks have ended; then the first exception is raised.
+    The caller works too, so that a busy pool delays nothing, a call from inside another pool
+    cannot deadlock, and everything is done where no thread can be started. Returns when all tasks
+    have ended; then the first exception is raised.
     """
-    left = deque(range(count))
-
-    def work() -> None:
-        while True:
-            try:
-                index = left.popleft()
-            except IndexError:
-                return
-            task(index)
-
-    helpers = _start(work, min(get_num_threads(), count) - 1)
+    call = _Call(task, count)
     try:
-        work()
-    finally:
-        left.clear()
-        started = [helper for helper in helpers if not helper.cancel()]
-        errors = [helper.exception() for helper in started]  # waits
-    for error in errors:
-        if error is not None:
-            raise error
+        _start(call.help, min(get_num_threads(), count) - 1)
+        call.work()
+    except BaseException as error:
+        call.errors.append(error)
+    call.end()
 
 
 def share(task: Callable[[int, int], None], count: int, work: float = _SMALL) -> None:
@@ -134,17 +178,25 @@ def share(task: Callable[[int, int], None], count: int, work: float = _SMALL) ->
     run(lambda i: task(count * i // pieces, count * (i + 1) // pieces), pieces)
 
 
-def _start(work: Callable[[], None], helpers: int) -> list[Future]:
+def _start(help: Callable[[], None], helpers: int) -> None:
+    """Ask up to this many threads of the pool for help; fewer may come, and later than now.
+
+    Futures would not tell: the executor may queue what it then cannot start a thread for, raise,
+    and still do it when another thread is free.
+    """
     global _pool
     if helpers < 1:
-        return []
+        return
     with _lock:
         if _pool is None:
             _pool = ThreadPoolExecutor(max(get_num_threads() - 1, 1), "cudeform")
-        try:
-            return [_pool.submit(work) for _ in range(helpers)]
-        except RuntimeError:  # the interpreter is shutting down: the caller works alone
-            return []
+        for i in range(helpers):
+            try:
+                _pool.submit(help)
+            except (RuntimeError, MemoryError):  # a limit, or the interpreter is shutting down
+                if i == 0:
+                    _pool = None  # nobody reads its queue, which would grow with every call
+                return
 
 
 def _after_fork() -> None:

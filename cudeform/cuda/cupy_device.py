@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +21,7 @@ _CUDA_TYPES = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}
 _COMPUTE_32F, _COMPUTE_32F_FAST_TF32, _COMPUTE_64F = 68, 77, 70
 _DEFAULT_MATH_WITHOUT_REDUCED_PRECISION = 16
 _DEFAULT_ALGORITHM = -1
+_IN_MEMORY = "CUPY_CACHE_IN_MEMORY"
 _SHARED_BYTES = 48 << 10  # that every block may have
 
 
@@ -32,6 +35,7 @@ class CupyDevice:
         self._kernels: dict[tuple[Unit, str], Any] = {}
         self._modules: dict[Unit, Any] = {}
         self._lock = threading.Lock()
+        self._told = False  # that there is no cache
         self._scalars = {
             dtype: (np.zeros((), dtype), np.ones((), dtype)) for dtype in ("float32", "float64")
         }
@@ -65,8 +69,23 @@ class CupyDevice:
             module.compile()
         except (ImportError, OSError, RuntimeError) as error:
             self._explain(error, "nvrtc", "NVRTC, which compiles the kernels at their first call")
-            raise
+            if not isinstance(error, OSError) or _IN_MEMORY in os.environ:
+                raise
+            self._compile_in_memory(module, error)
         return module
+
+    def _compile_in_memory(self, module: Any, error: OSError) -> None:
+        """Without CuPy's folder of compiled kernels, of which it has said what is wrong."""
+        if not self._told:
+            self._told = True
+            what = "CuPy cannot keep compiled kernels, and every process compiles them"
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"cudeform: {what}; {reason}", RuntimeWarning, stacklevel=2)
+        os.environ[_IN_MEMORY] = "1"  # CuPy looks at it for each module
+        try:
+            module.compile()
+        finally:
+            del os.environ[_IN_MEMORY]
 
     def _explain(self, error: Exception, library: str, what: str) -> None:
         """Name the command that installs a CUDA library, if its absence is what went wrong."""

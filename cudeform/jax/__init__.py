@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cudeform import checks
 from cudeform.arrays import Kind, register
@@ -40,8 +41,10 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     """Answer a call of an operator, or of its backward, with JAX arrays among its arguments."""
     op = name.removesuffix("_backward")
     if op not in _OPERATORS:
+        given = {k: _array(v) for k, v in given.items()}
         return function(**given)  # of JAX's own functions: see _KIND
     row = _OPERATORS[op]
+    given = {k: _array(v) for k, v in given.items()}
     given = {k: _rows(name, v, given) if k == "boxes" else _frozen(v) for k, v in given.items()}
     needs, grad_output = given.pop("needs", None), given.pop("grad_output", None)
     names = (*(argument.name for argument in row.arguments), "argmax")
@@ -59,6 +62,15 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     static.check(operands, grad_output)
     found = backward(static, grad_output, operands, needed)
     return row.gradients(**dict(zip(needed, found, strict=True)))
+
+
+def _array(value: Any) -> Any:
+    """A NumPy array as JAX takes a constant, also in a list; anything else as it is."""
+    if isinstance(value, np.ndarray):
+        return jnp.asarray(value)
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple)(map(_array, value))
+    return value
 
 
 def _frozen(value: Any) -> Any:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import ad
+from jax.interpreters import ad, mlir
 
 from cudeform.jax.calls import Call
 
-__all__ = ["avals", "batch", "bind", "is_zero", "primitive", "transpose", "unknown"]
+__all__ = [
+    "avals",
+    "batch",
+    "bind",
+    "is_zero",
+    "lower",
+    "primitive",
+    "transpose",
+    "unknown",
+]
 
 
 def primitive(name: str) -> Primitive:
-    """A primitive with several results; outside of a program, a program of its own."""
+    """A primitive with several results; outside of a program, a program of its own.
+
+    Also under `jax.disable_jit`: what a callback computes exists in programs only.
+    """
     new = Primitive(f"cudeform_{name}")
     new.multiple_results = True
 
@@ -25,8 +38,27 @@ def primitive(name: str) -> Primitive:
     def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         return jax.jit(partial(new.bind, **dict(params)))
 
-    new.def_impl(lambda *operands, **params: compiled(tuple(params.items()))(*operands))
+    def run(*operands: Any, **params: Any) -> list[Any]:
+        with jax.disable_jit(False) if jax.config.jax_disable_jit else nullcontext():
+            return compiled(tuple(params.items()))(*operands)
+
+    new.def_impl(run)
     return new
+
+
+def lower(primitive: Primitive, program: Callable[..., list[Any]]) -> None:
+    """Say what a primitive is in a program, in terms of JAX's own functions and of others."""
+    rule = mlir.lower_fun(program, multiple_results=True)
+
+    def checked(context: Any, *operands: Any, call: Call, **params: Any) -> Any:
+        if context.module_context.lowering_parameters.for_export:
+            raise NotImplementedError(
+                f"{call.op}: `jax.export` cannot save it: it is a callback into this process, "
+                "which the process that loads the program does not have"
+            )
+        return rule(context, *operands, call=call, **params)
+
+    mlir.register_lowering(primitive, checked)
 
 
 def _varying(array: Any) -> frozenset[str]:

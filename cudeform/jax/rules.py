@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
 from cudeform import derivatives
 from cudeform.jax.buffers import compute
@@ -29,6 +29,7 @@ from cudeform.jax.primitives import (
     batch,
     bind,
     is_zero,
+    lower,
     primitive,
     transpose,
     unknown,
@@ -137,7 +138,7 @@ def _forward_batch(operands: Any, dims: Any, *, call: Call) -> Any:
 
 
 _forward_p.def_abstract_eval(_forward_avals)
-mlir.register_lowering(_forward_p, mlir.lower_fun(_forward_program, multiple_results=True))
+lower(_forward_p, _forward_program)
 ad.primitive_jvps[_forward_p] = _forward_jvp
 ad.primitive_transposes[_forward_p] = _forward_transpose
 batching.primitive_batchers[_forward_p] = _forward_batch
@@ -202,7 +203,7 @@ def _tangent_batch(operands: Any, dims: Any, *, call: Call, along: tuple[str, ..
 _compiled_tangent = _tangent_p.impl
 _tangent_p.def_impl(_tangent_impl)
 _tangent_p.def_abstract_eval(_tangent_avals)
-mlir.register_lowering(_tangent_p, mlir.lower_fun(_tangent_program, multiple_results=True))
+lower(_tangent_p, _tangent_program)
 ad.primitive_jvps[_tangent_p] = _tangent_jvp
 ad.primitive_transposes[_tangent_p] = _tangent_transpose
 batching.primitive_batchers[_tangent_p] = _tangent_batch
@@ -271,7 +272,7 @@ def _backward_batch(operands: Any, dims: Any, *, call: Call, needs: tuple[str, .
 
 
 _backward_p.def_abstract_eval(_backward_avals)
-mlir.register_lowering(_backward_p, mlir.lower_fun(_backward_program, multiple_results=True))
+lower(_backward_p, _backward_program)
 ad.primitive_jvps[_backward_p] = _backward_jvp
 ad.primitive_transposes[_backward_p] = _backward_transpose
 batching.primitive_batchers[_backward_p] = _backward_batch
