@@ -30,11 +30,14 @@ def _is_image(axes):
 
 
 class Problem:
-    """A case in one dtype: arguments, a grad_output, and the reference's answers in float64."""
+    """A case in one dtype: arguments, a grad_output, and the reference's answers in float64.
 
-    def __init__(self, row, case, dtype, seed=7):
+    `others` are the dtypes of arguments that have another one.
+    """
+
+    def __init__(self, row, case, dtype, seed=7, **others):
         dtype = dtype_of(dtype)
-        arrays = {name: array.astype(dtype) for name, array in case.arrays.items()}
+        arrays = {k: a.astype(dtype_of(others.get(k, dtype))) for k, a in case.arrays.items()}
         self.row, self.case = row, Case(case.name, arrays, case.options)
         self._images = {a.name for a in row.arguments if _is_image(a.axes)}
         self._channels_last = case.options.get("layout", "NCHW") == "NHWC"
