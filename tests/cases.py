@@ -31,12 +31,18 @@ def _is_image(axes):
 
 
 class Problem:
-    """A case in one dtype: arguments, a grad_output, and the reference's answers in float64."""
+    """A case in one dtype: arguments, a grad_output, and the reference's answers in float64.
 
-    def __init__(self, row, case, dtype, seed=7, keep=False):
-        """With `keep` the arrays are of the dtypes that they have, and only the rest of `dtype`."""
+    With `keep` the arrays have the dtypes that they come with; `others` are the dtypes of arguments
+    that have another one.
+    """
+
+    def __init__(self, row, case, dtype, seed=7, keep=False, **others):
         dtype = dtype_of(dtype)
-        arrays = {n: array if keep else array.astype(dtype) for n, array in case.arrays.items()}
+        arrays = {
+            name: array if keep else array.astype(dtype_of(others.get(name, dtype)))
+            for name, array in case.arrays.items()
+        }
         self.row, self.case = row, Case(case.name, arrays, case.options)
         self._images = {a.name for a in row.arguments if _is_image(a.axes)}
         self._channels_last = case.options.get("layout", "NCHW") == "NHWC"

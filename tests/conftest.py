@@ -1,5 +1,9 @@
 """Fixtures that every test may ask for."""
 
+import importlib
+import sys
+from pathlib import Path
+
 import backends
 import hypothesis
 import numpy as np
@@ -13,6 +17,8 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=500)
 hypothesis.settings.load_profile("repeatable")
 
+STANDIN = ("cupy", "cupy_backends")
+
 
 @pytest.fixture(params=list(backends.BACKENDS))
 def backend(request):
@@ -21,6 +27,24 @@ def backend(request):
     backends.require(chosen)
     with chosen.active():
         yield chosen
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """The CuPy of tests/standin, which ``import cupy`` finds while the test runs."""
+    from cudeform import arrays
+    from cudeform.cuda import device
+
+    backends.require(backends.BACKENDS["emulator"])
+    monkeypatch.syspath_prepend(Path(__file__).with_name("standin"))
+    for name in [name for name in sys.modules if name.partition(".")[0] in STANDIN]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(device, "_cupy_devices", {})
+    module = importlib.import_module("cupy")
+    yield module
+    for name in [name for name in sys.modules if name.partition(".")[0] in STANDIN]:
+        del sys.modules[name]
+    arrays.register(module.ndarray, None)
 
 
 @pytest.fixture

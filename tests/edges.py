@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 from cases import Problem, dtype_of, operator
 
-from cudeform.registry import Case
+from cudeform.cases import Case
 
 __all__ = ["PROBLEMS", "edge_problem"]
 

@@ -83,7 +83,6 @@ network = keras.models.load_model(folder + "/model.keras")
 np.testing.assert_allclose(network.predict(given, verbose=0), expected, rtol=1e-5, atol=1e-6)
 for program in programs:
     import torch
-    import cudeform.torch
 
     found = torch.export.load(program).module()(torch.from_numpy(given))
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-5, atol=1e-6)

@@ -175,6 +175,26 @@ def test_init_depends_on_the_generator_alone(name):
     assert name == "roi-v1" or drawn
 
 
+@pytest.mark.parametrize(
+    "layer, inputs", [(Conv2d(6, 64, (3, 5), groups=2), 3 * 3 * 5), (Linear(45, 64), 45)]
+)
+def test_initial_weights_keep_the_variance(layer, inputs):
+    """He et al. 2015: 2 over the number of values that an output is made of."""
+    params = layer.init(np.random.default_rng(0), np.float64)
+    assert params["weight"].var() == pytest.approx(2 / inputs, rel=0.1)
+    assert abs(params["weight"].mean()) < 0.05 * (2 / inputs) ** 0.5
+    assert not params["bias"].any() and params["bias"].shape == (64,)
+
+
+@every_block
+def test_only_the_branches_that_shift_begin_with_zeros(name):
+    params = BLOCKS[name].init(np.random.default_rng(0), np.float64)
+    for parameter, array in params.items():
+        layer, _, kind = parameter.rpartition(".")
+        last = {"conv_offset", "offset_fc", "offset_mask_fc.4"}
+        assert array.any() == (kind == "weight" and layer not in last), parameter
+
+
 def test_no_masks_before_the_sigmoid_saturates():
     x = np.array([-1e4, 0, 1e4], np.float32)
     with np.errstate(all="raise"):

@@ -298,9 +298,16 @@ def test_hessian_is_the_one_of_double_backward():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize(
-    "dims", [(0, 0, None, None, 0), (None, 1, None, None, None), (0, 0, 0, 0, 0)]
-)
+MAPPED = [
+    (0, 0, None, None, 0),
+    (None, 1, None, None, None),
+    (0, 0, 0, 0, 0),
+    (2, 4, None, None, 3),  # folded into the batch
+    (1, 3, 2, 1, 4),  # one after the other
+]
+
+
+@pytest.mark.parametrize("dims", MAPPED)
 def test_vmap_is_the_loop(dims):
     function, tensors = layer()
     stacked = [
@@ -311,6 +318,21 @@ def test_vmap_is_the_loop(dims):
     for i in range(3):
         one = [t if d is None else t.select(d, i) for t, d in zip(stacked, dims, strict=True)]
         assert torch.equal(found[i], function(*one))
+
+
+@pytest.mark.parametrize("dims", MAPPED)
+def test_gradients_along_any_axis_are_the_loops(dims):
+    function, tensors = layer()
+    stacked = [
+        t if d is None else torch.stack([t, 2 * t, -t], dim=d)
+        for t, d in zip(tensors, dims, strict=True)
+    ]
+    gradient = torch.func.grad(lambda *t: function(*t).square().sum(), tuple(range(len(dims))))
+    found = torch.vmap(gradient, in_dims=dims)(*stacked)
+    for i in range(3):
+        one = [t if d is None else t.select(d, i) for t, d in zip(stacked, dims, strict=True)]
+        for got, want in zip(found, gradient(*one), strict=True):
+            torch.testing.assert_close(got[i], want)
 
 
 def test_gradients_per_sample():

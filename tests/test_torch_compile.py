@@ -88,6 +88,21 @@ def test_export_keeps_the_batch_open(strict):
     assert torch.equal(exported.module()(*given), Net()(*given))
 
 
+def test_exported_options_keep_their_axes():
+    """Nothing is the same along y and x, or on two sides."""
+    generator = torch.Generator().manual_seed(6)
+    shapes = (2, 4, 8, 7), (2, 24, 4, 7), (6, 2, 3, 2), (2, 12, 4, 7)
+    given = tuple(torch.randn(*shape, generator=generator) for shape in shapes)
+
+    class Uneven(torch.nn.Module):
+        def forward(self, images, offset, weight, mask):
+            options = dict(stride=(2, 1), padding=((1, 0), (0, 2)), dilation=(1, 2))
+            return cudeform.deform_conv2d(images, offset, weight, mask=mask, **options)
+
+    exported = torch.export.export(Uneven(), given)
+    assert torch.equal(exported.module()(*given), Uneven()(*given))
+
+
 def test_tracing_records_the_operator():
     """And not the result of the one call that was traced, as a constant."""
     given = tensors()

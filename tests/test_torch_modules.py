@@ -191,6 +191,19 @@ def theirs(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     return images + boxes[0, 0]
 
 
+def test_modules_begin_as_torchs_own_convolution():
+    torch.manual_seed(0)
+    module = nn.DeformConv2d(8, 64, (3, 5))
+    bound = (8 * 3 * 5) ** -0.5
+    for parameter in (module.weight, module.bias):
+        assert bound * 0.9 < parameter.abs().max() <= bound
+        assert abs(parameter.mean()) < bound / 4
+    assert module.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    pool = nn.DeformRoIPoolPack(3, 4, deform_fc_channels=32)
+    first, *_, last = [layer for layer in pool.offset_fc if hasattr(layer, "weight")]
+    assert not last.weight.any() and not last.bias.any() and first.weight.any()
+
+
 @pytest.fixture
 def torchvision(monkeypatch):
     """As much of torchvision as patching sees: functions, and modules that took them by name."""
@@ -306,6 +319,28 @@ class Largest(torch.nn.Module):
         return cudeform.roi_pool(images, boxes, (3, 2), 0.5)
 
 
+class Uneven(torch.nn.Module):
+    """Nothing is the same along y and x, or on two sides."""
+
+    def __init__(self, plain=False):
+        super().__init__()
+        self.plain = plain
+        self.weight = torch.nn.Parameter(state(weight=(6, 2, 3, 2))["weight"])
+
+    def forward(self, images, offset, mask):
+        options = dict(stride=(2, 1), padding=((1, 0), (0, 2)), dilation=(1, 2))
+        if self.plain:
+            return cudeform.conv2d(images, self.weight, **options) + (offset.sum() + mask.sum()) * 0
+        return cudeform.deform_conv2d(images, offset, self.weight, mask=mask, **options)
+
+
+def uneven():
+    """Images of 8 x 7, an offset and a mask of two groups for outputs of 4 x 7."""
+    generator = torch.Generator().manual_seed(6)
+    shapes = (2, 4, 8, 7), (2, 24, 4, 7), (2, 12, 4, 7)
+    return tuple(torch.randn(*shape, generator=generator) for shape in shapes)
+
+
 class Pool(torch.nn.Module):
     def __init__(self, aligned):
         super().__init__()
@@ -320,6 +355,8 @@ class Pool(torch.nn.Module):
     [
         (Block(), (images(),), 19, "DeformConv"),
         (Block(), (images(),), 22, "DeformConv"),
+        (Uneven(), uneven(), 19, "DeformConv"),
+        (Uneven(plain=True), uneven(), 19, "Conv"),
         (Pool(True), (images(), 2 * ROIS * torch.tensor([0.5, 1, 1, 1, 1])), 19, "RoiAlign"),
         (Pool(False), (images(), 2 * ROIS * torch.tensor([0.5, 1, 1, 1, 1])), 19, "RoiAlign"),
         (Largest(), (images(), 2 * ROIS * torch.tensor([0.5, 1, 1, 1, 1])), 19, "MaxRoiPool"),

@@ -154,7 +154,7 @@ class EmulatorDevice:
         EmulatorError
             The arguments do not fit the kernel, or the checker found something.
         """
-        library = build.load(self._text(unit), check=self.check)
+        library = self.library(unit)
         if kernel not in library.kernels:
             raise EmulatorError(f"{unit.file} has no kernel {kernel}")
         launch = build.Launch(
@@ -217,18 +217,19 @@ class EmulatorDevice:
 
         gemm_arguments(a, b, out)  # refuses strides that cuBLAS would refuse
         rounded = precision == "tf32" and a.dtype == np.float32
-        left, right = (_to_tf32(x) if rounded else to_host(x).astype(sums) for x in (a, b))
+        left, right = (to_tf32(x) if rounded else to_host(x).astype(sums) for x in (a, b))
         product = left @ right
         if accumulate:
             product += out
         out[...] = product.astype(out.dtype)
 
-    def _text(self, unit) -> str:
+    def library(self, unit) -> build.Library:
+        """Compile `unit`, or find it in the cache."""
         if self._flatten is None:
             from cudeform.cuda.compile import flatten
 
             self._flatten = flatten
-        return self._flatten(unit)
+        return build.load(self._flatten(unit), check=self.check)
 
 
 _one_launch_at_a_time = threading.Lock()  # the emulator's state is global
@@ -308,7 +309,7 @@ def _describe(unit, kernel: str, library, failure: build.Failure) -> str:
     return text + f"\n  block {tuple(failure.block)} thread {tuple(failure.thread)}"
 
 
-def _to_tf32(x) -> np.ndarray:
+def to_tf32(x) -> np.ndarray:
     """Round float32 to 10 mantissa bits, to nearest, ties away from zero."""
     x = to_host(x)
     bits = np.ascontiguousarray(x).view(np.uint32)

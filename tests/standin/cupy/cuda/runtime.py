@@ -1,0 +1,38 @@
+"""The machine: two GPUs, of which neither sees the other's memory."""
+
+import threading
+
+GPUS = 2
+_local = threading.local()
+
+
+class CUDARuntimeError(RuntimeError):
+    def __init__(self, status, what):
+        super().__init__(f"{status}: {what}")
+        self.status = status
+
+
+def getDevice():
+    return getattr(_local, "device", 0)
+
+
+def setDevice(device):
+    if not 0 <= device < GPUS:
+        raise CUDARuntimeError("cudaErrorInvalidDevice", f"no device {device}")
+    _local.device = device
+
+
+def getDeviceCount():
+    return GPUS
+
+
+def getDeviceProperties(device):
+    return {"name": b"emulated GPU", "major": 9, "minor": 0, "multiProcessorCount": 4}
+
+
+def runtimeGetVersion():
+    return 13000
+
+
+def driverGetVersion():
+    return 13000
