@@ -10,7 +10,7 @@ from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.geometry import RoiPlan
 
-__all__ = ["box_rows", "groups_of", "pool_plan", "positive", "sampling", "shift_cells"]
+__all__ = ["box_rows", "groups_of", "pool_plan", "sampling", "shift_cells"]
 
 _MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
 _WHY = "(R, 5) rows (image, x1, y1, x2, y2), or for each image an array (L, 4)"
@@ -24,10 +24,18 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
     TypeError, ValueError
         Boxes of another kind, device, dtype or shape, or an image index that is no image of
         `input`. To see the indices, those of an array on a GPU are copied to the host.
+
+    Notes
+    -----
+    Always an array of its own: what is checked is what is computed with, whoever writes to the
+    caller's.
     """
+    if input.ndim != 4:
+        checks.rank(op, "input", input, "(N, C, H, W)")
     dtype = arrays.sum_dtype(input.dtype)
     batch = input.shape[0]
     if isinstance(boxes, (list, tuple)):
+        boxes = tuple(boxes)
         if len(boxes) != batch:
             checks.fail(op, "boxes", f"of length {batch}, one array per image", len(boxes), _WHY)
         for image, array in enumerate(boxes):
@@ -41,7 +49,8 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
             start += len(array)
         return rows
     _check(op, "boxes", boxes, input, kind, 5)
-    images = kind.to_host(boxes[:, 0]).astype(np.float64)
+    rows = arrays.contiguous(boxes.astype(dtype))
+    images = kind.to_host(rows[:, 0]).astype(np.float64)
     wrong = ~((images >= 0) & (images < batch) & (images == np.floor(images)))  # NaN is wrong
     if wrong.any():
         row = int(np.argmax(wrong))
@@ -51,7 +60,7 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
             f"with whole image indices from 0 to {batch - 1} in the first column",
             f"{images[row]:g} in row {row}",
         )
-    return arrays.contiguous(boxes if boxes.dtype == dtype else boxes.astype(dtype))
+    return rows
 
 
 def _check(op: str, name: str, boxes: Any, input: Any, kind: Kind, columns: int) -> None:
@@ -69,19 +78,9 @@ def _check(op: str, name: str, boxes: Any, input: Any, kind: Kind, columns: int)
         checks.fail(op, name, f"of shape {symbols}", tuple(boxes.shape), _WHY)
 
 
-def positive(op: str, argument: str, value: Any) -> float:
-    """A finite number above 0."""
-    number = checks.number(op, argument, value)
-    if number <= 0:
-        checks.fail(op, argument, "to be above 0", repr(value))
-    return number
-
-
 def sampling(op: str, value: Any, argument: str = "sampling_ratio", minimum: int = -1) -> int:
     """Samples of a bin along each axis: 0 for as many as follow from its size."""
-    samples = checks.integer(op, argument, value, minimum)
-    if samples > _MOST_SAMPLES:
-        checks.fail(op, argument, f"to be at most {_MOST_SAMPLES}", repr(value))
+    samples = checks.integer(op, argument, value, minimum, maximum=_MOST_SAMPLES)
     return max(samples, 0)
 
 
@@ -121,7 +120,7 @@ def pool_plan(
         width=width,
         regions=rows.shape[0],
         bins=checks.pair(op, "output_size", output_size, 1),
-        scale=positive(op, "spatial_scale", spatial_scale),
+        scale=checks.positive(op, "spatial_scale", spatial_scale),
         region=region,
         reads=reads,
         **more,

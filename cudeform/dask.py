@@ -47,9 +47,18 @@ def halo(
     """
     kernel = checks.pair("halo", "kernel_size", kernel_size, 1)
     dilation = checks.pair("halo", "dilation", dilation, 1)
+    offset = _dask_array("halo", "offset", offset)
+    checks.rank("halo", "offset", offset, "(N, 2*offset_groups*kh*kw, Ho, Wo)")
     y, x = _half(kernel, dilation)
-    reach_y, reach_x = _reach(da.asarray(offset))
+    reach_y, reach_x = _reach(offset)
     return y + reach_y, x + reach_x
+
+
+def _dask_array(op: str, name: str, array: Any) -> da.Array:
+    """An array or a dask array of such as a dask array."""
+    blocks = array._meta if isinstance(array, da.Array) else array
+    arrays.kind_of(op, {name: blocks})
+    return da.asarray(array)
 
 
 def _half(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
@@ -79,7 +88,7 @@ def deform_conv2d(
     weight: Any,
     bias: Any = None,
     stride: int | tuple[int, int] = 1,
-    padding: Any = 0,
+    padding: int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] = 0,
     dilation: int | tuple[int, int] = 1,
     mask: Any = None,
     *,
@@ -128,7 +137,11 @@ def deform_conv2d(
     ((1, 1, 4, 1), 27.0)
     """
     given = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
-    given = {name: da.asarray(array) for name, array in given.items() if array is not None}
+    given = {
+        name: _dask_array("deform_conv2d", name, array)
+        for name, array in given.items()
+        if array is not None or name in ("input", "offset", "weight")
+    }
     plan = cudeform.deform_conv2d(
         **{name: Shape(array.shape, array.dtype) for name, array in given.items()},
         stride=stride,

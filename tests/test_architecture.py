@@ -32,8 +32,8 @@ FLOORS = [
     ["commands."],
     ["__main__"],
 ]
-# Upwards, in functions: where a call goes on whose arrays tell.
-UPWARD = {"dispatch": {"torch", "jax", "dlpack"}}
+# Upwards or level, in functions: where a call goes on whose arrays tell.
+UPWARD = {"dispatch": {"arrays", "torch", "jax", "dlpack"}}
 OPEN_ROOMS = ("cpu.", "cuda.", "derivatives.", "torch.", "jax.", "layers.", "commands.")
 
 # Who may import what is not everybody's. NumPy and the standard library are.

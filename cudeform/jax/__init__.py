@@ -6,13 +6,15 @@ any of JAX's transformations, is answered here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cudeform.arrays import Kind, register
+from cudeform import checks
+from cudeform.arrays import DTYPES, Kind, register
 from cudeform.jax.calls import Call
 from cudeform.jax.rules import backward, forward
 from cudeform.registry import OPERATORS
@@ -27,6 +29,7 @@ _KIND = Kind(
     name="jax.numpy",
     backend=None,
     device=lambda array: None,  # which JAX checks itself
+    dtype_name=lambda dtype: dtype.name,
     constant=lambda values, like: jnp.asarray(values, like.dtype),
     contiguous=lambda array: array,
 )
@@ -40,9 +43,9 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     if op not in _OPERATORS:
         return function(**given)  # of JAX's own functions: see _KIND
     needs = given.get("needs")
-    if isinstance(needs, Iterable) and not isinstance(needs, str):
-        given = {**given, "needs": tuple(needs)}  # an iterator lasts for one reading
-    expected = function(**{k: _shape(v) for k, v in given.items()})  # raises what is wrong
+    if isinstance(needs, Iterator):  # which lasts for one reading
+        given = {**given, "needs": tuple(islice(needs, checks.MOST_NEEDED))}
+    expected = function(**{k: _shape(name, k, v) for k, v in given.items()})  # or what is wrong
     given = {k: _rows(v) if k == "boxes" else _frozen(v) for k, v in given.items()}
     arrays = {k: v for k, v in given.items() if isinstance(v, jax.Array)}
     grad_output = arrays.pop("grad_output", None)
@@ -58,17 +61,21 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     return type(expected)(**dict(zip(needed, gradients, strict=True)))
 
 
-def _shape(value: Any) -> Any:
+def _shape(op: str, argument: str, value: Any) -> Any:
     """The shape of an array, of each in a list of arrays; anything else as it is."""
     if isinstance(value, jax.Array):
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):  # a key, for one
+            wanted = "of dtype " + ", ".join(DTYPES)
+            checks.fail(op, argument, wanted, value.dtype.name, error=TypeError)
         return Shape(value.shape, value.dtype)
-    if isinstance(value, (list, tuple)):
-        return (list if isinstance(value, list) else tuple)(map(_shape, value))
+    if isinstance(value, (list, tuple)) and any(isinstance(item, jax.Array) for item in value):
+        items = [_shape(op, f"{argument}[{i}]", item) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
     return value
 
 
 def _frozen(value: Any) -> Any:
-    """An option as a value to hash."""
+    """An option, which has passed all checks, as a value to hash."""
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 

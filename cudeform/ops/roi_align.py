@@ -143,7 +143,7 @@ def _plan(
         output_size,
         spatial_scale,
         grad_output,
-        region="center" if aligned else "corner",
+        region="center" if checks.flag(op, "aligned", aligned) else "corner",
         reads="centers",
         samples=sampling(op, sampling_ratio),
     )

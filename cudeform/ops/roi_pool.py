@@ -155,6 +155,7 @@ def roi_pool(
     kind = arrays.kind_of(op, dict(input=input))
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, output_size, spatial_scale, mode)
+    return_argmax = checks.flag(op, "return_argmax", return_argmax)
     if return_argmax and mode != "max":
         checks.fail(op, "return_argmax", "only with mode 'max'", repr(mode))
     output, argmax = pool(plan, kind, input, rows)
@@ -202,14 +203,16 @@ def roi_pool_backward(
     rows = box_rows(op, boxes, input, kind)
     plan = _plan(op, input, rows, output_size, spatial_scale, mode, grad_output)
     if argmax is not None:
-        _check_argmax(op, argmax, plan, mode)
+        _check_argmax(op, argmax, input, plan, mode)
     gradients = pool_gradients(plan, kind, grad_output, input, rows, needed, argmax=argmax)
     return RoiPoolGradients(**gradients)
 
 
-def _check_argmax(op: str, argmax: Any, plan: RoiPlan, mode: str) -> None:
+def _check_argmax(op: str, argmax: Any, input: Any, plan: RoiPlan, mode: str) -> None:
+    """All but its values: the kernels of both backends pass over what is no pixel."""
     if mode != "max":
         checks.fail(op, "argmax", "only with mode 'max'", repr(mode))
+    arrays.same_place(op, "argmax", argmax, "input", input)
     checks.shape(op, "argmax", argmax, plan.out_shape, "(R, C, ph, pw)")
     if argmax.dtype != np.int32:
         checks.fail(op, "argmax", "of dtype int32", argmax.dtype, error=TypeError)
