@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from cudeform.cpu.blocking import (
     rounds,
     widest_slice,
 )
+from cudeform.cpu.caching import remembered
 from cudeform.cpu.compiler import inlined, kernel, record
 from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.matmul import columns_of, multiply, rows_of
@@ -113,12 +114,12 @@ def convolve(
         threads.share(task, part.images * tiles, size)
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _no_bias(channels: int, dtype: np.dtype) -> np.ndarray:
     return frozen(np.zeros(channels, dtype), np.zeros(0, dtype))
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _prepared(plan: ConvPlan, itemsize: int, dense: bool) -> _Prepared:
     points = plan.points
     slices = cut(plan, widest_slice(plan))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from math import gcd
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ VECTOR_BYTES = 16
 COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 
 
-@cache
+@lru_cache(maxsize=512)
 def _unit(dtype: str, vector: int, index: str) -> Unit:
     defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("INDEX", index))
     return Unit("sampling.cu", defines, PARAMS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from cudeform.registry import OPERATORS, Operator
@@ -78,7 +78,7 @@ class Call:
         return {a.name: None for a in self.row.arguments if a.optional}
 
 
-@cache
+@lru_cache(maxsize=64)
 def _of_backward(op: str) -> Mapping[str, Any]:
     """The parameters of an operator's backward."""
     return inspect.signature(_ROWS[op].backward).parameters

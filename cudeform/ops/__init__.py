@@ -23,7 +23,7 @@ def implementation(kind: Kind, family: str) -> ModuleType:
     return _imported(kind.backend, family)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _imported(backend: str, family: str) -> ModuleType:
     return importlib.import_module(f"cudeform.{backend}.{family}")
 

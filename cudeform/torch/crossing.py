@@ -38,7 +38,7 @@ class _Host:
         return 1, 0
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     """The NumPy dtype that stands for a torch one."""
     name = str(dtype).removeprefix("torch.")
