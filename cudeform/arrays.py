@@ -15,16 +15,20 @@ from typing import Any
 import numpy as np
 
 from cudeform import checks
+from cudeform.checks import type_name
 
 __all__ = [
     "DTYPES",
     "Kind",
+    "call",
     "contiguous",
     "dtype_name",
     "kind_of",
+    "known",
     "namespace",
     "offset_dtypes",
     "register",
+    "same_place",
     "sum_dtype",
     "sum_dtype_name",
     "type_name",
@@ -64,42 +68,76 @@ class Kind:
     # numbers in the dtype and place of an array
     constant: Callable[[Any, Any], Any] = lambda values, like: np.asarray(values, like.dtype)
     contiguous: Callable[[Any], Any] = contiguous
+    # an array of a derived type as one of the type that the backend computes on
+    plain: Callable[[Any], Any] = lambda array: array
 
 
-_HOST = Kind("numpy", "cpu", lambda array: "cpu")
+_HOST = Kind("numpy", "cpu", lambda array: "cpu", plain=np.asarray)
 _CUPY = Kind(
     "cupy",
     "cuda",
     device=lambda array: f"cuda:{array.device.id}",
     to_host=lambda array: array.get(),
     constant=lambda values, like: namespace(_CUPY).asarray(values, like.dtype),
+    plain=lambda array: array.view(namespace(_CUPY).ndarray),
 )
-_kinds: dict[type, Kind | None] = {np.ndarray: _HOST}
+_MOST_KINDS = 64  # a program may make ever more types, and what is in a dictionary stays
+_registered: dict[type, Kind] = {np.ndarray: _HOST}
+_kinds: dict[type, Kind] = dict(_registered)  # and types derived from these
 
 
 def register(array_type: type, kind: Kind | None) -> None:
     """Say that arrays of this type, or of one derived from it, are of this kind; None forgets."""
-    if kind is None:
-        _kinds.pop(array_type, None)
-    else:
-        _kinds[array_type] = kind
+    for kinds in (_registered, _kinds):
+        if kind is None:
+            kinds.pop(array_type, None)
+        else:
+            kinds[array_type] = kind
 
 
 def _find_kind(array_type: type) -> Kind | None:
+    """The kind of a type that is not in `_kinds`."""
     cupy = sys.modules.get("cupy")
-    if cupy is not None and issubclass(array_type, cupy.ndarray):
-        return _CUPY
-    if issubclass(array_type, np.ma.MaskedArray):
-        return None  # its mask would be lost
-    return next((k for base, k in tuple(_kinds.items()) if issubclass(array_type, base)), None)
+    bases = {} if cupy is None else {cupy.ndarray: _CUPY}
+    bases.update(_registered)
+    if issubclass(array_type, (np.ma.MaskedArray, np.matrix)):
+        return None  # a mask would be lost; what is done to a matrix means something else
+    found = next((kind for base, kind in bases.items() if issubclass(array_type, base)), None)
+    if found is not None and len(_kinds) < _MOST_KINDS:
+        _kinds[array_type] = found
+    return found
 
 
-def type_name(value: Any) -> str:
-    """The type of a value as a user would write it: list, numpy.float32; None itself."""
-    if value is None:
-        return "None"
-    module, name = type(value).__module__, type(value).__qualname__
-    return name if module == "builtins" else f"{module}.{name}"
+def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Answer a call with arrays of derived types: what they add is nothing that results have."""
+    return function(**{argument: _plain(value) for argument, value in given.items()})
+
+
+def _plain(value: Any) -> Any:
+    array_type = type(value)
+    kind = _kinds.get(array_type) or _find_kind(array_type)
+    return value if kind is None or array_type in _registered else kind.plain(value)
+
+
+def known(op: str, name: str, array: Any) -> Kind:
+    """The kind of an array of whatever dtype, or a TypeError for what is none."""
+    kind = _kinds.get(type(array)) or _find_kind(type(array))
+    if kind is None:
+        wanted = "to be a NumPy or CuPy array"
+        checks.fail(op, name, wanted, type_name(array), error=TypeError)
+    return kind
+
+
+def same_place(op: str, name: str, array: Any, first_name: str, first: Any) -> None:
+    """Check that an array is one of the kind and on the device of the first, of whatever dtype."""
+    kind, wanted = known(op, name, array), known(op, first_name, first)
+    if kind is not wanted:
+        why = "all arrays of one call belong to one framework"
+        expected = f"to be a {wanted.name} array like `{first_name}`"
+        checks.fail(op, name, expected, kind.name, why, TypeError)
+    if kind.device(array) != wanted.device(first):
+        expected = f"on {wanted.device(first)} like `{first_name}`"
+        checks.fail(op, name, expected, kind.device(array), error=TypeError)
 
 
 def kind_of(
@@ -124,15 +162,8 @@ def kind_of(
     for name, array in arrays.items():
         if array is None and name in optional:
             continue
-        array_type = type(array)
-        if array_type not in _kinds:
-            found = _find_kind(array_type)
-            if found is None:
-                checks.fail(
-                    op, name, "to be a NumPy or CuPy array", type_name(array), error=TypeError
-                )
-            _kinds[array_type] = found
-        kind, dtype = _kinds[array_type], array.dtype
+        kind = _kinds.get(type(array)) or known(op, name, array)
+        dtype = array.dtype
         if dtype is not first_dtype:
             mixed = True
             if kind.dtype_name(dtype) not in DTYPES:
@@ -141,24 +172,8 @@ def kind_of(
         if first is None:
             first, first_name, first_dtype, mixed = kind, name, dtype, False
             first_device = kind.device(array)
-        elif kind is not first:
-            why = "all arrays of one call belong to one framework"
-            checks.fail(
-                op,
-                name,
-                f"to be a {first.name} array like `{first_name}`",
-                kind.name,
-                why,
-                TypeError,
-            )
-        elif kind.device(array) != first_device:
-            checks.fail(
-                op,
-                name,
-                f"on {first_device} like `{first_name}`",
-                kind.device(array),
-                error=TypeError,
-            )
+        elif kind is not first or kind.device(array) != first_device:
+            same_place(op, name, array, first_name, arrays[first_name])
     if mixed:  # or equal, but not the same object
         allowed = offset_dtypes(first.dtype_name(first_dtype))
         alike = {

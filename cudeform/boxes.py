@@ -24,6 +24,8 @@ def box_outline(op: str, boxes: Any, input: Any, kind: Kind) -> Outline:
     TypeError, ValueError
         Boxes of another kind, device, dtype or shape.
     """
+    if input.ndim != 4:
+        checks.rank(op, "input", input, "(N, C, H, W)")
     _check_sides(op, input.shape[2:], kind.dtype_name(input.dtype))
     if not isinstance(boxes, (list, tuple)):
         _check(op, "boxes", boxes, input, kind, 5)
@@ -44,7 +46,13 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
     TypeError, ValueError
         As `box_outline`, or an image index that is no image of `input`. To see the indices, those
         of an array on a GPU are copied to the host.
+
+    Notes
+    -----
+    Always an array of its own: what is checked is what is computed with, whoever writes to the
+    caller's.
     """
+    boxes = tuple(boxes) if isinstance(boxes, list) else boxes
     outline = box_outline(op, boxes, input, kind)
     dtype = arrays.sum_dtype(input.dtype)
     if isinstance(boxes, (list, tuple)):
@@ -56,7 +64,8 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
             start += len(array)
         return rows
     batch = input.shape[0]
-    images = kind.to_host(boxes[:, 0]).astype(np.float64)
+    rows = arrays.contiguous(boxes.astype(dtype))
+    images = kind.to_host(rows[:, 0]).astype(np.float64)
     wrong = ~((images >= 0) & (images < batch) & (images == np.floor(images)))  # NaN is wrong
     if wrong.any():
         row = int(np.argmax(wrong))
@@ -66,7 +75,7 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
             f"with whole image indices from 0 to {batch - 1} in the first column",
             f"{images[row]:g} in row {row}",
         )
-    return arrays.contiguous(boxes if boxes.dtype == dtype else boxes.astype(dtype))
+    return rows
 
 
 def _check_sides(op: str, sides: tuple[int, ...], dtype: str) -> None:

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import math
 import operator as _operator
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NoReturn
 
+import numpy as np
+
 __all__ = [
+    "MOST_NEEDED",
     "choice",
     "fail",
+    "flag",
     "image_axes",
     "integer",
     "needs",
@@ -23,9 +29,12 @@ __all__ = [
     "number",
     "pad_pairs",
     "pair",
+    "positive",
     "rank",
     "same_dtype",
     "shape",
+    "shown",
+    "type_name",
 ]
 
 
@@ -36,11 +45,56 @@ def fail(
     raise error(f"{op}: expected `{argument}` {expected}, got {got}" + (f" ({why})" if why else ""))
 
 
+def type_name(value: Any) -> str:
+    """The type of a value as a user would write it: list, numpy.float32; None itself."""
+    if value is None:
+        return "None"
+    module, name = type(value).__module__, type(value).__qualname__
+    return name if module == "builtins" else f"{module}.{name}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
+
+def shown(value: Any) -> str:
+    """A value for a message: on one line and short, whatever it is; of arrays the type."""
+    if _is_array(value):
+        return type_name(value)
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+    except ValueError:  # an integer of more digits than Python writes
+        text = type_name(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and not isinstance(value, np.generic)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether a value may stand for a number: no flag, no text, no span of time, no array."""
+    if type(value) is int or type(value) is float:
+        return True
+    no_number = (bool, np.bool_, np.timedelta64, np.complexfloating)
+    return not (isinstance(value, no_number) or hasattr(value, "__len__") or _is_array(value))
+
+
 def choice(op: str, argument: str, value: Any, options: Sequence[str]) -> str:
     """One of a few strings."""
     if not isinstance(value, str) or value not in options:
-        fail(op, argument, "to be one of " + ", ".join(map(repr, options)), repr(value))
+        fail(op, argument, "to be one of " + ", ".join(map(repr, options)), shown(value))
     return value
+
+
+def flag(op: str, argument: str, value: Any) -> bool:
+    """A truth value; what only counts as true or false is another argument in the wrong place."""
+    if not isinstance(value, (bool, np.bool_)):
+        fail(op, argument, "to be True or False", shown(value), error=TypeError)
+    return bool(value)
+
+
+_MOST = 2**31 - 1  # what kernels count with has 32 bits
 
 
 def integer(
@@ -50,25 +104,48 @@ def integer(
     minimum: int,
     expected: str = "to be an integer",
     why: str = "",
+    maximum: int = _MOST,
 ) -> int:
-    """An integer of at least `minimum`; `expected` is the wording for another type."""
+    """An integer from `minimum` to `maximum`; `expected` is the wording for another type."""
     try:
-        result = _operator.index(value)
-    except TypeError:
-        fail(op, argument, expected, repr(value), why, TypeError)
+        result = _operator.index(value) if _is_scalar(value) else None
+    except (TypeError, ValueError, OverflowError):
+        result = None
+    if result is None:
+        fail(op, argument, expected, shown(value), why, TypeError)
     if result < minimum:
-        fail(op, argument, f"to be at least {minimum}", repr(value), why)
+        fail(op, argument, f"to be at least {minimum}", shown(value), why)
+    if result > maximum:
+        fail(op, argument, f"to be at most {maximum}", shown(value), why)
     return result
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
+
 def number(op: str, argument: str, value: Any) -> float:
-    """A finite real number."""
+    """A finite real number, also in float32."""
     try:
-        result = float(value)
+        result = float(value) if _is_scalar(value) else None
+    except OverflowError:
+        result = _LARGEST * 2
     except (TypeError, ValueError):
-        fail(op, argument, "to be a number", repr(value), error=TypeError)
-    if not math.isfinite(result):
-        fail(op, argument, "to be finite", repr(value))
+        result = None
+    if result is None:
+        fail(op, argument, "to be a number", shown(value), error=TypeError)
+    if not abs(result) <= _LARGEST:
+        finite = "to be finite in float32" if abs(result) < math.inf else "to be finite"
+        fail(op, argument, finite, shown(value))
+    return result
+
+
+def positive(op: str, argument: str, value: Any) -> float:
+    """A finite number above 0, also in float32."""
+    result = number(op, argument, value)
+    if result < _SMALLEST:
+        above = "to be above 0" if result <= 0 else "to be above 0 in float32"
+        fail(op, argument, above, shown(value))
     return result
 
 
@@ -79,7 +156,7 @@ def pair(op: str, argument: str, value: Any, minimum: int) -> tuple[int, int]:
     if not isinstance(value, (tuple, list)):
         value = (value, value)
     if len(value) != 2:
-        fail(op, argument, expected, repr(value), why)
+        fail(op, argument, expected, shown(value), why)
     y, x = (integer(op, argument, v, minimum, expected, why) for v in value)
     return y, x
 
@@ -87,8 +164,8 @@ def pair(op: str, argument: str, value: Any, minimum: int) -> tuple[int, int]:
 def pad_pairs(op: str, argument: str, value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """Padding as an integer, (y, x), or ((top, bottom), (left, right))."""
     if isinstance(value, (tuple, list)) and any(isinstance(v, (tuple, list)) for v in value):
-        if len(value) != 2:
-            fail(op, argument, "to be ((top, bottom), (left, right))", repr(value))
+        if len(value) != 2 or not all(isinstance(v, (tuple, list)) for v in value):
+            fail(op, argument, "to be ((top, bottom), (left, right))", shown(value))
         return pair(op, argument, value[0], 0), pair(op, argument, value[1], 0)
     y, x = pair(op, argument, value, 0)
     return (y, y), (x, x)
@@ -137,12 +214,18 @@ def needs(op: str, value: Any, given: dict[str, Any], names: tuple[str, ...]) ->
     if value is None:
         return frozenset(names) - absent
     wanted = "to be None or some of " + ", ".join(map(repr, names))
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        fail(op, "needs", wanted, repr(value), error=TypeError)
-    value = tuple(value)
+    if isinstance(value, _NO_NAMES) or not isinstance(value, Iterable) or _is_array(value):
+        fail(op, "needs", wanted, shown(value), error=TypeError)
+    value = tuple(islice(value, MOST_NEEDED))
     for name in value:
-        if name not in names:
-            fail(op, "needs", wanted, repr(value))
+        if not isinstance(name, str) or name not in names:
+            fail(op, "needs", wanted, shown(value))
         if name in absent:
-            fail(op, "needs", f"without {name!r}", repr(value), f"no `{name}` was given")
+            fail(op, "needs", f"without {name!r}", shown(value), f"no `{name}` was given")
+    if len(value) == MOST_NEEDED:  # or more: an iterator may have no end
+        fail(op, "needs", wanted, shown(value))
     return frozenset(value)
+
+
+_NO_NAMES = (str, bytes, bytearray, Mapping)
+MOST_NEEDED = 64  # names, and a few twice

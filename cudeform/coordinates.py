@@ -16,9 +16,28 @@ def _with_sizes(op: str, kind: arrays.Kind, name: str, array: Any, spatial_shape
     if len(shape) < 3 or shape[-1] != 2:
         checks.fail(op, name, "of shape (..., L, P, 2)", shape)
     wide = arrays.widened(kind, array)
-    sizes = kind.constant(spatial_shapes, wide)
-    checks.shape(op, "spatial_shapes", sizes, (shape[-3], 2), "(L, (H, W))")
+    sizes = kind.constant(_sizes(op, spatial_shapes, shape[-3]), wide)
     return wide, sizes[:, None, :]
+
+
+def _sizes(op: str, spatial_shapes: Any, levels: int) -> Any:
+    """Sizes of levels after checking them; what is in an array only where it is at hand."""
+    name, shape, symbols = "spatial_shapes", (levels, 2), "(L, (H, W))"
+    if not isinstance(spatial_shapes, (list, tuple)):
+        kind = arrays.known(op, name, spatial_shapes)
+        if not kind.dtype_name(spatial_shapes.dtype).startswith(("int", "uint", "float")):
+            wanted = "of integers or real numbers"
+            checks.fail(op, name, wanted, repr(spatial_shapes.dtype), error=TypeError)
+        checks.shape(op, name, spatial_shapes, shape, symbols)
+        if kind.backend == "cpu" and not (spatial_shapes > 0).all():
+            checks.fail(op, name, "to be above 0", spatial_shapes.min())
+        return spatial_shapes
+    for size in spatial_shapes:
+        if not isinstance(size, (list, tuple)):
+            checks.fail(op, name, f"of pairs {symbols}", checks.shown(size), error=TypeError)
+    if len(spatial_shapes) != levels:
+        checks.fail(op, name, f"of shape {shape} = {symbols}", f"length {len(spatial_shapes)}")
+    return [checks.pair(op, name, size, 1) for size in spatial_shapes]
 
 
 @operator
@@ -176,10 +195,11 @@ def convert_roi_offset(
     checks.shape(op, "boxes", boxes, (rois, 5), "(R, (image, x1, y1, x2, y2))")
     if target == "mmcv" and classes != 1:
         checks.fail(op, "classes", "to be 1 with target 'mmcv', which has no classes", classes)
-    factors = {"mmcv": gamma, "mxnet": trans_std}
-    for name, factor in (("gamma", gamma), ("trans_std", trans_std)):
-        if not factor > 0:
-            checks.fail(op, name, "to be positive", repr(factor))
+    factors = {
+        "mmcv": checks.positive(op, "gamma", gamma),
+        "mxnet": checks.positive(op, "trans_std", trans_std),
+    }
+    spatial_scale = checks.positive(op, "spatial_scale", spatial_scale)
     xp = arrays.namespace(kind)
     corners = arrays.widened(kind, boxes)
     before, after = (

@@ -56,8 +56,9 @@ def halo(
     """
     kernel = checks.pair("halo", "kernel_size", kernel_size, 1)
     dilation = checks.pair("halo", "dilation", dilation, 1)
+    offset = _dask_array("halo", "offset", offset)
+    checks.rank("halo", "offset", offset, "(N, 2*offset_groups*kh*kw, Ho, Wo)")
     y, x = _half(kernel, dilation)
-    offset = da.asarray(offset)
     _check_known("halo", "offset", offset)
     reach_y, reach_x = _reach(offset)
     return y + reach_y, x + reach_x
@@ -67,6 +68,13 @@ def _check_known(op: str, name: str, array: da.Array) -> None:
     if np.isnan(array.shape).any():
         why = "dask does not know the sizes of its blocks: call compute_chunk_sizes() on it first"
         checks.fail(op, name, "to be of a known shape", array.shape, why)
+
+
+def _dask_array(op: str, name: str, array: Any) -> da.Array:
+    """An array or a dask array of such as a dask array."""
+    blocks = array._meta if isinstance(array, da.Array) else array
+    arrays.kind_of(op, {name: blocks})
+    return da.asarray(array)
 
 
 def _half(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
@@ -96,7 +104,7 @@ def deform_conv2d(
     weight: Any,
     bias: Any = None,
     stride: int | tuple[int, int] = 1,
-    padding: Any = 0,
+    padding: int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] = 0,
     dilation: int | tuple[int, int] = 1,
     mask: Any = None,
     *,
@@ -146,7 +154,11 @@ def deform_conv2d(
     """
     given = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
     names = tuple(given)
-    given = {name: da.asarray(array) for name, array in given.items() if array is not None}
+    given = {
+        name: _dask_array("deform_conv2d", name, array)
+        for name, array in given.items()
+        if array is not None or name in ("input", "offset", "weight")
+    }
     for name, array in given.items():
         _check_known("deform_conv2d", name, array)
     options = dict(

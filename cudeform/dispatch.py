@@ -40,12 +40,17 @@ def _bridge_of(array_type: type) -> str | None:
         framework = sys.modules.get(module)
         if framework is not None and issubclass(array_type, getattr(framework, array)):
             return bridge
-    if hasattr(array_type, "__dlpack__"):
-        cupy = sys.modules.get("cupy")
-        native = (np.ndarray,) if cupy is None else (np.ndarray, cupy.ndarray)
-        if not issubclass(array_type, native):
-            return "cudeform.dlpack"
-    return None
+    native = _native(array_type)
+    if native is None:
+        return "cudeform.dlpack" if hasattr(array_type, "__dlpack__") else None
+    return None if array_type is native else "cudeform.arrays"
+
+
+def _native(array_type: type) -> type | None:
+    """The type of array that backends compute on, which a type is or is derived from."""
+    cupy = sys.modules.get("cupy")
+    native = (np.ndarray,) if cupy is None else (np.ndarray, cupy.ndarray)
+    return next((base for base in native if issubclass(array_type, base)), None)
 
 
 def _bridge(array_type: type) -> str | None:
@@ -69,6 +74,7 @@ def remember(bridge: str, call: Callable[..., Any], *array_types: type) -> None:
 def _framework(value: Any) -> str | None:
     """The framework that an array belongs to, as its users import it; None for other values."""
     array_type = type(value)
+    array_type = _native(array_type) or array_type
     bridge = _bridge(array_type)
     if bridge in ("cudeform.torch", "cudeform.jax"):
         return bridge.removeprefix("cudeform.")
@@ -108,6 +114,8 @@ def _load(bridge: str) -> Callable[..., Any]:
         from cudeform.torch import call
     elif bridge == "cudeform.jax":
         from cudeform.jax import call
+    elif bridge == "cudeform.arrays":
+        from cudeform.arrays import call
     else:
         from cudeform.dlpack import call
     return call
@@ -129,6 +137,7 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     parameters = inspect.signature(function).parameters
     names = tuple(parameters)
+    arrays = tuple(n for n, p in parameters.items() if p.annotation == "Any")
     known = frozenset(names)
     positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
     required = frozenset(n for n, p in parameters.items() if p.default is p.empty)
@@ -147,8 +156,15 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
         fits = len(args) <= positional and len(given) == len(args) + len(kwargs)
         if not (fits and required <= frozenset(given) <= known):
             return function(*args, **kwargs)  # raises what Python says of such a call
+        bridge = None
+        for name in arrays:
+            if name in given and bridge in (None, "cudeform.arrays"):
+                bridge = _bridge(type(given[name])) or bridge
+        if bridge is None:  # an option that is an array: its check says so
+            return function(*args, **kwargs)
         if bridge != "cudeform.torch":  # which does this in passing
-            _one_framework(function.__name__, given, bridge)
+            named = {n: given[n] for n in arrays if n in given}
+            _one_framework(function.__name__, named, bridge)
         return _load(bridge)(function.__name__, function, given)
 
     return call

@@ -72,7 +72,7 @@ class DeformConv2D(keras.layers.Conv2D):
             **kwargs,
         )
         self.offset_groups = checks.integer("DeformConv2D", "offset_groups", offset_groups, 1)
-        self.modulated = bool(modulated)
+        self.modulated = checks.flag("DeformConv2D", "modulated", modulated)
         if keras.backend.backend() == "tensorflow":
             self.supports_jit = False  # XLA cannot call back into Python
         self.offset_branch = keras.layers.Conv2D(

@@ -112,9 +112,10 @@ class _Taps:
 def _taps(op: str, argument: str, parts: int, kernel: Any, center: Any, layout: str) -> _Taps:
     kernel = checks.pair(op, "kernel_size", kernel, 1)
     checks.choice(op, "layout", layout, LAYOUTS)
+    center = checks.flag(op, "remove_center", center)
     if center and (kernel[0] * kernel[1]) % 2 == 0:
         checks.fail(op, "kernel_size", "to be odd with remove_center", kernel)
-    return _Taps(op, argument, parts, kernel, bool(center), layout == "NHWC")
+    return _Taps(op, argument, parts, kernel, center, layout == "NHWC")
 
 
 def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: float) -> np.ndarray:
@@ -193,8 +194,7 @@ def convert_offset(
     checks.choice(op, "source", source, LIBRARIES)
     checks.choice(op, "target", target, LIBRARIES)
     dilation = checks.pair(op, "dilation", dilation, 1)
-    if not offset_scale > 0:
-        checks.fail(op, "offset_scale", "to be positive", repr(offset_scale))
+    offset_scale = checks.positive(op, "offset_scale", offset_scale)
     taps = _taps(op, "offset", 2, kernel_size, remove_center, layout)
     xp = arrays.namespace(kind)
     result = taps.read(offset, source, xp)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from cudeform import checks
+from cudeform import arrays, checks
 from cudeform.plans import Outline, plan
 from cudeform.plans.points import LAYOUTS, Points
 from cudeform.plans.points import sampling_points as locate
@@ -29,7 +30,7 @@ def sampling_points(
     kernel: tuple[int, int] = (3, 3),
     *,
     stride: int | tuple[int, int] = 1,
-    padding: Any = 0,
+    padding: int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] = 0,
     dilation: int | tuple[int, int] = 1,
     mask: Any = None,
     layout: str = "NCHW",
@@ -90,12 +91,20 @@ def sampling_points(
     >>> np.asarray(taps[0].get_offsets())[:3].tolist()  # (x, y), as Matplotlib wants it
     [[6.0, 4.0], [7.0, 4.0], [8.0, 4.0]]
     """
-    offset, mask = _on_host(offset), _on_host(mask)
+    op = "sampling_points"
+    if not isinstance(axes, Axes):
+        checks.fail(op, "axes", "to be Matplotlib's", checks.shown(axes), error=TypeError)
+    kind = arrays.kind_of(op, {"offset": offset, "mask": mask}, optional=("mask",))
+    offset = kind.to_host(offset)
+    mask = None if mask is None else kind.to_host(mask)
+    size = checks.pair(op, "size", size, 1)
     options = dict(stride=stride, dilation=dilation, layout=layout)
     points = _points(offset, mask, size, kernel, padding, options)
-    if pixels is None:
-        pixels = _spread(points.out_height, points.out_width)
-    rows, columns = np.asarray(list(pixels), np.intp).reshape(-1, 2).T
+    image = checks.integer(op, "image", image, 0, maximum=points.batch - 1)
+    group = checks.integer(op, "group", group, 0, maximum=points.offset_groups - 1)
+    marker_size = checks.positive(op, "marker_size", marker_size)
+    origins = checks.flag(op, "origins", origins)
+    rows, columns = _chosen(points, pixels)
 
     located = locate(points, offset)[image, group]  # (kh, kw, Ho, Wo, 2)
     taps = np.moveaxis(located[:, :, rows, columns], 2, 0).reshape(len(rows), points.taps, 2)
@@ -108,22 +117,43 @@ def sampling_points(
     return axes
 
 
-def _on_host(array: Any) -> Any:
-    """A CuPy array as a NumPy array; others as they are."""
-    return array.get() if hasattr(array, "get") else array
+_NO_PIXELS = (str, bytes, bytearray, Mapping, np.ndarray)
+
+
+def _chosen(points: Points, pixels: Any) -> np.ndarray:
+    """The rows and the columns of the output pixels to draw.  # (2, pixels)"""
+    if pixels is None:
+        pixels = _spread(points.out_height, points.out_width)
+    elif isinstance(pixels, np.ndarray) and pixels.ndim == 2:
+        pixels = pixels.tolist()
+    elif not isinstance(pixels, Iterable) or isinstance(pixels, _NO_PIXELS):
+        expected = "to be pairs (i, j) of integers"
+        checks.fail("sampling_points", "pixels", expected, checks.shown(pixels), error=TypeError)
+    most = points.out_height * points.out_width
+    chosen = []
+    for pixel in islice(pixels, most + 1):  # an iterator may have no end
+        if not isinstance(pixel, (tuple, list)):
+            pixel = (pixel, None)
+        i, j = checks.pair("sampling_points", "pixels", pixel, 0)
+        if i >= points.out_height or j >= points.out_width:
+            expected = f"to be inside the output, {points.out_height} x {points.out_width}"
+            checks.fail("sampling_points", "pixels", expected, (i, j))
+        chosen.append((i, j))
+    if len(chosen) > most:
+        checks.fail("sampling_points", "pixels", f"to be at most {most}", "more")
+    return np.asarray(chosen, np.intp).reshape(-1, 2).T
 
 
 def _points(
     offset: np.ndarray,
     mask: np.ndarray | None,
     size: tuple[int, int],
-    kernel: tuple[int, int],
+    kernel: Any,
     padding: Any,
     options: dict[str, Any],
 ) -> Points:
     """Those of a convolution with such an offset, of an image as large as that asks for."""
     op = "sampling_points"
-    size = checks.pair(op, "size", size, 1)
     kernel = checks.pair(op, "kernel", kernel, 1)
     (top, _), (left, _) = checks.pad_pairs(op, "padding", padding)
     stride, dilation = (checks.pair(op, n, options[n], 1) for n in ("stride", "dilation"))
@@ -137,13 +167,13 @@ def _points(
         for axis, pixels in enumerate(offset.shape[1:3] if last else offset.shape[2:])
     )
     shape = (batch, height, width, groups) if last else (batch, groups, height, width)
-    arrays = {
+    given = {
         "input": Outline(shape),
         "offset": offset,
         "weight": Outline((1, groups, *kernel)),
         "mask": mask,
     }
-    points = plan("deform_conv2d", arrays, options, op).points
+    points = plan("deform_conv2d", given, options, op).points
     return replace(points, height=size[0], width=size[1], origin=(-top, -left))
 
 

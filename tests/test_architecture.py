@@ -37,8 +37,8 @@ FLOORS = [
     ["commands."],
     ["__main__"],
 ]
-# Upwards, in functions: where a call goes on whose arrays tell.
-UPWARD = {"dispatch": {"torch", "jax", "dlpack"}}
+# Upwards or level, in functions: where a call goes on whose arrays tell.
+UPWARD = {"dispatch": {"arrays", "torch", "jax", "dlpack"}}
 OPEN_ROOMS = (
     "plans.",
     "cpu.",

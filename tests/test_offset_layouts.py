@@ -251,7 +251,7 @@ ERRORS = {
             OFFSET, "torchvision", "dcnv3", kernel_size=3, offset_scale=float("nan")
         ),
         ValueError,
-        "expected `offset_scale` to be positive, got nan",
+        "expected `offset_scale` to be finite, got nan",
     ),
     "a list": (
         lambda: cudeform.convert_offset([[0.0]], "torchvision", "dcnv3", kernel_size=3),

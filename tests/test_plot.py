@@ -7,7 +7,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
-from cudeform import plot
+from cudeform import arrays, plot
 from cudeform.plans.points import Points, sampling_points
 
 
@@ -106,10 +106,15 @@ def test_taps_outside_the_image_are_rings(axes):
 
 def test_cupy_arrays_are_brought_to_the_host(axes):
     class OnDevice:
+        dtype = np.dtype(float)
+
         def get(self):
             return np.full((1, 2, 2, 2), 0.25)
 
+    known = arrays.Kind("cupy", "cuda", lambda array: "cuda:0", lambda array: array.get())
+    arrays.register(OnDevice, known)
     plot.sampling_points(axes, OnDevice(), (2, 2), kernel=(1, 1), pixels=[(1, 0)])
+    arrays.register(OnDevice, None)
     assert positions(axes, "taps").tolist() == [[1.25, 0.25]]
 
 

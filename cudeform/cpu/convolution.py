@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from cudeform.cpu.blocking import (
     packed_columns,
     widest_slice,
 )
+from cudeform.cpu.caching import remembered
 from cudeform.cpu.compiler import inlined, kernel, record
 from cudeform.cpu.corners import gather, renumber
 from cudeform.cpu.layout import copy_plain, frozen, transpose
@@ -108,12 +109,12 @@ def convolve(
         threads.share(task, part.images * tiles, size)
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _no_bias(channels: int, dtype: np.dtype) -> np.ndarray:
     return frozen(np.zeros(channels, dtype), np.zeros(0, dtype))
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _prepared(plan: ConvPlan, itemsize: int, dense: bool, gathered: bool) -> _Prepared:
     points = plan.points
     slices = cut(plan, widest_slice(plan))

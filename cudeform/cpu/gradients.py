@@ -9,7 +9,7 @@ weight.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from cudeform.cpu.blocking import (
     packed_rows,
     weight_rows,
 )
+from cudeform.cpu.caching import remembered
 from cudeform.cpu.compiler import inlined, kernel, record
 from cudeform.cpu.layout import copy_plain, frozen, transpose
 from cudeform.cpu.matmul import columns_of, multiply, rows_of
@@ -165,7 +166,7 @@ class _Prepared(NamedTuple):
     size: int  # multiplications
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Prepared:
     points = plan.points
     slices = cut(plan, gradient_slice(plan))

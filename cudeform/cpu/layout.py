@@ -21,7 +21,7 @@ def frozen(array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
     return flat
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def _nothing(dtype: np.dtype) -> np.ndarray:
     return frozen(np.empty(0, dtype), np.empty(0, dtype))
 

@@ -18,6 +18,7 @@ import numpy as np
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.blocking import SCRATCH_BYTES, numbers_of
 from cudeform.cpu.boxes import Regions
+from cudeform.cpu.caching import remembered
 from cudeform.cpu.compiler import inlined, record
 from cudeform.cpu.layout import frozen
 from cudeform.plans.regions import RoiPlan
@@ -223,7 +224,7 @@ def job_of(plan: RoiPlan, itemsize: int, tasks: int, planes: bool = False) -> Jo
     )
 
 
-@lru_cache(maxsize=256)
+@remembered
 def rounds(job: Job, images: int, itemsize: int) -> list[Round]:
     """Rounds whose slices take at most `SCRATCH_BYTES`, but one slice at least."""
     counts = [images, job.classes, job.groups_y * job.groups_x]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from math import gcd
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ _SIZES = (("THREADS", THREADS), ("TILE", TILE))
 COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 
 
-@cache
+@lru_cache(maxsize=512)
 def _unit(dtype: str, offset: str, vector: int, index: str) -> Unit:
     types = (("SCALAR", SCALARS[dtype]), ("OFFSET", SCALARS[offset]))
     return Unit("sampling.cu", (*types, ("VEC", str(vector)), ("INDEX", index)), PARAMS, _SIZES)

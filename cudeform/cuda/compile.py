@@ -6,7 +6,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def _inline(name: str, seen: set[str]) -> Iterator[str]:
             yield ""
 
 
-@cache
+@lru_cache(maxsize=512)
 def flatten(unit: Unit) -> str:
     """The whole text of a unit for the compiler.
 
@@ -72,7 +72,7 @@ def flatten(unit: Unit) -> str:
     return "\n".join([*defines, *_inline(unit.file, set()), *asserts, ""])
 
 
-@cache
+@lru_cache(maxsize=512)
 def _format(params: np.dtype) -> struct.Struct:
     codes = {"i4": "i", "i8": "q", "f4": "f", "f8": "d"}
     return struct.Struct("".join(codes[params[name].str[1:]] for name in params.names) + "0q")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -45,7 +45,7 @@ def index_type(elements: int) -> str:
     return "int" if elements < 2**31 else "long long"
 
 
-@cache
+@lru_cache(maxsize=512)
 def _unit(source: str, target: str, index: str) -> Unit:
     defines = (("SOURCE", _TYPES[source]), ("TARGET", _TYPES[target]), ("INDEX", index))
     return Unit("layout.cu", defines, PARAMS, (("THREADS", THREADS), ("TILE", TILE)))

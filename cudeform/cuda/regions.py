@@ -7,7 +7,7 @@ of the input are staged so that they lie side by side, as an image of (class, gr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from math import gcd
 from typing import Any, NamedTuple
@@ -50,13 +50,13 @@ _SIZES = (("THREADS", THREADS),)
 ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
 
 
-@cache
+@lru_cache(maxsize=512)
 def _rows_unit(dtype: str, offset: str) -> Unit:
     types = (("SCALAR", SCALARS[dtype]), ("OFFSET", SCALARS[offset]))
     return Unit("roi_rows.cu", types, PARAMS, _SIZES)
 
 
-@cache
+@lru_cache(maxsize=512)
 def _unit(dtype: str, vector: int, index: str) -> Unit:
     defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("INDEX", index))
     return Unit("roi.cu", defines, PARAMS, _SIZES)

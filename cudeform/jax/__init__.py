@@ -29,6 +29,7 @@ _KIND = Kind(
     name="jax.numpy",
     backend=None,
     device=lambda array: None,  # which JAX checks itself
+    dtype_name=lambda dtype: dtype.name,
     constant=lambda values, like: jnp.asarray(values, like.dtype),
     contiguous=lambda array: array,
 )
@@ -74,7 +75,7 @@ def _array(value: Any) -> Any:
 
 
 def _frozen(value: Any) -> Any:
-    """An option as a value to hash."""
+    """An option, which has passed all checks, as a value to hash."""
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -99,7 +99,7 @@ class Call:
         return dict.fromkeys(self.row.optional)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _of_backward(op: str) -> Mapping[str, Any]:
     """The parameters of an operator's backward."""
     return inspect.signature(_ROWS[op].backward).parameters

@@ -13,9 +13,12 @@ from cudeform.layers.plain import (
     Array,
     Conv2d,
     branch_gradient,
-    check_groups,
+    check_input,
     inner,
     nested,
+    positive_integer,
+    settle,
+    settle_convolution,
     sigmoid,
 )
 
@@ -85,9 +88,14 @@ class DeformConv2d:
     branch_rate: float = 0.1
 
     def __post_init__(self) -> None:
+        settle_convolution(self)
+        settle(
+            self,
+            offset_groups=positive_integer,
+            modulated=checks.flag,
+            branch_rate=checks.number,
+        )
         op = "DeformConv2d"
-        check_groups(op, self)
-        checks.integer(op, "offset_groups", self.offset_groups, 1)
         if self.in_channels % self.offset_groups:
             expected = f"divisible by offset_groups = {self.offset_groups}"
             checks.fail(op, "in_channels", expected, self.in_channels)
@@ -143,6 +151,7 @@ class DeformConv2d:
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, O, Ho, Wo) for x (N, C, H, W), and what `backward` needs."""
+        check_input("DeformConv2d", x, self.in_channels)
         offset, mask = self.deformation(params, x)
         options = (self.stride, self.padding, self.dilation, mask)
         y = deform_conv2d(x, offset, params["weight"], params.get("bias"), *options)

@@ -15,7 +15,19 @@ from cudeform import (
     deform_roi_pool,
     deform_roi_pool_backward,
 )
-from cudeform.layers.plain import Array, Conv2d, Linear, branch_gradient, inner, nested, sigmoid
+from cudeform.layers.plain import (
+    Array,
+    Conv2d,
+    Linear,
+    branch_gradient,
+    check_input,
+    inner,
+    nested,
+    positive_integer,
+    settle,
+    sigmoid,
+)
+from cudeform.plans.regions import sampling
 
 __all__ = ["DeformPSRoiPool", "DeformRoiPool"]
 
@@ -76,8 +88,16 @@ class DeformRoiPool:
     branch_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        checks.integer("DeformRoiPool", "channels", self.channels, 1)
-        checks.integer("DeformRoiPool", "hidden", self.hidden, 1)
+        settle(
+            self,
+            channels=positive_integer,
+            spatial_scale=checks.positive,
+            sampling_ratio=lambda op, name, value: sampling(op, value),
+            gamma=checks.number,
+            modulated=checks.flag,
+            hidden=positive_integer,
+            branch_rate=checks.number,
+        )
         checks.pair("DeformRoiPool", "output_size", self.output_size, 1)
 
     @property
@@ -120,6 +140,7 @@ class DeformRoiPool:
 
     def _deformation(self, params: Mapping[str, Any], x: Any, boxes: Any) -> tuple[Any, list[Any]]:
         """(offset, mask), and what each layer of the branch read."""
+        check_input("DeformRoiPool", x, self.channels)
         bins = deform_roi_pool(x, boxes, None, *self._options())
         features, read = bins.reshape(bins.shape[0], -1), []
         for name, layer in self.branch.items():
@@ -210,8 +231,16 @@ class DeformPSRoiPool:
     branch_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "classes", "output_size"):
-            checks.integer("DeformPSRoiPool", name, getattr(self, name), 1)
+        settle(
+            self,
+            in_channels=positive_integer,
+            classes=positive_integer,
+            output_size=positive_integer,
+            spatial_scale=checks.positive,
+            sample_per_part=lambda op, name, value: sampling(op, value, name, 1),
+            gamma=checks.number,
+            branch_rate=checks.number,
+        )
 
     @property
     def branches(self) -> dict[str, Conv2d]:
@@ -252,6 +281,7 @@ class DeformPSRoiPool:
 
         The mean over the bins is a region's score.
         """
+        check_input("DeformPSRoiPool", x, self.in_channels)
         scores, _ = self.branches["conv"].forward(inner(params, "conv"), x)
         offset, fields = self._deformation(params, x, boxes)
         y = deform_ps_roi_pool(scores, boxes, offset, *self._options(self.classes))

@@ -5,7 +5,7 @@ Functions of NumPy are given CuPy arrays, too: NumPy's protocols hand such calls
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeVar
@@ -19,10 +19,13 @@ __all__ = [
     "Conv2d",
     "Linear",
     "branch_gradient",
-    "check_groups",
+    "check_input",
     "he_normal",
     "inner",
     "nested",
+    "positive_integer",
+    "settle",
+    "settle_convolution",
     "sigmoid",
     "zeros",
 ]
@@ -30,13 +33,42 @@ __all__ = [
 Array = TypeVar("Array")  # NumPy's or CuPy's: what comes in comes out
 
 
-def check_groups(op: str, layer: Any) -> None:
-    """Counts of a convolution that fit each other."""
-    for name in ("in_channels", "out_channels", "groups"):
-        checks.integer(op, name, getattr(layer, name), 1)
+def settle(layer: Any, **checked: Callable[[str, str, Any], Any]) -> None:
+    """Check fields of a layer, each by its function, and keep what that makes of them."""
+    for name, check in checked.items():
+        value = check(type(layer).__name__, name, getattr(layer, name))
+        object.__setattr__(layer, name, value)  # frozen for others
+
+
+def positive_integer(op: str, name: str, value: Any) -> int:
+    return checks.integer(op, name, value, 1)
+
+
+def _strides(op: str, name: str, value: Any) -> Any:
+    checks.pair(op, name, value, 1)
+    return value
+
+
+def _padding(op: str, name: str, value: Any) -> Any:
+    checks.pad_pairs(op, name, value)
+    return value
+
+
+def settle_convolution(layer: Any) -> None:
+    """Check the fields of a convolution, and that its counts fit each other."""
+    counts = dict.fromkeys(("in_channels", "out_channels", "groups"), positive_integer)
+    sizes = dict.fromkeys(("kernel_size", "stride", "dilation"), _strides)
+    settle(layer, **counts, **sizes, padding=_padding, bias=checks.flag)
+    op = type(layer).__name__
     for name in ("in_channels", "out_channels"):
         if getattr(layer, name) % layer.groups:
             checks.fail(op, name, f"divisible by groups = {layer.groups}", getattr(layer, name))
+
+
+def check_input(op: str, x: Any, channels: int) -> None:
+    """The images that a layer is called with."""
+    if getattr(x, "ndim", 4) != 4 or x.shape[1] != channels:
+        checks.fail(op, "x", f"of shape (N, {channels}, H, W)", tuple(x.shape))
 
 
 def he_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -124,7 +156,7 @@ class Conv2d:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        check_groups("Conv2d", self)
+        settle_convolution(self)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -146,6 +178,7 @@ class Conv2d:
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, O, Ho, Wo) for x (N, C, H, W), and what `backward` needs."""
+        check_input("Conv2d", x, self.in_channels)
         options = (self.stride, self.padding, self.dilation)
         return conv2d(x, params["weight"], params.get("bias"), *options), x
 
@@ -182,8 +215,7 @@ class Linear:
     out_features: int
 
     def __post_init__(self) -> None:
-        checks.integer("Linear", "in_features", self.in_features, 1)
-        checks.integer("Linear", "out_features", self.out_features, 1)
+        settle(self, in_features=positive_integer, out_features=positive_integer)
 
     @property
     def rate_factors(self) -> dict[str, float]:
@@ -198,6 +230,7 @@ class Linear:
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, out_features) for x (N, in_features), and what `backward` needs."""
+        checks.shape("Linear", "x", x, (len(x), self.in_features), "(N, in_features)")
         return x @ params["weight"].T + params["bias"], x
 
     def backward(

@@ -49,7 +49,7 @@ def implementation(kind: Kind, family: str) -> ModuleType:
     return _imported(kind.backend, family)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _imported(backend: str, family: str) -> ModuleType:
     return importlib.import_module(f"cudeform.{backend}.{family}")
 
@@ -88,6 +88,8 @@ def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
     if "boxes" not in given:
         return arrays.kind_of(op, given, optional, _COORDINATES)
     alike = {name: a for name, a in given.items() if name not in ("boxes", "argmax")}
+    if given.get("argmax") is not None:
+        arrays.same_place(op, "argmax", given["argmax"], "input", given["input"])
     return arrays.kind_of(op, alike, optional, _COORDINATES)
 
 
@@ -106,7 +108,7 @@ def _plan(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:
     found = plan(op.removesuffix("_backward"), of_forward, options, op)
     output = found.results[0]
     checks.shape(op, "grad_output", given["grad_output"], output.shape, output.axes)
-    argmax = given.get("argmax")
+    argmax = given.get("argmax")  # its values may be any: kernels pass over what is no pixel
     if argmax is not None:
         dtype = found.results[1].dtype_name({"input": kind.dtype_name(given["input"].dtype)})
         if kind.dtype_name(argmax.dtype) != dtype:

@@ -68,9 +68,9 @@ def _planned(op: str, operator: str, arrays: Mapping[str, Any], options: Mapping
     return PLANNERS[operator](op, **outlines, **options)
 
 
-def _option(value: Any) -> Any:
+def _option(value: Any, depth: int = 2) -> Any:
     """An option as a part of a key; unhashable where its equals may mean something else."""
     kind = type(value)
-    if kind is tuple:
-        return tuple([v if type(v) in _PLAIN else _option(v) for v in value])
+    if kind is tuple and len(value) == 2 and depth:  # others are wrong, or too large to keep
+        return tuple([v if type(v) in _PLAIN else _option(v, depth - 1) for v in value])
     return (kind, value) if kind is float or kind is bool else []  # 1.0 == True == 1

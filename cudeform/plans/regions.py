@@ -20,6 +20,7 @@ __all__ = [
     "ps_roi_pool",
     "roi_align",
     "roi_pool",
+    "sampling",
 ]
 
 _MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
@@ -170,10 +171,10 @@ def roi_align(
         boxes,
         output_size,
         spatial_scale,
-        region="center" if aligned else "corner",
+        region="center" if checks.flag(op, "aligned", aligned) else "corner",
         reads="centers",
         largest=mode == "max",
-        samples=_samples(op, sampling_ratio),
+        samples=sampling(op, sampling_ratio),
     )
     return _choosing(op, plan, mode, return_argmax, argmax)
 
@@ -197,7 +198,7 @@ def ps_roi_align(
         spatial_scale,
         region="center",
         reads="centers",
-        samples=_samples(op, sampling_ratio),
+        samples=sampling(op, sampling_ratio),
         groups=_bins_as_groups(op, input, output_size),
     )
 
@@ -276,7 +277,7 @@ def deform_roi_pool(
         spatial_scale,
         region="center",
         reads="centers",
-        samples=_samples(op, sampling_ratio),
+        samples=sampling(op, sampling_ratio),
         part=checks.pair(op, "output_size", output_size, 1),
         offset_scale=checks.number(op, "gamma", gamma),
         deformable=offset is not None,
@@ -316,7 +317,7 @@ def deform_ps_roi_pool(
         spatial_scale,
         region="msra_center",
         reads="corners",
-        samples=_samples(op, sample_per_part, "sample_per_part", 1),
+        samples=sampling(op, sample_per_part, "sample_per_part", 1),
         groups=groups,
         classes=_classes(op, offset, mask, output_dim),
         part=checks.pair(op, "part_size", output_size if part_size is None else part_size, 1),
@@ -345,7 +346,7 @@ def _pooling(
         width=width,
         regions=boxes.shape[0],
         bins=checks.pair(op, "output_size", output_size, 1),
-        scale=_positive(op, "spatial_scale", spatial_scale),
+        scale=checks.positive(op, "spatial_scale", spatial_scale),
         **more,
     )
 
@@ -354,6 +355,7 @@ def _choosing(
     op: str, plan: RoiPlan, mode: str, return_argmax: bool, argmax: Outline | None
 ) -> RoiPlan:
     """The plan, once what a call asks or says of the largest is checked."""
+    return_argmax = checks.flag(op, "return_argmax", return_argmax)
     for name, asked in (("return_argmax", return_argmax), ("argmax", argmax is not None)):
         if asked and not plan.largest:
             checks.fail(op, name, "only with mode 'max'", repr(mode))
@@ -363,19 +365,9 @@ def _choosing(
     return plan
 
 
-def _positive(op: str, argument: str, value: Any) -> float:
-    number = checks.number(op, argument, value)
-    if number <= 0:
-        checks.fail(op, argument, "to be above 0", repr(value))
-    return number
-
-
-def _samples(op: str, value: Any, argument: str = "sampling_ratio", minimum: int = -1) -> int:
+def sampling(op: str, value: Any, argument: str = "sampling_ratio", minimum: int = -1) -> int:
     """Samples of a bin along each axis: 0 for as many as follow from its size."""
-    samples = checks.integer(op, argument, value, minimum)
-    if samples > _MOST_SAMPLES:
-        checks.fail(op, argument, f"to be at most {_MOST_SAMPLES}", repr(value))
-    return max(samples, 0)
+    return max(checks.integer(op, argument, value, minimum, maximum=_MOST_SAMPLES), 0)
 
 
 def _bins_as_groups(op: str, input: Outline, output_size: Any) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from cudeform.torch import (
     sharding,
 )
 from cudeform.torch.bridges import BRIDGES, Bridge, flat
-from cudeform.torch.crossing import compute, on_host
+from cudeform.torch.crossing import check_dense, compute, on_host
 from cudeform.torch.functions import (
     PLAIN,
     Backward,
@@ -40,7 +40,9 @@ def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
         return _forward(bridge, given)
     if name.endswith("_backward"):
         return _backward(BRIDGES[name.removesuffix("_backward")], given)
-    _check(name, {k: v for k, v in given.items() if isinstance(v, torch.Tensor)})
+    tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor)}
+    _check(name, tensors)
+    check_dense(name, {k: v for k, v in tensors.items() if k != "spatial_shapes"})
     return function(**given)  # of torch's own functions: see `cudeform.torch.kind`
 
 
@@ -180,16 +182,16 @@ def _arguments(
     bridge: Bridge, names: Sequence[str], given: dict[str, Any], suffix: str = ""
 ) -> tuple[list[Any], dict[str, Any]]:
     """The tensors in the order of `names`, checked, and the other arguments."""
-    options = dict(given)
+    options, required = dict(given), ("grad_output", *bridge.required)
     tensors = [options.pop(name, None) for name in names]
     device = None
     for position, tensor in enumerate(tensors):
-        if tensor is None and names[position] not in bridge.required[1:]:
+        if tensor is None and names[position] not in required:
             continue
         if isinstance(tensor, (list, tuple)) and names[position] == "boxes":
             tensor = tensors[position] = _rows(bridge.name + suffix, tensor, given["input"])
         if not isinstance(tensor, torch.Tensor) or (device or tensor.device) != tensor.device:
-            _check(bridge.name + suffix, dict(zip(names, tensors, strict=True)), bridge.required)
+            _check(bridge.name + suffix, dict(zip(names, tensors, strict=True)), required)
         device = tensor.device
     return tensors, options
 

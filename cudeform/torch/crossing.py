@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch.utils.dlpack import to_dlpack
 
-from cudeform.arrays import dtype_name
+from cudeform import checks
+from cudeform.arrays import DTYPES, dtype_name
 
-__all__ = ["compute", "numpy_dtype", "on_host", "to_array", "to_tensor"]
+__all__ = ["check_dense", "compute", "numpy_dtype", "on_host", "to_array", "to_tensor"]
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -37,7 +38,7 @@ class _Host:
         return 1, 0
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     """The NumPy dtype that stands for a torch one."""
     name = str(dtype).removeprefix("torch.")
@@ -46,6 +47,19 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
+
+
+def check_dense(op: str, tensors: Mapping[str, Any]) -> None:
+    """All tensors of numbers side by side, of a dtype that operators compute in."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if tensor.is_nested or tensor.layout is not torch.strided:
+            got = "a nested tensor" if tensor.is_nested else str(tensor.layout)
+            checks.fail(op, name, "to be a dense tensor", got, error=TypeError)
+        if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+            wanted = "of dtype " + ", ".join(DTYPES)
+            checks.fail(op, name, wanted, tensor.dtype, error=TypeError)
 
 
 def to_array(tensor: torch.Tensor) -> Any:
@@ -91,7 +105,11 @@ def on_host(
     function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any] = _NONE
 ) -> Any:
     """The same where no device has to be chosen; `given` may be other arguments as well."""
-    arrays = {k: to_array(v) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    try:
+        arrays = {k: to_array(v) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    except (BufferError, RuntimeError, TypeError):
+        check_dense(function.__name__, given)
+        raise
     result = function(**arrays, **options)
     if not isinstance(result, tuple):
         return to_tensor(result)

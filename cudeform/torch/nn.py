@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 import cudeform
+from cudeform import checks
+from cudeform.plans.regions import sampling
 from cudeform.torch.scripting import refuse_script
 
 __all__ = [
@@ -57,18 +58,23 @@ class DeformConv2d(_Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
+        op = type(self).__name__
+        self.in_channels = in_channels = checks.integer(op, "in_channels", in_channels, 1)
+        self.out_channels = out_channels = checks.integer(op, "out_channels", out_channels, 1)
+        self.groups = groups = checks.integer(op, "groups", groups, 1)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
-                f"{type(self).__name__}: expected `in_channels` and `out_channels` divisible by "
+                f"{op}: expected `in_channels` and `out_channels` divisible by "
                 f"`groups` = {groups}, got {in_channels} and {out_channels}"
             )
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.kernel_size = checks.pair(op, "kernel_size", kernel_size, 1)
+        self.stride = checks.pair(op, "stride", stride, 1)
+        self.padding = checks.pair(op, "padding", padding, 0)
+        self.dilation = checks.pair(op, "dilation", dilation, 1)
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels // groups, *self.kernel_size)
         )
-        if bias:
+        if checks.flag(op, "bias", bias):
             self.bias = nn.Parameter(torch.empty(out_channels))
         else:
             self.register_parameter("bias", None)
@@ -106,6 +112,7 @@ class _Pack(DeformConv2d):
 
     _branch = "conv_offset"
     _parts = 3  # channels of the branch for each tap
+    _offset_groups = "deform_groups"  # what their number is called as an argument
 
     def __init__(
         self,
@@ -122,10 +129,13 @@ class _Pack(DeformConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         )
-        self.deform_groups = deform_groups
+        op, name = type(self).__name__, self._offset_groups
+        self.deform_groups = deform_groups = checks.integer(op, name, deform_groups, 1)
+        if self.in_channels % deform_groups:
+            checks.fail(op, name, f"to divide {self.in_channels} = in_channels", deform_groups)
         taps = self.kernel_size[0] * self.kernel_size[1]
         branch = nn.Conv2d(
-            in_channels,
+            self.in_channels,
             deform_groups * self._parts * taps,
             self.kernel_size,
             self.stride,
@@ -227,6 +237,7 @@ class DCN(_Pack):
     """The module of DCNv2: parameters `weight`, `bias` and `conv_offset_mask`."""
 
     _branch = "conv_offset_mask"
+    _offset_groups = "deformable_groups"
 
     def __init__(
         self,
@@ -284,13 +295,16 @@ class DeformRoIPoolPack(_Module):
         gamma: float = 0.1,
     ) -> None:
         super().__init__()
-        self.output_size, self.output_channels = _pair(output_size), output_channels
-        self.deform_fc_channels = deform_fc_channels
-        self.spatial_scale, self.sampling_ratio = float(spatial_scale), int(sampling_ratio)
-        self.gamma = float(gamma)
+        op = type(self).__name__
+        self.output_size = checks.pair(op, "output_size", output_size, 1)
+        self.output_channels = checks.integer(op, "output_channels", output_channels, 1)
+        hidden = checks.integer(op, "deform_fc_channels", deform_fc_channels, 1)
+        self.deform_fc_channels = hidden
+        self.spatial_scale = checks.positive(op, "spatial_scale", spatial_scale)
+        self.sampling_ratio = sampling(op, sampling_ratio)
+        self.gamma = checks.number(op, "gamma", gamma)
         bins = self.output_size[0] * self.output_size[1]
-        hidden = deform_fc_channels
-        self.offset_fc = _fully_connected([bins * output_channels, hidden, hidden, 2 * bins])
+        self.offset_fc = _fully_connected([bins * self.output_channels, hidden, hidden, 2 * bins])
 
     def _pool(self, input: Tensor, rois: Tensor, **shifts: Tensor) -> Tensor:
         return cudeform.deform_roi_pool(
@@ -316,7 +330,7 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
     def __init__(self, output_size: Any, output_channels: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(output_size, output_channels, *args, **kwargs)
         bins = self.output_size[0] * self.output_size[1]
-        sizes = [bins * output_channels, self.deform_fc_channels, bins]
+        sizes = [bins * self.output_channels, self.deform_fc_channels, bins]
         self.mask_fc = _fully_connected(sizes, nn.Sigmoid())
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
@@ -353,17 +367,24 @@ class DCNPooling(_Module):
         deform_fc_dim: int = 1024,
     ) -> None:
         super().__init__()
+        op = type(self).__name__
+        output_dim = checks.integer(op, "output_dim", output_dim, 1)
+        checks.pair(op, "group_size", group_size, 1)
+        if part_size is not None:
+            checks.pair(op, "part_size", part_size, 1)
         self.options = {
-            "spatial_scale": float(spatial_scale),
+            "spatial_scale": checks.positive(op, "spatial_scale", spatial_scale),
             "output_dim": output_dim,
             "group_size": group_size,
             "part_size": part_size,
-            "sample_per_part": sample_per_part,
-            "trans_std": float(trans_std),
+            "sample_per_part": sampling(op, sample_per_part, "sample_per_part", 1),
+            "trans_std": checks.number(op, "trans_std", trans_std),
         }
-        self.pooled_size, self.no_trans = pooled_size, no_trans
-        if not no_trans:
-            bins, hidden = pooled_size**2, deform_fc_dim
+        self.pooled_size = checks.integer(op, "pooled_size", pooled_size, 1)
+        self.no_trans = checks.flag(op, "no_trans", no_trans)
+        hidden = checks.integer(op, "deform_fc_dim", deform_fc_dim, 1)
+        if not self.no_trans:
+            bins = self.pooled_size**2
             self.offset_mask_fc = _fully_connected([bins * output_dim, hidden, hidden, 3 * bins])
 
     def _pool(self, input: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:

@@ -39,7 +39,9 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
     """
     import onnxscript
 
-    version = checks.integer("translations", "opset", opset, 19)
+    known = [name.removeprefix("opset") for name in dir(onnxscript) if name.startswith("opset")]
+    latest = max(int(number) for number in known if number.isdecimal())
+    version = checks.integer("translations", "opset", opset, 19, maximum=latest)
     standard = getattr(onnxscript, f"opset{version}")
 
     def deform_conv2d(
