@@ -153,6 +153,7 @@ def test_every_kernel_of_every_variant_runs_clean(monkeypatch, device, dtype, in
         for unit in regions.units()
         if unit.file.startswith("roi")
         and ("SCALAR", runtime.SCALARS[dtype]) in unit.defines
+        and dict(unit.defines).get("OFFSET", runtime.SCALARS[dtype]) == runtime.SCALARS[dtype]
         and dict(unit.defines).get("INDEX", index) == index
     ]
     assert len(wanted) == widest.bit_length() + 1
