@@ -259,21 +259,8 @@ def deform_conv2d(
     op = "deform_conv2d"
     given = dict(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
     kind = arrays.kind_of(op, given, ("bias", "mask"), coordinates="offset")
-    plan = _plan(
-        op,
-        input,
-        offset,
-        weight,
-        bias,
-        mask,
-        None,
-        stride,
-        padding,
-        dilation,
-        layout,
-        precision,
-        border,
-    )
+    given = input, offset, weight, bias, mask, None
+    plan = _plan(op, *given, stride, padding, dilation, layout, precision, border)
     check_reach(op, kind, plan.points)
     return implementation(kind, "deform_conv").forward(
         plan, *map(arrays.contiguous, (input, offset, weight, bias, mask))
@@ -342,21 +329,8 @@ def deform_conv2d_backward(
     given = dict(grad_output=grad_output, input=input, offset=offset, weight=weight, mask=mask)
     kind = arrays.kind_of(op, given, ("mask",), coordinates="offset")
     needed = checks.needs(op, needs, {"mask": mask}, DeformConv2dGradients._fields)
-    plan = _plan(
-        op,
-        input,
-        offset,
-        weight,
-        None,
-        mask,
-        grad_output,
-        stride,
-        padding,
-        dilation,
-        layout,
-        precision,
-        border,
-    )
+    given = input, offset, weight, None, mask, grad_output
+    plan = _plan(op, *given, stride, padding, dilation, layout, precision, border)
     check_reach(op, kind, plan.points, backward=True)
     gradients = implementation(kind, "deform_conv").backward(
         plan, *map(arrays.contiguous, (grad_output, input, offset, weight, mask)), needed
