@@ -58,9 +58,12 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
 
 
 def _check_sides(op: str, sides: tuple[int, ...], dtype: np.dtype) -> None:
-    """Refuse images whose pixels the coordinates of regions do not tell apart."""
+    """Refuse images whose pixels the coordinates of regions do not tell apart.
+
+    A symbol of a tracer is not compared: it would take that for a bound of the program.
+    """
     for size in sides:
-        if dtype == np.float32 and size > _EXACT:
+        if dtype == np.float32 and isinstance(size, int) and size > _EXACT:
             why = "boxes and samples are float32, which skips pixels beyond; float64 does not"
             checks.fail(op, "input", f"of at most {_EXACT} pixels along an axis", size, why)
 
@@ -125,9 +128,10 @@ def pool_plan(
     checks.rank(op, "input", input, axes)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
     batch, channels, height, width = input.shape
-    if reads == "max" and height * width > _MOST_OF_ARGMAX:
+    pixels = height * width
+    if reads == "max" and isinstance(pixels, int) and pixels > _MOST_OF_ARGMAX:
         most, why = f"of at most {_MOST_OF_ARGMAX} pixels", "argmax, y*W + x, is int32"
-        checks.fail(op, "input", most, height * width, why)
+        checks.fail(op, "input", most, pixels, why)
     plan = RoiPlan(
         batch=batch,
         channels=channels,
