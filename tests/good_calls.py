@@ -72,10 +72,8 @@ def _fullest(row):
     """The case of an operator with the most arguments, of float32, with every option."""
     cases = [c for c in row.cases(np.random.default_rng(1)) if all(map(np.size, c.arrays.values()))]
     case = max(cases, key=lambda c: (len(c.arrays), -sum(map(np.size, c.arrays.values()))))
-    parameters = inspect.signature(row.forward).parameters
-    defaults = {n: parameters[n].default for n in row.options if n not in case.options}
     arrays = {name: array.astype(np.float32) for name, array in case.arrays.items()}
-    return arrays, {**defaults, **case.options}
+    return arrays, {**row.defaults, **case.options}
 
 
 def operator_calls(convert=lambda array: array):
@@ -84,14 +82,15 @@ def operator_calls(convert=lambda array: array):
         arrays, options = _fullest(row)
         output = row.forward(**arrays, **options)
         given = {**{k: convert(v) for k, v in arrays.items()}, **options}
-        asked = {"return_argmax": True} if row.name == "roi_pool" else {}
+        chooses = row.argmax and options["mode"] == "max"
+        asked = {"return_argmax": True} if chooses else {}
         known = {a.name: ("array", a.optional) for a in row.arguments}
         yield _call(row.forward, {**given, **asked}, **known)
         taken = inspect.signature(row.backward).parameters
         given = {k: v for k, v in given.items() if k in taken}
         given["grad_output"] = convert(np.ones_like(output))
         given["needs"] = ["input"]
-        if row.name == "roi_pool":
+        if chooses:
             found = row.forward(**arrays, **options, return_argmax=True)
             given["argmax"] = convert(found[1])
         yield _call(row.backward, given, **known)

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 
 import backends
@@ -105,12 +106,19 @@ def _kernels(unit):
     return re.findall(r'extern "C" __global__.*?\)?\s+(\w+)\(const', flatten(unit))
 
 
-@pytest.mark.parametrize("index", ["int", "long long"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, index):
+@pytest.mark.parametrize(
+    ("dtype", "finer", "index"),
+    [
+        *product(["float16", "bfloat16", "float32", "float64"], [None], ["int", "long long"]),
+        ("float16", "float32", "int"),
+        ("bfloat16", "float32", "int"),
+    ],
+)
+def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, finer, index):
     """Both widths of the index, every vector width, under the checker, against the reference.
 
-    The width is forced: that a call asks for the right one is not what is tested here.
+    The width is forced: that a call asks for the right one is not what is tested here. With finer
+    offsets one width of the index: where they are read does not depend on it.
     """
     monkeypatch.setattr(layout, "index_type", lambda elements: index)
     rng = np.random.default_rng(3)
@@ -124,7 +132,8 @@ def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, in
             "mask": rng.uniform(size=(1, 9, 5, 6)),
         }
         grad_output = rng.standard_normal((1, 2, 5, 6)).astype(dtype_of(dtype))
-        arrays = {k: v.astype(dtype_of(dtype)) for k, v in arrays.items()}
+        dtypes = {"offset": finer or dtype}
+        arrays = {k: v.astype(dtype_of(dtypes.get(k, dtype))) for k, v in arrays.items()}
         on_device = {k: to_device(v) for k, v in arrays.items()}
         output = cudeform.deform_conv2d(**on_device, padding=1)
         exact = {k: v.astype(np.float64) for k, v in arrays.items()}
@@ -148,6 +157,7 @@ def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, in
         for unit in columns.units()
         if unit.file == "sampling.cu"
         and ("SCALAR", scalar) in unit.defines
+        and ("OFFSET", SCALARS[finer or dtype]) in unit.defines
         and ("INDEX", index) in unit.defines
     ]
     assert wanted

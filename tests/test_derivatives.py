@@ -183,6 +183,47 @@ def test_dtype_is_kept(dtype):
         np.testing.assert_array_equal(found, expected.astype(dtype))
 
 
+@pytest.mark.parametrize("border", ["zeros", "clamp"])
+@pytest.mark.parametrize("name", ["deform_conv2d", "bilinear_sample"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tangents_take_the_cells_of_the_gradients(name, dtype, border, rng):
+    """On whole coordinates, and so close below one that a sum with it would be rounded to it."""
+    near = [0, -1, 1, 0.5, -1e-9, 1e-9, -1e-17, np.nan, np.inf]
+    row = operator(name)
+    arrays = {"input": rng.standard_normal((1, 4, 6, 7))}
+    if name == "deform_conv2d":
+        arrays["offset"] = rng.choice(near, (1, 18, 8, 9))
+        arrays["weight"] = rng.standard_normal((3, 4, 3, 3))
+        options = {"padding": 2, "border": border}
+        moved = "offset"
+    else:
+        arrays["points"] = rng.choice([*near, 2, 5, 6, 7, 3 - 1e-7], (1, 300, 2))
+        options = {"border": border}
+        moved = "points"
+    case = Case("near", {k: a.astype(dtype) for k, a in arrays.items()}, options)
+    direction = rng.uniform(-1, 1, arrays[moved].shape).astype(dtype)
+    with np.errstate(all="ignore"):
+        found = jvp(row, case, {moved: direction}).astype(np.float64)
+    grad_output = rng.uniform(-1, 1, found.shape).astype(dtype)
+    gradient = row.call_backward(grad_output, case, needs=(moved,))._asdict()[moved]
+    expected = np.sum(direction.astype(np.float64) * gradient)
+    scale = np.abs(direction * gradient).sum()
+    tolerance = 1e-6 if dtype == "float32" else 1e-13
+    assert abs(np.sum(found * grad_output) - expected) <= tolerance * scale
+
+
+@pytest.mark.parametrize("name", ["deform_conv2d", "bilinear_sample"])
+def test_float32_has_no_slopes_on_a_long_axis(name):
+    """A whole number and the next one are one number there."""
+    case = next(c for n, c in problems() if n == name)
+    asked = problem(name, case, "float32")
+    moved = "offset" if name == "deform_conv2d" else "points"
+    for shape in ((1, 1, 1, 2**24 + 1), (1, 1, 2**24 + 1, 1)):
+        arrays = {**asked.case.arrays, "input": np.broadcast_to(np.float32(0), shape)}
+        with pytest.raises(NotImplementedError, match=f"^{name}: expected `input` of at most 1677"):
+            jvp(asked.row, Case(case, arrays, asked.case.options), {moved: arrays[moved]})
+
+
 def test_values_of_boxes_are_read_for_adaptive_bins_only():
     adaptive, fixed = {"output_size": 2}, {"output_size": 2, "sampling_ratio": 1}
     assert derivatives.reads_boxes("deform_roi_pool", ["offset"], adaptive)

@@ -159,6 +159,7 @@ def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, in
         for unit in regions.units()
         if unit.file.startswith("roi")
         and ("SCALAR", SCALARS[dtype]) in unit.defines
+        and dict(unit.defines).get("OFFSET", SCALARS[dtype]) == SCALARS[dtype]
         and dict(unit.defines).get("INDEX", index) == index
     ]
     assert len(wanted) == widest.bit_length() + 1

@@ -66,6 +66,20 @@ def test_a_pooling_has_one_graph_for_all_numbers_of_boxes():
         assert torch.equal(compiled(images, boxes), pool(images, boxes))
 
 
+class Pool(torch.nn.Module):
+    def forward(self, images, boxes):
+        return cudeform.roi_pool(images, boxes, 2) + cudeform.roi_align(images, boxes, 2)
+
+
+def test_export_puts_no_bound_on_sizes():
+    """Not even that up to which coordinates are exact: a detector's images are of any size."""
+    given = torch.rand(1, 3, 9, 8), torch.tensor([[0.0, 1, 1, 6, 5]])
+    sizes = {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    exported = torch.export.export(Pool(), given, dynamic_shapes=(sizes, None))
+    other = torch.rand(1, 3, 30, 40), given[1]
+    assert torch.equal(exported.module()(*other), Pool()(*other))
+
+
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -350,9 +350,25 @@ class Pool(torch.nn.Module):
         return cudeform.roi_align(images, boxes, (3, 2), 0.5, aligned=self.aligned)
 
 
+class Beside(torch.nn.Module):
+    """16-bit images, and coordinates that are finer."""
+
+    def forward(self, images, offset, boxes):
+        weight = torch.full((3, 4, 1, 1), 0.25, dtype=images.dtype)
+        return cudeform.roi_align(cudeform.deform_conv2d(images, offset, weight), boxes, 2)
+
+
+FINER = (
+    images().half(),
+    0.3 * torch.ones(images().shape[0], 2, *images().shape[2:]),
+    ROIS,
+)
+
+
 @pytest.mark.parametrize(
     ("module", "given", "opset", "node"),
     [
+        (Beside(), FINER, 19, "DeformConv"),
         (Block(), (images(),), 19, "DeformConv"),
         (Block(), (images(),), 22, "DeformConv"),
         (Uneven(), uneven(), 19, "DeformConv"),
@@ -382,7 +398,10 @@ def test_onnx_has_the_standards_operators(module, given, opset, node):
     )
     names = [entry.name for entry in session.get_inputs()]
     (found,) = session.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)})
-    np.testing.assert_allclose(found, module(*given).detach().numpy(), rtol=1e-5, atol=1e-5)
+    expected = module(*given).detach().numpy()
+    assert found.dtype == expected.dtype
+    tolerance = 1e-3 if found.dtype == np.float16 else 1e-5
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_onnx_refuses_what_the_standard_lacks():

@@ -16,7 +16,7 @@ from cudeform.cpu.compiler import inlined, kernel, record
 from cudeform.cpu.parts import CORNERS, Part
 from cudeform.cpu.samplers import ON_PIXEL, PLANE, Image, corners, locate, point_arrays
 
-__all__ = ["gather", "place_of", "renumber"]
+__all__ = ["gather", "renumber"]
 
 
 def gather(
@@ -41,7 +41,7 @@ def gather(
 
 
 @inlined
-def place_of(job, pixel, group, tap):
+def _place_of(job, pixel, group, tap):
     """The place of a point among those of an image: the number of its first corner."""
     return CORNERS * ((pixel * job.offset_groups + group) * job.taps + tap)
 
@@ -52,7 +52,7 @@ def renumber(job, points, count, first, group):
     pixel, _, _ = points
     for k in range(job.taps):
         for p in range(count):
-            pixel[2 * k * PLANE + p] = place_of(job, first + p, group, k)
+            pixel[2 * k * PLANE + p] = _place_of(job, first + p, group, k)
 
 
 _read_part = record(Part)
@@ -95,7 +95,7 @@ def _copy(job, points, view, of_channel, source, target, place):
             if bits == 0:  # nobody reads its place
                 continue
             at = corners(bits, pixel[2 * k * PLANE + p], view)
-            to = image + place_of(job, first + p, group, k) * view.channels
+            to = image + _place_of(job, first + p, group, k) * view.channels
             for corner in range(1 if bits == ON_PIXEL else CORNERS):
                 for c in range(view.channels):
                     target[to + c] = source[at[corner] + c * of_channel]

@@ -336,9 +336,11 @@ def _pooling(
     checks.rank(op, "input", input, axes)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
     batch, channels, height, width = input.shape
-    if more["reads"] == "pixels" and more.get("largest") and height * width > _MOST_OF_ARGMAX:
+    pixels = height * width
+    chooses = more["reads"] == "pixels" and more.get("largest", False)
+    if chooses and isinstance(pixels, int) and pixels > _MOST_OF_ARGMAX:
         most, why = f"of at most {_MOST_OF_ARGMAX} pixels", "argmax, y*W + x, is int32"
-        checks.fail(op, "input", most, height * width, why)
+        checks.fail(op, "input", most, pixels, why)
     return RoiPlan(
         batch=batch,
         channels=channels,

@@ -62,12 +62,9 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
         attributes = _convolution("deform_conv2d", input, weight, stride, padding, dilation, layout)
         taps = attributes["kernel_shape"][0] * attributes["kernel_shape"][1]
         attributes["offset_group"] = _size("deform_conv2d", "offset", offset, 1) // (2 * taps)
-        given = [input, weight, offset, bias, mask]
-        if offset.dtype == input.dtype:
-            return standard.DeformConv(*given, **attributes)
-        # The standard has one dtype: that of the offsets, in which all is computed here too.
-        given = [array if array is None else standard.CastLike(array, offset) for array in given]
-        return standard.CastLike(standard.DeformConv(*given, **attributes), input)
+        wide, weight, bias, mask = _beside(standard, offset, input, weight, bias, mask)
+        output = standard.DeformConv(wide, weight, offset, bias, mask, **attributes)
+        return output if wide is input else standard.CastLike(output, input)
 
     def conv2d(
         input: Any,
@@ -99,8 +96,9 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
             standard.Slice(boxes, *(_indices(standard, i) for i in (begin, end, 1)))
             for begin, end in ((0, 1), (1, 5))
         )
-        return standard.RoiAlign(
-            input,
+        (wide,) = _beside(standard, boxes, input)
+        output = standard.RoiAlign(
+            wide,
             corners,
             standard.Cast(standard.Squeeze(images, _indices(standard, 1)), to=_INT64),
             output_height=height,
@@ -110,6 +108,7 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
             coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
             mode="avg",
         )
+        return output if wide is input else standard.CastLike(output, input)
 
     def roi_pool(
         input: Any,
@@ -133,6 +132,15 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
 
 
 _INT64 = 7  # onnx.TensorProto.INT64
+
+
+def _beside(standard: Any, coordinates: Any, *arrays: Any) -> list[Any]:
+    """Arrays of one dtype with their coordinates, as the standard wants them: that in which all is
+    computed here too, where the coordinates are finer.
+    """
+    if coordinates.dtype == arrays[0].dtype:
+        return list(arrays)
+    return [a if a is None else standard.CastLike(a, coordinates) for a in arrays]
 
 
 def _indices(standard: Any, value: int) -> Any:
