@@ -110,7 +110,7 @@ def _is_direct(bridge: Bridge, given: dict[str, Any]) -> bool:
         if tensor is None:
             if name in bridge.required:
                 return False
-        elif type(tensor) not in PLAIN or not tensor.is_cpu:
+        elif type(tensor) not in PLAIN or not tensor.is_cpu or not _is_memory(tensor):
             return False
         elif differentiated and tensor.requires_grad:
             return False
@@ -202,8 +202,17 @@ def _arguments(
             tensor = tensors[position] = _rows(bridge.name + suffix, tensor, given["input"])
         if not isinstance(tensor, torch.Tensor) or (device or tensor.device) != tensor.device:
             _check(bridge.name + suffix, dict(zip(names, tensors, strict=True)), bridge.required)
+        if not _is_memory(tensor):
+            what = str(tensor.dtype if tensor.is_quantized else tensor.layout)
+            expected, got = "to be a dense tensor of numbers", what.removeprefix("torch.")
+            checks.fail(bridge.name + suffix, names[position], expected, got, error=TypeError)
         device = tensor.device
     return tensors, options
+
+
+def _is_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is an array: not sparse, and not quantised."""
+    return tensor.layout is torch.strided and not tensor.is_quantized
 
 
 def _check(op: str, tensors: dict[str, Any], required: Sequence[str] = ()) -> None:
