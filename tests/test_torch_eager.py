@@ -173,6 +173,15 @@ def test_wrong_arguments_are_named(layer):
         cudeform.roi_align(images, [torch.ones(1, 4)], 2)
 
 
+def test_tensors_that_are_no_arrays_are_named(layer):
+    images, offset, weight = layer
+    quantised = torch.quantize_per_tensor(images, 0.1, 0, torch.quint8)
+    with pytest.raises(TypeError, match="`input` to be a dense tensor of numbers, got quint8"):
+        conv(quantised, offset, weight)
+    with pytest.raises(TypeError, match="`weight` to be a dense tensor of numbers, got sparse_coo"):
+        conv(images, offset, weight.to_sparse())
+
+
 class FakeCupy(SimpleNamespace):
     """What the bridge asks of CuPy, writing down the order."""
 

@@ -1,7 +1,7 @@
 """The ways to run a program, taken together: how, under which autocast, gradients, form and memory.
 
 Each way alone has tests elsewhere. Here every pair of settings is in some test, and all of them
-are the tests of `CUDEFORM_MODES=full`, which takes an hour.
+are the tests of `CUDEFORM_MODES=full`, which take an hour.
 """
 
 import contextlib

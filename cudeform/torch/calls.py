@@ -100,7 +100,7 @@ def _is_direct(bridge: Bridge, given: dict[str, Any]) -> bool:
         if tensor is None:
             if name in bridge.required:
                 return False
-        elif type(tensor) not in PLAIN or not tensor.is_cpu:
+        elif type(tensor) not in PLAIN or not tensor.is_cpu or not _is_memory(tensor):
             return False
         elif differentiated and tensor.requires_grad:
             return False
@@ -192,8 +192,15 @@ def _arguments(
             tensor = tensors[position] = _rows(bridge.name + suffix, tensor, given["input"])
         if not isinstance(tensor, torch.Tensor) or (device or tensor.device) != tensor.device:
             _check(bridge.name + suffix, dict(zip(names, tensors, strict=True)), required)
+        if not _is_memory(tensor):
+            check_dense(bridge.name + suffix, {names[position]: tensor})
         device = tensor.device
     return tensors, options
+
+
+def _is_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is an array: not sparse, quantised or nested."""
+    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
 
 
 def _check(op: str, tensors: dict[str, Any], required: Sequence[str] = ()) -> None:

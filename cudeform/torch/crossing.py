@@ -54,9 +54,10 @@ def check_dense(op: str, tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             continue
-        if tensor.is_nested or tensor.layout is not torch.strided:
-            got = "a nested tensor" if tensor.is_nested else str(tensor.layout)
-            checks.fail(op, name, "to be a dense tensor", got, error=TypeError)
+        if tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided:
+            got = str(tensor.dtype if tensor.is_quantized else tensor.layout)
+            got = "nested" if tensor.is_nested else got.removeprefix("torch.")
+            checks.fail(op, name, "to be a dense tensor of numbers", got, error=TypeError)
         if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
             wanted = "of dtype " + ", ".join(DTYPES)
             checks.fail(op, name, wanted, tensor.dtype, error=TypeError)
