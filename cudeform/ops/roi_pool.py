@@ -231,8 +231,9 @@ def ps_roi_pool(
     convention : {"torchvision", "rfcn", "msra"}
         How a box becomes a region: "torchvision" rounds the scaled corners, the second excluded,
         and never reads the last row and column of the image, as torchvision's forward; "rfcn" is
-        the same up to the edge of the image; "msra", of the paper's own code, MXNet and OpenVINO, rounds before scaling, the second
-        corner included, and leaves regions on fractions of a pixel.
+        the same up to the edge of the image; "msra", of the paper's own code, MXNet and
+        OpenVINO, rounds before scaling, the second corner included, and leaves regions on
+        fractions of a pixel.
 
     Returns
     -------
