@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from cudeform.cpu.axes import cell_along, reachable, reads_along
 from cudeform.cpu.compiler import inner, kernel
 from cudeform.cpu.patches import samples_of
 from cudeform.cpu.regions import unpacked
-from cudeform.cpu.samplers import cell_along, reachable, reads_along
 from cudeform.cpu.staging import result_at, start_of
 
 __all__ = ["pool"]

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudeform.cpu.axes import locate_axis
 from cudeform.cpu.boxes import NUMBERS
 from cudeform.cpu.compiler import inlined, inner
-from cudeform.cpu.samplers import locate_axis
 from cudeform.cpu.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.cpu.staging import start_of
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from cudeform.cpu.axes import cell_along, reads_along
 from cudeform.cpu.compiler import inlined, kernel
 from cudeform.cpu.patches import bins_of, covered, share_of
 from cudeform.cpu.regions import Job, Round, unpacked
-from cudeform.cpu.samplers import cell_along, reads_along
 from cudeform.cpu.staging import result_at
 
 __all__ = ["average", "count_tasks", "scatter", "scatter_samples", "spread"]
