@@ -5,6 +5,8 @@ python benchmarks/deviations.py
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torchvision
 
@@ -21,6 +23,7 @@ def main() -> None:
     for name, pool in (
         ("torchvision", torchvision.ops.ps_roi_pool),
         ("cudeform", cudeform.ps_roi_pool),
+        ("cudeform, rfcn", partial(cudeform.ps_roi_pool, convention="rfcn")),
     ):
         leaf = image.clone().requires_grad_()
         pool(leaf, box, 3).backward(grad)

@@ -207,6 +207,6 @@ def deform_ps_roi_pool(rng: np.random.Generator) -> Iterator[Case]:
     np.abs(case.arrays["boxes"], out=case.arrays["boxes"])
     yield case
     yield _pooling(rng, "v1", c=18, cells=(1, 3, 3), **plain)
-    classes = dict(spatial_scale=0.5, output_dim=6, group_size=2, output_size=(4, 5))
+    classes = dict(spatial_scale=0.5, output_dim=6, group_size=(2, 3), output_size=(4, 5))
     classes.update(part_size=(2, 3), sample_per_part=3, trans_std=0.2)
-    yield _pooling(rng, "classes", c=24, cells=(3, 2, 3), mask=True, **classes)
+    yield _pooling(rng, "classes", c=36, cells=(3, 2, 3), mask=True, **classes)

@@ -1,4 +1,4 @@
-"""Samples along one axis of a region: where each is, or which pixels they read together."""
+"""Where samples of regions of interest read, along one axis: by the rules "roi" and "psroi"."""
 
 from __future__ import annotations
 

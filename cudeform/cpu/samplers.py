@@ -1,4 +1,4 @@
-"""The sampler of points: with `axes`, the only bilinear code on the CPU.
+"""The samplers: with `axes`, where regions are sampled, the only bilinear code on the CPU.
 
 A tile is some pixels of the output in a row. `locate` computes the geometry of its sampling points
 once, whatever the number of channels; `blend`, `measure` and `spread` then go through the points

@@ -74,7 +74,9 @@ def roi_pool(
     Notes
     -----
     The scaled corners are rounded, halves away from zero, both included; bins may overlap by a
-    pixel. A bin without pixels, as outside of the image, is 0.
+    pixel. A bin without pixels, as outside of the image, is 0. Regions are at least one pixel
+    large: an inverted box is the pixel of its first corner. Edges of bins are rounded as in
+    torchvision: i * (size / bins) in the dtype of the boxes.
 
     References
     ----------
@@ -162,10 +164,12 @@ def ps_roi_pool(
         Score maps; bin (i, j) of output channel c reads channel (c*ph + i)*pw + j.
     boxes, output_size, spatial_scale
         As in `roi_pool`.
-    convention : {"torchvision", "msra"}
-        How a box becomes a region: "torchvision" rounds the scaled corners, the second excluded;
-        "msra", of the paper's own code, MXNet and OpenVINO, rounds before scaling, the second
-        corner included, and leaves regions on fractions of a pixel.
+    convention : {"torchvision", "rfcn", "msra"}
+        How a box becomes a region: "torchvision" rounds the scaled corners, the second excluded,
+        and never reads the last row and column of the image, as torchvision's forward; "rfcn" is
+        the same up to the edge of the image; "msra", of the paper's own code, MXNet and
+        OpenVINO, rounds before scaling, the second corner included, and leaves regions on
+        fractions of a pixel.
 
     Returns
     -------
