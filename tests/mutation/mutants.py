@@ -119,29 +119,24 @@ def _python(name, text):
     for node in ast.walk(tree):
         if id(node) in shown:
             continue
-        for start, end, replacement in _changes(node, text):
-            if start[0] == end[0]:
-                line = lines[start[0] - 1]
+        for start, end, replacement in _changes(node):
+            line = lines[start[0] - 1]
+            if start[0] == end[0] and not set("()") & set(line[start[1] : end[1]]):
                 after = line[: start[1]] + replacement + line[end[1] :]
                 yield Mutant(name, start[0], line, after)
 
 
-def _changes(node, text):
+def _changes(node):
     """((line, column), (line, column), replacement) of what can be changed in a node."""
     if isinstance(node, ast.Compare) and type(node.ops[0]) in _COMPARE:
         yield *_between(node.left, node.comparators[0]), f" {_COMPARE[type(node.ops[0])]} "
     elif isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-        between = _between(node.left, node.right)
-        source = text.splitlines()[between[0][0] - 1][between[0][1] : between[1][1]]
-        if "(" not in source and ")" not in source:
-            yield *between, f" {_BINARY[type(node.op)]} "
+        yield *_between(node.left, node.right), f" {_BINARY[type(node.op)]} "
     elif isinstance(node, ast.BoolOp):
         word = "or" if isinstance(node.op, ast.And) else "and"
         yield *_between(node.values[0], node.values[1]), f" {word} "
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
-        between = _start(node), _start(node.operand)
-        if "(" not in text.splitlines()[between[0][0] - 1][between[0][1] : between[1][1]]:
-            yield *between, ""
+        yield _start(node), _start(node.operand), ""
     elif isinstance(node, ast.Constant) and type(node.value) is bool:
         yield _start(node), _end(node), str(not node.value)
     elif isinstance(node, ast.Constant) and type(node.value) is int:
