@@ -30,11 +30,12 @@ FLOORS = [
     ["dlpack", "torch.", "jax."],
     ["plot", "layers.", "keras", "dask"],
     ["commands."],
+    ["bench."],
     ["__main__"],
 ]
 # Upwards, in functions: where a call goes on whose arrays tell.
 UPWARD = {"dispatch": {"torch", "jax", "dlpack"}}
-OPEN_ROOMS = ("cpu.", "cuda.", "derivatives.", "torch.", "jax.", "layers.", "commands.")
+OPEN_ROOMS = ("cpu.", "cuda.", "derivatives.", "torch.", "jax.", "layers.", "commands.", "bench.")
 
 # Who may import what is not everybody's. NumPy and the standard library are.
 RESERVED = {
@@ -50,20 +51,21 @@ RESERVED = {
     ),
     "cupy_backends": ("cuda/runtime.py",),
     "cupyx": (),
-    "torch": ("torch/", "keras.py", "commands/peers.py", "commands/cuda_peers.py"),
+    "torch": ("torch/", "keras.py", "bench/peers.py", "bench/cuda_peers.py"),
     # peers, engines: what `bench` measures against
-    "torchvision": ("commands/peers.py", "commands/cuda_peers.py"),
-    "onnx": ("commands/engines.py",),
+    "torchvision": ("bench/peers.py", "bench/cuda_peers.py"),
+    "onnx": ("bench/engines.py",),
     "onnxscript": ("torch/onnx.py",),
-    "onnxruntime": ("commands/engines.py",),
-    "openvino": ("commands/engines.py",),
+    "onnxruntime": ("bench/engines.py",),
+    "openvino": ("bench/engines.py",),
     "jax": ("jax/", "keras.py"),
     "keras": ("keras.py",),
     "tensorflow": ("keras.py",),
     "dask": ("dask.py",),
     "sklearn": ("commands/",),
     "ctypes": (),
-    "subprocess": ("commands/machine.py",),  # nvidia-smi
+    # nvidia-smi; contenders in processes of their own
+    "subprocess": ("commands/machine.py", "bench/contest.py"),
     "matplotlib": ("plot.py", "commands/"),
     "rich": ("commands/",),
     "skimage": ("commands/",),
