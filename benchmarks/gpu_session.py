@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cudeform.commands import bench, bench_cuda, machine, peers
-from cudeform.commands.workload import CUDA, Convolution, Pooling, Workload
+from cudeform.bench import command, cuda, peers
+from cudeform.bench.workload import CUDA, Convolution, Pooling, Workload
+from cudeform.commands import machine
 
 SELFTEST = [sys.executable, "-m", "cudeform", "selftest", "--device", "cuda"]
 QUICK = (
@@ -45,14 +46,14 @@ def main() -> int:
     for tool in () if given.quick else SANITIZERS:
         session.step(tool, lambda tool=tool: sanitize(tool))
     for work in QUICK if given.quick else CUDA:
-        for setting in bench_cuda.settings(work):
-            for name in bench_cuda.PASSES:
+        for setting in cuda.settings(work):
+            for name in cuda.PASSES:
                 title = f"{work.operator}, {work}, {' '.join(setting)}, {name}"
                 session.measure(
                     title, lambda w=work, s=setting, n=name: timed(w, s, n, given.turns)
                 )
     if session.results:
-        print(session.step("report", lambda: bench.report(session.results, facts)))
+        print(session.step("report", lambda: command.report(session.results, facts)))
     print(f"{len(session.failures)} failed", *session.failures, sep="\n  ")
     return 1 if session.failures else 0
 
@@ -123,7 +124,7 @@ def timed(work: Workload, setting: tuple[str, str], name: str, turns: int) -> di
         raise RuntimeError(f"no GPU to measure: {reason}")
     cupy.get_default_memory_pool().free_all_blocks()
     graphs = isinstance(work, Convolution)  # some poolings wait for the GPU, and have no graph
-    return bench_cuda.measure_one(cupy, work, setting, name, turns, graphs)
+    return cuda.measure_one(cupy, work, setting, name, turns, graphs)
 
 
 if __name__ == "__main__":

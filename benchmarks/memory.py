@@ -18,9 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cudeform.commands import machine, peers
+from cudeform.bench import peers
+from cudeform.bench.workload import CPU, Convolution
+from cudeform.commands import machine
 from cudeform.commands.table import table
-from cudeform.commands.workload import CPU, Convolution
 from cudeform.cpu.threads import get_num_threads
 
 BATCHES = (1, 4, 16)

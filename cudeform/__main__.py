@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 import cudeform
-from cudeform.commands import CommandError, bench, demo, info, selftest
+from cudeform.bench import command as bench
+from cudeform.commands import CommandError, demo, info, selftest
 
 COMMANDS = {"info": info, "selftest": selftest, "bench": bench, "demo": demo}
 

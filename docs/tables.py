@@ -72,31 +72,60 @@ def _measured(
         run = json.loads(path.read_text())
         results = list(filter(belongs, run["results"]))
         if results:
-            parts.append(f"{_machine(run['machine'])}\n\n{table(results)}")
+            parts.append(f"{_machine(run['machine'], results)}\n\n{table(results)}")
     return "\n\n".join(parts) or "No measurements are committed yet."
 
 
-def _machine(facts: dict[str, Any]) -> str:
-    where = f"{facts.get('gpu', facts['processor'])}, {facts['threads']} threads, {facts['date']}"
+def _machine(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    where = [facts.get("gpu", facts["processor"]), facts["date"]]
+    used = {result.get("threads", facts["threads"]) for result in results}
+    if len(used) == 1:  # else the table has a column of them
+        where.insert(1, f"{used.pop()} threads")
     versions = [f"{name} {facts[name]}" for name in VERSIONS if name in facts]
-    return f"{where}; {', '.join(versions)}:"
+    return f"{', '.join(where)}; {', '.join(versions)}:"
 
 
 def _times(shapes: str, results: list[dict[str, Any]]) -> str:
-    """Milliseconds of ours, and how many times as long the others took."""
+    """Milliseconds of ours, and how many times as long the others took; then worst and best row."""
     peers = [name for result in results for name in result["median_ms"] if name != OURS]
     peers = list(dict.fromkeys(peers))
-    rows = []
-    for result in results:
-        ratios = [f"{result['ratio'][p]:.2f}×" if p in result["ratio"] else "" for p in peers]
-        ours = f"{result['median_ms'][OURS]:.1f} ms"
-        rows.append([_pretty(result["workload"]), result["pass"], ours, *ratios])
-    header = [shapes, "pass", OURS, *peers]
-    functions = [f"`{result['operator']}`" for result in results]
-    if len(set(functions)) > 1:
-        header = ["function", *header]
-        rows = [[function, *row] for function, row in zip(functions, rows, strict=True)]
-    return markdown(header, rows)
+    columns: dict[str, list[str]] = {
+        "function": [f"`{result['operator']}`" for result in results],
+        shapes: [_pretty(result["workload"]) for result in results],
+        "pass": [result["pass"] for result in results],
+        "threads": [str(result.get("threads", "")) for result in results],
+        OURS: [_with_spread(result) for result in results],
+    }
+    for peer in peers:
+        ratios = [result["ratio"].get(peer) for result in results]
+        columns[peer] = ["" if ratio is None else f"{ratio:.2f}×" for ratio in ratios]
+    for name in ("function", "threads"):  # where it is the same all the way down it says nothing
+        if len(set(columns[name])) < 2:
+            del columns[name]
+    table = markdown(list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+    return f"{table}\n\n{_extremes(peers, results)}"
+
+
+def _with_spread(result: dict[str, Any]) -> str:
+    """Our median; where it is one over processes, with the fastest and the slowest of them."""
+    median = f"{result['median_ms'][OURS]:.1f}"
+    if "fastest_ms" not in result:
+        return f"{median} ms"
+    ends = result["fastest_ms"][OURS], result["slowest_ms"][OURS]
+    return f"{median} ms ({ends[0]:.1f} to {ends[1]:.1f})"
+
+
+def _extremes(peers: list[str], results: list[dict[str, Any]]) -> str:
+    """In one line, the smallest and the largest ratio of every peer, by pass."""
+    parts = []
+    for name in dict.fromkeys(result["pass"] for result in results):
+        ranges = []
+        for peer in peers:
+            ratios = [r["ratio"][peer] for r in results if r["pass"] == name and peer in r["ratio"]]
+            if ratios:
+                ranges.append(f"{peer} {min(ratios):.2f}× and {max(ratios):.2f}×")
+        parts.append(f"{name}: {', '.join(ranges)}")
+    return f"Worst and best row, {'; '.join(parts)}."
 
 
 def _pretty(workload: str) -> str:

@@ -35,6 +35,7 @@ FLOORS = [
     ["commands.machine"],
     ["demo."],
     ["commands."],
+    ["bench."],
     ["__main__"],
 ]
 # Upwards or level, in functions: where a call goes on whose arrays tell.
@@ -49,6 +50,7 @@ OPEN_ROOMS = (
     "layers.",
     "demo.",
     "commands.",
+    "bench.",
 )
 
 # Who may import what is not everybody's. NumPy and the standard library are.
@@ -65,20 +67,21 @@ RESERVED = {
     ),
     "cupy_backends": ("cuda/cupy_device.py",),
     "cupyx": (),
-    "torch": ("torch/", "keras.py", "commands/peers.py", "commands/cuda_peers.py"),
+    "torch": ("torch/", "keras.py", "bench/peers.py", "bench/cuda_peers.py"),
     # peers, engines: what `bench` measures against
-    "torchvision": ("commands/peers.py", "commands/cuda_peers.py"),
-    "onnx": ("commands/engines.py",),
+    "torchvision": ("bench/peers.py", "bench/cuda_peers.py"),
+    "onnx": ("bench/engines.py",),
     "onnxscript": ("torch/onnx.py",),
-    "onnxruntime": ("commands/engines.py",),
-    "openvino": ("commands/engines.py",),
+    "onnxruntime": ("bench/engines.py",),
+    "openvino": ("bench/engines.py",),
     "jax": ("jax/", "keras.py"),
     "keras": ("keras.py",),
     "tensorflow": ("keras.py",),
     "dask": ("dask.py",),
     "sklearn": (),  # the examples' data
     "ctypes": (),
-    "subprocess": ("commands/machine.py",),  # nvidia-smi
+    # nvidia-smi; contenders in processes of their own
+    "subprocess": ("commands/machine.py", "bench/contest.py"),
     "matplotlib": ("plot.py", "demo/", "commands/demo.py"),
     "rich": ("demo/", "commands/demo.py"),
     "skimage": ("demo/",),

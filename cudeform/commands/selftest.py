@@ -17,8 +17,8 @@ import numpy as np
 from cudeform.arrays import DTYPES
 from cudeform.cases import Case
 from cudeform.commands import CommandError, machine
+from cudeform.commands.dtypes import numpy_dtype
 from cudeform.commands.table import table
-from cudeform.commands.workload import numpy_dtype
 from cudeform.registry import OPERATORS, Operator
 
 __all__ = ["TOLERANCE", "Outcome", "add_arguments", "check", "run"]

@@ -1,7 +1,8 @@
 """Vectors for Numba kernels: load, store, fma and the block of a matrix product held in registers.
 
 Written out, because LLVM neither vectorises a float sum without reassociating it nor keeps a block
-of sums in registers. A vector is as wide as the host's registers; LLVM splits it on anything less.
+of sums in registers. A vector is as wide as the registers of the processor that Numba compiles for,
+which is not always the one at hand.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 
 __all__ = [
@@ -34,14 +36,29 @@ __all__ = [
 ]
 
 
+_WIDE_SUM = """
+target triple = "{}"
+define <16 x float> @sum(<16 x float> %a, <16 x float> %b) {{
+  %c = fadd <16 x float> %a, %b
+  ret <16 x float> %c
+}}
+"""
+
+
 def _register_file() -> tuple[int, int, int]:
-    """Bytes of a vector register, then rows and vectors of the block that fits in all of them."""
-    features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    """Bytes of a vector register, then rows and vectors of the block that fits in all of them.
+
+    Asked of the target machine itself: NUMBA_CPU_NAME and its like choose another than the host's,
+    and Numba keeps compiled kernels by target. With sizes of anything else a kernel from the disk
+    would read and write beyond what its caller has set aside for it.
+    """
+    machine = cpu_target.target_context.codegen()._tm
+    code = machine.emit_assembly(llvmlite.binding.parse_assembly(_WIDE_SUM.format(machine.triple)))
+    if "%zmm" in code:
         return 64, 12, 2
-    if features.get("avx2"):
+    if "%ymm" in code:
         return 32, 6, 2
-    return 16, 6, 4 if features.get("neon") else 2
+    return 16, 6, 4 if machine.triple.startswith(("aarch64", "arm64")) else 2
 
 
 _BYTES, BLOCK_ROWS, _VECTORS = _register_file()
@@ -84,6 +101,21 @@ def _broadcast(context: Any, builder: Any, vector: Vector, scalar: Any) -> Any:
     )
     lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
     return builder.shuffle_vector(first, first, lanes)
+
+
+def _in_register(builder: Any, value: Any) -> Any:
+    """The same vector, made here and not earlier.
+
+    LLVM's scheduler would make the copies of all elements of a column before the first of them is
+    used, more than there are registers for, and keep them in memory. It moves nothing into an empty
+    piece of assembly that says it changes the vector, or out of it.
+    """
+    x86 = builder.module.triple.startswith(("x86", "i386", "i686"))
+    arm = builder.module.triple.startswith(("aarch64", "arm64"))
+    if not x86 and not arm:
+        return value
+    function = ir.FunctionType(value.type, [value.type])
+    return builder.asm(function, "", "=v,0" if x86 else "=w,0", [value], side_effect=False)
 
 
 def _fused(context: Any, builder: Any, vector: Vector, a: Any, b: Any, c: Any) -> Any:
@@ -317,7 +349,7 @@ def add_product(typingctx, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_r
             a_column = row(a_base, a_step, loop.index)
             for i in range(BLOCK_ROWS):
                 element = builder.load(row(a_column, a_row, _index(i)))
-                down = _broadcast(context, builder, vector, element)
+                down = _in_register(builder, _broadcast(context, builder, vector, element))
                 for v, value in enumerate(sums[i * _VECTORS : (i + 1) * _VECTORS]):
                     added = _fused(context, builder, vector, down, across[v], builder.load(value))
                     builder.store(added, value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cudeform.commands.workload import BINS, SCALE, Convolution, Workload
+from cudeform.bench.workload import BINS, SCALE, Convolution, Workload
 
 __all__ = ["Contender", "exact", "ours", "torchvision"]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cudeform.commands import engines
-from cudeform.commands.engines import Call, Lacking, Unavailable
-from cudeform.commands.workload import Convolution, Workload
+from cudeform.bench import engines
+from cudeform.bench.engines import Call, Lacking, Unavailable
+from cudeform.bench.workload import Convolution, Workload
 
 __all__ = ["BACKWARD", "DISTRIBUTIONS", "FORWARD", "GEMM", "OURS", "Lacking", "Peer", "Unavailable"]
 

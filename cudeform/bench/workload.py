@@ -23,7 +23,6 @@ __all__ = [
     "Workload",
     "cast",
     "error",
-    "numpy_dtype",
 ]
 
 TORCHVISION = ("deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
@@ -203,15 +202,6 @@ CUDA: tuple[Workload, ...] = (
     Convolution(8, 256, 64, 64, 256),
     *_poolings(2, 100, 152, 512),
 )
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """A dtype by its name; bfloat16 is that of ml_dtypes."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def cast(arrays: dict[str, np.ndarray], dtype: np.dtype) -> dict[str, np.ndarray]:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from cudeform.commands import cuda_peers
-from cudeform.commands.workload import Convolution, Workload, cast, error, numpy_dtype
+from cudeform.bench import cuda_peers
+from cudeform.bench.workload import Convolution, Workload, cast, error
+from cudeform.commands.dtypes import numpy_dtype
 
 __all__ = ["PASSES", "SETTINGS", "measure", "measure_one", "settings"]
 

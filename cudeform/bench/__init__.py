@@ -1,0 +1,1 @@
+"""``python -m cudeform bench``: what is timed, against whom, and how."""

@@ -1,0 +1,159 @@
+"""The machine code of the CPU's hot loops, for any processor that LLVM can write it for.
+
+``python -m gates.cpu_code CPU [TRIPLE]`` prints what is wrong with it and how much it read. A
+process has one target, chosen before the package is imported, whose sizes follow from it; what it
+compiles is not run.
+"""
+
+import importlib
+import json
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Loop", "faults", "inner_loops"]
+
+# Names of vector registers; a spill of another kind is a scalar or an address
+VECTOR = re.compile(r"%[xyz]mm\d|\b[qz]\d")
+
+
+class Loop(NamedTuple):
+    """An innermost loop, as LLVM's comments mark it."""
+
+    function: str
+    header: str
+    lines: list[str]
+
+
+def inner_loops(code: str) -> list[Loop]:
+    """Those of an assembly listing with comments."""
+    function, block, place = "", "", None
+    loops: dict[str, Loop] = {}
+    blocks: list[tuple[str, list[str]]] = []  # the header of the loop that it is in, and its lines
+    for line in code.splitlines():
+        label = re.match(r'"?([^\s"]+)"?:', line)
+        if label:
+            block = label[1].removeprefix(".L").removeprefix("L")
+            if not re.match(r"\.?L", line):
+                function = label[1]
+        if label or re.match(r"\s*(#|//) %bb\.", line):
+            place = None
+        if "This Inner Loop Header" in line:
+            place, loops[block] = block, Loop(function, block, [])
+        elif around := re.search(r"in Loop: Header=(\w+)", line):
+            place = around[1]
+        blocks.append((place, line))
+    for place, line in blocks:
+        if place in loops and not re.match(r"\s*(#|//)|\S", line):
+            loops[place].lines.append(line.strip())
+    return list(loops.values())
+
+
+def faults(code: str) -> list[str]:
+    """Vectors that an innermost loop keeps in memory, because the registers do not suffice."""
+    return [
+        f"{loop.function} {loop.header}: {line}"
+        for loop in inner_loops(code)
+        for line in loop.lines
+        if re.search(r"-byte (Folded )?(Spill|Reload)", line) and VECTOR.search(line)
+    ]
+
+
+def aim(cpu: str, triple: str | None = None) -> None:
+    """Let Numba compile for a processor; "host" is this one."""
+    import llvmlite.binding
+    from numba.core import config
+
+    if cpu != "host":
+        config.CPU_NAME, config.CPU_FEATURES = cpu, ""
+    if triple:
+        llvmlite.binding.initialize_all_targets()
+        llvmlite.binding.initialize_all_asmprinters()
+        llvmlite.binding.get_process_triple = lambda: triple
+
+
+def products() -> Iterator[Any]:
+    """The product as kernels call it: LLVM makes it a part of them, with the steps that are 1."""
+    from cudeform.cpu.compiler import inner
+    from cudeform.cpu.matmul import multiply
+
+    @inner
+    def across_columns(a, b, c, n):
+        multiply(a, (0, n, 1), b, (0, n, n), c, (0, n), (n, n, n), False)
+
+    @inner
+    def fresh_columns(a, b, c, n):
+        multiply(a, (0, n, 1), b, (0, n, n), c, (0, n), (n, n, n), True)
+
+    @inner
+    def down_columns(a, b, c, n):
+        multiply(a, (0, 1, n), b, (0, n, n), c, (0, n), (n, n, n), False)
+
+    yield from (across_columns, fresh_columns, down_columns)
+
+
+def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
+    """The functions with vectors in their loops, and arguments of the types that they get."""
+    from cudeform.cpu import layout, matmul, patches, samplers
+
+    flat = np.zeros(0, dtype)
+    given = layout.frozen(flat, flat)
+    whole, tiny = np.zeros(0, np.int64), np.zeros(0, np.uint8)
+    grid = samplers.Grid(*[0] * len(samplers.Grid._fields))
+    image, points = samplers.Image(0, 0, 0), (whole, tiny, flat)
+    tile = patches.Tile(whole, flat, whole, flat)
+    yield matmul.multiply, (flat, (0, 0, 0), given, (0, 0, 0), flat, (0, 0), (0, 0, 0), False)
+    for product in products():
+        yield product, (flat, given, flat, 0)
+    yield layout.transpose, (given, 0, 0, 0, 0, flat, 0, 0)
+    yield samplers.blend, (grid, points, 0, given, image, flat, 0)
+    yield samplers.measure, (grid, points, 0, given, image, flat, 0, flat, 0)
+    yield samplers.spread, (grid, points, 0, flat, 0, flat, image)
+    yield patches.blend_tile, (tile, 0, flat, 0, 0, flat)
+    yield patches.measure_tile, (tile, 0, flat, 0, 0, flat, flat)
+    yield patches.spread_tile, (tile, 0, flat, 0, 0, flat)
+
+
+def with_vectors() -> set[str]:
+    """All functions of the CPU backend that have vectors in them and are compiled by themselves."""
+    from numba.core.dispatcher import Dispatcher
+
+    import cudeform.cpu
+
+    names = set()
+    for found in pkgutil.iter_modules(cudeform.cpu.__path__, "cudeform.cpu."):
+        for value in vars(importlib.import_module(found.name)).values():
+            if isinstance(value, Dispatcher) and value.targetoptions.get("no_cpython_wrapper"):
+                if {"fma", "add_product", "transpose_square"} & {*value.py_func.__code__.co_names}:
+                    names.add(value.py_func.__name__)
+    return names
+
+
+def main(cpu: str, triple: str | None = None) -> None:
+    aim(cpu, triple)
+    from numba import typeof
+    from numba.core.registry import cpu_target
+
+    from cudeform.cpu import simd
+
+    cpu_target.target_context.codegen()._tm.set_asm_verbosity(True)
+    found: dict[str, Any] = {"bytes": simd.BLOCK_BYTES, "rows": simd.BLOCK_ROWS}
+    found |= {"faults": [], "loops": {}}
+    for dtype in (np.float32, np.float64):
+        for function, arguments in hot(dtype):
+            types = tuple(map(typeof, arguments))
+            function.compile(types)
+            code = function.inspect_asm(types)
+            name = function.py_func.__name__
+            found["faults"] += [f"{np.dtype(dtype)}, {fault}" for fault in faults(code)]
+            found["loops"].setdefault(name, []).extend(len(x.lines) for x in inner_loops(code))
+    found["missing"] = sorted(with_vectors() - found["loops"].keys())
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
