@@ -23,7 +23,7 @@ def fuzz(*options):
     return done.stdout
 
 
-@pytest.mark.parametrize("backend, trials", [("cpu", 1500), ("emulator", 250)])
+@pytest.mark.parametrize("backend, trials", [("cpu", 600), ("emulator", 250)])
 def test_random_arguments_in_random_memory(backend, trials):
     backends.require(backends.BACKENDS[backend])
     shown = fuzz("--backend", backend, "--trials", str(trials), "--operator", "all")

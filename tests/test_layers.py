@@ -195,6 +195,14 @@ def test_only_the_branches_that_shift_begin_with_zeros(name):
         assert array.any() == (kind == "weight" and layer not in last), parameter
 
 
+def test_blocks_are_frozen_and_begin_with_the_papers_options():
+    assert DeformConv2d(4, 6, 3).bias and not DeformConv2d(4, 6, 3).modulated
+    assert DeformPSRoiPool(4, 3, 2).sample_per_part == 4
+    for block in BLOCKS.values():
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            block.bias = False
+
+
 def test_no_masks_before_the_sigmoid_saturates():
     x = np.array([-1e4, 0, 1e4], np.float32)
     with np.errstate(all="raise"):
