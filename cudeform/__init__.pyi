@@ -264,7 +264,7 @@ def ps_roi_pool(
     output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
     *,
-    convention: Literal["torchvision", "msra"] = "torchvision",
+    convention: Literal["torchvision", "rfcn", "msra"] = "torchvision",
 ) -> _Array: ...
 def ps_roi_pool_backward(
     grad_output: _Array,
@@ -273,9 +273,10 @@ def ps_roi_pool_backward(
     output_size: int | tuple[int, int],
     spatial_scale: float = 1.0,
     *,
-    convention: Literal["torchvision", "msra"] = "torchvision",
+    convention: Literal["torchvision", "rfcn", "msra"] = "torchvision",
     needs: Iterable[str] | None = None,
 ) -> _RoiPoolGradients[_Array]: ...
+@overload
 def roi_align(
     input: _Array,
     boxes: _Boxes[_Array],
@@ -283,7 +284,34 @@ def roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
+    *,
+    mode: Literal["avg", "max"] = "avg",
+    return_argmax: Literal[False] = False,
 ) -> _Array: ...
+@overload
+def roi_align(
+    input: _Array,
+    boxes: _Boxes[_Array],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    mode: Literal["avg", "max"] = "avg",
+    return_argmax: Literal[True],
+) -> tuple[_Array, _Array]: ...
+@overload
+def roi_align(
+    input: _Array,
+    boxes: _Boxes[_Array],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    mode: Literal["avg", "max"] = "avg",
+    return_argmax: bool = False,
+) -> _Array | tuple[_Array, _Array]: ...
 def roi_align_backward(
     grad_output: _Array,
     input: _Array,
@@ -293,6 +321,8 @@ def roi_align_backward(
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
+    mode: Literal["avg", "max"] = "avg",
+    argmax: _Array | None = None,
     needs: Iterable[str] | None = None,
 ) -> _RoiAlignGradients[_Array]: ...
 @overload

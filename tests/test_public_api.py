@@ -79,6 +79,7 @@ def test_types_are_declared_for_the_signatures_that_are_there():
         ("conv2d", "layout", "_Layout: TypeAlias = "),
         ("conv2d", "precision", "_Precision: TypeAlias = "),
         ("bilinear_sample", "border", "_Border: TypeAlias = "),
+        ("roi_align", "mode", "mode: "),
         ("roi_pool", "mode", "mode: "),
         ("ps_roi_pool", "convention", "convention: "),
     ],

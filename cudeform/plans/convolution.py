@@ -98,6 +98,7 @@ def deform_conv2d(
 ) -> ConvPlan:
     """Check every argument of a deformable convolution."""
     checks.choice(op, "border", border, BORDERS)
+    checks.choice(op, "precision", precision, PRECISIONS)
     given = _points(op, input, weight, stride, padding, dilation, layout)
     groups = _offset_groups(op, offset, given["channels"], given["kernel"], layout)
     points = Points(**given, offset_groups=groups, border=border)
@@ -124,6 +125,7 @@ def conv2d(
     precision: str = "ieee",
 ) -> ConvPlan:
     """Check every argument of a convolution without offsets."""
+    checks.choice(op, "precision", precision, PRECISIONS)
     points = Points(**_points(op, input, weight, stride, padding, dilation, layout))
     return _plan(op, points, weight, bias, precision, False, False)
 
@@ -176,7 +178,6 @@ def _plan(
     deformable: bool,
     modulated: bool,
 ) -> ConvPlan:
-    checks.choice(op, "precision", precision, PRECISIONS)
     out_channels, in_channels = weight.shape[:2]
     groups = points.channels // in_channels
     if groups * in_channels != points.channels:

@@ -25,7 +25,6 @@ __all__ = [
 
 _MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
 _MOST_OF_ARGMAX = 2**31  # pixels: y*W + x is int32
-_MODES = ("max", "avg")
 # The region of each, and how many rows and columns at the far edges it leaves out.
 _CONVENTIONS = {"torchvision": ("half_open", 1), "rfcn": ("half_open", 0), "msra": ("msra", 0)}
 
@@ -164,7 +163,7 @@ def roi_align(
     return_argmax: bool = False,
 ) -> RoiPlan:
     """Check every argument of RoIAlign."""
-    checks.choice(op, "mode", mode, _MODES)
+    checks.choice(op, "mode", mode, ("avg", "max"))
     plan = _pooling(
         op,
         input,
@@ -216,7 +215,7 @@ def roi_pool(
     return_argmax: bool = False,
 ) -> RoiPlan:
     """Check every argument of RoI pooling."""
-    checks.choice(op, "mode", mode, _MODES)
+    checks.choice(op, "mode", mode, ("max", "avg"))
     plan = _pooling(
         op,
         input,

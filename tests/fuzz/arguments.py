@@ -172,7 +172,7 @@ def _roi_align(rng, dtype):
         rng, dtype, input, bins, ratio, scale, 0.5 if aligned else 0.0, _least(bins, aligned)
     )
     options = {"output_size": bins, "spatial_scale": scale}
-    options |= {"sampling_ratio": ratio, "aligned": aligned}
+    options |= {"sampling_ratio": ratio, "aligned": aligned, "mode": pick(rng, "avg", "max")}
     return {"input": input, "boxes": boxes}, options
 
 
@@ -232,10 +232,10 @@ def _roi_pool(rng, dtype):
 
 
 def _ps_roi_pool(rng, dtype):
-    bins, convention = pair(rng, 1, 4), pick(rng, "torchvision", "msra")
+    bins, convention = pair(rng, 1, 4), pick(rng, "torchvision", "rfcn", "msra")
     input = _images(rng, bins[0] * bins[1])
     scale = pick(rng, *SCALES)
-    if convention == "torchvision":
+    if convention != "msra":
         boxes = _nudged(rng, _whole_boxes(rng, dtype, input, bins, scale, 0), scale, 3)
     else:  # whole boxes, of (x2 + 1 - x1) * scale pixels
         boxes = _whole_boxes(rng, dtype, input, bins, 1.0, 1)
