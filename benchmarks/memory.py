@@ -22,7 +22,7 @@ from cudeform.bench import peers
 from cudeform.bench.workload import CPU, Convolution
 from cudeform.commands import machine
 from cudeform.commands.table import table
-from cudeform.cpu.threads import get_num_threads
+from cudeform.threads import get_num_threads
 
 BATCHES = (1, 4, 16)
 MEASURED = (peers.OURS, "torchvision")

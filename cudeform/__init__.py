@@ -1,9 +1,10 @@
 """Deformable vision operators on arrays: NumPy on the CPU, CuPy on the GPU, nothing to build."""
 
 from cudeform import dispatch, imports
-from cudeform.coordinates import convert_roi_offset, points_from_msda, points_to_msda
-from cudeform.offset_layouts import convert_mask, convert_offset, pack_dcnv4, unpack_dcnv4
-from cudeform.ops.deform_conv import (
+from cudeform.converters.offsets import convert_mask, convert_offset, pack_dcnv4, unpack_dcnv4
+from cudeform.converters.points import points_from_msda, points_to_msda
+from cudeform.converters.regions import convert_roi_offset
+from cudeform.ops.convolution import (
     conv2d,
     conv2d_backward,
     deform_conv2d,

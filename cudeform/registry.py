@@ -163,7 +163,7 @@ _TRANS_STD = Option("trans_std", "number")
 OPERATORS = (
     Operator(
         name="deform_conv2d",
-        family="deform_conv",
+        family="conv",
         summary="deformable convolution v1, and v2 with a mask",
         paper="Dai et al. 2017, Zhu et al. 2019",
         arguments=(
@@ -186,7 +186,7 @@ OPERATORS = (
     ),
     Operator(
         name="conv2d",
-        family="deform_conv",
+        family="conv",
         summary="convolution without offsets",
         paper="",
         arguments=(_IMAGE, _WEIGHT, _BIAS),
@@ -214,7 +214,7 @@ OPERATORS = (
     ),
     Operator(
         name="roi_align",
-        family="roi",
+        family="regions",
         summary="average or maximum of bilinear samples in the bins of regions",
         paper="He et al. 2017",
         arguments=(_IMAGE, _BOXES),
@@ -230,7 +230,7 @@ OPERATORS = (
     ),
     Operator(
         name="ps_roi_align",
-        family="roi",
+        family="regions",
         summary="average of bilinear samples from channels of each bin's own",
         paper="Dai et al. 2016, He et al. 2017",
         arguments=(_IMAGE, _BOXES),
@@ -243,7 +243,7 @@ OPERATORS = (
     ),
     Operator(
         name="roi_pool",
-        family="roi",
+        family="regions",
         summary="maximum or average of the pixels in the bins of regions",
         paper="Girshick 2015; Dai et al. 2017, equation 5",
         arguments=(_IMAGE, _BOXES),
@@ -257,7 +257,7 @@ OPERATORS = (
     ),
     Operator(
         name="ps_roi_pool",
-        family="roi",
+        family="regions",
         summary="average of pixels from channels of each bin's own",
         paper="Dai et al. 2016",
         arguments=(_IMAGE, _BOXES),
@@ -270,7 +270,7 @@ OPERATORS = (
     ),
     Operator(
         name="deform_roi_pool",
-        family="roi",
+        family="regions",
         summary="RoI pooling with bins that move, and v2 with a mask",
         paper="Dai et al. 2017, equation 6; Zhu et al. 2019",
         arguments=(
@@ -290,7 +290,7 @@ OPERATORS = (
     ),
     Operator(
         name="deform_ps_roi_pool",
-        family="roi",
+        family="regions",
         summary="position-sensitive RoI pooling with bins that move, and v2 with a mask",
         paper="Dai et al. 2017; Zhu et al. 2019",
         arguments=(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import cudeform
-from cudeform.cpu.boxes import locate_regions
+from cudeform.cpu.regions.extents import locate_regions
 from cudeform.plans.regions import RoiPlan
 
 Y_COLOR, X_COLOR, POINT_COLOR, INK = "#3b6fb6", "#d98032", "#b3246b", "#444444"
@@ -98,7 +98,7 @@ def _curve(axes: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
 
 def offset_layouts() -> Figure:
     """Which channel holds which tap's y and x, for a 3 x 3 kernel in three libraries."""
-    names = cudeform.offset_layouts.LIBRARIES
+    names = cudeform.converters.offsets.LIBRARIES
     figure = Figure(figsize=(7.4, 5.2), layout="constrained")
     grids, strips = figure.subfigures(1, 2, width_ratios=(1, 2.6))
     for axes, name in zip(grids.subplots(len(names)), names, strict=True):

@@ -41,12 +41,12 @@ def operators() -> str:
 
 def benchmarks() -> str:
     """Every committed run: the machine, our times, and the ratios to the peers' of the same run."""
-    return _measured(partial(_timed, family="deform_conv"), partial(_times, "N×C×H×W → O"))
+    return _measured(partial(_timed, family="conv"), partial(_times, "N×C×H×W → O"))
 
 
 def poolings() -> str:
     """The same of the poolings of regions."""
-    return _measured(partial(_timed, family="roi"), partial(_times, "N×C×H×W, boxes"))
+    return _measured(partial(_timed, family="regions"), partial(_times, "N×C×H×W, boxes"))
 
 
 def memory() -> str:

@@ -11,7 +11,9 @@ from wrong_values import VALUES
 
 import cudeform
 from cudeform import plans
-from cudeform.cpu import caching, convolution, gradients, regions
+from cudeform.cpu.conv import convolve, gradients
+from cudeform.cpu.language import memory
+from cudeform.cpu.regions import blocking
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.outlines import Outline
 from cudeform.plans.points import Points
@@ -52,7 +54,7 @@ def test_every_cache_has_a_most():
 def test_large_results_are_made_again(result, kept):
     made = []
 
-    @caching.remembered
+    @memory.remembered
     def make(number):
         made.append(number)
         return result
@@ -68,16 +70,16 @@ def conv_plan(batch):
 
 def test_plans_of_large_batches_are_not_kept():
     wanted = gradients.Wanted(1, 1, 1, 1)
-    for prepare, more in ((convolution._prepared, (False,)), (gradients._prepared, (wanted,))):
+    for prepare, more in ((convolve._prepared, (False,)), (gradients._prepared, (wanted,))):
         few, many = conv_plan(2), conv_plan(20_000)
         assert prepare(few, 4, True, *more) is prepare(few, 4, True, *more)
         again = prepare(many, 4, True, *more)
         assert prepare(many, 4, True, *more) is not again
         assert len(again.parts) > 1000
     plan = RoiPlan(20_000, 256, 64, 64, 20_000, (7, 7), 1.0, "center", "centers", 2)
-    job = regions.job_of(plan, 4, plan.regions)
-    assert regions.rounds(job, 2, 4) is regions.rounds(job, 2, 4)
-    assert regions.rounds(job, 20_000, 4) is not regions.rounds(job, 20_000, 4)
+    job = blocking.job_of(plan, 4, plan.regions)
+    assert blocking.rounds(job, 2, 4) is blocking.rounds(job, 2, 4)
+    assert blocking.rounds(job, 20_000, 4) is not blocking.rounds(job, 20_000, 4)
 
 
 def size(value):

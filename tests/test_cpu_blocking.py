@@ -15,7 +15,8 @@ from test_inputs import batch_of
 from tolerances import assert_close
 
 import cudeform
-from cudeform.cpu import blocking, convolution, gradients, parts, precision
+from cudeform.cpu.conv import blocking, convolve, gradients, widening
+from cudeform.cpu.language import workspace
 
 CPU = backends.BACKENDS["cpu"]
 
@@ -23,10 +24,9 @@ CPU = backends.BACKENDS["cpu"]
 @pytest.fixture(params=[1, 40_000, 400_000])
 def small_workspace(monkeypatch, request):
     """Bytes for copies of images and for sums that are still to be added up."""
-    for module in (blocking, parts, precision):
-        monkeypatch.setattr(module, "SCRATCH_BYTES", request.param)
+    monkeypatch.setattr(workspace, "SCRATCH_BYTES", request.param)
     monkeypatch.setattr(blocking, "_PARTIAL_BYTES", request.param)
-    prepared = convolution._prepared, gradients._prepared
+    prepared = convolve._prepared, gradients._prepared
     for remembered in prepared:
         remembered.cache_clear()
     yield
@@ -94,14 +94,14 @@ def test_points_that_read_little_give_the_bytes_of_whole_images(
     monkeypatch, rng, dtype, layout, bytes_at_once
 ):
     calls = list(few_points(rng, dtype_of(dtype), layout))
-    monkeypatch.setattr(parts, "SCRATCH_BYTES", bytes_at_once)
+    monkeypatch.setattr(workspace, "SCRATCH_BYTES", bytes_at_once)
     seen = []
     for little in (True, False):
-        for module in (convolution, precision):
+        for module in (convolve, widening):
             monkeypatch.setattr(module, "reads_little", lambda points, little=little: little)
-        convolution._prepared.cache_clear()
+        convolve._prepared.cache_clear()
         seen.append([call().tobytes() for call in calls])
-    convolution._prepared.cache_clear()
+    convolve._prepared.cache_clear()
     assert seen[0] == seen[1]
 
 

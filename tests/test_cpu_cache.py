@@ -20,7 +20,7 @@ from numba.extending import overload
 from processes import python
 
 import cudeform
-from cudeform.cpu import cache, compiler, simd
+from cudeform.cpu.language import compiler, disk, simd
 
 
 def twice(x):
@@ -35,7 +35,7 @@ def thrice(x):
 def folder(monkeypatch, tmp_path):
     """Where kernels are kept in a test."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(cache, "_said", set())
+    monkeypatch.setattr(disk, "_said", set())
     return Path(compiler.kernel(twice).stats.cache_path)
 
 
@@ -153,11 +153,11 @@ def test_kernels_of_other_settings_stand_beside_each_other(folder, monkeypatch, 
 def test_another_compiler_makes_kernels_stale(folder, monkeypatch):
     hits()
     monkeypatch.setattr(numba, "__version__", "0.0")
-    cache._sources.cache_clear()
+    disk._sources.cache_clear()
     try:
         assert not hits()
     finally:
-        cache._sources.cache_clear()
+        disk._sources.cache_clear()
 
 
 def test_kernels_are_made_of_what_the_digest_sees():

@@ -6,16 +6,18 @@ import backends
 import numpy as np
 import pytest
 from cases import DTYPES, Problem, operator, problem, problems
-from test_cpu_threads import python
+from processes import python
 from tolerances import assert_close
 
 import cudeform
+from cudeform import threads
 from cudeform.cases import Case
-from cudeform.cpu import regions, threads
+from cudeform.cpu.language import workspace
+from cudeform.cpu.regions import blocking
 from cudeform.registry import OPERATORS
 
 CPU = backends.BACKENDS["cpu"]
-POOLINGS = [row.name for row in OPERATORS if row.family == "roi"]
+POOLINGS = [row.name for row in OPERATORS if row.family == "regions"]
 every_case = pytest.mark.parametrize(
     ("name", "case"), [pair for pair in problems() if pair[0] in POOLINGS]
 )
@@ -50,11 +52,11 @@ def assert_right(asked):
 @pytest.fixture(params=[1, 20_000])
 def small_workspace(monkeypatch, request):
     """Bytes for images laid out, and for regions in a wider dtype."""
-    monkeypatch.setattr(regions, "SCRATCH_BYTES", request.param)
-    for remembered in (regions.job_of, regions.rounds):
+    monkeypatch.setattr(workspace, "SCRATCH_BYTES", request.param)
+    for remembered in (blocking.job_of, blocking.rounds):
         remembered.cache_clear()
     yield
-    for remembered in (regions.job_of, regions.rounds):
+    for remembered in (blocking.job_of, blocking.rounds):
         remembered.cache_clear()
 
 

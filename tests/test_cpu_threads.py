@@ -12,7 +12,7 @@ import pytest
 from processes import python
 
 import cudeform
-from cudeform.cpu import threads
+from cudeform import threads
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ def test_an_interrupt_waits_for_the_tasks_that_have_begun():
 
 SHUTDOWN = """
 import atexit, os, threading, time
-from cudeform.cpu import threads
+from cudeform import threads
 threads.set_num_threads(4)
 
 def check():
@@ -264,7 +264,7 @@ def test_a_wrong_number_of_threads_is_named(value, error, message):
     assert threads.get_num_threads() == 4
 
 
-ASK = "from cudeform.cpu.threads import get_num_threads as n; print('threads', n())"
+ASK = "from cudeform.threads import get_num_threads as n; print('threads', n())"
 
 
 def test_the_environment_says_how_many_threads():

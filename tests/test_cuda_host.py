@@ -17,7 +17,7 @@ from emulator.device import EmulatorDevice, EmulatorError, install, to_device, t
 from tolerances import assert_close
 
 import cudeform
-from cudeform.cuda import chunks, columns, deform_conv, layout, sort
+from cudeform.cuda import chunks, conv, layout, sampler, sort
 from cudeform.cuda.compile import SCALARS, flatten
 from cudeform.cuda.cupy_device import CupyDevice
 from cudeform.cuda.gemm import gemm_arguments
@@ -50,8 +50,8 @@ def test_results_do_not_depend_on_the_workspace(monkeypatch, device, name, dtype
     todo = problem("deform_conv2d", name, dtype)
     emulator = backends.BACKENDS["emulator"]
     whole = {"output": todo.forward(emulator), **todo.backward(emulator)}
-    monkeypatch.setattr(columns, "COLUMN_BYTES", small)
-    monkeypatch.setattr(deform_conv, "COLUMN_BYTES", small)
+    monkeypatch.setattr(sampler, "COLUMN_BYTES", small)
+    monkeypatch.setattr(conv, "COLUMN_BYTES", small)
     monkeypatch.setattr(chunks, "IMAGE_BYTES", small)
     device.launched.clear()
     parts = {"output": todo.forward(emulator), **todo.backward(emulator)}
@@ -80,8 +80,8 @@ def _allocations(monkeypatch, device, call):
 def test_workspace_does_not_grow_with_the_batch(monkeypatch, device):
     """The largest array besides arguments and results is the same for 1 image and for 8."""
     monkeypatch.setattr(chunks, "IMAGE_BYTES", 1 << 12)
-    monkeypatch.setattr(columns, "COLUMN_BYTES", 1 << 14)
-    monkeypatch.setattr(deform_conv, "COLUMN_BYTES", 1 << 14)
+    monkeypatch.setattr(sampler, "COLUMN_BYTES", 1 << 14)
+    monkeypatch.setattr(conv, "COLUMN_BYTES", 1 << 14)
     rng = np.random.default_rng(0)
     largest = {}
     for batch in (1, 8):
@@ -140,8 +140,8 @@ def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, fi
         want = reference.deform_conv2d(**exact, padding=1)
         assert_close(emulator.to_host(output), want, dtype, what="output")
         on_device.pop("bias"), exact.pop("bias")
-        for limit in (columns.COLUMN_BYTES, 1 << 10):
-            monkeypatch.setattr(columns, "COLUMN_BYTES", limit)
+        for limit in (sampler.COLUMN_BYTES, 1 << 10):
+            monkeypatch.setattr(sampler, "COLUMN_BYTES", limit)
             got = cudeform.deform_conv2d_backward(to_device(grad_output), **on_device, padding=1)
             want = reference.deform_conv2d_backward(
                 grad_output.astype(np.float64), **exact, padding=1
@@ -154,7 +154,7 @@ def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, fi
     scalar = SCALARS[dtype]
     wanted = [
         unit
-        for unit in columns.units()
+        for unit in sampler.units()
         if unit.file == "sampling.cu"
         and ("SCALAR", scalar) in unit.defines
         and ("OFFSET", SCALARS[finer or dtype]) in unit.defines
@@ -265,7 +265,7 @@ def test_tf32_rounds_the_factors_of_float32_products_only(device):
 
 
 def test_flattened_text_needs_no_other_file():
-    for unit in deform_conv.units():
+    for unit in conv.units():
         text = flatten(unit)
         assert "#include" not in text
         assert text.count("enum Border") <= 1

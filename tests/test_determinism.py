@@ -43,8 +43,8 @@ def test_crowded_points_give_equal_bytes(backend, name, dtype):
 
 @pytest.fixture
 def threads():
-    """cudeform.cpu.threads, its number of threads put back afterwards."""
-    from cudeform.cpu import threads
+    """cudeform.threads, its number of threads put back afterwards."""
+    from cudeform import threads
 
     before = threads.get_num_threads()
     yield threads

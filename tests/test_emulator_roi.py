@@ -11,8 +11,9 @@ from test_emulator import SCHEDULES
 from tolerances import assert_close
 
 import cudeform
-from cudeform.cuda import layout, regions, roi
+from cudeform.cuda import layout
 from cudeform.cuda.compile import SCALARS
+from cudeform.cuda.regions import pooling, rows
 
 EMULATOR = backends.BACKENDS["emulator"]
 READS = [  # a case for each way to read, and its forward and backward kernels
@@ -82,7 +83,7 @@ def test_planted_bug_is_caught(bug, order, seed):
 
     def flatten(unit):
         text = flatten(unit)
-        assert unit.file != "roi.cu" or text.count(old) == 1
+        assert unit.file != "regions.cu" or text.count(old) == 1
         return text.replace(old, new)
 
     # Two lanes and 2 to 40 samples a row: rows of a warp need different numbers of rounds.
@@ -147,7 +148,7 @@ def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, in
     for channels in {widest, widest // 2, 2, 3}:
         for op, given in calls(channels, dtype):
             check(op, given, dtype)
-    monkeypatch.setattr(roi, "WORKSPACE_BYTES", 1 << 9)
+    monkeypatch.setattr(pooling, "WORKSPACE_BYTES", 1 << 9)
     for op, given in calls(3, dtype):
         if op in ("roi_align", "roi_pool"):
             check(op, given, dtype)
@@ -156,8 +157,8 @@ def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, in
         launched.setdefault((file, defines), set()).add(kernel)
     wanted = [
         unit
-        for unit in regions.units()
-        if unit.file.startswith("roi")
+        for unit in rows.units()
+        if unit.file.startswith("region")
         and ("SCALAR", SCALARS[dtype]) in unit.defines
         and dict(unit.defines).get("OFFSET", SCALARS[dtype]) == SCALARS[dtype]
         and dict(unit.defines).get("INDEX", index) == index
@@ -165,7 +166,7 @@ def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, in
     assert len(wanted) == widest.bit_length() + 1
     for unit in wanted:
         assert (unit.file, unit.defines) in launched
-    for file in ("roi.cu", "roi_rows.cu"):
+    for file in ("regions.cu", "region_rows.cu"):
         ran = set().union(*(kernels for (name, _), kernels in launched.items() if name == file))
         every = set(_kernels(next(unit for unit in wanted if unit.file == file)))
         if widest < 8:  # what is not rounded is summed where it belongs
@@ -251,7 +252,7 @@ def test_chunks_give_the_same_bytes(monkeypatch, device, op, options):
     whole = run()
     assert np.abs(whole["input"]).max() > 0
     for limit in (1 << 9, 1 << 12):
-        monkeypatch.setattr(roi, "WORKSPACE_BYTES", limit)
+        monkeypatch.setattr(pooling, "WORKSPACE_BYTES", limit)
         assert_same_bytes(run(), whole)
 
 
@@ -261,7 +262,7 @@ def test_chunks_give_the_same_bytes(monkeypatch, device, op, options):
 def test_small_workspaces_round_once(monkeypatch, device, op, case):
     todo = problem(op, case, "float16")
     whole = results(todo)
-    monkeypatch.setattr(roi, "WORKSPACE_BYTES", 1 << 12)
+    monkeypatch.setattr(pooling, "WORKSPACE_BYTES", 1 << 12)
     device.launched.clear()
     parts = results(todo)
     assert any(kernel.endswith("_sums") for _, _, kernel in device.launched)
@@ -276,10 +277,10 @@ def test_images_in_several_groups_and_regions_in_one(monkeypatch, device, option
     rng = np.random.default_rng(2)
     boxes = np.array([[2.0, 1, 2, 30, 25], [0, 3, 3, 9, 5], [1, 0, 0, 4, 6], [2, 8, 1, 20, 4]])
     given = {"input": rng.standard_normal((3, 2, 40, 36)), "boxes": boxes, "output_size": (1, 2)}
-    monkeypatch.setattr(roi, "WORKSPACE_BYTES", 1 << 13)
-    launcher = regions.Launcher(device, _plan(**given), np.float64)
-    assert len(list(roi._image_groups(launcher))) == 3
-    assert len(list(roi._region_groups(launcher))) == 1
+    monkeypatch.setattr(pooling, "WORKSPACE_BYTES", 1 << 13)
+    launcher = rows.Launcher(device, _plan(**given), np.float64)
+    assert len(list(pooling._image_groups(launcher))) == 3
+    assert len(list(pooling._region_groups(launcher))) == 1
     check("roi_align", {**given, **options}, "float64")
 
 
@@ -294,10 +295,10 @@ def test_parts_cover_every_row_once(monkeypatch, device):
         1, 3, 5, 5, 7, bins=(2, 2), scale=1.0, region="corner", reads="pixels"
     )
     counts = np.array([0, 3, 0, 0, 700, 1, 2, 0, 5, 0], np.int32)
-    launcher = regions.Launcher(device, plan, np.float32)
+    launcher = rows.Launcher(device, plan, np.float32)
     for limit, number in ((1, 5), (32 * 6, 4), (1 << 20, 1)):
-        monkeypatch.setattr(roi, "WORKSPACE_BYTES", limit)
-        parts = list(roi._parts(launcher, 10, to_device(counts)))
+        monkeypatch.setattr(pooling, "WORKSPACE_BYTES", limit)
+        parts = list(pooling._parts(launcher, 10, to_device(counts)))
         assert len(parts) == number
         for part in parts:
             inside = counts[part.first : part.first + part.rows]
@@ -342,7 +343,7 @@ NO_BOXES = [
 
 
 @pytest.mark.parametrize(
-    "op", [row.name for row in cudeform.registry.OPERATORS if row.family == "roi"]
+    "op", [row.name for row in cudeform.registry.OPERATORS if row.family == "regions"]
 )
 def test_boxes_that_are_nowhere(device, op):
     rng = np.random.default_rng(0)
@@ -367,7 +368,7 @@ def test_samples_of_wide_boxes_are_bounded(device):
     plan = cudeform.plans.regions.RoiPlan(
         1, 1, 5, 6, 3, bins=(1, 1), scale=1.0, region="center", reads="centers"
     )
-    launcher = regions.Launcher(device, plan, np.float32)
+    launcher = rows.Launcher(device, plan, np.float32)
     boxes = [[0, -1e30, -1e30, 1e30, 1e30], [0, -1e6, 0, 1e6, 4], [0, 0, -1e4, 5, 3]]
     counts = device.empty((3,), np.int32)
     launcher.rows(to_device(np.array(boxes, np.float32)), None, None, counts)

@@ -42,7 +42,7 @@ def arguments():
 
 
 def has_many_knots(row, case, argument):
-    return row.family == "roi" and (argument == "offset" or case.options.get("mode") == "max")
+    return row.family == "regions" and (argument == "offset" or case.options.get("mode") == "max")
 
 
 def pairing(row, case, grad_output, argument, direction, backend, length):

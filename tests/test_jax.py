@@ -107,7 +107,7 @@ def small(name, **options):
     fixed = {}
     if name == "bilinear_sample":
         arrays = {"input": (2, 3, 4, 5), "points": (2, 6, 2)}
-    elif operator(name).family == "roi":
+    elif operator(name).family == "regions":
         arrays = {"input": (2, 4, 4, 5)}
         if name.startswith("deform"):
             arrays |= {"offset": (3, 2, 2, 2), "mask": (3, 1, 2, 2)}

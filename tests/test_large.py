@@ -18,8 +18,8 @@ from emulator import device as emulated
 import cudeform
 from cudeform.cuda import layout
 from cudeform.cuda.chunks import Chunk
-from cudeform.cuda.columns import Block, PointSums, Sampler
-from cudeform.cuda.regions import Launcher
+from cudeform.cuda.regions.rows import Launcher
+from cudeform.cuda.sampler import Block, PointSums, Sampler
 from cudeform.cuda.sort import Buckets
 from cudeform.plans.points import Points
 from cudeform.plans.regions import RoiPlan
@@ -151,7 +151,7 @@ def unfilled(backend, shape, dtype="float32"):
     return on(backend, np.broadcast_to(np.zeros((), dtype), shape))
 
 
-POOLINGS = [row.name for row in cudeform.registry.OPERATORS if row.family == "roi"]
+POOLINGS = [row.name for row in cudeform.registry.OPERATORS if row.family == "regions"]
 
 
 @pytest.mark.parametrize("backward", [False, True])

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 from torch.library import opcheck  # noqa: E402
 
-from cudeform.torch.bridges import BRIDGES, flat, nested  # noqa: E402
+from cudeform.torch.signatures import BRIDGES, flat, nested  # noqa: E402
 
 every_case = pytest.mark.parametrize(("name", "case"), problems())
 every_row = pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)

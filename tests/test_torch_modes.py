@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from torch_programs import FULL, FULLEST, Functions, Modules  # noqa: E402
 
-from cudeform.torch.bridges import BRIDGES, flat  # noqa: E402
+from cudeform.torch.signatures import BRIDGES, flat  # noqa: E402
 
 AXES = {
     "how": ("eager", "static", "dynamic", "export", "aoti"),

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from torch.autograd import forward_ad  # noqa: E402
 
 from cudeform.registry import OPERATORS  # noqa: E402
-from cudeform.torch.bridges import BRIDGES  # noqa: E402
+from cudeform.torch.signatures import BRIDGES  # noqa: E402
 
 every_row = pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
 REGIONS = [row for row in OPERATORS if any(a.name == "boxes" for a in row.arguments)]

@@ -8,7 +8,7 @@ from cases import problem, problems
 
 from cudeform.registry import OPERATORS
 from cudeform.torch import nn
-from cudeform.torch.bridges import BRIDGES
+from cudeform.torch.signatures import BRIDGES
 
 __all__ = ["FULL", "FULLEST", "Functions", "Modules"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cudeform
 from cudeform.commands import machine
-from cudeform.cpu.threads import get_num_threads
+from cudeform.threads import get_num_threads
 
 __all__ = ["add_arguments", "facts", "run"]
 
@@ -79,7 +79,9 @@ def _caches() -> dict[str, str]:
     """Where compiled kernels are kept between runs, and who can write there."""
     cupy = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
     try:
-        from cudeform.cpu.cache import folder  # asks Numba: the folder depends on what it can write
+        from cudeform.cpu.language.disk import (
+            folder,  # asks Numba: the folder depends on what it can write
+        )
 
         numba = _with_writers(Path(folder()))
     except ImportError:

@@ -15,7 +15,7 @@ import numpy as np
 
 import cudeform
 from cudeform.commands import CommandError
-from cudeform.cpu.threads import get_num_threads
+from cudeform.threads import get_num_threads
 
 __all__ = [
     "cuda_extra",

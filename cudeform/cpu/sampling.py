@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu import precision
+from cudeform.cpu.conv import widening
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.sampling import SamplePlan
 
@@ -13,7 +13,7 @@ __all__ = ["backward", "forward"]
 
 def forward(plan: SamplePlan, input: np.ndarray, points: np.ndarray) -> tuple[np.ndarray]:
     """The samples."""
-    (output,) = precision.forward(_convolution(plan), input, points)
+    (output,) = widening.forward(_convolution(plan), input, points)
     return (output.reshape(plan.results[0].shape),)
 
 
@@ -30,7 +30,7 @@ def backward(
     grad_output = grad_output.reshape(convolution.out_shape)
     names = {"input": "input", "points": "offset"}
     wanted = frozenset(names[name] for name in needs)
-    found = precision.backward(convolution, grad_output, input, points, needs=wanted)
+    found = widening.backward(convolution, grad_output, input, points, needs=wanted)
     return {name: found[names[name]].reshape(plan.gradients[name].shape) for name in needs}
 
 

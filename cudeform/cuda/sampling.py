@@ -6,7 +6,8 @@ from typing import Any
 
 from cudeform.cuda import layout
 from cudeform.cuda.chunks import Chunk, chunks, image_groups
-from cudeform.cuda.columns import (
+from cudeform.cuda.device import device_of
+from cudeform.cuda.sampler import (
     Block,
     Gradients,
     Sampler,
@@ -15,7 +16,6 @@ from cudeform.cuda.columns import (
     most_backward_pixels,
     units,
 )
-from cudeform.cuda.device import device_of
 from cudeform.plans.points import Points
 from cudeform.plans.sampling import SamplePlan
 

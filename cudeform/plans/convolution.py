@@ -28,7 +28,7 @@ class ConvPlan(Plan):
     deformable: bool
     modulated: bool
 
-    family = "deform_conv"
+    family = "conv"
 
     @property
     def in_channels(self) -> int:

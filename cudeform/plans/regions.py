@@ -90,7 +90,7 @@ class RoiPlan(Plan):
     deformable: bool = False
     modulated: bool = False
 
-    family = "roi"
+    family = "regions"
 
     @property
     def out_channels(self) -> int:

@@ -7,8 +7,8 @@ Nothing here has to be imported for that: ``cudeform.deform_conv2d(tensor, ...)`
 import torch
 
 from cudeform import dispatch
-from cudeform.torch.calls import call
 from cudeform.torch.patching import Patch, patch
+from cudeform.torch.route import call
 from cudeform.torch.scripting import refuse
 
 __all__ = ["Patch", "call", "patch"]

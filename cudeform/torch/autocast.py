@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cudeform.torch.bridges import Bridge
+from cudeform.torch.signatures import Bridge
 
 __all__ = ["KEYS", "is_on", "narrowed", "narrowed_gradients", "outside", "wide"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cudeform.torch.bridges import BRIDGES, Bridge
+from cudeform.torch.signatures import BRIDGES, Bridge
 
 __all__ = ["register"]
 

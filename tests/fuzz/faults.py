@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 from cases import DTYPES, Problem, operator
 
-from cudeform.cpu.threads import set_num_threads
+from cudeform.threads import set_num_threads
 
 from .arguments import NEVER_CAST, OPERATORS, random_case
 

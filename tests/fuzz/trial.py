@@ -7,7 +7,7 @@ import numpy as np
 from cases import DTYPES, Problem, dtype_of, operator
 from tolerances import TOLERANCE
 
-from cudeform.cpu import threads
+from cudeform import threads
 
 from .arguments import NEVER_CAST, OPERATORS, random_case
 from .dress import Dresser

@@ -78,8 +78,8 @@ def aim(cpu: str, triple: str | None = None) -> None:
 
 def products() -> Iterator[Any]:
     """The product as kernels call it: LLVM makes it a part of them, with the steps that are 1."""
-    from cudeform.cpu.compiler import inner
-    from cudeform.cpu.matmul import multiply
+    from cudeform.cpu.language.compiler import inner
+    from cudeform.cpu.language.matmul import multiply
 
     @inner
     def across_columns(a, b, c, n):
@@ -98,21 +98,23 @@ def products() -> Iterator[Any]:
 
 def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     """The functions with vectors in their loops, and arguments of the types that they get."""
-    from cudeform.cpu import layout, matmul, patches, samplers
+    from cudeform.cpu import sampler
+    from cudeform.cpu.language import matmul, transpose
+    from cudeform.cpu.regions import patches
 
     flat = np.zeros(0, dtype)
-    given = layout.frozen(flat, flat)
+    given = transpose.frozen(flat, flat)
     whole, tiny = np.zeros(0, np.int64), np.zeros(0, np.uint8)
-    grid = samplers.Grid(*[0] * len(samplers.Grid._fields))
-    image, points = samplers.Image(0, 0, 0), (whole, tiny, flat)
+    grid = sampler.Grid(*[0] * len(sampler.Grid._fields))
+    image, points = sampler.Image(0, 0, 0), (whole, tiny, flat)
     tile = patches.Tile(whole, flat, whole, flat)
     yield matmul.multiply, (flat, (0, 0, 0), given, (0, 0, 0), flat, (0, 0), (0, 0, 0), False)
     for product in products():
         yield product, (flat, given, flat, 0)
-    yield layout.transpose, (given, 0, 0, 0, 0, flat, 0, 0)
-    yield samplers.blend, (grid, points, 0, given, image, flat, 0)
-    yield samplers.measure, (grid, points, 0, given, image, flat, 0, flat, 0)
-    yield samplers.spread, (grid, points, 0, flat, 0, flat, image)
+    yield transpose.transpose, (given, 0, 0, 0, 0, flat, 0, 0)
+    yield sampler.blend, (grid, points, 0, given, image, flat, 0)
+    yield sampler.measure, (grid, points, 0, given, image, flat, 0, flat, 0)
+    yield sampler.spread, (grid, points, 0, flat, 0, flat, image)
     yield patches.blend_tile, (tile, 0, flat, 0, 0, flat)
     yield patches.measure_tile, (tile, 0, flat, 0, 0, flat, flat)
     yield patches.spread_tile, (tile, 0, flat, 0, 0, flat)
@@ -125,7 +127,7 @@ def with_vectors() -> set[str]:
     import cudeform.cpu
 
     names = set()
-    for found in pkgutil.iter_modules(cudeform.cpu.__path__, "cudeform.cpu."):
+    for found in pkgutil.walk_packages(cudeform.cpu.__path__, "cudeform.cpu."):
         for value in vars(importlib.import_module(found.name)).values():
             if isinstance(value, Dispatcher) and value.targetoptions.get("no_cpython_wrapper"):
                 if {"fma", "add_product", "transpose_square"} & {*value.py_func.__code__.co_names}:
@@ -138,7 +140,7 @@ def main(cpu: str, triple: str | None = None) -> None:
     from numba import typeof
     from numba.core.registry import cpu_target
 
-    from cudeform.cpu import simd
+    from cudeform.cpu.language import simd
 
     cpu_target.target_context.codegen()._tm.set_asm_verbosity(True)
     found: dict[str, Any] = {"bytes": simd.BLOCK_BYTES, "rows": simd.BLOCK_ROWS}

@@ -57,12 +57,12 @@ HOT = {
     ("sampling.cu", "corner_dots"): sass.Hot(5, 0),
     ("sampling.cu", "gather_input"): sass.Hot(2, 0),
     ("sampling.cu", "gather_input_sums"): sass.Hot(2, 0),
-    ("roi.cu", "pool"): sass.Hot(4, 0),
-    ("roi.cu", "row_gradients"): sass.Hot(4, 0),
-    ("roi.cu", "pool_mean"): sass.Hot(1, 0),
-    ("roi.cu", "pool_max"): sass.Hot(1, 0),
-    ("roi.cu", "gather_rows"): sass.Hot(2, 0),
-    ("roi.cu", "gather_rows_sums"): sass.Hot(2, 0),
+    ("regions.cu", "pool"): sass.Hot(4, 0),
+    ("regions.cu", "row_gradients"): sass.Hot(4, 0),
+    ("regions.cu", "pool_mean"): sass.Hot(1, 0),
+    ("regions.cu", "pool_max"): sass.Hot(1, 0),
+    ("regions.cu", "gather_rows"): sass.Hot(2, 0),
+    ("regions.cu", "gather_rows_sums"): sass.Hot(2, 0),
 }
 
 

@@ -16,7 +16,7 @@ NOTICE = {
     "cudeform/cuda/*": (
         "tests/test_cuda_host.py tests/test_cupy_device.py tests/test_emulator_roi.py"
     ),
-    "cudeform/cpu/threads.py": "tests/test_cpu_threads.py",
+    "cudeform/threads.py": "tests/test_cpu_threads.py",
     "cudeform/cpu/*": (
         "tests/test_operators.py tests/test_cpu_roi.py tests/test_cpu_blocking.py "
         "tests/test_deform_conv.py tests/test_sampling.py tests/test_fuzz.py "
@@ -29,8 +29,8 @@ NOTICE = {
     "cudeform/jax/*": "tests/test_jax.py tests/test_jax_devices.py",
     "cudeform/derivatives/*": "tests/test_derivatives.py tests/test_torch.py",
     "cudeform/layers/*": "tests/test_layers.py",
-    "cudeform/offset_layouts.py": "tests/test_offset_layouts.py tests/test_converters.py",
-    "cudeform/coordinates.py": "tests/test_coordinates.py tests/test_converters.py",
+    "cudeform/converters/offsets.py": "tests/test_offset_layouts.py tests/test_converters.py",
+    "cudeform/converters/points.py": "tests/test_coordinates.py tests/test_converters.py",
     "cudeform/ops/*": "tests/test_arguments.py tests/test_roi_arguments.py tests/test_operators.py",
     "cudeform/boxes.py": "tests/test_roi_arguments.py tests/test_operators.py",
 }

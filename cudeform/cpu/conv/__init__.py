@@ -1,0 +1,5 @@
+"""Deformable and plain convolution."""
+
+from cudeform.cpu.conv.widening import backward, forward
+
+__all__ = ["backward", "forward"]

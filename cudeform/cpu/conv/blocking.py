@@ -1,0 +1,290 @@
+"""How a convolution is cut up: slices of channels, tiles of pixels, and the memory they may take.
+
+All of it follows from shapes alone. The number of threads only says who computes which piece, so
+that it cannot change a bit of the result.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform import threads
+from cudeform.cpu.language import workspace
+from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.language.matmul import columns_of
+from cudeform.cpu.language.simd import BLOCK_BYTES, BLOCK_ROWS, block_columns
+from cudeform.cpu.language.transpose import add_row, copy_row, frozen, transpose
+from cudeform.cpu.sampler import PLANE, Grid
+from cudeform.plans.convolution import ConvPlan
+
+__all__ = [
+    "PART",
+    "Blocking",
+    "Job",
+    "Slices",
+    "collect_weight",
+    "cut",
+    "gradient_blocking",
+    "gradient_slice",
+    "grid_and_job",
+    "job_of",
+    "packed_columns",
+    "packed_rows",
+    "padded",
+    "rounds",
+    "tile_pixels",
+    "weight_rows",
+    "widest_slice",
+]
+
+_COLUMN_BYTES = 256 << 10  # of the columns of a tile: they stay in the L2 cache
+_DEPTH = 640  # about as many rows of a matrix at a time
+_LANES = 16  # slices are multiples of so many channels where they can be
+_PARTIAL_BYTES = 12 << 20  # of sums that are still to be added up
+_MOST_IMAGES = 16  # at a time
+_ENOUGH_TASKS = 8  # images times slices: fewer are cut into narrower slices,
+_NARROW = 32  # but a slice narrower than this spends its time on geometry
+
+
+class Slices(NamedTuple):
+    """Slices of the input channels: each lies within one weight group and one offset group."""
+
+    first: np.ndarray  # (S + 1,): the first channel of each, then the number of channels
+    weight_group: np.ndarray  # (S,)
+    offset_group: np.ndarray  # (S,)
+
+
+class Blocking(NamedTuple):
+    """How much is worked on at a time, so that the scratch is bounded whatever the batch."""
+
+    images: int
+    cuts: list[tuple[int, int]]  # ranges of slices
+    pixels: int
+
+
+class Job(NamedTuple):
+    """What the kernels of a convolution need to know besides its `Grid`."""
+
+    taps: int
+    in_channels: int  # of one weight group
+    out_channels: int  # of one weight group
+    groups: int
+    channels_last: int
+    tile: int  # pixels
+    widest: int  # columns of samples of the widest slice
+    pitch: int  # from one pixel's columns to the next in a tile
+    out_pitch: int  # from one pixel's output channels to the next in a tile
+    offset_groups: int
+    dense: int  # 0: there is no weight, the samples are the output
+
+
+def cut(plan: ConvPlan, most: int) -> Slices:
+    """Slices of at most `most` channels, as equal as can be."""
+    channels = plan.points.channels
+    by_offset = plan.points.group_channels
+    bounds = set(range(0, channels + 1, plan.in_channels)) | set(range(0, channels + 1, by_offset))
+    first = []
+    bounds = sorted(bounds)
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        count = -(-(end - start) // most)
+        step = -(-(end - start) // count)
+        step = min(-(-step // _LANES) * _LANES, most)
+        first += range(start, end, step)
+    table = np.array([*first, channels], np.int64)
+    return Slices(table, table[:-1] // plan.in_channels, table[:-1] // by_offset)
+
+
+def widest_slice(plan: ConvPlan) -> int:
+    """Channels whose columns make a matrix of the depth that suits the caches."""
+    return max(_DEPTH // plan.points.taps // _LANES * _LANES, _LANES)
+
+
+def tile_pixels(plan: ConvPlan, columns: int, itemsize: int) -> int:
+    """Pixels of a tile whose columns fit in the L2 cache; the tiles of an image are about equal."""
+    most = _COLUMN_BYTES // (columns * itemsize) // BLOCK_ROWS * BLOCK_ROWS
+    most = min(max(most, BLOCK_ROWS), PLANE // BLOCK_ROWS * BLOCK_ROWS)
+    tiles = -(-plan.points.pixels // most)
+    pixels = -(-plan.points.pixels // tiles)
+    return -(-pixels // BLOCK_ROWS) * BLOCK_ROWS
+
+
+def padded(columns: int, itemsize: int) -> int:
+    """A pitch of whole blocks both ways that does not put all rows in one set of the cache."""
+    block = BLOCK_BYTES // itemsize
+    pitch = max(-(-columns // BLOCK_ROWS) * BLOCK_ROWS, -(-columns // block) * block)
+    pitch = -(-pitch // _LANES) * _LANES
+    return pitch + (block if pitch * itemsize % 1024 == 0 else 0)
+
+
+def job_of(plan: ConvPlan, slices: Slices, itemsize: int, dense: bool) -> Job:
+    widest = int(np.diff(slices.first).max()) * plan.points.taps
+    pitch = padded(widest, itemsize)
+    return Job(
+        plan.points.taps,
+        plan.in_channels,
+        plan.out_channels // plan.groups,
+        plan.groups,
+        int(plan.points.channels_last),
+        tile_pixels(plan, pitch, itemsize),
+        widest,
+        pitch,
+        padded(plan.out_channels // plan.groups, itemsize),
+        plan.points.offset_groups,
+        int(dense),
+    )
+
+
+_read_grid, _read_job = record(Grid), record(Job)
+_JOB = len(Grid._fields)
+PART = _JOB + len(Job._fields)
+
+
+@inlined
+def grid_and_job(numbers):
+    """What the numbers of every kernel of a convolution begin with."""
+    return _read_grid(numbers, 0), _read_job(numbers, _JOB)
+
+
+def rounds(slices: Slices, channel_bytes: int) -> list[tuple[int, int]]:
+    """Ranges of slices whose channels take at most `SCRATCH_BYTES`, but one slice at least."""
+    most = workspace.SCRATCH_BYTES // channel_bytes
+    result, start = [], 0
+    for s in range(1, len(slices.weight_group)):
+        if slices.first[s + 1] - slices.first[start] > most:
+            result.append((start, s))
+            start = s
+    return [*result, (start, len(slices.weight_group))]
+
+
+def gradient_slice(plan: ConvPlan) -> int:
+    """As in the forward, but narrower where that leaves few tasks."""
+    most = widest_slice(plan)
+    while most > _NARROW and plan.points.batch * -(-plan.points.channels // most) < _ENOUGH_TASKS:
+        most = max(most // 2 // 16 * 16, _NARROW)
+    return most
+
+
+def gradient_blocking(plan: ConvPlan, job: Job, slices: Slices, itemsize: int) -> Blocking:
+    points = plan.points
+    count = len(slices.weight_group)
+    image_bytes = 2 * points.channels * points.height * points.width * itemsize
+    cuts = [(0, count)]
+    images = points.batch
+    if not points.channels_last:
+        cuts = rounds(slices, image_bytes // points.channels)
+        images = min(images, workspace.SCRATCH_BYTES // image_bytes)
+    pixel_bytes = max(e - b for b, e in cuts) * points.taps * 3 * itemsize
+    weight_bytes = count * weight_rows(job) * job.out_pitch * itemsize
+    images = min(images, _MOST_IMAGES, _PARTIAL_BYTES // (pixel_bytes * points.pixels))
+    images = max(min(images, _PARTIAL_BYTES // weight_bytes), 1)
+    pixels = _PARTIAL_BYTES // (images * pixel_bytes) // job.tile * job.tile
+    return Blocking(images, cuts, max(min(pixels, points.pixels), job.tile))
+
+
+def weight_rows(job: Job) -> int:
+    return -(-job.widest // BLOCK_ROWS) * BLOCK_ROWS
+
+
+def packed_columns(job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray) -> np.ndarray:
+    """The weights as right-hand sides of ``columns @ weights``: see `_pack_columns`."""
+    block = BLOCK_BYTES // weight.itemsize
+    width = -(-job.out_channels // block) * block
+    count = len(slices.weight_group)
+    packed = np.zeros(count * job.widest * width, weight.dtype)
+    task = partial(_pack_columns, numbers, slices, frozen(weight, weight), packed)
+    threads.share(task, count, weight.size)
+    return packed
+
+
+@kernel
+def _pack_columns(numbers, slices, weight, packed, begin, end):
+    """Slices `begin` to `end`, each panels of as many output channels as a block has columns.
+
+    A panel has a row for every column of samples: tap k of channel c is row k*channels + c.
+    """
+    _, job = grid_and_job(numbers)
+    block = block_columns(packed)
+    size = job.widest * columns_of(packed, job.out_channels)
+    panel = np.zeros(job.widest * block, packed.dtype)
+    for s in range(begin, end):
+        channels = slices.first[s + 1] - slices.first[s]
+        depth = job.taps * channels
+        for o in range(0, job.out_channels, block):
+            across = min(block, job.out_channels - o)
+            start = _weight_at(job, slices, s, o)
+            row = job.in_channels * job.taps
+            transpose(weight, start, row, across, depth, panel, 0, block)
+            at = s * size + o * depth
+            for k in range(job.taps):
+                for c in range(channels):
+                    copy_row(panel, (c * job.taps + k) * block, packed, at, block)
+                    at += block
+
+
+@inlined
+def _weight_at(job, slices, s, o):
+    """Where the weights of slice s for output channel o of its group begin."""
+    group = slices.weight_group[s]
+    row = (group * job.out_channels + o) * job.in_channels
+    return (row + slices.first[s] - group * job.in_channels) * job.taps
+
+
+def packed_rows(job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray) -> np.ndarray:
+    """The weights as right-hand sides of ``grad_output @ weights``: see `_pack_rows`."""
+    count = len(slices.weight_group)
+    packed = np.zeros(count * job.out_channels * job.pitch, weight.dtype)
+    task = partial(_pack_rows, numbers, slices, frozen(weight, weight), packed)
+    threads.share(task, count, weight.size)
+    return packed
+
+
+@kernel
+def _pack_rows(numbers, slices, weight, packed, begin, end):
+    """Slices `begin` to `end`, each panels of as many columns of samples as a block has columns.
+
+    A panel has a row for every output channel; columns of samples are in order of tap and channel.
+    """
+    _, job = grid_and_job(numbers)
+    block = block_columns(packed)
+    for s in range(begin, end):
+        channels = slices.first[s + 1] - slices.first[s]
+        for o in range(job.out_channels):
+            at = s * job.out_channels * job.pitch + o * block
+            start = _weight_at(job, slices, s, o)
+            lane = 0
+            for k in range(job.taps):
+                for c in range(channels):
+                    packed[at + lane] = weight[start + c * job.taps + k]
+                    lane += 1
+                    if lane == block:
+                        lane, at = 0, at + job.out_channels * block
+
+
+@kernel
+def collect_weight(numbers, slices, sums, images, grad_weight, begin, end):
+    """Add up the images' shares in the gradient of the weights of some slices, in their order.
+
+    `sums` is (images, slices, columns of samples, output channels), with the last two padded.
+    """
+    _, job = grid_and_job(numbers)
+    block = block_columns(sums)
+    size = sums.size // images  # of an image
+    rows = size // (len(slices.weight_group) * job.out_pitch)
+    panel = np.zeros(job.widest * block, sums.dtype)
+    for s in range(begin, end):
+        channels = slices.first[s + 1] - slices.first[s]
+        for o in range(0, job.out_channels, block):
+            for k in range(job.taps):
+                for c in range(channels):
+                    at = (s * rows + k * channels + c) * job.out_pitch + o
+                    to = (c * job.taps + k) * block
+                    copy_row(sums, at, panel, to, block)
+                    for image in range(1, images):
+                        add_row(sums, at + image * size, panel, to, block)
+            across = min(block, job.out_channels - o)
+            depth = job.taps * channels
+            to = _weight_at(job, slices, s, o)
+            transpose(panel, 0, block, depth, across, grad_weight, to, job.in_channels * job.taps)

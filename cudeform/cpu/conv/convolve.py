@@ -1,0 +1,239 @@
+"""The forward of a convolution: sample a tile of pixels, multiply it while it is in the cache."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform import threads
+from cudeform.cpu.conv.blocking import (
+    PART,
+    Job,
+    Slices,
+    cut,
+    grid_and_job,
+    job_of,
+    packed_columns,
+    widest_slice,
+)
+from cudeform.cpu.conv.corners import gather, renumber
+from cudeform.cpu.conv.parts import Part, parts_of, reads_little
+from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
+from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.language.simd import block_columns
+from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
+from cudeform.cpu.language.workspace import numbers_of
+from cudeform.cpu.sampler import Grid, Image, blend, grid_of, locate, point_arrays
+from cudeform.plans.convolution import ConvPlan
+
+__all__ = [
+    "Memory",
+    "Work",
+    "convolve",
+]
+
+_STAGED_PIXELS = 256  # laid out channels last in one go
+
+
+class Memory(NamedTuple):
+    """What the kernels read and write, flat."""
+
+    source: np.ndarray  # images with their channels last
+    offset: np.ndarray
+    mask: np.ndarray
+    packed: np.ndarray  # the weight
+    bias: np.ndarray
+    output: np.ndarray
+
+
+class Work(NamedTuple):
+    """All that the tiles of a part need to know."""
+
+    grid: Grid
+    job: Job
+    part: Part
+    slices: Slices
+    memory: Memory
+
+
+class _Prepared(NamedTuple):
+    """What follows from a plan alone."""
+
+    slices: Slices
+    job: Job
+    parts: list[tuple[Part, np.ndarray]]  # with the numbers that their kernels read
+    staged: int  # elements of images laid out channels last
+    size: int  # multiplications
+
+
+def convolve(
+    plan: ConvPlan,
+    input: np.ndarray,
+    offset: np.ndarray | None,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    mask: np.ndarray | None,
+    output: np.ndarray,
+) -> None:
+    """Fill `output`; all arrays are of one dtype, float32 or float64. No weight: only sample.
+
+    Where `reads_little`, the input may have 16 bits.
+    """
+    # an image with its channels last is read where it lies
+    direct = plan.points.channels_last and input.dtype == output.dtype
+    gathered = reads_little(plan.points) and not direct
+    dense = weight is not None
+    slices, job, parts, staged, size = _prepared(plan, output.itemsize, dense, gathered)
+    packed = None
+    if dense:
+        packed = packed_columns(job, parts[0][1], slices, weight)
+    bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
+    source = given = frozen(input, input)
+    if staged:
+        scratch = np.empty(staged, output.dtype)
+        source = frozen(scratch, output)
+    arrays = [frozen(array, output) for array in (offset, mask, packed)]
+    memory = Memory(source, *arrays, bias, output.ravel())
+    for part, numbers in parts:
+        tiles = -(-(part.last_pixel - part.first_pixel) // job.tile)
+        if part.gathered:
+            gather(numbers, given, arrays[0], arrays[1], scratch, part.images * tiles)
+        elif staged:
+            pieces = part.images * -(-plan.points.height * plan.points.width // _STAGED_PIXELS)
+            task = partial(_stage, numbers, given, scratch)
+            threads.share(task, pieces, part.images * part.image_size)
+        task = partial(_convolve_tiles, numbers, slices, memory)
+        threads.share(task, part.images * tiles, size)
+
+
+@remembered
+def _no_bias(channels: int, dtype: np.dtype) -> np.ndarray:
+    return frozen(np.zeros(channels, dtype), np.zeros(0, dtype))
+
+
+@remembered
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool, gathered: bool) -> _Prepared:
+    points = plan.points
+    slices = cut(plan, widest_slice(plan))
+    job = job_of(plan, slices, itemsize, dense)
+    grid = grid_of(points, plan.deformable, plan.modulated)
+    parts = parts_of(plan, slices, job.tile, itemsize, gathered)
+    parts = [(part, numbers_of(grid, job, part)) for part in parts]
+    in_place = points.channels_last and not gathered
+    staged = 0 if in_place else max(p.images * p.image_size for p, _ in parts)
+    size = points.batch * points.pixels * points.taps * points.channels
+    return _Prepared(slices, job, parts, staged, size * (job.out_channels if dense else 4))
+
+
+_read_part = record(Part)
+
+
+@kernel
+def _stage(numbers, source, staged, first, last):
+    """Lay pieces `first` to `last` of the images of a part out with their channels last."""
+    grid, job = grid_and_job(numbers)
+    part = _read_part(numbers, PART)
+    channels, area = job.groups * job.in_channels, grid.height * grid.width
+    pieces = (area + _STAGED_PIXELS - 1) // _STAGED_PIXELS
+    for piece in range(first, last):
+        image = piece // pieces
+        pixel = (piece - image * pieces) * _STAGED_PIXELS
+        start = ((part.first_image + image) * channels + part.first_channel) * area + pixel
+        at = image * part.image_size + pixel * part.pitch
+        count = min(_STAGED_PIXELS, area - pixel)
+        transpose(source, start, area, part.pitch, count, staged, at, part.pitch)
+
+
+@kernel
+def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
+    """Tiles `first_tile` to `last_tile` of the images of a part."""
+    grid, job = grid_and_job(numbers)
+    part = _read_part(numbers, PART)
+    work = Work(grid, job, part, slices, memory)
+    source, offset, mask, packed, _, _ = memory
+    points = point_arrays(source, job.taps)
+    columns = np.zeros(job.tile * job.pitch, source.dtype)
+    width = job.out_pitch
+    sums = np.zeros(job.tile * width, source.dtype)
+    size = job.widest * columns_of(source, job.out_channels)  # of a slice's packed weights
+    block = block_columns(source)
+    tiles = (part.last_pixel - part.first_pixel + job.tile - 1) // job.tile
+    for tile in range(first_tile, last_tile):
+        image = tile // tiles
+        pixel = part.first_pixel + (tile - image * tiles) * job.tile
+        count = min(job.tile, part.last_pixel - pixel)
+        place = (part.first_image + image, pixel, count)
+        offsets_of, sums_of = -1, -1  # the groups that `points` and `sums` are for
+        for s in range(part.begin, part.end):
+            if slices.offset_group[s] != offsets_of:
+                offsets_of = slices.offset_group[s]
+                locate(grid, offset, mask, place, offsets_of, points)
+                if part.gathered:
+                    renumber(job, points, count, pixel - part.first_pixel, offsets_of)
+            first = slices.first[s] - part.first_channel
+            line = grid.width * part.pitch
+            if part.gathered:
+                first -= offsets_of * part.pitch
+                line = 2 * part.pitch
+            channels = slices.first[s + 1] - slices.first[s]
+            view = Image(image * part.image_size + first, part.pitch, line, channels)
+            blend(grid, points, count, source, view, columns, job.pitch)
+            if not job.dense:
+                _write(work, columns, job.pitch, place, slices.first[s], channels)
+                continue
+            group = slices.weight_group[s]
+            first = group * job.out_channels
+            if group != sums_of:
+                sums_of = group
+                fresh = slices.first[s] == group * job.in_channels
+                _start_sums(work, sums, place, first, fresh)
+            depth = job.taps * channels
+            multiply(
+                columns,
+                (0, job.pitch, 1),
+                packed,
+                (s * size, block, depth * block),
+                sums,
+                (0, width),
+                (rows_of(source, count), columns_of(source, job.out_channels), depth),
+                False,
+            )
+            if s + 1 == part.end or slices.weight_group[s + 1] != group:
+                _write(work, sums, width, place, first, job.out_channels)
+
+
+@inlined
+def _start_sums(work, sums, place, first, fresh):
+    """Begin a tile's sums of a weight group with the bias, or with what the output has so far."""
+    grid, job, bias, output = work.grid, work.job, work.memory.bias, work.memory.output
+    pitch = job.out_pitch
+    image, pixel, count = place
+    channels = job.groups * job.out_channels
+    if fresh:
+        for p in range(count):
+            copy_plain(bias, first, sums, p * pitch, job.out_channels)
+    elif job.channels_last:
+        for p in range(count):
+            at = (image * grid.pixels + pixel + p) * channels + first
+            copy_plain(output, at, sums, p * pitch, job.out_channels)
+    else:
+        at = (image * channels + first) * grid.pixels + pixel
+        transpose(output, at, grid.pixels, job.out_channels, count, sums, 0, pitch)
+
+
+@inlined
+def _write(work, values, pitch, place, first, channels):
+    """Write a tile of the output's channels from `first` on."""
+    grid, job, output = work.grid, work.job, work.memory.output
+    image, pixel, count = place
+    all_channels = job.groups * job.out_channels
+    if job.channels_last:
+        for p in range(count):
+            to = (image * grid.pixels + pixel + p) * all_channels + first
+            copy_plain(values, p * pitch, output, to, channels)
+    else:
+        to = (image * all_channels + first) * grid.pixels + pixel
+        transpose(values, 0, pitch, count, channels, output, to, grid.pixels)

@@ -1,0 +1,102 @@
+"""The corners of sampling points, gathered: of an image of which little is read, only that.
+
+Every point gets a place of its own, of two by two pixels with their channels last, as if it were a
+tiny image. So what computes on images computes on these, to the same bytes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from cudeform import threads
+from cudeform.cpu.conv.blocking import PART, grid_and_job
+from cudeform.cpu.conv.parts import CORNERS, Part
+from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.sampler import ON_PIXEL, PLANE, Image, corners, locate, point_arrays
+
+__all__ = ["gather", "renumber"]
+
+
+def gather(
+    numbers: np.ndarray,
+    input: np.ndarray,
+    offset: np.ndarray,
+    mask: np.ndarray,
+    target: np.ndarray,
+    tasks: int,
+) -> None:
+    """Fill `target` with the corners of the points of a part, which are cut into `tasks` tiles.
+
+    All arrays are flat. The input may have 16 bits, which are widened.
+    """
+    given, copied = input, target
+    if input.dtype != target.dtype:  # Numba has neither type: words of 16 bits are copied first
+        given, copied = input.view(np.uint16), np.empty(len(target), np.uint16)
+    task = partial(_gather, numbers, given, offset, mask, copied)
+    threads.share(task, tasks, len(target))
+    if copied is not target:
+        target[...] = copied.view(input.dtype)
+
+
+@inlined
+def _place_of(job, pixel, group, tap):
+    """The place of a point among those of an image: the number of its first corner."""
+    return CORNERS * ((pixel * job.offset_groups + group) * job.taps + tap)
+
+
+@inlined
+def renumber(job, points, count, first, group):
+    """Let the points of a tile read their places, the tile's first pixel being the `first` one."""
+    pixel, _, _ = points
+    for k in range(job.taps):
+        for p in range(count):
+            pixel[2 * k * PLANE + p] = _place_of(job, first + p, group, k)
+
+
+_read_part = record(Part)
+
+
+@kernel
+def _gather(numbers, source, offset, mask, target, first_tile, last_tile):
+    """Tiles `first_tile` to `last_tile` of the images of a part."""
+    grid, job = grid_and_job(numbers)
+    part = _read_part(numbers, PART)
+    points = point_arrays(offset, job.taps)
+    all_channels = job.groups * job.in_channels
+    channels = all_channels // job.offset_groups
+    area, of_pixel, of_channel = grid.height * grid.width, 1, grid.height * grid.width
+    if job.channels_last:
+        of_pixel, of_channel = all_channels, 1
+    tiles = (part.last_pixel - part.first_pixel + job.tile - 1) // job.tile
+    for tile in range(first_tile, last_tile):
+        image = tile // tiles
+        pixel = part.first_pixel + (tile - image * tiles) * job.tile
+        count = min(job.tile, part.last_pixel - pixel)
+        for group in range(job.offset_groups):
+            locate(grid, offset, mask, (part.first_image + image, pixel, count), group, points)
+            start = (part.first_image + image) * area * all_channels
+            start += group * channels * of_channel
+            view = Image(start, of_pixel, grid.width * of_pixel, channels)
+            to = image * part.image_size
+            place = (to, pixel - part.first_pixel, count, group)
+            _copy(job, points, view, of_channel, source, target, place)
+
+
+@inlined
+def _copy(job, points, view, of_channel, source, target, place):
+    """Copy the corners of the points of a tile, whose channels are `of_channel` apart."""
+    pixel, state, _ = points
+    image, first, count, group = place
+    for k in range(job.taps):
+        for p in range(count):
+            bits = state[2 * k * PLANE + p]
+            if bits == 0:  # nobody reads its place
+                continue
+            at = corners(bits, pixel[2 * k * PLANE + p], view)
+            to = image + _place_of(job, first + p, group, k) * view.channels
+            for corner in range(1 if bits == ON_PIXEL else CORNERS):
+                for c in range(view.channels):
+                    target[to + c] = source[at[corner] + c * of_channel]
+                to += view.channels

@@ -1,0 +1,413 @@
+"""The gradients of a convolution: a task takes one slice of the channels through one image.
+
+It owns that slice of the gradients of input and weight, so nothing is locked and every sum has one
+order. What slices share, the gradients of offset and mask, they leave side by side in
+`Sums.points`, to be added up afterwards, slice by slice; so do images with the gradient of the
+weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform import threads
+from cudeform.cpu.conv.blocking import (
+    PART,
+    Blocking,
+    Job,
+    Slices,
+    collect_weight,
+    cut,
+    gradient_blocking,
+    gradient_slice,
+    grid_and_job,
+    job_of,
+    packed_rows,
+    weight_rows,
+)
+from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
+from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.language.simd import block_columns
+from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
+from cudeform.cpu.language.workspace import numbers_of
+from cudeform.cpu.sampler import (
+    Grid,
+    Image,
+    blend,
+    grid_of,
+    locate,
+    measure,
+    point_arrays,
+    spread,
+)
+from cudeform.plans.convolution import ConvPlan
+
+__all__ = [
+    "Given",
+    "Part",
+    "Sums",
+    "Wanted",
+    "Work",
+    "gradients",
+]
+
+
+class Wanted(NamedTuple):
+    """Which gradients are computed."""
+
+    input: int
+    points: int  # of offset or mask
+    weight: int
+    bias: int
+
+
+class Part(NamedTuple):
+    """What is worked on at a time: a few images, a range of slices and a range of pixels."""
+
+    first_image: int
+    images: int
+    begin: int  # slices
+    end: int
+    first_pixel: int
+    last_pixel: int
+
+
+class Given(NamedTuple):
+    """What the kernels read, flat."""
+
+    grad_output: np.ndarray
+    input: np.ndarray
+    source: np.ndarray  # input, or copies of it by slice with the channels last
+    offset: np.ndarray
+    mask: np.ndarray
+    packed: np.ndarray  # the weight
+
+
+class Sums(NamedTuple):
+    """What the kernels write, flat. Empty where it is not needed."""
+
+    source: np.ndarray  # the memory under `Given.source`
+    target: np.ndarray  # like `source`, for the gradient of the input
+    grad_input: np.ndarray
+    weight: np.ndarray  # (images, slices, columns of samples, output channels)
+    bias: np.ndarray  # (images, O)
+    points: np.ndarray  # (images, slices, pixels, taps, 3): of y, x and mask
+
+
+class Work(NamedTuple):
+    """All that a task needs to know."""
+
+    grid: Grid
+    job: Job
+    wanted: Wanted
+    part: Part
+    slices: Slices
+    given: Given
+    sums: Sums
+
+
+def gradients(
+    plan: ConvPlan,
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    offset: np.ndarray | None,
+    weight: np.ndarray | None,
+    mask: np.ndarray | None,
+    needs: frozenset[str],
+) -> dict[str, np.ndarray]:
+    """The gradients named in `needs`; all arrays are of one dtype, float32 or float64."""
+    like = {"input": input, "offset": offset, "mask": mask, "weight": weight}
+    result = {name: np.empty_like(like[name]) for name in needs & like.keys()}
+    if "bias" in needs:
+        result["bias"] = np.empty(plan.out_channels, input.dtype)
+    if plan.points.batch == 0:
+        for gradient in result.values():
+            gradient[...] = 0
+        return result
+    wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
+    prepared = _prepared(plan, input.itemsize, weight is not None, wanted)
+    slices, job, blocking, parts, size = prepared
+    sums = _allocate(plan, job, slices, wanted, blocking, result, input.dtype)
+    packed = None
+    if job.dense and (wanted.input or wanted.points):
+        packed = packed_rows(job, parts[0][1], slices, weight)
+    source = input if plan.points.channels_last else sums.source
+    arrays = (grad_output, input, source, offset, mask, packed)
+    given = Given(*(frozen(array, input) for array in arrays))
+    shared = [_flat(result.get(name), input.dtype) for name in ("offset", "mask")]
+    for part, numbers in parts:
+        tasks = part.images * (part.end - part.begin)
+        threads.share(partial(_slice_gradients, numbers, slices, given, sums), tasks, size)
+        if wanted.points:
+            task = partial(_collect_points, numbers, slices, sums.points, *shared)
+            threads.share(task, part.images * (part.last_pixel - part.first_pixel), size)
+    if wanted.weight:
+        flat = result["weight"].reshape(-1)
+        numbers = parts[0][1]
+        task = partial(collect_weight, numbers, slices, sums.weight, blocking.images, flat)
+        threads.share(task, len(slices.weight_group), size)
+    if wanted.bias:
+        result["bias"][...] = sums.bias.reshape(blocking.images, -1).sum(axis=0)
+    return result
+
+
+class _Prepared(NamedTuple):
+    """What follows from a plan and what is wanted alone."""
+
+    slices: Slices
+    job: Job
+    blocking: Blocking
+    parts: list[tuple[Part, np.ndarray]]  # with the numbers that their kernels read
+    size: int  # multiplications
+
+
+@remembered
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Prepared:
+    points = plan.points
+    slices = cut(plan, gradient_slice(plan))
+    job = job_of(plan, slices, itemsize, dense)
+    grid = grid_of(points, plan.deformable, plan.modulated)
+    blocking = gradient_blocking(plan, job, slices, itemsize)
+    parts = [(part, numbers_of(grid, job, part, wanted)) for part in _parts(plan, blocking)]
+    size = 3 * points.batch * points.pixels * points.taps * points.channels
+    return _Prepared(slices, job, blocking, parts, size * (job.out_channels if dense else 4))
+
+
+_WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
+
+
+def _flat(array: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
+    return np.empty(0, dtype) if array is None else array.reshape(-1)
+
+
+def _allocate(
+    plan: ConvPlan,
+    job: Job,
+    slices: Slices,
+    wanted: Wanted,
+    blocking: Blocking,
+    result: dict[str, np.ndarray],
+    dtype: np.dtype,
+) -> Sums:
+    points = plan.points
+    images, cuts, pixels = blocking
+    widest = max(int(slices.first[e] - slices.first[b]) for b, e in cuts)
+    staged = 0 if points.channels_last else images * widest * points.height * points.width
+    grad_input = _flat(result.get("input"), dtype)
+    scratch = np.empty(staged if wanted.input else 0, dtype)
+    weight = images * len(slices.weight_group) * weight_rows(job) * job.out_pitch
+    most = max(e - b for b, e in cuts)
+    return Sums(
+        source=np.empty(staged if wanted.points or wanted.weight else 0, dtype),
+        target=grad_input if points.channels_last else scratch,
+        grad_input=grad_input,
+        weight=np.zeros(weight if wanted.weight else 0, dtype),
+        bias=np.zeros(images * plan.out_channels if wanted.bias else 0, dtype),
+        points=np.empty(images * most * pixels * 3 * job.taps if wanted.points else 0, dtype),
+    )
+
+
+def _parts(plan: ConvPlan, blocking: Blocking) -> Iterator[Part]:
+    points = plan.points
+    images, cuts, pixels = blocking
+    for image in range(0, points.batch, images):
+        count = min(images, points.batch - image)
+        for begin, end in cuts:
+            for pixel in range(0, points.pixels, pixels):
+                last = min(pixel + pixels, points.pixels)
+                yield Part(image, count, begin, end, pixel, last)
+
+
+@inlined
+def _image_of(grid, job, part, slices, image, s):
+    """Where a slice of an image lies in `Given.source` and `Sums.target`."""
+    area = grid.height * grid.width
+    channels = slices.first[s + 1] - slices.first[s]
+    if job.channels_last:
+        pitch = job.groups * job.in_channels
+        start = (part.first_image + image) * area * pitch + slices.first[s]
+        return Image(start, pitch, grid.width * pitch, channels)
+    at = image * (slices.first[part.end] - slices.first[part.begin])
+    start = (at + slices.first[s] - slices.first[part.begin]) * area
+    return Image(start, channels, grid.width * channels, channels)
+
+
+@inlined
+def _begin_slice(work, image, s):
+    """Lay a slice of the input out with its channels last; set its gradient to zero."""
+    grid, job, wanted, part, slices, given, sums = work
+    area = grid.height * grid.width
+    view = _image_of(grid, job, part, slices, image, s)
+    if not job.channels_last and (wanted.points or wanted.weight):
+        channels = job.groups * job.in_channels
+        start = ((part.first_image + image) * channels + slices.first[s]) * area
+        transpose(
+            given.input, start, area, view.channels, area, sums.source, view.start, view.pitch
+        )
+    if wanted.input:
+        for p in range(area):
+            at = view.start + p * view.pitch
+            sums.target[at : at + view.channels] = 0
+
+
+@inlined
+def _end_slice(work, image, s):
+    """Copy a slice of the gradient of the input from where it was summed up."""
+    grid, job, _, part, slices, _, sums = work
+    area = grid.height * grid.width
+    view = _image_of(grid, job, part, slices, image, s)
+    channels = job.groups * job.in_channels
+    to = ((part.first_image + image) * channels + slices.first[s]) * area
+    transpose(sums.target, view.start, view.pitch, area, view.channels, sums.grad_input, to, area)
+
+
+@inlined
+def _output_tile(grid, job, given, place, first, channels, tile, pitch):
+    """A tile of grad_output, of the channels from `first` on, with the channels last."""
+    image, pixel, count = place
+    all_channels = job.groups * job.out_channels
+    if job.channels_last:
+        for p in range(count):
+            start = (image * grid.pixels + pixel + p) * all_channels + first
+            copy_plain(given.grad_output, start, tile, p * pitch, channels)
+    else:
+        start = (image * all_channels + first) * grid.pixels + pixel
+        transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
+
+
+_read_part, _read_wanted = record(Part), record(Wanted)
+_PART_NUMBERS = len(Part._fields)
+
+
+@kernel
+def _slice_gradients(numbers, slices, given, sums, first, last):
+    """Tasks `first` to `last` of a part, each a slice of an image."""
+    grid, job = grid_and_job(numbers)
+    part = _read_part(numbers, PART)
+    wanted = _read_wanted(numbers, PART + _PART_NUMBERS)
+    work = Work(grid, job, wanted, part, slices, given, sums)
+    like = given.input
+    points = point_arrays(like, job.taps)
+    columns = np.zeros(job.tile * job.pitch, like.dtype)
+    tile = np.zeros(job.tile * job.out_pitch, like.dtype)
+    count = part.end - part.begin
+    for task in range(first, last):
+        image = task // count
+        s = part.begin + task - image * count
+        if part.first_pixel == 0:
+            _begin_slice(work, image, s)
+        for pixel in range(part.first_pixel, part.last_pixel, job.tile):
+            _tile_gradients(work, (points, columns, tile), image, s, pixel)
+        if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
+            _end_slice(work, image, s)
+
+
+@inlined
+def _tile_gradients(work, scratch, image, s, pixel):
+    """What a tile of pixels adds to the gradients of a slice of an image."""
+    grid, job, wanted, part, slices, given, sums = work
+    points, columns, tile = scratch
+    block = block_columns(tile)
+    width = job.out_pitch
+    count = min(job.tile, part.last_pixel - pixel)
+    group = slices.weight_group[s]
+    place = (part.first_image + image, pixel, count)
+    view = _image_of(grid, job, part, slices, image, s)
+    if job.dense:
+        o0 = group * job.out_channels
+        _output_tile(grid, job, given, place, o0, job.out_channels, tile, width)
+    else:
+        first = slices.first[s]
+        _output_tile(grid, job, given, place, first, view.channels, columns, job.pitch)
+    if wanted.bias and slices.first[s] == group * job.in_channels:
+        at = (image * job.groups + group) * job.out_channels
+        _add_rows(tile, width, count, job.out_channels, sums.bias, at)
+    if not (wanted.input or wanted.points or wanted.weight):
+        return
+    locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
+    depth = job.taps * view.channels
+    if job.dense and (wanted.input or wanted.points):
+        multiply(
+            tile,
+            (0, width, 1),
+            given.packed,
+            (s * job.out_channels * job.pitch, block, job.out_channels * block),
+            columns,
+            (0, job.pitch),
+            (rows_of(tile, count), columns_of(tile, depth), job.out_channels),
+            True,
+        )
+    if wanted.points:
+        at = image * (part.end - part.begin) + s - part.begin
+        at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
+        out_at = 3 * job.taps * at
+        measure(grid, points, count, given.source, view, columns, job.pitch, sums.points, out_at)
+    if wanted.input:
+        spread(grid, points, count, columns, job.pitch, sums.target, view)
+    if wanted.weight:
+        blend(grid, points, count, given.source, view, columns, job.pitch)
+        rows = rows_of(tile, job.widest)
+        at = (image * len(slices.weight_group) + s) * rows * width
+        multiply(
+            columns,
+            (0, 1, job.pitch),
+            tile,
+            (0, width, block),
+            sums.weight,
+            (at, width),
+            (rows_of(tile, depth), columns_of(tile, job.out_channels), count),
+            False,
+        )
+
+
+@inlined
+def _add_rows(tile, pitch, count, channels, target, at):
+    """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
+    subtotal = np.zeros(channels, tile.dtype)
+    for p in range(count):
+        row = tile[p * pitch :]
+        for c in range(channels):
+            subtotal[c] += row[c]
+    for c in range(channels):
+        target[at + c] += subtotal[c]
+
+
+@kernel
+def _collect_points(numbers, slices, points, grad_offset, grad_mask, first, last):
+    """Add up what slices found for the gradients of offset and mask, in their order.
+
+    `first` to `last` counts pixels of the part, image after image.
+    """
+    grid, job = grid_and_job(numbers)
+    part = _read_part(numbers, PART)
+    pixels = part.last_pixel - part.first_pixel
+    slice_channels = job.groups * job.in_channels // job.offset_groups
+    for image in range(first // pixels, (last - 1) // pixels + 1):
+        p0 = max(first - image * pixels, 0)
+        p1 = min(last - image * pixels, pixels)
+        for s in range(part.begin, part.end):
+            group = slices.offset_group[s]
+            fresh = slices.first[s] == group * slice_channels
+            start = 3 * job.taps * pixels * (image * (part.end - part.begin) + s - part.begin)
+            for k in range(job.taps):
+                tap = group * job.taps + k
+                if grad_offset.size:
+                    at = (part.first_image + image) * grid.offset_image
+                    at += 2 * tap * grid.offset_channel + part.first_pixel * grid.offset_pixel
+                    for axis in range(2):
+                        for p in range(p0, p1):
+                            value = points[start + 3 * (p * job.taps + k) + axis]
+                            to = at + axis * grid.offset_channel + p * grid.offset_pixel
+                            grad_offset[to] = value if fresh else grad_offset[to] + value
+                if grad_mask.size:
+                    at = (part.first_image + image) * grid.mask_image
+                    at += tap * grid.mask_channel + part.first_pixel * grid.mask_pixel
+                    for p in range(p0, p1):
+                        value = points[start + 3 * (p * job.taps + k) + 2]
+                        to = at + p * grid.mask_pixel
+                        grad_mask[to] = value if fresh else grad_mask[to] + value

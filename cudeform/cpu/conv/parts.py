@@ -1,0 +1,78 @@
+"""The parts of a convolution's forward: what is laid out at a time for the tiles that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cudeform.cpu.conv.blocking import Slices, rounds
+from cudeform.cpu.language import workspace
+from cudeform.plans.convolution import ConvPlan
+from cudeform.plans.points import Points
+
+__all__ = ["CORNERS", "Part", "parts_of", "reads_little"]
+
+CORNERS = 4  # of a point
+
+
+class Part(NamedTuple):
+    """What one call of `_convolve_tiles` computes from: images, and slices of their channels."""
+
+    first_image: int
+    images: int
+    image_size: int  # elements from one image to the next in the source
+    pitch: int  # elements from one pixel to the next
+    first_channel: int  # of the source
+    begin: int  # slices
+    end: int
+    first_pixel: int  # of the output
+    last_pixel: int
+    gathered: int  # 1: the source is no image, but the corners of points from `corners.gather`
+
+
+def reads_little(points: Points) -> bool:
+    """Whether the corners of all points are fewer than the pixels of an image."""
+    return CORNERS * points.pixels * points.taps < points.height * points.width
+
+
+def parts_of(
+    plan: ConvPlan, slices: Slices, tile: int, itemsize: int, gathered: bool
+) -> Iterator[Part]:
+    """All parts, in the order in which they add to the output; a tile has so many pixels."""
+    if gathered:
+        return _of_corners(plan, slices, tile, itemsize)
+    return _of_images(plan, slices, itemsize)
+
+
+def _of_images(plan: ConvPlan, slices: Slices, itemsize: int) -> Iterator[Part]:
+    """All images with their channels last; or copies of a few at a time."""
+    points = plan.points
+    area, count = points.height * points.width, len(slices.weight_group)
+    whole = 0, points.pixels, 0
+    if points.channels_last:
+        yield Part(0, points.batch, area * points.channels, points.channels, 0, 0, count, *whole)
+        return
+    cuts = rounds(slices, area * itemsize)
+    widest = max(int(slices.first[end] - slices.first[begin]) for begin, end in cuts)
+    most = max(min(workspace.SCRATCH_BYTES // (widest * area * itemsize), points.batch), 1)
+    for image in range(0, points.batch, most):
+        images = min(most, points.batch - image)
+        for begin, end in cuts:
+            first, last = int(slices.first[begin]), int(slices.first[end])
+            size = area * (last - first)
+            yield Part(image, images, size, last - first, first, begin, end, *whole)
+
+
+def _of_corners(plan: ConvPlan, slices: Slices, tile: int, itemsize: int) -> Iterator[Part]:
+    """Some output pixels at a time, of a few images or of a part of one."""
+    points, count = plan.points, len(slices.weight_group)
+    of_pixel = CORNERS * points.taps * points.channels  # elements
+    most = max(workspace.SCRATCH_BYTES // (of_pixel * itemsize), 1)
+    pixels = min(most // tile * tile or most, points.pixels)
+    images = max(most // points.pixels, 1)
+    for image in range(0, points.batch, images):
+        here = min(images, points.batch - image)
+        for first in range(0, points.pixels, pixels):
+            last = min(first + pixels, points.pixels)
+            size = (last - first) * of_pixel
+            yield Part(image, here, size, points.group_channels, 0, 0, count, first, last, 1)

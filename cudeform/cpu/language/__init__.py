@@ -1,0 +1,1 @@
+"""What kernels are written in: vectors, how they are compiled, products, transpositions."""

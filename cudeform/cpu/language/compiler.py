@@ -1,0 +1,72 @@
+"""How a kernel is compiled: without the GIL, with a copy on disk for the next process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+from numba import njit
+from numba.core.compiler_lock import global_compiler_lock
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
+from cudeform.cpu.language import disk
+
+__all__ = ["inlined", "inner", "kernel", "record"]
+
+
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile for Python to call, at the first call of each dtype; kept on disk where possible."""
+    compiled = njit(**_OPTIONS)(function)
+    disk.keep(compiled)
+    return compiled
+
+
+def inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile for kernels to call: nothing for Python, which saves half of the time it takes."""
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile as a part of each caller."""
+    return njit(inline="always", **_OPTIONS)(function)
+
+
+def record(kind: type) -> Callable[..., Any]:
+    """For kernels: the named tuple of integers that stands in an array from an index on.
+
+    From Python a kernel takes an array in the time of one or two integers.
+    """
+    size = len(kind._fields)
+
+    @inlined
+    def read(numbers, at):
+        return kind(*to_fixed_tuple(numbers[at : at + size], size))
+
+    return read
+
+
+# In a child after a fork no other thread exists, and what one was compiling would stay half done
+# and locked for ever. So a fork waits until nothing is compiled: for Numba's lock, which is held
+# for as long as it compiles, then for LLVM's; Numba takes them in this order too.
+_LOCKS = (global_compiler_lock._lock, llvmlite.binding.ffi.lib._lock._lock)
+
+
+def _before_fork() -> None:
+    for lock in _LOCKS:
+        lock.acquire()
+
+
+def _after_fork() -> None:
+    for lock in reversed(_LOCKS):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )

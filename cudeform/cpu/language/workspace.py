@@ -1,0 +1,19 @@
+"""What kernels are lent: memory for copies, and their integers in an array."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+__all__ = ["SCRATCH_BYTES", "numbers_of"]
+
+SCRATCH_BYTES = 16 << 20  # of images laid out channels last at a time
+
+
+@lru_cache(maxsize=256)
+def numbers_of(*tuples: tuple[int, ...]) -> np.ndarray:
+    """Tuples of integers one after the other, for kernels to read."""
+    numbers = np.array(sum(tuples, ()), np.int64)
+    numbers.setflags(write=False)
+    return numbers

@@ -1,0 +1,279 @@
+"""How a pooling of regions is cut up on the CPU.
+
+A slice is some channels of one class and one group of
+an image: the channels that the same bins read, side by side in memory. Slices follow from shapes
+alone; what is laid out at a time, a round, follows from the images that have boxes as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product, repeat
+from operator import add
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform.arrays import sum_dtype
+from cudeform.cpu.language import workspace
+from cudeform.cpu.language.compiler import inlined, record
+from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.language.transpose import frozen
+from cudeform.cpu.language.workspace import numbers_of
+from cudeform.cpu.regions.extents import Regions
+from cudeform.plans.regions import RoiPlan
+
+__all__ = [
+    "AFTER_ROUND",
+    "Job",
+    "Piece",
+    "Round",
+    "Work",
+    "averages_planes",
+    "effort",
+    "job_and_round",
+    "job_of",
+    "packed",
+    "pieces",
+    "rounds",
+    "unpacked",
+]
+
+_LANES = 16  # slices are multiples of so many channels
+_PADDED = 8  # channels that are worth a slice of `_LANES`
+_WIDEST = 256  # channels of a slice
+_NARROW = 32  # channels of a slice that are worth locating its bins
+_ENOUGH_TASKS = 8
+_PLANES = 12  # channels of a slice whose planes are used as they lie, for the cache
+_PIXELS = 8  # that a bin reads, about
+_TILE = 128  # bins, or one row of them
+
+
+class Job(NamedTuple):
+    """What kernels need to know of a `RoiPlan`."""
+
+    height: int
+    width: int
+    bins_y: int
+    bins_x: int
+    groups_y: int
+    groups_x: int
+    classes: int
+    channels: int  # of a class in a group
+    part_y: int
+    part_x: int
+    deformable: int
+    modulated: int
+    corners: int  # 1: reads "corners"
+    covers: int  # 1: reads "pixels"
+    largest: int
+    whole: int  # 1: regions start at whole pixels
+    unread: int  # rows and columns at the far edges that no bin covers
+    slice_channels: int
+    pitch: int  # from one pixel's channels of a slice to the next
+    tile: int  # bins, in whole rows
+    slot: int  # numbers for what a bin reads along an axis
+
+
+class Round(NamedTuple):
+    """What is worked on at a time: ranges of images with boxes, classes, groups, slices."""
+
+    image_begin: int
+    image_end: int
+    class_begin: int
+    class_end: int
+    group_begin: int
+    group_end: int
+    slice_begin: int
+    slice_end: int
+
+    @property
+    def images(self) -> slice:
+        return slice(self.image_begin, self.image_end)
+
+    @property
+    def classes(self) -> slice:
+        return slice(self.class_begin, self.class_end)
+
+    @property
+    def groups(self) -> slice:
+        return slice(self.group_begin, self.group_end)
+
+    def channels(self, job: Job) -> slice:
+        """Of a class in a group."""
+        last = min(self.slice_end * job.slice_channels, job.channels)
+        return slice(self.slice_begin * job.slice_channels, last)
+
+    def shape(self, job: Job) -> tuple[int, ...]:
+        """Images, classes, channels of one, groups and pixels: how the input lies in memory."""
+        spans = (self.images, self.classes, self.channels(job), self.groups)
+        return (*(span.stop - span.start for span in spans), job.height * job.width)
+
+
+class Piece(NamedTuple):
+    """A range of regions with what kernels read and write of them, in the dtype of sums."""
+
+    begin: int
+    end: int
+    # Strides of results (regions, classes, channels, bins), and where (0, 0, 0, 0) would be
+    region: int
+    of_class: int
+    start: int
+    rows: np.ndarray  # (R,): where each region is in the arrays that follow
+    offset: np.ndarray
+    mask: np.ndarray
+
+
+class Work(NamedTuple):
+    """All that a task needs to know."""
+
+    job: Job
+    part: Round
+    regions: Regions
+    piece: Piece
+
+
+class _Span(NamedTuple):
+    """The integers of a `Piece`."""
+
+    begin: int
+    end: int
+    region: int
+    of_class: int
+    start: int
+
+
+_SPAN = len(_Span._fields)
+Packed = tuple[np.ndarray, Regions, tuple[np.ndarray, ...]]
+
+
+def packed(work: Work) -> Packed:
+    """The work as kernels take it: its integers in one array."""
+    job, part, regions, piece = work
+    return numbers_of(job, part, piece[:_SPAN]), regions, piece[_SPAN:]
+
+
+_read_job, _read_round, _read_span = record(Job), record(Round), record(_Span)
+_ROUND = len(Job._fields)
+AFTER_ROUND = _ROUND + len(Round._fields)
+
+
+@inlined
+def job_and_round(numbers):
+    """What the numbers of every kernel of a pooling begin with."""
+    return _read_job(numbers, 0), _read_round(numbers, _ROUND)
+
+
+@inlined
+def unpacked(given):
+    """The inverse of `packed`, for kernels."""
+    numbers, regions, arrays = given
+    job, part = job_and_round(numbers)
+    begin, end, region, of_class, start = _read_span(numbers, AFTER_ROUND)
+    rows, offset, mask = arrays
+    return Work(job, part, regions, Piece(begin, end, region, of_class, start, rows, offset, mask))
+
+
+def averages_planes(plan: RoiPlan) -> bool:
+    """Whether the plan averages pixels of planes as they lie: with few channels for each bin."""
+    return plan.reads == "pixels" and not plan.largest and plan.groups != (1, 1)
+
+
+def effort(plan: RoiPlan) -> int:
+    """Multiplications of a pooling, about."""
+    samples = plan.samples**2 or _PIXELS
+    return plan.regions * plan.out_channels * plan.bins[0] * plan.bins[1] * samples * 4
+
+
+@lru_cache(maxsize=256)
+def job_of(plan: RoiPlan, itemsize: int, tasks: int, planes: bool = False) -> Job:
+    """How to cut a pooling up; with `planes` into slices that are not laid out.
+
+    `tasks` is how many there would be if a slice had all channels of a class in a group.
+    """
+    channels = plan.out_channels // plan.classes
+    most = workspace.SCRATCH_BYTES // (plan.height * plan.width * itemsize)
+    widest = max(min(_WIDEST, most // _LANES * _LANES), _LANES)
+    while widest > _NARROW and tasks * -(-channels // widest) < _ENOUGH_TASKS:
+        widest = max(widest // 2 // _LANES * _LANES, _NARROW)
+    pitch = channels
+    if planes:
+        pitch = -(-channels // -(-channels // _PLANES))
+    elif channels >= _PADDED:
+        pitch = -(-channels // -(-channels // widest))  # slices about equal
+        pitch = -(-pitch // _LANES) * _LANES
+    return Job(
+        plan.height,
+        plan.width,
+        *plan.bins,
+        *plan.groups,
+        plan.classes,
+        channels,
+        *plan.part,
+        int(plan.deformable),
+        int(plan.modulated),
+        int(plan.reads == "corners"),
+        int(plan.reads == "pixels"),
+        int(plan.largest),
+        int(plan.region in ("pixel", "half_open")),
+        plan.unread,
+        min(pitch, channels),
+        pitch,
+        min(max(_TILE // plan.bins[1], 1), plan.bins[0]) * plan.bins[1],
+        2 * max(plan.height, plan.width) + 2,
+    )
+
+
+@remembered
+def rounds(job: Job, images: int, itemsize: int) -> list[Round]:
+    """Rounds whose slices take at most `SCRATCH_BYTES`, but one slice at least."""
+    counts = [images, job.classes, job.groups_y * job.groups_x]
+    counts.append(-(-job.channels // job.slice_channels))
+    most = workspace.SCRATCH_BYTES // (job.height * job.width * job.pitch * itemsize)
+    steps = []
+    for count in reversed(counts):  # all of what is inside before more than one of what is outside
+        step = max(min(most, count), 1)
+        steps.insert(0, step)
+        most = most // count if step == count else 1
+    result = []
+    for begins in product(*map(range, repeat(0), counts, steps)):
+        ends = map(min, map(add, begins, steps), counts)
+        result.append(Round(*(n for pair in zip(begins, ends, strict=True) for n in pair)))
+    return result
+
+
+def pieces(
+    job: Job,
+    regions: Regions,
+    part: Round,
+    offset: np.ndarray | None,
+    mask: np.ndarray | None,
+    like: np.ndarray,
+) -> Iterator[tuple[Piece, np.ndarray | None]]:
+    """The regions of a round: all at once, or if they have 16 bits, a few in a wider dtype.
+
+    With those comes which regions they are.
+    """
+    begin, end = (int(regions.first[u]) for u in (part.image_begin, part.image_end))
+    bins = job.bins_y * job.bins_x
+    wide = sum_dtype(like.dtype)
+    if like.dtype == wide:
+        flat = [frozen(array, like) for array in (offset, mask)]
+        of_class = job.channels * bins
+        yield Piece(begin, end, job.classes * of_class, of_class, 0, regions.order, *flat), None
+        return
+    channels = part.channels(job)
+    of_class = (channels.stop - channels.start) * bins
+    size = (part.class_end - part.class_begin) * of_class
+    start = -part.class_begin * of_class - channels.start * bins
+    most = max(workspace.SCRATCH_BYTES // 2 // (size * wide.itemsize), 1)
+    for first in range(begin, end, most):
+        last = min(first + most, end)
+        chosen = regions.order[first:last]
+        flat = [
+            frozen(None if array is None else array[chosen].astype(wide), np.empty(0, wide))
+            for array in (offset, mask)
+        ]
+        rows = np.arange(len(regions.order)) - first
+        yield Piece(first, last, size, of_class, start, rows, *flat), chosen

@@ -1,0 +1,129 @@
+"""Where the regions of a pooling lie: all that is known of one before its offsets are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.plans.regions import RoiPlan
+
+__all__ = ["NUMBERS", "Regions", "locate_regions"]
+
+NUMBERS = 9  # of a region in `Regions.numbers`
+_COUNTABLE = 2.0**40  # samples
+_RULES = ("corner", "center", "pixel", "half_open", "msra", "msra_center")
+_CORNER, _CENTER, _PIXEL, _HALF_OPEN, _MSRA, _MSRA_CENTER = range(len(_RULES))
+
+
+class Regions(NamedTuple):
+    """The regions of a call in the order of their images, for kernels."""
+
+    # (R, 9) flat: start, size, spacing of samples and pixels per unit of offset along y, the same
+    # along x, one over the number of samples
+    numbers: np.ndarray
+    counts: np.ndarray  # (R, 2) flat: samples of a bin along y and x
+    place: np.ndarray  # (R,): which of `images`
+    order: np.ndarray  # (R,): which of the boxes
+    images: np.ndarray  # (U,): those that have boxes
+    first: np.ndarray  # (U + 1,): the first region of each
+
+
+def locate_regions(plan: RoiPlan, boxes: np.ndarray) -> Regions:
+    """The regions of boxes (R, 5), which may be anything but of no image."""
+    numbers = np.empty(plan.regions * NUMBERS, boxes.dtype)
+    counts = np.empty(2 * plan.regions, np.int64)
+    place, order = np.empty(plan.regions, np.int64), np.empty(plan.regions, np.int64)
+    images, first = np.empty(plan.batch, np.int64), np.empty(plan.batch + 1, np.int64)
+    flat = boxes.reshape(-1)
+    flat.flags.writeable = False
+    used = _sort(flat, place, order, images, first)
+    rule = _RULES.index(plan.region)
+    scales = plan.scale, plan.offset_scale
+    _locate(rule, plan.samples, plan.bins, scales, flat, order, numbers, counts)
+    return Regions(numbers, counts, place, order, images[:used], first[: used + 1])
+
+
+@kernel
+def _sort(boxes, place, order, images, first):
+    """Put the boxes in the order of their images. Returns how many images have any."""
+    found = np.zeros(len(images), np.int64)
+    for r in range(len(order)):
+        found[np.int64(boxes[5 * r])] += 1
+    used, begin = 0, 0
+    for image in range(len(images)):
+        if found[image]:
+            images[used], first[used] = image, begin
+            place[begin : begin + found[image]] = used
+            begin, found[image] = begin + found[image], begin
+            used += 1
+    first[used] = begin
+    for r in range(len(order)):
+        image = np.int64(boxes[5 * r])
+        order[found[image]] = r
+        found[image] += 1
+    return used
+
+
+@kernel
+def _locate(rule, samples, bins, scales, boxes, order, numbers, counts):
+    """Fill `numbers` and `counts`."""
+    real = numbers.dtype.type
+    scale, reach = real(scales[0]), real(scales[1])
+    for t in range(len(order)):
+        at = 5 * order[t]
+        y, height = _extent(rule, boxes[at + 2], boxes[at + 4], scale, numbers)
+        x, width = _extent(rule, boxes[at + 1], boxes[at + 3], scale, numbers)
+        if not (np.isfinite(y + height) and np.isfinite(x + width)):
+            y = x = real(np.nan)  # nothing is inside,
+            height = width = real(0)  # and nothing moves it
+        down = _axis(samples, bins[0], (y, height, reach), numbers, t * NUMBERS)
+        across = _axis(samples, bins[1], (x, width, reach), numbers, t * NUMBERS + 4)
+        counts[2 * t], counts[2 * t + 1] = down, across
+        numbers[t * NUMBERS + 8] = 1 / max(np.float64(down) * np.float64(across), 1.0)
+
+
+@inlined
+def _axis(samples, bins, extent, numbers, k):
+    """Write the four numbers of an axis. Returns the samples of a bin along it."""
+    real = numbers.dtype.type
+    start, size, reach = extent
+    bin_size = size / real(bins)
+    count = real(samples) if samples else np.ceil(bin_size)
+    count = min(max(count, real(0)), real(_COUNTABLE))
+    numbers[k], numbers[k + 1] = start, size
+    numbers[k + 2], numbers[k + 3] = bin_size / max(count, real(1)), reach * size
+    return np.int64(count)
+
+
+@inlined
+def _extent(rule, first, last, scale, like):
+    """Start and size along an axis, by the rules that `RoiPlan` lists."""
+    real = like.dtype.type
+    shift = real(0.5) if rule == _CENTER or rule == _MSRA_CENTER else real(0)
+    if rule == _CORNER or rule == _CENTER:
+        start = first * scale - shift
+        size = last * scale - shift - start
+        return start, _at_least(size, real(1)) if rule == _CORNER else size
+    if rule == _PIXEL or rule == _HALF_OPEN:
+        start = _rounded(first * scale, like)
+        size = _rounded(last * scale, like) - start
+        return start, _at_least(size + real(rule == _PIXEL), real(1))
+    start = _rounded(first, like) * scale - shift
+    size = (_rounded(last, like) + real(1)) * scale - shift - start
+    return start, _at_least(size, real(0.1))
+
+
+@inlined
+def _at_least(value, least):
+    """The larger of the two; NaN stays."""
+    return least if value < least else value
+
+
+@inlined
+def _rounded(value, like):
+    """To a whole number, halves away from zero."""
+    whole = np.trunc(value)
+    away = like.dtype.type(1) if abs(value - whole) >= like.dtype.type(0.5) else like.dtype.type(0)
+    return whole + np.copysign(away, value)

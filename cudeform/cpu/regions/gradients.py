@@ -1,0 +1,253 @@
+"""The gradients of a pooling of regions.
+
+For the gradient of the input a task takes a slice of an image, its channels last or its planes as
+they lie, and adds up in it what all regions of that image spread. For those of offset and mask a
+task takes a region, through all slices. So nothing is locked, and every sum has one order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from cudeform import threads
+from cudeform.arrays import sum_dtype
+from cudeform.cpu.language.compiler import inlined, inner, kernel
+from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.transpose import frozen, transpose
+from cudeform.cpu.regions import planes
+from cudeform.cpu.regions.blocking import (
+    Job,
+    Round,
+    Work,
+    averages_planes,
+    effort,
+    job_of,
+    packed,
+    pieces,
+    rounds,
+    unpacked,
+)
+from cudeform.cpu.regions.extents import NUMBERS, Regions, locate_regions
+from cudeform.cpu.regions.patches import (
+    bins_of,
+    cell_of,
+    locate_region,
+    locate_tile,
+    measure_tile,
+    spread_tile,
+    tile_of,
+)
+from cudeform.cpu.regions.staging import result_at, room, stage, unstage, writing
+from cudeform.plans.regions import RoiPlan
+
+__all__ = ["backward", "group_rows"]
+
+# By the number of arrays that say what is the largest.
+_PLANES = planes.spread, planes.scatter, planes.scatter_samples
+
+
+def backward(
+    plan: RoiPlan,
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    boxes: np.ndarray,
+    offset: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    argmax: np.ndarray | None = None,
+    *,
+    needs: frozenset[str],
+) -> dict[str, np.ndarray]:
+    """The gradients named in `needs`, each in the dtype of its argument."""
+    wide = sum_dtype(input.dtype)
+    cells = {"offset": plan.offset_shape, "mask": plan.mask_shape}
+    sums = {name: np.zeros(shape if name in needs else 0, wide) for name, shape in cells.items()}
+    grad_input = np.zeros(input.shape if "input" in needs else 0, input.dtype)
+    if grad_output.size:
+        regions = locate_regions(plan, boxes)
+        chosen: tuple[np.ndarray, ...] = ()
+        if plan.largest:
+            chosen = (argmax,) if plan.reads == "pixels" else (argmax[:, 0], argmax[:, 1])
+        given = offset, mask, grad_output, chosen
+        if "input" in needs:
+            as_planes = plan.largest or averages_planes(plan)
+            compute = _gradient_of_planes if as_planes else _input_gradient
+            compute(plan, regions, given, grad_input)
+        if needs & cells.keys():
+            _cell_gradients(plan, regions, given, input, sums)
+    like = {"offset": offset, "mask": mask}
+    result = {name: rounded(sums[name], like[name].dtype) for name in needs & cells.keys()}
+    return result | ({"input": grad_input} if "input" in needs else {})
+
+
+def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray) -> None:
+    wide = sum_dtype(grad_input.dtype)
+    images = len(regions.images)
+    job = job_of(plan, wide.itemsize, images * plan.classes * plan.groups[0])
+    parts = rounds(job, images, wide.itemsize)
+    target = np.zeros(max(room(job, part) for part in parts), wide)
+    for number, part in enumerate(parts):
+        if number:
+            target[...] = 0
+        for work, grad, _ in _works(job, regions, part, given):
+            task = partial(_spread, packed(work), target, frozen(grad, target))
+            threads.share(task, _tasks(job, part), effort(plan))
+        with writing(job, regions, part, grad_input, wide) as written:
+            unstage(job, part, target, *written)
+
+
+def _gradient_of_planes(
+    plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray
+) -> None:
+    wide = sum_dtype(grad_input.dtype)
+    job = job_of(plan, wide.itemsize, 1, planes=True)
+    for part in rounds(job, len(regions.images), wide.itemsize):
+        with writing(job, regions, part, grad_input, wide) as written:
+            for work, grad, argmax in _works(job, regions, part, given):
+                arrays = packed(work), *written, frozen(grad, written[-1])
+                arrays += tuple(frozen(np.ascontiguousarray(array), array) for array in argmax)
+                task = partial(_PLANES[len(argmax)], *arrays)
+                threads.share(task, planes.count_tasks(job, part), effort(plan))
+
+
+def _tasks(job: Job, part: Round) -> int:
+    """Slices of images and rows of groups."""
+    images, classes, *_ = part.shape(job)
+    begin, end = group_rows(job, part)
+    return images * classes * (end - begin) * (part.slice_end - part.slice_begin)
+
+
+def _cell_gradients(
+    plan: RoiPlan,
+    regions: Regions,
+    given: tuple,
+    input: np.ndarray,
+    sums: dict[str, np.ndarray],
+) -> None:
+    wide = sum_dtype(input.dtype)
+    job = job_of(plan, wide.itemsize, plan.channels)  # a task goes through all slices
+    parts = rounds(job, len(regions.images), wide.itemsize)
+    staged = np.empty(max(room(job, part) for part in parts), wide)
+    flat = [sums[name].reshape(-1) for name in ("offset", "mask")]
+    for part in parts:
+        stage(job, regions, part, input, staged)
+        for work, grad, _ in _works(job, regions, part, given):
+            task = partial(_measure, packed(work), staged, frozen(grad, staged), *flat)
+            threads.share(task, work.piece.end - work.piece.begin, effort(plan))
+
+
+def _works(
+    job: Job, regions: Regions, part: Round, given: tuple
+) -> Iterator[tuple[Work, np.ndarray, tuple[np.ndarray, ...]]]:
+    """The pieces of a round, each with its gradients of the output and the arrays of argmax."""
+    offset, mask, grad, argmax = given
+    shape = (-1, job.classes, job.channels, job.bins_y * job.bins_x)
+    for piece, chosen in pieces(job, regions, part, offset, mask, grad):
+        work = Work(job, part, regions, piece)
+        if chosen is None:
+            yield work, grad, argmax
+            continue
+        place = chosen, part.classes, part.channels(job)
+        values = grad.reshape(shape)[place].astype(sum_dtype(grad.dtype))
+        yield work, values, tuple(array.reshape(shape)[place] for array in argmax)
+
+
+@kernel
+def _spread(given, target, grad, first, last):
+    """Tasks `first` to `last` of a round: slices of images, and rows of groups."""
+    work = unpacked(given)
+    job, part, regions, piece = work
+    tile = tile_of(job, target)
+    values = np.zeros(job.tile * job.pitch, target.dtype)
+    line = job.width * job.pitch
+    high = job.tile // job.bins_x
+    for task in range(first, last):
+        u, c, gy, s = _task(job, part, task)
+        begin, end = bins_of(job.bins_y, job.groups_y, gy)
+        for t in range(max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)):
+            locate_region(job, regions, t, begin, end, tile)
+            for top in range(begin, end, high):
+                bottom = min(top + high, end)
+                count = (bottom - top) * job.bins_x
+                locate_tile(work, (t, c, s), top, bottom, tile)
+                _read(work, (t, c, s), grad, top, count, values)
+                spread_tile(tile, count, values, job.pitch, line, target)
+
+
+def group_rows(job: Job, part: Round) -> tuple[int, int]:
+    """The rows of groups that a round has groups of, from the first up to the last."""
+    return part.group_begin // job.groups_x, (part.group_end - 1) // job.groups_x + 1
+
+
+_group_rows = inlined(group_rows)
+
+
+@inlined
+def _task(job, part, task):
+    """(image with boxes, class, row of groups, slice) of a task."""
+    begin, end = _group_rows(job, part)
+    slices = part.slice_end - part.slice_begin
+    classes = part.class_end - part.class_begin
+    rest = task // slices
+    s = part.slice_begin + task - rest * slices
+    gy = begin + rest % (end - begin)
+    rest = rest // (end - begin)
+    return part.image_begin + rest // classes, part.class_begin + rest % classes, gy, s
+
+
+@inner
+def _read(work, place, grad, top, count, values):
+    """The gradients of a tile that begins with row `top` of the bins, with the channels last."""
+    job = work.job
+    t, c, s = place
+    channels = min(job.slice_channels, job.channels - s * job.slice_channels)
+    at = result_at(work, t, c, s) + top * job.bins_x
+    bins = job.bins_y * job.bins_x
+    transpose(grad, at, bins, channels, count, values, np.int64(0), job.pitch)
+    for n in range(count):  # so that what is no channel cannot be NaN
+        for k in range(channels, job.pitch):
+            values[n * job.pitch + k] = 0
+
+
+@kernel
+def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
+    """Tasks `first` to `last` of a round, each a region: gradients of its offsets and masks."""
+    work = unpacked(given)
+    job, part, regions, piece = work
+    tile = tile_of(job, staged)
+    values = np.zeros(job.tile * job.pitch, staged.dtype)
+    found = np.empty(3 * job.tile, staged.dtype)
+    line = job.width * job.pitch
+    high = job.tile // job.bins_x
+    for t in range(piece.begin + first, piece.begin + last):
+        locate_region(job, regions, t, 0, job.bins_y, tile)
+        for c in range(part.class_begin, part.class_end):
+            for s in range(part.slice_begin, part.slice_end):
+                for top in range(0, job.bins_y, high):
+                    bottom = min(top + high, job.bins_y)
+                    count = (bottom - top) * job.bins_x
+                    locate_tile(work, (t, c, s), top, bottom, tile)
+                    _read(work, (t, c, s), grad, top, count, values)
+                    measure_tile(tile, count, staged, job.pitch, line, values, found)
+                    sums = grad_offset, grad_mask
+                    _add_cells(job, regions, (t, c, top), count, tile.scale, found, sums)
+
+
+@inner
+def _add_cells(job, regions, place, count, scale, found, sums):
+    """Add what a slice of the bins of a tile says about their offsets and masks."""
+    grad_offset, grad_mask = sums
+    t, c, top = place
+    row = regions.order[t]
+    reach_y, reach_x = regions.numbers[t * NUMBERS + 3], regions.numbers[t * NUMBERS + 7]
+    for n in range(count):
+        i, j = top + n // job.bins_x, n % job.bins_x
+        if grad_mask.size:
+            grad_mask[cell_of(job, row, c, job.classes, i, j)] += found[3 * n]
+        if grad_offset.size:
+            x = cell_of(job, row, 2 * c, 2 * job.classes, i, j)
+            y = x + job.part_y * job.part_x
+            grad_offset[y] += scale[2 * n + 1] * reach_y * found[3 * n + 1]
+            grad_offset[x] += scale[2 * n + 1] * reach_x * found[3 * n + 2]

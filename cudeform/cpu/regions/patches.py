@@ -1,0 +1,353 @@
+"""Weighted sums over patches: the rows and columns of pixels that bins of a region read.
+
+The weight of a pixel is that of its row times that of its column. So a patch is two axes, each a
+few pixels with their weights, and however many samples a bin has, a pixel is read once. A tile is
+the patches of some bins that follow each other. Vectors go along the channels of a slice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
+from cudeform.cpu.regions.axes import locate_axis
+from cudeform.cpu.regions.extents import NUMBERS
+from cudeform.cpu.regions.staging import start_of
+
+__all__ = [
+    "Tile",
+    "bins_of",
+    "blend_tile",
+    "cell_of",
+    "covered",
+    "largest_of_tile",
+    "locate_region",
+    "locate_tile",
+    "measure_tile",
+    "samples_of",
+    "share_of",
+    "spread_tile",
+    "tile_of",
+]
+
+
+class Tile(NamedTuple):
+    """The patches of some bins.
+
+    An axis of `job.slot` numbers has how many entries it has, how many samples are inside, and the
+    pixels of the entries; the weight and its derivative of entry k are 2*k and 2*k + 1 in `weight`.
+    """
+
+    pixel: np.ndarray
+    weight: np.ndarray
+    place: np.ndarray  # of a bin: its axes, and where its channels begin; -1 to pass over it
+    scale: np.ndarray  # of a bin: one over the number of its samples, and its mask
+
+
+@inlined
+def tile_of(job, like):
+    """Room for a tile."""
+    axes = 2 * job.tile if job.deformable else job.bins_y + job.bins_x
+    return Tile(
+        np.empty(axes * job.slot, np.int64),
+        np.empty(2 * axes * job.slot, like.dtype),
+        np.empty(3 * job.tile, np.int64),
+        np.empty(2 * job.tile, like.dtype),
+    )
+
+
+@inlined
+def cell_of(job, row, channel, channels, i, j):
+    """Where the offset or mask of a bin is in an array of so many channels."""
+    y, x = i * job.part_y // job.bins_y, j * job.part_x // job.bins_x
+    return ((row * channels + channel) * job.part_y + y) * job.part_x + x
+
+
+@inner
+def locate_region(job, regions, t, top, bottom, tile):
+    """Find what the bins of region t read from row `top` to `bottom`, if they do not move."""
+    if job.deformable:
+        return
+    numbers, counts, pixel, weight = regions.numbers, regions.counts, tile.pixel, tile.weight
+    still = weight.dtype.type(0)
+    for i in range(top, bottom):
+        _locate(job, numbers, counts, (t, False, i, still), pixel, weight, i * job.slot)
+    for j in range(job.bins_x):
+        at = (job.bins_y + j) * job.slot
+        _locate(job, numbers, counts, (t, True, j, still), pixel, weight, at)
+
+
+@inner
+def locate_tile(work, where, top, bottom, tile):
+    """Let a tile be the rows of bins from `top` to `bottom` of (region, class, slice)."""
+    job, part, regions, piece = work
+    numbers, counts, offset, mask = regions.numbers, regions.counts, piece.offset, piece.mask
+    pixel, weight, place, scale = tile
+    t, c, s = where
+    row, u = piece.rows[t], regions.place[t]
+    for i in range(top, bottom):
+        gy = i * job.groups_y // job.bins_y
+        for j in range(job.bins_x):
+            n = (i - top) * job.bins_x + j
+            y_at, x_at = i * job.slot, (job.bins_y + j) * job.slot
+            if job.deformable:
+                y_at, x_at = 2 * n * job.slot, (2 * n + 1) * job.slot
+                x = cell_of(job, row, 2 * c, 2 * job.classes, i, j)
+                y = x + job.part_y * job.part_x
+                _locate(job, numbers, counts, (t, False, i, offset[y]), pixel, weight, y_at)
+                _locate(job, numbers, counts, (t, True, j, offset[x]), pixel, weight, x_at)
+            g = gy * job.groups_x + j * job.groups_x // job.bins_x
+            inside = g >= part.group_begin and g < part.group_end
+            place[3 * n], place[3 * n + 1] = y_at, x_at
+            place[3 * n + 2] = start_of(job, part, u, c, g, s) if inside else -1
+            scale[2 * n] = numbers[t * NUMBERS + 8]
+            if job.corners or job.covers:
+                scale[2 * n] = share_of(pixel[y_at + 1], pixel[x_at + 1], scale)
+            scale[2 * n + 1] = 1
+            if job.modulated:
+                scale[2 * n + 1] = mask[cell_of(job, row, c, job.classes, i, j)]
+
+
+@inlined
+def share_of(down, across, like):
+    """One over the number of samples; 0 if there are none."""
+    real = like.dtype.type
+    return real(1) / (real(down) * real(across)) if down and across else real(0)
+
+
+@inner
+def _locate(job, numbers, counts, bin, pixel, weight, at):
+    """Find what a bin reads along one axis.
+
+    `bin` is (region, whether along x, bin, how many units of offset it moves).
+    """
+    t, along_x, i, shift = bin
+    if job.covers:
+        begin, end = covered(job, numbers, (t, along_x, i))
+        for n in range(end - begin):
+            pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
+        pixel[at] = pixel[at + 1] = end - begin
+        return
+    samples = samples_of(job, numbers, counts, bin)
+    size = job.width if along_x else job.height
+    pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+
+
+@inlined
+def samples_of(job, numbers, counts, bin):
+    """The samples of a bin along one axis: (first, spacing, count); `bin` as in `_locate`."""
+    t, along_x, i, shift = bin
+    k = t * NUMBERS + (4 if along_x else 0)
+    bins = job.bins_x if along_x else job.bins_y
+    real = numbers.dtype.type
+    first = numbers[k] + real(i) * numbers[k + 1] / real(bins)
+    if job.deformable:
+        first += numbers[k + 3] * shift
+    if not job.corners:
+        first += real(0.5) * numbers[k + 2]
+    return first, numbers[k + 2], counts[2 * t + (1 if along_x else 0)]
+
+
+@inlined
+def covered(job, numbers, bin):
+    """The whole pixels of a bin along one axis, from the first up to the last.
+
+    `bin` is (region, whether along x, bin).
+    """
+    t, along_x, i = bin
+    k = t * NUMBERS + (4 if along_x else 0)
+    bins = job.bins_x if along_x else job.bins_y
+    real = numbers.dtype.type
+    zero, limit = real(0), real((job.width if along_x else job.height) - job.unread)
+    start, size = numbers[k], numbers[k + 1] / real(bins)
+    before = zero if job.whole else start
+    after = start if job.whole else zero
+    begin = np.floor(real(i) * size + before) + after
+    end = np.ceil(real(i + 1) * size + before) + after
+    begin = begin if begin > zero else zero  # NaN as well
+    end = end if end > zero else zero
+    begin, end = np.int64(min(begin, limit)), np.int64(min(end, limit))
+    return begin, max(begin, end)
+
+
+@inlined
+def bins_of(bins, groups, g):
+    """The bins along an axis that read a group, from the first up to the last."""
+    return (g * bins + groups - 1) // groups, ((g + 1) * bins + groups - 1) // groups
+
+
+@inlined
+def _patch(pixel, place, n):
+    """The entries of a bin along y and x, each from one index up to another."""
+    y, x = place[3 * n], place[3 * n + 1]
+    return y + 2, y + 2 + pixel[y], x + 2, x + 2 + pixel[x]
+
+
+@inner
+def blend_tile(tile, count, source, pitch, line, target):
+    """Write the weighted sums of the bins of a tile, times their scales, for a slice.
+
+    Pixels are `pitch` elements apart, in rows of `line` elements. Bin n is from n*pitch on.
+    """
+    pixel, weight, place, scales = tile
+    step = lanes(source)
+    tail = pitch & (step - 1)  # LLVM sees that this is too short to vectorise
+    whole = pitch - tail
+    blocks = whole // (4 * step) * 4 * step
+    for n in range(count):
+        at, start = n * pitch, place[3 * n + 2]
+        if start < 0:
+            continue
+        y0, y1, x0, x1 = _patch(pixel, place, n)
+        scale = scales[2 * n] * scales[2 * n + 1]
+        s, zero = splat(source, scale), zeros(source)
+        for c in range(0, blocks, 4 * step):
+            sum0, sum1, sum2, sum3 = zero, zero, zero, zero
+            for a in range(y0, y1):
+                row = start + pixel[a] * line + c
+                part0, part1, part2, part3 = zero, zero, zero, zero
+                for b in range(x0, x1):
+                    v = row + pixel[b] * pitch
+                    w = splat(source, weight[2 * b])
+                    part0 = fma(w, load(source, v), part0)
+                    part1 = fma(w, load(source, v + step), part1)
+                    part2 = fma(w, load(source, v + 2 * step), part2)
+                    part3 = fma(w, load(source, v + 3 * step), part3)
+                w = splat(source, weight[2 * a])
+                sum0, sum1 = fma(w, part0, sum0), fma(w, part1, sum1)
+                sum2, sum3 = fma(w, part2, sum2), fma(w, part3, sum3)
+            store(target, at + c, fma(s, sum0, zero))
+            store(target, at + c + step, fma(s, sum1, zero))
+            store(target, at + c + 2 * step, fma(s, sum2, zero))
+            store(target, at + c + 3 * step, fma(s, sum3, zero))
+        for c in range(blocks, whole, step):
+            summed = zero
+            for a in range(y0, y1):
+                row = start + pixel[a] * line + c
+                part = zero
+                for b in range(x0, x1):
+                    w = splat(source, weight[2 * b])
+                    part = fma(w, load(source, row + pixel[b] * pitch), part)
+                summed = fma(splat(source, weight[2 * a]), part, summed)
+            store(target, at + c, fma(s, summed, zero))
+        for c in range(whole, whole + tail):
+            value = source.dtype.type(0)
+            for a in range(y0, y1):
+                row = start + pixel[a] * line + c
+                subtotal = source.dtype.type(0)
+                for b in range(x0, x1):
+                    subtotal += weight[2 * b] * source[row + pixel[b] * pitch]
+                value += weight[2 * a] * subtotal
+            target[at + c] = scale * value
+
+
+@inner
+def measure_tile(tile, count, source, pitch, line, grad, found):
+    """Write three numbers for each bin of a tile: the sum over a slice of gradient times value,
+    and its derivatives when the bin moves along y and x; without the mask.
+    """
+    pixel, weight, place, scales = tile
+    step = lanes(source)
+    tail = pitch & (step - 1)
+    whole = pitch - tail
+    zero = source.dtype.type(0)
+    for n in range(count):
+        at, start = n * pitch, place[3 * n + 2]
+        found[3 * n] = found[3 * n + 1] = found[3 * n + 2] = zero
+        if start < 0:
+            continue
+        y0, y1, x0, x1 = _patch(pixel, place, n)
+        values, downs, acrosses = zeros(source), zeros(source), zeros(source)
+        for c in range(0, whole, step):
+            value, down, across = zeros(source), zeros(source), zeros(source)
+            for a in range(y0, y1):
+                row = start + pixel[a] * line + c
+                part, slope = zeros(source), zeros(source)
+                for b in range(x0, x1):
+                    v = load(source, row + pixel[b] * pitch)
+                    part = fma(splat(source, weight[2 * b]), v, part)
+                    slope = fma(splat(source, weight[2 * b + 1]), v, slope)
+                w = splat(source, weight[2 * a])
+                value, across = fma(w, part, value), fma(w, slope, across)
+                down = fma(splat(source, weight[2 * a + 1]), part, down)
+            g = load(grad, at + c)
+            values, downs = fma(g, value, values), fma(g, down, downs)
+            acrosses = fma(g, across, acrosses)
+        value, down, across = total(values), total(downs), total(acrosses)
+        for c in range(whole, whole + tail):
+            g = grad[at + c]
+            for a in range(y0, y1):
+                row = start + pixel[a] * line + c
+                part, slope = zero, zero
+                for b in range(x0, x1):
+                    part += weight[2 * b] * source[row + pixel[b] * pitch]
+                    slope += weight[2 * b + 1] * source[row + pixel[b] * pitch]
+                value += g * weight[2 * a] * part
+                down += g * weight[2 * a + 1] * part
+                across += g * weight[2 * a] * slope
+        scale = scales[2 * n]
+        found[3 * n], found[3 * n + 1], found[3 * n + 2] = (
+            scale * value,
+            scale * down,
+            scale * across,
+        )
+
+
+@inner
+def spread_tile(tile, count, grad, pitch, line, target):
+    """Add the gradient of what `blend_tile` writes to that of the pixels it reads."""
+    pixel, weight, place, scales = tile
+    step = lanes(grad)
+    tail = pitch & (step - 1)
+    whole = pitch - tail
+    for n in range(count):
+        at, start = n * pitch, place[3 * n + 2]
+        if start < 0:
+            continue
+        y0, y1, x0, x1 = _patch(pixel, place, n)
+        scale = scales[2 * n] * scales[2 * n + 1]
+        for a in range(y0, y1):
+            row = start + pixel[a] * line
+            for b in range(x0, x1):
+                v = row + pixel[b] * pitch
+                s = scale * weight[2 * a] * weight[2 * b]
+                w = splat(grad, s)
+                for c in range(0, whole, step):
+                    store(target, v + c, fma(w, load(grad, at + c), load(target, v + c)))
+                for c in range(whole, whole + tail):
+                    target[v + c] += s * grad[at + c]
+
+
+@inner
+def largest_of_tile(tile, count, source, pitch, width, best, chosen):
+    """Write the largest values of the bins of a tile, and the first pixels that have them.
+
+    An empty bin has 0 and no pixel, -1. NaN is larger than any number.
+    """
+    pixel, _, place, _ = tile
+    for n in range(count):
+        start = place[3 * n + 2]
+        y0, y1, x0, x1 = _patch(pixel, place, n)
+        values, pixels = best[n * pitch :], chosen[n * pitch :]
+        if start < 0 or y0 == y1 or x0 == x1:
+            for c in range(pitch):
+                values[c] = 0
+                pixels[c] = -1
+            continue
+        first = pixel[y0] * width + pixel[x0]
+        given = source[start + first * pitch :]
+        for c in range(pitch):
+            values[c] = given[c]
+            pixels[c] = first
+        for a in range(y0, y1):
+            for b in range(x0, x1):
+                p = np.int32(pixel[a] * width + pixel[b])
+                given = source[start + p * pitch :]
+                for c in range(pitch):
+                    value, before = given[c], values[c]
+                    larger = (value > before) | ((value != value) & (before == before))
+                    values[c] = value if larger else before
+                    pixels[c] = p if larger else pixels[c]

@@ -1,0 +1,167 @@
+"""Poolings on the planes of an image as they lie, where channels side by side would not pay.
+
+A bin of a position-sensitive average has a few channels to itself and few pixels in each, and a
+maximum has one pixel in each channel. A task takes a few planes of one group of an image through
+all of its regions: the planes stay in the cache, and every sum has one order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.regions.axes import cell_along, reads_along
+from cudeform.cpu.regions.blocking import Job, Round, unpacked
+from cudeform.cpu.regions.patches import bins_of, covered, share_of
+from cudeform.cpu.regions.staging import result_at
+
+__all__ = ["average", "count_tasks", "scatter", "scatter_samples", "spread"]
+
+
+def count_tasks(job: Job, part: Round) -> int:
+    """Slices of the channels of each group in each image."""
+    images, classes, _, groups, _ = part.shape(job)
+    return images * classes * groups * (part.slice_end - part.slice_begin)
+
+
+@kernel
+def average(given, images, view, source, output, first, last):
+    """Tasks `first` to `last` of a round, a few planes each: the averages of their bins."""
+    sums = np.empty(unpacked(given).job.slice_channels, source.dtype)
+    _visit(given, images, view, (first, last), _sum_up, source, output, sums)
+
+
+@kernel
+def spread(given, images, view, target, grad, first, last):
+    """Tasks `first` to `last` of a round: add the gradients of the averages to the pixels read."""
+    values = np.empty(unpacked(given).job.slice_channels, target.dtype)
+    _visit(given, images, view, (first, last), _add_to, target, grad, values)
+
+
+@inlined
+def _visit(given, images, view, tasks, use, planes, results, values):
+    """Call `use` for every bin of the tasks, with its pixels and where its results are."""
+    work = unpacked(given)
+    job, _, regions, _ = work
+    bins = job.bins_y * job.bins_x
+    for task in range(tasks[0], tasks[1]):
+        place, start, channels, begin, end = _planes(work, images, view, task)
+        top, bottom, left, right = _bins_of_group(job, place[2])
+        for t in range(begin, end):
+            at = result_at(work, t, place[1], place[3])
+            for i in range(top, bottom):
+                for j in range(left, right):
+                    y0, y1, x0, x1, share = _pixels(job, regions, t, i, j, values)
+                    pixels = start + x0, start + x1, y0, y1, job.width
+                    strides = channels, view.channel, bins
+                    result = at + i * job.bins_x + j
+                    use(pixels, strides, share, planes, results, result, values)
+
+
+@inlined
+def _sum_up(pixels, strides, share, source, output, result, sums):
+    left, right, y0, y1, width = pixels
+    channels, plane, bins = strides
+    sums[:] = 0
+    for y in range(y0, y1):
+        for at in range(left + y * width, right + y * width):
+            for k in range(channels):
+                sums[k] += source[np.uint64(at + k * plane)]
+    for k in range(channels):
+        output[result + k * bins] = share * sums[k]
+
+
+@inlined
+def _add_to(pixels, strides, share, target, grad, result, values):
+    left, right, y0, y1, width = pixels
+    channels, plane, bins = strides
+    for k in range(channels):
+        values[k] = share * grad[result + k * bins]
+    for y in range(y0, y1):
+        for at in range(left + y * width, right + y * width):
+            for k in range(channels):
+                target[np.uint64(at + k * plane)] += values[k]
+
+
+@kernel
+def scatter(given, images, view, target, grad, argmax, first, last):
+    """Tasks `first` to `last` of a round: add the gradients of maxima to the pixels that they are.
+
+    Without groups: the results of a channel lie side by side.
+    """
+    work = unpacked(given)
+    job = work.job
+    area = job.height * job.width
+    bins = job.bins_y * job.bins_x
+    for task in range(first, last):
+        place, start, channels, begin, end = _planes(work, images, view, task)
+        for t in range(begin, end):
+            results = result_at(work, t, place[1], place[3])
+            for k in range(channels):
+                plane = target[start + k * view.channel :]
+                gradients, pixels = grad[results + k * bins :], argmax[results + k * bins :]
+                for n in range(bins):
+                    pixel = np.uint32(pixels[n])  # none, -1, is far outside
+                    if pixel < area:
+                        plane[pixel] += gradients[n]
+
+
+@kernel
+def scatter_samples(given, images, view, target, grad, ys, xs, first, last):
+    """The same for samples, each with its place: add to the pixels around it."""
+    work = unpacked(given)
+    job = work.job
+    bins = job.bins_y * job.bins_x
+    one = target.dtype.type(1)
+    for task in range(first, last):
+        place, start, channels, begin, end = _planes(work, images, view, task)
+        for t in range(begin, end):
+            results = result_at(work, t, place[1], place[3])
+            for k in range(channels):
+                plane = start + k * view.channel
+                for r in range(results + k * bins, results + (k + 1) * bins):
+                    if not (reads_along(ys[r], job.height) and reads_along(xs[r], job.width)):
+                        continue
+                    y0, y1, ly = cell_along(ys[r], job.height)
+                    x0, x1, lx = cell_along(xs[r], job.width)
+                    upper, lower = plane + y0 * job.width, plane + y1 * job.width
+                    target[upper + x0] += (one - ly) * (one - lx) * grad[r]
+                    target[upper + x1] += (one - ly) * lx * grad[r]
+                    target[lower + x0] += ly * (one - lx) * grad[r]
+                    target[lower + x1] += ly * lx * grad[r]
+
+
+@inlined
+def _planes(work, images, view, task):
+    """A task: (image with boxes, class, group, slice), where the first of its planes begins and
+    how many there are, and the regions of the image in the piece.
+    """
+    job, part, regions, piece = work
+    slices = part.slice_end - part.slice_begin
+    groups = part.group_end - part.group_begin
+    classes = part.class_end - part.class_begin
+    s = part.slice_begin + task % slices
+    g = part.group_begin + task // slices % groups
+    c = part.class_begin + task // (slices * groups) % classes
+    u = part.image_begin + task // (slices * groups * classes)
+    start = view.start + images[u] * view.image + c * view.of_class + g * view.group
+    start += s * job.slice_channels * view.channel
+    channels = min(job.slice_channels, job.channels - s * job.slice_channels)
+    begin, end = max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)
+    return (u, c, g, s), start, channels, begin, end
+
+
+@inlined
+def _bins_of_group(job, g):
+    """The rows and the columns of bins that read a group, each from one up to another."""
+    top, bottom = bins_of(job.bins_y, job.groups_y, g // job.groups_x)
+    left, right = bins_of(job.bins_x, job.groups_x, g % job.groups_x)
+    return top, bottom, left, right
+
+
+@inlined
+def _pixels(job, regions, t, i, j, like):
+    """The rows and the columns of pixels of a bin, and one over how many pixels that are."""
+    y0, y1 = covered(job, regions.numbers, (t, False, i))
+    x0, x1 = covered(job, regions.numbers, (t, True, j))
+    return y0, y1, x0, x1, share_of(y1 - y0, x1 - x0, like)

@@ -1,0 +1,179 @@
+"""The pooling of regions: every bin is a weighted sum over the patch of pixels that it reads.
+
+The input is laid out with its channels last, a few images or slices of channels at a time. A task
+takes one slice of one region: it finds the patches of the bins, and sums them up for vectors of
+channels.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from cudeform import threads
+from cudeform.arrays import sum_dtype
+from cudeform.cpu.language.compiler import inner, kernel
+from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.transpose import transpose
+from cudeform.cpu.regions import largest, planes
+from cudeform.cpu.regions.blocking import (
+    Job,
+    Round,
+    Work,
+    averages_planes,
+    effort,
+    job_of,
+    packed,
+    pieces,
+    rounds,
+    unpacked,
+)
+from cudeform.cpu.regions.extents import locate_regions
+from cudeform.cpu.regions.gradients import backward
+from cudeform.cpu.regions.patches import (
+    blend_tile,
+    largest_of_tile,
+    locate_region,
+    locate_tile,
+    tile_of,
+)
+from cudeform.cpu.regions.staging import reading, result_at, room, stage
+from cudeform.plans.regions import RoiPlan
+
+__all__ = ["backward", "forward"]
+
+
+def forward(
+    plan: RoiPlan,
+    input: np.ndarray,
+    boxes: np.ndarray,
+    offset: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> tuple[np.ndarray, ...]:
+    """What `plan` pools, (R, C, ph, pw), and for the largest their argmax."""
+    output = np.empty(plan.out_shape, input.dtype)
+    chosen = plan.argmax_dtype(input.dtype)
+    if plan.largest and plan.reads == "centers":
+        ys, xs = np.empty(plan.out_shape, chosen), np.empty(plan.out_shape, chosen)
+        results: tuple[np.ndarray, ...] = output, ys, xs
+    else:
+        results = output, np.empty(plan.out_shape if plan.largest else 0, chosen)
+    if output.size:
+        _pool_rounds(plan, input, boxes, offset, mask, results)
+    if not plan.largest:
+        return (output,)
+    return output, results[1] if len(results) == 2 else np.stack(results[1:], 1)
+
+
+def _pool_rounds(
+    plan: RoiPlan,
+    input: np.ndarray,
+    boxes: np.ndarray,
+    offset: np.ndarray | None,
+    mask: np.ndarray | None,
+    results: tuple[np.ndarray, ...],
+) -> None:
+    """Fill `results`: output and argmax, or output and y and x of what is the largest."""
+    wide = sum_dtype(input.dtype)
+    regions = locate_regions(plan, boxes)
+    as_planes, work_size = averages_planes(plan), effort(plan)
+    job = job_of(plan, wide.itemsize, plan.regions, as_planes)
+    parts = rounds(job, len(regions.images), wide.itemsize)
+    staged = np.empty(0 if as_planes else max(room(job, part) for part in parts), wide)
+    for part in parts:
+        if as_planes:
+            source = reading(job, regions, part, input, wide)
+        else:
+            stage(job, regions, part, input, staged)
+        for piece, chosen in pieces(job, regions, part, offset, mask, input):
+            written = results
+            if chosen is not None:
+                size = len(chosen) * piece.region
+                dtypes = [wide, *(array.dtype for array in results[1:])]
+                sizes = [size, *(size if array.size else 0 for array in results[1:])]
+                written = tuple(map(np.empty, sizes, dtypes))
+            work = packed(Work(job, part, regions, piece))
+            flat = [array.reshape(-1) for array in written]
+            if as_planes:
+                task = partial(planes.average, work, *source, flat[0])
+                threads.share(task, planes.count_tasks(job, part), work_size)
+            else:
+                task = partial(_pool if len(flat) == 2 else largest.pool, work, staged, *flat)
+                slices = part.slice_end - part.slice_begin
+                threads.share(task, (piece.end - piece.begin) * slices, work_size)
+            if chosen is not None:
+                _keep(job, part, chosen, written, results)
+
+
+def _keep(
+    job: Job,
+    part: Round,
+    chosen: np.ndarray,
+    written: tuple[np.ndarray, ...],
+    results: tuple[np.ndarray, ...],
+) -> None:
+    """Copy what was computed of some regions to where it belongs."""
+    groups_y = np.arange(job.bins_y) * job.groups_y // job.bins_y
+    groups_x = np.arange(job.bins_x) * job.groups_x // job.bins_x
+    groups = (groups_y[:, None] * job.groups_x + groups_x).reshape(-1)
+    bins = np.flatnonzero((groups >= part.group_begin) & (groups < part.group_end))
+    place = chosen, part.classes, part.channels(job)
+    for values, result in zip(written, results, strict=True):
+        if result.size == 0:
+            continue
+        result = result.reshape(-1, job.classes, job.channels, len(groups))
+        shape = (len(chosen), *(span.stop - span.start for span in place[1:]), len(groups))
+        values = rounded(values.reshape(shape), result.dtype)
+        if len(bins) == len(groups):
+            result[place] = values
+        else:
+            for b in bins:
+                result[(*place, b)] = values[..., b]
+
+
+@kernel
+def _pool(given, staged, output, argmax, first, last):
+    """Tasks `first` to `last` of a round, each a slice of a region."""
+    work = unpacked(given)
+    job, part, regions, piece = work
+    tile = tile_of(job, staged)
+    values = np.zeros(job.tile * job.pitch, staged.dtype)
+    pixels = np.zeros(job.tile * job.pitch if job.largest else 0, np.int32)
+    slices = part.slice_end - part.slice_begin
+    line = job.width * job.pitch
+    high = job.tile // job.bins_x
+    for task in range(first, last):
+        t = task // slices
+        s = part.slice_begin + task - t * slices
+        t += piece.begin
+        locate_region(job, regions, t, 0, job.bins_y, tile)
+        for c in range(part.class_begin, part.class_end):
+            for top in range(0, job.bins_y, high):
+                bottom = min(top + high, job.bins_y)
+                count = (bottom - top) * job.bins_x
+                locate_tile(work, (t, c, s), top, bottom, tile)
+                to = result_at(work, t, c, s) + top * job.bins_x
+                if job.largest:
+                    largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
+                    _write(job, tile, count, s, pixels, argmax, to)
+                else:
+                    blend_tile(tile, count, staged, job.pitch, line, values)
+                _write(job, tile, count, s, values, output, to)
+
+
+@inner
+def _write(job, tile, count, s, values, output, to):
+    """Write the results of a tile with the bins last."""
+    channels = min(job.slice_channels, job.channels - s * job.slice_channels)
+    bins = job.bins_y * job.bins_x
+    whole = True
+    for n in range(count):
+        whole &= tile.place[3 * n + 2] >= 0
+    if whole:
+        transpose(values, np.int64(0), job.pitch, count, channels, output, to, bins)
+        return
+    for n in range(count):
+        if tile.place[3 * n + 2] >= 0:
+            for k in range(channels):
+                output[to + n + k * bins] = values[n * job.pitch + k]

@@ -1,0 +1,288 @@
+"""Deformable convolution: columns of samples by ``sampling.cu``, matrix products by cuBLAS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cudeform.arrays import sum_dtype
+from cudeform.cuda import layout
+from cudeform.cuda.chunks import Chunk, chunks, image_groups
+from cudeform.cuda.device import Device, device_of
+from cudeform.cuda.sampler import (
+    Block,
+    Gradients,
+    Sampler,
+    backpropagate,
+    channels_last,
+    most_backward_pixels,
+    units,
+)
+from cudeform.plans.convolution import ConvPlan
+
+__all__ = ["backward", "forward", "units"]
+
+COLUMN_BYTES = 40 << 20  # columns of a chunk: what stays in the L2 cache until the product reads it
+BLOCK_CHANNELS = 64  # channels of gradients of columns at once
+
+
+def _most_pixels(plan: ConvPlan, dtype: np.dtype) -> int:
+    """Output pixels whose columns, with all channels, make a chunk."""
+    return max(1, COLUMN_BYTES // (plan.points.taps * plan.points.channels * dtype.itemsize))
+
+
+def _all_channels(plan: ConvPlan) -> Block:
+    return Block(0, plan.points.channels, plan.in_channels)
+
+
+def _packed_weight(device: Device, plan: ConvPlan, weight: Any) -> Any:
+    """(O, C/groups, kh, kw) -> (groups, O/groups, taps * C/groups), the order of the columns."""
+    shape = (plan.groups, plan.out_channels // plan.groups, plan.points.taps * plan.in_channels)
+    packed = device.empty(shape, weight.dtype)
+    layout.transpose(
+        device, weight, packed, (plan.out_channels, plan.in_channels, plan.points.taps)
+    )
+    return packed
+
+
+def forward(
+    plan: ConvPlan,
+    input: Any,
+    offset: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    mask: Any = None,
+) -> tuple[Any]:
+    """The convolution, a chunk of output pixels at a time."""
+    points = plan.points
+    with device_of(input) as device:
+        output = device.empty(plan.out_shape, input.dtype)
+        if points.batch == 0:
+            return (output,)
+        if bias is not None:
+            layout.fill(device, bias, output, 1 if points.channels_last else points.pixels)
+        sampler = Sampler(device, points, input.dtype, offset)
+        packed = _packed_weight(device, plan, weight)
+        most = _most_pixels(plan, sampler.dtype)
+        for images in image_groups(points, most, sampler.dtype.itemsize):
+            last = channels_last(device, points, input, images)
+            for chunk in chunks(points, images, most):
+                columns = sampler.columns(
+                    chunk,
+                    _all_channels(plan),
+                    last[chunk.within(images)],
+                    None if offset is None else offset[chunk.batch],
+                    None if mask is None else mask[chunk.batch],
+                )
+                for product in _products(plan, chunk, columns, packed, output):
+                    device.gemm(*product, accumulate=bias is not None, precision=plan.precision)
+    return (output,)
+
+
+def _products(
+    plan: ConvPlan, chunk: Chunk, columns: Any, packed: Any, output: Any
+) -> Iterator[tuple[Any, Any, Any]]:
+    """The matrix products (a, b, out) that turn a chunk's columns into its part of the output."""
+    points, groups = plan.points, plan.groups
+    per_group = plan.out_channels // groups
+    stop = chunk.pixel + chunk.pixels
+    if points.channels_last:
+        rows = output.reshape(points.batch, points.pixels, plan.out_channels)
+        rows = rows[chunk.batch, chunk.pixel : stop].reshape(chunk.size, groups, per_group)
+        matrices = columns.reshape(chunk.size, groups, -1)
+        yield matrices.swapaxes(0, 1), packed.swapaxes(1, 2), rows.swapaxes(0, 1)
+        return
+    rows = output.reshape(points.batch, groups, per_group, points.pixels)
+    rows = rows[chunk.batch, :, :, chunk.pixel : stop]
+    matrices = columns.reshape(chunk.images, chunk.pixels, groups, -1)
+    if groups == 1:  # one product for all images
+        yield packed, matrices[:, :, 0].swapaxes(1, 2), rows[:, 0]
+        return
+    for image in range(chunk.images):
+        yield packed, matrices[image].transpose(1, 2, 0), rows[image]
+
+
+def backward(
+    plan: ConvPlan,
+    grad_output: Any,
+    input: Any,
+    offset: Any = None,
+    weight: Any = None,
+    mask: Any = None,
+    *,
+    needs: frozenset[str],
+) -> dict[str, Any]:
+    """The gradients that are needed, a group of images at a time."""
+    with device_of(input) as device:
+        given = {"input": input, "offset": offset, "weight": weight, "mask": mask}
+        grads = {n: device.empty(a.shape, a.dtype) for n, a in given.items() if n in needs}
+        if "bias" in needs:
+            grads["bias"] = device.empty((plan.out_channels,), weight.dtype)
+        if plan.points.batch == 0:
+            for grad in grads.values():
+                grad.fill(0)
+            return grads
+        _Backward(device, plan, input.dtype, offset, needs).run(
+            grad_output, input, offset, weight, mask, grads
+        )
+    return grads
+
+
+class _Backward:
+    """The backward of one call; the sums over the batch live here."""
+
+    def __init__(
+        self, device: Device, plan: ConvPlan, dtype: Any, offset: Any, needs: frozenset[str]
+    ) -> None:
+        self.device = device
+        self.plan = plan
+        self.needs = needs
+        self.sampler = Sampler(device, plan.points, dtype, offset)
+        self.blocks = list(_blocks(plan))
+        channels = max(block.channels for block in self.blocks)
+        self.most = most_backward_pixels(plan.points, channels, self.sampler.dtype)
+        self.packed: dict[Block, Any] = {}
+
+    def run(
+        self,
+        grad_output: Any,
+        input: Any,
+        offset: Any,
+        weight: Any,
+        mask: Any,
+        grads: dict[str, Any],
+    ) -> None:
+        plan, points, device = self.plan, self.plan.points, self.device
+        sums = sum_dtype(input.dtype)
+        per_group = plan.out_channels // plan.groups
+        shape = (plan.groups, per_group, points.taps * plan.in_channels)
+        grad_weight = device.empty(shape, sums) if "weight" in self.needs else None
+        grad_bias = device.empty((1, plan.out_channels), sums) if "bias" in self.needs else None
+        targets = Gradients(*(grads.get(name) for name in Gradients._fields))
+        if targets.needs:
+            self.packed = {block: self._packed_block(weight, block) for block in self.blocks}
+
+        for images in image_groups(points, self.most, self.sampler.dtype.itemsize):
+            last = grad_output_last = None
+            grad_output_last = channels_last(device, points, grad_output, images)
+            if self.needs - {"bias"}:
+                last = channels_last(device, points, input, images)
+            if grad_bias is not None:
+                self._add_bias(images, grad_output_last, grad_bias)
+            if grad_weight is not None:
+                self._add_weight(images, grad_output_last, last, offset, mask, grad_weight)
+            if targets.needs:
+                self._points(images, grad_output_last, last, offset, mask, targets)
+
+        if grad_weight is not None:
+            shape = (plan.out_channels, points.taps, plan.in_channels)
+            layout.transpose(device, grad_weight, grads["weight"], shape)
+        if grad_bias is not None:
+            layout.fill(device, grad_bias, grads["bias"])
+
+    def _packed_block(self, weight: Any, block: Block) -> Any:
+        """The weights of a block of channels: (groups of the block, O/groups, taps * width)."""
+        plan = self.plan
+        per_group = plan.out_channels // plan.groups
+        step = plan.in_channels * plan.points.taps
+        group, channel = divmod(block.first, plan.in_channels)
+        groups = block.channels // block.width
+        packed = self.device.empty(
+            (groups, per_group, plan.points.taps * block.width), weight.dtype
+        )
+        first = group * per_group * step + channel * plan.points.taps
+        layout.transpose(
+            self.device,
+            weight.reshape(-1)[first:],
+            packed,
+            (groups * per_group, block.width, plan.points.taps),
+            source_step=step,
+        )
+        return packed
+
+    def _add_bias(self, images: range, grad_output: Any, grad_bias: Any) -> None:
+        """Add the sum over all pixels: a product with ones, which cuBLAS sums in a fixed order."""
+        rows = grad_output.reshape(-1, self.plan.out_channels)
+        ones = self.device.empty((1, rows.shape[0]), rows.dtype)
+        one = self.device.empty((1,), grad_bias.dtype)
+        one.fill(1)
+        layout.fill(self.device, one, ones)
+        self.device.gemm(ones, rows, grad_bias, accumulate=images.start > 0)
+
+    def _add_weight(
+        self, images: range, grad_output: Any, input: Any, offset: Any, mask: Any, grad_weight: Any
+    ) -> None:
+        """Add grad_output^T columns of some images, given channels last."""
+        plan = self.plan
+        most = _most_pixels(plan, self.sampler.dtype)
+        for chunk in chunks(plan.points, images, most):
+            columns = self.sampler.columns(
+                chunk,
+                _all_channels(plan),
+                input[chunk.within(images)],
+                None if offset is None else offset[chunk.batch],
+                None if mask is None else mask[chunk.batch],
+            )
+            self.device.gemm(
+                self._by_group(chunk, images, grad_output).transpose(1, 2, 0),
+                columns.reshape(chunk.size, plan.groups, -1).swapaxes(0, 1),
+                grad_weight,
+                accumulate=chunk.image + chunk.pixel > 0,
+                precision=plan.precision,
+            )
+
+    def _by_group(self, chunk: Chunk, images: range, grad_output: Any) -> Any:
+        """The rows of a chunk as (pixels, groups, O/groups)."""
+        rows = grad_output[chunk.within(images), chunk.pixel : chunk.pixel + chunk.pixels]
+        return rows.reshape(chunk.size, self.plan.groups, -1)
+
+    def _points(
+        self,
+        images: range,
+        grad_output: Any,
+        input: Any,
+        offset: Any,
+        mask: Any,
+        targets: Gradients,
+    ) -> None:
+        """Gradients of input, offset and mask of some images, from W^T grad_output."""
+        plan = self.plan
+
+        def grad_columns(chunk: Chunk, block: Block) -> Any:
+            packed = self.packed[block]
+            group = block.first // plan.in_channels
+            rows = self._by_group(chunk, images, grad_output)
+            rows = rows[:, group : group + packed.shape[0]].swapaxes(0, 1)
+            columns = self.device.empty(
+                (chunk.size, packed.shape[0], packed.shape[2]), self.sampler.dtype
+            )
+            self.device.gemm(rows, packed, columns.swapaxes(0, 1), precision=plan.precision)
+            return columns
+
+        backpropagate(
+            self.sampler,
+            images,
+            self.most,
+            self.blocks,
+            grad_columns,
+            input,
+            offset,
+            mask,
+            targets,
+        )
+
+
+def _blocks(plan: ConvPlan) -> Iterator[Block]:
+    """Divide the channels: parts of a weight group if it is wide, else several groups together."""
+    width = plan.in_channels
+    if width > BLOCK_CHANNELS:
+        for group in range(plan.groups):
+            for first in range(0, width, BLOCK_CHANNELS):
+                part = min(BLOCK_CHANNELS, width - first)
+                yield Block(group * width + first, part, part)
+        return
+    together = BLOCK_CHANNELS // width
+    for group in range(0, plan.groups, together):
+        yield Block(group * width, min(together, plan.groups - group) * width, width)

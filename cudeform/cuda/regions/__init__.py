@@ -1,0 +1,5 @@
+"""Poolings of regions of interest."""
+
+from cudeform.cuda.regions.pooling import backward, forward, units
+
+__all__ = ["backward", "forward", "units"]

@@ -1,0 +1,299 @@
+"""Regions of interest as rows of samples, by the kernels of ``region_rows.cu`` and ``regions.cu``.
+
+A row is a bin of one class in one region. Its values are the output channels of that class; those
+of the input are staged so that they lie side by side, as an image of (class, group).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+from math import gcd
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
+from cudeform.cuda import layout, sort
+from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.device import Device
+from cudeform.plans.regions import RoiPlan
+
+__all__ = ["ROW_ITEMS", "Launcher", "Part", "Samples", "units"]
+
+PARAMS = np.dtype(
+    [(name, "f8") for name in ("scale", "origin", "least", "offset_scale")]
+    + [(name, "i4") for name in (
+        "round_box", "round_scaled", "box_more", "scaled_more",
+        "reads", "samples", "largest", "unread",
+        "height", "width", "channels",
+        "classes", "groups_y", "groups_x", "bins_y", "bins_x", "part_y", "part_x",
+        "first_row", "rows", "first_image", "images", "lane_bits", "accumulate",
+    )],
+    align=True,
+)  # fmt: skip
+READS = ("centers", "corners", "pixels")
+# By region: what is rounded, the box or that times the scale; what is added before and after the
+# scale to the end, and taken from both ends; the size at least.
+REGIONS = {
+    "corner": (0, 0, 0, 0, 0.0, 1.0),
+    "center": (0, 0, 0, 0, 0.5, -np.inf),
+    "pixel": (0, 1, 0, 1, 0.0, 1.0),
+    "half_open": (0, 1, 0, 0, 0.0, 1.0),
+    "msra": (1, 0, 1, 0, 0.0, 0.1),
+    "msra_center": (1, 0, 1, 0, 0.5, 0.1),
+}
+_REGION_FIELDS = ("round_box", "round_scaled", "box_more", "scaled_more", "origin", "least")
+THREADS, WARP, VECTOR_BYTES = 256, 32, 16
+_SIZES = (("THREADS", THREADS),)
+ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
+
+
+@lru_cache(maxsize=512)
+def _rows_unit(dtype: str, offset: str) -> Unit:
+    types = (("SCALAR", SCALARS[dtype]), ("OFFSET", SCALARS[offset]))
+    return Unit("region_rows.cu", types, PARAMS, _SIZES)
+
+
+@lru_cache(maxsize=512)
+def _unit(dtype: str, vector: int, index: str) -> Unit:
+    defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("INDEX", index))
+    return Unit("regions.cu", defines, PARAMS, _SIZES)
+
+
+def units() -> Iterator[Unit]:
+    """Every variant that a call can ask for."""
+    yield from layout.units()
+    yield from sort.units()
+    for dtype in DTYPES:
+        yield from (_rows_unit(dtype, offset) for offset in offset_dtypes(dtype))
+    for dtype, index in product(DTYPES, ("int", "long long")):
+        widest = VECTOR_BYTES // (2 if "16" in dtype else int(dtype[-2:]) // 8)
+        for power in range(widest.bit_length()):
+            yield _unit(dtype, 1 << power, index)
+
+
+class Part(NamedTuple):
+    """Some rows of a launch, and the samples that they have together."""
+
+    first: int
+    rows: int
+    samples: int
+    starts: Any  # of each row, counted from the first, or None where all have the same number
+
+
+class Samples(NamedTuple):
+    """The samples of some rows, sorted by the pixels that they touch."""
+
+    buckets: sort.Buckets
+    fractions: Any  # (samples, 4)
+
+
+def _lane_bits(threads: int) -> int:
+    """The logarithm of the threads that share a task, for so many threads or up to a warp."""
+    return min(WARP.bit_length() - 1, (threads - 1).bit_length())
+
+
+class Launcher:
+    """Launches the kernels for the calls on one plan."""
+
+    def __init__(self, device: Device, plan: RoiPlan, dtype: Any, offset: Any) -> None:
+        self.device = device
+        self.plan = plan
+        self.dtype = np.dtype(dtype)
+        self.sums = sum_dtype(self.dtype)
+        self.channels = plan.out_channels // plan.classes  # of a row
+        self.groups = plan.groups[0] * plan.groups[1]
+        self.images = plan.batch * plan.classes * self.groups  # of a row's channels each
+        self.region_rows = plan.classes * plan.bins[0] * plan.bins[1]
+        self.vector = gcd(VECTOR_BYTES // self.dtype.itemsize, self.channels)
+        self._dtype_name = dtype_name(self.dtype)
+        offset_name = self._dtype_name if offset is None else dtype_name(offset.dtype)
+        self._rows_unit = _rows_unit(self._dtype_name, offset_name)
+        self._params = {
+            "scale": plan.scale,
+            "offset_scale": plan.offset_scale,
+            **dict(zip(_REGION_FIELDS, REGIONS[plan.region], strict=True)),
+            "reads": READS.index(plan.reads),
+            "samples": plan.samples,
+            "largest": int(plan.largest),
+            "unread": plan.unread,
+            "height": plan.height,
+            "width": plan.width,
+            "channels": self.channels,
+            "classes": plan.classes,
+            **_axes("groups", plan.groups),
+            **_axes("bins", plan.bins),
+            **_axes("part", plan.part),
+            "first_row": 0,
+            "first_image": 0,
+            "images": self.images,
+            "lane_bits": _lane_bits(self.channels // self.vector),
+            "accumulate": 0,
+        }
+
+    def _launch(self, unit: Unit, kernel: str, tasks: int, arrays: tuple[Any, ...], **how: int):
+        """`tasks`: threads, or groups of lanes where `how` says lane_bits."""
+        lane_bits = how.get("lane_bits", 0)
+        params = pack(PARAMS, {**self._params, **how})
+        self.device.launch(
+            unit, kernel, -(-(tasks << lane_bits) // THREADS), THREADS, arrays, params
+        )
+
+    def _wide(
+        self, kernel: str, tasks: int, rows: int, arrays: tuple[Any, ...], **how: int
+    ) -> None:
+        """A kernel of ``regions.cu``, where the lanes of a task are its channels."""
+        plan = self.plan
+        largest = max(
+            self.images * plan.height * plan.width * self.channels, rows * max(self.channels, 4)
+        )
+        unit = _unit(self._dtype_name, self.vector, layout.index_type(largest))
+        lane_bits = self._params["lane_bits"]
+        self._launch(unit, kernel, tasks, arrays, rows=rows, lane_bits=lane_bits, **how)
+
+    def stage(self, input: Any) -> Any:
+        """(N, C, H, W) -> (images, pixels, channels); the same memory for rows of one channel."""
+        plan, channels = self.plan, self.channels
+        pixels = plan.height * plan.width
+        if channels == 1:
+            return input.reshape(self.images, pixels, 1)
+        staged = self.device.empty((self.images, pixels, channels), self.dtype)
+        layout.transpose(
+            self.device,
+            input,
+            staged,
+            (self.images, channels, pixels),
+            groups=self.groups,
+            source_group=pixels,
+            source_pitch=self.groups * pixels,
+        )
+        return staged
+
+    def unstage(self, staged: Any, target: Any) -> None:
+        """(images, pixels, channels) -> (N, C, H, W)."""
+        plan, channels = self.plan, self.channels
+        pixels = plan.height * plan.width
+        layout.transpose(
+            self.device,
+            staged,
+            target,
+            (staged.shape[0], pixels, channels),
+            groups=self.groups,
+            target_group=pixels,
+            target_pitch=self.groups * pixels,
+        )
+
+    def rows_last(self, values: Any) -> Any:
+        """(R, out channels, ph, pw) -> (rows, channels); the same memory for one channel."""
+        rows = values.shape[0] * self.region_rows
+        if self.channels == 1:
+            return values.reshape(rows, 1)
+        last = self.device.empty((rows, self.channels), values.dtype)
+        shape = (rows // self._bins, self.channels, self._bins)
+        layout.transpose(self.device, values, last, shape)
+        return last
+
+    def channels_first(self, values: Any, target: Any) -> None:
+        """(rows, channels) -> (R, channels, ph, pw), of as many channels as there are."""
+        shape = (values.shape[0] // self._bins, self._bins, values.shape[1])
+        layout.transpose(self.device, values, target, shape)
+
+    @property
+    def _bins(self) -> int:
+        return self.plan.bins[0] * self.plan.bins[1]
+
+    def rows(self, boxes: Any, offset: Any, mask: Any, counts: Any = None) -> Any:
+        """Where the rows of some regions read; `counts` is filled with their samples."""
+        count = boxes.shape[0] * self.region_rows
+        rows = self.device.empty((count, ROW_ITEMS), self.sums)
+        arrays = (boxes, offset, mask, rows, counts)
+        self._launch(self._rows_unit, "locate_rows", count, arrays, rows=count)
+        return rows
+
+    def chosen_rows(self, boxes: Any, argmax: Any, channels: int) -> Any:
+        """A row for each sample that is the largest, in images of one channel."""
+        count = argmax.size // 2
+        rows = self.device.empty((count, ROW_ITEMS), self.sums)
+        how = {"rows": count, "classes": channels}
+        self._launch(
+            _rows_unit(self._dtype_name), "locate_chosen", count, (boxes, argmax, rows), **how
+        )
+        return rows
+
+    def pool(self, input: Any, rows: Any, values: Any, argmax: Any) -> None:
+        """Set the values of some rows, and which pixel or sample each is where it is one."""
+        kernel = "pool_largest" if self.plan.largest else "pool"
+        if self.plan.reads == "pixels":
+            kernel = "pool_max" if self.plan.largest else "pool_mean"
+        arrays = (input, rows, values) if argmax is None else (input, rows, values, argmax)
+        self._wide(kernel, rows.shape[0], rows.shape[0], arrays)
+
+    def point_gradients(
+        self,
+        input: Any,
+        boxes: Any,
+        mask: Any,
+        rows: Any,
+        grad_values: Any,
+        grad_offset: Any,
+        grad_mask: Any,
+    ) -> None:
+        """Set the gradients of offset and mask, each may be None; `rows` are those without mask."""
+        count = rows.shape[0]
+        sums = self.device.empty((count, 4), self.sums)
+        self._wide("row_gradients", count, count, (input, rows, grad_values, sums))
+        parts = boxes.shape[0] * self.plan.classes * self.plan.part[0] * self.plan.part[1]
+        arrays = (boxes, mask, sums, grad_offset, grad_mask)
+        self._launch(self._rows_unit, "part_gradients", parts, arrays, rows=count)
+
+    def samples(self, rows: Any, part: Part, images: range) -> Samples:
+        """The samples of a part of the rows in some images of the batch, sorted by pixel."""
+        keys = self.device.empty((part.samples,), np.int32)
+        fractions = self.device.empty((part.samples, 4), self.sums)
+        how = self._images(images)
+        self._launch(
+            self._rows_unit,
+            "sample_keys",
+            part.rows,
+            (rows, part.starts, keys, fractions),
+            first_row=part.first,
+            rows=part.rows,
+            lane_bits=_lane_bits(-(-part.samples // part.rows)),
+            **how,
+        )
+        cells = (self.plan.height + 1) * (self.plan.width + 1)
+        return Samples(sort.sort_points(self.device, keys, how["images"] * cells), fractions)
+
+    def _images(self, images: range) -> dict[str, int]:
+        per_image = self.plan.classes * self.groups
+        return {"first_image": images.start * per_image, "images": len(images) * per_image}
+
+    def gather(
+        self,
+        samples: Samples,
+        images: range,
+        grad_values: Any,
+        argmax: Any,
+        grad_input: Any,
+        accumulate: bool,
+    ) -> None:
+        """Set grad_input (images, pixels, channels) of some images of the batch, or add to it."""
+        kernel = "gather_rows" if argmax is None else "gather_largest"
+        if grad_input.dtype != self.dtype:
+            kernel += "_sums"
+        values = (grad_values,) if argmax is None else (grad_values, argmax)
+        how = self._images(images)
+        self._wide(
+            kernel,
+            how["images"] * self.plan.height * self.plan.width,
+            grad_values.shape[0],
+            (*values, samples.buckets.starts, samples.buckets.order, samples.fractions, grad_input),
+            accumulate=int(accumulate),
+            **how,
+        )
+
+
+def _axes(name: str, pair: tuple[int, int]) -> dict[str, int]:
+    return {f"{name}_y": pair[0], f"{name}_x": pair[1]}

@@ -1,0 +1,378 @@
+"""The operators as autograd functions: what is saved, and derivatives of every order and mode."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import Function
+
+from cudeform import derivatives
+from cudeform.plans import plan
+from cudeform.torch.exchange import compute
+from cudeform.torch.signatures import BRIDGES, Bridge, flat
+from cudeform.torch.vmap import mapped
+
+__all__ = [
+    "PLAIN",
+    "Backward",
+    "BackwardDual",
+    "Bound",
+    "Eager",
+    "Forward",
+    "ForwardDual",
+    "call",
+    "curvature",
+    "is_plain",
+    "is_watched",
+    "transformed",
+    "untraced",
+]
+
+_disabled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As torch.compiler.disable, which imports the compiler: that takes a second."""
+
+    @functools.wraps(function)
+    def call(*given: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:  # then nothing is traced
+            return function(*given)
+        if function not in _disabled:
+            _disabled[function] = torch.compiler.disable(function)
+        return _disabled[function](*given)
+
+    return call
+
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+class Bound(NamedTuple):
+    """An operator with its options: what a tensor goes through."""
+
+    bridge: Bridge
+    options: dict[str, Any]
+
+    def forward(self, tensors: Sequence[Any]) -> Any:
+        """No derivatives. Tensors that only a dispatcher can compute on go to torch's operator."""
+        bridge = self.bridge
+        if is_plain(tensors):
+            given = dict(zip(bridge.names, tensors, strict=True))
+            return compute(bridge.forward, given, self.options)
+        name = bridge.name + ("_argmax" if self.options.get("return_argmax") else "")
+        return getattr(torch.ops.cudeform, name)(*tensors, *flat(bridge, self.options))
+
+    def backward(self, needs: tuple[str, ...], grad_output: Any, tensors: Sequence[Any]) -> tuple:
+        """The gradients by differentiable argument; what is not needed is empty."""
+        bridge = self.bridge
+        if is_plain((grad_output, *tensors)):
+            given = dict(zip(bridge.kept, tensors, strict=True), grad_output=grad_output)
+            found = compute(bridge.backward, given, {**self.options, "needs": needs})
+            return tuple(grad_output.new_empty(0) if g is None else g for g in found)
+        wanted = [name in needs for name in bridge.differentiable]
+        operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
+        found = operator(grad_output, *tensors, *flat(bridge, self.options), wanted)
+        return found if isinstance(found, tuple) else (found,)
+
+
+def is_plain(tensors: Sequence[Any]) -> bool:
+    """Whether all tensors are memory that can be computed on, and nobody listens."""
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) not in PLAIN or not (tensor.is_cpu or tensor.is_cuda)
+        ):
+            return False
+    return not is_watched()
+
+
+def is_watched() -> bool:
+    """Whether a mode, a trace or a transform wants to see what is called."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or bool(torch._C._functorch.maybe_current_level())
+    )
+
+
+class Eager(Function):
+    """The short way to a gradient; its backward takes the long one when that is differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, bound: Bound, *tensors: Any) -> Any:
+        ctx.bound = bound
+        names = bound.bridge.names
+        kept = bound.bridge.kept
+        given = dict(zip(names, tensors, strict=True))
+        ctx.save_for_backward(*[given[name] for name in kept])
+        return compute(bound.bridge.forward, given, bound.options)
+
+    @staticmethod
+    @untraced  # a graph that broke around it would be traced on in here
+    def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
+        found = _gradients(ctx.bound, grad_output, ctx.saved_tensors, ctx.needs_input_grad[1:])
+        return None, *found
+
+
+def _gradients(
+    bound: Bound, grad_output: Any, tensors: Sequence[Any], needed: Sequence[bool]
+) -> list[Any]:
+    """The gradients of a forward's tensors, None where not `needed`, or where there is none."""
+    bridge = bound.bridge
+    needs = _with_gradient(bridge, bridge.names, needed)
+    if torch.is_grad_enabled() or transformed():
+        kind = BackwardDual if _is_forward_mode() else Backward
+        found = kind.apply(bound, needs, grad_output, *tensors)
+    else:
+        found = bound.backward(needs, grad_output, tensors)
+    by_name = dict(zip(bridge.differentiable, found, strict=True))
+    return [by_name[name] if name in needs else None for name in bridge.names]
+
+
+def _with_gradient(bridge: Bridge, names: Sequence[str], needed: Sequence[bool]) -> tuple[str, ...]:
+    """Those of the needed arguments that have one: boxes may be asked for theirs, and have none."""
+    return tuple(
+        name
+        for name, need in zip(names, needed, strict=True)
+        if need and name in bridge.differentiable
+    )
+
+
+def _is_forward_mode() -> bool:
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def transformed() -> bool:
+    """Whether torch.func is at work, or tangents are carried along."""
+    return torch._C._are_functorch_transforms_active() or _is_forward_mode()
+
+
+class Forward(Function):
+    """The forward for torch.func, whose functions have a rule for each of its transforms."""
+
+    @staticmethod
+    def forward(bound: Bound, *tensors: Any) -> Any:
+        return bound.forward(tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.bound, *tensors = inputs
+        names, kept = ctx.bound.bridge.names, ctx.bound.bridge.kept
+        ctx.save_for_backward(*(t for n, t in zip(names, tensors, strict=True) if n in kept))
+
+    @staticmethod
+    @untraced
+    def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
+        if grad_output is None:
+            return None, *[None] * len(ctx.bound.bridge.names)
+        grad_output, *tensors = unwrap_dead_wrappers((grad_output, *ctx.saved_tensors))
+        return None, *_gradients(ctx.bound, grad_output, tensors, ctx.needs_input_grad[1:])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, bound: Bound, *tensors: Any) -> Any:
+        def apply(*parts: Any) -> Any:
+            return call(bound, parts)
+
+        return mapped(apply, info.batch_size, in_dims[1:], tensors, _batched(bound))
+
+
+def _batched(bound: Bound) -> list[bool]:
+    return [name in bound.bridge.batched for name in bound.bridge.names]
+
+
+class ForwardDual(Forward):
+    """With a tangent: apart, since torch.compile takes no function that has one."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        Forward.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*ctx.to_save)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
+        bridge = ctx.bound.bridge
+        given = dict(zip(bridge.kept, ctx.saved_tensors, strict=True))
+        return _directional(ctx.bound, given, dict(zip(bridge.names, tangents, strict=True)))
+
+
+class Backward(Function):
+    """The gradients as a function that can be differentiated: of grad_output and the arrays."""
+
+    @staticmethod
+    def forward(bound: Bound, needs: tuple[str, ...], grad_output: Any, *tensors: Any) -> Any:
+        return bound.backward(needs, grad_output, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.bound, ctx.needs, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)  # a direction of zeros is none
+
+    @staticmethod
+    @untraced
+    def backward(ctx: Any, *directions: Any) -> tuple[Any, ...]:
+        grad_output, *tensors = unwrap_dead_wrappers(ctx.saved_tensors)
+        found = curvature(
+            ctx.bound, ctx.needs, grad_output, tensors, directions, ctx.needs_input_grad[2:]
+        )
+        return None, None, *found
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, bound: Bound, needs: Any, *tensors: Any) -> Any:
+        bridge = bound.bridge
+
+        def apply(*parts: Any) -> Any:
+            kind = BackwardDual if _is_forward_mode() else Backward
+            return kind.apply(bound, needs, *parts)
+
+        batched = [True, *(name in bridge.batched for name in bridge.kept)]
+        if not set(needs) <= set(bridge.batched):
+            batched = [False] * len(batched)  # what all images share is summed over a batch
+        return mapped(apply, info.batch_size, in_dims[2:], tensors, batched)
+
+
+class BackwardDual(Backward):
+    """With a tangent."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        Backward.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*ctx.to_save)
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, __: Any, grad_tangent: Any, *tangents: Any) -> Any:
+        bridge = ctx.bound.bridge
+        grad_output, *tensors = ctx.saved_tensors
+        result = [None] * len(bridge.differentiable)
+        if grad_tangent is not None:
+            result = BackwardDual.apply(ctx.bound, ctx.needs, grad_tangent, *tensors)
+        moving = {
+            name: tangent
+            for name, tangent in zip(bridge.kept, tangents, strict=True)
+            if tangent is not None and name in bridge.differentiable
+        }
+        if moving:
+            given = dict(zip(bridge.kept, tensors, strict=True))
+            wanted = [n for n in bridge.differentiable if n in ctx.needs and n in given]
+            _, pulled = _pull(ctx.bound, given, moving, wanted, grad_output)
+            result = [
+                r if n not in pulled else pulled[n] if r is None else r + pulled[n]
+                for n, r in zip(bridge.differentiable, result, strict=True)
+            ]
+        return tuple(
+            _zeros(ctx.bound, name if name in ctx.needs else None, tensors) if r is None else r
+            for name, r in zip(bridge.differentiable, result, strict=True)
+        )
+
+
+def _zeros(bound: Bound, name: str | None, tensors: Sequence[Any]) -> Any:
+    """A gradient that does not change; one that is not needed is empty."""
+    given = dict(zip(bound.bridge.kept, tensors, strict=True))
+    if name is None:
+        return tensors[0].new_zeros(0)
+    outline = plan(bound.bridge.name, given, bound.options).gradients[name]
+    return given[outline.like].new_zeros(outline.shape)
+
+
+def curvature(
+    bound: Bound,
+    needs: Sequence[str],
+    grad_output: Any,
+    tensors: Sequence[Any],
+    directions: Sequence[Any],
+    needed: Sequence[bool],
+) -> list[Any]:
+    """The gradient of a backward, for grad_output and the tensors it was called with.
+
+    A backward called for `needs` gives g with <g, v> = <jvp(v), grad_output> for all directions v
+    of the tensors. So <g, v> has the gradient jvp(v) along grad_output, and along the tensors
+    that of the right-hand side.
+    """
+    bridge = bound.bridge
+    given = dict(zip(bridge.kept, tensors, strict=True))
+    moving = {
+        name: direction
+        for name, direction in zip(bridge.differentiable, directions, strict=True)
+        if name in needs and direction is not None
+    }
+    if not moving:
+        return [None] * len(needed)
+    wanted = _with_gradient(bridge, bridge.kept, needed[1:])
+    output, pulled = _pull(bound, given, moving, wanted, grad_output)
+    return [output if needed[0] else None, *(pulled.get(name) for name in bridge.kept)]
+
+
+def _pull(
+    bound: Bound,
+    given: dict[str, Any],
+    directions: dict[str, Any],
+    wanted: Sequence[str],
+    grad_output: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """The derivative along `directions`, and the gradients of its product with grad_output."""
+
+    def along(*moving: Any) -> Any:
+        return _directional(bound, {**given, **dict(zip(wanted, moving, strict=True))}, directions)
+
+    if not wanted:
+        return along(), {}
+    output, pull = torch.func.vjp(along, *(given[name] for name in wanted))
+    return output, dict(zip(wanted, pull(grad_output), strict=True))
+
+
+def _directional(bound: Bound, given: dict[str, Any], directions: dict[str, Any]) -> Any:
+    return derivatives.jvp(bound.bridge.name, _OPERATORS, _TORCH, given, directions, bound.options)
+
+
+def call(bound: Bound, tensors: Sequence[Any]) -> Any:
+    """The forward under torch.func and with tangents, which boxes do not pass on."""
+    moving = bound.bridge.differentiable
+    tensors = [
+        tensor if tensor is None or name in moving else tensor.detach()
+        for name, tensor in zip(bound.bridge.names, tensors, strict=True)
+    ]
+    return (ForwardDual if _is_forward_mode() else Forward).apply(bound, *tensors)
+
+
+def _operator(bridge: Bridge) -> Any:
+    def operator(**given: Any) -> Any:
+        tensors = [given.pop(name, None) for name in bridge.names]
+        return call(Bound(bridge, given), tensors)
+
+    return operator
+
+
+def _values(tensor: Any) -> Any:
+    """As a NumPy array; None for tensors without memory, or that differ along an axis of vmap."""
+    with torch._C._DisableFuncTorch():
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            if torch._C._functorch.is_batchedtensor(tensor):
+                return None
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        known = type(tensor) in PLAIN and (tensor.is_cpu or tensor.is_cuda)
+        listened = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
+        return tensor.detach().cpu().numpy() if known and not listened else None
+
+
+_OPERATORS = {name: _operator(bridge) for name, bridge in BRIDGES.items()}
+_TORCH = derivatives.Namespace(
+    floor=torch.floor,
+    where=torch.where,
+    stack=torch.stack,
+    concatenate=torch.cat,
+    moveaxis=torch.movedim,
+    reshape=torch.reshape,
+    zeros_like=torch.zeros_like,
+    constant=lambda array, like: torch.as_tensor(array, dtype=like.dtype, device=like.device),
+    arange=lambda n, like: torch.arange(n, dtype=like.dtype, device=like.device),
+    dtype_name=lambda tensor: str(tensor.dtype).removeprefix("torch."),
+    cast=lambda tensor, name: tensor.to(getattr(torch, name)),
+    still=torch.Tensor.detach,
+    values=_values,
+)

@@ -1,0 +1,188 @@
+"""The operators in torch's dispatcher: for compile, export, fake tensors and tensor subclasses.
+
+``torch.ops.cudeform.<name>`` and ``<name>_backward``, made from the rows of the registry. Eager
+calls have a shorter way, see `cudeform.torch.autograd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cudeform.ops.call import outlined
+from cudeform.plans import Outline
+from cudeform.torch import autocast
+from cudeform.torch.autograd import Bound, curvature
+from cudeform.torch.exchange import compute
+from cudeform.torch.kind import KIND
+from cudeform.torch.signatures import BRIDGES, Bridge, nested
+from cudeform.torch.vmap import mapped
+
+__all__ = ["define"]
+
+
+def _named(names: Sequence[str], tensors: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(names, tensors, strict=True))
+
+
+def _empty(outline: Outline, tensors: dict[str, Any]) -> Any:
+    """A fake tensor as an outline says."""
+    dtypes = {n: KIND.dtype_name(t.dtype) for n, t in tensors.items() if t is not None}
+    like = tensors["input"]
+    return like.new_empty(outline.shape, dtype=getattr(torch, outline.dtype_name(dtypes)))
+
+
+def _split(bridge: Bridge, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The tensors and the options of a call of the forward."""
+    count = len(bridge.names)
+    return tuple(values[:count]), nested(bridge, values[count:])
+
+
+def _split_backward(bridge: Bridge, values: Sequence[Any]) -> tuple[Any, ...]:
+    """grad_output, the tensors, the options and the needs of a call of the backward."""
+    grad_output, *values = values
+    count = len(bridge.kept)
+    end = count + len(bridge.options)
+    needs = tuple(n for n, need in zip(bridge.differentiable, values[end], strict=True) if need)
+    return grad_output, tuple(values[:count]), nested(bridge, values[count:end]), needs
+
+
+def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
+    """With `argmax` as an operator <name>_argmax, whose results are not differentiable."""
+    name = bridge.name + ("_argmax" if argmax else "")
+    more = {"return_argmax": True} if argmax else {}
+
+    def run(*values: Any) -> Any:
+        tensors, options = _split(bridge, values)
+        given = _named(bridge.names, tensors)
+        return compute(bridge.forward, given, {**options, **more})
+
+    def fake(*values: Any) -> Any:
+        tensors, options = _split(bridge, values)
+        given = _named(bridge.names, tensors)
+        _, plan = outlined(bridge.name, given, {**options, **more}, bridge.optional)
+        found = [_empty(outline, given) for outline in plan.results]
+        return tuple(found) if argmax else found[0]
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        tensors, options = _split(bridge, inputs)
+        ctx.bound, ctx.values = Bound(bridge, options), inputs[len(bridge.names) :]
+        kept = (t for n, t in zip(bridge.names, tensors, strict=True) if n in bridge.kept)
+        ctx.save_for_backward(*kept)
+
+    def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
+        count = len(bridge.names)
+        needed = dict(zip(bridge.names, ctx.needs_input_grad[:count], strict=True))
+        wanted = [needed[name] for name in bridge.differentiable]
+        operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
+        found = operator(grad_output, *ctx.saved_tensors, *ctx.values, wanted)
+        found = found if isinstance(found, tuple) else (found,)
+        by_name = dict(zip(bridge.differentiable, found, strict=True))
+        result = [by_name.get(name) if needed[name] else None for name in bridge.names]
+        return *result, *[None] * len(bridge.options)
+
+    def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
+        count = len(bridge.names)
+        operator = getattr(torch.ops.cudeform, name)
+        batched = [name in bridge.batched for name in bridge.names]
+
+        def apply(*tensors: Any) -> Any:
+            return operator(*tensors, *values[count:])
+
+        return mapped(apply, info.batch_size, in_dims[:count], values[:count], batched)
+
+    schema = bridge.schemas[0]
+    if argmax:
+        schema = schema.replace("-> Tensor", "-> (Tensor, Tensor)")
+
+    def narrow(results: Any, values: Sequence[Any]) -> Any:
+        return autocast.narrowed(results, values[0])
+
+    operator = _custom(name, run, schema, fake, vmap, narrow)
+    if not argmax:
+        operator.register_autograd(backward, setup_context=setup_context)
+
+
+def _define_backward(bridge: Bridge) -> None:
+    def run(*values: Any) -> Any:
+        grad_output, tensors, options, needs = _split_backward(bridge, values)
+        given = dict(zip(bridge.kept, tensors, strict=True), grad_output=grad_output)
+        found = compute(bridge.backward, given, {**options, "needs": needs})
+        result = tuple(grad_output.new_empty(0) if g is None else g for g in found)
+        return result if len(result) > 1 else result[0]
+
+    def fake(*values: Any) -> Any:
+        grad_output, tensors, options, needs = _split_backward(bridge, values)
+        given = {"grad_output": grad_output, **_named(bridge.kept, tensors)}
+        _, plan = outlined(bridge.name + "_backward", given, options, bridge.optional)
+        result = []
+        for name in bridge.differentiable:
+            outline = plan.gradients[name] if name in needs else Outline((0,))
+            result.append(_empty(outline, given))
+        return tuple(result) if len(result) > 1 else result[0]
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        grad_output, tensors, options, ctx.needs = _split_backward(bridge, inputs)
+        ctx.bound = Bound(bridge, options)
+        ctx.save_for_backward(grad_output, *tensors)
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx: Any, *directions: Any) -> tuple[Any, ...]:
+        grad_output, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[: 1 + len(bridge.kept)]
+        found = curvature(ctx.bound, ctx.needs, grad_output, tensors, directions, needed)
+        return *found, *[None] * (len(bridge.options) + 1)
+
+    def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
+        count = 1 + len(bridge.kept)
+        operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
+        needs = _split_backward(bridge, values)[3]
+        shared = not set(needs) <= set(bridge.batched)  # what images share is summed over a batch
+        batched = [not shared and n in ("grad_output", *bridge.batched) for n in bridge.kept]
+
+        def apply(*tensors: Any) -> Any:
+            return operator(*tensors, *values[count:])
+
+        batched = [bool(bridge.batched) and not shared, *batched]
+        return mapped(apply, info.batch_size, in_dims[:count], values[:count], batched)
+
+    def narrow(results: Any, values: Sequence[Any]) -> Any:
+        many = results if isinstance(results, tuple) else (results,)
+        found = autocast.narrowed_gradients(bridge, many, values[1 : 1 + len(bridge.kept)])
+        return tuple(found) if isinstance(results, tuple) else found[0]
+
+    operator = _custom(bridge.name + "_backward", run, bridge.schemas[1], fake, vmap, narrow)
+    operator.register_autograd(backward, setup_context=setup_context)
+
+
+_LIBRARY = torch.library.Library("cudeform", "FRAGMENT")  # for as long as it lives
+
+
+def _custom(name: str, run: Any, schema: str, fake: Any, vmap: Any, narrow: Any) -> Any:
+    operator = torch.library.custom_op(f"cudeform::{name}", run, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    operator.register_vmap(vmap)
+
+    # Not `register_autocast`, which would leave results in float32.
+    def under_autocast(*values: Any) -> Any:
+        with autocast.outside():
+            results = getattr(torch.ops.cudeform, name)(*map(autocast.wide, values))
+            return narrow(results, values)
+
+    for key in autocast.KEYS.values():
+        _LIBRARY.impl(name, under_autocast, key)
+    return operator
+
+
+def define() -> None:
+    """Make ``torch.ops.cudeform``, once."""
+    for bridge in BRIDGES.values():
+        _define_forward(bridge)
+        _define_backward(bridge)
+        if bridge.argmax:
+            _define_forward(bridge, argmax=True)
+
+
+define()

@@ -1,0 +1,231 @@
+"""Calls of the public functions with tensors: what is checked, and which way they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from cudeform import arrays, checks
+from cudeform.torch import autocast, sharding
+from cudeform.torch.autograd import (
+    PLAIN,
+    Backward,
+    Bound,
+    Eager,
+    is_plain,
+    is_watched,
+    transformed,
+    untraced,
+)
+from cudeform.torch.autograd import call as transformed_call
+from cudeform.torch.exchange import check_dense, compute, on_host
+from cudeform.torch.signatures import BRIDGES, Bridge, flat
+
+__all__ = ["call"]
+
+
+def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Answer a call of a public function of cudeform that has a tensor among its arguments.
+
+    `given` holds the arguments as they came, by name. Results are differentiable tensors.
+    """
+    bridge = BRIDGES.get(name)
+    if bridge is not None:
+        return _forward(bridge, given)
+    if name.endswith("_backward"):
+        return _backward(BRIDGES[name.removesuffix("_backward")], given)
+    tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor)}
+    _check(name, tensors)
+    check_dense(name, {k: v for k, v in tensors.items() if k != "spatial_shapes"})
+    return function(**given)  # of torch's own functions: see `cudeform.torch.kind`
+
+
+def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
+    if _is_direct(bridge, given):
+        return on_host(bridge.forward, given)
+    if "return_argmax" in given:
+        given = dict(given)
+        if given.pop("return_argmax"):
+            return _forward(bridge, given), _argmax(bridge, given)
+    tensors, options = _arguments(bridge, bridge.names, given)
+    if torch.compiler.is_compiling() and not transformed():
+        return _traced(bridge, tensors, options)
+    if autocast.is_on(tensors[0]):
+        with autocast.outside():
+            result = _answer(bridge, [autocast.wide(t) for t in tensors], options)
+            return autocast.narrowed(result, tensors[0])
+    return _answer(bridge, tensors, options)
+
+
+def _answer(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
+    bound = Bound(bridge, options)
+    if transformed():
+        return _untraced_call(bound, tensors)
+    if not is_plain(tensors):
+        return _traced(bridge, tensors, options)
+    if torch.is_grad_enabled() and _is_differentiated(tensors):
+        return Eager.apply(bound, *tensors)
+    return compute(bridge.forward, dict(zip(bridge.names, tensors, strict=True)), options)
+
+
+def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
+    """Which pixels or samples were the largest. They have no derivative."""
+    tensors, options = _arguments(bridge, bridge.names, given)
+    tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
+    if torch.compiler.is_compiling() and not transformed():
+        operator = getattr(torch.ops.cudeform, bridge.name + "_argmax")
+        return operator(*tensors, *flat(bridge, options))[1]
+    bound = Bound(bridge, {**options, "return_argmax": True})
+    if autocast.is_on(tensors[0]):  # the others may differ from it in dtype
+        tensors = [autocast.wide(tensor) for tensor in tensors]
+    return (_untraced_call(bound, tensors) if transformed() else bound.forward(tensors))[1]
+
+
+def _is_direct(bridge: Bridge, given: dict[str, Any]) -> bool:
+    """Whether a call only computes: on memory of the host, and nobody asks how.
+
+    For most calls of a trained network it is, and the longer way is left for the others.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or transformed():
+        return False
+    differentiated = torch.is_grad_enabled()
+    for name in bridge.names:
+        tensor = given.get(name)
+        if tensor is None:
+            if name in bridge.required:
+                return False
+        elif type(tensor) not in PLAIN or not tensor.is_cpu or not _is_memory(tensor):
+            return False
+        elif differentiated and tensor.requires_grad:
+            return False
+    return not is_watched()
+
+
+# An operator of torch.library has no tangent, and says nothing of it: not to be compiled.
+_untraced_call = untraced(transformed_call)
+
+
+@untraced
+def _untraced_gradients(bound: Bound, needs: tuple[str, ...], tensors: Sequence[Any]) -> Any:
+    return Backward.apply(bound, needs, *tensors)
+
+
+def _traced(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
+    if not torch.compiler.is_compiling():
+        sharding.register()
+    return getattr(torch.ops.cudeform, bridge.name)(*tensors, *flat(bridge, options))
+
+
+def _traced_backward(
+    bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any], needs: Sequence[str]
+) -> tuple[Any, ...]:
+    wanted = [name in needs for name in bridge.differentiable]
+    operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
+    found = operator(*tensors, *flat(bridge, options), wanted)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _is_differentiated(tensors: Sequence[Any]) -> bool:
+    for tensor in tensors:
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
+
+
+def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
+    names = ("grad_output", *bridge.kept)
+    op = bridge.name + "_backward"
+    tensors, options = _arguments(bridge, names, given, "_backward")
+    kept = dict(zip(bridge.kept, tensors[1:], strict=True))
+    absent = {name: None for name in bridge.kept if kept[name] is None}
+    wanted = checks.needs(op, options.pop("needs", None), absent, bridge.differentiable)
+    needs = tuple(sorted(wanted))
+    argmax = options.pop("argmax", None)
+    if argmax is not None:
+        _check(op, {"grad_output": tensors[0], "argmax": argmax})
+    if torch.compiler.is_compiling() and not transformed():
+        found = _traced_backward(bridge, tensors, options, needs)
+    elif autocast.is_on(tensors[0]):
+        with autocast.outside():
+            wide = [autocast.wide(tensor) for tensor in tensors]
+            found = _gradients(bridge, wide, options, needs, argmax)
+            found = autocast.narrowed_gradients(bridge, found, tensors[1:])
+    else:
+        found = _gradients(bridge, tensors, options, needs, argmax)
+    by_name = zip(bridge.differentiable, found, strict=True)
+    return bridge.gradients(**{n: g if n in needs else None for n, g in by_name})
+
+
+def _gradients(
+    bridge: Bridge,
+    tensors: Sequence[Any],
+    options: dict[str, Any],
+    needs: tuple[str, ...],
+    argmax: Any,
+) -> tuple[Any, ...]:
+    bound = Bound(bridge, options)
+    if torch.is_grad_enabled() and _is_differentiated(tensors) or transformed():
+        return _untraced_gradients(bound, needs, tensors)
+    if argmax is not None and is_plain((*tensors, argmax)):  # else it is found once more
+        given = dict(zip(("grad_output", *bridge.kept), tensors, strict=True), argmax=argmax)
+        return compute(bridge.backward, given, {**options, "needs": needs})
+    return bound.backward(needs, tensors[0], tensors[1:])
+
+
+def _arguments(
+    bridge: Bridge, names: Sequence[str], given: dict[str, Any], suffix: str = ""
+) -> tuple[list[Any], dict[str, Any]]:
+    """The tensors in the order of `names`, checked, and the other arguments."""
+    options, required = dict(given), ("grad_output", *bridge.required)
+    tensors = [options.pop(name, None) for name in names]
+    device = None
+    for position, tensor in enumerate(tensors):
+        if tensor is None and names[position] not in required:
+            continue
+        if isinstance(tensor, (list, tuple)) and names[position] == "boxes":
+            tensor = tensors[position] = _rows(bridge.name + suffix, tensor, given["input"])
+        if not isinstance(tensor, torch.Tensor) or (device or tensor.device) != tensor.device:
+            _check(bridge.name + suffix, dict(zip(names, tensors, strict=True)), required)
+        if not _is_memory(tensor):
+            check_dense(bridge.name + suffix, {names[position]: tensor})
+        device = tensor.device
+    return tensors, options
+
+
+def _is_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is an array: not sparse, quantised or nested."""
+    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+
+
+def _check(op: str, tensors: dict[str, Any], required: Sequence[str] = ()) -> None:
+    """All of torch, and of one device."""
+    first = next(n for n, t in tensors.items() if isinstance(t, torch.Tensor))
+    why = "all arrays of one call belong to one framework"
+    for name, tensor in tensors.items():
+        if tensor is None and name not in required:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            expected = f"to be a torch.Tensor like `{first}`"
+            checks.fail(op, name, expected, arrays.type_name(tensor), why, TypeError)
+        if tensor.device != tensors[first].device:
+            expected = f"on {tensors[first].device} like `{first}`"
+            checks.fail(op, name, expected, tensor.device, error=TypeError)
+
+
+def _rows(op: str, boxes: Sequence[Any], images: Any) -> Any:
+    """Boxes by image, each (L, 4), as rows (image, x1, y1, x2, y2)."""
+    if len(boxes) != images.shape[0]:
+        expected = f"of length {images.shape[0]}, one tensor per image"
+        checks.fail(op, "boxes", expected, len(boxes))
+    rows = []
+    for image, of_image in enumerate(boxes):
+        if not isinstance(of_image, torch.Tensor):
+            name, got = f"boxes[{image}]", arrays.type_name(of_image)
+            checks.fail(op, name, "to be a torch.Tensor like `input`", got, error=TypeError)
+        if of_image.ndim != 2 or of_image.shape[1] != 4:
+            checks.fail(op, f"boxes[{image}]", "of shape (L, 4)", tuple(of_image.shape))
+        index = of_image.new_full((of_image.shape[0], 1), image)
+        rows.append(torch.cat([index, of_image], dim=1))
+    return torch.cat(rows) if rows else images.new_zeros((0, 5))

@@ -1,0 +1,400 @@
+// Pooling of regions of interest and its transposes: a group of lanes takes a row, each lane some of its channels.
+//
+// Values of rows are [row][channels]; images of the input are [image][pixel][channels].
+//
+// SCALAR: storage type; VEC: channels a thread moves at once; INDEX: integer that counts elements of an array.
+#include "regions.cuh"
+
+using Scalar = SCALAR;
+using Sum = SumOf<Scalar>::type;
+using Index = INDEX;
+using Channels = Pack<Scalar, VEC>;
+
+// From the host: THREADS.
+// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
+constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
+
+constexpr int MAX_BLOCKS = 2;  // of the kernels that keep an index of every channel
+
+// The row of a group of lanes, and this thread's place in the group.
+struct Task {
+  int lanes, lane;
+  int number;  // of the row
+  bool present;
+  Row<Sum> row;
+};
+
+__device__ __forceinline__ Task task_of(const Params& p, const Row<Sum>* __restrict__ rows) {
+  Task task;
+  task.lanes = 1 << p.lane_bits;
+  task.lane = threadIdx.x & (task.lanes - 1);
+  const int local = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  task.present = local < p.rows;
+  task.number = p.first_row + local;
+  task.row = Row<Sum>{};
+  if (task.present) task.row = rows[task.number];
+  return task;
+}
+
+__device__ __forceinline__ const Scalar* image_of(const Params& p, const Scalar* input, const Row<Sum>& row) {
+  return input + (Index)row.image * p.height * p.width * p.channels;
+}
+
+__device__ __forceinline__ Index corner_of(const Params& p, const Cell<Sum>& cell, int k) {
+  if (p.reads == READS_CORNERS) k &= (cell.flat_y ? 1 : 3) & (cell.flat_x ? 2 : 3);  // floor and ceil are one pixel
+  return (Index)corner_pixel(cell, k, p.height, p.width) * p.channels;
+}
+
+// How the lanes of a row share its samples: one each, then the next ones.
+struct Walk {
+  int count;   // samples of the row
+  int rounds;  // the most of any row of the warp: all come to its barriers equally often
+  int a, b;    // this lane's first sample
+  int step_a, step_b;
+};
+
+__device__ __forceinline__ Walk walk_of(const Task& task) {
+  Walk walk;
+  walk.count = task.row.ny * task.row.nx;
+  const int nx = max(task.row.nx, 1);
+  walk.a = quotient(task.lane, nx);
+  walk.b = task.lane - walk.a * nx;
+  walk.step_a = quotient(task.lanes, nx);
+  walk.step_b = task.lanes - walk.step_a * nx;
+  walk.rounds = walk.count;
+  for (int step = 16; step > 0; step /= 2) {
+    walk.rounds = max(walk.rounds, __shfl_xor_sync(0xffffffffu, walk.rounds, step));
+  }
+  return walk;
+}
+
+// Calls use(note) for each sample of the row in order, where note = make(a, b) was made by one lane for all.
+template <class Note, class Make, class Use>
+__device__ __forceinline__ void each_sample(const Task& task, const Walk& walk, bool active, Note* notes, Make make,
+                                            Use use) {
+  Note* shared = notes + (threadIdx.x - task.lane);
+  int a = walk.a, b = walk.b;
+  for (int first = 0; first < walk.rounds; first += task.lanes) {
+    if (first + task.lane < walk.count) shared[task.lane] = make(a, b);
+    a += walk.step_a;
+    b += walk.step_b;
+    if (b >= task.row.nx) {
+      b -= task.row.nx;
+      ++a;
+    }
+    __syncwarp(0xffffffffu);
+    const int here = active ? min(walk.count - first, task.lanes) : 0;
+    for (int i = 0; i < here; ++i) use(shared[i]);
+    __syncwarp(0xffffffffu);
+  }
+}
+
+struct alignas(16) Footprint {
+  Index corner[4];  // first element of each corner's pixel in the image; the first is negative outside
+  Sum weight[4];
+};
+
+__device__ __forceinline__ Footprint footprint_of(const Params& p, const Cell<Sum>& cell) {
+  Footprint f;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    f.corner[k] = corner_of(p, cell, k);
+    f.weight[k] = corner_weight(cell.ly, cell.lx, k);
+  }
+  if (!cell.inside) f.corner[0] = -1;
+  return f;
+}
+
+// values = scaled sums of the samples of each row
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    pool(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
+         const Params p) {
+  SHARED(Footprint, notes, [THREADS]);
+  const Task task = task_of(p, rows);
+  const Walk walk = walk_of(task);
+  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    const int c = slice + task.lane * VEC;
+    const bool active = task.present && c < p.channels;
+    const Scalar* from = image_of(p, input, task.row) + c;
+    Sum sum[VEC] = {};
+    each_sample(
+        task, walk, active, notes, [&](int a, int b) { return footprint_of(p, cell_of(p, task.row, a, b)); },
+        [&](const Footprint& f) {
+          if (f.corner[0] < 0) return;
+          Channels corner[4];
+#pragma unroll
+          for (int k = 0; k < 4; ++k) corner[k].load(from + f.corner[k]);
+#pragma unroll
+          for (int v = 0; v < VEC; ++v) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) sum[v] += f.weight[k] * widen(corner[k].lane[v]);
+          }
+        });
+    if (active) {
+      Channels out;
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
+      out.store(values + ((Index)task.number * p.channels + c));
+    }
+  }
+}
+
+struct alignas(16) Spot {
+  Footprint footprint;
+  Sum y, x;
+};
+
+// values = the largest sample of each row, the first that is, or the first NaN; places = [row][2][channels], its y and
+// its x, -2 where it is outside or there is none
+extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
+    pool_largest(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
+                 Sum* __restrict__ places, const Params p) {
+  SHARED(Spot, notes, [THREADS]);
+  const Task task = task_of(p, rows);
+  const Walk walk = walk_of(task);
+  const auto make = [&](int a, int b) {
+    const Cell<Sum> cell = cell_of(p, task.row, a, b);
+    const Sum y = position(task.row.y, task.row.step_y, a), x = position(task.row.x, task.row.step_x, b);
+    return Spot{footprint_of(p, cell), cell.inside ? y : Sum(-2), cell.inside ? x : Sum(-2)};
+  };
+  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    const int c = slice + task.lane * VEC;
+    const bool active = task.present && c < p.channels;
+    const Scalar* from = image_of(p, input, task.row) + c;
+    Sum best[VEC];
+    Pack<Sum, VEC> y, x;
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) {
+      best[v] = Sum(0);
+      y.lane[v] = x.lane[v] = Sum(-2);
+    }
+    bool first = true;
+    each_sample(task, walk, active, notes, make, [&](const Spot& spot) {
+      Sum sample[VEC] = {};
+      if (spot.footprint.corner[0] >= 0) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          Channels corner;
+          corner.load(from + spot.footprint.corner[k]);
+#pragma unroll
+          for (int v = 0; v < VEC; ++v) sample[v] += spot.footprint.weight[k] * widen(corner.lane[v]);
+        }
+      }
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) {
+        if (first || (!(sample[v] <= best[v]) && best[v] == best[v])) {
+          best[v] = sample[v];
+          y.lane[v] = spot.y;
+          x.lane[v] = spot.x;
+        }
+      }
+      first = false;
+    });
+    if (active) {
+      Channels out;
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], best[v]);
+      const Index to = (Index)task.number * p.channels + c;
+      out.store(values + to);
+      y.store(places + (to + (Index)task.number * p.channels));
+      x.store(places + (to + (Index)(task.number + 1) * p.channels));
+    }
+  }
+}
+
+struct alignas(16) Touch {
+  Index corner[4];  // as in a footprint
+  Cell<Sum> cell;
+};
+
+// row_sums[row] = gradients (of a shift along y, along x, of the mask, 0) of a row without its mask
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    row_gradients(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows,
+                  const Scalar* __restrict__ grad_values, Sum* __restrict__ row_sums, const Params p) {
+  SHARED(Touch, notes, [THREADS]);
+  const Task task = task_of(p, rows);
+  const Walk walk = walk_of(task);
+  Sum sums[3] = {};
+  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    const int c = slice + task.lane * VEC;
+    const bool active = task.present && c < p.channels;
+    const Scalar* from = image_of(p, input, task.row) + c;
+    Channels grad;
+    grad.clear();
+    if (active) grad.load(grad_values + ((Index)task.number * p.channels + c));
+    const auto make = [&](int a, int b) {
+      Touch touch;
+      touch.cell = cell_of(p, task.row, a, b);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) touch.corner[k] = corner_of(p, touch.cell, k);
+      return touch;
+    };
+    each_sample(task, walk, active, notes, make, [&](const Touch& touch) {
+      const Cell<Sum>& cell = touch.cell;
+      if (!cell.inside) return;
+      Channels corner[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) corner[k].load(from + touch.corner[k]);
+      Sum dot[4] = {}, along_y, along_x;
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) dot[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
+      }
+      slopes(cell, dot, along_y, along_x);
+      sums[0] += along_y;
+      sums[1] += along_x;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) sums[2] += corner_weight(cell.ly, cell.lx, k) * dot[k];
+    });
+  }
+  group_sums(sums, task.lanes);
+  if (task.lane == 0 && task.present) {
+    Pack<Sum, 4> out;
+    out.clear();
+#pragma unroll
+    for (int i = 0; i < 3; ++i) out.lane[i] = task.row.scale * sums[i];
+    out.store(row_sums + 4 * (Index)task.number);
+  }
+}
+
+// Calls use(this lane's channels, their first pixel in the image) for the packs of channels of a row of whole pixels.
+template <class Use>
+__device__ __forceinline__ void each_pack(const Params& p, const Task& task, const Scalar* __restrict__ input,
+                                          Use use) {
+  if (!task.present) return;
+  const int first = (int)task.row.y * p.width + (int)task.row.x;
+  const Scalar* from = image_of(p, input, task.row) + (Index)first * p.channels;
+  for (int c = task.lane * VEC; c < p.channels; c += task.lanes * VEC) {
+    use(c, from + c, first);
+  }
+}
+
+// values = scaled sums of the pixels of each row
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    pool_mean(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
+              const Params p) {
+  const Task task = task_of(p, rows);
+  each_pack(p, task, input, [&](int c, const Scalar* line, int) {
+    Sum sum[VEC] = {};
+    for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * p.channels) {
+      const Scalar* pixel = line;
+      for (int b = 0; b < task.row.nx; ++b, pixel += p.channels) {
+        Channels here;
+        here.load(pixel);
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) sum[v] += widen(here.lane[v]);
+      }
+    }
+    Channels out;
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
+    out.store(values + ((Index)task.number * p.channels + c));
+  });
+}
+
+// values = the largest pixel of each row, argmax = the first that is, or the first NaN; 0 and -1 if there is none
+extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
+    pool_max(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
+             int* __restrict__ argmax, const Params p) {
+  const Task task = task_of(p, rows);
+  const bool empty = task.row.ny * task.row.nx == 0;
+  each_pack(p, task, input, [&](int c, const Scalar* line, int first) {
+    Channels here;
+    Sum best[VEC];
+    Pack<int, VEC> chosen;
+    here.clear();
+    if (!empty) here.load(line);
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) {
+      best[v] = widen(here.lane[v]);
+      chosen.lane[v] = empty ? -1 : first;
+    }
+    for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * p.channels) {
+      const Scalar* pixel = line;
+      for (int b = 0; b < task.row.nx; ++b, pixel += p.channels) {
+        here.load(pixel);
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) {
+          const Sum value = widen(here.lane[v]);
+          if (!(value <= best[v]) && best[v] == best[v]) {
+            best[v] = value;
+            chosen.lane[v] = first + a * p.width + b;
+          }
+        }
+      }
+    }
+    const Index to = (Index)task.number * p.channels + c;
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) narrow(here.lane[v], best[v]);
+    here.store(values + to);
+    chosen.store(argmax + to);
+  });
+}
+
+// grad_input = every pixel's share of the grad_values of the rows that touched it; with an argmax only of those that
+// chose it
+template <bool LARGEST, class Target>
+__device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
+                                              const int* __restrict__ starts, const int* __restrict__ order,
+                                              const Fraction<Sum>* __restrict__ fractions,
+                                              Target* __restrict__ grad_input, const Params& p) {
+  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
+  const int task = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);  // (image, y, x)
+  const int line = quotient(task, p.width), image = quotient(line, p.height);
+  const int y = line - image * p.height, x = task - line * p.width;
+  if (image >= p.images) return;
+  for (int c = lane * VEC; c < p.channels; c += lanes * VEC) {
+    Target* out = grad_input + ((Index)task * p.channels + c);
+    Sum sum[VEC] = {};
+    Pack<Target, VEC> result;
+    if (p.accumulate) {
+      result.load_written(out);
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
+    }
+    gather(starts, order, fractions, image, y, x, p.height, p.width, p.reads == READS_PIXELS,
+           [&](int, const Fraction<Sum>& f, Sum weight) {
+             const Index from = (Index)f.pixel * p.channels + c;
+             Channels grad;
+             grad.load(grad_values + from);
+             Pack<int, VEC> chosen;
+             if (LARGEST) chosen.load(argmax + from);
+#pragma unroll
+             for (int v = 0; v < VEC; ++v) {
+               if (!LARGEST || chosen.lane[v] == y * p.width + x) sum[v] += weight * widen(grad.lane[v]);
+             }
+           });
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
+    result.store(out);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    gather_rows(const Scalar* __restrict__ grad_values, const int* __restrict__ starts, const int* __restrict__ order,
+                const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
+  gather_pixels<false>(grad_values, nullptr, starts, order, fractions, grad_input, p);
+}
+
+// The same into unrounded sums, for rows whose samples come in several chunks
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    gather_rows_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
+                     const int* __restrict__ order, const Fraction<Sum>* __restrict__ fractions,
+                     Sum* __restrict__ grad_input, const Params p) {
+  gather_pixels<false>(grad_values, nullptr, starts, order, fractions, grad_input, p);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
+    gather_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
+                   const int* __restrict__ starts, const int* __restrict__ order,
+                   const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
+  gather_pixels<true>(grad_values, argmax, starts, order, fractions, grad_input, p);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
+    gather_largest_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
+                        const int* __restrict__ starts, const int* __restrict__ order,
+                        const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
+  gather_pixels<true>(grad_values, argmax, starts, order, fractions, grad_input, p);
+}
