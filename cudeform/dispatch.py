@@ -137,7 +137,7 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     parameters = inspect.signature(function).parameters
     names = tuple(parameters)
-    arrays = tuple(n for n, p in parameters.items() if p.annotation == "Any")
+    arrays = tuple(n for n, p in parameters.items() if p.annotation in ("Any", Any))
     known = frozenset(names)
     positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
     required = frozenset(n for n, p in parameters.items() if p.default is p.empty)

@@ -229,5 +229,6 @@ def test_errors_are_those_of_numpy(make):
     offset, mask = make(np.zeros((2, 8)), "float64"), make(np.zeros((2, 4)), "float32")
     with pytest.raises(TypeError, match="expected `mask` of dtype .*float64 like `offset`, got"):
         cudeform.pack_dcnv4(offset, mask, 1)
-    with pytest.raises(TypeError, match="pack_dcnv4: expected `mask` to be a .* like `offset`"):
-        cudeform.pack_dcnv4(offset, np.zeros((2, 4)), 1)
+    if make is to_torch:  # NumPy's are constants to JAX
+        with pytest.raises(TypeError, match="pack_dcnv4: expected `mask` to be a .* like `offset`"):
+            cudeform.pack_dcnv4(offset, np.zeros((2, 4)), 1)

@@ -12,7 +12,7 @@ from tolerances import assert_close
 
 import cudeform
 from cudeform.cuda import layout
-from cudeform.cuda.compile import SCALARS
+from cudeform.cuda.compile import SCALARS, flatten
 from cudeform.cuda.regions import pooling, rows
 
 EMULATOR = backends.BACKENDS["emulator"]
@@ -81,7 +81,7 @@ def test_planted_bug_is_caught(bug, order, seed):
     backends.require(EMULATOR)
     old, new = PLANTED[bug]
 
-    def flatten(unit):
+    def planted(unit):
         text = flatten(unit)
         assert unit.file != "regions.cu" or text.count(old) == 1
         return text.replace(old, new)
@@ -91,7 +91,7 @@ def test_planted_bug_is_caught(bug, order, seed):
     input = rng.standard_normal((1, 8, 12, 12)).astype(np.float32)
     size = rng.uniform(2, 9, (7, 2))
     boxes = np.concatenate([np.zeros((7, 1)), rng.uniform(0, 3, (7, 2)), 3 + size], 1)
-    with install(EmulatorDevice(order=order, seed=seed, flatten=flatten)):
+    with install(EmulatorDevice(order=order, seed=seed, flatten=planted)):
         with pytest.raises(EmulatorError, match=MESSAGES):
             cudeform.roi_align(to_device(input), to_device(boxes.astype(np.float32)), 2)
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-import cudeform
 from cudeform.arrays import sum_dtype
 from cudeform.registry import OPERATORS, Operator
 
@@ -62,9 +61,11 @@ class Workload:
         function = self.row.backward if backward else self.row.forward
         accepted = inspect.signature(function).parameters
         given = {name: array for name, array in arrays.items() if name in accepted} | self.options
-        if "argmax" in accepted:  # kept from the forward, as by others
+        if backward and {**self.row.defaults, **self.options}.get("mode") == "max":
             forward = {name: given[name] for name in given if name != "grad_output"}
-            _, given["argmax"] = cudeform.roi_pool(**forward, return_argmax=True)
+            _, given["argmax"] = self.row.forward(
+                **forward, return_argmax=True
+            )  # kept, as by others
         if not backward:
             return lambda: (function(**given, **more),)
         return lambda: tuple(g for g in function(**given, **more) if g is not None)

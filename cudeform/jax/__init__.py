@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cudeform import checks
-from cudeform.arrays import Kind, register
+from cudeform.arrays import DTYPES, Kind, register
 from cudeform.boxes import box_outline
 from cudeform.jax.calls import Call
 from cudeform.jax.rules import backward, forward
@@ -42,10 +42,10 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     """Answer a call of an operator, or of its backward, with JAX arrays among its arguments."""
     op = name.removesuffix("_backward")
     if op not in _OPERATORS:
-        given = {k: _array(v) for k, v in given.items()}
+        given = {k: _array(name, k, v) for k, v in given.items()}
         return function(**given)  # of JAX's own functions: see _KIND
     row = _OPERATORS[op]
-    given = {k: _array(v) for k, v in given.items()}
+    given = {k: _array(name, k, v) for k, v in given.items()}
     given = {k: _rows(name, v, given) if k == "boxes" else _frozen(v) for k, v in given.items()}
     needs, grad_output = given.pop("needs", None), given.pop("grad_output", None)
     names = (*(argument.name for argument in row.arguments), "argmax")
@@ -65,12 +65,16 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     return row.gradients(**dict(zip(needed, found, strict=True)))
 
 
-def _array(value: Any) -> Any:
+def _array(op: str, name: str, value: Any) -> Any:
     """A NumPy array as JAX takes a constant, also in a list; anything else as it is."""
     if isinstance(value, np.ndarray):
+        if value.dtype.name not in (*DTYPES, "int32", "int64"):
+            wanted = "of dtype " + ", ".join(DTYPES)
+            checks.fail(op, name, wanted, repr(value.dtype), error=TypeError)
         return jnp.asarray(value)
-    if isinstance(value, (list, tuple)):
-        return (list if isinstance(value, list) else tuple)(map(_array, value))
+    if isinstance(value, (list, tuple)) and any(isinstance(v, np.ndarray) for v in value):
+        items = [_array(op, f"{name}[{i}]", item) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
     return value
 
 

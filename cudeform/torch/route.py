@@ -8,7 +8,11 @@ from typing import Any
 import torch
 
 from cudeform import arrays, checks
-from cudeform.torch import autocast, sharding
+from cudeform.torch import (
+    autocast,
+    library,  # noqa: F401  defines torch.ops.cudeform
+    sharding,
+)
 from cudeform.torch.autograd import (
     PLAIN,
     Backward,

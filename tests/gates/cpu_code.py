@@ -106,7 +106,7 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     given = transpose.frozen(flat, flat)
     whole, tiny = np.zeros(0, np.int64), np.zeros(0, np.uint8)
     grid = sampler.Grid(*[0] * len(sampler.Grid._fields))
-    image, points = sampler.Image(0, 0, 0), (whole, tiny, flat)
+    image, points = sampler.Image(*[0] * len(sampler.Image._fields)), (whole, tiny, flat)
     tile = patches.Tile(whole, flat, whole, flat)
     yield matmul.multiply, (flat, (0, 0, 0), given, (0, 0, 0), flat, (0, 0), (0, 0, 0), False)
     for product in products():

@@ -68,7 +68,7 @@ def backward(
     if grad_output.size:
         regions = locate_regions(plan, boxes)
         chosen: tuple[np.ndarray, ...] = ()
-        if plan.largest:
+        if plan.largest and "input" in needs:
             chosen = (argmax,) if plan.reads == "pixels" else (argmax[:, 0], argmax[:, 1])
         given = offset, mask, grad_output, chosen
         if "input" in needs:

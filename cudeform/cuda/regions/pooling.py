@@ -139,7 +139,7 @@ def _chosen_gradient(
     single = replace(
         plan, batch=plan.batch * channels, channels=1, regions=count, samples=1, largest=False
     )
-    lone = Launcher(launcher.device, single, launcher.dtype, None)
+    lone = Launcher(launcher.device, single, launcher.dtype)
     target = grad_input.reshape(single.batch, 1, plan.height, plan.width)
     per_region = channels * lone.region_rows * ROW_ITEMS * lone.sums.itemsize
     at_once = max(1, WORKSPACE_BYTES // per_region)

@@ -98,7 +98,7 @@ def _lane_bits(threads: int) -> int:
 class Launcher:
     """Launches the kernels for the calls on one plan."""
 
-    def __init__(self, device: Device, plan: RoiPlan, dtype: Any, offset: Any) -> None:
+    def __init__(self, device: Device, plan: RoiPlan, dtype: Any, offset: Any = None) -> None:
         self.device = device
         self.plan = plan
         self.dtype = np.dtype(dtype)
@@ -217,9 +217,7 @@ class Launcher:
         count = argmax.size // 2
         rows = self.device.empty((count, ROW_ITEMS), self.sums)
         how = {"rows": count, "classes": channels}
-        self._launch(
-            _rows_unit(self._dtype_name), "locate_chosen", count, (boxes, argmax, rows), **how
-        )
+        self._launch(self._rows_unit, "locate_chosen", count, (boxes, argmax, rows), **how)
         return rows
 
     def pool(self, input: Any, rows: Any, values: Any, argmax: Any) -> None:
