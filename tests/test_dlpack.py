@@ -71,15 +71,15 @@ def test_result_is_a_numpy_array_where_the_framework_takes_none():
 
 
 def test_arrays_are_not_copied_and_not_written(monkeypatch):
-    from cudeform.cpu import deform_conv
+    from cudeform.cpu import conv
 
-    seen, compute = [], deform_conv.forward
+    seen, compute = [], conv.forward
 
     def forward(plan, **given):
         seen.extend(array for array in given.values() if array is not None)
         return compute(plan, **given)
 
-    monkeypatch.setattr(deform_conv, "forward", forward)
+    monkeypatch.setattr(conv, "forward", forward)
     plain = arrays()
     before = {name: array.copy() for name, array in plain.items()}
     cudeform.conv2d(**{name: Tensor(array) for name, array in plain.items()})

@@ -261,15 +261,15 @@ def test_scan_remat_and_missing_arguments():
 
 def test_inputs_are_never_written(monkeypatch):
     """The kernels get views of XLA's memory, which other values may share: read-only ones."""
-    from cudeform.cpu import deform_conv
+    from cudeform.cpu import conv
 
-    seen, compute = [], deform_conv.forward
+    seen, compute = [], conv.forward
 
     def forward(plan, **arrays):
         seen.extend(array.flags.writeable for array in arrays.values() if array is not None)
         return compute(plan, **arrays)
 
-    monkeypatch.setattr(deform_conv, "forward", forward)
+    monkeypatch.setattr(conv, "forward", forward)
     given, function = small("deform_conv2d")
     before = {k: np.array(v) for k, v in given.items()}
     jax.block_until_ready(function(given))

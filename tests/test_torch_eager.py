@@ -92,16 +92,16 @@ def test_arguments_that_need_a_gradient(layer):
 
 
 def test_only_needed_gradients_are_computed(layer, monkeypatch):
-    from cudeform.cpu import deform_conv
+    from cudeform.cpu import conv as backend
 
     asked = []
-    backward = deform_conv.backward
+    backward = backend.backward
 
     def spy(*given, needs, **named):
         asked.append(needs)
         return backward(*given, needs=needs, **named)
 
-    monkeypatch.setattr(deform_conv, "backward", spy)
+    monkeypatch.setattr(backend, "backward", spy)
     layer[2].requires_grad_()
     conv(*layer).sum().backward()
     assert asked == [frozenset(["weight"])]

@@ -46,21 +46,21 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
         return function(**given)  # of JAX's own functions: see _KIND
     row = _OPERATORS[op]
     given = {k: _array(name, k, v) for k, v in given.items()}
-    given = {k: _rows(name, v, given) if k == "boxes" else _frozen(v) for k, v in given.items()}
+    if "boxes" in given:
+        given["boxes"] = _rows(name, given["boxes"], given)
     needs, grad_output = given.pop("needs", None), given.pop("grad_output", None)
     names = (*(argument.name for argument in row.arguments), "argmax")
     named = {k: given.pop(k) for k in names if k in given}
     arrays = {k: v for k, v in named.items() if v is not None or k in row.required}
-    static = Call(op, tuple(arrays), tuple(given.items()))
-    operands = list(arrays.values())
+    static, operands = Call(op, tuple(arrays), tuple(given.items())), list(arrays.values())
+    static.check(operands, grad_output)
+    static = static.frozen()
     if grad_output is None:
-        static.check(operands)
         results = forward(static, operands)
         return tuple(results) if len(results) > 1 else results[0]
     absent = {k: arrays.get(k) for k in row.optional if k in row.kept}
     needed = checks.needs(name, needs, absent, row.gradients._fields)
     needed = tuple(k for k in row.gradients._fields if k in needed)
-    static.check(operands, grad_output)
     found = backward(static, grad_output, operands, needed)
     return row.gradients(**dict(zip(needed, found, strict=True)))
 
@@ -76,11 +76,6 @@ def _array(op: str, name: str, value: Any) -> Any:
         items = [_array(op, f"{name}[{i}]", item) for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
     return value
-
-
-def _frozen(value: Any) -> Any:
-    """An option, which has passed all checks, as a value to hash."""
-    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _rows(op: str, boxes: Any, given: Mapping[str, Any]) -> Any:

@@ -57,6 +57,11 @@ class Call:
             given, op = {"grad_output": grad_output, **given}, op + "_backward"
         return outlined(op, given, dict(self.options))[1]
 
+    def frozen(self) -> Call:
+        """With options, which have passed all checks, as values to hash."""
+        options = tuple((name, _frozen(value)) for name, value in self.options)
+        return replace(self, options=options)
+
     def results(self, operands: Sequence[Any]) -> list[Shaped]:
         found = self.check(operands).results
         return self._shaped(
@@ -97,6 +102,10 @@ class Call:
     def _absent(self) -> dict[str, None]:
         """Optional arrays, some of which have to be given even where they are None."""
         return dict.fromkeys(self.row.optional)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 @lru_cache(maxsize=64)
