@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import backends  # noqa: E402
 
-from cudeform.cpu import threads  # noqa: E402
+from cudeform import threads  # noqa: E402
 
 from . import faults, memory  # noqa: E402
 from .arguments import OPERATORS  # noqa: E402
