@@ -11,7 +11,7 @@ import cudeform
 
 torch = pytest.importorskip("torch")
 
-from cudeform.torch import crossing  # noqa: E402
+from cudeform.torch import exchange  # noqa: E402
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_cuda_runs_on_torchs_device_stream_and_memory(monkeypatch):
     log = []
     monkeypatch.setitem(sys.modules, "cupy", FakeCupy(log))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda i: SimpleNamespace(cuda_stream=70 + i))
-    crossing._allocator.cache_clear()
+    exchange._allocator.cache_clear()
 
     class OnGpu(torch.Tensor):
         is_cpu, device, values = False, SimpleNamespace(index=3), np.ones(2)
@@ -227,7 +227,7 @@ def test_cuda_runs_on_torchs_device_stream_and_memory(monkeypatch):
         return input * factor
 
     found = crossing.compute(function, {"input": tensor}, {"factor": 2})
-    crossing._allocator.cache_clear()
+    exchange._allocator.cache_clear()
     assert found.tolist() == [2, 2]
     ends = ["end allocator", "end stream", "end device"]
     began = [("device", 3), ("stream", 73, 3), ("allocator", "torch's")]
