@@ -37,11 +37,11 @@ def test_nobody_has_to_import_the_bridge():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_arguments_are_not_copied(dtype):
     tensor = torch.arange(6).to(dtype)
-    array = crossing.to_array(tensor)
+    array = exchange.to_array(tensor)
     assert array.ctypes.data == tensor.data_ptr()
     assert not array.flags.writeable
     assert array.dtype.name == str(dtype).removeprefix("torch.")
-    back = crossing.to_tensor(np.array(array))
+    back = exchange.to_tensor(np.array(array))
     assert back.dtype == dtype and torch.equal(back, tensor)
 
 
@@ -57,7 +57,7 @@ def test_storage_stays_resizable(layer):
 
 def test_negative_strides_come_back_as_a_copy():
     """torch.from_dlpack of such an array ends the process."""
-    tensor = crossing.to_tensor(np.arange(6.0)[::-1])
+    tensor = exchange.to_tensor(np.arange(6.0)[::-1])
     assert tensor.tolist() == [5, 4, 3, 2, 1, 0]
 
 
@@ -226,7 +226,7 @@ def test_cuda_runs_on_torchs_device_stream_and_memory(monkeypatch):
         log.append("computed")
         return input * factor
 
-    found = crossing.compute(function, {"input": tensor}, {"factor": 2})
+    found = exchange.compute(function, {"input": tensor}, {"factor": 2})
     exchange._allocator.cache_clear()
     assert found.tolist() == [2, 2]
     ends = ["end allocator", "end stream", "end device"]
