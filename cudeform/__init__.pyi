@@ -1,6 +1,6 @@
 # The public signatures for type checkers: arrays of one framework come in, and the same come out.
 #
-# tests/test_public_api.py compares names, order and defaults with those of the functions.
+# tests/house/test_public_api.py compares names, order and defaults with those of the functions.
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, overload

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cudeform import checks
-from cudeform.torch import operators  # noqa: F401  defines torch.ops.cudeform
+from cudeform.torch import library  # noqa: F401  defines torch.ops.cudeform
 
 __all__ = ["translations"]
 

@@ -18,11 +18,12 @@ from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "helpers")]
 
 import backends  # noqa: E402
 
-from cudeform.cpu import threads  # noqa: E402
+from cudeform import threads  # noqa: E402
 
 from . import faults, memory  # noqa: E402
 from .arguments import OPERATORS  # noqa: E402
