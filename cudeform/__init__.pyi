@@ -47,34 +47,6 @@ class _DeformRoiPoolGradients(NamedTuple, Generic[_Array]):
     offset: _Array | Any
     mask: _Array | Any
 
-__all__ = [
-    "bilinear_sample",
-    "bilinear_sample_backward",
-    "conv2d",
-    "conv2d_backward",
-    "convert_mask",
-    "convert_offset",
-    "convert_roi_offset",
-    "deform_conv2d",
-    "deform_conv2d_backward",
-    "deform_ps_roi_pool",
-    "deform_ps_roi_pool_backward",
-    "deform_roi_pool",
-    "deform_roi_pool_backward",
-    "pack_dcnv4",
-    "points_from_msda",
-    "points_to_msda",
-    "ps_roi_align",
-    "ps_roi_align_backward",
-    "ps_roi_pool",
-    "ps_roi_pool_backward",
-    "roi_align",
-    "roi_align_backward",
-    "roi_pool",
-    "roi_pool_backward",
-    "unpack_dcnv4",
-]
-
 __version__: str
 
 def bilinear_sample(

@@ -13,6 +13,8 @@ from cudeform.plans import Plan
 __all__ = ["Call", "Namespace", "border", "check_sides"]
 
 _EXACT = 2**24  # pixels: beyond, float32 does not tell a whole number from the next
+# What frameworks call as NumPy does.
+_ALIKE = ("floor", "where", "stack", "concatenate", "moveaxis", "reshape", "zeros_like")
 
 
 class Namespace(NamedTuple):
@@ -31,6 +33,11 @@ class Namespace(NamedTuple):
     cast: Callable[[Any, str], Any]  # (array, name of a dtype)
     still: Callable[[Any], Any]  # an array that is not differentiated
     values: Callable[[Any], np.ndarray | None]  # what is in it; None where that is not known yet
+
+    @classmethod
+    def of(cls, module: Any, **others: Any) -> Namespace:
+        """With what a module calls as NumPy does, and `others`."""
+        return cls(**{name: getattr(module, name) for name in _ALIKE}, **others)
 
 
 class Call(NamedTuple):

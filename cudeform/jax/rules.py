@@ -37,14 +37,8 @@ from cudeform.jax.primitives import (
 
 __all__ = ["backward", "forward"]
 
-_XP = derivatives.Namespace(
-    floor=jnp.floor,
-    where=jnp.where,
-    stack=jnp.stack,
-    concatenate=jnp.concatenate,
-    moveaxis=jnp.moveaxis,
-    reshape=jnp.reshape,
-    zeros_like=jnp.zeros_like,
+_XP = derivatives.Namespace.of(
+    jnp,
     constant=lambda array, like: jnp.asarray(array, like.dtype),
     arange=lambda count, like: jnp.arange(count, dtype=like.dtype),
     dtype_name=lambda array: array.dtype.name,

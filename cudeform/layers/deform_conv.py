@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cudeform import checks, deform_conv2d, deform_conv2d_backward
+from cudeform.descriptions import described
 from cudeform.layers.plain import (
     Array,
     Conv2d,
@@ -26,6 +27,7 @@ __all__ = ["DeformConv2d"]
 
 
 @dataclass(frozen=True)
+@described
 class DeformConv2d:
     """Deformable convolution whose offsets, and with v2 masks, a convolution of its input gives.
 
@@ -50,11 +52,7 @@ class DeformConv2d:
         The branch's learning rate as a part of that of the rest, for `rate_factors`: 0.1 in version
         2; version 1 was published with 1.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
-    .. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
-       arXiv:1811.11168.
+    %(deformable_papers)s
 
     Examples
     --------

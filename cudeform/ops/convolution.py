@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from cudeform.descriptions import described
 from cudeform.dispatch import operator
 from cudeform.ops.call import gradients, results
 
@@ -37,6 +38,7 @@ class Conv2dGradients(NamedTuple):
 
 
 @operator
+@described
 def deform_conv2d(
     input: Any,
     offset: Any,
@@ -108,11 +110,7 @@ def deform_conv2d(
     offset is added to whole coordinates without losing a bit, however large the image; one that is
     NaN or infinite reads 0. Equal arguments give equal bytes, whatever the number of threads.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
-    .. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
-       arXiv:1811.11168.
+    %(deformable_papers)s
 
     Examples
     --------
@@ -141,6 +139,7 @@ def deform_conv2d(
 
 
 @operator
+@described
 def deform_conv2d_backward(
     grad_output: Any,
     input: Any,
@@ -164,8 +163,7 @@ def deform_conv2d_backward(
         The gradient of a scalar with respect to the result of the forward.
     input, offset, weight, stride, padding, dilation, mask, border, layout, precision
         As they were given to `deform_conv2d`.
-    needs : iterable of str, optional
-        Names of the gradients to compute, by default all; the work for the others is not done.
+    %(needs)s
 
     Returns
     -------

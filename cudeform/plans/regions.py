@@ -36,28 +36,28 @@ class RoiPlan(Plan):
     A box (image, x1, y1, x2, y2) becomes a region of the input by the rule of `region`, with
     round() taking halves away from zero and s = `scale`:
 
-    ==============  ==============================  ======================  ===============
-    region          start                           end                     size at least
-    ==============  ==============================  ======================  ===============
-    "corner"        x1*s                            x2*s                    1
-    "center"        x1*s - 0.5                      x2*s - 0.5
-    "pixel"         round(x1*s)                     round(x2*s) + 1         1
-    "half_open"     round(x1*s)                     round(x2*s)             1
-    "msra"          round(x1)*s                     (round(x2) + 1)*s       0.1
-    "msra_center"   round(x1)*s - 0.5               (round(x2) + 1)*s - 0.5 0.1
-    ==============  ==============================  ======================  ===============
+    ==============  ==================  ========================  =============
+    region          start               end                       size at least
+    ==============  ==================  ========================  =============
+    "aligned"       x1*s - 0.5          x2*s - 0.5
+    "unaligned"     x1*s                x2*s                      1
+    "closed"        round(x1*s)         round(x2*s) + 1           1
+    "half_open"     round(x1*s)         round(x2*s)               1
+    "msra"          round(x1)*s         (round(x2) + 1)*s         0.1
+    "msra_aligned"  round(x1)*s - 0.5   (round(x2) + 1)*s - 0.5   0.1
+    ==============  ==================  ========================  =============
 
     A region has ``bins`` bins of size b = size / bins, and what a bin reads is said by `reads`:
 
-    "centers"
+    "grid_centers"
         a grid of `samples` points (0: ceil(b)) at the centres of its cells, sampler "roi",
         divided by max(points, 1).
-    "corners"
+    "grid_corners"
         a grid of `samples` points at the upper left corners of its cells, sampler "psroi", the
         mean of those that count, 0 if none does.
     "pixels"
         the mean of the pixels from floor(i*b + start) up to ceil((i + 1)*b + start), in the dtype
-        of the boxes and in this order; the start of the regions "pixel" and "half_open" is added
+        of the boxes and in this order; the start of the regions "closed" and "half_open" is added
         after rounding. Clipped to the image without its last `unread` rows and columns; 0 if there
         are none.
 
@@ -164,14 +164,10 @@ def roi_align(
 ) -> RoiPlan:
     """Check every argument of RoIAlign."""
     checks.choice(op, "mode", mode, ("avg", "max"))
-    plan = _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
-        region="center" if checks.flag(op, "aligned", aligned) else "corner",
-        reads="centers",
+    plan = RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
+        region="aligned" if checks.flag(op, "aligned", aligned) else "unaligned",
+        reads="grid_centers",
         largest=mode == "max",
         samples=sampling(op, sampling_ratio),
     )
@@ -189,14 +185,10 @@ def ps_roi_align(
     sampling_ratio: Any = -1,
 ) -> RoiPlan:
     """Check every argument of position-sensitive RoIAlign."""
-    return _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
-        region="center",
-        reads="centers",
+    return RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
+        region="aligned",
+        reads="grid_centers",
         samples=sampling(op, sampling_ratio),
         groups=_bins_as_groups(op, input, output_size),
     )
@@ -216,13 +208,9 @@ def roi_pool(
 ) -> RoiPlan:
     """Check every argument of RoI pooling."""
     checks.choice(op, "mode", mode, ("max", "avg"))
-    plan = _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
-        region="pixel",
+    plan = RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
+        region="closed",
         reads="pixels",
         largest=mode == "max",
     )
@@ -241,12 +229,8 @@ def ps_roi_pool(
 ) -> RoiPlan:
     """Check every argument of position-sensitive RoI pooling."""
     region, unread = _CONVENTIONS[checks.choice(op, "convention", convention, tuple(_CONVENTIONS))]
-    return _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
+    return RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
         region=region,
         reads="pixels",
         unread=unread,
@@ -268,14 +252,10 @@ def deform_roi_pool(
     gamma: Any = 0.1,
 ) -> RoiPlan:
     """Check every argument of deformable RoI pooling."""
-    plan = _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
-        region="center",
-        reads="centers",
+    plan = RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
+        region="aligned",
+        reads="grid_centers",
         samples=sampling(op, sampling_ratio),
         part=checks.pair(op, "output_size", output_size, 1),
         offset_scale=checks.number(op, "gamma", gamma),
@@ -308,14 +288,10 @@ def deform_ps_roi_pool(
     if input.shape[1] != output_dim * groups[0] * groups[1]:
         wanted = f"{output_dim} * {groups[0]} * {groups[1]} = output_dim * group_size^2"
         checks.fail(op, "input", f"with {wanted} channels", input.shape[1])
-    plan = _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
-        region="msra_center",
-        reads="corners",
+    plan = RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
+        region="msra_aligned",
+        reads="grid_corners",
         samples=sampling(op, sample_per_part, "sample_per_part", 1),
         groups=groups,
         classes=_classes(op, offset, mask, output_dim),
@@ -327,20 +303,15 @@ def deform_ps_roi_pool(
     return _moved(op, plan, offset=offset, mask=mask)
 
 
-def _pooling(
-    op: str, input: Outline, boxes: Outline, output_size: Any, spatial_scale: Any, **more: Any
-) -> RoiPlan:
-    """The plan of a pooling; `more` are further fields of it."""
+def _geometry(
+    op: str, input: Outline, boxes: Outline, output_size: Any, spatial_scale: Any
+) -> dict[str, Any]:
+    """The fields that every pooling has: images, regions and bins."""
     axes = "(N, C, H, W)"
     checks.rank(op, "input", input, axes)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
     batch, channels, height, width = input.shape
-    pixels = height * width
-    chooses = more["reads"] == "pixels" and more.get("largest", False)
-    if chooses and isinstance(pixels, int) and pixels > _MOST_OF_ARGMAX:
-        most, why = f"of at most {_MOST_OF_ARGMAX} pixels", "argmax, y*W + x, is int32"
-        checks.fail(op, "input", most, pixels, why)
-    return RoiPlan(
+    return dict(
         batch=batch,
         channels=channels,
         height=height,
@@ -348,7 +319,6 @@ def _pooling(
         regions=boxes.shape[0],
         bins=checks.pair(op, "output_size", output_size, 1),
         scale=checks.positive(op, "spatial_scale", spatial_scale),
-        **more,
     )
 
 
@@ -356,6 +326,11 @@ def _choosing(
     op: str, plan: RoiPlan, mode: str, return_argmax: bool, argmax: Outline | None
 ) -> RoiPlan:
     """The plan, once what a call asks or says of the largest is checked."""
+    pixels = plan.height * plan.width
+    if plan.largest and plan.reads == "pixels" and isinstance(pixels, int):
+        if pixels > _MOST_OF_ARGMAX:
+            most, why = f"of at most {_MOST_OF_ARGMAX} pixels", "argmax, y*W + x, is int32"
+            checks.fail(op, "input", most, pixels, why)
     return_argmax = checks.flag(op, "return_argmax", return_argmax)
     for name, asked in (("return_argmax", return_argmax), ("argmax", argmax is not None)):
         if asked and not plan.largest:

@@ -307,30 +307,35 @@ MAPPED = [
 ]
 
 
-@pytest.mark.parametrize("dims", MAPPED)
-def test_vmap_is_the_loop(dims):
-    function, tensors = layer()
+def stacks(tensors, dims):
+    """Three of each along its axis, and the arguments of each of the three calls."""
     stacked = [
         t if d is None else torch.stack([t, 2 * t, -t], dim=d)
         for t, d in zip(tensors, dims, strict=True)
     ]
+    calls = [
+        [t if d is None else t.select(d, i) for t, d in zip(stacked, dims, strict=True)]
+        for i in range(3)
+    ]
+    return stacked, calls
+
+
+@pytest.mark.parametrize("dims", MAPPED)
+def test_vmap_is_the_loop(dims):
+    function, tensors = layer()
+    stacked, calls = stacks(tensors, dims)
     found = torch.vmap(function, in_dims=dims)(*stacked)
-    for i in range(3):
-        one = [t if d is None else t.select(d, i) for t, d in zip(stacked, dims, strict=True)]
+    for i, one in enumerate(calls):
         assert torch.equal(found[i], function(*one))
 
 
 @pytest.mark.parametrize("dims", MAPPED)
 def test_gradients_along_any_axis_are_the_loops(dims):
     function, tensors = layer()
-    stacked = [
-        t if d is None else torch.stack([t, 2 * t, -t], dim=d)
-        for t, d in zip(tensors, dims, strict=True)
-    ]
+    stacked, calls = stacks(tensors, dims)
     gradient = torch.func.grad(lambda *t: function(*t).square().sum(), tuple(range(len(dims))))
     found = torch.vmap(gradient, in_dims=dims)(*stacked)
-    for i in range(3):
-        one = [t if d is None else t.select(d, i) for t, d in zip(stacked, dims, strict=True)]
+    for i, one in enumerate(calls):
         for got, want in zip(found, gradient(*one), strict=True):
             torch.testing.assert_close(got[i], want)
 

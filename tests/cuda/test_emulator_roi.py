@@ -285,13 +285,13 @@ def test_images_in_several_groups_and_regions_in_one(monkeypatch, device, option
 
 def _plan(input, boxes, output_size):
     return cudeform.plans.regions.RoiPlan(
-        *input.shape, len(boxes), output_size, scale=1.0, region="corner", reads="centers"
+        *input.shape, len(boxes), output_size, scale=1.0, region="unaligned", reads="grid_centers"
     )
 
 
 def test_parts_cover_every_row_once(monkeypatch, device):
     plan = cudeform.plans.regions.RoiPlan(
-        1, 3, 5, 5, 7, bins=(2, 2), scale=1.0, region="corner", reads="pixels"
+        1, 3, 5, 5, 7, bins=(2, 2), scale=1.0, region="unaligned", reads="pixels"
     )
     counts = np.array([0, 3, 0, 0, 700, 1, 2, 0, 5, 0], np.int32)
     launcher = rows.Launcher(device, plan, np.float32)
@@ -365,7 +365,7 @@ def test_boxes_that_are_nowhere(device, op):
 def test_samples_of_wide_boxes_are_bounded(device):
     """A box of 1e30 pixels that covers the image has no more samples than the image has places."""
     plan = cudeform.plans.regions.RoiPlan(
-        1, 1, 5, 6, 3, bins=(1, 1), scale=1.0, region="center", reads="centers"
+        1, 1, 5, 6, 3, bins=(1, 1), scale=1.0, region="aligned", reads="grid_centers"
     )
     launcher = rows.Launcher(device, plan, np.float32)
     boxes = [[0, -1e30, -1e30, 1e30, 1e30], [0, -1e6, 0, 1e6, 4], [0, 0, -1e4, 5, 3]]

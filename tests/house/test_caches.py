@@ -76,7 +76,7 @@ def test_plans_of_large_batches_are_not_kept():
         again = prepare(many, 4, True, *more)
         assert prepare(many, 4, True, *more) is not again
         assert len(again.parts) > 1000
-    plan = RoiPlan(20_000, 256, 64, 64, 20_000, (7, 7), 1.0, "center", "centers", 2)
+    plan = RoiPlan(20_000, 256, 64, 64, 20_000, (7, 7), 1.0, "aligned", "grid_centers", 2)
     job = blocking.job_of(plan, 4, plan.regions)
     assert blocking.rounds(job, 2, 4) is blocking.rounds(job, 2, 4)
     assert blocking.rounds(job, 20_000, 4) is not blocking.rounds(job, 20_000, 4)

@@ -16,14 +16,8 @@ from cudeform.registry import OPERATORS
 # units of the largest result: 1e-16 / STEP, times the rounding of sums of some hundred terms.
 STEP, TOLERANCE = 1e-6, 1e-8
 
-NUMPY = derivatives.Namespace(
-    floor=np.floor,
-    where=np.where,
-    stack=np.stack,
-    concatenate=np.concatenate,
-    moveaxis=np.moveaxis,
-    reshape=np.reshape,
-    zeros_like=np.zeros_like,
+NUMPY = derivatives.Namespace.of(
+    np,
     constant=lambda array, like: np.asarray(array, like.dtype),
     arange=lambda count, like: np.arange(count, dtype=like.dtype),
     dtype_name=lambda array: array.dtype.name,

@@ -244,7 +244,7 @@ def test_index_of_images_is_wide_enough(index):
     sampler.add_dots(chunk, block, sums, None, None, None)
     sampler.gather(chunk, block, sums, None, np.empty(0))
     sampler.point_gradients(chunk, sums, None, None, None, None)
-    plan = RoiPlan(1, channels, height, width, 1, (1, 1), 1.0, "corner", "centers", 1)
+    plan = RoiPlan(1, channels, height, width, 1, (1, 1), 1.0, "unaligned", "grid_centers", 1)
     launcher = Launcher(device, plan, "float16", None)
     launcher.pool(None, np.empty((1, 8)), None, None)
     layout.transpose(device, np.empty(0, "f2"), np.empty(0, "f2"), (1, height * channels, width))
@@ -262,7 +262,7 @@ def test_index_of_columns_and_rows_is_wide_enough(index):
     sampler.point_count = lambda chunk: 1
     block, chunk = Block(0, channels, channels), Chunk(0, 1, 0, pixels)
     sampler.sample(chunk, block, None, None, None, None)
-    plan = RoiPlan(1, 4, 1, 1, 1, (1, 1), 1.0, "corner", "centers", 1)
+    plan = RoiPlan(1, 4, 1, 1, 1, (1, 1), 1.0, "unaligned", "grid_centers", 1)
     rows = SimpleNamespace(shape=(pixels * taps * channels // 4 + (index != "int"), 8))
     Launcher(device, plan, "float16", None).pool(None, rows, None, None)
     assert set(widths) == {index.split(",")[0]}

@@ -96,14 +96,19 @@ def conv2d(backend, case, **options):
     return backend.to_host(cudeform.conv2d(**arrays, **options))
 
 
-@on_examples
-def test_any_convolution_equals_reference(backend, data):
-    asked = Problem(operator("deform_conv2d"), data.draw(convolutions()), "float64")
+def check(name, case, backend):
+    """Result and gradients against the reference."""
+    asked = Problem(operator(name), case, "float64")
     assert_close(asked.forward(backend), asked.output, what="output")
     expected = asked.gradients
     for name, gradient in asked.backward(backend).items():
         if name in expected:
             assert_close(gradient, expected[name], what=f"gradient of {name}")
+
+
+@on_examples
+def test_any_convolution_equals_reference(backend, data):
+    check("deform_conv2d", data.draw(convolutions()), backend)
 
 
 @on_examples
@@ -198,8 +203,4 @@ def samplings(draw):
 
 @on_examples
 def test_any_sampling_equals_reference(backend, data):
-    asked = Problem(operator("bilinear_sample"), data.draw(samplings()), "float64")
-    assert_close(asked.forward(backend), asked.output, what="output")
-    expected = asked.gradients
-    for name, gradient in asked.backward(backend).items():
-        assert_close(gradient, expected[name], what=f"gradient of {name}")
+    check("bilinear_sample", data.draw(samplings()), backend)
