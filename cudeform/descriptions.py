@@ -49,6 +49,27 @@ TypeError
 ValueError
     A shape, an option or an image index that does not fit; the message says what was
     expected.""",
+    "channels_and_kernel": """\
+in_channels, out_channels : int
+kernel_size, stride, padding, dilation : int or (int, int)
+    As in `cudeform.conv2d`, the kernel's size as (height, width).
+groups : int
+    Of the channels, which are convolved apart.""",
+    "with_bias": """\
+bias : bool
+    Whether to add a number to each output channel.""",
+    "layout_of_torchvision": """\
+layout : {"NCHW", "NHWC"}
+    Where the channels are on the "torchvision" side.""",
+    "raises_for_converters": """\
+Raises
+------
+TypeError, ValueError
+    An array or option of the wrong kind, dtype, shape or value.""",
+    "deformable_paper": """\
+References
+----------
+.. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.""",
     "deformable_papers": """\
 References
 ----------

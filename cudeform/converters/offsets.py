@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cudeform import arrays, checks
+from cudeform.descriptions import described
 from cudeform.dispatch import operator
 from cudeform.plans.points import LAYOUTS
 
@@ -125,6 +126,7 @@ def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: floa
 
 
 @operator
+@described
 def convert_offset(
     offset: Any,
     source: str,
@@ -159,17 +161,13 @@ def convert_offset(
     remove_center : bool
         Of DCNv3: the tap at the centre is not stored. It becomes a zero offset elsewhere, to which
         `convert_mask` gives a mask of zero.
-    layout : {"NCHW", "NHWC"}
-        Where the channels are on the "torchvision" side.
+    %(layout_of_torchvision)s
 
     Returns
     -------
     array of the same dtype
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, shape or value.
+    %(raises_for_converters)s
 
     Notes
     -----
@@ -210,6 +208,7 @@ def convert_offset(
 
 
 @operator
+@described
 def convert_mask(
     mask: Any,
     source: str,
@@ -232,17 +231,13 @@ def convert_mask(
         (kh, kw) in taps.
     remove_center : bool
         Of DCNv3: the tap at the centre is not stored. It is a mask of zero elsewhere.
-    layout : {"NCHW", "NHWC"}
-        Where the channels are on the "torchvision" side.
+    %(layout_of_torchvision)s
 
     Returns
     -------
     array of the same dtype
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, shape or value.
+    %(raises_for_converters)s
 
     See Also
     --------
@@ -273,6 +268,7 @@ def _packed_channels(groups: int, points: int) -> int:
 
 
 @operator
+@described
 def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     """The offset and the mask that DCNv4 keeps in one array, in DCNv3's layout.
 
@@ -290,10 +286,7 @@ def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     mask : array of shape (..., groups*points)
         Both as `convert_offset` and `convert_mask` take them from "dcnv3".
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, shape or value.
+    %(raises_for_converters)s
 
     See Also
     --------
@@ -323,6 +316,7 @@ def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
 
 
 @operator
+@described
 def pack_dcnv4(offset: Any, mask: Any, groups: int) -> Any:
     """The inverse of `unpack_dcnv4`: one array for DCNv4 from an offset and a mask of DCNv3.
 
@@ -337,10 +331,7 @@ def pack_dcnv4(offset: Any, mask: Any, groups: int) -> Any:
     array of shape (..., channels)
         ``3*groups*points`` channels, then zeros up to a multiple of 8.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, shape or value.
+    %(raises_for_converters)s
     """
     op = "pack_dcnv4"
     kind = arrays.kind_of(op, {"offset": offset, "mask": mask})

@@ -36,8 +36,15 @@ class Namespace(NamedTuple):
 
     @classmethod
     def of(cls, module: Any, **others: Any) -> Namespace:
-        """With what a module calls as NumPy does, and `others`."""
-        return cls(**{name: getattr(module, name) for name in _ALIKE}, **others)
+        """Of a module whose functions are named as NumPy's, and `others` where they are not."""
+        alike = {name: getattr(module, name) for name in _ALIKE}
+        numpy_like = dict(
+            constant=lambda array, like: module.asarray(array, like.dtype),
+            arange=lambda count, like: module.arange(count, dtype=like.dtype),
+            dtype_name=lambda array: array.dtype.name,
+            cast=lambda array, name: array.astype(name),
+        )
+        return cls(**{**alike, **numpy_like, **others})
 
 
 class Call(NamedTuple):

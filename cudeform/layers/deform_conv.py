@@ -36,15 +36,10 @@ class DeformConv2d:
 
     Parameters
     ----------
-    in_channels, out_channels : int
-    kernel_size, stride, padding, dilation : int or (int, int)
-        As in `cudeform.deform_conv2d`, the kernel's size as (height, width).
-    groups : int
-        Of the channels, which are convolved apart.
+    %(channels_and_kernel)s
     offset_groups : int
         Of the input channels; each has offsets, and masks, of its own.
-    bias : bool
-        Whether to add a number to each output channel.
+    %(with_bias)s
     modulated : bool
         Version 2: the branch has three instead of two channels for each tap, and the sigmoid of
         the third is the tap's factor.

@@ -175,6 +175,7 @@ class DeformRoiPool:
 
 
 @dataclass(frozen=True)
+@described
 class DeformPSRoiPool:
     """Deformable position-sensitive RoI pooling with its two convolutional branches [1]_.
 
@@ -199,9 +200,7 @@ class DeformPSRoiPool:
         The learning rate of ``conv_offset`` as a part of that of ``conv``, for `rate_factors`;
         it was published with 1.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+    %(deformable_paper)s
 
     Examples
     --------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from cudeform.descriptions import described
 from cudeform.dispatch import operator
 from cudeform.ops.call import gradients, results
 
@@ -19,6 +20,7 @@ class BilinearSampleGradients(NamedTuple):
 
 
 @operator
+@described
 def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: str = "NCHW") -> Any:
     r"""Bilinear samples of images at given points: equations 3 and 4 of [1]_.
 
@@ -58,9 +60,7 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
     Coordinates of 16-bit types are taken to float32 first; but a float16 array itself holds whole
     pixels only beyond 1024, and float32 beyond 2**23. A point is read exactly where it says.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+    %(deformable_paper)s
 
     Examples
     --------
