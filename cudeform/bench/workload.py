@@ -56,7 +56,7 @@ class Workload:
         return self.operator in TORCHVISION and "convention" not in self.options
 
     def call(
-        self, arrays: dict[str, Any], backward: bool = False, **more: Any
+        self, arrays: dict[str, Any], backward: bool = False, **options: Any
     ) -> Callable[[], tuple[Any, ...]]:
         """A call of cudeform on arrays of any kind, which returns the output or the gradients."""
         function = self.row.backward if backward else self.row.forward
@@ -66,8 +66,8 @@ class Workload:
             forward = {name: given[name] for name in given if name != "grad_output"}
             _, given["argmax"] = cudeform.roi_pool(**forward, return_argmax=True)
         if not backward:
-            return lambda: (function(**given, **more),)
-        return lambda: tuple(g for g in function(**given, **more) if g is not None)
+            return lambda: (function(**given, **options),)
+        return lambda: tuple(g for g in function(**given, **options) if g is not None)
 
 
 @dataclass(frozen=True)

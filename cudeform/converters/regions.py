@@ -6,7 +6,7 @@ from typing import Any
 
 from cudeform import arrays, checks
 from cudeform.descriptions import described
-from cudeform.dispatch import operator
+from cudeform.dispatch import dispatched
 
 __all__ = ["convert_roi_offset"]
 
@@ -23,7 +23,7 @@ def _roi_size_mxnet(boxes: Any, scale: float, xp: Any) -> Any:
 _ROI_SIZES = {"mmcv": _roi_size_mmcv, "mxnet": _roi_size_mxnet}
 
 
-@operator
+@dispatched
 @described
 def convert_roi_offset(
     offset: Any,

@@ -68,8 +68,8 @@ def along(call: Call, tangent: Any) -> list[Any]:
             at[axis] = xp.floor(own.at)
             at = [xp.where(read, coordinate, _NOWHERE) for coordinate in at]
             weight = xp.where(read, weights[axis][..., None, None], 0)
-            found = _weighted(call, plan, steps[axis], images, at, weight)
-            total = found if total is None else total + found
+            summed = _weighted(call, plan, steps[axis], images, at, weight)
+            total = summed if total is None else total + summed
     shape = (plan.regions, plan.out_channels, *plan.bins)
     return [xp.reshape(xp.moveaxis(total, -1, 2), shape)]
 
@@ -236,7 +236,7 @@ def _weighted(
         size, more = zero, {"output_dim": channels}  # its boxes include their last pixel
         at = [coordinate + 0.5 for coordinate in at]  # from the corner of the bin at -0.5
     boxes = xp.stack([image[..., None, None] + zero, zero, zero, size, size], -1)
-    found = call.function(
+    summed = call.function(
         input=images,
         boxes=xp.reshape(boxes, (count, 5)),
         offset=xp.reshape(xp.stack([at[1], at[0]], -1), (count, 2, 1, 1)),
@@ -244,4 +244,4 @@ def _weighted(
         **_SINGLE[plan.reads],
         **more,
     )
-    return xp.reshape(found, (*shape[:4], shape[4] * shape[5], channels)).sum(4)
+    return xp.reshape(summed, (*shape[:4], shape[4] * shape[5], channels)).sum(4)

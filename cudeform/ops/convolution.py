@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cudeform.descriptions import described
-from cudeform.dispatch import operator
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 __all__ = [
@@ -37,7 +37,7 @@ class Conv2dGradients(NamedTuple):
     bias: Any = None
 
 
-@operator
+@dispatched
 @described
 def deform_conv2d(
     input: Any,
@@ -138,7 +138,7 @@ def deform_conv2d(
     return results("deform_conv2d", given, options, ("bias", "mask"))[0]
 
 
-@operator
+@dispatched
 @described
 def deform_conv2d_backward(
     grad_output: Any,
@@ -209,7 +209,7 @@ def deform_conv2d_backward(
     return gradients(op, fields, given, options, needs, ("mask",))
 
 
-@operator
+@dispatched
 def conv2d(
     input: Any,
     weight: Any,
@@ -253,7 +253,7 @@ def conv2d(
     return results("conv2d", given, options, ("bias",))[0]
 
 
-@operator
+@dispatched
 def conv2d_backward(
     grad_output: Any,
     input: Any,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cudeform.descriptions import described
-from cudeform.dispatch import operator
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 __all__ = [
@@ -28,7 +28,7 @@ class DeformRoiPoolGradients(NamedTuple):
     mask: Any = None
 
 
-@operator
+@dispatched
 @described
 def deform_roi_pool(
     input: Any,
@@ -94,7 +94,7 @@ def deform_roi_pool(
     return results("deform_roi_pool", given, options, _OPTIONAL)[0]
 
 
-@operator
+@dispatched
 @described
 def deform_roi_pool_backward(
     grad_output: Any,
@@ -144,7 +144,7 @@ def deform_roi_pool_backward(
     return gradients(op, fields, given, options, needs, _OPTIONAL)
 
 
-@operator
+@dispatched
 @described
 def deform_ps_roi_pool(
     input: Any,
@@ -230,7 +230,7 @@ def deform_ps_roi_pool(
     return results("deform_ps_roi_pool", given, options, _OPTIONAL)[0]
 
 
-@operator
+@dispatched
 def deform_ps_roi_pool_backward(
     grad_output: Any,
     input: Any,

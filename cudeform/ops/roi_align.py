@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cudeform.descriptions import described
-from cudeform.dispatch import operator
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 __all__ = [
@@ -24,7 +24,7 @@ class RoiAlignGradients(NamedTuple):
     input: Any = None
 
 
-@operator
+@dispatched
 @described
 def roi_align(
     input: Any,
@@ -103,11 +103,11 @@ def roi_align(
         mode=mode,
         return_argmax=return_argmax,
     )
-    found = results("roi_align", dict(input=input, boxes=boxes), options)
-    return found if return_argmax else found[0]
+    outputs = results("roi_align", dict(input=input, boxes=boxes), options)
+    return outputs if return_argmax else outputs[0]
 
 
-@operator
+@dispatched
 @described
 def roi_align_backward(
     grad_output: Any,
@@ -154,7 +154,7 @@ def roi_align_backward(
     return gradients("roi_align_backward", RoiAlignGradients, given, options, needs)
 
 
-@operator
+@dispatched
 @described
 def ps_roi_align(
     input: Any,
@@ -203,7 +203,7 @@ def ps_roi_align(
     return results("ps_roi_align", given, options)[0]
 
 
-@operator
+@dispatched
 def ps_roi_align_backward(
     grad_output: Any,
     input: Any,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cudeform.descriptions import described
-from cudeform.dispatch import operator
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 __all__ = [
@@ -24,7 +24,7 @@ class RoiPoolGradients(NamedTuple):
     input: Any = None
 
 
-@operator
+@dispatched
 @described
 def roi_pool(
     input: Any,
@@ -90,11 +90,11 @@ def roi_pool(
     options = dict(
         output_size=output_size, spatial_scale=spatial_scale, mode=mode, return_argmax=return_argmax
     )
-    found = results("roi_pool", dict(input=input, boxes=boxes), options)
-    return found if return_argmax else found[0]
+    outputs = results("roi_pool", dict(input=input, boxes=boxes), options)
+    return outputs if return_argmax else outputs[0]
 
 
-@operator
+@dispatched
 @described
 def roi_pool_backward(
     grad_output: Any,
@@ -134,7 +134,7 @@ def roi_pool_backward(
     return gradients(op, fields, given, options, needs)
 
 
-@operator
+@dispatched
 @described
 def ps_roi_pool(
     input: Any,
@@ -188,7 +188,7 @@ def ps_roi_pool(
     return results("ps_roi_pool", given, options)[0]
 
 
-@operator
+@dispatched
 def ps_roi_pool_backward(
     grad_output: Any,
     input: Any,

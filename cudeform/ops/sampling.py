@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cudeform.descriptions import described
-from cudeform.dispatch import operator
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 __all__ = ["BilinearSampleGradients", "bilinear_sample", "bilinear_sample_backward"]
@@ -19,7 +19,7 @@ class BilinearSampleGradients(NamedTuple):
     points: Any = None
 
 
-@operator
+@dispatched
 @described
 def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: str = "NCHW") -> Any:
     r"""Bilinear samples of images at given points: equations 3 and 4 of [1]_.
@@ -75,7 +75,7 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
     return results("bilinear_sample", given, dict(border=border, layout=layout))[0]
 
 
-@operator
+@dispatched
 def bilinear_sample_backward(
     grad_output: Any,
     input: Any,

@@ -137,15 +137,15 @@ class RoiPlan(Plan):
 
     @cached_property
     def gradients(self) -> dict[str, Outline]:
-        found = {"input": Outline((self.batch, self.channels, self.height, self.width))}
+        outlines = {"input": Outline((self.batch, self.channels, self.height, self.width))}
         classes = "" if self.classes == 1 else "classes"
         if self.deformable:
             axes = f"(R, {'2*' + classes if classes else '2'}, part_h, part_w)"
-            found["offset"] = Outline(self.offset_shape, axes, "offset")
+            outlines["offset"] = Outline(self.offset_shape, axes, "offset")
         if self.modulated:
             axes = f"(R, {classes or '1'}, part_h, part_w)"
-            found["mask"] = Outline(self.mask_shape, axes, "mask")
-        return found
+            outlines["mask"] = Outline(self.mask_shape, axes, "mask")
+        return outlines
 
 
 @planner
@@ -286,8 +286,8 @@ def deform_ps_roi_pool(
     output_dim = checks.integer(op, "output_dim", output_dim, 1)
     groups = checks.pair(op, "group_size", group_size, 1)
     if input.shape[1] != output_dim * groups[0] * groups[1]:
-        wanted = f"{output_dim} * {groups[0]} * {groups[1]} = output_dim * group_size^2"
-        checks.fail(op, "input", f"with {wanted} channels", input.shape[1])
+        expected = f"{output_dim} * {groups[0]} * {groups[1]} = output_dim * group_size^2"
+        checks.fail(op, "input", f"with {expected} channels", input.shape[1])
     plan = RoiPlan(
         **_geometry(op, input, boxes, output_size, spatial_scale),
         region="msra_aligned",
@@ -336,8 +336,8 @@ def _choosing(
         if asked and not plan.largest:
             checks.fail(op, name, "only with mode 'max'", repr(mode))
     if argmax is not None:
-        wanted = plan.results[1]
-        checks.shape(op, "argmax", argmax, wanted.shape, wanted.axes)
+        expected = plan.results[1]
+        checks.shape(op, "argmax", argmax, expected.shape, expected.axes)
     return plan
 
 
@@ -351,21 +351,21 @@ def _bins_as_groups(op: str, input: Outline, output_size: Any) -> tuple[int, int
     checks.rank(op, "input", input, "(N, C, H, W)")
     height, width = checks.pair(op, "output_size", output_size, 1)
     if input.shape[1] % (height * width):
-        wanted = f"with a number of channels divisible by {height} * {width} = ph * pw"
-        checks.fail(op, "input", wanted, input.shape[1])
+        expected = f"with a number of channels divisible by {height} * {width} = ph * pw"
+        checks.fail(op, "input", expected, input.shape[1])
     return height, width
 
 
 def _classes(op: str, offset: Outline | None, mask: Outline | None, output_dim: int) -> int:
-    for name, array, parts in (("offset", offset, 2), ("mask", mask, 1)):
+    for name, array, components in (("offset", offset, 2), ("mask", mask, 1)):
         if array is None:
             continue
-        axes = f"(R, {'2*' if parts == 2 else ''}classes, part_h, part_w)"
+        axes = f"(R, {'2*' if components == 2 else ''}classes, part_h, part_w)"
         checks.rank(op, name, array, axes)
-        classes = array.shape[1] // parts
-        if classes < 1 or classes * parts != array.shape[1] or output_dim % classes:
-            wanted = f"of shape {axes} with classes that divide output_dim = {output_dim}"
-            checks.fail(op, name, wanted, tuple(array.shape))
+        classes = array.shape[1] // components
+        if classes < 1 or classes * components != array.shape[1] or output_dim % classes:
+            expected = f"of shape {axes} with classes that divide output_dim = {output_dim}"
+            checks.fail(op, name, expected, tuple(array.shape))
         return classes
     return 1
 
@@ -374,6 +374,6 @@ def _moved(op: str, plan: RoiPlan, **given: Outline | None) -> RoiPlan:
     """The plan, once the shapes of what moves and weighs its bins are checked."""
     for name, array in given.items():
         if array is not None:
-            wanted = plan.gradients[name]
-            checks.shape(op, name, array, wanted.shape, wanted.axes)
+            expected = plan.gradients[name]
+            checks.shape(op, name, array, expected.shape, expected.axes)
     return plan

@@ -251,10 +251,10 @@ def test_an_edit_of_any_source_makes_the_cached_kernels_stale(tmp_path):
     package = copy_package(tmp_path)
     cached = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert "sample 7.5\n" in python(SAMPLE, **cached)
-    samplers = package / "cpu" / "samplers.py"
-    text = samplers.read_text()
+    sampler = package / "cpu" / "sampler.py"
+    text = sampler.read_text()
     one = "ms[:count] = 0 if grid.modulated else 1"
     assert one in text
-    samplers.chmod(samplers.stat().st_mode | stat.S_IWUSR)
-    samplers.write_text(text.replace(one, one.replace("else 1", "else 2")))
+    sampler.chmod(sampler.stat().st_mode | stat.S_IWUSR)
+    sampler.write_text(text.replace(one, one.replace("else 1", "else 2")))
     assert "sample 15.0\n" in python(SAMPLE, **cached)
