@@ -205,17 +205,13 @@ def test_tangents_take_the_cells_of_the_gradients(name, dtype, border, rng):
 @pytest.mark.parametrize("name", ["deform_conv2d", "bilinear_sample"])
 def test_float32_has_no_slopes_on_a_long_axis(name):
     """A whole number and the next one are one number there."""
-    row, moved = operator(name), "offset" if name == "deform_conv2d" else "points"
+    case = next(c for n, c in problems() if n == name)
+    asked = problem(name, case, "float32")
+    moved = "offset" if name == "deform_conv2d" else "points"
     for shape in ((1, 1, 1, 2**24 + 1), (1, 1, 2**24 + 1, 1)):
-        coordinates = (1, 2, *shape[2:]) if moved == "offset" else (1, 4, 2)
-        arrays = {"input": shape, moved: coordinates, "weight": (1, 1, 1, 1)}
-        arrays = {  # of a single number each, however large
-            a.name: np.broadcast_to(np.float32(0), arrays[a.name])
-            for a in row.arguments
-            if a.name in arrays
-        }
+        arrays = {**asked.case.arrays, "input": np.broadcast_to(np.float32(0), shape)}
         with pytest.raises(NotImplementedError, match=f"^{name}: expected `input` of at most 1677"):
-            jvp(row, Case("long", arrays, {}), {moved: arrays[moved]})
+            jvp(asked.row, Case(case, arrays, asked.case.options), {moved: arrays[moved]})
 
 
 def test_values_of_boxes_are_read_for_adaptive_bins_only():
