@@ -239,7 +239,8 @@ def test_kernels_compile_where_nothing_can_be_written(tmp_path):
     package = copy_package(tmp_path)
     blocked = tmp_path / "file"
     blocked.write_text("")
-    (package / "cpu" / "__pycache__").write_text("")  # in the way, whoever runs the tests
+    for source in [*(package / "cpu").rglob("*.py")]:
+        source.with_name("__pycache__").write_text("")  # in the way, whoever runs the tests
     places = {name: str(blocked / "x") for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")}
     places["NUMBA_CACHE_DIR"] = ""
     said = python(SAMPLE, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1", **places)
