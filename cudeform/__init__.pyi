@@ -1,6 +1,6 @@
 # The public signatures for type checkers: arrays of one framework come in, and the same come out.
 #
-# tests/test_public_api.py compares names, order and defaults with those of the functions.
+# tests/house/test_public_api.py compares names, order and defaults with those of the functions.
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, overload
@@ -46,34 +46,6 @@ class _DeformRoiPoolGradients(NamedTuple, Generic[_Array]):
     input: _Array | Any
     offset: _Array | Any
     mask: _Array | Any
-
-__all__ = [
-    "bilinear_sample",
-    "bilinear_sample_backward",
-    "conv2d",
-    "conv2d_backward",
-    "convert_mask",
-    "convert_offset",
-    "convert_roi_offset",
-    "deform_conv2d",
-    "deform_conv2d_backward",
-    "deform_ps_roi_pool",
-    "deform_ps_roi_pool_backward",
-    "deform_roi_pool",
-    "deform_roi_pool_backward",
-    "pack_dcnv4",
-    "points_from_msda",
-    "points_to_msda",
-    "ps_roi_align",
-    "ps_roi_align_backward",
-    "ps_roi_pool",
-    "ps_roi_pool_backward",
-    "roi_align",
-    "roi_align_backward",
-    "roi_pool",
-    "roi_pool_backward",
-    "unpack_dcnv4",
-]
 
 __version__: str
 

@@ -102,10 +102,10 @@ def _find_kind(array_type: type) -> Kind | None:
     bases.update(_registered)
     if issubclass(array_type, (np.ma.MaskedArray, np.matrix)):
         return None  # a mask would be lost; what is done to a matrix means something else
-    found = next((kind for base, kind in bases.items() if issubclass(array_type, base)), None)
-    if found is not None and len(_kinds) < _MOST_KINDS:
-        _kinds[array_type] = found
-    return found
+    kind = next((of_base for base, of_base in bases.items() if issubclass(array_type, base)), None)
+    if kind is not None and len(_kinds) < _MOST_KINDS:
+        _kinds[array_type] = kind
+    return kind
 
 
 def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
@@ -123,20 +123,20 @@ def known(op: str, name: str, array: Any) -> Kind:
     """The kind of an array of whatever dtype, or a TypeError for what is none."""
     kind = _kinds.get(type(array)) or _find_kind(type(array))
     if kind is None:
-        wanted = "to be a NumPy or CuPy array"
-        checks.fail(op, name, wanted, type_name(array), error=TypeError)
+        expected = "to be a NumPy or CuPy array"
+        checks.fail(op, name, expected, type_name(array), error=TypeError)
     return kind
 
 
 def same_place(op: str, name: str, array: Any, first_name: str, first: Any) -> None:
     """Check that an array is one of the kind and on the device of the first, of whatever dtype."""
-    kind, wanted = known(op, name, array), known(op, first_name, first)
-    if kind is not wanted:
+    kind, first_kind = known(op, name, array), known(op, first_name, first)
+    if kind is not first_kind:
         why = "all arrays of one call belong to one framework"
-        expected = f"to be a {wanted.name} array like `{first_name}`"
+        expected = f"to be a {first_kind.name} array like `{first_name}`"
         checks.fail(op, name, expected, kind.name, why, TypeError)
-    if kind.device(array) != wanted.device(first):
-        expected = f"on {wanted.device(first)} like `{first_name}`"
+    if kind.device(array) != first_kind.device(first):
+        expected = f"on {first_kind.device(first)} like `{first_name}`"
         checks.fail(op, name, expected, kind.device(array), error=TypeError)
 
 
@@ -167,8 +167,8 @@ def kind_of(
         if dtype is not first_dtype:
             mixed = True
             if kind.dtype_name(dtype) not in DTYPES:
-                wanted = "of dtype " + ", ".join(DTYPES)
-                checks.fail(op, name, wanted, repr(dtype), error=TypeError)
+                expected = "of dtype " + ", ".join(DTYPES)
+                checks.fail(op, name, expected, repr(dtype), error=TypeError)
         if first is None:
             first, first_name, first_dtype, mixed = kind, name, dtype, False
             first_device = kind.device(array)

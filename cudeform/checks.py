@@ -213,17 +213,17 @@ def needs(op: str, value: Any, given: dict[str, Any], names: tuple[str, ...]) ->
     absent = {name for name, array in given.items() if array is None}
     if value is None:
         return frozenset(names) - absent
-    wanted = "to be None or some of " + ", ".join(map(repr, names))
+    expected = "to be None or some of " + ", ".join(map(repr, names))
     if isinstance(value, _NO_NAMES) or not isinstance(value, Iterable) or _is_array(value):
-        fail(op, "needs", wanted, shown(value), error=TypeError)
+        fail(op, "needs", expected, shown(value), error=TypeError)
     value = tuple(islice(value, MOST_NEEDED))
     for name in value:
         if not isinstance(name, str) or name not in names:
-            fail(op, "needs", wanted, shown(value))
+            fail(op, "needs", expected, shown(value))
         if name in absent:
             fail(op, "needs", f"without {name!r}", shown(value), f"no `{name}` was given")
     if len(value) == MOST_NEEDED:  # or more: an iterator may have no end
-        fail(op, "needs", wanted, shown(value))
+        fail(op, "needs", expected, shown(value))
     return frozenset(value)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from cudeform import checks
 
-__all__ = ["define", "operator", "remember"]
+__all__ = ["define", "dispatched", "remember"]
 
 # Module to look up in `sys.modules`, the type that its arrays are instances of, our bridge.
 _BRIDGES = (
@@ -129,7 +129,7 @@ def define() -> None:
         import cudeform.torch  # noqa: F401
 
 
-def operator(function: Callable[..., Any]) -> Callable[..., Any]:
+def dispatched(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let the bridge of a framework answer calls with arrays of that framework.
 
     A bridge has ``call(name, function, given)``, with `given` the arguments by name as they came:

@@ -10,11 +10,13 @@ from keras import ops
 
 import cudeform
 from cudeform import checks
+from cudeform.descriptions import described
 
 __all__ = ["DeformConv2D"]
 
 
 @keras.saving.register_keras_serializable("cudeform")
+@described
 class DeformConv2D(keras.layers.Conv2D):
     """Deformable convolution with the branch that learns its offsets, v1 and v2.
 
@@ -40,11 +42,7 @@ class DeformConv2D(keras.layers.Conv2D):
     The weights are those of `keras.layers.Conv2D`, then kernel and bias of the branch. On a GPU
     the TensorFlow backend computes on the host; torch and JAX compute on the GPU.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
-    .. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
-       arXiv:1811.11168.
+    %(deformable_papers)s
     """
 
     def __init__(

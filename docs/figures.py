@@ -147,10 +147,10 @@ def _channels(axes: Axes, name: str) -> None:
 
 BOX = np.array([[0, 2.2, 1.4, 9.3, 6.8]])  # image, x1, y1, x2, y2
 POOLINGS = {  # how a box becomes a region, and what a bin reads
-    "roi_pool": ("pixel", "pixels"),
-    "roi_align": ("center", "centers"),
-    "deform_roi_pool": ("center", "centers"),
-    "deform_ps_roi_pool": ("msra_center", "corners"),
+    "roi_pool": ("closed", "pixels"),
+    "roi_align": ("aligned", "grid_centers"),
+    "deform_roi_pool": ("aligned", "grid_centers"),
+    "deform_ps_roi_pool": ("msra_aligned", "grid_corners"),
 }
 
 
@@ -189,7 +189,7 @@ def _pooling(axes: Axes, region: str, reads: str, moves: bool) -> None:
             y, x = top - 0.5, left - 0.5
             ys, xs = top + np.arange(size_y), left + np.arange(size_x)
         else:
-            shift = 0.5 if reads == "centers" else 0.0
+            shift = 0.5 if reads == "grid_centers" else 0.0
             ys = y + (np.arange(2) + shift) * size_y / 2
             xs = x + (np.arange(2) + shift) * size_x / 2
         axes.add_patch(Rectangle((x, y), size_x, size_y, fc=color, ec=color, alpha=0.22, lw=1.4))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from panels import draw_accuracies, draw_losses, title
+from panels import board, title
 from training import Runs
 
 COLOURS = {
@@ -31,19 +31,10 @@ class View:
 
 def draw(runs: Runs, images: np.ndarray, views: dict[str, list[View]]) -> Figure:
     """Curves and accuracies above; below, a row of images for each network."""
-    heights = (3.2, 1.95 * len(views))
-    figure = Figure(figsize=(11.4, sum(heights)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
-    axes = above.subplots(1, 3, width_ratios=(1.0, 1.25, 1.25))
-    _draw_images(axes[0], images)
-    draw_losses(axes[1], runs, COLOURS)
-    title(axes[1], "b", "training")
-    draw_accuracies(axes[2], runs, COLOURS)
-    title(axes[2], "c", "test accuracy")
-    rows = below.subfigures(len(views), 1, squeeze=False)[:, 0]
-    for letter, row, (network, shown) in zip("def", rows, views.items(), strict=False):
-        text = f"$\\bf{{{letter}}}$  {network}: where a unit (+) of the last map reads (dots)"
-        row.suptitle(text, fontsize=10, x=0.008, ha="left")
+    names = [f"{network}: where a unit (+) of the last map reads (dots)" for network in views]
+    figure, first, rows = board(runs, COLOURS, names, 1.95)
+    _draw_images(first, images)
+    for row, (network, shown) in zip(rows, views.items(), strict=True):
         for axes, view in zip(row.subplots(1, len(shown)), shown, strict=True):
             drawn = _draw_view(axes, view)
         if network == "modulated v2":

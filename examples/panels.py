@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 from training import Runs
+
+
+class Board(NamedTuple):
+    """A figure that compares trainings."""
+
+    figure: Figure
+    first: Axes  # what they were trained on
+    rows: list[SubFigure]
 
 
 def title(axes: Axes, letter: str, text: str) -> None:
     """A panel's title, with its letter in bold."""
     axes.set_title(f"$\\bf{{{letter}}}$  {text}", fontsize=10, loc="left")
+
+
+def board(runs: Runs, colours: dict[str, str], names: list[str], height: float) -> Board:
+    """Curves and accuracies above, and below a row of this height for each of `names`."""
+    heights = (3.2, height * len(names))
+    figure = Figure(figsize=(11.4, sum(heights)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    axes = above.subplots(1, 3, width_ratios=(1.0, 1.25, 1.25))
+    draw_losses(axes[1], runs, colours)
+    title(axes[1], "b", "training")
+    draw_accuracies(axes[2], runs, colours)
+    title(axes[2], "c", "test accuracy")
+    rows = below.subfigures(len(names), 1, squeeze=False)[:, 0]
+    for letter, row, name in zip("defghi", rows, names, strict=False):
+        row.suptitle(f"$\\bf{{{letter}}}$  {name}", fontsize=10, x=0.008, ha="left")
+    return Board(figure, axes[0], list(rows))
 
 
 def draw_losses(axes: Axes, runs: Runs, colours: dict[str, str]) -> None:

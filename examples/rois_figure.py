@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from panels import draw_accuracies, draw_losses, title
+from panels import board, title
 from scenes import Scenes
 from training import Runs
 
@@ -34,19 +34,10 @@ class Bins:
 
 def draw(runs: Runs, test: Scenes, bins: dict[str, list[Bins]]) -> Figure:
     """Scene, curves and accuracies above; below, a row of boxes for each pooling that moves."""
-    heights = (3.2, 2.15 * len(bins))
-    figure = Figure(figsize=(11.4, sum(heights)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
-    axes = above.subplots(1, 3, width_ratios=(1.0, 1.25, 1.25))
-    _draw_scene(axes[0], test)
-    draw_losses(axes[1], runs, COLOURS)
-    title(axes[1], "b", "training")
-    draw_accuracies(axes[2], runs, COLOURS)
-    title(axes[2], "c", "test accuracy")
-    rows = below.subfigures(len(bins), 1, squeeze=False)[:, 0]
-    for letter, row, (network, shown) in zip("de", rows, bins.items(), strict=False):
-        text = f"$\\bf{{{letter}}}$  {network} pooling: the box given (blue), its bins (yellow)"
-        row.suptitle(text, fontsize=10, x=0.008, ha="left")
+    names = [f"{network} pooling: the box given (blue), its bins (yellow)" for network in bins]
+    figure, first, rows = board(runs, COLOURS, names, 2.15)
+    _draw_scene(first, test)
+    for row, shown in zip(rows, bins.values(), strict=True):
         for axes, of_box in zip(row.subplots(1, len(shown)), shown, strict=True):
             _draw_bins(axes, of_box)
     return figure

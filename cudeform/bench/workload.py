@@ -55,7 +55,7 @@ class Workload:
         return self.operator in TORCHVISION and "convention" not in self.options
 
     def call(
-        self, arrays: dict[str, Any], backward: bool = False, **more: Any
+        self, arrays: dict[str, Any], backward: bool = False, **options: Any
     ) -> Callable[[], tuple[Any, ...]]:
         """A call of cudeform on arrays of any kind, which returns the output or the gradients."""
         function = self.row.backward if backward else self.row.forward
@@ -67,8 +67,8 @@ class Workload:
                 **forward, return_argmax=True
             )  # kept, as by others
         if not backward:
-            return lambda: (function(**given, **more),)
-        return lambda: tuple(g for g in function(**given, **more) if g is not None)
+            return lambda: (function(**given, **options),)
+        return lambda: tuple(g for g in function(**given, **options) if g is not None)
 
 
 @dataclass(frozen=True)

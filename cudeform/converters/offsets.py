@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from cudeform import arrays, checks
-from cudeform.dispatch import operator
+from cudeform.descriptions import described
+from cudeform.dispatch import dispatched
 from cudeform.plans.points import LAYOUTS
 
 __all__ = [
@@ -28,11 +29,11 @@ LIBRARIES = ("torchvision", "chainer", "dcnv3")
 
 @dataclass(frozen=True)
 class _Taps:
-    """How the channels of an offset (two parts) or a mask (one) are made of taps."""
+    """How the channels of an offset (two components) or a mask (one) are made of taps."""
 
     op: str
     argument: str
-    parts: int
+    components: int
     kernel: tuple[int, int]
     remove_center: bool
     channels_last: bool  # where torchvision's channels are; the others have one place for them
@@ -51,7 +52,7 @@ class _Taps:
     def axes(self, library: str) -> str:
         taps = "points" if library == "dcnv3" else "kh*kw"
         groups = "" if library == "chainer" else "groups*"
-        channels = ("2*" if self.parts == 2 else "") + groups + taps
+        channels = ("2*" if self.components == 2 else "") + groups + taps
         return f"(N, Ho, Wo, {channels})" if self.last(library) else f"(N, {channels}, Ho, Wo)"
 
     def groups(self, array: Any, library: str) -> int:
@@ -59,7 +60,7 @@ class _Taps:
         axes = self.axes(library)
         checks.rank(self.op, self.argument, array, axes)
         channels = array.shape[3 if self.last(library) else 1]
-        one = self.parts * self.stored(library)
+        one = self.components * self.stored(library)
         if one == 0 or channels == 0 or channels % one:
             expected = f"with channels a multiple of {one} in the layout {axes} of {library!r}"
             checks.fail(self.op, self.argument, expected, tuple(array.shape))
@@ -72,23 +73,23 @@ class _Taps:
             checks.fail(self.op, self.argument, expected, f"{groups} in {tuple(array.shape)}")
 
     def read(self, array: Any, library: str, xp: Any) -> Any:
-        """A library's array as (N, Ho, Wo, groups, kh, kw, parts), parts in the order (y, x)."""
+        """A library's array as (N, Ho, Wo, groups, kh, kw, components): y, then x."""
         groups = self.groups(array, library)
         kh, kw = self.kernel
         if not self.last(library):
             array = xp.moveaxis(array, 1, 3)
         grid = array.shape[:3]
         if library == "torchvision":
-            return array.reshape(*grid, groups, kh, kw, self.parts)
+            return array.reshape(*grid, groups, kh, kw, self.components)
         if library == "chainer":
-            planes = array.reshape(*grid, groups, self.parts, kh, kw)
+            planes = array.reshape(*grid, groups, self.components, kh, kw)
             return xp.flip(xp.moveaxis(planes, 4, 6), (6,))
-        stored = array.reshape(*grid, groups, self.stored(library), self.parts)
+        stored = array.reshape(*grid, groups, self.stored(library), self.components)
         if self.remove_center:
             center = self.count // 2
             before, after = stored[..., :center, :], stored[..., center:, :]
             stored = xp.concatenate([before, xp.zeros_like(stored[..., :1, :]), after], 4)
-        stored = stored.reshape(*grid, groups, kw, kh, self.parts)
+        stored = stored.reshape(*grid, groups, kw, kh, self.components)
         return xp.flip(xp.swapaxes(stored, 4, 5), (6,))
 
     def write(self, array: Any, library: str, xp: Any) -> Any:
@@ -100,22 +101,22 @@ class _Taps:
         elif library == "dcnv3":
             array = xp.swapaxes(xp.flip(array, (6,)), 4, 5)
             if self.remove_center:
-                array = array.reshape(*grid, groups, self.count, self.parts)
+                array = array.reshape(*grid, groups, self.count, self.components)
                 center = self.count // 2
                 array = xp.concatenate([array[..., :center, :], array[..., center + 1 :, :]], 4)
-        array = array.reshape(*grid, self.parts * groups * self.stored(library))
+        array = array.reshape(*grid, self.components * groups * self.stored(library))
         if not self.last(library):
             array = xp.moveaxis(array, 3, 1)
         return array
 
 
-def _taps(op: str, argument: str, parts: int, kernel: Any, center: Any, layout: str) -> _Taps:
+def _taps(op: str, argument: str, components: int, kernel: Any, center: Any, layout: str) -> _Taps:
     kernel = checks.pair(op, "kernel_size", kernel, 1)
     checks.choice(op, "layout", layout, LAYOUTS)
     center = checks.flag(op, "remove_center", center)
     if center and (kernel[0] * kernel[1]) % 2 == 0:
         checks.fail(op, "kernel_size", "to be odd with remove_center", kernel)
-    return _Taps(op, argument, parts, kernel, center, layout == "NHWC")
+    return _Taps(op, argument, components, kernel, center, layout == "NHWC")
 
 
 def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: float) -> np.ndarray:
@@ -124,7 +125,8 @@ def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: floa
     return (scale - 1.0) * np.stack(np.meshgrid(a, b, indexing="ij"), axis=-1)
 
 
-@operator
+@dispatched
+@described
 def convert_offset(
     offset: Any,
     source: str,
@@ -159,17 +161,13 @@ def convert_offset(
     remove_center : bool
         Of DCNv3: the tap at the centre is not stored. It becomes a zero offset elsewhere, to which
         `convert_mask` gives a mask of zero.
-    layout : {"NCHW", "NHWC"}
-        Where the channels are on the "torchvision" side.
+    %(layout_of_torchvision)s
 
     Returns
     -------
     array of the same dtype
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, shape or value.
+    %(raises_for_converters)s
 
     Notes
     -----
@@ -209,7 +207,8 @@ def convert_offset(
     return kind.contiguous(taps.write(result, target, xp))
 
 
-@operator
+@dispatched
+@described
 def convert_mask(
     mask: Any,
     source: str,
@@ -232,17 +231,13 @@ def convert_mask(
         (kh, kw) in taps.
     remove_center : bool
         Of DCNv3: the tap at the centre is not stored. It is a mask of zero elsewhere.
-    layout : {"NCHW", "NHWC"}
-        Where the channels are on the "torchvision" side.
+    %(layout_of_torchvision)s
 
     Returns
     -------
     array of the same dtype
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, shape or value.
+    %(raises_for_converters)s
 
     See Also
     --------
@@ -272,7 +267,8 @@ def _packed_channels(groups: int, points: int) -> int:
     return -(-3 * groups * points // 8) * 8
 
 
-@operator
+@dispatched
+@described
 def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     """The offset and the mask that DCNv4 keeps in one array, in DCNv3's layout.
 
@@ -290,10 +286,7 @@ def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     mask : array of shape (..., groups*points)
         Both as `convert_offset` and `convert_mask` take them from "dcnv3".
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, shape or value.
+    %(raises_for_converters)s
 
     See Also
     --------
@@ -322,7 +315,8 @@ def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     return kind.contiguous(offset), kind.contiguous(mask)
 
 
-@operator
+@dispatched
+@described
 def pack_dcnv4(offset: Any, mask: Any, groups: int) -> Any:
     """The inverse of `unpack_dcnv4`: one array for DCNv4 from an offset and a mask of DCNv3.
 
@@ -337,10 +331,7 @@ def pack_dcnv4(offset: Any, mask: Any, groups: int) -> Any:
     array of shape (..., channels)
         ``3*groups*points`` channels, then zeros up to a multiple of 8.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, shape or value.
+    %(raises_for_converters)s
     """
     op = "pack_dcnv4"
     kind = arrays.kind_of(op, {"offset": offset, "mask": mask})

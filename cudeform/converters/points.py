@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cudeform import arrays, checks
-from cudeform.dispatch import operator
+from cudeform.dispatch import dispatched
 
 __all__ = ["points_from_msda", "points_to_msda"]
 
@@ -26,8 +26,8 @@ def _sizes(op: str, spatial_shapes: Any, levels: int) -> Any:
     if not isinstance(spatial_shapes, (list, tuple)):
         kind = arrays.known(op, name, spatial_shapes)
         if not kind.dtype_name(spatial_shapes.dtype).startswith(("int", "uint", "float")):
-            wanted = "of integers or real numbers"
-            checks.fail(op, name, wanted, repr(spatial_shapes.dtype), error=TypeError)
+            expected = "of integers or real numbers"
+            checks.fail(op, name, expected, repr(spatial_shapes.dtype), error=TypeError)
         checks.shape(op, name, spatial_shapes, shape, symbols)
         if kind.backend == "cpu" and not (spatial_shapes > 0).all():
             checks.fail(op, name, "to be above 0", spatial_shapes.min())
@@ -40,7 +40,7 @@ def _sizes(op: str, spatial_shapes: Any, levels: int) -> Any:
     return [checks.pair(op, name, size, 1) for size in spatial_shapes]
 
 
-@operator
+@dispatched
 def points_from_msda(locations: Any, spatial_shapes: Any) -> Any:
     """Points (y, x) in pixels from the sampling locations of multi-scale deformable attention.
 
@@ -80,7 +80,7 @@ def points_from_msda(locations: Any, spatial_shapes: Any) -> Any:
     return kind.contiguous(kind.cast(points, locations.dtype))
 
 
-@operator
+@dispatched
 def points_to_msda(points: Any, spatial_shapes: Any) -> Any:
     """The inverse of `points_from_msda`, up to rounding.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cudeform import arrays, checks
-from cudeform.dispatch import operator
+from cudeform.descriptions import described
+from cudeform.dispatch import dispatched
 
 __all__ = ["convert_roi_offset"]
 
@@ -22,7 +23,8 @@ def _roi_size_mxnet(boxes: Any, scale: float, xp: Any) -> Any:
 _ROI_SIZES = {"mmcv": _roi_size_mmcv, "mxnet": _roi_size_mxnet}
 
 
-@operator
+@dispatched
+@described
 def convert_roi_offset(
     offset: Any,
     boxes: Any,
@@ -60,10 +62,7 @@ def convert_roi_offset(
     -------
     array of shape (R, 2*classes, ph, pw)
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, shape or value.
+    %(raises_for_converters)s
 
     Notes
     -----

@@ -26,8 +26,8 @@ _NOWHERE = -2  # a coordinate at which every sampler reads nothing
 # Options with which a region from -0.5 to 0.5 has one sample, that moves by a pixel for an offset
 # of 1: from its centre, or from its corner.
 _SINGLE = {
-    "centers": dict(output_size=1, spatial_scale=1.0, sampling_ratio=1, gamma=1.0),
-    "corners": dict(
+    "grid_centers": dict(output_size=1, spatial_scale=1.0, sampling_ratio=1, gamma=1.0),
+    "grid_corners": dict(
         output_size=1,
         spatial_scale=1.0,
         group_size=1,
@@ -68,8 +68,8 @@ def along(call: Call, tangent: Any) -> list[Any]:
             at[axis] = xp.floor(own.at)
             at = [xp.where(read, coordinate, _NOWHERE) for coordinate in at]
             weight = xp.where(read, weights[axis][..., None, None], 0)
-            found = _weighted(call, plan, steps[axis], images, at, weight)
-            total = found if total is None else total + found
+            summed = _weighted(call, plan, steps[axis], images, at, weight)
+            total = summed if total is None else total + summed
     shape = (plan.regions, plan.out_channels, *plan.bins)
     return [xp.reshape(xp.moveaxis(total, -1, 2), shape)]
 
@@ -102,7 +102,7 @@ def _axes(call: Call, plan: RoiPlan, offset: tuple[Any, Any]) -> list[_Axis]:
     real = finite[0] & finite[1]
     axes = []
     for axis, (start, size) in enumerate(extents):
-        if plan.region == "msra_center":
+        if plan.region == "msra_aligned":
             size = xp.where(size > 0.1, size, 0.1)
         start = xp.reshape(xp.where(real, start, _NOWHERE), shape)
         size = xp.reshape(xp.where(real, size, 0), shape)  # what is nowhere does not move
@@ -113,7 +113,7 @@ def _axes(call: Call, plan: RoiPlan, offset: tuple[Any, Any]) -> list[_Axis]:
 def _extent(xp: Namespace, plan: RoiPlan, boxes: Any, axis: int) -> tuple[Any, Any]:
     """Start and size of regions along y (0) or x (1), see `RoiPlan`, without a least size."""
     first, last = boxes[:, 2 - axis], boxes[:, 4 - axis]
-    if plan.region == "msra_center":
+    if plan.region == "msra_aligned":
         first, last = _rounded(xp, first), _rounded(xp, last) + 1
     start = first * plan.scale - 0.5
     return start, last * plan.scale - 0.5 - start
@@ -131,7 +131,7 @@ def _samples(call: Call, plan: RoiPlan, axis: int, extent: tuple[Any, Any], offs
     """Those along one axis of regions that have start and size `extent`."""
     xp, (start, size) = call.xp, extent
     pixels, bins = (plan.height, plan.width)[axis], plan.bins[axis]
-    corners = plan.reads == "corners"
+    corners = plan.reads == "grid_corners"
     low, high = (-0.5, pixels - 0.5) if corners else (-1, pixels)
     count, most = _counts(call, plan, axis)
     divisor = xp.where(count > 1, count, 1)
@@ -232,11 +232,11 @@ def _weighted(
     xp, shape, channels = call.xp, weight.shape, images.shape[1]
     count, zero = math.prod(shape), xp.zeros_like(weight)
     size, more = zero + 1, {}
-    if plan.reads == "corners":
+    if plan.reads == "grid_corners":
         size, more = zero, {"output_dim": channels}  # its boxes include their last pixel
         at = [coordinate + 0.5 for coordinate in at]  # from the corner of the bin at -0.5
     boxes = xp.stack([image[..., None, None] + zero, zero, zero, size, size], -1)
-    found = call.function(
+    summed = call.function(
         input=images,
         boxes=xp.reshape(boxes, (count, 5)),
         offset=xp.reshape(xp.stack([at[1], at[0]], -1), (count, 2, 1, 1)),
@@ -244,4 +244,4 @@ def _weighted(
         **_SINGLE[plan.reads],
         **more,
     )
-    return xp.reshape(found, (*shape[:4], shape[4] * shape[5], channels)).sum(4)
+    return xp.reshape(summed, (*shape[:4], shape[4] * shape[5], channels)).sum(4)

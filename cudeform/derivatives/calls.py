@@ -13,6 +13,8 @@ from cudeform.plans import Plan
 __all__ = ["Call", "Namespace", "border", "check_sides"]
 
 _EXACT = 2**24  # pixels: beyond, float32 does not tell a whole number from the next
+# What frameworks call as NumPy does.
+_ALIKE = ("floor", "where", "stack", "concatenate", "moveaxis", "reshape", "zeros_like")
 
 
 class Namespace(NamedTuple):
@@ -31,6 +33,18 @@ class Namespace(NamedTuple):
     cast: Callable[[Any, str], Any]  # (array, name of a dtype)
     still: Callable[[Any], Any]  # an array that is not differentiated
     values: Callable[[Any], np.ndarray | None]  # what is in it; None where that is not known yet
+
+    @classmethod
+    def of(cls, module: Any, **others: Any) -> Namespace:
+        """Of a module whose functions are named as NumPy's, and `others` where they are not."""
+        alike = {name: getattr(module, name) for name in _ALIKE}
+        numpy_like = dict(
+            constant=lambda array, like: module.asarray(array, like.dtype),
+            arange=lambda count, like: module.arange(count, dtype=like.dtype),
+            dtype_name=lambda array: array.dtype.name,
+            cast=lambda array, name: array.astype(name),
+        )
+        return cls(**{**alike, **numpy_like, **others})
 
 
 class Call(NamedTuple):

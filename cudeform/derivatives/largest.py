@@ -24,13 +24,13 @@ def _at_samples(call: Call, tangent: Any, argmax: Any) -> Any:
     image = xp.reshape(call.primals["boxes"][:, 0], (y.shape[0], 1, 1, 1)) * channels
     image = image + xp.reshape(xp.arange(channels, y), (channels, 1, 1)) + xp.zeros_like(y)
     boxes = xp.stack([image, x - 0.5, y - 0.5, x + 0.5, y + 0.5], -1)
-    found = call.function(
+    chosen = call.function(
         input=xp.reshape(tangent, (images * channels, 1, height, width)),
         boxes=xp.reshape(boxes, (math.prod(y.shape), 5)),
         output_size=1,
         sampling_ratio=1,
     )
-    return xp.reshape(found, y.shape)
+    return xp.reshape(chosen, y.shape)
 
 
 def _at_pixels(call: Call, tangent: Any, argmax: Any) -> Any:
@@ -39,5 +39,5 @@ def _at_pixels(call: Call, tangent: Any, argmax: Any) -> Any:
     image = xp.reshape(xp.cast(boxes[:, 0], "int32"), (boxes.shape[0], 1, 1, 1))
     channel = xp.reshape(xp.arange(channels, argmax), (channels, 1, 1))
     pixels = xp.reshape(tangent, (images, channels, height * width))
-    found = argmax >= 0  # in a bin with pixels
-    return xp.where(found, pixels[image, channel, xp.where(found, argmax, 0)], 0)
+    chosen = argmax >= 0  # in a bin with pixels
+    return xp.where(chosen, pixels[image, channel, xp.where(chosen, argmax, 0)], 0)

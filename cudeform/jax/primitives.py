@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
-from jax.interpreters import ad, mlir
+from jax.interpreters import ad, batching, mlir
 
 from cudeform.jax.calls import Call
 
@@ -19,8 +19,8 @@ __all__ = [
     "batch",
     "bind",
     "is_zero",
-    "lower",
     "primitive",
+    "rules",
     "transpose",
     "unknown",
 ]
@@ -46,7 +46,23 @@ def primitive(name: str) -> Primitive:
     return new
 
 
-def lower(primitive: Primitive, program: Callable[..., list[Any]]) -> None:
+def rules(
+    primitive: Primitive,
+    avals: Callable[..., list[Any]],
+    program: Callable[..., list[Any]],
+    jvp: Callable[..., Any],
+    transpose: Callable[..., list[Any]],
+    batch: Callable[..., Any],
+) -> None:
+    """Say what JAX has to know of a primitive."""
+    primitive.def_abstract_eval(avals)
+    _lower(primitive, program)
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[primitive] = transpose
+    batching.primitive_batchers[primitive] = batch
+
+
+def _lower(primitive: Primitive, program: Callable[..., list[Any]]) -> None:
     """Say what a primitive is in a program, in terms of JAX's own functions and of others."""
     rule = mlir.lower_fun(program, multiple_results=True)
 

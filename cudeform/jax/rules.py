@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import ad, batching
+from jax.interpreters import ad
 
 from cudeform import derivatives
 from cudeform.jax.buffers import compute
@@ -29,26 +29,16 @@ from cudeform.jax.primitives import (
     batch,
     bind,
     is_zero,
-    lower,
     primitive,
+    rules,
     transpose,
     unknown,
 )
 
 __all__ = ["backward", "forward"]
 
-_XP = derivatives.Namespace(
-    floor=jnp.floor,
-    where=jnp.where,
-    stack=jnp.stack,
-    concatenate=jnp.concatenate,
-    moveaxis=jnp.moveaxis,
-    reshape=jnp.reshape,
-    zeros_like=jnp.zeros_like,
-    constant=lambda array, like: jnp.asarray(array, like.dtype),
-    arange=lambda count, like: jnp.arange(count, dtype=like.dtype),
-    dtype_name=lambda array: array.dtype.name,
-    cast=lambda array, name: array.astype(name),
+_XP = derivatives.Namespace.of(
+    jnp,
     still=jax.lax.stop_gradient,
     values=lambda array: None if isinstance(array, jax.core.Tracer) else np.asarray(array),
 )
@@ -137,11 +127,9 @@ def _forward_batch(operands: Any, dims: Any, *, call: Call) -> Any:
     return batch(_forward_p, call.arrays, ["output"], operands, dims, call)
 
 
-_forward_p.def_abstract_eval(_forward_avals)
-lower(_forward_p, _forward_program)
-ad.primitive_jvps[_forward_p] = _forward_jvp
-ad.primitive_transposes[_forward_p] = _forward_transpose
-batching.primitive_batchers[_forward_p] = _forward_batch
+rules(
+    _forward_p, _forward_avals, _forward_program, _forward_jvp, _forward_transpose, _forward_batch
+)
 
 
 # tangent
@@ -202,11 +190,9 @@ def _tangent_batch(operands: Any, dims: Any, *, call: Call, along: tuple[str, ..
 
 _compiled_tangent = _tangent_p.impl
 _tangent_p.def_impl(_tangent_impl)
-_tangent_p.def_abstract_eval(_tangent_avals)
-lower(_tangent_p, _tangent_program)
-ad.primitive_jvps[_tangent_p] = _tangent_jvp
-ad.primitive_transposes[_tangent_p] = _tangent_transpose
-batching.primitive_batchers[_tangent_p] = _tangent_batch
+rules(
+    _tangent_p, _tangent_avals, _tangent_program, _tangent_jvp, _tangent_transpose, _tangent_batch
+)
 
 
 # backward
@@ -271,8 +257,11 @@ def _backward_batch(operands: Any, dims: Any, *, call: Call, needs: tuple[str, .
     return batch(_backward_p, names, needs, operands, dims, call, needs=needs)
 
 
-_backward_p.def_abstract_eval(_backward_avals)
-lower(_backward_p, _backward_program)
-ad.primitive_jvps[_backward_p] = _backward_jvp
-ad.primitive_transposes[_backward_p] = _backward_transpose
-batching.primitive_batchers[_backward_p] = _backward_batch
+rules(
+    _backward_p,
+    _backward_avals,
+    _backward_program,
+    _backward_jvp,
+    _backward_transpose,
+    _backward_batch,
+)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cudeform import checks, deform_conv2d, deform_conv2d_backward
+from cudeform.descriptions import described
 from cudeform.layers.plain import (
     Array,
     Conv2d,
@@ -26,6 +27,7 @@ __all__ = ["DeformConv2d"]
 
 
 @dataclass(frozen=True)
+@described
 class DeformConv2d:
     """Deformable convolution whose offsets, and with v2 masks, a convolution of its input gives.
 
@@ -34,15 +36,10 @@ class DeformConv2d:
 
     Parameters
     ----------
-    in_channels, out_channels : int
-    kernel_size, stride, padding, dilation : int or (int, int)
-        As in `cudeform.deform_conv2d`, the kernel's size as (height, width).
-    groups : int
-        Of the channels, which are convolved apart.
+    %(channels_and_kernel)s
     offset_groups : int
         Of the input channels; each has offsets, and masks, of its own.
-    bias : bool
-        Whether to add a number to each output channel.
+    %(with_bias)s
     modulated : bool
         Version 2: the branch has three instead of two channels for each tap, and the sigmoid of
         the third is the tap's factor.
@@ -50,11 +47,7 @@ class DeformConv2d:
         The branch's learning rate as a part of that of the rest, for `rate_factors`: 0.1 in version
         2; version 1 was published with 1.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
-    .. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
-       arXiv:1811.11168.
+    %(deformable_papers)s
 
     Examples
     --------

@@ -15,6 +15,7 @@ from cudeform import (
     deform_roi_pool,
     deform_roi_pool_backward,
 )
+from cudeform.descriptions import described
 from cudeform.layers.plain import (
     Array,
     Conv2d,
@@ -33,6 +34,7 @@ __all__ = ["DeformPSRoiPool", "DeformRoiPool"]
 
 
 @dataclass(frozen=True)
+@described
 class DeformRoiPool:
     """Deformable RoI pooling; what the bins read unmoved tells where they move.
 
@@ -45,8 +47,7 @@ class DeformRoiPool:
     ----------
     channels : int
         Of the feature maps.
-    output_size : int or (int, int)
-        Bins (ph, pw) along y and x.
+    %(output_size)s
     spatial_scale, sampling_ratio, gamma
         As in `cudeform.deform_roi_pool`.
     modulated : bool
@@ -57,11 +58,7 @@ class DeformRoiPool:
         The branch's learning rate as a part of that of the rest, for `rate_factors`: 0.1 in version
         2; version 1 was published with 0.01.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
-    .. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
-       arXiv:1811.11168.
+    %(deformable_papers)s
 
     Examples
     --------
@@ -178,6 +175,7 @@ class DeformRoiPool:
 
 
 @dataclass(frozen=True)
+@described
 class DeformPSRoiPool:
     """Deformable position-sensitive RoI pooling with its two convolutional branches [1]_.
 
@@ -202,9 +200,7 @@ class DeformPSRoiPool:
         The learning rate of ``conv_offset`` as a part of that of ``conv``, for `rate_factors`;
         it was published with 1.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+    %(deformable_paper)s
 
     Examples
     --------

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cudeform import checks, conv2d, conv2d_backward
+from cudeform.descriptions import described
 
 __all__ = [
     "Array",
@@ -119,18 +120,14 @@ def inner(params: Mapping[str, Any], layer: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+@described
 class Conv2d:
     """Convolution: the plain counterpart of `DeformConv2d`, and its branch.
 
     Parameters
     ----------
-    in_channels, out_channels : int
-    kernel_size, stride, padding, dilation : int or (int, int)
-        As in `cudeform.conv2d`, the kernel's size as (height, width).
-    groups : int
-        Of the channels, which are convolved apart.
-    bias : bool
-        Whether to add a number to each output channel.
+    %(channels_and_kernel)s
+    %(with_bias)s
 
     Examples
     --------

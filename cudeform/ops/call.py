@@ -77,10 +77,10 @@ def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = 
     kind = _kind(op, given, optional)
     if "boxes" in given:
         given = {**given, "boxes": box_rows(op, given["boxes"], given["input"], kind)}
-    found = _plan(op, kind, given, options)
+    planned = _plan(op, kind, given, options)
     if kind.backend == "cuda":
-        _check_counts(op, found, "grad_output" in given)
-    return Call(kind, found, {name: arrays.contiguous(array) for name, array in given.items()})
+        _check_counts(op, planned, "grad_output" in given)
+    return Call(kind, planned, {name: arrays.contiguous(array) for name, array in given.items()})
 
 
 def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
@@ -105,15 +105,15 @@ def _plan(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:
     if "grad_output" not in given:
         return plan(op, given, options)
     of_forward = {name: array for name, array in given.items() if name != "grad_output"}
-    found = plan(op.removesuffix("_backward"), of_forward, options, op)
-    output = found.results[0]
+    planned = plan(op.removesuffix("_backward"), of_forward, options, op)
+    output = planned.results[0]
     checks.shape(op, "grad_output", given["grad_output"], output.shape, output.axes)
     argmax = given.get("argmax")  # its values may be any: kernels pass over what is no pixel
     if argmax is not None:
-        dtype = found.results[1].dtype_name({"input": kind.dtype_name(given["input"].dtype)})
+        dtype = planned.results[1].dtype_name({"input": kind.dtype_name(given["input"].dtype)})
         if kind.dtype_name(argmax.dtype) != dtype:
             checks.fail(op, "argmax", f"of dtype {dtype}", argmax.dtype, error=TypeError)
-    return found
+    return planned
 
 
 def results(

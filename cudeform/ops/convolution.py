@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from cudeform.dispatch import operator
+from cudeform.descriptions import described
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 __all__ = [
@@ -36,7 +37,8 @@ class Conv2dGradients(NamedTuple):
     bias: Any = None
 
 
-@operator
+@dispatched
+@described
 def deform_conv2d(
     input: Any,
     offset: Any,
@@ -108,11 +110,7 @@ def deform_conv2d(
     offset is added to whole coordinates without losing a bit, however large the image; one that is
     NaN or infinite reads 0. Equal arguments give equal bytes, whatever the number of threads.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
-    .. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
-       arXiv:1811.11168.
+    %(deformable_papers)s
 
     Examples
     --------
@@ -140,7 +138,8 @@ def deform_conv2d(
     return results("deform_conv2d", given, options, ("bias", "mask"))[0]
 
 
-@operator
+@dispatched
+@described
 def deform_conv2d_backward(
     grad_output: Any,
     input: Any,
@@ -164,8 +163,7 @@ def deform_conv2d_backward(
         The gradient of a scalar with respect to the result of the forward.
     input, offset, weight, stride, padding, dilation, mask, border, layout, precision
         As they were given to `deform_conv2d`.
-    needs : iterable of str, optional
-        Names of the gradients to compute, by default all; the work for the others is not done.
+    %(needs)s
 
     Returns
     -------
@@ -211,7 +209,7 @@ def deform_conv2d_backward(
     return gradients(op, fields, given, options, needs, ("mask",))
 
 
-@operator
+@dispatched
 def conv2d(
     input: Any,
     weight: Any,
@@ -255,7 +253,7 @@ def conv2d(
     return results("conv2d", given, options, ("bias",))[0]
 
 
-@operator
+@dispatched
 def conv2d_backward(
     grad_output: Any,
     input: Any,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from cudeform.dispatch import operator
+from cudeform.descriptions import described
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 __all__ = [
@@ -27,7 +28,8 @@ class DeformRoiPoolGradients(NamedTuple):
     mask: Any = None
 
 
-@operator
+@dispatched
+@described
 def deform_roi_pool(
     input: Any,
     boxes: Any,
@@ -42,21 +44,14 @@ def deform_roi_pool(
 
     Parameters
     ----------
-    input : array of shape (N, C, H, W)
-        Feature maps, of dtype float16, bfloat16, float32 or float64.
-    boxes : array of shape (R, 5), or list of N arrays of shape (L, 4)
-        Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates
-        of the image; of the dtype of `input`, or of float32 where that has 16 bits.
+    %(feature_maps)s
+    %(boxes)s
     offset : array of shape (R, 2, ph, pw) or None
         How far each bin moves, x before y, in units of `gamma` times the size of the region; of
         the dtype of `input`, or of float32 where that has 16 bits.
-    output_size : int or (int, int)
-        Bins (ph, pw) along y and x.
-    spatial_scale : float
-        Pixels of `input` per unit of `boxes`.
-    sampling_ratio : int
-        Samples of a bin along each axis, at most 32768; 0 or -1: as many as the bin has pixels,
-        rounded up.
+    %(output_size)s
+    %(spatial_scale)s
+    %(sampling_ratio)s
     gamma : float
         Scale of the offsets.
     mask : array of shape (R, 1, ph, pw), optional
@@ -66,24 +61,14 @@ def deform_roi_pool(
     -------
     array of shape (R, C, ph, pw)
 
-    Raises
-    ------
-    TypeError
-        An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
-    ValueError
-        A shape, an option or an image index that does not fit; the message says what was
-        expected.
+    %(raises_for_regions)s
 
     See Also
     --------
     deform_roi_pool_backward : the gradients.
     roi_align : without offset and mask this is ``roi_align(..., aligned=True)``.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
-    .. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
-       arXiv:1811.11168.
+    %(deformable_papers)s
 
     Examples
     --------
@@ -109,7 +94,8 @@ def deform_roi_pool(
     return results("deform_roi_pool", given, options, _OPTIONAL)[0]
 
 
-@operator
+@dispatched
+@described
 def deform_roi_pool_backward(
     grad_output: Any,
     input: Any,
@@ -127,12 +113,10 @@ def deform_roi_pool_backward(
 
     Parameters
     ----------
-    grad_output : array of shape (R, C, ph, pw)
-        The gradient of a scalar with respect to the result of the forward.
+    %(grad_of_bins)s
     input, boxes, offset, output_size, spatial_scale, sampling_ratio, gamma, mask
         As they were given to `deform_roi_pool`.
-    needs : iterable of str, optional
-        Names of the gradients to compute, by default all; the work for the others is not done.
+    %(needs)s
 
     Returns
     -------
@@ -160,7 +144,8 @@ def deform_roi_pool_backward(
     return gradients(op, fields, given, options, needs, _OPTIONAL)
 
 
-@operator
+@dispatched
+@described
 def deform_ps_roi_pool(
     input: Any,
     boxes: Any,
@@ -186,10 +171,8 @@ def deform_ps_roi_pool(
     offset : array of shape (R, 2*classes, part_h, part_w) or None
         How far the bins of a part move, per class x before y, in units of `trans_std` times the
         size of the region; of the dtype of `input`, or of float32 where that has 16 bits.
-    output_size : int or (int, int)
-        Bins (ph, pw) along y and x.
-    spatial_scale : float
-        Pixels of `input` per unit of `boxes`.
+    %(output_size)s
+    %(spatial_scale)s
     output_dim : int
         Output channels C; the classes divide them into equal runs.
     group_size : int or (int, int)
@@ -222,11 +205,7 @@ def deform_ps_roi_pool(
     Samples more than half a pixel outside the image do not count; a bin is the mean of those that
     do, and 0 if there are none.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
-    .. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
-       arXiv:1811.11168.
+    %(deformable_papers)s
 
     Examples
     --------
@@ -251,7 +230,7 @@ def deform_ps_roi_pool(
     return results("deform_ps_roi_pool", given, options, _OPTIONAL)[0]
 
 
-@operator
+@dispatched
 def deform_ps_roi_pool_backward(
     grad_output: Any,
     input: Any,

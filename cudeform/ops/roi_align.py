@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from cudeform.dispatch import operator
+from cudeform.descriptions import described
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 __all__ = [
@@ -23,7 +24,8 @@ class RoiAlignGradients(NamedTuple):
     input: Any = None
 
 
-@operator
+@dispatched
+@described
 def roi_align(
     input: Any,
     boxes: Any,
@@ -39,18 +41,11 @@ def roi_align(
 
     Parameters
     ----------
-    input : array of shape (N, C, H, W)
-        Feature maps, of dtype float16, bfloat16, float32 or float64.
-    boxes : array of shape (R, 5), or list of N arrays of shape (L, 4)
-        Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates
-        of the image; of the dtype of `input`, or of float32 where that has 16 bits.
-    output_size : int or (int, int)
-        Bins (ph, pw) along y and x.
-    spatial_scale : float
-        Pixels of `input` per unit of `boxes`.
-    sampling_ratio : int
-        Samples of a bin along each axis, at most 32768; 0 or -1: as many as the bin has pixels,
-        rounded up.
+    %(feature_maps)s
+    %(boxes)s
+    %(output_size)s
+    %(spatial_scale)s
+    %(sampling_ratio)s
     aligned : bool
         Whether to move the boxes by half a pixel, so that a pixel's centre is where sampling
         expects it. Without, regions are at least one pixel large.
@@ -68,13 +63,7 @@ def roi_align(
         coordinates with y and x of the sample, in pixels of `input`; -2 where that is outside or
         the bin has none.
 
-    Raises
-    ------
-    TypeError
-        An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
-    ValueError
-        A shape, an option or an image index that does not fit; the message says what was
-        expected.
+    %(raises_for_regions)s
 
     See Also
     --------
@@ -114,11 +103,12 @@ def roi_align(
         mode=mode,
         return_argmax=return_argmax,
     )
-    found = results("roi_align", dict(input=input, boxes=boxes), options)
-    return found if return_argmax else found[0]
+    outputs = results("roi_align", dict(input=input, boxes=boxes), options)
+    return outputs if return_argmax else outputs[0]
 
 
-@operator
+@dispatched
+@described
 def roi_align_backward(
     grad_output: Any,
     input: Any,
@@ -136,14 +126,12 @@ def roi_align_backward(
 
     Parameters
     ----------
-    grad_output : array of shape (R, C, ph, pw)
-        The gradient of a scalar with respect to the result of the forward.
+    %(grad_of_bins)s
     input, boxes, output_size, spatial_scale, sampling_ratio, aligned, mode
         As they were given to `roi_align`.
     argmax : array of shape (R, 2, C, ph, pw), optional
         What the forward returned with `return_argmax`; without, it is computed once more.
-    needs : iterable of str, optional
-        Names of the gradients to compute: "input", the default, or none.
+    %(needs_input)s
 
     Returns
     -------
@@ -166,7 +154,8 @@ def roi_align_backward(
     return gradients("roi_align_backward", RoiAlignGradients, given, options, needs)
 
 
-@operator
+@dispatched
+@described
 def ps_roi_align(
     input: Any,
     boxes: Any,
@@ -178,8 +167,7 @@ def ps_roi_align(
 
     Parameters
     ----------
-    input : array of shape (N, C*ph*pw, H, W)
-        Score maps; bin (i, j) of output channel c reads channel (c*ph + i)*pw + j.
+    %(score_maps)s
     boxes, output_size, spatial_scale, sampling_ratio
         As in `roi_align`; boxes are moved by half a pixel, as there with ``aligned=True``.
 
@@ -197,10 +185,7 @@ def ps_roi_align(
     deform_ps_roi_pool : bins that move.
     ps_roi_pool : whole pixels.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "R-FCN: Object Detection via Region-based Fully Convolutional
-       Networks", NeurIPS 2016, arXiv:1605.06409.
+    %(rfcn_paper)s
 
     Examples
     --------
@@ -213,14 +198,12 @@ def ps_roi_align(
     """
     given = dict(input=input, boxes=boxes)
     options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        sampling_ratio=sampling_ratio,
+        output_size=output_size, spatial_scale=spatial_scale, sampling_ratio=sampling_ratio
     )
     return results("ps_roi_align", given, options)[0]
 
 
-@operator
+@dispatched
 def ps_roi_align_backward(
     grad_output: Any,
     input: Any,
@@ -253,9 +236,7 @@ def ps_roi_align_backward(
     """
     given = dict(grad_output=grad_output, input=input, boxes=boxes)
     options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        sampling_ratio=sampling_ratio,
+        output_size=output_size, spatial_scale=spatial_scale, sampling_ratio=sampling_ratio
     )
     op, fields = "ps_roi_align_backward", RoiAlignGradients
     return gradients(op, fields, given, options, needs)

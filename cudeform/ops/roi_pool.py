@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from cudeform.dispatch import operator
+from cudeform.descriptions import described
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 __all__ = [
@@ -23,7 +24,8 @@ class RoiPoolGradients(NamedTuple):
     input: Any = None
 
 
-@operator
+@dispatched
+@described
 def roi_pool(
     input: Any,
     boxes: Any,
@@ -37,15 +39,10 @@ def roi_pool(
 
     Parameters
     ----------
-    input : array of shape (N, C, H, W)
-        Feature maps, of dtype float16, bfloat16, float32 or float64.
-    boxes : array of shape (R, 5), or list of N arrays of shape (L, 4)
-        Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates
-        of the image; of the dtype of `input`, or of float32 where that has 16 bits.
-    output_size : int or (int, int)
-        Bins (ph, pw) along y and x.
-    spatial_scale : float
-        Pixels of `input` per unit of `boxes`.
+    %(feature_maps)s
+    %(boxes)s
+    %(output_size)s
+    %(spatial_scale)s
     mode : {"max", "avg"}
         What becomes of the pixels of a bin.
     return_argmax : bool
@@ -57,13 +54,7 @@ def roi_pool(
         With `return_argmax` a pair: that, and an int32 array of its shape with y*W + x of the first
         largest pixel, -1 for a bin without pixels.
 
-    Raises
-    ------
-    TypeError
-        An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
-    ValueError
-        A shape, an option or an image index that does not fit; the message says what was
-        expected.
+    %(raises_for_regions)s
 
     See Also
     --------
@@ -97,16 +88,14 @@ def roi_pool(
            [10.5, 12.5]])
     """
     options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        mode=mode,
-        return_argmax=return_argmax,
+        output_size=output_size, spatial_scale=spatial_scale, mode=mode, return_argmax=return_argmax
     )
-    found = results("roi_pool", dict(input=input, boxes=boxes), options)
-    return found if return_argmax else found[0]
+    outputs = results("roi_pool", dict(input=input, boxes=boxes), options)
+    return outputs if return_argmax else outputs[0]
 
 
-@operator
+@dispatched
+@described
 def roi_pool_backward(
     grad_output: Any,
     input: Any,
@@ -122,14 +111,12 @@ def roi_pool_backward(
 
     Parameters
     ----------
-    grad_output : array of shape (R, C, ph, pw)
-        The gradient of a scalar with respect to the result of the forward.
+    %(grad_of_bins)s
     input, boxes, output_size, spatial_scale, mode
         As they were given to `roi_pool`.
     argmax : int32 array of shape (R, C, ph, pw), optional
         What the forward returned with `return_argmax`; without, it is computed once more.
-    needs : iterable of str, optional
-        Names of the gradients to compute: "input", the default, or none.
+    %(needs_input)s
 
     Returns
     -------
@@ -147,7 +134,8 @@ def roi_pool_backward(
     return gradients(op, fields, given, options, needs)
 
 
-@operator
+@dispatched
+@described
 def ps_roi_pool(
     input: Any,
     boxes: Any,
@@ -160,8 +148,7 @@ def ps_roi_pool(
 
     Parameters
     ----------
-    input : array of shape (N, C*ph*pw, H, W)
-        Score maps; bin (i, j) of output channel c reads channel (c*ph + i)*pw + j.
+    %(score_maps)s
     boxes, output_size, spatial_scale
         As in `roi_pool`.
     convention : {"torchvision", "rfcn", "msra"}
@@ -185,10 +172,7 @@ def ps_roi_pool(
     ps_roi_align : bilinear samples in place of whole pixels.
     deform_ps_roi_pool : bins that move.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "R-FCN: Object Detection via Region-based Fully Convolutional
-       Networks", NeurIPS 2016, arXiv:1605.06409.
+    %(rfcn_paper)s
 
     Examples
     --------
@@ -200,15 +184,11 @@ def ps_roi_pool(
            [2., 3.]])
     """
     given = dict(input=input, boxes=boxes)
-    options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        convention=convention,
-    )
+    options = dict(output_size=output_size, spatial_scale=spatial_scale, convention=convention)
     return results("ps_roi_pool", given, options)[0]
 
 
-@operator
+@dispatched
 def ps_roi_pool_backward(
     grad_output: Any,
     input: Any,
@@ -240,10 +220,6 @@ def ps_roi_pool_backward(
         As `ps_roi_pool`, and for an unknown name in `needs`.
     """
     given = dict(grad_output=grad_output, input=input, boxes=boxes)
-    options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        convention=convention,
-    )
+    options = dict(output_size=output_size, spatial_scale=spatial_scale, convention=convention)
     op, fields = "ps_roi_pool_backward", RoiPoolGradients
     return gradients(op, fields, given, options, needs)

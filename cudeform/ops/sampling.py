@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from cudeform.dispatch import operator
+from cudeform.descriptions import described
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 __all__ = ["BilinearSampleGradients", "bilinear_sample", "bilinear_sample_backward"]
@@ -18,7 +19,8 @@ class BilinearSampleGradients(NamedTuple):
     points: Any = None
 
 
-@operator
+@dispatched
+@described
 def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: str = "NCHW") -> Any:
     r"""Bilinear samples of images at given points: equations 3 and 4 of [1]_.
 
@@ -58,9 +60,7 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
     Coordinates of 16-bit types are taken to float32 first; but a float16 array itself holds whole
     pixels only beyond 1024, and float32 beyond 2**23. A point is read exactly where it says.
 
-    References
-    ----------
-    .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+    %(deformable_paper)s
 
     Examples
     --------
@@ -75,7 +75,7 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
     return results("bilinear_sample", given, dict(border=border, layout=layout))[0]
 
 
-@operator
+@dispatched
 def bilinear_sample_backward(
     grad_output: Any,
     input: Any,

@@ -52,15 +52,15 @@ def plan(
         key.append(value if type(value) in _PLAIN else _option(value))
     key = tuple(key)
     try:
-        found = _REMEMBERED.get(key)
+        planned = _REMEMBERED.get(key)
     except TypeError:  # not hashable
         return _planned(op or operator, operator, arrays, options)
-    if found is None:
-        found = _planned(op or operator, operator, arrays, options)
+    if planned is None:
+        planned = _planned(op or operator, operator, arrays, options)
         if len(_REMEMBERED) >= _MOST_REMEMBERED:
             _REMEMBERED.clear()
-        _REMEMBERED[key] = found
-    return found
+        _REMEMBERED[key] = planned
+    return planned
 
 
 def _planned(op: str, operator: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Plan:

@@ -61,16 +61,16 @@ class ConvPlan(Plan):
     @cached_property
     def gradients(self) -> dict[str, Outline]:
         points = self.points
-        found = {
+        outlines = {
             "input": Outline(points.shape(points.channels, points.height, points.width)),
             "weight": Outline(self.weight_shape, _WEIGHT, "weight"),
             "bias": Outline((self.out_channels,), "(O,)", "weight"),
         }
         if self.deformable:
-            found["offset"] = self._of_taps("offset", self.offset_channels, 2)
+            outlines["offset"] = self._of_taps("offset", self.offset_channels, 2)
         if self.modulated:
-            found["mask"] = self._of_taps("mask", self.mask_channels, 1)
-        return found
+            outlines["mask"] = self._of_taps("mask", self.mask_channels, 1)
+        return outlines
 
     def _axes(self, channels: str) -> str:
         return checks.image_axes(self.points.layout, channels, "Ho", "Wo")
@@ -103,11 +103,11 @@ def deform_conv2d(
     groups = _offset_groups(op, offset, given["channels"], given["kernel"], layout)
     points = Points(**given, offset_groups=groups, border=border)
     plan = _plan(op, points, weight, bias, precision, True, mask is not None)
-    wanted = plan.gradients
-    checks.shape(op, "offset", offset, wanted["offset"].shape, wanted["offset"].axes)
+    expected = plan.gradients
+    checks.shape(op, "offset", offset, expected["offset"].shape, expected["offset"].axes)
     if mask is not None:
-        checks.rank(op, "mask", mask, wanted["mask"].axes)
-        checks.shape(op, "mask", mask, wanted["mask"].shape, wanted["mask"].axes)
+        checks.rank(op, "mask", mask, expected["mask"].axes)
+        checks.shape(op, "mask", mask, expected["mask"].shape, expected["mask"].axes)
     return plan
 
 

@@ -36,28 +36,28 @@ class RoiPlan(Plan):
     A box (image, x1, y1, x2, y2) becomes a region of the input by the rule of `region`, with
     round() taking halves away from zero and s = `scale`:
 
-    ==============  ==============================  ======================  ===============
-    region          start                           end                     size at least
-    ==============  ==============================  ======================  ===============
-    "corner"        x1*s                            x2*s                    1
-    "center"        x1*s - 0.5                      x2*s - 0.5
-    "pixel"         round(x1*s)                     round(x2*s) + 1         1
-    "half_open"     round(x1*s)                     round(x2*s)             1
-    "msra"          round(x1)*s                     (round(x2) + 1)*s       0.1
-    "msra_center"   round(x1)*s - 0.5               (round(x2) + 1)*s - 0.5 0.1
-    ==============  ==============================  ======================  ===============
+    ==============  ==================  ========================  =============
+    region          start               end                       size at least
+    ==============  ==================  ========================  =============
+    "aligned"       x1*s - 0.5          x2*s - 0.5
+    "unaligned"     x1*s                x2*s                      1
+    "closed"        round(x1*s)         round(x2*s) + 1           1
+    "half_open"     round(x1*s)         round(x2*s)               1
+    "msra"          round(x1)*s         (round(x2) + 1)*s         0.1
+    "msra_aligned"  round(x1)*s - 0.5   (round(x2) + 1)*s - 0.5   0.1
+    ==============  ==================  ========================  =============
 
     A region has ``bins`` bins of size b = size / bins, and what a bin reads is said by `reads`:
 
-    "centers"
+    "grid_centers"
         a grid of `samples` points (0: ceil(b)) at the centres of its cells, sampler "roi",
         divided by max(points, 1).
-    "corners"
+    "grid_corners"
         a grid of `samples` points at the upper left corners of its cells, sampler "psroi", the
         mean of those that count, 0 if none does.
     "pixels"
         the mean of the pixels from floor(i*b + start) up to ceil((i + 1)*b + start), in the dtype
-        of the boxes and in this order; the start of the regions "pixel" and "half_open" is added
+        of the boxes and in this order; the start of the regions "closed" and "half_open" is added
         after rounding. Clipped to the image without its last `unread` rows and columns; 0 if there
         are none.
 
@@ -137,15 +137,15 @@ class RoiPlan(Plan):
 
     @cached_property
     def gradients(self) -> dict[str, Outline]:
-        found = {"input": Outline((self.batch, self.channels, self.height, self.width))}
+        outlines = {"input": Outline((self.batch, self.channels, self.height, self.width))}
         classes = "" if self.classes == 1 else "classes"
         if self.deformable:
             axes = f"(R, {'2*' + classes if classes else '2'}, part_h, part_w)"
-            found["offset"] = Outline(self.offset_shape, axes, "offset")
+            outlines["offset"] = Outline(self.offset_shape, axes, "offset")
         if self.modulated:
             axes = f"(R, {classes or '1'}, part_h, part_w)"
-            found["mask"] = Outline(self.mask_shape, axes, "mask")
-        return found
+            outlines["mask"] = Outline(self.mask_shape, axes, "mask")
+        return outlines
 
 
 @planner
@@ -164,14 +164,10 @@ def roi_align(
 ) -> RoiPlan:
     """Check every argument of RoIAlign."""
     checks.choice(op, "mode", mode, ("avg", "max"))
-    plan = _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
-        region="center" if checks.flag(op, "aligned", aligned) else "corner",
-        reads="centers",
+    plan = RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
+        region="aligned" if checks.flag(op, "aligned", aligned) else "unaligned",
+        reads="grid_centers",
         largest=mode == "max",
         samples=sampling(op, sampling_ratio),
     )
@@ -189,14 +185,10 @@ def ps_roi_align(
     sampling_ratio: Any = -1,
 ) -> RoiPlan:
     """Check every argument of position-sensitive RoIAlign."""
-    return _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
-        region="center",
-        reads="centers",
+    return RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
+        region="aligned",
+        reads="grid_centers",
         samples=sampling(op, sampling_ratio),
         groups=_bins_as_groups(op, input, output_size),
     )
@@ -216,13 +208,9 @@ def roi_pool(
 ) -> RoiPlan:
     """Check every argument of RoI pooling."""
     checks.choice(op, "mode", mode, ("max", "avg"))
-    plan = _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
-        region="pixel",
+    plan = RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
+        region="closed",
         reads="pixels",
         largest=mode == "max",
     )
@@ -241,12 +229,8 @@ def ps_roi_pool(
 ) -> RoiPlan:
     """Check every argument of position-sensitive RoI pooling."""
     region, unread = _CONVENTIONS[checks.choice(op, "convention", convention, tuple(_CONVENTIONS))]
-    return _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
+    return RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
         region=region,
         reads="pixels",
         unread=unread,
@@ -268,14 +252,10 @@ def deform_roi_pool(
     gamma: Any = 0.1,
 ) -> RoiPlan:
     """Check every argument of deformable RoI pooling."""
-    plan = _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
-        region="center",
-        reads="centers",
+    plan = RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
+        region="aligned",
+        reads="grid_centers",
         samples=sampling(op, sampling_ratio),
         part=checks.pair(op, "output_size", output_size, 1),
         offset_scale=checks.number(op, "gamma", gamma),
@@ -306,16 +286,12 @@ def deform_ps_roi_pool(
     output_dim = checks.integer(op, "output_dim", output_dim, 1)
     groups = checks.pair(op, "group_size", group_size, 1)
     if input.shape[1] != output_dim * groups[0] * groups[1]:
-        wanted = f"{output_dim} * {groups[0]} * {groups[1]} = output_dim * group_size^2"
-        checks.fail(op, "input", f"with {wanted} channels", input.shape[1])
-    plan = _pooling(
-        op,
-        input,
-        boxes,
-        output_size,
-        spatial_scale,
-        region="msra_center",
-        reads="corners",
+        expected = f"{output_dim} * {groups[0]} * {groups[1]} = output_dim * group_size^2"
+        checks.fail(op, "input", f"with {expected} channels", input.shape[1])
+    plan = RoiPlan(
+        **_geometry(op, input, boxes, output_size, spatial_scale),
+        region="msra_aligned",
+        reads="grid_corners",
         samples=sampling(op, sample_per_part, "sample_per_part", 1),
         groups=groups,
         classes=_classes(op, offset, mask, output_dim),
@@ -327,20 +303,15 @@ def deform_ps_roi_pool(
     return _moved(op, plan, offset=offset, mask=mask)
 
 
-def _pooling(
-    op: str, input: Outline, boxes: Outline, output_size: Any, spatial_scale: Any, **more: Any
-) -> RoiPlan:
-    """The plan of a pooling; `more` are further fields of it."""
+def _geometry(
+    op: str, input: Outline, boxes: Outline, output_size: Any, spatial_scale: Any
+) -> dict[str, Any]:
+    """The fields that every pooling has: images, regions and bins."""
     axes = "(N, C, H, W)"
     checks.rank(op, "input", input, axes)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
     batch, channels, height, width = input.shape
-    pixels = height * width
-    chooses = more["reads"] == "pixels" and more.get("largest", False)
-    if chooses and isinstance(pixels, int) and pixels > _MOST_OF_ARGMAX:
-        most, why = f"of at most {_MOST_OF_ARGMAX} pixels", "argmax, y*W + x, is int32"
-        checks.fail(op, "input", most, pixels, why)
-    return RoiPlan(
+    return dict(
         batch=batch,
         channels=channels,
         height=height,
@@ -348,7 +319,6 @@ def _pooling(
         regions=boxes.shape[0],
         bins=checks.pair(op, "output_size", output_size, 1),
         scale=checks.positive(op, "spatial_scale", spatial_scale),
-        **more,
     )
 
 
@@ -356,13 +326,18 @@ def _choosing(
     op: str, plan: RoiPlan, mode: str, return_argmax: bool, argmax: Outline | None
 ) -> RoiPlan:
     """The plan, once what a call asks or says of the largest is checked."""
+    pixels = plan.height * plan.width
+    if plan.largest and plan.reads == "pixels" and isinstance(pixels, int):
+        if pixels > _MOST_OF_ARGMAX:
+            most, why = f"of at most {_MOST_OF_ARGMAX} pixels", "argmax, y*W + x, is int32"
+            checks.fail(op, "input", most, pixels, why)
     return_argmax = checks.flag(op, "return_argmax", return_argmax)
     for name, asked in (("return_argmax", return_argmax), ("argmax", argmax is not None)):
         if asked and not plan.largest:
             checks.fail(op, name, "only with mode 'max'", repr(mode))
     if argmax is not None:
-        wanted = plan.results[1]
-        checks.shape(op, "argmax", argmax, wanted.shape, wanted.axes)
+        expected = plan.results[1]
+        checks.shape(op, "argmax", argmax, expected.shape, expected.axes)
     return plan
 
 
@@ -376,21 +351,21 @@ def _bins_as_groups(op: str, input: Outline, output_size: Any) -> tuple[int, int
     checks.rank(op, "input", input, "(N, C, H, W)")
     height, width = checks.pair(op, "output_size", output_size, 1)
     if input.shape[1] % (height * width):
-        wanted = f"with a number of channels divisible by {height} * {width} = ph * pw"
-        checks.fail(op, "input", wanted, input.shape[1])
+        expected = f"with a number of channels divisible by {height} * {width} = ph * pw"
+        checks.fail(op, "input", expected, input.shape[1])
     return height, width
 
 
 def _classes(op: str, offset: Outline | None, mask: Outline | None, output_dim: int) -> int:
-    for name, array, parts in (("offset", offset, 2), ("mask", mask, 1)):
+    for name, array, components in (("offset", offset, 2), ("mask", mask, 1)):
         if array is None:
             continue
-        axes = f"(R, {'2*' if parts == 2 else ''}classes, part_h, part_w)"
+        axes = f"(R, {'2*' if components == 2 else ''}classes, part_h, part_w)"
         checks.rank(op, name, array, axes)
-        classes = array.shape[1] // parts
-        if classes < 1 or classes * parts != array.shape[1] or output_dim % classes:
-            wanted = f"of shape {axes} with classes that divide output_dim = {output_dim}"
-            checks.fail(op, name, wanted, tuple(array.shape))
+        classes = array.shape[1] // components
+        if classes < 1 or classes * components != array.shape[1] or output_dim % classes:
+            expected = f"of shape {axes} with classes that divide output_dim = {output_dim}"
+            checks.fail(op, name, expected, tuple(array.shape))
         return classes
     return 1
 
@@ -399,6 +374,6 @@ def _moved(op: str, plan: RoiPlan, **given: Outline | None) -> RoiPlan:
     """The plan, once the shapes of what moves and weighs its bins are checked."""
     for name, array in given.items():
         if array is not None:
-            wanted = plan.gradients[name]
-            checks.shape(op, name, array, wanted.shape, wanted.axes)
+            expected = plan.gradients[name]
+            checks.shape(op, name, array, expected.shape, expected.axes)
     return plan

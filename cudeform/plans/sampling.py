@@ -56,8 +56,8 @@ def bilinear_sample(
     else:
         batch, channels, height, width = input.shape
     if points.ndim < 2 or points.shape[0] != batch or points.shape[-1] != 2:
-        wanted = f"of shape ({batch}, ..., 2) = (N, ..., (y, x))"
-        checks.fail(op, "points", wanted, tuple(points.shape))
+        expected = f"of shape ({batch}, ..., 2) = (N, ..., (y, x))"
+        checks.fail(op, "points", expected, tuple(points.shape))
     grid = tuple(points.shape[1:-1])
     located = Points(
         batch=batch,

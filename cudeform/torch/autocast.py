@@ -1,8 +1,8 @@
 """Autocast: operators compute in float32, since 16 bits are too few for coordinates.
 
 Results come back in the dtype of the images, gradients in that of the argument they belong to.
-`operators` has these rules for the dispatcher, which compiled and exported programs go through, and
-`calls` for the shorter ways.
+`library` has these rules for the dispatcher, which compiled and exported programs go through, and
+`route` for the shorter ways.
 """
 
 from __future__ import annotations

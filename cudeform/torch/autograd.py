@@ -361,14 +361,8 @@ def _values(tensor: Any) -> Any:
 
 
 _OPERATORS = {name: _operator(bridge) for name, bridge in BRIDGES.items()}
-_TORCH = derivatives.Namespace(
-    floor=torch.floor,
-    where=torch.where,
-    stack=torch.stack,
-    concatenate=torch.cat,
-    moveaxis=torch.movedim,
-    reshape=torch.reshape,
-    zeros_like=torch.zeros_like,
+_TORCH = derivatives.Namespace.of(
+    torch,
     constant=lambda array, like: torch.as_tensor(array, dtype=like.dtype, device=like.device),
     arange=lambda n, like: torch.arange(n, dtype=like.dtype, device=like.device),
     dtype_name=lambda tensor: str(tensor.dtype).removeprefix("torch."),

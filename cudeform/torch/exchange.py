@@ -59,8 +59,8 @@ def check_dense(op: str, tensors: Mapping[str, Any]) -> None:
             got = "nested" if tensor.is_nested else got.removeprefix("torch.")
             checks.fail(op, name, "to be a dense tensor of numbers", got, error=TypeError)
         if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
-            wanted = "of dtype " + ", ".join(DTYPES)
-            checks.fail(op, name, wanted, tensor.dtype, error=TypeError)
+            expected = "of dtype " + ", ".join(DTYPES)
+            checks.fail(op, name, expected, tensor.dtype, error=TypeError)
 
 
 def to_array(tensor: torch.Tensor) -> Any:

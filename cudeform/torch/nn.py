@@ -111,7 +111,7 @@ class _Pack(DeformConv2d):
     """With a convolution that predicts the offsets, and the mask; it begins with zeros."""
 
     _branch = "conv_offset"
-    _parts = 3  # channels of the branch for each tap
+    _channels_per_tap = 3  # of the branch
     _offset_groups = "deform_groups"  # what their number is called as an argument
 
     def __init__(
@@ -136,7 +136,7 @@ class _Pack(DeformConv2d):
         taps = self.kernel_size[0] * self.kernel_size[1]
         branch = nn.Conv2d(
             self.in_channels,
-            deform_groups * self._parts * taps,
+            deform_groups * self._channels_per_tap * taps,
             self.kernel_size,
             self.stride,
             self.padding,
@@ -148,7 +148,7 @@ class _Pack(DeformConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         predicted = getattr(self, self._branch)(input)
-        if self._parts == 2:
+        if self._channels_per_tap == 2:
             return super().forward(input, predicted)
         taps = predicted.shape[1] // 3
         return super().forward(input, predicted[:, : 2 * taps], predicted[:, 2 * taps :].sigmoid())
@@ -202,7 +202,7 @@ class _MmcvPack(_Pack):
 class DeformConv2dPack(_MmcvPack):
     """mmcv's module of version 1: parameters `weight` and `conv_offset`, no bias by default."""
 
-    _parts = 2
+    _channels_per_tap = 2
 
     def __init__(
         self,

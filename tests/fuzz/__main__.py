@@ -18,7 +18,8 @@ from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "helpers")]
 
 import backends  # noqa: E402
 

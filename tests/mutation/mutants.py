@@ -11,28 +11,32 @@ __all__ = ["NOTICE", "Mutant", "draw"]
 
 # Which tests should notice a change of which files: the first pattern that matches.
 NOTICE = {
-    "kernels/roi*": "tests/test_emulator_roi.py tests/test_cupy_device.py",
-    "kernels/*": "tests/test_cuda_host.py tests/test_cupy_device.py tests/test_emulator.py",
-    "cudeform/cuda/*": (
-        "tests/test_cuda_host.py tests/test_cupy_device.py tests/test_emulator_roi.py"
-    ),
-    "cudeform/threads.py": "tests/test_cpu_threads.py",
-    "cudeform/cpu/*": (
-        "tests/test_operators.py tests/test_cpu_roi.py tests/test_cpu_blocking.py "
-        "tests/test_deform_conv.py tests/test_sampling.py tests/test_fuzz.py "
+    "kernels/region*": "cuda/test_emulator_roi cuda/test_cupy_device",
+    "kernels/*": "cuda/test_cuda_host cuda/test_cupy_device cuda/test_emulator",
+    "cudeform/cuda/**/*": "cuda/test_cuda_host cuda/test_cupy_device cuda/test_emulator_roi",
+    "cudeform/threads.py": "cpu/test_cpu_threads",
+    "cudeform/cpu/**/*": (
+        "operators/test_operators cpu/test_cpu_roi cpu/test_cpu_blocking "
+        "operators/test_deform_conv operators/test_sampling house/test_fuzz "
         "-k 'not emulator and not cuda'"
     ),
-    "cudeform/torch/nn.py": "tests/test_torch_modules.py",
-    "cudeform/torch/onnx.py": "tests/test_torch_modules.py",
-    "cudeform/torch/patching.py": "tests/test_torch_modules.py",
-    "cudeform/torch/*": "tests/test_torch.py tests/test_torch_eager.py tests/test_torch_compile.py",
-    "cudeform/jax/*": "tests/test_jax.py tests/test_jax_devices.py",
-    "cudeform/derivatives/*": "tests/test_derivatives.py tests/test_torch.py",
-    "cudeform/layers/*": "tests/test_layers.py",
-    "cudeform/converters/offsets.py": "tests/test_offset_layouts.py tests/test_converters.py",
-    "cudeform/converters/points.py": "tests/test_coordinates.py tests/test_converters.py",
-    "cudeform/ops/*": "tests/test_arguments.py tests/test_roi_arguments.py tests/test_operators.py",
-    "cudeform/boxes.py": "tests/test_roi_arguments.py tests/test_operators.py",
+    "cudeform/torch/nn.py": "bridges/test_torch_modules",
+    "cudeform/torch/onnx.py": "bridges/test_torch_modules",
+    "cudeform/torch/patching.py": "bridges/test_torch_modules",
+    "cudeform/torch/*": "bridges/test_torch bridges/test_torch_eager bridges/test_torch_compile",
+    "cudeform/jax/*": "bridges/test_jax bridges/test_jax_devices",
+    "cudeform/derivatives/*": "operators/test_derivatives bridges/test_torch",
+    "cudeform/layers/*": "bridges/test_layers",
+    "cudeform/converters/offsets.py": "operators/test_offset_layouts operators/test_converters",
+    "cudeform/converters/points.py": "operators/test_coordinates operators/test_converters",
+    "cudeform/converters/regions.py": "operators/test_coordinates operators/test_converters",
+    "cudeform/ops/*": (
+        "operators/test_arguments operators/test_roi_arguments operators/test_operators"
+    ),
+    "cudeform/plans/*": (
+        "operators/test_arguments operators/test_roi_arguments operators/test_operators"
+    ),
+    "cudeform/boxes.py": "operators/test_roi_arguments operators/test_operators",
 }
 
 _COMPARE = {
@@ -85,8 +89,13 @@ def draw(root, count, seed, only=""):
     drawn = []
     while len(drawn) < count and any(found.values()):
         for pattern in [p for p in found if found[p]]:
-            drawn.append((found[pattern].pop(), shlex.split(NOTICE[pattern])))
+            drawn.append((found[pattern].pop(), _arguments(NOTICE[pattern])))
     return drawn[:count]
+
+
+def _arguments(tests):
+    """What pytest is called with."""
+    return [f"tests/{word}.py" if "/" in word else word for word in shlex.split(tests)]
 
 
 def _shuffled(rng, files):

@@ -65,7 +65,7 @@ class Job(NamedTuple):
     part_x: int
     deformable: int
     modulated: int
-    corners: int  # 1: reads "corners"
+    corners: int  # 1: reads "grid_corners"
     covers: int  # 1: reads "pixels"
     largest: int
     whole: int  # 1: regions start at whole pixels
@@ -213,10 +213,10 @@ def job_of(plan: RoiPlan, itemsize: int, tasks: int, planes: bool = False) -> Jo
         *plan.part,
         int(plan.deformable),
         int(plan.modulated),
-        int(plan.reads == "corners"),
+        int(plan.reads == "grid_corners"),
         int(plan.reads == "pixels"),
         int(plan.largest),
-        int(plan.region in ("pixel", "half_open")),
+        int(plan.region in ("closed", "half_open")),
         plan.unread,
         min(pitch, channels),
         pitch,

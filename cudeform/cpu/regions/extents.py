@@ -13,7 +13,7 @@ __all__ = ["NUMBERS", "Regions", "locate_regions"]
 
 NUMBERS = 9  # of a region in `Regions.numbers`
 _COUNTABLE = 2.0**40  # samples
-_RULES = ("corner", "center", "pixel", "half_open", "msra", "msra_center")
+_RULES = ("unaligned", "aligned", "closed", "half_open", "msra", "msra_aligned")
 _CORNER, _CENTER, _PIXEL, _HALF_OPEN, _MSRA, _MSRA_CENTER = range(len(_RULES))
 
 

@@ -54,7 +54,7 @@ def forward(
     """What `plan` pools, (R, C, ph, pw), and for the largest their argmax."""
     output = np.empty(plan.out_shape, input.dtype)
     chosen = plan.argmax_dtype(input.dtype)
-    if plan.largest and plan.reads == "centers":
+    if plan.largest and plan.reads == "grid_centers":
         ys, xs = np.empty(plan.out_shape, chosen), np.empty(plan.out_shape, chosen)
         results: tuple[np.ndarray, ...] = output, ys, xs
     else:

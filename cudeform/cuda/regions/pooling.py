@@ -96,7 +96,7 @@ def backward(
         launcher = Launcher(device, plan, input.dtype, offset)
         if needs - {"input"}:
             _point_gradients(launcher, grad_output, input, boxes, offset, mask, grads)
-        if "input" in needs and plan.largest and plan.reads == "centers":
+        if "input" in needs and plan.largest and plan.reads == "grid_centers":
             _chosen_gradient(launcher, boxes, grad_output, argmax, grads["input"])
         elif "input" in needs:
             for images in _image_groups(launcher):

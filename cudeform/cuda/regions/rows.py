@@ -33,16 +33,16 @@ PARAMS = np.dtype(
     )],
     align=True,
 )  # fmt: skip
-READS = ("centers", "corners", "pixels")
+READS = ("grid_centers", "grid_corners", "pixels")
 # By region: what is rounded, the box or that times the scale; what is added before and after the
 # scale to the end, and taken from both ends; the size at least.
 REGIONS = {
-    "corner": (0, 0, 0, 0, 0.0, 1.0),
-    "center": (0, 0, 0, 0, 0.5, -np.inf),
-    "pixel": (0, 1, 0, 1, 0.0, 1.0),
+    "unaligned": (0, 0, 0, 0, 0.0, 1.0),
+    "aligned": (0, 0, 0, 0, 0.5, -np.inf),
+    "closed": (0, 1, 0, 1, 0.0, 1.0),
     "half_open": (0, 1, 0, 0, 0.0, 1.0),
     "msra": (1, 0, 1, 0, 0.0, 0.1),
-    "msra_center": (1, 0, 1, 0, 0.5, 0.1),
+    "msra_aligned": (1, 0, 1, 0, 0.5, 0.1),
 }
 _REGION_FIELDS = ("round_box", "round_scaled", "box_more", "scaled_more", "origin", "least")
 THREADS, WARP, VECTOR_BYTES = 256, 32, 16

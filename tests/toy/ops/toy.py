@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from cudeform.dispatch import operator
+from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 
 
@@ -12,12 +12,12 @@ class ToyGradients(NamedTuple):
     factor: Any = None
 
 
-@operator
+@dispatched
 def toy(input: Any, factor: Any, *, gain: float = 1.0) -> Any:
     return results("toy", dict(input=input, factor=factor), dict(gain=gain))[0]
 
 
-@operator
+@dispatched
 def toy_backward(
     grad_output: Any,
     input: Any,

@@ -1,0 +1,95 @@
+"""What several docstrings share: a line `%(boxes)s` in one of them stands for what is said here."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["described"]
+
+_Described = TypeVar("_Described", bound=Callable[..., Any])
+
+_SHARED = {
+    "feature_maps": """\
+input : array of shape (N, C, H, W)
+    Feature maps, of dtype float16, bfloat16, float32 or float64.""",
+    "boxes": """\
+boxes : array of shape (R, 5), or list of N arrays of shape (L, 4)
+    Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates
+    of the image; of the dtype of `input`, or of float32 where that has 16 bits.""",
+    "output_size": """\
+output_size : int or (int, int)
+    Bins (ph, pw) along y and x.""",
+    "spatial_scale": """\
+spatial_scale : float
+    Pixels of `input` per unit of `boxes`.""",
+    "sampling_ratio": """\
+sampling_ratio : int
+    Samples of a bin along each axis, at most 32768; 0 or -1: as many as the bin has pixels,
+    rounded up.""",
+    "score_maps": """\
+input : array of shape (N, C*ph*pw, H, W)
+    Score maps; bin (i, j) of output channel c reads channel (c*ph + i)*pw + j.""",
+    "grad_of_bins": """\
+grad_output : array of shape (R, C, ph, pw)
+    The gradient of a scalar with respect to the result of the forward.""",
+    "needs": """\
+needs : iterable of str, optional
+    Names of the gradients to compute, by default all; the work for the others is not done.""",
+    "needs_input": """\
+needs : iterable of str, optional
+    Names of the gradients to compute: "input", the default, or none.""",
+    "raises_for_regions": """\
+Raises
+------
+TypeError
+    An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
+ValueError
+    A shape, an option or an image index that does not fit; the message says what was
+    expected.""",
+    "channels_and_kernel": """\
+in_channels, out_channels : int
+kernel_size, stride, padding, dilation : int or (int, int)
+    As in `cudeform.conv2d`, the kernel's size as (height, width).
+groups : int
+    Of the channels, which are convolved apart.""",
+    "with_bias": """\
+bias : bool
+    Whether to add a number to each output channel.""",
+    "layout_of_torchvision": """\
+layout : {"NCHW", "NHWC"}
+    Where the channels are on the "torchvision" side.""",
+    "raises_for_converters": """\
+Raises
+------
+TypeError, ValueError
+    An array or option of the wrong kind, dtype, shape or value.""",
+    "deformable_paper": """\
+References
+----------
+.. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.""",
+    "deformable_papers": """\
+References
+----------
+.. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
+.. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
+   arXiv:1811.11168.""",
+    "rfcn_paper": """\
+References
+----------
+.. [1] Dai, J. et al., "R-FCN: Object Detection via Region-based Fully Convolutional
+   Networks", NeurIPS 2016, arXiv:1605.06409.""",
+}
+
+
+def described(function: _Described) -> _Described:
+    """Fill in what the docstring of a function or class shares with others."""
+    if function.__doc__:  # none under `python -OO`
+        function.__doc__ = re.sub(r"^( *)%\((\w+)\)s$", _shared, function.__doc__, flags=re.M)
+    return function
+
+
+def _shared(field: re.Match[str]) -> str:
+    return textwrap.indent(_SHARED[field[2]], field[1])

@@ -1,0 +1,139 @@
+"""However little memory the CPU backend takes at a time, the results are the same.
+
+The shapes of the other tests fit the workspace at once; here it is made so small that images are
+taken one by one, channels slice by slice and pixels in parts.
+"""
+
+import subprocess
+import sys
+
+import backends
+import numpy as np
+import pytest
+from cases import DTYPES, batch_of, dtype_of, problem
+from tolerances import assert_close
+
+import cudeform
+from cudeform.cpu.conv import blocking, convolve, gradients, widening
+from cudeform.cpu.language import workspace
+
+CPU = backends.BACKENDS["cpu"]
+
+
+@pytest.fixture(params=[1, 40_000, 400_000])
+def small_workspace(monkeypatch, request):
+    """Bytes for copies of images and for sums that are still to be added up."""
+    monkeypatch.setattr(workspace, "SCRATCH_BYTES", request.param)
+    monkeypatch.setattr(blocking, "_PARTIAL_BYTES", request.param)
+    prepared = convolve._prepared, gradients._prepared
+    for remembered in prepared:
+        remembered.cache_clear()
+    yield
+    for remembered in prepared:
+        assert remembered.cache_info().misses  # it was asked for under these limits
+        remembered.cache_clear()
+
+
+def asked_of(name):
+    if name == "batch":
+        asked, _ = batch_of("deform_conv2d", 37)
+        return asked
+    return problem("deform_conv2d", name, "float32")
+
+
+@pytest.mark.parametrize("name", ["wide", "wide-channels-last", "groups", "batch"])
+def test_small_workspace_gives_the_same_results(small_workspace, name):
+    asked = asked_of(name)
+    assert_close(asked.forward(CPU), asked.output, what="output")
+    expected = asked.gradients
+    for argument, gradient in asked.backward(CPU).items():
+        if gradient is not None:
+            assert_close(gradient, expected[argument], what=f"gradient of {argument}")
+
+
+@pytest.mark.parametrize("name", ["wide", "batch"])
+def test_small_workspace_in_half_precision(small_workspace, name):
+    """Images are widened a few at a time; sums over the batch are rounded once at the end."""
+    asked = asked_of(name) if name == "batch" else problem("deform_conv2d", name, "float16")
+    if name == "batch":
+        asked = type(asked)(asked.row, asked.case, "float16")
+    assert_close(asked.forward(CPU), asked.output, what="output")
+    expected = asked.gradients
+    for argument, gradient in asked.backward(CPU).items():
+        if gradient is not None:
+            assert_close(gradient, expected[argument], what=f"gradient of {argument}")
+
+
+def few_points(rng, dtype, layout):
+    """Calls whose points read little of three images, in two offset groups and three of weights."""
+    shapes = {
+        "input": (3, 12, 40, 44),
+        "offset": (3, 16, 4, 4),
+        "weight": (6, 4, 2, 2),
+        "bias": (6,),
+        "mask": (3, 8, 4, 4),
+    }
+    arrays = {k: (2 * rng.standard_normal(s)).astype(dtype) for k, s in shapes.items()}
+    if layout == "NHWC":
+        for name in ("input", "offset", "mask"):
+            arrays[name] = np.ascontiguousarray(np.moveaxis(arrays[name], 1, -1))
+    plain = {name: arrays[name] for name in ("input", "weight", "bias")}
+    points = rng.uniform(-2, 45, (3, 20, 2)).astype(dtype)
+    grid = {"stride": (12, 14), "layout": layout}
+    yield lambda: cudeform.deform_conv2d(**arrays, **grid)
+    yield lambda: cudeform.deform_conv2d(**arrays, **grid, border="clamp")
+    yield lambda: cudeform.conv2d(**plain, **grid)
+    yield lambda: cudeform.bilinear_sample(arrays["input"], points, layout=layout)
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 3000, 1 << 24])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_points_that_read_little_give_the_bytes_of_whole_images(
+    monkeypatch, rng, dtype, layout, bytes_at_once
+):
+    calls = list(few_points(rng, dtype_of(dtype), layout))
+    monkeypatch.setattr(workspace, "SCRATCH_BYTES", bytes_at_once)
+    seen = []
+    for little in (True, False):
+        for module in (convolve, widening):
+            monkeypatch.setattr(module, "reads_little", lambda points, little=little: little)
+        convolve._prepared.cache_clear()
+        seen.append([call().tobytes() for call in calls])
+    convolve._prepared.cache_clear()
+    assert seen[0] == seen[1]
+
+
+_MEASURE = """
+import numpy as np
+import cudeform
+
+
+def peak():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+offset, weight = np.full((1, 18, 3, 3), 0.5, "float32"), np.ones((2, 4, 3, 3), {dtype!r})
+points = np.random.default_rng(0).uniform(0, 7999, (1, 1000, 2)).astype("float32")
+for size in (100, 8000):  # the first one compiles
+    image = np.zeros((1, 4, size, size), {dtype!r})  # of which only what is touched is there
+    before = peak()
+    cudeform.bilinear_sample(image, points)
+    cudeform.deform_conv2d(image, offset, weight, stride=size // 3)
+    cudeform.conv2d(image, weight, stride=size // 3)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_few_points_of_a_huge_image_take_little_memory(dtype):
+    """In a process of its own: 64 megapixels of four channels, of which a few are read."""
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE.format(dtype=dtype)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 64

@@ -1,0 +1,261 @@
+"""Kernels on disk: whatever happens to the files, the answer is right; and what a fork finds."""
+
+import hashlib
+import os
+import pickle
+import resource
+import shutil
+import signal
+import stat
+import sys
+import threading
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import llvmlite.binding
+import numba
+import pytest
+from numba.extending import overload
+from processes import python
+
+import cudeform
+from cudeform.cpu.language import compiler, disk, simd
+
+
+def twice(x):
+    return 2 * x
+
+
+def thrice(x):
+    return 3 * x
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Where kernels are kept in a test."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(disk, "_said", set())
+    return Path(compiler.kernel(twice).stats.cache_path)
+
+
+def hits(function=twice):
+    """Whether a kernel comes from disk, in what is a new process to the cache."""
+    kernel = compiler.kernel(function)
+    assert kernel(21) == {twice: 42, thrice: 63}[function]
+    (hits,) = (*kernel.stats.cache_hits.values(), 0)[:1]
+    return bool(hits)
+
+
+@contextmanager
+def one_warning(*words):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    (warning,) = caught
+    assert warning.category is RuntimeWarning
+    for word in words:
+        assert word in str(warning.message)
+
+
+def kept(folder, function=twice):
+    (file,) = folder.glob(f"*{function.__name__}*")
+    return file
+
+
+def test_a_kernel_is_compiled_once(folder):
+    assert [hits(), hits(), hits(thrice), hits(thrice)] == [False, True, False, True]
+    assert kept(folder).stat().st_size > 1000
+
+
+def truncated(content):
+    return content[: len(content) // 2]
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def unreadable(content):
+    """In order, but for what is pickled last."""
+    body = content[32:]
+    stream = memoryview(body)
+    first = len(pickle.dumps(pickle.loads(stream)))
+    broken = body[:first] + b"no pickle"
+    return hashlib.sha256(broken).digest() + broken
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, unreadable, lambda content: b""])
+def test_a_damaged_kernel_costs_one_compilation(folder, damage):
+    hits()
+    file = kept(folder)
+    file.write_bytes(damage(file.read_bytes()))
+    with one_warning("a compiled kernel", "cannot be read", str(folder)):
+        assert not hits()
+    assert hits()
+
+
+def test_a_kernel_in_the_place_of_another_is_not_used(folder):
+    hits()
+    hits(thrice)
+    shutil.copy(kept(folder, thrice), kept(folder))
+    assert not hits()
+    assert hits()
+
+
+def test_trouble_is_told_once(folder):
+    for function in (twice, thrice):
+        hits(function)
+        kept(folder, function).write_bytes(b"")
+    with one_warning("cannot be read"):
+        hits()
+        hits(thrice)
+
+
+def test_a_full_disk_costs_only_time(folder):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with one_warning("no compiled kernel can be written", str(folder), "OSError"):
+            assert not hits()
+            assert not hits(thrice)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(folder.iterdir())
+    assert [hits(), hits()] == [False, True]
+
+
+def test_a_folder_that_is_gone_costs_only_time(folder):
+    kernel = compiler.kernel(twice)
+    shutil.rmtree(folder)
+    folder.write_text("")  # in the way
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert kernel(21) == 42
+    assert len(caught) == 2  # it can be neither read nor written
+    assert all(str(folder) in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [(numba.config, "BOUNDSCHECK", 1), (numba.config, "OPT", 1), (simd, "BLOCK_BYTES", 7)],
+)
+def test_kernels_of_other_settings_stand_beside_each_other(folder, monkeypatch, owner, name, value):
+    hits()
+    with monkeypatch.context() as changed:
+        changed.setattr(owner, name, value)
+        assert not hits()
+        assert hits()
+    assert hits()
+
+
+def test_another_compiler_makes_kernels_stale(folder, monkeypatch):
+    hits()
+    monkeypatch.setattr(numba, "__version__", "0.0")
+    disk._sources.cache_clear()
+    try:
+        assert not hits()
+    finally:
+        disk._sources.cache_clear()
+
+
+def test_kernels_are_made_of_what_the_digest_sees():
+    """Their globals are of this folder, or of other packages, of which versions are looked at."""
+    elsewhere = []
+    for module in [m for name, m in sys.modules.items() if name.startswith("cudeform.cpu.")]:
+        for name, kernel in vars(module).items():
+            if not hasattr(kernel, "py_func"):
+                continue
+            code, names = kernel.py_func.__code__, kernel.py_func.__globals__
+            used = [names[n] for n in code.co_names if n in names]
+            used += [cell.cell_contents for cell in kernel.py_func.__closure__ or ()]
+            elsewhere += [(name, x) for x in used if _home(x).startswith("cudeform.")]
+    assert not elsewhere
+
+
+def _home(value):
+    module = getattr(value, "__module__", None) or getattr(value, "__name__", "")
+    return "" if not isinstance(module, str) or module.startswith("cudeform.cpu") else module
+
+
+def hold_the_compiler(held, let_go):
+    """Compile, and be in the middle of it until told to go on."""
+
+    def pause(x): ...
+
+    @overload(pause)
+    def paused(x):
+        held.set()
+        assert let_go.wait(60)
+        return lambda x: x
+
+    compiler.kernel(lambda x: pause(x))(1)
+
+
+def hold_llvm(held, let_go):
+    with llvmlite.binding.ffi.lib._lock:
+        held.set()
+        assert let_go.wait(60)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("hold", [hold_the_compiler, hold_llvm])
+def test_a_child_compiles_after_a_fork_during_a_compilation(hold, folder):
+    held, let_go = threading.Event(), threading.Event()
+    other = threading.Thread(target=hold, args=(held, let_go))
+    other.start()
+    assert held.wait(60)
+    threading.Timer(0.2, let_go.set).start()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # which ends a child that hangs
+        try:
+            os._exit(0 if compiler.kernel(twice)(21) == 42 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    other.join(60)
+    assert [hits(thrice), hits(thrice)] == [False, True]
+
+
+SAMPLE = """
+import numpy, cudeform
+image = numpy.arange(12.0, dtype="float32").reshape(1, 1, 3, 4)
+print("sample", cudeform.bilinear_sample(image, numpy.full((1, 1, 2), 1.5, "float32")).item())
+"""
+
+
+def copy_package(folder):
+    """A copy of the package alone, without what Numba has cached."""
+    source = Path(cudeform.__file__).parent
+    ignore = shutil.ignore_patterns("__pycache__")
+    return shutil.copytree(source, folder / "cudeform", ignore=ignore)
+
+
+def test_kernels_compile_where_nothing_can_be_written(tmp_path):
+    """No place for Numba's cache: each of its candidates is a path below a file."""
+    package = copy_package(tmp_path)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for source in [*(package / "cpu").rglob("*.py")]:
+        source.with_name("__pycache__").write_text("")  # in the way, whoever runs the tests
+    places = {name: str(blocked / "x") for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")}
+    places["NUMBA_CACHE_DIR"] = ""
+    said = python(SAMPLE, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1", **places)
+    assert "sample 7.5\n" in said
+    assert said.count("cudeform: compiled kernels can be written nowhere") == 1
+
+
+def test_an_edit_of_any_source_makes_the_cached_kernels_stale(tmp_path):
+    package = copy_package(tmp_path)
+    cached = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert "sample 7.5\n" in python(SAMPLE, **cached)
+    sampler = package / "cpu" / "sampler.py"
+    text = sampler.read_text()
+    one = "ms[:count] = 0 if grid.modulated else 1"
+    assert one in text
+    sampler.chmod(sampler.stat().st_mode | stat.S_IWUSR)
+    sampler.write_text(text.replace(one, one.replace("else 1", "else 2")))
+    assert "sample 15.0\n" in python(SAMPLE, **cached)
