@@ -13,6 +13,7 @@ from cudeform.plans import Outline
 __all__ = ["box_outline", "box_rows"]
 
 _EXACT = 2**24  # pixels: beyond, float32 does not tell one from the next
+_FEW = 64
 _WHY = "(R, 5) rows (image, x1, y1, x2, y2), or for each image an array (L, 4)"
 
 
@@ -65,17 +66,27 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
         return rows
     batch = input.shape[0]
     rows = arrays.contiguous(boxes.astype(dtype))
-    images = kind.to_host(rows[:, 0]).astype(np.float64)
-    wrong = ~((images >= 0) & (images < batch) & (images == np.floor(images)))  # NaN is wrong
-    if wrong.any():
-        row = int(np.argmax(wrong))
+    images = kind.to_host(rows[:, 0])
+    row = _first_wrong(images, batch)
+    if row is not None:
         checks.fail(
             op,
             "boxes",
             f"with whole image indices from 0 to {batch - 1} in the first column",
-            f"{images[row]:g} in row {row}",
+            f"{float(images[row]):g} in row {row}",
         )
     return rows
+
+
+def _first_wrong(images: np.ndarray, batch: int) -> int | None:
+    """The first row whose index is that of no image; NaN is none."""
+    if len(images) <= _FEW:  # each step of NumPy takes a microsecond
+        for row, image in enumerate(images.tolist()):
+            if not (0 <= image < batch and image == int(image)):
+                return row
+        return None
+    wrong = ~((images >= 0) & (images < batch) & (images == np.floor(images)))
+    return int(np.argmax(wrong)) if wrong.any() else None
 
 
 def _check_sides(op: str, sides: tuple[int, ...], dtype: str) -> None:
