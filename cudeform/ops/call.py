@@ -77,10 +77,10 @@ def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = 
     kind = _kind(op, given, optional)
     if "boxes" in given:
         given = {**given, "boxes": box_rows(op, given["boxes"], given["input"], kind)}
-    planned = _plan(op, kind, given, options)
+    found = _plan(op, kind, given, options)
     if kind.backend == "cuda":
-        _check_counts(op, planned, "grad_output" in given)
-    return Call(kind, planned, {name: arrays.contiguous(array) for name, array in given.items()})
+        _check_counts(op, found, "grad_output" in given)
+    return Call(kind, found, {name: arrays.contiguous(array) for name, array in given.items()})
 
 
 def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
