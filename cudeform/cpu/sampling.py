@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from cudeform.cpu.conv import widening
-from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.sampling import SamplePlan
 
 __all__ = ["backward", "forward"]
@@ -13,7 +12,7 @@ __all__ = ["backward", "forward"]
 
 def forward(plan: SamplePlan, input: np.ndarray, points: np.ndarray) -> tuple[np.ndarray]:
     """The samples."""
-    (output,) = widening.forward(_convolution(plan), input, points)
+    (output,) = widening.forward(plan.convolution, input, points)
     return (output.reshape(plan.results[0].shape),)
 
 
@@ -26,13 +25,9 @@ def backward(
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
     """The gradients of "input" and "points", as far as they are in `needs`."""
-    convolution = _convolution(plan)
+    convolution = plan.convolution
     grad_output = grad_output.reshape(convolution.out_shape)
     names = {"input": "input", "points": "offset"}
     wanted = frozenset(names[name] for name in needs)
     found = widening.backward(convolution, grad_output, input, points, needs=wanted)
     return {name: found[names[name]].reshape(plan.gradients[name].shape) for name in needs}
-
-
-def _convolution(plan: SamplePlan) -> ConvPlan:
-    return ConvPlan(plan.points, plan.points.channels, 1, "ieee", deformable=True, modulated=False)

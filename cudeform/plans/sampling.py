@@ -7,6 +7,7 @@ from functools import cached_property
 from math import prod
 
 from cudeform import checks
+from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.outlines import Outline, Plan, planner
 from cudeform.plans.points import BORDERS, LAYOUTS, Points
 
@@ -24,6 +25,12 @@ class SamplePlan(Plan):
 
     def counts(self, backward: bool) -> dict[str, int]:
         return self.points.counts(backward)
+
+    @cached_property
+    def convolution(self) -> ConvPlan:
+        """The same as a convolution of one tap that has nothing to multiply."""
+        channels = self.points.channels
+        return ConvPlan(self.points, channels, 1, "ieee", deformable=True, modulated=False)
 
     @cached_property
     def results(self) -> tuple[Outline, ...]:
