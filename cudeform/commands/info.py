@@ -79,11 +79,11 @@ def _caches() -> dict[str, str]:
     """Where compiled kernels are kept between runs, and who can write there."""
     cupy = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
     try:
-        from cudeform.cpu.language.disk import (
-            folder,  # asks Numba: the folder depends on what it can write
-        )
+        from cudeform.cpu import conv, regions
+        from cudeform.cpu.language.disk import folder  # Numba's answer: it tries what it can write
 
-        numba = _with_writers(Path(folder()))
+        folders = dict.fromkeys(folder(family.forward) for family in (conv, regions))
+        numba = ", ".join(_with_writers(Path(name)) for name in folders)
     except ImportError:
         numba = "Numba is missing"
     except RuntimeError:

@@ -69,15 +69,15 @@ def _facts() -> tuple[Any, ...]:
     return (simd.BLOCK_BYTES, simd.BLOCK_ROWS, *settings)
 
 
-def folder() -> str:
-    """Where the kernels of this process are kept.
+def folder(function: Callable[..., Any]) -> str:
+    """Where the kernels of this process are kept that stand in one folder with a function.
 
     Raises
     ------
     RuntimeError
         Nowhere: none of Numba's places can be written.
     """
-    return CompileResultCacheImpl(folder).locator.get_cache_path()
+    return CompileResultCacheImpl(function).locator.get_cache_path()
 
 
 def keep(compiled: Any) -> None:
