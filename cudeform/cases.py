@@ -92,6 +92,10 @@ def deform_conv2d(rng: np.random.Generator) -> Iterator[Case]:
     )
     yield _convolution(rng, "clamp", padding=1, border="clamp", mask=True, spread=3.0)
     yield _convolution(rng, "depthwise", c=5, o=5, groups=5, offset_groups=5, kernel=(2, 3))
+    double = dict(c=34, o=68, groups=34, offset_groups=2, mask=True, padding=1)
+    yield _convolution(rng, "depthwise-double", **double)
+    last = dict(c=33, o=33, groups=33, stride=2, layout="NHWC")
+    yield _convolution(rng, "depthwise-channels-last", **last)
     yield _convolution(rng, "one-tap", n=1, c=3, kernel=(1, 1), bias=False)
     yield _convolution(rng, "far", n=3, c=7, padding=2, spread=30.0, mask=True)
     yield _convolution(rng, "empty-batch", n=0, padding=1, mask=True)
@@ -106,6 +110,7 @@ def conv2d(rng: np.random.Generator) -> Iterator[Case]:
     yield _convolution(
         rng, "channels-last", c=8, o=8, groups=2, stride=2, layout="NHWC", deformable=False
     )
+    yield _convolution(rng, "depthwise", c=20, o=20, groups=20, padding=1, deformable=False)
     yield _convolution(rng, "dilated", dilation=2, padding=3, bias=False, deformable=False)
     yield _convolution(rng, "wide", n=1, c=150, o=70, size=(12, 17), padding=1, deformable=False)
 

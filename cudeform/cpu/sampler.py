@@ -31,12 +31,15 @@ __all__ = [
     "Grid",
     "Image",
     "blend",
+    "blended",
+    "blended_some",
     "corners",
     "grid_of",
     "locate",
     "measure",
     "point_arrays",
     "spread",
+    "weights_of",
 ]
 
 # The state of a point: which rows and columns of its four corners are in the image, along which
@@ -253,10 +256,30 @@ def corners(bits, pixel, image):
 
 
 @inlined
-def _weights(like, numbers, n):
+def weights_of(like, numbers, n):
     """The weights of the four corners in all lanes."""
     top = splat(like, numbers[n + 3 * PLANE]), splat(like, numbers[n + 4 * PLANE])
     return *top, splat(like, numbers[n + 5 * PLANE]), splat(like, numbers[n + 6 * PLANE])
+
+
+# What is inlined into a loop with an array may not branch: Numba would count references on the way,
+# in calls for which every vector leaves its register.
+@inlined
+def blended(source, at, weights, c):
+    """The vector of a point's channels from c on; `at` and `weights` are those of its corners."""
+    value = fma(weights[0], load(source, at[0] + c), zeros(source))
+    value = fma(weights[1], load(source, at[1] + c), value)
+    value = fma(weights[2], load(source, at[2] + c), value)
+    return fma(weights[3], load(source, at[3] + c), value)
+
+
+@inlined
+def blended_some(source, at, weights, c, count):
+    """The last `count` of a point's channels, fewer than a vector has lanes."""
+    value = fma(weights[0], load_some(source, at[0] + c, count), zeros(source))
+    value = fma(weights[1], load_some(source, at[1] + c, count), value)
+    value = fma(weights[2], load_some(source, at[2] + c, count), value)
+    return fma(weights[3], load_some(source, at[3] + c, count), value)
 
 
 @inner
@@ -269,33 +292,28 @@ def blend(grid, points, count, source, image, target, pitch):
     for p in range(count):
         for k in range(grid.taps):
             r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
-            at = p * pitch + k * image.channels
+            to = p * pitch + k * image.channels
             bits = state[r]
-            v00, v01, v10, v11 = corners(bits, pixel[r], image)
-            w00, w01, w10, w11 = _weights(source, numbers, n)
+            at = corners(bits, pixel[r], image)
+            weights = weights_of(source, numbers, n)
             if bits == 0:
                 for c in range(0, whole, step):
-                    store(target, at + c, w00)
+                    store(target, to + c, weights[0])
                 if tail:
-                    store_some(target, at + whole, w00, tail)
+                    store_some(target, to + whole, weights[0], tail)
             elif bits == ON_PIXEL:
                 for c in range(0, whole, step):
-                    store(target, at + c, fma(w00, load(source, v00 + c), zeros(source)))
+                    value = fma(weights[0], load(source, at[0] + c), zeros(source))
+                    store(target, to + c, value)
                 if tail:
-                    value = fma(w00, load_some(source, v00 + whole, tail), zeros(source))
-                    store_some(target, at + whole, value, tail)
+                    value = load_some(source, at[0] + whole, tail)
+                    store_some(target, to + whole, fma(weights[0], value, zeros(source)), tail)
             else:
                 for c in range(0, whole, step):
-                    value = fma(w00, load(source, v00 + c), zeros(source))
-                    value = fma(w01, load(source, v01 + c), value)
-                    value = fma(w10, load(source, v10 + c), value)
-                    store(target, at + c, fma(w11, load(source, v11 + c), value))
+                    store(target, to + c, blended(source, at, weights, c))
                 if tail:
-                    value = fma(w00, load_some(source, v00 + whole, tail), zeros(source))
-                    value = fma(w01, load_some(source, v01 + whole, tail), value)
-                    value = fma(w10, load_some(source, v10 + whole, tail), value)
-                    value = fma(w11, load_some(source, v11 + whole, tail), value)
-                    store_some(target, at + whole, value, tail)
+                    value = blended_some(source, at, weights, whole, tail)
+                    store_some(target, to + whole, value, tail)
 
 
 @inner
@@ -366,7 +384,7 @@ def spread(grid, points, count, grad, pitch, target, image):
             if bits == 0:
                 continue
             v00, v01, v10, v11 = corners(bits, pixel[r], image)
-            w00, w01, w10, w11 = _weights(grad, numbers, n)
+            w00, w01, w10, w11 = weights_of(grad, numbers, n)
             for c in range(0, whole, step):
                 g = load(grad, at + c)
                 store(target, v00 + c, fma(w00, g, load(target, v00 + c)))

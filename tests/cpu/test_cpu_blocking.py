@@ -83,6 +83,8 @@ def few_points(rng, dtype, layout):
     yield lambda: cudeform.deform_conv2d(**arrays, **grid)
     yield lambda: cudeform.deform_conv2d(**arrays, **grid, border="clamp")
     yield lambda: cudeform.conv2d(**plain, **grid)
+    depthwise = {**arrays, "weight": arrays["weight"].reshape(24, 1, 2, 2)[:12], "bias": None}
+    yield lambda: cudeform.deform_conv2d(**depthwise, **grid)
     yield lambda: cudeform.bilinear_sample(arrays["input"], points, layout=layout)
 
 

@@ -98,7 +98,7 @@ def products() -> Iterator[Any]:
 
 def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     """The functions with vectors in their loops, and arguments of the types that they get."""
-    from cudeform.cpu import sampler
+    from cudeform.cpu import sampler, taps
     from cudeform.cpu.language import matmul, transpose
     from cudeform.cpu.regions import patches
 
@@ -115,6 +115,10 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield sampler.blend, (grid, points, 0, given, image, flat, 0)
     yield sampler.measure, (grid, points, 0, given, image, flat, 0, flat, 0)
     yield sampler.spread, (grid, points, 0, flat, 0, flat, image)
+    rows, size = (0, 0), (0, 0, 0, 0)
+    yield taps.sum_taps, (grid, points, 0, given, image, given, rows, flat, 0)
+    yield taps.grad_samples, (size, flat, 0, given, rows, flat, 0)
+    yield taps.grad_weights, (size, flat, 0, flat, 0, flat, rows)
     yield patches.blend_tile, (tile, 0, flat, 0, 0, flat)
     yield patches.measure_tile, (tile, 0, flat, 0, 0, flat, flat)
     yield patches.spread_tile, (tile, 0, flat, 0, 0, flat)

@@ -21,6 +21,7 @@ FLOORS = [
     ["boxes"],
     ["converters.", "cpu.language.", "cuda."],
     ["cpu.sampler"],
+    ["cpu.taps"],
     ["cpu.conv.", "cpu.regions."],  # neither knows of the other
     ["cpu."],
     ["ops"],

@@ -30,13 +30,14 @@ __all__ = [
     "gradient_blocking",
     "gradient_slice",
     "grid_and_job",
+    "is_narrow",
     "job_of",
     "packed_columns",
     "packed_rows",
     "padded",
     "rounds",
     "tile_pixels",
-    "weight_rows",
+    "weight_sums",
     "widest_slice",
 ]
 
@@ -47,10 +48,14 @@ _PARTIAL_BYTES = 12 << 20  # of sums that are still to be added up
 _MOST_IMAGES = 16  # at a time
 _ENOUGH_TASKS = 8  # images times slices: fewer are cut into narrower slices,
 _NARROW = 32  # but a slice narrower than this spends its time on geometry
+_FEW_WEIGHTS = 16, 64  # of a group and a tap, forward and backward: products of more are faster
 
 
 class Slices(NamedTuple):
-    """Slices of the input channels: each lies within one weight group and one offset group."""
+    """Slices of the input channels: each lies within one offset group and one weight group.
+
+    With narrow groups it takes many weight groups as a whole, of which only the first is named.
+    """
 
     first: np.ndarray  # (S + 1,): the first channel of each, then the number of channels
     weight_group: np.ndarray  # (S,)
@@ -79,13 +84,26 @@ class Job(NamedTuple):
     out_pitch: int  # from one pixel's output channels to the next in a tile
     offset_groups: int
     dense: int  # 0: there is no weight, the samples are the output
+    narrow: int  # 1: sums over taps instead of products, see `narrow`
 
 
-def cut(plan: ConvPlan, most: int) -> Slices:
+def is_narrow(plan: ConvPlan, backward: bool) -> bool:
+    """Whether sums over taps are faster than products, which take a slice for every group.
+
+    They are where a group has few weights, and where slices can be groups as a whole.
+    """
+    whole = _LANES % plan.in_channels == 0 and plan.points.group_channels % plan.in_channels == 0
+    weights = plan.in_channels * plan.out_channels // plan.groups
+    return whole and plan.groups > 1 and weights <= _FEW_WEIGHTS[backward]
+
+
+def cut(plan: ConvPlan, most: int, narrow: bool) -> Slices:
     """Slices of at most `most` channels, as equal as can be."""
     channels = plan.points.channels
     by_offset = plan.points.group_channels
-    bounds = set(range(0, channels + 1, plan.in_channels)) | set(range(0, channels + 1, by_offset))
+    bounds = set(range(0, channels + 1, by_offset))
+    if not narrow:
+        bounds |= set(range(0, channels + 1, plan.in_channels))
     first = []
     bounds = sorted(bounds)
     for start, end in zip(bounds, bounds[1:], strict=False):
@@ -119,21 +137,24 @@ def padded(columns: int, itemsize: int) -> int:
     return pitch + (block if pitch * itemsize % 1024 == 0 else 0)
 
 
-def job_of(plan: ConvPlan, slices: Slices, itemsize: int, dense: bool) -> Job:
-    widest = int(np.diff(slices.first).max()) * plan.points.taps
+def job_of(plan: ConvPlan, slices: Slices, itemsize: int, dense: bool, narrow: bool) -> Job:
+    channels = int(np.diff(slices.first).max())
+    widest = channels * plan.points.taps
     pitch = padded(widest, itemsize)
+    each = plan.out_channels // plan.groups
     return Job(
         plan.points.taps,
         plan.in_channels,
-        plan.out_channels // plan.groups,
+        each,
         plan.groups,
         int(plan.points.channels_last),
         tile_pixels(plan, pitch, itemsize),
         widest,
         pitch,
-        padded(plan.out_channels // plan.groups, itemsize),
+        padded(each * channels if narrow else each, itemsize),
         plan.points.offset_groups,
         int(dense),
+        int(narrow),
     )
 
 
@@ -177,15 +198,18 @@ def gradient_blocking(plan: ConvPlan, job: Job, slices: Slices, itemsize: int) -
         cuts = rounds(slices, image_bytes // points.channels)
         images = min(images, workspace.SCRATCH_BYTES // image_bytes)
     pixel_bytes = max(e - b for b, e in cuts) * points.taps * 3 * itemsize
-    weight_bytes = count * weight_rows(job) * job.out_pitch * itemsize
+    weight_bytes = weight_sums(job, slices) * itemsize
     images = min(images, _MOST_IMAGES, _PARTIAL_BYTES // (pixel_bytes * points.pixels))
     images = max(min(images, _PARTIAL_BYTES // weight_bytes), 1)
     pixels = _PARTIAL_BYTES // (images * pixel_bytes) // job.tile * job.tile
     return Blocking(images, cuts, max(min(pixels, points.pixels), job.tile))
 
 
-def weight_rows(job: Job) -> int:
-    return -(-job.widest // BLOCK_ROWS) * BLOCK_ROWS
+def weight_sums(job: Job, slices: Slices) -> int:
+    """Elements of what an image adds to the gradient of the weights."""
+    if job.narrow:
+        return job.out_channels * job.taps * int(slices.first[-1])
+    return len(slices.weight_group) * -(-job.widest // BLOCK_ROWS) * BLOCK_ROWS * job.out_pitch
 
 
 def packed_columns(job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray) -> np.ndarray:

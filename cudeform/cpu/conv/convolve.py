@@ -14,11 +14,13 @@ from cudeform.cpu.conv.blocking import (
     Slices,
     cut,
     grid_and_job,
+    is_narrow,
     job_of,
     packed_columns,
     widest_slice,
 )
 from cudeform.cpu.conv.corners import gather, renumber
+from cudeform.cpu.conv.narrow import bias_rows, sum_rows, weight_rows
 from cudeform.cpu.conv.parts import Part, parts_of, reads_little
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
@@ -88,9 +90,13 @@ def convolve(
     dense = weight is not None
     slices, job, parts, staged, size = _prepared(plan, output.itemsize, dense, gathered)
     packed = None
-    if dense:
-        packed = packed_columns(job, parts[0][1], slices, weight)
     bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
+    kernel_of_tiles = _convolve_tiles
+    if job.narrow:
+        kernel_of_tiles = _sum_tiles
+        packed, bias = weight_rows(plan, weight), frozen(bias_rows(plan, bias), output)
+    elif dense:
+        packed = packed_columns(job, parts[0][1], slices, weight)
     source = given = frozen(input, input)
     if staged:
         scratch = np.empty(staged, output.dtype)
@@ -105,7 +111,7 @@ def convolve(
             pieces = part.images * -(-plan.points.height * plan.points.width // _STAGED_PIXELS)
             task = partial(_stage, numbers, given, scratch)
             threads.share(task, pieces, part.images * part.image_size)
-        task = partial(_convolve_tiles, numbers, slices, memory)
+        task = partial(kernel_of_tiles, numbers, slices, memory)
         threads.share(task, part.images * tiles, size)
 
 
@@ -117,8 +123,9 @@ def _no_bias(channels: int, dtype: np.dtype) -> np.ndarray:
 @remembered
 def _prepared(plan: ConvPlan, itemsize: int, dense: bool, gathered: bool) -> _Prepared:
     points = plan.points
-    slices = cut(plan, widest_slice(plan))
-    job = job_of(plan, slices, itemsize, dense)
+    narrow = is_narrow(plan, backward=False)
+    slices = cut(plan, widest_slice(plan), narrow)
+    job = job_of(plan, slices, itemsize, dense, narrow)
     grid = grid_of(points, plan.deformable, plan.modulated)
     parts = parts_of(plan, slices, job.tile, itemsize, gathered)
     parts = [(part, numbers_of(grid, job, part)) for part in parts]
@@ -153,33 +160,23 @@ def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
     grid, job = grid_and_job(numbers)
     part = _read_part(numbers, PART)
     work = Work(grid, job, part, slices, memory)
-    source, offset, mask, packed, _, _ = memory
+    source, packed = memory.source, memory.packed
     points = point_arrays(source, job.taps)
     columns = np.zeros(job.tile * job.pitch, source.dtype)
     width = job.out_pitch
     sums = np.zeros(job.tile * width, source.dtype)
     size = job.widest * columns_of(source, job.out_channels)  # of a slice's packed weights
     block = block_columns(source)
-    tiles = (part.last_pixel - part.first_pixel + job.tile - 1) // job.tile
     for tile in range(first_tile, last_tile):
-        image = tile // tiles
-        pixel = part.first_pixel + (tile - image * tiles) * job.tile
-        count = min(job.tile, part.last_pixel - pixel)
-        place = (part.first_image + image, pixel, count)
+        place = _place_of(job, part, tile)
+        count = place[2]
         offsets_of, sums_of = -1, -1  # the groups that `points` and `sums` are for
         for s in range(part.begin, part.end):
             if slices.offset_group[s] != offsets_of:
                 offsets_of = slices.offset_group[s]
-                locate(grid, offset, mask, place, offsets_of, points)
-                if part.gathered:
-                    renumber(job, points, count, pixel - part.first_pixel, offsets_of)
-            first = slices.first[s] - part.first_channel
-            line = grid.width * part.pitch
-            if part.gathered:
-                first -= offsets_of * part.pitch
-                line = 2 * part.pitch
+                _locate(work, points, place, offsets_of)
             channels = slices.first[s + 1] - slices.first[s]
-            view = Image(image * part.image_size + first, part.pitch, line, channels)
+            view = _image_of(work, place, s)
             blend(grid, points, count, source, view, columns, job.pitch)
             if not job.dense:
                 _write(work, columns, job.pitch, place, slices.first[s], channels)
@@ -203,6 +200,57 @@ def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
             )
             if s + 1 == part.end or slices.weight_group[s + 1] != group:
                 _write(work, sums, width, place, first, job.out_channels)
+
+
+@kernel
+def _sum_tiles(numbers, slices, memory, first_tile, last_tile):
+    """Tiles `first_tile` to `last_tile` of the images of a part, where groups are narrow."""
+    grid, job = grid_and_job(numbers)
+    part = _read_part(numbers, PART)
+    work = Work(grid, job, part, slices, memory)
+    source = memory.source
+    points = point_arrays(source, job.taps)
+    rows = np.zeros(job.tile * job.out_pitch, source.dtype)
+    for tile in range(first_tile, last_tile):
+        place = _place_of(job, part, tile)
+        offsets_of = -1
+        for s in range(part.begin, part.end):
+            if slices.offset_group[s] != offsets_of:
+                offsets_of = slices.offset_group[s]
+                _locate(work, points, place, offsets_of)
+            view = _image_of(work, place, s)
+            sum_rows(grid, job, points, view, memory, place, slices.first[s], rows)
+
+
+@inlined
+def _place_of(job, part, tile):
+    """The image of a tile of a part, its first pixel, and its pixels."""
+    tiles = (part.last_pixel - part.first_pixel + job.tile - 1) // job.tile
+    image = tile // tiles
+    pixel = part.first_pixel + (tile - image * tiles) * job.tile
+    return part.first_image + image, pixel, min(job.tile, part.last_pixel - pixel)
+
+
+@inlined
+def _locate(work, points, place, group):
+    """Locate the points of a tile that an offset group of channels reads."""
+    grid, job, part, _, memory = work
+    locate(grid, memory.offset, memory.mask, place, group, points)
+    if part.gathered:
+        renumber(job, points, place[2], place[1] - part.first_pixel, group)
+
+
+@inlined
+def _image_of(work, place, s):
+    """Where a slice of an image lies in the source."""
+    grid, job, part, slices, _ = work
+    first = slices.first[s] - part.first_channel
+    line = grid.width * part.pitch
+    if part.gathered:
+        first -= slices.offset_group[s] * part.pitch
+        line = 2 * part.pitch
+    start = (place[0] - part.first_image) * part.image_size + first
+    return Image(start, part.pitch, line, slices.first[s + 1] - slices.first[s])
 
 
 @inlined

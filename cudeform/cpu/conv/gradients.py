@@ -25,10 +25,12 @@ from cudeform.cpu.conv.blocking import (
     gradient_blocking,
     gradient_slice,
     grid_and_job,
+    is_narrow,
     job_of,
     packed_rows,
-    weight_rows,
+    weight_sums,
 )
+from cudeform.cpu.conv.narrow import bias_of_rows, tile_gradients, weight_of_rows, weight_rows
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.memory import remembered
@@ -94,7 +96,7 @@ class Sums(NamedTuple):
     source: np.ndarray  # the memory under `Given.source`
     target: np.ndarray  # like `source`, for the gradient of the input
     grad_input: np.ndarray
-    weight: np.ndarray  # (images, slices, columns of samples, output channels)
+    weight: np.ndarray  # (images, slices, columns of samples, output channels), see also `narrow`
     bias: np.ndarray  # (images, O)
     points: np.ndarray  # (images, slices, pixels, taps, 3): of y, x and mask
 
@@ -134,7 +136,10 @@ def gradients(
     slices, job, blocking, parts, size = prepared
     sums = _allocate(plan, job, slices, wanted, blocking, result, input.dtype)
     packed = None
-    if job.dense and (wanted.input or wanted.points):
+    kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
+    if job.narrow:
+        packed = weight_rows(plan, weight)
+    elif job.dense and (wanted.input or wanted.points):
         packed = packed_rows(job, parts[0][1], slices, weight)
     source = input if plan.points.channels_last else sums.source
     arrays = (grad_output, input, source, offset, mask, packed)
@@ -142,16 +147,20 @@ def gradients(
     shared = [_flat(result.get(name), input.dtype) for name in ("offset", "mask")]
     for part, numbers in parts:
         tasks = part.images * (part.end - part.begin)
-        threads.share(partial(_slice_gradients, numbers, slices, given, sums), tasks, size)
+        threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
         if wanted.points:
             task = partial(_collect_points, numbers, slices, sums.points, *shared)
             threads.share(task, part.images * (part.last_pixel - part.first_pixel), size)
-    if wanted.weight:
+    if wanted.weight and job.narrow:
+        weight_of_rows(plan, sums.weight, result["weight"])
+    elif wanted.weight:
         flat = result["weight"].reshape(-1)
         numbers = parts[0][1]
         task = partial(collect_weight, numbers, slices, sums.weight, blocking.images, flat)
         threads.share(task, len(slices.weight_group), size)
-    if wanted.bias:
+    if wanted.bias and job.narrow:
+        result["bias"][...] = bias_of_rows(plan, sums.bias)
+    elif wanted.bias:
         result["bias"][...] = sums.bias.reshape(blocking.images, -1).sum(axis=0)
     return result
 
@@ -169,8 +178,9 @@ class _Prepared(NamedTuple):
 @remembered
 def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Prepared:
     points = plan.points
-    slices = cut(plan, gradient_slice(plan))
-    job = job_of(plan, slices, itemsize, dense)
+    narrow = is_narrow(plan, backward=True)
+    slices = cut(plan, gradient_slice(plan), narrow)
+    job = job_of(plan, slices, itemsize, dense, narrow)
     grid = grid_of(points, plan.deformable, plan.modulated)
     blocking = gradient_blocking(plan, job, slices, itemsize)
     parts = [(part, numbers_of(grid, job, part, wanted)) for part in _parts(plan, blocking)]
@@ -200,14 +210,14 @@ def _allocate(
     staged = 0 if points.channels_last else images * widest * points.height * points.width
     grad_input = _flat(result.get("input"), dtype)
     scratch = np.empty(staged if wanted.input else 0, dtype)
-    weight = images * len(slices.weight_group) * weight_rows(job) * job.out_pitch
+    bias = job.out_channels * points.channels if job.narrow else plan.out_channels
     most = max(e - b for b, e in cuts)
     return Sums(
         source=np.empty(staged if wanted.points or wanted.weight else 0, dtype),
         target=grad_input if points.channels_last else scratch,
         grad_input=grad_input,
-        weight=np.zeros(weight if wanted.weight else 0, dtype),
-        bias=np.zeros(images * plan.out_channels if wanted.bias else 0, dtype),
+        weight=np.zeros(images * weight_sums(job, slices) if wanted.weight else 0, dtype),
+        bias=np.zeros(images * bias if wanted.bias else 0, dtype),
         points=np.empty(images * most * pixels * 3 * job.taps if wanted.points else 0, dtype),
     )
 
@@ -287,6 +297,17 @@ _PART_NUMBERS = len(Part._fields)
 @kernel
 def _slice_gradients(numbers, slices, given, sums, first, last):
     """Tasks `first` to `last` of a part, each a slice of an image."""
+    _each_slice(numbers, slices, given, sums, first, last, _tile_gradients)
+
+
+@kernel
+def _narrow_gradients(numbers, slices, given, sums, first, last):
+    """As `_slice_gradients`, where groups are narrow."""
+    _each_slice(numbers, slices, given, sums, first, last, _narrow_tile)
+
+
+@inlined
+def _each_slice(numbers, slices, given, sums, first, last, add_tile):
     grid, job = grid_and_job(numbers)
     part = _read_part(numbers, PART)
     wanted = _read_wanted(numbers, PART + _PART_NUMBERS)
@@ -302,9 +323,15 @@ def _slice_gradients(numbers, slices, given, sums, first, last):
         if part.first_pixel == 0:
             _begin_slice(work, image, s)
         for pixel in range(part.first_pixel, part.last_pixel, job.tile):
-            _tile_gradients(work, (points, columns, tile), image, s, pixel)
+            add_tile(work, (points, columns, tile), image, s, pixel)
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
             _end_slice(work, image, s)
+
+
+@inlined
+def _narrow_tile(work, scratch, image, s, pixel):
+    view = _image_of(work.grid, work.job, work.part, work.slices, image, s)
+    tile_gradients(work, scratch, view, image, s, pixel)
 
 
 @inlined
