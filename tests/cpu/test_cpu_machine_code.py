@@ -78,7 +78,7 @@ def test_what_a_spill_is():
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="is about x86")
 def test_sizes_follow_the_processor_that_numba_compiles_for():
     """Numba keeps kernels by that processor: two machines that share them must agree on sizes."""
-    program = "from cudeform.cpu import simd; print(simd.BLOCK_BYTES, simd.BLOCK_ROWS)"
+    program = "from cudeform.cpu.language import simd; print(simd.BLOCK_BYTES, simd.BLOCK_ROWS)"
     environment = dict(os.environ, NUMBA_CPU_NAME="generic")
     environment.pop("NUMBA_CPU_FEATURES", None)
     printed = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)

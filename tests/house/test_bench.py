@@ -41,7 +41,7 @@ def in_this_process(monkeypatch):
 
 class TestBench:
     def test_quick_run_and_its_json(self, tmp_path):
-        arguments = ("--operator", "deform_conv", "--quick", "--json", "results.json")
+        arguments = ("--operator", "conv", "--quick", "--json", "results.json")
         done = run(tmp_path, "bench", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         written = json.loads((tmp_path / "results.json").read_text())
@@ -133,8 +133,8 @@ class TestBench:
         ("names", "quick", "expected"),
         [
             (None, False, {work.operator for work in CPU}),
-            (["roi"], False, {work.operator for work in POOLINGS}),
-            (["roi_pool", "deform_conv"], False, {"roi_pool", "deform_conv2d"}),
+            (["regions"], False, {work.operator for work in POOLINGS}),
+            (["roi_pool", "conv"], False, {"roi_pool", "deform_conv2d"}),
             (None, True, {"deform_conv2d", "roi_align"}),
             (["ps_roi_pool"], True, {"ps_roi_pool"}),
         ],
