@@ -13,7 +13,7 @@ from cudeform.torch import library  # noqa: F401  defines torch.ops.cudeform
 __all__ = ["translations"]
 
 
-def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
+def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable[..., Any]]:
     """The table that ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)`` takes.
 
     `deform_conv2d` becomes DeformConv, `conv2d` Conv, `roi_align` RoiAlign and `roi_pool`
@@ -24,6 +24,9 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
     opset : int
         The version of the standard to export to, from 19 on; give `export` the same as
         `opset_version`.
+    decompose : bool
+        `deform_conv2d` becomes GridSample and Conv: for runtimes that lack DeformConv, at the cost
+        of an array of all samples, C kH kW H_out W_out elements per image.
 
     Returns
     -------
@@ -43,6 +46,7 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
     latest = max(int(number) for number in known if number.isdecimal())
     version = checks.integer("translations", "opset", opset, 19, maximum=latest)
     standard = getattr(onnxscript, f"opset{version}")
+    decompose = checks.flag("translations", "decompose", decompose)
 
     def deform_conv2d(
         input: Any,
@@ -61,9 +65,20 @@ def translations(opset: int = 19) -> dict[Any, Callable[..., Any]]:
             checks.fail("deform_conv2d", "border", "to be 'zeros' for ONNX", repr(border))
         attributes = _convolution("deform_conv2d", input, weight, stride, padding, dilation, layout)
         taps = attributes["kernel_shape"][0] * attributes["kernel_shape"][1]
-        attributes["offset_group"] = _size("deform_conv2d", "offset", offset, 1) // (2 * taps)
+        offset_groups = _size("deform_conv2d", "offset", offset, 1) // (2 * taps)
+        channels = _size("deform_conv2d", "input", input, 1)
         wide, weight, bias, mask = _beside(standard, offset, input, weight, bias, mask)
-        output = standard.DeformConv(wide, weight, offset, bias, mask, **attributes)
+        if decompose:
+            images = _groups(standard, wide, channels // offset_groups)
+            points = _points(standard, wide, offset, attributes)
+            method = "bilinear" if version < 20 else "linear"  # one, under two names
+            samples = standard.GridSample(images, points, mode=method, align_corners=0)
+            columns = _columns(standard, samples, offset, mask, channels, taps)
+            weight = standard.Reshape(weight, _indices(standard, 0, -1, 1, 1))
+            output = standard.Conv(columns, weight, bias, group=attributes["group"])
+        else:
+            attributes["offset_group"] = offset_groups
+            output = standard.DeformConv(wide, weight, offset, bias, mask, **attributes)
         return output if wide is input else standard.CastLike(output, input)
 
     def conv2d(
@@ -143,8 +158,69 @@ def _beside(standard: Any, coordinates: Any, *arrays: Any) -> list[Any]:
     return [a if a is None else standard.CastLike(a, coordinates) for a in arrays]
 
 
-def _indices(standard: Any, value: int) -> Any:
-    return standard.Constant(value_ints=[value])
+def _indices(standard: Any, *values: int) -> Any:
+    return standard.Constant(value_ints=values)
+
+
+def _sizes(standard: Any, array: Any, begin: int, end: int) -> Any:
+    return standard.Shape(array, start=begin, end=end)
+
+
+def _shaped(standard: Any, array: Any, *shape: Any) -> Any:
+    """`array` in a shape of integers and of what `_sizes` gives."""
+    parts = [_indices(standard, s) if isinstance(s, int) else s for s in shape]
+    return standard.Reshape(array, standard.Concat(*parts, axis=0))
+
+
+def _groups(standard: Any, input: Any, channels: int) -> Any:
+    """Images as GridSample reads them: (N offset_groups, C / offset_groups, H, W)."""
+    return _shaped(standard, input, -1, channels, _sizes(standard, input, 2, 4))
+
+
+def _points(standard: Any, input: Any, offset: Any, attributes: dict[str, Any]) -> Any:
+    """Where every tap samples, (N offset_groups, kH kW H_out, W_out, 2), as GridSample counts: x
+    before y, from -1 to 1 between the outer edges of the outer pixels.
+    """
+
+    def number(value: float) -> Any:
+        return standard.CastLike(standard.Constant(value_float=value), offset)
+
+    height, width = attributes["kernel_shape"]
+    taps = height * width
+    output_size = _sizes(standard, offset, 2, 4)
+    shifts = standard.Split(
+        _shaped(standard, offset, -1, taps, 2, output_size), axis=2, num_outputs=2
+    )
+    points = []
+    for axis in (1, 0):
+        count, size = (
+            standard.Squeeze(_sizes(standard, a, 2 + axis, 3 + axis)) for a in (offset, input)
+        )
+        zero, one, stride = (
+            standard.Constant(value_int=i) for i in (0, 1, attributes["strides"][axis])
+        )
+        origins = standard.Mul(standard.Range(zero, count, one), stride)
+        origins = _shaped(standard, origins, *((-1, 1) if axis == 0 else (1, -1)))
+        steps = [divmod(tap, width)[axis] * attributes["dilations"][axis] for tap in range(taps)]
+        steps = _indices(standard, *(step - attributes["pads"][axis] for step in steps))
+        plain = standard.Add(_shaped(standard, steps, -1, 1, 1), origins)
+        shift = standard.Squeeze(shifts[axis], _indices(standard, 2))
+        pixel = standard.Add(standard.CastLike(plain, offset), shift)
+        edges = standard.Add(standard.Mul(pixel, number(2.0)), number(1.0))
+        scaled = standard.Div(edges, standard.CastLike(size, offset))
+        scaled = standard.Sub(scaled, number(1.0))
+        points.append(standard.Unsqueeze(scaled, _indices(standard, -1)))
+    joined = standard.Concat(*points, axis=-1)
+    return _shaped(standard, joined, 0, -1, _sizes(standard, offset, 3, 4), 2)
+
+
+def _columns(standard: Any, samples: Any, offset: Any, mask: Any, channels: int, taps: int) -> Any:
+    """GridSample's samples, times the mask, as a convolution reads them: (N, C kH kW, ...)."""
+    output_size = _sizes(standard, offset, 2, 4)
+    samples = _shaped(standard, samples, 0, 0, taps, output_size)
+    if mask is not None:
+        samples = standard.Mul(samples, _shaped(standard, mask, -1, 1, taps, output_size))
+    return _shaped(standard, samples, -1, channels * taps, output_size)
 
 
 def _size(op: str, name: str, value: Any, axis: int) -> int:

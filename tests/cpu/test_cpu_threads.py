@@ -142,8 +142,13 @@ def test_an_interrupt_waits_for_the_tasks_that_have_begun():
             time.sleep(0.2)
             ended.append(i)
 
-    with pytest.raises(KeyboardInterrupt):
-        threads.run(task, 2)
+    # In the background of a shell without job control a process is started with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            threads.run(task, 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(ended) == 1
 
 
