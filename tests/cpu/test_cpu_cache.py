@@ -1,8 +1,10 @@
 """Kernels on disk: whatever happens to the files, the answer is right; and what a fork finds."""
 
 import hashlib
+import importlib
 import os
 import pickle
+import pkgutil
 import resource
 import shutil
 import signal
@@ -10,6 +12,7 @@ import stat
 import sys
 import threading
 import warnings
+from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -259,3 +262,32 @@ def test_an_edit_of_any_source_makes_the_cached_kernels_stale(tmp_path):
     sampler.chmod(sampler.stat().st_mode | stat.S_IWUSR)
     sampler.write_text(text.replace(one, one.replace("else 1", "else 2")))
     assert "sample 15.0\n" in python(SAMPLE, **cached)
+
+
+def dispatchers():
+    """All that is compiled for kernels to call, where it is kept."""
+    for found in pkgutil.walk_packages(cudeform.cpu.__path__, "cudeform.cpu."):
+        for value in vars(importlib.import_module(found.name)).values():
+            if isinstance(value, numba.core.dispatcher.Dispatcher):
+                yield value
+
+
+def test_what_is_linked_together_has_names_of_its_own():
+    """A linker takes the first of two symbols of one name for both. Numba numbers functions of one
+    name from 0 in each process, but kernels on disk were compiled by several.
+    """
+    named = defaultdict(set)
+    for value in dispatchers():
+        function = value.py_func
+        if value.targetoptions.get("inline") != "always":  # no symbol
+            named[function.__module__, function.__qualname__].add(id(function))
+    assert len(named) > 40
+    assert not [name for name, functions in named.items() if len(functions) > 1]
+
+
+def test_functions_of_one_factory_are_named_apart():
+    def factory(shift):
+        return compiler.inner(lambda x: x + shift)
+
+    names = {factory(shift).py_func.__qualname__ for shift in (1, 2)}
+    assert len(names) == 2

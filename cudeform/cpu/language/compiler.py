@@ -19,21 +19,34 @@ __all__ = ["inlined", "inner", "kernel", "record"]
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
+def _named(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a function makes of its arguments is named after them.
+
+    A linker takes the first of two symbols of one name for both. Numba numbers what has one name,
+    but counts anew in each process, and kernels that lie on disk come from several.
+    """
+    if function.__closure__:
+        around = (cell.cell_contents for cell in function.__closure__)
+        parts = (getattr(value, "__qualname__", None) or repr(value) for value in around)
+        function.__qualname__ += f"[{','.join(parts)}]"
+    return function
+
+
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile for Python to call, at the first call of each dtype; kept on disk where possible."""
-    compiled = njit(**_OPTIONS)(function)
+    compiled = njit(**_OPTIONS)(_named(function))
     disk.keep(compiled)
     return compiled
 
 
 def inner(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile for kernels to call: nothing for Python, which saves half of the time it takes."""
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(_named(function))
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile as a part of each caller."""
-    return njit(inline="always", **_OPTIONS)(function)
+    return njit(inline="always", **_OPTIONS)(_named(function))
 
 
 def record(kind: type) -> Callable[..., Any]:
