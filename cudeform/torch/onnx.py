@@ -26,7 +26,8 @@ def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable
         `opset_version`.
     decompose : bool
         `deform_conv2d` becomes GridSample and Conv: for runtimes that lack DeformConv, at the cost
-        of an array of all samples, C kH kW H_out W_out elements per image.
+        of an array of all samples, C kH kW H_out W_out elements per image. Points are rounded to
+        float32 (of float64 arrays float64), at W pixels to about W / 2**24.
 
     Returns
     -------
@@ -67,6 +68,8 @@ def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable
         taps = attributes["kernel_shape"][0] * attributes["kernel_shape"][1]
         offset_groups = _size("deform_conv2d", "offset", offset, 1) // (2 * taps)
         channels = _size("deform_conv2d", "input", input, 1)
+        if decompose and offset.dtype.itemsize < 4:  # GridSample's points are of the whole image
+            offset = standard.Cast(offset, to=_FLOAT)
         wide, weight, bias, mask = _beside(standard, offset, input, weight, bias, mask)
         if decompose:
             images = _groups(standard, wide, channels // offset_groups)
@@ -146,7 +149,7 @@ def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable
     }
 
 
-_INT64 = 7  # onnx.TensorProto.INT64
+_FLOAT, _INT64 = 1, 7  # of onnx.TensorProto
 
 
 def _beside(standard: Any, coordinates: Any, *arrays: Any) -> list[Any]:

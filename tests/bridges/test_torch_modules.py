@@ -363,6 +363,12 @@ FINER = (
     0.3 * torch.ones(images().shape[0], 2, *images().shape[2:]),
     ROIS,
 )
+# With coordinates of the image in 16 bits the points on the right were an eighth of a pixel off.
+WIDE = (
+    images(4, 200)[:, :, :8].half(),
+    torch.full((2, 2, 8, 200), 0.3).half(),
+    torch.tensor([[0.0, 150, 1, 199, 6], [1, 120, 2, 160, 7]]).half(),
+)
 
 
 @pytest.mark.parametrize(
@@ -370,6 +376,7 @@ FINER = (
     [
         (Beside(), FINER, 19, "DeformConv"),
         (Beside(), FINER, 19, "GridSample"),
+        (Beside(), WIDE, 19, "GridSample"),
         (Block(), (images(),), 19, "GridSample"),
         (Block(), (images(),), 22, "GridSample"),
         (Uneven(), uneven(), 19, "GridSample"),
