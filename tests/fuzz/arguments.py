@@ -154,7 +154,8 @@ def _aligned_boxes(rng, dtype, input, bins, ratio, scale, shift, least):
     # more than the last whole sample's share, so that as many follow from the size
     cells = rng.integers(7 if ratio < 1 else 1, 9, (count, 2)) / 8
     sizes = np.maximum(samples * cells * bins, least)
-    if all(map(_is_power, bins)) and rng.random() < 0.3:
+    exact = all(map(_is_power, (*bins, max(ratio, 1))))
+    if exact and rng.random() < 0.3:
         sizes[rng.random(count) < 0.5] = pick(rng, 0.0, -2.0, 0.5)
     starts = _starts(rng, input, count, pick(rng, 0.125, 0.5, 1.0)) + shift
     return _boxes(rng, input, count, starts, sizes, scale)
