@@ -249,11 +249,13 @@ def _deform_ps_roi_pool(rng, dtype):
     classes, samples, scale = pick(rng, 1, 1, 2, 3), pick(rng, 1, 2, 4), pick(rng, *SCALES)
     dim = classes * pick(rng, 1, 2)
     input = values(rng, (pick(rng, 1, 2, 3), dim * group[0] * group[1], *pair(rng, 1, 12)))
-    boxes = _whole_boxes(rng, dtype, input, bins, 1.0, 1)
+    boxes, trans_std = _whole_boxes(rng, dtype, input, bins, 1.0, 1), pick(rng, 0.125, 0.5)
+    if dtype == "float64":  # thirds of the least size, moved by halves of it, meet the border
+        scale, trans_std = rng.uniform(0.3, 1.0), rng.uniform(0.1, 0.5)
     arrays = {"input": input, "boxes": boxes} | _shifts(rng, len(boxes), classes, part)
     options = {"output_size": bins, "spatial_scale": scale, "output_dim": dim}
     options |= {"group_size": group, "part_size": part, "sample_per_part": samples}
-    return arrays, options | {"trans_std": pick(rng, 0.125, 0.5)}
+    return arrays, options | {"trans_std": trans_std}
 
 
 OPERATORS = {
