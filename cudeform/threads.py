@@ -1,13 +1,18 @@
-"""The one pool of threads, and how a call shares its tasks out over it."""
+"""The one pool of threads, and how a call shares its tasks out over it.
+
+A key may interrupt the caller between any two instructions. So what is shared between threads is
+changed by single operations of deques, dictionaries and queues, and nothing holds a lock of
+Python's own, as those of `threading` and `concurrent.futures` do: it might be held for ever.
+"""
 
 from __future__ import annotations
 
 import operator
 import os
-import threading
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 from cudeform import checks
 
@@ -15,11 +20,7 @@ __all__ = ["get_num_threads", "run", "set_num_threads", "share"]
 
 VARIABLE = "CUDEFORM_NUM_THREADS"
 
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
 _count: int | None = None  # None until the first question: the environment is read late
-
-
 _SMALL = 2**16
 _PIECES = 8  # for each thread: enough that a slow thread holds nobody up
 
@@ -80,17 +81,55 @@ def set_num_threads(n: int) -> None:
     TypeError, ValueError
         `n` is not an integer, or is less than 1.
     """
-    global _count, _pool
+    global _count
     try:
         count = operator.index(n)
     except TypeError:
         checks.fail("set_num_threads", "n", "to be an integer", repr(n), error=TypeError)
     if count < 1:
         checks.fail("set_num_threads", "n", "to be at least 1", repr(n))
-    with _lock:
-        old, _pool, _count = _pool, None, count
-    if old is not None:
-        old.shutdown(wait=False)  # what it was given, it still does
+    _count = count
+    for other in list(_pools):
+        if other != count and (pool := _pools.pop(other, None)):
+            pool.close()
+
+
+class _Pool:
+    """Threads that call what they are given; they are started when there is something to call."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._given: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads: dict[int, object] = {}  # by their number: they enter themselves
+
+    def ask(self, help: Callable[[], None], times: int) -> None:
+        """Have up to so many threads call `help`; fewer may come, and later than now."""
+        for number in range(min(times, self._most)):
+            if number not in self._threads:
+                try:
+                    start_new_thread(self._serve, (number,))
+                except (RuntimeError, MemoryError):  # a limit, or the interpreter shuts down
+                    return
+            self._given.put(help)
+
+    def close(self) -> None:
+        """End the threads, also one that starts later. What they were given they still do."""
+        self._given.put(None)
+
+    def _serve(self, number: int) -> None:
+        this = object()
+        if self._threads.setdefault(number, this) is not this:
+            return  # two callers started it
+        try:
+            while (help := self._given.get()) is not None:
+                help()
+                del help  # or the next wait would keep its arrays
+        finally:
+            del self._threads[number]
+        self._given.put(None)  # for the others
+
+
+_pools: dict[int, _Pool] = {}  # by the number of threads that they make with the caller
 
 
 class _Call:
@@ -99,8 +138,9 @@ class _Call:
     def __init__(self, task: Callable[[int], None], count: int) -> None:
         self._task = task
         self._left = deque(range(count))
-        self._helpers = 0  # at work now
-        self._changed = threading.Condition()
+        self._came: deque[None] = deque()  # an entry for each helper
+        self._went: deque[None] = deque()
+        self._news: SimpleQueue[None] = SimpleQueue()
         self.errors: list[BaseException] = []
 
     def work(self) -> None:
@@ -113,34 +153,27 @@ class _Call:
 
     def help(self) -> None:
         """`work` on a thread of the pool; nothing where it comes too late."""
-        with self._changed:
-            if not self._left:
-                return
-            self._helpers += 1
+        self._came.append(None)  # before there is a task that it could have taken
         try:
             self.work()
         except BaseException as error:  # for the caller, who waits
             self.errors.append(error)
         finally:
-            with self._changed:
-                self._helpers -= 1
-                self._changed.notify()
+            self._went.append(None)
+            self._news.put(None)
+
+    def stop(self) -> None:
+        """Start no more tasks."""
+        self._left.clear()
+
+    def wait(self) -> None:
+        """Until those that have begun have ended."""
+        while len(self._went) < len(self._came):
+            self._news.get()
 
     def end(self) -> None:
-        """Start no more tasks, wait for those begun, raise the first error.
-
-        Arrays that a task writes must not be given back before, whatever happens: an interrupt
-        is raised afterwards.
-        """
-        while True:
-            try:
-                self._left.clear()
-                with self._changed:
-                    self._changed.wait_for(lambda: not self._helpers)
-                break
-            except BaseException as interrupt:
-                self.errors.append(interrupt)
-        del self._task  # a pool without threads may hold this call, but not the arrays
+        """Raise the first error."""
+        del self._task  # a helper that has not come yet may hold this call, but not the arrays
         errors, self.errors = self.errors, []
         try:
             if errors:
@@ -154,15 +187,28 @@ def run(task: Callable[[int], None], count: int) -> None:
 
     The caller works too, so that a busy pool delays nothing, a call from inside another pool
     cannot deadlock, and everything is done where no thread can be started. Returns when all tasks
-    have ended; then the first exception is raised.
+    have ended, whatever happens, as what they write is the caller's again; then the first
+    exception is raised, an interrupt too.
     """
     call = _Call(task, count)
-    try:
-        _start(call.help, min(get_num_threads(), count) - 1)
-        call.work()
-    except BaseException as error:
-        call.errors.append(error)
+    helpers = min(get_num_threads(), count) - 1
+    while True:
+        try:
+            if helpers > 0:
+                asked, helpers = helpers, 0
+                _pool().ask(call.help, asked)
+            call.work()
+            call.wait()
+            break
+        except BaseException as error:
+            call.errors.append(error)
+            call.stop()
     call.end()
+
+
+def _pool() -> _Pool:
+    count = get_num_threads()
+    return _pools.get(count) or _pools.setdefault(count, _Pool(max(count - 1, 1)))
 
 
 def share(task: Callable[[int, int], None], count: int, work: float = _SMALL) -> None:
@@ -178,31 +224,9 @@ def share(task: Callable[[int, int], None], count: int, work: float = _SMALL) ->
     run(lambda i: task(count * i // pieces, count * (i + 1) // pieces), pieces)
 
 
-def _start(help: Callable[[], None], helpers: int) -> None:
-    """Ask up to this many threads of the pool for help; fewer may come, and later than now.
-
-    Futures would not tell: the executor may queue what it then cannot start a thread for, raise,
-    and still do it when another thread is free.
-    """
-    global _pool
-    if helpers < 1:
-        return
-    with _lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(max(get_num_threads() - 1, 1), "cudeform")
-        for i in range(helpers):
-            try:
-                _pool.submit(help)
-            except (RuntimeError, MemoryError):  # a limit, or the interpreter is shutting down
-                if i == 0:
-                    _pool = None  # nobody reads its queue, which would grow with every call
-                return
-
-
 def _after_fork() -> None:
-    # The parent's threads do not exist in the child, and another thread may have held the lock.
-    global _lock, _pool
-    _lock, _pool = threading.Lock(), None
+    global _pools
+    _pools = {}  # the parent's threads do not exist in the child
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -85,17 +86,17 @@ def test_an_error_on_another_thread_reaches_the_caller():
 def thread_limit(monkeypatch):
     """Call it with n: only n more threads of the pool can be started, of the seven it wants."""
     threads.set_num_threads(8)
-    start = threading.Thread.start
+    start = threads.start_new_thread
 
     def set_limit(allowed):
         tickets = iter(range(allowed))
 
-        def limited(thread):
-            if thread.name.startswith("cudeform") and next(tickets, None) is None:
+        def limited(*args):
+            if next(tickets, None) is None:
                 raise RuntimeError("can't start new thread")
-            start(thread)
+            return start(*args)
 
-        monkeypatch.setattr(threading.Thread, "start", limited)
+        monkeypatch.setattr(threads, "start_new_thread", limited)
 
     return set_limit
 
@@ -150,6 +151,67 @@ def test_an_interrupt_waits_for_the_tasks_that_have_begun():
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(ended) == 1
+
+
+class Interrupt:
+    """A KeyboardInterrupt before one instruction of this thread, of the library or of Python's."""
+
+    def __init__(self, number):
+        self.left = number
+        self.before = None
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self.trace)
+
+    def __exit__(self, *error):
+        sys.settrace(self.before)
+
+    def trace(self, frame, event, arg):
+        if frame.f_code.co_filename == __file__:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+        return self.trace
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_an_interrupt_at_any_time_leaves_the_pool_as_it_was(warm):
+    """And no task behind that still runs. With the pool there, or to be made."""
+    number, interrupted = 0, True
+    while interrupted:
+        number += 1
+        threads.set_num_threads(3)
+        threads.set_num_threads(2)
+        if warm:
+            threads.run(lambda i: None, 2)
+        running = set()
+
+        def task(i, running=running):
+            running.add(i)
+            time.sleep(0.001)
+            running.discard(i)
+
+        interrupted = False
+        try:
+            with Interrupt(number):
+                threads.run(task, 3)
+        except KeyboardInterrupt:
+            interrupted = True
+        assert not running, number
+        finished = threading.Event()
+        together = threading.Barrier(2, timeout=60)
+
+        def again(together=together, finished=finished):
+            threads.run(lambda i: together.wait(), 2)
+            finished.set()
+
+        threading.Thread(target=again, daemon=True).start()
+        assert finished.wait(60), f"after an interrupt before instruction {number}"
+    assert number > 100
 
 
 SHUTDOWN = """

@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 from cases import DTYPES, Problem, operator
 
+from cudeform import threads
 from cudeform.threads import set_num_threads
 
 from .arguments import NEVER_CAST, OPERATORS, random_case
@@ -69,15 +70,15 @@ def threads_cannot_start(rng, call, guarded):
     """The first few start, then no more: of a new pool, in the midst of a call."""
     for allowed in range(3):
         set_num_threads(6)
-        start, left = threading.Thread.start, [allowed]
+        start, left = threads.start_new_thread, [allowed]
 
-        def limited(thread, start=start, left=left):
+        def limited(*args, start=start, left=left):
             if left[0] == 0:
                 raise RuntimeError("can't start new thread")
             left[0] -= 1
-            start(thread)
+            return start(*args)
 
-        with mock.patch.object(threading.Thread, "start", limited):
+        with mock.patch.object(threads, "start_new_thread", limited):
             try:
                 assert call() == call.right, f"other bytes with {allowed} of 5 threads"
             except RuntimeError as error:
@@ -121,10 +122,10 @@ def another_thread_calls_too(rng, call, guarded):
             if call() != call.right:
                 wrong.append(1)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
+    callers = [threading.Thread(target=work) for _ in range(4)]
+    for thread in callers:
         thread.start()
-    for thread in threads:
+    for thread in callers:
         thread.join()
     assert not wrong, "other bytes in a thread"
 
