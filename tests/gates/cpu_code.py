@@ -98,7 +98,7 @@ def products() -> Iterator[Any]:
 
 def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     """The functions with vectors in their loops, and arguments of the types that they get."""
-    from cudeform.cpu import sampler, taps
+    from cudeform.cpu import located, sampler, taps
     from cudeform.cpu.language import matmul, transpose
     from cudeform.cpu.regions import patches
 
@@ -119,6 +119,14 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield taps.sum_taps, (grid, points, 0, given, image, given, rows, flat, 0)
     yield taps.grad_samples, (size, flat, 0, given, rows, flat, 0)
     yield taps.grad_weights, (size, flat, 0, flat, 0, flat, rows)
+    block, view = (flat, np.zeros(0, np.int32)), located.View(0, 0, 0)
+    kinds = [given]
+    if dtype == np.float32:  # which words of 16 bits are widened to
+        kinds += [transpose.frozen(np.zeros(0, words), flat) for words in (np.int16, np.uint16)]
+    for source in kinds:
+        yield located.sum_points, (block, located.Rows(0, 0), source, view, flat)
+        yield located.dot_points, (block, located.Rows(0, 0), source, view, flat, flat)
+    yield located.spread_points, (block, located.Rows(0, 0), flat, flat, view, (0, 0))
     yield patches.blend_tile, (tile, 0, flat, 0, 0, flat)
     yield patches.measure_tile, (tile, 0, flat, 0, 0, flat, flat)
     yield patches.spread_tile, (tile, 0, flat, 0, 0, flat)

@@ -21,7 +21,7 @@ FLOORS = [
     ["boxes", "levels"],
     ["converters.", "cpu.language.", "cuda."],
     ["cpu.sampler"],
-    ["cpu.taps"],
+    ["cpu.taps", "cpu.located"],
     ["cpu.conv.", "cpu.regions."],  # neither knows of the other
     ["cpu."],
     ["ops"],
