@@ -17,6 +17,13 @@ from cudeform.arrays import sum_dtype
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.halves import element, put, words
 from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.language.rows import (
+    join_pairs,
+    read_rows,
+    softmax_rows,
+    split_pairs,
+    write_rows,
+)
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import SCRATCH_BYTES, numbers_of
 from cudeform.cpu.located import (
@@ -220,31 +227,18 @@ def _pack(numbers, source, target, first_task, last_task):
         number, first, last = _place(job, task, job.values)
         start = number // job.heads * job.image + number % job.heads * job.head
         to = (number - job.first) * job.values * job.channels
-        for pixel in range(first, last):
-            given, copied = source[start + pixel * job.pixel :], target[to + pixel * job.channels :]
-            for c in range(job.channels):
-                copied[c] = element(given, c)
+        places = start + first * job.pixel, job.pixel, to + first * job.channels, job.channels
+        read_rows(source, target, places, (last - first, job.channels))
 
 
 @inlined
 def _fill_shares(job, weights, row, count, shares):
     """The factors of the points of so many queries, from row `row` of the weights on."""
     samples = job.samples
-    for r in range(count):
-        given, own = weights[(row + r * job.heads) * samples :], shares[r * samples :]
-        for k in range(samples):
-            own[k] = element(given, k)
-        if job.softmax:
-            most = own[0]
-            for k in range(1, samples):
-                most = max(most, own[k])
-            total = own.dtype.type(0)
-            for k in range(samples):
-                own[k] = np.exp(own[k] - most)
-            for k in range(samples):
-                total += own[k]
-            for k in range(samples):
-                own[k] /= total
+    places = row * samples, job.heads * samples, 0, samples
+    read_rows(weights, shares, places, (count, samples))
+    if job.softmax:
+        softmax_rows(shares, count, samples)
 
 
 @inlined
@@ -264,15 +258,10 @@ def _locate(job, locations, row, shares, first, rows, block):
     """The points of a block, from point `first` of each row on."""
     reals, whole = block
     half = reals.dtype.type(0.5 if job.nearest else -0.5)
-    for r in range(rows.count):
-        at = 2 * ((row + r * job.heads) * job.samples + first)
-        given, own = locations[at:], shares[r * job.samples + first :]
-        to = r * rows.each
-        for k in range(rows.each):
-            reals[X + to + k] = element(given, 2 * k)
-            reals[Y + to + k] = element(given, 2 * k + 1)
-        for k in range(rows.each):
-            reals[SHARE + to + k] = own[k]
+    samples = job.samples
+    places = 2 * (row * samples + first), 2 * job.heads * samples, X, rows.each
+    split_pairs(locations, reals, places, rows, Y - X)
+    read_rows(shares, reals, (first, samples, SHARE, rows.each), rows)
     count = rows.count * rows.each
     for p in range(count):
         reals[X + p] = reals[X + p] * reals.dtype.type(whole[WIDTH + p]) + half
@@ -309,20 +298,16 @@ def _attend(numbers, levels, source, locations, weights, like, output, first_tas
                     _fill_levels(levels, samples, k, rows, block)
                 _locate(job, locations, row, shares, k, rows, block)
                 sum_points(block, rows, source, view, sums)
-            for r in range(count):
-                to, own = output[(row + r * job.heads) * channels :], sums[r * channels :]
-                for c in range(channels):
-                    put(to, c, own[c])
+            places = 0, channels, row * channels, job.heads * channels
+            write_rows(sums, output, places, (count, channels))
 
 
 @inlined
 def _fill_grads(job, grad_output, row, count, grads):
     """The gradients of the results of so many queries."""
-    for r in range(count):
-        given = grad_output[(row + r * job.heads) * job.channels :]
-        own = grads[r * job.channels :]
-        for c in range(job.channels):
-            own[c] = element(given, c)
+    channels = job.channels
+    places = row * channels, job.heads * channels, 0, channels
+    read_rows(grad_output, grads, places, (count, channels))
 
 
 @kernel
@@ -368,9 +353,7 @@ def _point_gradients(
                 _locate(job, locations, row, shares, k, rows, block)
                 dot_points(block, rows, source, view, grads, dots)
                 _write_locations(job, block, rows, dots, grad_locations, row, k)
-                for r in range(count):
-                    for i in range(rows.each):
-                        found[r * samples + k + i] = dots[r * rows.each + i]
+                read_rows(dots, found, (0, rows.each, k, samples), rows)
             if len(grad_weights):
                 _write_weights(job, count, shares, found, grad_weights, row)
 
@@ -379,41 +362,33 @@ def _point_gradients(
 def _write_locations(job, block, rows, dots, target, row, first):
     """From the dots of a block to gradients of its locations, and of its shares in their place."""
     _, whole = block
-    if job.nearest:
-        for r in range(rows.count):
-            to = target[2 * ((row + r * job.heads) * job.samples + first) :]
-            for k in range(2 * rows.each if len(target) else 0):
-                put(to, k, dots.dtype.type(0))
-        return
     count = rows.count * rows.each
-    slopes(block, count, dots)
-    for p in range(count):
-        dots[PLANE + p] *= dots.dtype.type(whole[WIDTH + p])
-        dots[2 * PLANE + p] *= dots.dtype.type(whole[HEIGHT + p])
+    if job.nearest:
+        dots[PLANE : 3 * PLANE] = 0
+    else:
+        slopes(block, count, dots)
+        for p in range(count):
+            dots[PLANE + p] *= dots.dtype.type(whole[WIDTH + p])
+            dots[2 * PLANE + p] *= dots.dtype.type(whole[HEIGHT + p])
     if len(target):
-        for r in range(rows.count):
-            to = target[2 * ((row + r * job.heads) * job.samples + first) :]
-            at = r * rows.each
-            for k in range(rows.each):
-                put(to, 2 * k, dots[PLANE + at + k])
-                put(to, 2 * k + 1, dots[2 * PLANE + at + k])
+        samples = job.samples
+        places = PLANE, rows.each, 2 * (row * samples + first), 2 * job.heads * samples
+        join_pairs(dots, target, places, rows, PLANE)
 
 
 @inlined
 def _write_weights(job, count, shares, found, target, row):
     """The gradients of the weights of so many queries."""
     samples = job.samples
-    for r in range(count):
-        to = target[(row + r * job.heads) * samples :]
-        own, grad = shares[r * samples :], found[r * samples :]
-        if job.softmax:
-            total = grad.dtype.type(0)
-            for k in range(samples):
-                total += own[k] * grad[k]
-            for k in range(samples):
-                grad[k] = own[k] * (grad[k] - total)
-        for k in range(samples):
-            put(to, k, grad[k])
+    if job.softmax:
+        for at in range(0, count * samples, samples):
+            total = found.dtype.type(0)
+            for k in range(at, at + samples):
+                total += element(shares, k) * element(found, k)
+            for k in range(at, at + samples):
+                put(found, k, element(shares, k) * (element(found, k) - total))
+    places = 0, samples, row * samples, job.heads * samples
+    write_rows(found, target, places, (count, samples))
 
 
 @kernel
@@ -443,8 +418,6 @@ def _value_gradients(
                     _fill_levels(levels, samples, k, rows, block)
                 _locate(job, locations, row, shares, k, rows, block)
                 spread_points(block, rows, grads, sums, view, (first, end))
-        for pixel in range(first, end):
-            to = target[(image * job.values + pixel) * job.heads * channels + head * channels :]
-            own = sums[(pixel - first) * channels :]
-            for c in range(channels):
-                put(to, c, own[c])
+        to = ((image * job.values + first) * job.heads + head) * channels
+        places = 0, channels, to, job.heads * channels
+        write_rows(sums, target, places, (end - first, channels))
