@@ -74,6 +74,7 @@ RESERVED = {
     "torch": ("torch/", "keras.py", "bench/peers.py", "bench/cuda_peers.py"),
     # peers, engines: what `bench` measures against
     "torchvision": ("bench/peers.py", "bench/cuda_peers.py"),
+    "transformers": ("bench/peers.py",),
     "onnx": ("bench/engines.py",),
     "onnxscript": ("torch/onnx.py",),
     "onnxruntime": ("bench/engines.py",),
