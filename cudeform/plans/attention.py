@@ -134,6 +134,13 @@ def _points(op: str, locations: Outline, points_per_level: Any) -> tuple[int, ..
     return points
 
 
+def _pair(op: str, name: str, size: Any) -> tuple[int, int]:
+    """Height and width; symbols of a tracer stay what they are."""
+    if len(size) == 2 and any(map(checks.is_symbol, size)):
+        return tuple(size)
+    return checks.pair(op, name, size, 1)
+
+
 def _shapes(op: str, shapes: Any, levels: int, values: int) -> tuple[tuple[int, int], ...] | None:
     """The pairs after checking them; None where an array holds them."""
     name = "spatial_shapes"
@@ -148,7 +155,7 @@ def _shapes(op: str, shapes: Any, levels: int, values: int) -> tuple[tuple[int, 
     for size in shapes:
         if not isinstance(size, (tuple, list)):
             checks.fail(op, name, f"of pairs {_SHAPES}", checks.shown(size), error=TypeError)
-    pairs = tuple(checks.pair(op, name, size, 1) for size in shapes)
+    pairs = tuple(_pair(op, name, size) for size in shapes)
     total = sum(height * width for height, width in pairs)
     if total != values:
         expected = f"of {values} pixels in all, as many as `value` (N, S, M, D) has"
