@@ -13,6 +13,7 @@ __all__ = ["METHODS", "AttentionPlan", "ms_deform_attn"]
 
 METHODS = ("bilinear", "nearest")
 _SHAPES = "(L, (H, W))"
+_MOST = 2**31 - 1  # pixels of all levels
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ def ms_deform_attn(
     checks.rank(op, "value", value, symbols)
     checks.non_empty(op, "value", value, symbols, may_be_empty=1)
     batch, values, heads, channels = value.shape
+    if values > _MOST:
+        checks.fail(op, "value", f"with S at most {_MOST}", values, "kernels count in 32 bits")
     points = _points(op, sampling_locations, points_per_level)
     plan = AttentionPlan(
         batch=batch,

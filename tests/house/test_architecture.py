@@ -74,7 +74,6 @@ RESERVED = {
     "torch": ("torch/", "keras.py", "bench/peers.py", "bench/cuda_peers.py"),
     # peers, engines: what `bench` measures against
     "torchvision": ("bench/peers.py", "bench/cuda_peers.py"),
-    "transformers": ("bench/peers.py",),
     "onnx": ("bench/engines.py",),
     "onnxscript": ("torch/onnx.py",),
     "onnxruntime": ("bench/engines.py",),
@@ -92,6 +91,7 @@ RESERVED = {
     "skimage": ("demo/",),
     "scipy": ("demo/",),
     "PIL": ("demo/",),
+    "transformers": ("bench/peers.py",),
 }
 
 

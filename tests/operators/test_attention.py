@@ -285,6 +285,7 @@ WRONG = [
     (dict(spatial_shapes=np.array(SHAPES, np.float32)), "`spatial_shapes` of dtype int32, int64"),
     (dict(value=np.ones((2, 42, 10))), "`value` to have 4 axes (N, S, M, D)"),
     (dict(value=np.ones((2, 42, 2, 0))), "`value` to be non-empty"),
+    (dict(value=np.broadcast_to(1.0, (2, 2**31, 2, 5))), "`value` with S at most 2147483647"),
     (dict(sampling_locations=np.ones((2, 7, 2, 2, 3, 3))), "`sampling_locations` of shape (2, 7"),
     (dict(sampling_locations=np.ones((2, 7, 2, 6, 2))), "`sampling_locations` to have 6 axes"),
     (dict(attention_weights=np.ones((2, 7, 2, 2, 4))), "`attention_weights` of shape (2, 7, 2, 2"),
