@@ -4,6 +4,7 @@ from cudeform import dispatch, imports
 from cudeform.converters.offsets import convert_mask, convert_offset, pack_dcnv4, unpack_dcnv4
 from cudeform.converters.points import points_from_msda, points_to_msda
 from cudeform.converters.regions import convert_roi_offset
+from cudeform.ops.attention import ms_deform_attn, ms_deform_attn_backward
 from cudeform.ops.convolution import (
     conv2d,
     conv2d_backward,
@@ -44,6 +45,8 @@ __all__ = [
     "deform_ps_roi_pool_backward",
     "deform_roi_pool",
     "deform_roi_pool_backward",
+    "ms_deform_attn",
+    "ms_deform_attn_backward",
     "pack_dcnv4",
     "points_from_msda",
     "points_to_msda",

@@ -36,6 +36,11 @@ class _BilinearSampleGradients(NamedTuple, Generic[_Array]):
     input: _Array | Any
     points: _Array | Any
 
+class _MSDeformAttnGradients(NamedTuple, Generic[_Array]):
+    value: _Array | Any
+    sampling_locations: _Array | Any
+    attention_weights: _Array | Any
+
 class _RoiAlignGradients(NamedTuple, Generic[_Array]):
     input: _Array | Any
 
@@ -200,6 +205,28 @@ def deform_roi_pool_backward(
     *,
     needs: Iterable[str] | None = None,
 ) -> _DeformRoiPoolGradients[_Array]: ...
+def ms_deform_attn(
+    value: _Array,
+    spatial_shapes: _Array | Sequence[tuple[int, int]],
+    sampling_locations: _Array,
+    attention_weights: _Array,
+    *,
+    points_per_level: Sequence[int] | None = None,
+    method: Literal["bilinear", "nearest"] = "bilinear",
+    softmax: bool = False,
+) -> _Array: ...
+def ms_deform_attn_backward(
+    grad_output: _Array,
+    value: _Array,
+    spatial_shapes: _Array | Sequence[tuple[int, int]],
+    sampling_locations: _Array,
+    attention_weights: _Array,
+    *,
+    needs: Iterable[str] | None = None,
+    points_per_level: Sequence[int] | None = None,
+    method: Literal["bilinear", "nearest"] = "bilinear",
+    softmax: bool = False,
+) -> _MSDeformAttnGradients[_Array]: ...
 def pack_dcnv4(
     offset: _Array,
     mask: _Array,

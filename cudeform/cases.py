@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ __all__ = [
     "deform_conv2d",
     "deform_ps_roi_pool",
     "deform_roi_pool",
+    "ms_deform_attn",
     "ps_roi_align",
     "ps_roi_pool",
     "roi_align",
@@ -31,6 +32,14 @@ class Case:
     name: str
     arrays: dict[str, np.ndarray]
     options: dict[str, Any]
+
+    def astype(self, dtype: Any, **others: Any) -> Case:
+        """The case with its real numbers in a dtype, or in that which `others` has for a name."""
+        arrays = {
+            name: array if array.dtype.kind == "i" else array.astype(others.get(name, dtype))
+            for name, array in self.arrays.items()
+        }
+        return replace(self, arrays=arrays)
 
 
 def _convolution(
@@ -124,6 +133,52 @@ def bilinear_sample(rng: np.random.Generator) -> Iterator[Case]:
         }
         options = {"border": border, "layout": layout}
         yield Case(f"{layout}-{border}", arrays, options)
+
+
+def _attention(
+    rng: np.random.Generator,
+    name: str,
+    *,
+    shapes: tuple[tuple[int, int], ...] = ((6, 5), (3, 4)),
+    n: int = 2,
+    queries: int = 7,
+    heads: int = 2,
+    channels: int = 5,
+    points: int = 3,
+    array: bool = False,
+    **options: Any,
+) -> Case:
+    """Random arguments of attention, to points some of which are outside of their level.
+
+    With `array` the shapes are one.
+    """
+    ragged = options.get("points_per_level")
+    each = (len(shapes), points) if ragged is None else (sum(ragged),)
+    total = sum(height * width for height, width in shapes)
+    arrays = {
+        "value": rng.standard_normal((n, total, heads, channels)),
+        "sampling_locations": rng.uniform(-0.2, 1.2, (n, queries, heads, *each, 2)),
+        "attention_weights": rng.uniform(-1, 1, (n, queries, heads, *each)),
+    }
+    if array:
+        arrays["spatial_shapes"] = np.array(shapes)
+    else:
+        options["spatial_shapes"] = shapes
+    return Case(name, arrays, options)
+
+
+def ms_deform_attn(rng: np.random.Generator) -> Iterator[Case]:
+    yield _attention(rng, "plain")
+    yield _attention(rng, "softmax", channels=16, softmax=True)
+    ragged = dict(shapes=((4, 7), (3, 3), (1, 2)), points_per_level=(3, 6, 1))
+    yield _attention(rng, "ragged", **ragged, softmax=True, queries=5, channels=8)
+    yield _attention(rng, "nearest", method="nearest", points=4)
+    yield _attention(rng, "array-of-shapes", array=True, channels=3, points=2)
+    yield _attention(rng, "one-level", shapes=((5, 8),), points=1, heads=1, channels=1)
+    yield _attention(rng, "empty-batch", n=0)
+    yield _attention(rng, "no-queries", queries=0)
+    # More channels and queries than a backend takes at once.
+    yield _attention(rng, "wide", n=1, queries=70, heads=3, channels=150, points=5)
 
 
 def _boxes(rng: np.random.Generator, count: int, n: int, height: float, width: float) -> np.ndarray:

@@ -76,6 +76,11 @@ References
 .. [1] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
 .. [2] Zhu, X. et al., "Deformable ConvNets v2: More Deformable, Better Results", CVPR 2019,
    arXiv:1811.11168.""",
+    "deformable_detr_paper": """\
+References
+----------
+.. [1] Zhu, X. et al., "Deformable DETR: Deformable Transformers for End-to-End Object
+   Detection", ICLR 2021, arXiv:2010.04159.""",
     "rfcn_paper": """\
 References
 ----------

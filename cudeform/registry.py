@@ -25,17 +25,19 @@ class Argument:
     axes: tuple[str, ...]  # as a layout "NCHW" has them
     # What it is to the operator, which is linear in a "factor", and in an "image" it reads:
     # "coordinates" say where, "boxes" also of which image, "addend" is added to the result.
-    role: Literal["image", "coordinates", "factor", "addend", "boxes"]
+    # "shares" are factors of points, or logits of such where there is an option `softmax`.
+    # "shapes" are sizes (H, W), pairs of integers on the host or an integer array.
+    role: Literal["image", "coordinates", "factor", "shares", "addend", "boxes", "shapes"]
     optional: bool = False
 
     @property
     def differentiable(self) -> bool:
-        return self.role != "boxes"
+        return self.role not in ("boxes", "shapes")
 
     @property
     def finer(self) -> bool:
         """Whether it may be of float32 beside 16-bit arrays."""
-        return self.role in ("coordinates", "boxes")
+        return self.role in ("coordinates", "shares", "boxes")
 
     @property
     def symbols(self) -> str:
@@ -49,7 +51,8 @@ class Option:
 
     name: str
     # "pair": an integer, or one for each axis; "padding": also one for each side
-    kind: Literal["flag", "integer", "number", "choice", "pair", "padding"]
+    # "integers": any number of them, or None
+    kind: Literal["flag", "integer", "number", "choice", "pair", "padding", "integers"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,16 @@ class Operator:
     def gradients(self) -> type:
         """The named tuple that the backward returns."""
         return inspect.signature(self.backward, eval_str=True).return_annotation
+
+    @cached_property
+    def images(self) -> str:
+        """The array that is read, whose dtype the result has."""
+        return next(a.name for a in self.arguments if a.role == "image")
+
+    @cached_property
+    def static(self) -> tuple[str, ...]:
+        """The arrays that may be values on the host instead, and are options then."""
+        return tuple(a.name for a in self.arguments if a.role == "shapes")
 
     @cached_property
     def required(self) -> tuple[str, ...]:
@@ -116,7 +129,7 @@ class Operator:
 
     def call(self, case: Case, convert: Callable[[Any], Any] = lambda array: array) -> Any:
         """The forward on a case, each array converted first."""
-        return self.forward(**self._given(case, convert), **case.options)
+        return self.forward(**{**self._given(case, convert), **case.options})
 
     def call_backward(
         self,
@@ -128,7 +141,7 @@ class Operator:
         """The backward on a case: `grad_output` as it is, the other arrays converted first."""
         accepted = inspect.signature(self.backward).parameters
         given = {k: v for k, v in self._given(case, convert).items() if k in accepted}
-        return self.backward(grad_output, **given, **case.options, needs=needs)
+        return self.backward(grad_output, **{**given, **case.options}, needs=needs)
 
     def _given(self, case: Case, convert: Callable[[Any], Any]) -> dict[str, Any]:
         """All array arguments, None for those that the case leaves out."""
@@ -159,6 +172,9 @@ _GROUP_SIZE = Option("group_size", "pair")
 _PART_SIZE = Option("part_size", "pair")
 _SAMPLE_PER_PART = Option("sample_per_part", "integer")
 _TRANS_STD = Option("trans_std", "number")
+_POINTS_PER_LEVEL = Option("points_per_level", "integers")
+_METHOD = Option("method", "choice")
+_SOFTMAX = Option("softmax", "flag")
 
 OPERATORS = (
     Operator(
@@ -211,6 +227,25 @@ OPERATORS = (
         ),
         cases=cases.bilinear_sample,
         slopes="points",
+    ),
+    Operator(
+        name="ms_deform_attn",
+        family="attention",
+        summary="weighted sums of samples of several levels",
+        paper="Zhu et al. 2021",
+        arguments=(
+            Argument("value", ("N", "S", "M", "D"), "image"),
+            Argument("spatial_shapes", ("L", "2"), "shapes"),
+            Argument("sampling_locations", ("N", "Lq", "M", "L", "P", "2"), "coordinates"),
+            Argument("attention_weights", ("N", "Lq", "M", "L", "P"), "shares"),
+        ),
+        options=(
+            _POINTS_PER_LEVEL,
+            _METHOD,
+            _SOFTMAX,
+        ),
+        cases=cases.ms_deform_attn,
+        slopes="levels",
     ),
     Operator(
         name="roi_align",

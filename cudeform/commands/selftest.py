@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,11 +114,10 @@ def _cases(operator: Operator, dtype: str) -> Iterator[Case]:
     """The cases in a dtype; where that has 16 bits, also with offsets, points and boxes of 32."""
     finer = {argument.name for argument in operator.arguments if argument.finer}
     for case in operator.cases(np.random.default_rng(0)):
-        arrays = {name: array.astype(numpy_dtype(dtype)) for name, array in case.arrays.items()}
-        yield Case(case.name, arrays, case.options)
-        if "16" in dtype and finer & arrays.keys():
-            wide = {name: case.arrays[name].astype(np.float32) for name in finer & arrays.keys()}
-            yield Case(f"{case.name} beside float32", {**arrays, **wide}, case.options)
+        yield case.astype(numpy_dtype(dtype))
+        if "16" in dtype and finer & case.arrays.keys():
+            wide = case.astype(numpy_dtype(dtype), **dict.fromkeys(finer, np.float32))
+            yield replace(wide, name=f"{case.name} beside float32")
 
 
 def _fail(outcome: Outcome, case: Case, why: str) -> None:
@@ -135,7 +134,7 @@ def _check_case(
     dtype = numpy_dtype(outcome.dtype)
 
     def exact(array: np.ndarray) -> np.ndarray:
-        return array.astype(np.float64)
+        return array if array.dtype.kind == "i" else array.astype(np.float64)
 
     expected = operator.call(case, exact)
     got = to_host(operator.call(case, to_device))

@@ -1,7 +1,8 @@
 """Derivatives of operators as calls of the operators themselves, for any framework.
 
 An operator is linear in each of its arrays but the coordinates of its sampling points, and
-between two columns of pixels a bilinear sample S is linear along x::
+logits, which are replaced by the factors that they stand for. Between two columns of pixels a
+bilinear sample S is linear along x::
 
     dS/dx = S(at x = floor(x) + 1) - S(at x = floor(x))
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from cudeform.derivatives.calls import Call, Namespace
 from cudeform.derivatives.largest import at_largest
+from cudeform.derivatives.shares import of_shares
 from cudeform.plans import plan
 from cudeform.registry import OPERATORS, Operator
 
@@ -63,13 +65,15 @@ def jvp(
     row = _row(name)
     moving = {argument.name for argument in row.arguments if argument.differentiable}
     tangents = {k: v for k, v in tangents.items() if v is not None and k in moving}
-    dtype = xp.dtype_name(primals["input"])
+    dtype = xp.dtype_name(primals[row.images])
     half = dtype in ("float16", "bfloat16")
     if half:
         primals, tangents = _widened(primals, xp, dtype), _widened(tangents, xp, dtype)
     options = _filled(row, options)
     planned = plan(name, primals, options)
     call = Call(name, functions[name], xp, primals, options, planned)
+    if options.get("softmax"):
+        call, tangents = of_shares(row, call, tangents)
     total = None
     for term in _terms(row, call, tangents):
         total = term if total is None else total + term
@@ -100,7 +104,8 @@ def _widened(arrays: Arrays, xp: Namespace, dtype: str) -> dict[str, Any]:
 
 def _filled(row: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
     """All options of an operator, with the defaults of those that are not given."""
-    return {name: options.get(name, default) for name, default in row.defaults.items()}
+    given = {name: options[name] for name in row.static if options.get(name) is not None}
+    return {name: options.get(name, default) for name, default in row.defaults.items()} | given
 
 
 def _terms(row: Operator, call: Call, tangents: dict[str, Any]) -> list[Any]:

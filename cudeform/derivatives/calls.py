@@ -14,13 +14,25 @@ __all__ = ["Call", "Namespace", "border", "check_sides"]
 
 _EXACT = 2**24  # pixels: beyond, float32 does not tell a whole number from the next
 # What frameworks call as NumPy does.
-_ALIKE = ("floor", "where", "stack", "concatenate", "moveaxis", "reshape", "zeros_like")
+_ALIKE = (
+    "floor",
+    "exp",
+    "amax",
+    "where",
+    "stack",
+    "concatenate",
+    "moveaxis",
+    "reshape",
+    "zeros_like",
+)
 
 
 class Namespace(NamedTuple):
     """What has to be done to a framework's arrays between calls of operators."""
 
     floor: Callable[[Any], Any]
+    exp: Callable[[Any], Any]
+    amax: Callable[[Any, int], Any]  # (array, axis)
     where: Callable[[Any, Any, Any], Any]  # (condition, array, array or number)
     stack: Callable[[list[Any], int], Any]  # (arrays, axis)
     concatenate: Callable[[list[Any], int], Any]  # (arrays, axis)

@@ -50,7 +50,8 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
         given["boxes"] = _rows(name, given["boxes"], given)
     needs, grad_output = given.pop("needs", None), given.pop("grad_output", None)
     names = (*(argument.name for argument in row.arguments), "argmax")
-    named = {k: given.pop(k) for k in names if k in given}
+    pairs = {k for k in row.static if isinstance(given.get(k), (list, tuple))}
+    named = {k: given.pop(k) for k in names if k in given and k not in pairs}
     arrays = {k: v for k, v in named.items() if v is not None or k in row.required}
     static, operands = Call(op, tuple(arrays), tuple(given.items())), list(arrays.values())
     static.check(operands, grad_output)

@@ -76,7 +76,8 @@ def _expanded(call: Call, along: tuple[str, ...], *operands: Any) -> Any:
     tangents = dict(zip(along, operands[count:], strict=True))
 
     def operator(**given: Any) -> Any:
-        names = tuple(a.name for a in call.row.arguments if a.name in given)
+        static = {n for n in call.row.static if isinstance(given.get(n), tuple)}
+        names = tuple(a.name for a in call.row.arguments if a.name in given.keys() - static)
         arrays = [given.pop(name) for name in names]
         results = forward(Call(call.op, names, tuple(given.items())), arrays)
         return results[0] if len(results) == 1 else results

@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.boxes import box_outline, box_rows
+from cudeform.levels import check_sizes, sizes_on_host
 from cudeform.plans import Plan, plan
 
 __all__ = ["Call", "checked", "gradients", "implementation", "outlined", "results"]
 
 Arrays = Mapping[str, Any]
-_COORDINATES = ("offset", "points")  # may be finer than images of 16 bits
+# May be finer than images of 16 bits.
+_FINER = ("offset", "points", "sampling_locations", "attention_weights")
+_ODD = ("boxes", "argmax", "spatial_shapes")  # have dtypes of their own
 _MOST = 2**31 - 2**10  # what a kernel counts in 32 bits, with room for a block beyond the end
 
 
@@ -77,6 +80,7 @@ def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = 
     kind = _kind(op, given, optional)
     if "boxes" in given:
         given = {**given, "boxes": box_rows(op, given["boxes"], given["input"], kind)}
+    given, options = _sized(op, given, options)
     found = _plan(op, kind, given, options)
     if kind.backend == "cuda":
         _check_counts(op, found, "grad_output" in given)
@@ -84,13 +88,25 @@ def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = 
 
 
 def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
-    """The kind of all arrays. Boxes, and which pixels were largest, have dtypes of their own."""
-    if "boxes" not in given:
-        return arrays.kind_of(op, given, optional, _COORDINATES)
-    alike = {name: a for name, a in given.items() if name not in ("boxes", "argmax")}
+    """The kind of all arrays; some have dtypes of their own."""
+    if "boxes" not in given and "spatial_shapes" not in given:
+        return arrays.kind_of(op, given, optional, _FINER)
+    alike = {name: a for name, a in given.items() if name not in _ODD}
+    kind = arrays.kind_of(op, alike, optional, _FINER)
     if given.get("argmax") is not None:
         arrays.same_place(op, "argmax", given["argmax"], "input", given["input"])
-    return arrays.kind_of(op, alike, optional, _COORDINATES)
+    if given.get("spatial_shapes") is not None:
+        check_sizes(op, given["spatial_shapes"], *next(iter(alike.items())))
+    return kind
+
+
+def _sized(op: str, given: Arrays, options: Arrays) -> tuple[Arrays, Arrays]:
+    """Arrays and options, with sizes of levels that lie on the host as an option."""
+    sizes = given.get("spatial_shapes")
+    pairs = None if sizes is None else sizes_on_host(op, sizes)
+    if pairs is None:
+        return given, options
+    return {**given, "spatial_shapes": None}, {**options, "spatial_shapes": pairs}
 
 
 def _check_counts(op: str, planned: Plan, backward: bool) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cudeform.plans import convolution, regions, sampling  # noqa: F401  with planners
+from cudeform.plans import attention, convolution, regions, sampling  # noqa: F401  with planners
 from cudeform.plans.outlines import PLANNERS, Outline, Plan
 
 __all__ = ["Outline", "Plan", "plan"]
 
 _MOST_REMEMBERED = 1024
+_LONGEST = 16  # of a tuple among the options: longer ones are wrong, or too large to keep
 _REMEMBERED: dict[Any, Plan] = {}
 _PLAIN = frozenset((int, str, type(None)))
 
@@ -71,6 +72,6 @@ def _planned(op: str, operator: str, arrays: Mapping[str, Any], options: Mapping
 def _option(value: Any, depth: int = 2) -> Any:
     """An option as a part of a key; unhashable where its equals may mean something else."""
     kind = type(value)
-    if kind is tuple and len(value) == 2 and depth:  # others are wrong, or too large to keep
+    if kind is tuple and len(value) <= _LONGEST and depth:
         return tuple([v if type(v) in _PLAIN else _option(v, depth - 1) for v in value])
     return (kind, value) if kind is float or kind is bool else []  # 1.0 == True == 1

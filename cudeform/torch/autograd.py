@@ -342,7 +342,8 @@ def call(bound: Bound, tensors: Sequence[Any]) -> Any:
 
 def _operator(bridge: Bridge) -> Any:
     def operator(**given: Any) -> Any:
-        tensors = [given.pop(name, None) for name in bridge.names]
+        pairs = {n for n in bridge.static if not isinstance(given.get(n), torch.Tensor)}
+        tensors = [None if name in pairs else given.pop(name, None) for name in bridge.names]
         return call(Bound(bridge, given), tensors)
 
     return operator

@@ -93,7 +93,8 @@ def compute(
 ) -> Any:
     """What a function of arrays makes of tensors: a tensor, None, or a tuple of these.
 
-    The first tensor is there, and the others, or None, are on its device.
+    The first tensor is there, and the others, or None, are on its device. An array that is an
+    option is the None of a tensor.
     """
     first = next(iter(tensors.values()))
     if first.is_cpu:
@@ -111,7 +112,7 @@ def on_host(
     except (BufferError, RuntimeError, TypeError):
         check_dense(function.__name__, given)
         raise
-    result = function(**arrays, **options)
+    result = function(**{**arrays, **options})
     if not isinstance(result, tuple):
         return to_tensor(result)
     found = [to_tensor(array) for array in result]

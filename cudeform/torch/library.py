@@ -30,7 +30,7 @@ def _named(names: Sequence[str], tensors: Sequence[Any]) -> dict[str, Any]:
 def _empty(outline: Outline, tensors: dict[str, Any]) -> Any:
     """A fake tensor as an outline says."""
     dtypes = {n: KIND.dtype_name(t.dtype) for n, t in tensors.items() if t is not None}
-    like = tensors["input"]
+    like = next(iter(tensors.values()))
     return like.new_empty(outline.shape, dtype=getattr(torch, outline.dtype_name(dtypes)))
 
 
@@ -119,7 +119,7 @@ def _define_backward(bridge: Bridge) -> None:
         _, plan = outlined(bridge.name + "_backward", given, options, bridge.optional)
         result = []
         for name in bridge.differentiable:
-            outline = plan.gradients[name] if name in needs else Outline((0,))
+            outline = plan.gradients[name] if name in needs else Outline((0,), like="grad_output")
             result.append(_empty(outline, given))
         return tuple(result) if len(result) > 1 else result[0]
 

@@ -97,7 +97,7 @@ def _is_direct(bridge: Bridge, given: dict[str, Any]) -> bool:
     differentiated = torch.is_grad_enabled()
     for name in bridge.names:
         tensor = given.get(name)
-        if tensor is None:
+        if tensor is None or name in bridge.static and isinstance(tensor, (list, tuple)):
             if name in bridge.required:
                 return False
         elif type(tensor) not in PLAIN or not tensor.is_cpu or not _is_memory(tensor):
@@ -184,9 +184,14 @@ def _arguments(
     """The tensors in the order of `names`, checked, and the other arguments."""
     options, required = dict(given), ("grad_output", *bridge.required)
     tensors = [options.pop(name, None) for name in names]
+    for name in bridge.static:
+        if isinstance(given.get(name), (list, tuple)):
+            options[name], tensors[names.index(name)] = given[name], None
     device = None
     for position, tensor in enumerate(tensors):
         if tensor is None and names[position] not in required:
+            continue
+        if names[position] in bridge.static and _is_on_host(tensor):
             continue
         if isinstance(tensor, (list, tuple)) and names[position] == "boxes":
             tensor = tensors[position] = _rows(bridge.name + suffix, tensor, given["input"])
@@ -196,6 +201,10 @@ def _arguments(
             check_dense(bridge.name + suffix, {names[position]: tensor})
         device = tensor.device
     return tensors, options
+
+
+def _is_on_host(tensor: Any) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.is_cpu and _is_memory(tensor)
 
 
 def _is_memory(tensor: torch.Tensor) -> bool:

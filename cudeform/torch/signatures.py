@@ -20,6 +20,8 @@ _TYPES = {  # of options in a schema, by their kind
     "choice": "str",
     "pair": _MANY,
     "padding": _MANY,
+    "integers": _MANY,
+    "pairs": _MANY,  # of integers: an array that is on the host
 }
 
 
@@ -37,15 +39,19 @@ class Bridge:
     differentiable: tuple[str, ...]
     kept: tuple[str, ...]  # the arrays that the backward takes
     batched: tuple[str, ...]  # the arrays with an image, like the result, for each index of axis 0
+    static: tuple[str, ...]  # the arrays that may be options: pairs of integers
     options: tuple[str, ...]
-    types: tuple[str, ...]  # of the options
+    kinds: tuple[str, ...]  # of the options
     defaults: dict[str, Any]
     argmax: bool  # there is a <name>_argmax
 
     @property
     def schemas(self) -> tuple[str, str]:
         """What torch.library is told of the forward and of the backward."""
-        options = [f"{t} {n}" for t, n in zip(self.types, self.options, strict=True)]
+        options = [
+            f"{_TYPES[kind]} {name}{'_pairs' if name in self.static else ''}"
+            for kind, name in zip(self.kinds, self.options, strict=True)
+        ]
 
         def tensors(names: Sequence[str]) -> list[str]:
             return [f"Tensor{'' if n in self.required else '?'} {n}" for n in names]
@@ -66,14 +72,15 @@ def _bridge(row: Operator) -> Bridge:
         backward=inspect.unwrap(row.backward),
         gradients=row.gradients,
         names=tuple(argument.name for argument in row.arguments),
-        required=row.required,
-        optional=row.optional,
+        required=tuple(name for name in row.required if name not in row.static),
+        optional=(*row.optional, *row.static),
         differentiable=row.gradients._fields,
         kept=row.kept,
         batched=row.batched,
-        options=tuple(option.name for option in row.options),
-        types=tuple(_TYPES[option.kind] for option in row.options),
-        defaults=row.defaults,
+        static=row.static,
+        options=(*row.static, *(option.name for option in row.options)),
+        kinds=(*["pairs"] * len(row.static), *(option.kind for option in row.options)),
+        defaults={**dict.fromkeys(row.static), **row.defaults},
         argmax=row.argmax,
     )
 
@@ -84,21 +91,26 @@ BRIDGES = {row.name: _bridge(row) for row in OPERATORS}
 def flat(bridge: Bridge, options: dict[str, Any]) -> list[Any]:
     """The options in the order and the types of the schema: a pair of pairs is four integers."""
     values = []
-    for name, schema_type in zip(bridge.options, bridge.types, strict=True):
+    for name, kind in zip(bridge.options, bridge.kinds, strict=True):
         value = options[name] if name in options else bridge.defaults[name]
         if value is inspect.Parameter.empty:
             raise TypeError(f"{bridge.name}() missing a required argument: {name!r}")
-        if schema_type == _MANY:
-            value = _integers(bridge.name, name, value)
+        if _TYPES[kind] == _MANY:
+            value = _integers(bridge.name, name, kind, value)
         values.append(value)
     return values
 
 
-def _integers(op: str, name: str, value: Any) -> list[Any]:
+def _integers(op: str, name: str, kind: str, value: Any) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, (tuple, list)):
         return [value]
+    if kind == "pairs":
+        for pair in value:  # of which the sizes may be symbols
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                checks.fail(op, name, "of pairs (H, W)", checks.shown(pair), error=TypeError)
+        return [size for pair in value for size in pair]
     if any(isinstance(part, (tuple, list)) for part in value):
         (top, bottom), (left, right) = checks.pad_pairs(op, name, value)
         return [top, bottom, left, right]
@@ -106,13 +118,21 @@ def _integers(op: str, name: str, value: Any) -> list[Any]:
 
 
 def nested(bridge: Bridge, values: Sequence[Any]) -> dict[str, Any]:
-    """The inverse of `flat`."""
+    """The inverse of `flat`; an array that is no option is left out."""
     options = {}
-    for name, schema_type, value in zip(bridge.options, bridge.types, values, strict=True):
-        if schema_type == _MANY:
-            if len(value) == 4:
-                value = ((value[0], value[1]), (value[2], value[3]))
-            else:
-                value = tuple(value) if len(value) > 1 else value[0] if value else None
-        options[name] = value
+    for name, kind, value in zip(bridge.options, bridge.kinds, values, strict=True):
+        if name in bridge.static and not value:
+            continue
+        options[name] = _together(kind, value) if _TYPES[kind] == _MANY else value
     return options
+
+
+def _together(kind: str, value: Sequence[Any]) -> Any:
+    """The value of an option from its integers."""
+    if kind == "pairs":
+        return tuple(zip(value[::2], value[1::2], strict=True))
+    if kind == "integers":
+        return tuple(value) or None
+    if len(value) == 4:
+        return (value[0], value[1]), (value[2], value[3])
+    return tuple(value) if len(value) > 1 else value[0] if value else None

@@ -81,9 +81,10 @@ def test_backward_may_be_called(name):
         assert (gradient is None) == (want is None)
         if want is not None:
             np.testing.assert_array_equal(gradient, want)
-    some = of.row.call_backward(grad_output, of.case, jnp.asarray, needs=iter(["input"]))
-    assert [name for name, value in some._asdict().items() if value is not None] == ["input"]
-    np.testing.assert_array_equal(some.input, expected.input)
+    images = of.row.images
+    some = of.row.call_backward(grad_output, of.case, jnp.asarray, needs=iter([images]))
+    assert [name for name, value in some._asdict().items() if value is not None] == [images]
+    np.testing.assert_array_equal(getattr(some, images), getattr(expected, images))
 
 
 @each_problem
@@ -107,6 +108,10 @@ def small(name, **options):
     fixed = {}
     if name == "bilinear_sample":
         arrays = {"input": (2, 3, 4, 5), "points": (2, 6, 2)}
+    elif name == "ms_deform_attn":
+        arrays = {"value": (2, 14, 2, 3), "sampling_locations": (2, 3, 2, 2, 2, 2)}
+        arrays["attention_weights"] = (2, 3, 2, 2, 2)
+        options = {"spatial_shapes": ((3, 4), (1, 2)), **options}
     elif operator(name).family == "regions":
         arrays = {"input": (2, 4, 4, 5)}
         if name.startswith("deform"):
@@ -129,6 +134,8 @@ SMOOTH = [
     ("deform_conv2d", {"border": "clamp"}),
     ("conv2d", {}),
     ("bilinear_sample", {}),
+    ("ms_deform_attn", {}),
+    ("ms_deform_attn", {"softmax": True}),
     ("roi_align", {}),
     ("roi_align", {"mode": "max"}),
     ("ps_roi_align", {"sampling_ratio": 2}),

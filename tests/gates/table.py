@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ HOT = {
 def units() -> list[Unit]:
     """Every variant that a call of any operator can ask for."""
     families = dict.fromkeys(operator.family for operator in OPERATORS)
-    modules = [import_module(f"cudeform.cuda.{family}") for family in families]
+    names = [f"cudeform.cuda.{family}" for family in families]
+    modules = [import_module(name) for name in names if find_spec(name)]
     return list(dict.fromkeys(unit for module in modules for unit in module.units()))
 
 

@@ -39,11 +39,8 @@ class Problem:
 
     def __init__(self, row, case, dtype, seed=7, keep=False, **others):
         dtype = dtype_of(dtype)
-        arrays = {
-            name: array if keep else array.astype(dtype_of(others.get(name, dtype)))
-            for name, array in case.arrays.items()
-        }
-        self.row, self.case = row, Case(case.name, arrays, case.options)
+        others = {name: dtype_of(other) for name, other in others.items()}
+        self.row, self.case = row, case if keep else case.astype(dtype, **others)
         self._images = {a.name for a in row.arguments if _is_image(a.axes)}
         self._channels_last = case.options.get("layout", "NCHW") == "NHWC"
         self.output = self._reference_forward()

@@ -34,6 +34,7 @@ _KINDS = {
     "float": "number",
     "str": "choice",
     "Any": "array",
+    "tuple[int, ...]": "integers",
     "int | tuple[int, int]": "pair",
     "tuple[int, int]": "two",
     "int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]": "padding",
@@ -72,8 +73,7 @@ def _fullest(row):
     """The case of an operator with the most arguments, of float32, with every option."""
     cases = [c for c in row.cases(np.random.default_rng(1)) if all(map(np.size, c.arrays.values()))]
     case = max(cases, key=lambda c: (len(c.arrays), -sum(map(np.size, c.arrays.values()))))
-    arrays = {name: array.astype(np.float32) for name, array in case.arrays.items()}
-    return arrays, {**row.defaults, **case.options}
+    return case.astype(np.float32).arrays, {**row.defaults, **case.options}
 
 
 def operator_calls(convert=lambda array: array):
@@ -85,11 +85,12 @@ def operator_calls(convert=lambda array: array):
         chooses = row.argmax and options["mode"] == "max"
         asked = {"return_argmax": True} if chooses else {}
         known = {a.name: ("array", a.optional) for a in row.arguments}
+        known |= dict.fromkeys(row.static, ("sizes", False))
         yield _call(row.forward, {**given, **asked}, **known)
         taken = inspect.signature(row.backward).parameters
         given = {k: v for k, v in given.items() if k in taken}
         given["grad_output"] = convert(np.ones_like(output))
-        given["needs"] = ["input"]
+        given["needs"] = [row.images]
         if chooses:
             found = row.forward(**arrays, **options, return_argmax=True)
             given["argmax"] = convert(found[1])

@@ -6,10 +6,13 @@ the gradients of all arguments by name.
 """
 
 import numpy as np
+import reference_attention
 import reference_roi
+from reference_attention import *  # noqa: F403
 from reference_roi import *  # noqa: F403
 
 __all__ = [
+    *reference_attention.__all__,
     *reference_roi.__all__,
     "bilinear_sample",
     "bilinear_sample_backward",

@@ -182,6 +182,12 @@ def _pairs(value):
     return WRONG
 
 
+def _integers(value):
+    if isinstance(value, (list, tuple)) and all(map(_is_integer, value)):
+        return tuple(map(int, value))
+    return WRONG
+
+
 _MEANT = {
     "flag": lambda v: bool(v) if isinstance(v, (bool, np.bool_)) else WRONG,
     "integer": lambda v: int(v) if _is_integer(v) else WRONG,
@@ -189,6 +195,7 @@ _MEANT = {
     "choice": lambda v: WRONG,  # of all strings here none is one of the few
     "array": lambda v: WRONG,
     "pair": _pair,
+    "integers": _integers,
     "padding": _padding,
     "needs": _names,
     "pixels": _pairs,

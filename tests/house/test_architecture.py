@@ -18,10 +18,10 @@ FLOORS = [
     ["checks", "descriptions", "imports"],
     ["arrays", "dispatch", "threads"],
     ["plans."],
-    ["boxes"],
+    ["boxes", "levels"],
     ["converters.", "cpu.language.", "cuda."],
     ["cpu.sampler"],
-    ["cpu.taps"],
+    ["cpu.taps", "cpu.located"],
     ["cpu.conv.", "cpu.regions."],  # neither knows of the other
     ["cpu."],
     ["ops"],
@@ -91,6 +91,7 @@ RESERVED = {
     "skimage": ("demo/",),
     "scipy": ("demo/",),
     "PIL": ("demo/",),
+    "transformers": ("bench/peers.py",),
 }
 
 
@@ -197,7 +198,8 @@ def test_tests_stand_in_folders_and_share_helpers():
 
 def test_reference_shares_no_code_with_the_package():
     path = Path(reference.__file__)
-    assert imports(path) == {"numpy", "reference_roi"}
+    assert imports(path) == {"numpy", "reference_attention", "reference_roi"}
+    assert imports(path.with_name("reference_attention.py")) == {"numpy"}
     assert imports(path.with_name("reference_roi.py")) == {"math", "typing", "numpy"}
 
 

@@ -214,7 +214,8 @@ def test_cases_try_every_optional_argument_and_every_option(row):
     assert len({case.name for case in cases}) == len(cases)
     for argument in row.arguments:
         present = {argument.name in case.arrays for case in cases}
-        assert present == ({True, False} if argument.optional else {True}), argument.name
+        both = argument.optional or argument.name in row.static
+        assert present == ({True, False} if both else {True}), argument.name
     tried = {name for case in cases for name in case.options}
     assert {o.name for o in row.options} - tried <= {"precision"}, (
         "precision is about a GPU's arithmetic"

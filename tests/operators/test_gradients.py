@@ -16,8 +16,8 @@ COORDINATES = ("offset", "points")
 STEP = 0.05
 # Of the sum of the magnitudes added up on either side: rounding of sums of some thousand terms.
 TOLERANCE = 1e-12
-# An offset of a bin moves many samples, each in a cell of its own, and a maximum has knots as
-# well: a step that crosses none of them pays in digits.
+# An offset of a bin moves many samples, each in a cell of its own, a maximum has knots as well, and
+# a softmax is no polynomial: a step that is small enough for them pays in digits.
 SMALL_STEP, COARSE_TOLERANCE = 1e-6, 1e-8
 
 
@@ -27,7 +27,20 @@ def off_the_knots(case, rng):
     for name in COORDINATES & arrays.keys():
         fraction = rng.uniform(0.1, 0.9, arrays[name].shape)
         arrays[name] = np.floor(arrays[name]) + fraction
+    if "sampling_locations" in arrays:
+        at = arrays["sampling_locations"]
+        sizes = sizes_of_points(case).reshape(at.shape[3:])
+        fraction = rng.uniform(0.1, 0.9, at.shape)
+        arrays["sampling_locations"] = (np.floor(at * sizes - 0.5) + fraction + 0.5) / sizes
     return Case(case.name, arrays, case.options)
+
+
+def sizes_of_points(case):
+    """(W, H) of the level of each point."""
+    shapes = case.arrays.get("spatial_shapes")
+    shapes = np.array(case.options["spatial_shapes"] if shapes is None else shapes)
+    points = case.options.get("points_per_level") or case.arrays["sampling_locations"].shape[4]
+    return np.repeat(shapes[:, ::-1], points, 0)
 
 
 def arguments():
@@ -38,10 +51,13 @@ def arguments():
         if problem(name, case, "float64").output.size
         for argument in operator(name).arguments
         if argument.differentiable and argument.name in problem(name, case, "float64").case.arrays
+        if not (case == "nearest" and argument.role == "coordinates")  # steps, not slopes
     ]
 
 
-def has_many_knots(row, case, argument):
+def needs_small_steps(row, case, argument):
+    if case.options.get("softmax"):
+        return argument == "attention_weights"
     return row.family == "regions" and (argument == "offset" or case.options.get("mode") == "max")
 
 
@@ -67,7 +83,9 @@ def test_backward_is_the_transposed_derivative(backend, name, case, argument, rn
     asked = problem(name, case, "float64")
     moved = off_the_knots(asked.case, rng)
     direction = rng.uniform(-1, 1, moved.arrays[argument].shape)
-    coarse = has_many_knots(asked.row, moved, argument)
+    if argument == "sampling_locations":  # in pixels
+        direction /= sizes_of_points(moved).reshape(direction.shape[3:])
+    coarse = needs_small_steps(asked.row, moved, argument)
     left, right, size = pairing(
         asked.row,
         moved,

@@ -27,12 +27,18 @@ __all__ = [
     "lanes",
     "load",
     "load_some",
+    "masked_load",
+    "masked_store",
+    "pointer_to",
     "splat",
     "store",
     "store_some",
     "total",
+    "totals",
     "transpose_square",
+    "unzipped",
     "zeros",
+    "zipped",
 ]
 
 
@@ -85,7 +91,8 @@ def _index(value: int) -> ir.Constant:
     return ir.Constant(ir.IntType(64), value)
 
 
-def _pointer(context: Any, builder: Any, array: Any, value: Any, index: Any) -> Any:
+def pointer_to(context: Any, builder: Any, array: Any, value: Any, index: Any) -> Any:
+    """For intrinsics: the place of an element of a flat array."""
     data = context.make_array(array)(context, builder, value).data
     return builder.gep(data, [index])
 
@@ -159,7 +166,7 @@ def load(typingctx, array, index):
     vector = Vector(array.dtype)
 
     def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, array, args[0], args[1])
+        pointer = pointer_to(context, builder, array, args[0], args[1])
         return builder.load(
             _as_vector(context, builder, vector, pointer), align=array.dtype.bitwidth // 8
         )
@@ -172,7 +179,7 @@ def store(typingctx, array, index, value):
     """Write a vector from this element of a flat array on."""
 
     def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, array, args[0], args[1])
+        pointer = pointer_to(context, builder, array, args[0], args[1])
         pointer = _as_vector(context, builder, value, pointer)
         builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
@@ -180,15 +187,15 @@ def store(typingctx, array, index, value):
     return types.void(array, types.intp, value), codegen
 
 
-def _first_lanes(builder: Any, vector: Vector, count: Any) -> Any:
+def _first_lanes(builder: Any, lanes: int, count: Any) -> Any:
     """Which lanes of a vector are among its first so many."""
-    wide = ir.VectorType(ir.IntType(32), vector.lanes)
-    number = ir.Constant(wide, list(range(vector.lanes)))
+    wide = ir.VectorType(ir.IntType(32), lanes)
+    number = ir.Constant(wide, list(range(lanes)))
     limit = builder.trunc(count, ir.IntType(32))
     first = builder.insert_element(
         ir.Constant(wide, ir.Undefined), limit, ir.Constant(ir.IntType(32), 0)
     )
-    limits = builder.shuffle_vector(first, first, ir.Constant(wide, [0] * vector.lanes))
+    limits = builder.shuffle_vector(first, first, ir.Constant(wide, [0] * lanes))
     return builder.icmp_signed("<", number, limits)
 
 
@@ -197,22 +204,40 @@ def _masked(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
+def masked_load(builder: Any, pointer: Any, lanes: int, count: Any, size: int) -> Any:
+    """For intrinsics: the vector of `count` elements of so many bytes from a place on."""
+    element = pointer.type.pointee
+    vector = ir.VectorType(element, lanes)
+    kind = "i" if isinstance(element, ir.IntType) else "f"
+    name = f"llvm.masked.load.v{lanes}{kind}{8 * size}.p0"
+    align = ir.Constant(ir.IntType(32), size)
+    none = ir.Constant(vector, [0 if kind == "i" else 0.0] * lanes)
+    mask = _first_lanes(builder, lanes, count)
+    pointer = builder.bitcast(pointer, vector.as_pointer())
+    return _masked(builder, name, vector, [pointer, align, mask, none])
+
+
 @intrinsic
 def load_some(typingctx, array, index, count):
     """A vector of `count` elements from this one on, and zeros behind them, which are not read."""
     vector = Vector(array.dtype)
 
     def codegen(context, builder, signature, args):
-        llvm = context.get_value_type(vector)
-        pointer = _pointer(context, builder, array, args[0], args[1])
-        pointer = _as_vector(context, builder, vector, pointer)
-        align = ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8)
-        mask = _first_lanes(builder, vector, args[2])
-        name = f"llvm.masked.load.v{vector.lanes}f{array.dtype.bitwidth}.p0"
-        none = ir.Constant(llvm, [0.0] * vector.lanes)
-        return _masked(builder, name, llvm, [pointer, align, mask, none])
+        pointer = pointer_to(context, builder, array, args[0], args[1])
+        return masked_load(builder, pointer, vector.lanes, args[2], array.dtype.bitwidth // 8)
 
     return vector(array, types.intp, types.intp), codegen
+
+
+def masked_store(builder: Any, pointer: Any, value: Any, count: Any, size: int) -> None:
+    """For intrinsics: write the first `count` elements, of so many bytes, of a vector."""
+    lanes = value.type.count
+    kind = "i" if isinstance(value.type.element, ir.IntType) else "f"
+    name = f"llvm.masked.store.v{lanes}{kind}{8 * size}.p0"
+    align = ir.Constant(ir.IntType(32), size)
+    pointer = builder.bitcast(pointer, value.type.as_pointer())
+    mask = _first_lanes(builder, lanes, count)
+    _masked(builder, name, ir.VoidType(), [value, pointer, align, mask])
 
 
 @intrinsic
@@ -220,12 +245,8 @@ def store_some(typingctx, array, index, value, count):
     """Write the first `count` elements of a vector."""
 
     def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, array, args[0], args[1])
-        pointer = _as_vector(context, builder, value, pointer)
-        align = ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8)
-        mask = _first_lanes(builder, value, args[3])
-        name = f"llvm.masked.store.v{value.lanes}f{array.dtype.bitwidth}.p0"
-        _masked(builder, name, ir.VoidType(), [args[2], pointer, align, mask])
+        pointer = pointer_to(context, builder, array, args[0], args[1])
+        masked_store(builder, pointer, args[2], args[3], array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value, types.intp), codegen
@@ -281,6 +302,61 @@ def total(typingctx, value):
 
 
 @intrinsic
+def totals(typingctx, a, b, c, d):
+    """The sums of the lanes of four vectors, in fewer steps than one after the other takes."""
+
+    def codegen(context, builder, signature, args):
+        def pick(one, other, lanes):
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+            return builder.shuffle_vector(one, other, mask)
+
+        def folded(one, other):
+            """The halves of two vectors added up, side by side."""
+            width = one.type.count
+            low = [*range(width // 2), *range(width, width + width // 2)]
+            high = [lane + width // 2 for lane in low]
+            return builder.fadd(pick(one, other, low), pick(one, other, high))
+
+        pairs = folded(args[0], args[1]), folded(args[2], args[3])
+        width = a.lanes // 2  # lanes of each vector that are left
+        while width > 1:
+            width //= 2
+            lanes = [lane for first in (0, 2 * width) for lane in range(first, first + width)]
+            others = [lane + width for lane in lanes]
+            pairs = tuple(builder.fadd(pick(p, p, lanes), pick(p, p, others)) for p in pairs)
+        sums = [builder.extract_element(p, _index(i)) for p in pairs for i in (0, 1)]
+        return context.make_tuple(builder, signature.return_type, sums)
+
+    return types.UniTuple(a.dtype, 4)(a, a, a, a), codegen
+
+
+def _rearranged(a: Any, masks: Any) -> Any:
+    """An intrinsic's type and code: two vectors whose lanes are picked from those of two."""
+
+    def codegen(context, builder, signature, args):
+        found = []
+        for mask in masks:
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), a.lanes), mask)
+            found.append(builder.shuffle_vector(*args, lanes))
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.UniTuple(a, 2)(a, a), codegen
+
+
+@intrinsic
+def unzipped(typingctx, a, b):
+    """The first of each pair that lies in two vectors one after the other, and the second."""
+    return _rearranged(a, [list(range(first, 2 * a.lanes, 2)) for first in (0, 1)])
+
+
+@intrinsic
+def zipped(typingctx, a, b):
+    """The inverse of `unzipped`."""
+    pairs = [lane for i in range(a.lanes) for lane in (i, a.lanes + i)]
+    return _rearranged(a, [pairs[: a.lanes], pairs[a.lanes :]])
+
+
+@intrinsic
 def transpose_square(typingctx, source, at, step, target, to, pitch):
     """target[to + j*pitch + i] = source[at + i*step + j] for i and j below `lanes`."""
     vector = Vector(source.dtype)
@@ -292,7 +368,7 @@ def transpose_square(typingctx, source, at, step, target, to, pitch):
         def rows(array, value, start, step):
             for i in range(width):
                 index = builder.add(start, builder.mul(step, _index(i)))
-                pointer = _pointer(context, builder, array, value, index)
+                pointer = pointer_to(context, builder, array, value, index)
                 yield _as_vector(context, builder, vector, pointer)
 
         def interleave(a, b, first):
@@ -323,9 +399,9 @@ def add_product(typingctx, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_r
 
     def codegen(context, builder, signature, args):
         a_row, a_step, b_step, c_row, depth, fresh = (args[n] for n in (2, 3, 6, 9, 10, 11))
-        a_base = _pointer(context, builder, a, args[0], args[1])
-        b_base = _pointer(context, builder, b, args[4], args[5])
-        c_base = _pointer(context, builder, c, args[7], args[8])
+        a_base = pointer_to(context, builder, a, args[0], args[1])
+        b_base = pointer_to(context, builder, b, args[4], args[5])
+        c_base = pointer_to(context, builder, c, args[7], args[8])
         bytes_each = a.dtype.bitwidth // 8
 
         def row(base, step, i):

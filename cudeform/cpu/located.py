@@ -1,0 +1,397 @@
+"""Sums of samples at located points: attention, and whatever else weighs samples and adds them up.
+
+A row is what is summed up to one result: a head of a query. A block is as many rows as have
+`PLANE` points together, or a part of one row. A point of a block has its place in an image of its
+own, a level, and a share of the row's sum. All that is known of it stands in planes: at distances
+that are known when a kernel is compiled, so that LLVM makes vectors of points. Samples are read
+with vectors along the channels, which lie side by side in memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.halves import element, load_wide, load_wide_some, put
+from cudeform.cpu.language.simd import (
+    fma,
+    lanes,
+    load,
+    load_some,
+    splat,
+    store,
+    store_some,
+    totals,
+    zeros,
+)
+
+__all__ = [
+    "HEIGHT",
+    "PLANE",
+    "SHARE",
+    "START",
+    "WIDTH",
+    "X",
+    "Y",
+    "Rows",
+    "View",
+    "block_arrays",
+    "dot_points",
+    "locate_nearest",
+    "locate_points",
+    "slopes",
+    "spread_points",
+    "sum_points",
+]
+
+PLANE = 128  # points of a block, at most
+# Planes of real numbers: first coordinates in pixels, then distances from the first corner; the
+# share; the weights of the four corners, times the share.
+X, Y, SHARE, W00, W01, W10, W11 = (PLANE * i for i in range(7))
+_REALS = 7 * PLANE
+# Planes of integers: the pixel of the first corner that is in the level, -1 where nothing is read;
+# how many pixels the corner beside it and the one below are away, and which are there; the level.
+PIXEL, RIGHT, DOWN, SIDES, HEIGHT, WIDTH, START = (PLANE * i for i in range(7))
+_INTEGERS = 7 * PLANE
+_TOP, _BOTTOM, _LEFT, _RIGHT = 1, 2, 4, 8
+_SINGLE = -1  # of RIGHT: the first corner is all that is read
+
+
+class Rows(NamedTuple):
+    """The rows of a block."""
+
+    count: int
+    each: int  # points
+
+
+class View(NamedTuple):
+    """Where the channels that a block reads lie in a flat array of pixels."""
+
+    start: int  # of the first pixel
+    pitch: int  # from one pixel to the next
+    channels: int
+
+
+@inlined
+def block_arrays(like):
+    """Room for what is known of a block."""
+    return np.empty(_REALS, like.dtype), np.empty(_INTEGERS, np.int32)
+
+
+@inner
+def locate_points(block, count):
+    """From coordinates, shares and levels to corners and their weights.
+
+    Without a branch, so that LLVM makes vectors of points.
+    """
+    reals, whole = block
+    real = reals.dtype.type
+    zero, half, one = real(0), real(0.5), real(1)
+    for p in range(count):
+        x, y, share = reals[X + p], reals[Y + p], reals[SHARE + p]
+        height, width = real(whole[HEIGHT + p]), real(whole[WIDTH + p])
+        inside = (y > -one) & (y < height) & (x > -one) & (x < width)  # NaN fails
+        x, y = x if inside else zero, y if inside else zero
+        row, column = np.floor(y), np.floor(x)
+        ly, lx = y - row, x - column
+        top, left = row >= zero, column >= zero
+        bottom, right = row < height - one, column < width - one
+        # A corner outside stands for its neighbour in the level, and each of the two has half of
+        # that one's weight: with a weight of 0, an infinite pixel would be NaN.
+        share_y, share_x = one if top & bottom else half, one if left & right else half
+        wt, wb, wl, wr = one - ly, ly, one - lx, lx
+        wt, wb = share_y * (wt if top else wb), share_y * (wb if bottom else wt)
+        wl, wr = share_x * (wl if left else wr), share_x * (wr if right else wl)
+        pixel = np.int32(max(row, zero)) * whole[WIDTH + p] + np.int32(max(column, zero))
+        whole[PIXEL + p] = whole[START + p] + pixel if inside else -1
+        whole[RIGHT + p] = 1 if left & right else 0
+        whole[DOWN + p] = whole[WIDTH + p] if top & bottom else 0
+        sides = (_TOP if top else 0) | (_BOTTOM if bottom else 0)
+        whole[SIDES + p] = sides | (_LEFT if left else 0) | (_RIGHT if right else 0)
+        reals[X + p], reals[Y + p] = lx, ly
+        reals[W00 + p] = share * (wt * wl)
+        reals[W01 + p] = share * (wt * wr)
+        reals[W10 + p] = share * (wb * wl)
+        reals[W11 + p] = share * (wb * wr)
+
+
+@inner
+def locate_nearest(block, count):
+    """The same for one pixel each, at whole coordinates that are clamped to the level."""
+    reals, whole = block
+    real = reals.dtype.type
+    zero, one = real(0), real(1)
+    for p in range(count):
+        x, y = reals[X + p], reals[Y + p]
+        height, width = real(whole[HEIGHT + p]), real(whole[WIDTH + p])
+        reads = (x == x) & (y == y)
+        x, y = x if reads else zero, y if reads else zero
+        row = min(max(np.floor(y), zero), height - one)
+        column = min(max(np.floor(x), zero), width - one)
+        pixel = np.int32(row) * whole[WIDTH + p] + np.int32(column)
+        whole[PIXEL + p] = whole[START + p] + pixel if reads else -1
+        whole[RIGHT + p] = _SINGLE
+        reals[W00 + p] = reals[SHARE + p]
+
+
+@inlined
+def _corners(whole, view, p):
+    """Where the channels of the four corners of a point lie."""
+    at = view.start + element(whole, PIXEL + p) * view.pitch
+    right, down = element(whole, RIGHT + p) * view.pitch, element(whole, DOWN + p) * view.pitch
+    return at, at + right, at + down, at + right + down
+
+
+@inlined
+def _weights(reals, like, p):
+    """The weights of the four corners in all lanes."""
+    top = splat(like, element(reals, W00 + p)), splat(like, element(reals, W01 + p))
+    return *top, splat(like, element(reals, W10 + p)), splat(like, element(reals, W11 + p))
+
+
+@inner
+def sum_points(block, rows, source, view, target):
+    """target[r*channels + c] += sum over the points of row r of weighted values of channel c."""
+    step = lanes(target)
+    tail = view.channels & (step - 1)
+    whole = view.channels - tail
+    blocks = whole - whole % (4 * step)
+    for c in range(0, blocks, 4 * step):
+        _sum_four(block, rows, source, view, target, c)
+    pairs = blocks + (whole - blocks) // (2 * step) * (2 * step)
+    for c in range(blocks, pairs, 2 * step):
+        _sum_two(block, rows, source, view, target, c)
+    for c in range(pairs, whole, step):
+        _sum_one(block, rows, source, view, target, c)
+    if tail:
+        _sum_some(block, rows, source, view, target, whole, tail)
+
+
+@inlined
+def _blend(source, at, w, c, sums):
+    sums = fma(w[0], load_wide(source, at[0] + c), sums)
+    sums = fma(w[1], load_wide(source, at[1] + c), sums)
+    sums = fma(w[2], load_wide(source, at[2] + c), sums)
+    return fma(w[3], load_wide(source, at[3] + c), sums)
+
+
+@inlined
+def _sum_four(block, rows, source, view, target, c):
+    reals, whole = block
+    step = lanes(target)
+    c1, c2, c3 = c + step, c + 2 * step, c + 3 * step
+    for r in range(rows.count):
+        to = r * view.channels
+        s0, s1 = load(target, to + c), load(target, to + c1)
+        s2, s3 = load(target, to + c2), load(target, to + c3)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            if element(whole, PIXEL + p) < 0:
+                continue
+            at, w = _corners(whole, view, p), _weights(reals, target, p)
+            if element(whole, RIGHT + p) == _SINGLE:
+                s0 = fma(w[0], load_wide(source, at[0] + c), s0)
+                s1 = fma(w[0], load_wide(source, at[0] + c1), s1)
+                s2 = fma(w[0], load_wide(source, at[0] + c2), s2)
+                s3 = fma(w[0], load_wide(source, at[0] + c3), s3)
+            else:
+                s0, s1 = _blend(source, at, w, c, s0), _blend(source, at, w, c1, s1)
+                s2, s3 = _blend(source, at, w, c2, s2), _blend(source, at, w, c3, s3)
+        store(target, to + c, s0)
+        store(target, to + c1, s1)
+        store(target, to + c2, s2)
+        store(target, to + c3, s3)
+
+
+@inlined
+def _sum_two(block, rows, source, view, target, c):
+    reals, whole = block
+    c1 = c + lanes(target)
+    for r in range(rows.count):
+        to = r * view.channels
+        s0, s1 = load(target, to + c), load(target, to + c1)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            if element(whole, PIXEL + p) < 0:
+                continue
+            at, w = _corners(whole, view, p), _weights(reals, target, p)
+            if element(whole, RIGHT + p) == _SINGLE:
+                s0 = fma(w[0], load_wide(source, at[0] + c), s0)
+                s1 = fma(w[0], load_wide(source, at[0] + c1), s1)
+            else:
+                s0, s1 = _blend(source, at, w, c, s0), _blend(source, at, w, c1, s1)
+        store(target, to + c, s0)
+        store(target, to + c1, s1)
+
+
+@inlined
+def _sum_one(block, rows, source, view, target, c):
+    reals, whole = block
+    for r in range(rows.count):
+        sums = load(target, r * view.channels + c)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            if element(whole, PIXEL + p) < 0:
+                continue
+            at, w = _corners(whole, view, p), _weights(reals, target, p)
+            if element(whole, RIGHT + p) == _SINGLE:
+                sums = fma(w[0], load_wide(source, at[0] + c), sums)
+            else:
+                sums = _blend(source, at, w, c, sums)
+        store(target, r * view.channels + c, sums)
+
+
+@inlined
+def _sum_some(block, rows, source, view, target, c, tail):
+    """The last channels, fewer than a vector has lanes."""
+    reals, whole = block
+    for r in range(rows.count):
+        sums = load_some(target, r * view.channels + c, tail)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            if element(whole, PIXEL + p) < 0:
+                continue
+            at, w = _corners(whole, view, p), _weights(reals, target, p)
+            sums = fma(w[0], load_wide_some(source, at[0] + c, tail), sums)
+            if element(whole, RIGHT + p) != _SINGLE:
+                sums = fma(w[1], load_wide_some(source, at[1] + c, tail), sums)
+                sums = fma(w[2], load_wide_some(source, at[2] + c, tail), sums)
+                sums = fma(w[3], load_wide_some(source, at[3] + c, tail), sums)
+        store_some(target, r * view.channels + c, sums, tail)
+
+
+@inner
+def dot_points(block, rows, source, view, grad, dots):
+    """The products of a row's gradient with each corner of its points, into four planes."""
+    _, whole = block
+    step = lanes(grad)
+    tail = view.channels & (step - 1)
+    end = view.channels - tail
+    for r in range(rows.count):
+        row = r * view.channels
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            at = _corners(whole, view, p)
+            d00, d01, d10, d11 = zeros(grad), zeros(grad), zeros(grad), zeros(grad)
+            if element(whole, PIXEL + p) >= 0 and element(whole, RIGHT + p) == _SINGLE:
+                for c in range(0, end, step):
+                    d00 = fma(load(grad, row + c), load_wide(source, at[0] + c), d00)
+                if tail:
+                    value = load_wide_some(source, at[0] + end, tail)
+                    d00 = fma(load_some(grad, row + end, tail), value, d00)
+            elif element(whole, PIXEL + p) >= 0:
+                for c in range(0, end, step):
+                    g = load(grad, row + c)
+                    d00 = fma(g, load_wide(source, at[0] + c), d00)
+                    d01 = fma(g, load_wide(source, at[1] + c), d01)
+                    d10 = fma(g, load_wide(source, at[2] + c), d10)
+                    d11 = fma(g, load_wide(source, at[3] + c), d11)
+                if tail:
+                    g = load_some(grad, row + end, tail)
+                    d00 = fma(g, load_wide_some(source, at[0] + end, tail), d00)
+                    d01 = fma(g, load_wide_some(source, at[1] + end, tail), d01)
+                    d10 = fma(g, load_wide_some(source, at[2] + end, tail), d10)
+                    d11 = fma(g, load_wide_some(source, at[3] + end, tail), d11)
+            t00, t01, t10, t11 = totals(d00, d01, d10, d11)
+            put(dots, p, t00)
+            put(dots, PLANE + p, t01)
+            put(dots, 2 * PLANE + p, t10)
+            put(dots, 3 * PLANE + p, t11)
+
+
+@inner
+def slopes(block, count, dots):
+    """From what `dot_points` found to the gradients of share, x and y, in its first planes."""
+    reals, whole = block
+    real = reals.dtype.type
+    zero, one = real(0), real(1)
+    for p in range(count):
+        t00, t01 = dots[p], dots[PLANE + p]
+        t10, t11 = dots[2 * PLANE + p], dots[3 * PLANE + p]
+        sides, share = whole[SIDES + p], reals[SHARE + p]
+        top, bottom = (sides & _TOP) != 0, (sides & _BOTTOM) != 0
+        left, right = (sides & _LEFT) != 0, (sides & _RIGHT) != 0
+        t00, t01 = t00 if top & left else zero, t01 if top & right else zero
+        t10, t11 = t10 if bottom & left else zero, t11 if bottom & right else zero
+        lx, ly = reals[X + p], reals[Y + p]
+        upper, lower = (one - lx) * t00 + lx * t01, (one - lx) * t10 + lx * t11
+        dots[p] = (one - ly) * upper + ly * lower
+        dots[PLANE + p] = share * ((one - ly) * (t01 - t00) + ly * (t11 - t10))
+        dots[2 * PLANE + p] = share * (lower - upper)
+
+
+@inner
+def spread_points(block, rows, grad, target, view, bounds):
+    """Add a row's gradient, times their weights, to the corners that are within `bounds`.
+
+    These are a first pixel and an end; `target` begins at the first.
+    """
+    step = lanes(grad)
+    tail = view.channels & (step - 1)
+    whole = view.channels - tail
+    pairs = whole - whole % (2 * step)
+    for c in range(0, pairs, 2 * step):
+        _spread_two(block, rows, grad, target, view, bounds, c)
+    if pairs < whole:
+        _spread_one(block, rows, grad, target, view, bounds, pairs)
+    if tail:
+        _spread_some(block, rows, grad, target, view, bounds, whole, tail)
+
+
+@inlined
+def _corner(block, p, corner):
+    """The pixel of a corner of a point, and its weight; -1 where there is none."""
+    reals, whole = block
+    pixel, right = element(whole, PIXEL + p), element(whole, RIGHT + p)
+    weight = element(reals, W00 + p + corner * PLANE)
+    beside = right if corner & 1 else 0
+    below = element(whole, DOWN + p) if corner & 2 else 0
+    none = pixel < 0 or (corner > 0 and right == _SINGLE)
+    return -1 if none else pixel + beside + below, weight
+
+
+@inlined
+def _spread_two(block, rows, grad, target, view, bounds, c):
+    """Two vectors of channels from c on."""
+    first, end = bounds
+    step = lanes(grad)
+    for r in range(rows.count):
+        row = r * view.channels + c
+        g0, g1 = load(grad, row), load(grad, row + step)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            for corner in range(4):
+                pixel, weight = _corner(block, p, corner)
+                if pixel < first or pixel >= end:
+                    continue
+                to = view.start + (pixel - first) * view.pitch + c
+                w = splat(grad, weight)
+                store(target, to, fma(w, g0, load(target, to)))
+                store(target, to + step, fma(w, g1, load(target, to + step)))
+
+
+@inlined
+def _spread_one(block, rows, grad, target, view, bounds, c):
+    """One vector."""
+    first, end = bounds
+    for r in range(rows.count):
+        g = load(grad, r * view.channels + c)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            for corner in range(4):
+                pixel, weight = _corner(block, p, corner)
+                if pixel < first or pixel >= end:
+                    continue
+                to = view.start + (pixel - first) * view.pitch + c
+                store(target, to, fma(splat(grad, weight), g, load(target, to)))
+
+
+@inlined
+def _spread_some(block, rows, grad, target, view, bounds, c, tail):
+    """The last channels, fewer than a vector has lanes."""
+    first, end = bounds
+    for r in range(rows.count):
+        g = load_some(grad, r * view.channels + c, tail)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            for corner in range(4):
+                pixel, weight = _corner(block, p, corner)
+                if pixel < first or pixel >= end:
+                    continue
+                to = view.start + (pixel - first) * view.pitch + c
+                value = fma(splat(grad, weight), g, load_some(target, to, tail))
+                store_some(target, to, value, tail)

@@ -1,0 +1,188 @@
+"""Attention to a few points of feature maps of several resolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from cudeform.descriptions import described
+from cudeform.dispatch import dispatched
+from cudeform.ops.call import gradients, results
+
+__all__ = ["MSDeformAttnGradients", "ms_deform_attn", "ms_deform_attn_backward"]
+
+
+class MSDeformAttnGradients(NamedTuple):
+    """Gradients by the argument they belong to; None where not needed."""
+
+    value: Any = None
+    sampling_locations: Any = None
+    attention_weights: Any = None
+
+
+@dispatched
+@described
+def ms_deform_attn(
+    value: Any,
+    spatial_shapes: Any,
+    sampling_locations: Any,
+    attention_weights: Any,
+    *,
+    points_per_level: tuple[int, ...] | None = None,
+    method: str = "bilinear",
+    softmax: bool = False,
+) -> Any:
+    r"""Multi-scale deformable attention [1]_: weighted sums of samples of several levels.
+
+    Parameters
+    ----------
+    value : array of shape (N, S, M, D)
+        The pixels of all levels one after the other, each level row by row, with D channels for
+        each of M heads; of dtype float16, bfloat16, float32 or float64.
+    spatial_shapes : sequence of L pairs (H, W), or integer array of shape (L, 2)
+        The size of each level; their pixels are S in all.
+    sampling_locations : array of shape (N, Lq, M, L, P, 2)
+        For each of Lq queries P points of each level, normalised (x, y): 0 and 1 are the outer
+        edges of the first and the last pixel. Of the dtype of `value`, or of float32 where that
+        has 16 bits. With `points_per_level` of shape (N, Lq, M, sum P, 2), level by level.
+    attention_weights : array of shape (N, Lq, M, L, P)
+        A factor for each point, of a dtype as `sampling_locations` may have; with
+        `points_per_level` of shape (N, Lq, M, sum P).
+    points_per_level : sequence of int, optional
+        How many points each level has, where these are not the same number.
+    method : {"bilinear", "nearest"}
+        How a level is sampled. "nearest" takes one pixel, at floor(y*H + 1/2) and
+        floor(x*W + 1/2), which are clamped to the level, as RT-DETRv2's "discrete" does; it has
+        no derivative along `sampling_locations`.
+    softmax : bool
+        Whether `attention_weights` are logits, of which the softmax over all points of a head of
+        a query is taken.
+
+    Returns
+    -------
+    array of shape (N, Lq, M*D)
+
+    Raises
+    ------
+    TypeError
+        An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
+    ValueError
+        A shape or an option that does not fit, or levels that do not have S pixels in all; the
+        message says what was expected.
+
+    See Also
+    --------
+    ms_deform_attn_backward : the gradients.
+    points_from_msda : locations in pixels.
+
+    Notes
+    -----
+    .. math:: y_{nqmd} = \sum_{l,p} A_{nqmlp} \, S(v^l_{nmd}, \,
+              y_{nqmlp} H_l - \tfrac12, \, x_{nqmlp} W_l - \tfrac12)
+
+    with the bilinear samples S of `bilinear_sample`, which are 0 beyond the border. Locations are
+    taken to float32 before anything is computed with them; those that are NaN read nothing.
+
+    Sizes in an array on the host are read once. In an array on a GPU they are read by the kernels
+    and never by the host; then they are not checked, and nothing beyond `value` is read whatever
+    they say.
+
+    %(deformable_detr_paper)s
+
+    Examples
+    --------
+    One query with one head, one channel and a point on each of two levels, of 2 x 2 and 1 x 1
+    pixels:
+
+    >>> import numpy as np
+    >>> import cudeform
+    >>> value = np.array([1.0, 2.0, 3.0, 4.0, 10.0]).reshape(1, 5, 1, 1)
+    >>> locations = np.array([[0.5, 0.5], [0.5, 0.5]]).reshape(1, 1, 1, 2, 1, 2)
+    >>> weights = np.array([0.4, 0.6]).reshape(1, 1, 1, 2, 1)
+    >>> cudeform.ms_deform_attn(value, [(2, 2), (1, 1)], locations, weights)
+    array([[[7.]]])
+    """
+    given = dict(
+        value=value, sampling_locations=sampling_locations, attention_weights=attention_weights
+    )
+    options = dict(points_per_level=points_per_level, method=method, softmax=softmax)
+    return results("ms_deform_attn", *_with_sizes(given, options, spatial_shapes))[0]
+
+
+@dispatched
+def ms_deform_attn_backward(
+    grad_output: Any,
+    value: Any,
+    spatial_shapes: Any,
+    sampling_locations: Any,
+    attention_weights: Any,
+    *,
+    needs: Iterable[str] | None = None,
+    points_per_level: tuple[int, ...] | None = None,
+    method: str = "bilinear",
+    softmax: bool = False,
+) -> MSDeformAttnGradients:
+    """Gradients of `ms_deform_attn`.
+
+    Parameters
+    ----------
+    grad_output : array of shape (N, Lq, M*D)
+        The gradient of a scalar with respect to the result of the forward.
+    value, spatial_shapes, sampling_locations, attention_weights
+        As they were given to `ms_deform_attn`.
+    needs : iterable of str, optional
+        Which gradients to compute, of "value", "sampling_locations" and "attention_weights"; by
+        default all.
+    points_per_level, method, softmax
+        As they were given to `ms_deform_attn`.
+
+    Returns
+    -------
+    MSDeformAttnGradients
+        A named tuple with the fields value, sampling_locations and attention_weights; None where
+        not needed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ms_deform_attn`, and for an unknown name in `needs`.
+
+    Notes
+    -----
+    On a pixel centre the gradient of `sampling_locations` is the derivative to the right and
+    below. With method "nearest" it is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cudeform
+    >>> value = np.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 4, 1, 1)
+    >>> locations = np.full((1, 1, 1, 1, 1, 2), 0.5)
+    >>> weights = np.ones((1, 1, 1, 1, 1))
+    >>> given = value, [(2, 2)], locations, weights
+    >>> found = cudeform.ms_deform_attn_backward(np.ones((1, 1, 1)), *given)
+    >>> found.sampling_locations.ravel(), found.attention_weights.ravel()
+    (array([2., 4.]), array([2.5]))
+    """
+    given = dict(
+        grad_output=grad_output,
+        value=value,
+        sampling_locations=sampling_locations,
+        attention_weights=attention_weights,
+    )
+    options = dict(points_per_level=points_per_level, method=method, softmax=softmax)
+    op, fields = "ms_deform_attn_backward", MSDeformAttnGradients
+    return gradients(op, fields, *_with_sizes(given, options, spatial_shapes), needs)
+
+
+def _with_sizes(given: dict, options: dict, spatial_shapes: Any) -> tuple[dict, dict]:
+    """Arrays and options of a call: an array of sizes is one of these, pairs one of those."""
+    points = options["points_per_level"]
+    if isinstance(points, list):
+        options["points_per_level"] = tuple(points)
+    if spatial_shapes is None or isinstance(spatial_shapes, (list, tuple)):
+        if isinstance(spatial_shapes, list):
+            pairs = (tuple(size) if isinstance(size, list) else size for size in spatial_shapes)
+            spatial_shapes = tuple(pairs)
+        return {**given, "spatial_shapes": None}, {**options, "spatial_shapes": spatial_shapes}
+    return {**given, "spatial_shapes": spatial_shapes}, options

@@ -1,0 +1,166 @@
+"""The plan of attention to points of several levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cudeform import checks
+from cudeform.plans.outlines import Outline, Plan, planner
+
+__all__ = ["METHODS", "AttentionPlan", "ms_deform_attn"]
+
+METHODS = ("bilinear", "nearest")
+_SHAPES = "(L, (H, W))"
+_MOST = 2**31 - 1  # pixels of all levels
+
+
+@dataclass(frozen=True)
+class AttentionPlan(Plan):
+    """Attention that has passed all checks of shapes.
+
+    Where `shapes` is None, an array on a GPU has them, and nobody has looked into it: backends
+    that are given it read nothing outside of the values, whatever it says.
+    """
+
+    batch: int
+    values: int  # pixels of all levels
+    heads: int
+    channels: int  # of a head
+    queries: int
+    shapes: tuple[tuple[int, int], ...] | None  # (H, W) of each level
+    points: tuple[int, ...]  # of each level, for a head of a query
+    method: str
+    softmax: bool
+    ragged: bool  # locations have one axis for the points of all levels
+
+    family = "attention"
+
+    @property
+    def levels(self) -> int:
+        return len(self.points)
+
+    @cached_property
+    def samples(self) -> int:
+        """Points of a head of a query, on all levels."""
+        return sum(self.points)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first value of each level, where the shapes are known."""
+        found, start = [], 0
+        for height, width in self.shapes or ():
+            found.append(start)
+            start += height * width
+        return tuple(found)
+
+    @cached_property
+    def results(self) -> tuple[Outline, ...]:
+        shape = (self.batch, self.queries, self.heads * self.channels)
+        return (Outline(shape, "(N, Lq, M*D)", "value"),)
+
+    @cached_property
+    def gradients(self) -> dict[str, Outline]:
+        values = (self.batch, self.values, self.heads, self.channels)
+        each = (self.samples,) if self.ragged else (self.levels, self.points[0])
+        points = (self.batch, self.queries, self.heads, *each)
+        axes = "sum P" if self.ragged else "L, P"
+        return {
+            "value": Outline(values, "(N, S, M, D)", "value"),
+            "sampling_locations": Outline(
+                (*points, 2), f"(N, Lq, M, {axes}, (x, y))", "sampling_locations"
+            ),
+            "attention_weights": Outline(points, f"(N, Lq, M, {axes})", "attention_weights"),
+        }
+
+
+@planner
+def ms_deform_attn(
+    op: str,
+    value: Outline,
+    sampling_locations: Outline,
+    attention_weights: Outline,
+    spatial_shapes: Any = None,
+    *,
+    points_per_level: Any = None,
+    method: str = "bilinear",
+    softmax: bool = False,
+) -> AttentionPlan:
+    """Check every argument of attention; the shapes are pairs, or the outline of an array."""
+    checks.choice(op, "method", method, METHODS)
+    softmax = checks.flag(op, "softmax", softmax)
+    symbols = "(N, S, M, D)"
+    checks.rank(op, "value", value, symbols)
+    checks.non_empty(op, "value", value, symbols, may_be_empty=1)
+    batch, values, heads, channels = value.shape
+    if values > _MOST:
+        checks.fail(op, "value", f"with S at most {_MOST}", values, "kernels count in 32 bits")
+    points = _points(op, sampling_locations, points_per_level)
+    plan = AttentionPlan(
+        batch=batch,
+        values=values,
+        heads=heads,
+        channels=channels,
+        queries=sampling_locations.shape[1],
+        shapes=_shapes(op, spatial_shapes, len(points), values),
+        points=points,
+        method=method,
+        softmax=softmax,
+        ragged=points_per_level is not None,
+    )
+    given = {"sampling_locations": sampling_locations, "attention_weights": attention_weights}
+    for name, outline in given.items():
+        expected = plan.gradients[name]
+        checks.shape(op, name, outline, expected.shape, expected.axes)
+    return plan
+
+
+def _points(op: str, locations: Outline, points_per_level: Any) -> tuple[int, ...]:
+    """Points of each level: a number for all in the shape of the locations, or one for each."""
+    name = "points_per_level"
+    if points_per_level is None:
+        symbols = "(N, Lq, M, L, P, (x, y))"
+        if locations.ndim != 6:
+            got = f"shape {tuple(locations.shape)}"
+            why = "or (N, Lq, M, sum P, (x, y)) with `points_per_level`"
+            checks.fail(op, "sampling_locations", f"to have 6 axes {symbols}", got, why)
+        checks.non_empty(op, "sampling_locations", locations, symbols, may_be_empty=2)
+        return (locations.shape[4],) * locations.shape[3]
+    expected = "to be a sequence of integers, one for each level"
+    if not isinstance(points_per_level, (tuple, list)):
+        checks.fail(op, name, expected, checks.shown(points_per_level), error=TypeError)
+    if not points_per_level:
+        checks.fail(op, name, expected, checks.shown(points_per_level))
+    points = tuple(checks.integer(op, name, count, 1, expected) for count in points_per_level)
+    checks.rank(op, "sampling_locations", locations, "(N, Lq, M, sum P, 2)")
+    return points
+
+
+def _pair(op: str, name: str, size: Any) -> tuple[int, int]:
+    """Height and width; symbols of a tracer stay what they are."""
+    if len(size) == 2 and any(map(checks.is_symbol, size)):
+        return tuple(size)
+    return checks.pair(op, name, size, 1)
+
+
+def _shapes(op: str, shapes: Any, levels: int, values: int) -> tuple[tuple[int, int], ...] | None:
+    """The pairs after checking them; None where an array holds them."""
+    name = "spatial_shapes"
+    if isinstance(shapes, Outline):
+        checks.shape(op, name, shapes, (levels, 2), _SHAPES)
+        return None
+    if not isinstance(shapes, (tuple, list)):
+        expected = f"to be pairs or an integer array {_SHAPES}"
+        checks.fail(op, name, expected, checks.shown(shapes), error=TypeError)
+    if len(shapes) != levels:
+        checks.fail(op, name, f"of shape ({levels}, 2) = {_SHAPES}", f"length {len(shapes)}")
+    for size in shapes:
+        if not isinstance(size, (tuple, list)):
+            checks.fail(op, name, f"of pairs {_SHAPES}", checks.shown(size), error=TypeError)
+    pairs = tuple(_pair(op, name, size) for size in shapes)
+    total = sum(height * width for height, width in pairs)
+    if total != values:
+        expected = f"of {values} pixels in all, as many as `value` (N, S, M, D) has"
+        checks.fail(op, name, expected, total, "the sum of H*W over the levels")
+    return pairs
