@@ -70,6 +70,16 @@ def test_result_is_a_numpy_array_where_the_framework_takes_none():
     np.testing.assert_array_equal(found, cudeform.conv2d(**plain))
 
 
+def test_the_first_array_says_what_results_are():
+    """Of two types of one framework."""
+    plain = arrays()
+    first, second = Own(plain["input"]), Tensor(plain["weight"])
+    output = cudeform.conv2d(first, second)
+    assert type(output) is Own
+    gradients = cudeform.conv2d_backward(Tensor(output.array), first, second)
+    assert type(gradients.input) is type(gradients.weight) is Tensor
+
+
 def test_arrays_are_not_copied_and_not_written(monkeypatch):
     from cudeform.cpu import conv
 

@@ -82,6 +82,15 @@ class Tree:
                 shutil.copytree(source, self.root / name, ignore=ignored)
             else:
                 shutil.copy(source, self.root / name)
+        paths = {"PYTHONPATH": str(self.root), "NUMBA_CACHE_DIR": str(self.numba)}
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "tests.mutation.server"],
+            cwd=self.root,
+            env={**os.environ, **paths, "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def attempt(self, mutant):
         """What became of a mutant: survived, late or killed, and by which test.
@@ -112,32 +121,21 @@ class Tree:
         return self.took[stage]
 
     def run(self, stage, limit):
-        paths = {"PYTHONPATH": str(self.root), "NUMBA_CACHE_DIR": str(self.numba)}
-        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "--tb=no"]
-        command += ["-p", "no:cacheprovider"]
+        """(outcome, what the first test that failed said) of a stage, as the tree is now."""
+        said = self.root.parent / "said"
+        arguments = ["-n", "0", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
         if not any("test_cpu_cache" in word for word in stage):
-            command += ["-p", "tests.mutation.kept"]
-        process = subprocess.Popen(
-            [*command, *stage],
-            cwd=self.root,
-            env={**os.environ, **paths},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
-            said, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.communicate()
+            arguments += ["-p", "tests.mutation.kept"]
+        print(json.dumps([[*arguments, *stage], str(said), limit]), file=self.server.stdin)
+        self.server.stdin.flush()
+        status = json.loads(self.server.stdout.readline())
+        if status is None:
             return "late", ""
-        if process.returncode == 5:
+        if status == 5:
             sys.exit(f"no such tests: python -m pytest {shlex.join(stage)}")
-        by = re.findall(r"^(?:FAILED|ERROR) (.*)", said, re.MULTILINE)
-        last = said.strip().splitlines()[-1:] or [""]
-        return ("killed", (by or last)[0][:300]) if process.returncode else ("survived", "")
+        text = said.read_text(errors="replace")
+        by = re.findall(r"^(?:FAILED|ERROR) (.*)", text, re.MULTILINE) + text.splitlines()[-1:]
+        return ("killed", "".join(by[:1])[:300]) if status else ("survived", "")
 
 
 class Changed:

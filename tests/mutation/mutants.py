@@ -8,20 +8,20 @@ from typing import NamedTuple
 
 __all__ = ["FOLDERS", "Mutant", "draw"]
 
-# As many are drawn from each as from any other, while there are.
+# As many are drawn from each as from any other, while there are. Those of quick tests are first.
 FOLDERS = {
-    "kernels": ["kernels/*.cu", "kernels/*.cuh"],
-    "cuda": ["cudeform/cuda/**/*.py"],
-    "cpu": ["cudeform/cpu/**/*.py"],
-    "torch": ["cudeform/torch/*.py"],
-    "jax": ["cudeform/jax/*.py"],
-    "dlpack": ["cudeform/dlpack.py", "cudeform/dispatch.py"],
-    "derivatives": ["cudeform/derivatives/*.py"],
-    "layers": ["cudeform/layers/*.py"],
     "converters": ["cudeform/converters/*.py"],
     "plans": ["cudeform/plans/*.py"],
     "ops": ["cudeform/ops/*.py"],
+    "kernels": ["kernels/*.cu", "kernels/*.cuh"],
+    "cuda": ["cudeform/cuda/**/*.py"],
+    "layers": ["cudeform/layers/*.py"],
+    "derivatives": ["cudeform/derivatives/*.py"],
+    "dlpack": ["cudeform/dlpack.py", "cudeform/dispatch.py"],
+    "jax": ["cudeform/jax/*.py"],
+    "torch": ["cudeform/torch/*.py"],
     "shared": [f"cudeform/{name}.py" for name in ("arrays", "boxes", "checks", "threads")],
+    "cpu": ["cudeform/cpu/**/*.py"],
 }
 
 _COMPARE = {
@@ -61,15 +61,18 @@ class Mutant(NamedTuple):
 
 
 def draw(root, count, seed, only=""):
-    """Mutants of random places, from one folder after the other.
+    """Mutants of random places, as many from each folder, one folder after the other.
 
     A mutant's turn in its folder depends on the seed and its own line: edits elsewhere let it be.
     """
     found = {folder: _shuffled(root, names, seed, only) for folder, names in FOLDERS.items()}
-    drawn = []
-    while len(drawn) < count and any(found.values()):
-        drawn += [mutants.pop() for mutants in found.values() if mutants]
-    return drawn[:count]
+    drawn = {folder: [] for folder in FOLDERS}
+    left = count
+    while left and any(found.values()):
+        for folder in [folder for folder in FOLDERS if found[folder]][:left]:
+            drawn[folder].append(found[folder].pop())
+            left -= 1
+    return [mutant for mutants in drawn.values() for mutant in mutants]
 
 
 def _shuffled(root, names, seed, only):

@@ -26,8 +26,9 @@ _CPU_REGIONS = [
     "cpu/test_cpu_roi -k 'not memory'",
 ]
 _ARGUMENTS = [
+    "house/test_public_api -k 'default or types or takes'",
     "operators/test_arguments operators/test_roi_arguments",
-    f"{_EDGES} -k 'cpu and float32'",
+    _EMULATOR[0],
     "operators/test_inputs",
     "operators/test_any_argument",
 ]
@@ -111,8 +112,6 @@ _STAGES = {
         "operators/test_converters",
     ],
     "cudeform/converters/*": ["operators/test_coordinates", "operators/test_converters"],
-    "cudeform/ops/*": [f"{_EDGES} -k 'cpu and float32'", *_ARGUMENTS],
-    "cudeform/plans/*": _ARGUMENTS,
     "cudeform/*": _ARGUMENTS,
 }
 
