@@ -171,6 +171,13 @@ def test_poolings_refuse_a_long_axis_in_float32(backend, name, backward):
                 row.forward(**arrays, **absent, **case.options)
 
 
+def test_poolings_take_the_longest_axis_of_float32(backend):
+    """The last pixel of one is a number that float32 has."""
+    image = unfilled(backend, (1, 1, 1, 2**24), "float32")
+    boxes = on(backend, np.array([[0, 2**24 - 1, 0, 2**24 - 1, 0]], np.float32))
+    assert cudeform.roi_pool(image, boxes, 1).shape == (1, 1, 1, 1)
+
+
 def test_argmax_holds_the_number_of_every_pixel(backend):
     image, boxes = unfilled(backend, (1, 1, 2**16, 2**15 + 1), "float64"), np.zeros((1, 5))
     message = r"roi_pool: expected `input` of at most 2147483648 pixels, got 2147549184 \(argmax"
