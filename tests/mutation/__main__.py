@@ -34,6 +34,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--only", default="", metavar="TEXT", help="files with this in their name")
     parser.add_argument("--jobs", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--stages", type=int, help="of the tests of a file; default: all")
     parser.add_argument("--results", type=Path, default=Path("mutants.jsonl"))
     parser.add_argument("--again", action="store_true", help="try again what has survived")
     folder = Path(tempfile.gettempdir()) / "cudeform-mutants"
@@ -50,7 +51,7 @@ def main():
         trees.put(Tree(given.folder / str(job)))
     with ThreadPoolExecutor(given.jobs) as pool:
         left = [mutant for mutant in mutants if str(mutant) not in known]
-        for row in pool.map(lambda mutant: attempt(trees, mutant), left):
+        for row in pool.map(lambda mutant: attempt(trees, mutant, given.stages), left):
             done[row["mutant"]] = row
             print(f"{row['outcome']:9} {row['seconds']:5.0f} s  {row['mutant']}", flush=True)
             with given.results.open("a") as file:
@@ -58,10 +59,10 @@ def main():
     report([done[str(m)] for m in mutants])
 
 
-def attempt(trees, mutant):
+def attempt(trees, mutant, most):
     tree = trees.get()
     try:
-        return tree.attempt(mutant)
+        return tree.attempt(mutant, most)
     finally:
         trees.put(tree)
 
@@ -92,17 +93,18 @@ class Tree:
             text=True,
         )
 
-    def attempt(self, mutant):
-        """What became of a mutant: survived, late or killed, and by which test.
+    def attempt(self, mutant, most):
+        """What became of a mutant in at most so many stages: survived, late or killed, and by which.
 
         Late is what takes far longer than the tests do without it; it counts as killed.
         """
-        row = {"mutant": str(mutant), "outcome": "survived", "by": ""}
+        row = {"mutant": str(mutant), "outcome": "survived", "by": "", "stages": 0}
         start = time.monotonic()
-        for stage in stages(mutant.file):
+        for stage in stages(mutant.file)[:most]:
             limit = 60 + 6 * self.time_of(stage)
             with self.changed(mutant):
                 row["outcome"], row["by"] = self.run(stage, limit)
+            row["stages"] += 1
             if row["outcome"] != "survived":
                 break
         return {**row, "seconds": round(time.monotonic() - start, 1)}

@@ -12,13 +12,16 @@ _EMULATOR = [
     "cuda/test_emulator_roi",
     "cuda/test_cupy_device -k 'not benchmark'",
 ]
+_EDGES_ON_A_GPU = "operators/test_edges -k 'emulator and float32 and ({})'"
+_CONVOLUTIONS = "conv or padding or channels or sample or points"
 _CPU = [
-    f"{_EDGES} cpu/test_cpu_taps -k 'cpu and (float32 or taps) and ({{}})'",
+    f"{_EDGES} -k 'cpu and float32 and ({{}})'",
     f"{_EDGES} -k 'cpu and ({{}})'",
 ]
 _CPU_CONVOLUTIONS = [
-    *(stage.format("conv or padding or channels or sample or points") for stage in _CPU),
+    *(stage.format(_CONVOLUTIONS) for stage in _CPU),
     "operators/test_deform_conv operators/test_sampling -k 'not emulator and not cuda'",
+    "cpu/test_cpu_taps",
     "cpu/test_cpu_blocking -k 'not memory'",
 ]
 _CPU_REGIONS = [
@@ -26,19 +29,20 @@ _CPU_REGIONS = [
     "cpu/test_cpu_roi -k 'not memory'",
 ]
 _ARGUMENTS = [
-    "house/test_public_api -k 'default or types or takes'",
+    "house/test_public_api house/test_caches -k 'default or types or takes or plans'",
     "operators/test_arguments operators/test_roi_arguments",
     _EMULATOR[0],
-    "operators/test_inputs",
+    "operators/test_inputs operators/test_large -k 'not cuda'",
     "operators/test_any_argument",
 ]
 _TORCH = [
     "bridges/test_torch_eager",
+    "bridges/test_torch -k 'vmap or along or schema or functional or argmax or backward_takes'",
     "bridges/test_torch",
-    "bridges/test_torch_requires_grad",
-    "bridges/test_torch_compile",
+    "bridges/test_torch_requires_grad bridges/test_torch_compile",
     "bridges/test_torch_modes",
 ]
+_CONVERTERS = ["operators/test_converters -k 'kind or errors'", "operators/test_converters"]
 
 # The first pattern that matches.
 _STAGES = {
@@ -47,11 +51,8 @@ _STAGES = {
         "cuda/test_emulator_roi cuda/test_cuda_host -k 'transpose or 16_bit'",
         *_EMULATOR,
     ],
-    "kernels/region*": ["operators/test_edges -k 'emulator and float32 and roi'", *_EMULATOR],
-    "kernels/*": [
-        "operators/test_edges -k 'emulator and float32 and (points or conv or channels)'",
-        *_EMULATOR,
-    ],
+    "kernels/region*": [_EDGES_ON_A_GPU.format("roi"), *_EMULATOR],
+    "kernels/*": [_EDGES_ON_A_GPU.format("points or conv or channels"), *_EMULATOR],
     "cudeform/cuda/cupy_device.py": [
         "cuda/test_cupy_device -k product",
         "cuda/test_cupy_device -k 'not benchmark'",
@@ -60,14 +61,10 @@ _STAGES = {
     "cudeform/cuda/gemm.py": ["cuda/test_cupy_device -k product", *_EMULATOR],
     "cudeform/cuda/sort.py": ["cuda/test_cuda_host -k sort", *_EMULATOR],
     "cudeform/cuda/chunks.py": ["cuda/test_cuda_host -k 'chunks or workspace'", *_EMULATOR],
-    "cudeform/cuda/regions/*": [
-        "operators/test_edges -k 'emulator and float32 and roi'",
-        *_EMULATOR,
-    ],
-    "cudeform/cuda/*": ["operators/test_edges -k 'emulator and float32 and not roi'", *_EMULATOR],
-    "cudeform/threads.py": ["cpu/test_cpu_threads"],
+    "cudeform/cuda/regions/*": [_EDGES_ON_A_GPU.format("roi"), *_EMULATOR],
+    "cudeform/cuda/*": [_EDGES_ON_A_GPU.format("not roi"), *_EMULATOR],
     "cudeform/cpu/language/disk.py": ["cpu/test_cpu_cache"],
-    "cudeform/cpu/language/compiler.py": ["cpu/test_cpu_cache", _CPU_CONVOLUTIONS[0]],
+    "cudeform/cpu/language/compiler.py": ["cpu/test_cpu_cache", *_CPU_CONVOLUTIONS],
     "cudeform/cpu/regions/largest.py": [
         "operators/test_edges -k 'cpu and float32 and largest'",
         *_CPU_REGIONS,
@@ -85,33 +82,40 @@ _STAGES = {
         *_CPU_CONVOLUTIONS,
         *_CPU_REGIONS[:1],
     ],
-    "cudeform/torch/nn.py": ["bridges/test_torch_modules"],
     "cudeform/torch/onnx.py": ["bridges/test_torch_modules -k onnx"],
+    "cudeform/torch/nn.py": ["bridges/test_torch_modules"],
     "cudeform/torch/patching.py": ["bridges/test_torch_modules"],
     "cudeform/torch/scripting.py": ["bridges/test_torch_modules"],
     "cudeform/torch/sharding.py": ["bridges/test_torch_distributed"],
     "cudeform/torch/vmap.py": ["bridges/test_torch -k 'vmap or along or per_sample'", *_TORCH],
-    "cudeform/torch/library.py": ["bridges/test_torch -k 'schema or opcheck'", *_TORCH],
-    "cudeform/torch/autograd.py": ["bridges/test_torch -k gradients", *_TORCH],
+    "cudeform/torch/library.py": ["bridges/test_torch -k 'schema or functional'", *_TORCH],
     "cudeform/torch/*": _TORCH,
-    "cudeform/jax/*": ["bridges/test_jax", "bridges/test_jax_devices"],
-    "cudeform/dlpack.py": ["bridges/test_dlpack", "cuda/test_cupy_device -k frameworks"],
+    "cudeform/jax/*": [
+        "bridges/test_jax -k '(results or transpose or called) and (bilinear or roi_align)'",
+        "bridges/test_jax -k 'vmap or second_derivatives_in or scan or errors or argmax'",
+        "bridges/test_jax bridges/test_jax_devices",
+    ],
+    "cudeform/dlpack.py": [
+        "bridges/test_dlpack -k 'not callers_kind or roi_align'",
+        "cuda/test_cupy_device -k frameworks",
+        "bridges/test_dlpack",
+    ],
     "cudeform/dispatch.py": [
-        "bridges/test_dispatch bridges/test_dlpack",
-        *_TORCH[:2],
-        "bridges/test_jax",
+        "bridges/test_dispatch bridges/test_dlpack -k 'not callers_kind or roi_align'",
+        "bridges/test_torch_eager bridges/test_torch_saved -k 'named or old'",
+        "bridges/test_jax -k 'errors or mix or constants or without_jit'",
+        "bridges/test_torch_eager",
     ],
     "cudeform/derivatives/*": [
         "operators/test_derivatives",
-        "bridges/test_jax",
+        "bridges/test_torch -k 'moving or second or adaptive'",
         "bridges/test_torch",
+        "bridges/test_jax",
     ],
     "cudeform/layers/*": ["bridges/test_layers"],
-    "cudeform/converters/offsets.py": [
-        "operators/test_offset_layouts",
-        "operators/test_converters",
-    ],
-    "cudeform/converters/*": ["operators/test_coordinates", "operators/test_converters"],
+    "cudeform/converters/offsets.py": ["operators/test_offset_layouts", *_CONVERTERS],
+    "cudeform/converters/*": ["operators/test_coordinates", *_CONVERTERS],
+    "cudeform/threads.py": ["cpu/test_cpu_threads"],
     "cudeform/*": _ARGUMENTS,
 }
 
