@@ -94,7 +94,7 @@ class Tree:
         )
 
     def attempt(self, mutant, most):
-        """What became of a mutant in at most so many stages: survived, late or killed, and by which.
+        """What became of a mutant in so many stages at most: survived, late or killed, and by what.
 
         Late is what takes far longer than the tests do without it; it counts as killed.
         """
