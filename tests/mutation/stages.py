@@ -116,6 +116,7 @@ _STAGES = {
     "cudeform/converters/offsets.py": ["operators/test_offset_layouts", *_CONVERTERS],
     "cudeform/converters/*": ["operators/test_coordinates", *_CONVERTERS],
     "cudeform/threads.py": ["cpu/test_cpu_threads"],
+    "cudeform/plans/points.py": ["examples/test_plot -k 'not photograph'", *_ARGUMENTS],
     "cudeform/*": _ARGUMENTS,
 }
 

@@ -21,6 +21,7 @@ from cudeform.cuda.chunks import Chunk
 from cudeform.cuda.regions.rows import Launcher
 from cudeform.cuda.sampler import Block, PointSums, Sampler
 from cudeform.cuda.sort import Buckets
+from cudeform.plans import Outline, plan
 from cudeform.plans.points import Points
 from cudeform.plans.regions import RoiPlan
 
@@ -222,6 +223,15 @@ def test_kernels_number_the_cells_of_an_image_in_32_bits(backend):
                 caught.value
             )
             assert f"({what}, which the kernels of a GPU count in 32 bits)" in str(caught.value)
+
+
+def test_cells_are_counted_for_every_class_and_group():
+    given = {"input": Outline((1, 36, 4, 6)), "boxes": Outline((2, 5))}
+    given["offset"] = Outline((2, 2 * 3, 2, 2))  # of 3 classes
+    options = dict(spatial_scale=1.0, output_dim=6, group_size=(2, 3), output_size=2, part_size=2)
+    planned = plan("deform_ps_roi_pool", given, options)
+    assert list(planned.counts(backward=False).values()) == [5 * 7]
+    assert list(planned.counts(backward=True).values()) == [3 * 2 * 3 * 5 * 7]
 
 
 # -- the width of the index, at the border --------------------------------------------------------
