@@ -247,6 +247,13 @@ def test_sizes_that_do_not_fit(make, message):
         make()
 
 
+def test_least_sizes_are_sizes():
+    assert DeformPSRoiPool(1, 1, 1, sample_per_part=1).sample_per_part == 1
+    assert DeformRoiPool(1, 1, sampling_ratio=0, hidden=1).sampling_ratio == 0
+    assert Conv2d(1, 1, 1, padding=0).out_channels == Linear(1, 1).out_features == 1
+    assert DeformConv2d(1, 1, 1, groups=1, offset_groups=1).taps == 1
+
+
 @pytest.mark.parametrize("name", layers.__all__)
 def test_docstring_describes_every_field(name):
     block = getattr(layers, name)

@@ -42,6 +42,18 @@ def test_chunks_cover_every_pixel_once(most):
     assert not seen[0].any()
 
 
+@pytest.mark.parametrize("most, bytes_at_once, together", [
+    (1, 1 << 20, 1), (125, 1 << 20, 1), (126, 1 << 20, 2), (10_000, 1 << 20, 5), (10_000, 4200, 3),
+])  # fmt: skip
+def test_groups_of_images_are_as_large_as_they_may_be(monkeypatch, most, bytes_at_once, together):
+    """Images of 63 output pixels, whose copies and buckets take 1372 bytes."""
+    monkeypatch.setattr(chunks, "IMAGE_BYTES", bytes_at_once)
+    points = cudeform.plans.points.Points(5, 3, 9, 9, 7, 9)
+    groups = list(chunks.image_groups(points, most, 4))
+    assert [image for group in groups for image in group] == list(range(5))
+    assert {len(group) for group in groups[:-1]} <= {together} == {len(groups[0])}
+
+
 @pytest.mark.parametrize("name", ["v2", "v2-channels-last", "groups"])
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
 @pytest.mark.parametrize("small", [1 << 12, 1 << 14])
