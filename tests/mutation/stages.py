@@ -12,6 +12,11 @@ _EMULATOR = [
     "cuda/test_emulator_roi",
     "cuda/test_cupy_device -k 'not benchmark'",
 ]
+_EMULATED_REGIONS = [
+    _EMULATOR[0],
+    "cuda/test_emulator_roi -k 'workspace or parts or groups or equal or takes'",
+    *_EMULATOR[1:],
+]
 _EDGES_ON_A_GPU = "operators/test_edges -k 'emulator and float32 and ({})'"
 _CONVOLUTIONS = "conv or padding or channels or sample or points"
 _CPU = [
@@ -51,7 +56,7 @@ _STAGES = {
         "cuda/test_emulator_roi cuda/test_cuda_host -k 'transpose or 16_bit'",
         *_EMULATOR,
     ],
-    "kernels/region*": [_EDGES_ON_A_GPU.format("roi"), *_EMULATOR],
+    "kernels/region*": [_EDGES_ON_A_GPU.format("roi"), *_EMULATED_REGIONS],
     "kernels/*": [_EDGES_ON_A_GPU.format("points or conv or channels"), *_EMULATOR],
     "cudeform/cuda/cupy_device.py": [
         "cuda/test_cupy_device -k product",
@@ -60,8 +65,11 @@ _STAGES = {
     "cudeform/cuda/device.py": ["cuda/test_cupy_device -k 'not benchmark'", "cuda/test_cuda_host"],
     "cudeform/cuda/gemm.py": ["cuda/test_cupy_device -k product", *_EMULATOR],
     "cudeform/cuda/sort.py": ["cuda/test_cuda_host -k sort", *_EMULATOR],
-    "cudeform/cuda/chunks.py": ["cuda/test_cuda_host -k 'chunks or workspace'", *_EMULATOR],
-    "cudeform/cuda/regions/*": [_EDGES_ON_A_GPU.format("roi"), *_EMULATOR],
+    "cudeform/cuda/chunks.py": [
+        "cuda/test_cuda_host -k 'chunks or groups or workspace'",
+        *_EMULATOR,
+    ],
+    "cudeform/cuda/regions/*": [_EDGES_ON_A_GPU.format("roi"), *_EMULATED_REGIONS],
     "cudeform/cuda/*": [_EDGES_ON_A_GPU.format("not roi"), *_EMULATOR],
     "cudeform/cpu/language/disk.py": ["cpu/test_cpu_cache"],
     "cudeform/cpu/language/compiler.py": ["cpu/test_cpu_cache", *_CPU_CONVOLUTIONS],
@@ -93,7 +101,8 @@ _STAGES = {
     "cudeform/jax/*": [
         "bridges/test_jax -k '(results or transpose or called) and (bilinear or roi_align)'",
         "bridges/test_jax -k 'vmap or second_derivatives_in or scan or errors or argmax'",
-        "bridges/test_jax bridges/test_jax_devices",
+        "bridges/test_jax bridges/test_jax_devices -k 'without_jit or saved or devices'",
+        "bridges/test_jax",
     ],
     "cudeform/dlpack.py": [
         "bridges/test_dlpack -k 'not callers_kind or roi_align'",
