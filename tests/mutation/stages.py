@@ -97,11 +97,16 @@ _STAGES = {
     "cudeform/torch/sharding.py": ["bridges/test_torch_distributed"],
     "cudeform/torch/vmap.py": ["bridges/test_torch -k 'vmap or along or per_sample'", *_TORCH],
     "cudeform/torch/library.py": ["bridges/test_torch -k 'schema or functional'", *_TORCH],
+    "cudeform/torch/autograd.py": [
+        "bridges/test_torch -k 'moving or second or adaptive'",
+        *_TORCH,
+    ],
     "cudeform/torch/*": _TORCH,
     "cudeform/jax/*": [
         "bridges/test_jax -k '(results or transpose or called) and (bilinear or roi_align)'",
         "bridges/test_jax -k 'vmap or second_derivatives_in or scan or errors or argmax'",
-        "bridges/test_jax bridges/test_jax_devices -k 'without_jit or saved or devices'",
+        "bridges/test_jax bridges/test_jax_devices "
+        "-k 'without_jit or saved or devices or tangents_of or beside'",
         "bridges/test_jax",
     ],
     "cudeform/dlpack.py": [
