@@ -21,6 +21,7 @@ from cudeform.cuda import chunks, conv, layout, sampler, sort
 from cudeform.cuda.compile import SCALARS, flatten
 from cudeform.cuda.cupy_device import CupyDevice
 from cudeform.cuda.gemm import gemm_arguments
+from cudeform.cuda.regions import pooling, rows
 
 
 @pytest.fixture
@@ -87,6 +88,18 @@ def _allocations(monkeypatch, device, call):
         patch.setattr(device, "empty", recorded)
         call()
     return made
+
+
+def test_rows_of_the_largest_samples_fit_the_workspace(monkeypatch, device):
+    """One for each sample and channel, of so many regions at a time."""
+    todo = problem("roi_align", "max-fixed", "float32")
+    limit, made, empty = 1 << 13, [], device.empty
+    of_one = 40 * 4 * rows.ROW_ITEMS * 4
+    monkeypatch.setattr(pooling, "WORKSPACE_BYTES", limit)
+    monkeypatch.setattr(device, "empty", lambda *of: made.append(empty(*of)) or made[-1])
+    todo.backward(backends.BACKENDS["emulator"])
+    sizes = [a.nbytes for a in made if a.ndim == 2 and a.shape[1] == rows.ROW_ITEMS]
+    assert of_one in sizes and max(sizes) <= limit
 
 
 def test_workspace_does_not_grow_with_the_batch(monkeypatch, device):
