@@ -1,5 +1,6 @@
 """Arrays of frameworks that we know nothing of but that they speak DLPack."""
 
+import inspect
 import types
 
 import numpy as np
@@ -68,6 +69,27 @@ def test_result_is_a_numpy_array_where_the_framework_takes_none():
     plain = arrays()
     found = cudeform.conv2d(**{name: Buffer(array) for name, array in plain.items()})
     np.testing.assert_array_equal(found, cudeform.conv2d(**plain))
+
+
+def test_all_arguments_may_be_given_by_their_places():
+    plain = arrays()
+    parameters = inspect.signature(cudeform.conv2d).parameters.values()
+    given = [
+        Tensor(plain[p.name]) if p.name in plain else p.default
+        for p in parameters
+        if p.kind is not p.KEYWORD_ONLY
+    ]
+    np.testing.assert_array_equal(cudeform.conv2d(*given).array, cudeform.conv2d(**plain))
+
+
+def test_the_first_array_says_what_results_are():
+    """Of two types of one framework."""
+    plain = arrays()
+    first, second = Own(plain["input"]), Tensor(plain["weight"])
+    output = cudeform.conv2d(first, second)
+    assert type(output) is Own
+    gradients = cudeform.conv2d_backward(Tensor(output.array), first, second)
+    assert type(gradients.input) is type(gradients.weight) is Tensor
 
 
 def test_arrays_are_not_copied_and_not_written(monkeypatch):

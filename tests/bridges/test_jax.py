@@ -171,6 +171,25 @@ def test_second_derivatives_in_every_mode(name, options):
         assert float(forward) == pytest.approx(expected, rel=1e-6)
 
 
+def test_tangents_of_tangents_and_many_at_a_time():
+    given, function = small("bilinear_sample")
+    moved, step = directions(given, 1), 1e-6
+
+    def change(given, moved=moved):
+        return jax.jvp(function, (given,), (moved,))[1]
+
+    along = directions(given, 2)
+    ahead, behind = (
+        jax.tree.map(lambda x, t, s=sign: x + s * step * t, given, along) for sign in (1, -1)
+    )
+    expected = (change(ahead) - change(behind)) / (2 * step)
+    found = jax.jvp(change, (given,), (along,))[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    several = jax.tree.map(lambda a, b: jnp.stack([a, b], 1), moved, along)
+    mapped = jax.vmap(lambda t: change(given, t), 1)(several)
+    np.testing.assert_array_equal(mapped, [change(given, moved), change(given, along)])
+
+
 def test_adaptive_bins_are_followed_where_boxes_have_values():
     """That is outside of a program: how many samples a bin has is no shape."""
     given, function = small("deform_roi_pool")

@@ -5,6 +5,7 @@ import inspect
 
 import numpy as np
 import pytest
+from cases import operator
 from numpydoc.docscrape import ClassDoc
 
 import cudeform
@@ -195,7 +196,28 @@ def test_only_the_branches_that_shift_begin_with_zeros(name):
         assert array.any() == (kind == "weight" and layer not in last), parameter
 
 
+@pytest.mark.parametrize(
+    ("block", "op"),
+    [
+        (Conv2d, "conv2d"),
+        (DeformConv2d, "deform_conv2d"),
+        (DeformRoiPool, "deform_roi_pool"),
+        (DeformPSRoiPool, "deform_ps_roi_pool"),
+    ],
+)
+def test_options_begin_as_those_of_the_operator(block, op):
+    begin = {f.name: f.default for f in dataclasses.fields(block)}
+    defaults = {
+        name: default
+        for name, default in operator(op).defaults.items()
+        if name in begin and default not in (None, inspect.Parameter.empty)
+    }
+    assert defaults
+    assert {name: begin[name] for name in defaults} == defaults
+
+
 def test_blocks_are_frozen_and_begin_with_the_papers_options():
+    assert DeformRoiPool(4, 3).hidden == 1024
     assert DeformConv2d(4, 6, 3).bias and not DeformConv2d(4, 6, 3).modulated
     assert DeformPSRoiPool(4, 3, 2).sample_per_part == 4
     for block in BLOCKS.values():
@@ -223,6 +245,13 @@ def test_no_masks_before_the_sigmoid_saturates():
 def test_sizes_that_do_not_fit(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_least_sizes_are_sizes():
+    assert DeformPSRoiPool(1, 1, 1, sample_per_part=1).sample_per_part == 1
+    assert DeformRoiPool(1, 1, sampling_ratio=0, hidden=1).sampling_ratio == 0
+    assert Conv2d(1, 1, 1, padding=0).out_channels == Linear(1, 1).out_features == 1
+    assert DeformConv2d(1, 1, 1, groups=1, offset_groups=1).taps == 1
 
 
 @pytest.mark.parametrize("name", layers.__all__)

@@ -232,3 +232,18 @@ def test_cuda_runs_on_torchs_device_stream_and_memory(monkeypatch):
     ends = ["end allocator", "end stream", "end device"]
     began = [("device", 3), ("stream", 73, 3), ("allocator", "torch's")]
     assert log == [*began, "computed", *ends]
+
+
+def test_who_watches_sees_the_operator():
+    """Also of a call that only computes, which else does not pass the dispatcher."""
+    seen = []
+
+    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    given = torch.ones(1, 1, 4, 5), torch.ones(1, 1, 2, 2)
+    with Watching():
+        cudeform.conv2d(*given)
+    assert "cudeform.conv2d.default" in seen

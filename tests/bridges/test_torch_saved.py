@@ -60,12 +60,14 @@ def test_torch_alone_does_not_load_the_package(tmp_path):
     assert run(code, tmp_path) == ["False", "False"]
 
 
-def test_an_old_torch_is_left_alone(monkeypatch):
+@pytest.mark.parametrize("version, known", [("2.7.1+cpu", False), ("2.8.0", True)])
+def test_an_old_torch_is_left_alone(monkeypatch, version, known):
     """It has no bridge, and arrays of NumPy need none."""
+    monkeypatch.setattr(cudeform, "torch", sys.modules["cudeform.torch"])
     monkeypatch.delitem(sys.modules, "cudeform.torch")
-    monkeypatch.setattr(torch, "__version__", "2.7.1+cpu")
+    monkeypatch.setattr(torch, "__version__", version)
     cudeform.dispatch.define()
-    assert "cudeform.torch" not in sys.modules
+    assert ("cudeform.torch" in sys.modules) == known
 
 
 class Layer(torch.nn.Module):

@@ -41,14 +41,24 @@ def asked_of(name):
     return problem("deform_conv2d", name, "float32")
 
 
-@pytest.mark.parametrize("name", ["wide", "wide-channels-last", "groups", "batch"])
-def test_small_workspace_gives_the_same_results(small_workspace, name):
-    asked = asked_of(name)
+def assert_right(asked):
     assert_close(asked.forward(CPU), asked.output, what="output")
     expected = asked.gradients
     for argument, gradient in asked.backward(CPU).items():
         if gradient is not None:
             assert_close(gradient, expected[argument], what=f"gradient of {argument}")
+
+
+@pytest.mark.parametrize("name", ["wide", "wide-channels-last", "groups", "batch"])
+def test_small_workspace_gives_the_same_results(small_workspace, name):
+    assert_right(asked_of(name))
+
+
+@pytest.mark.parametrize("name", ["wide", "wide-channels-last", "groups"])
+def test_small_tiles_give_the_same_results(small_workspace, monkeypatch, name):
+    """Of one block of pixels: the sums of a slice go on in the tile where others left them."""
+    monkeypatch.setattr(blocking, "_COLUMN_BYTES", 1)
+    assert_right(asked_of(name))
 
 
 @pytest.mark.parametrize("name", ["wide", "batch"])
@@ -57,11 +67,7 @@ def test_small_workspace_in_half_precision(small_workspace, name):
     asked = asked_of(name) if name == "batch" else problem("deform_conv2d", name, "float16")
     if name == "batch":
         asked = type(asked)(asked.row, asked.case, "float16")
-    assert_close(asked.forward(CPU), asked.output, what="output")
-    expected = asked.gradients
-    for argument, gradient in asked.backward(CPU).items():
-        if gradient is not None:
-            assert_close(gradient, expected[argument], what=f"gradient of {argument}")
+    assert_right(asked)
 
 
 def few_points(rng, dtype, layout):

@@ -46,6 +46,7 @@ def test_pieces_make_up_the_whole(count):
     threads.share(lambda first, last: pieces.append((first, last)), count)
     assert sorted(i for first, last in pieces for i in range(first, last)) == list(range(count))
     assert all(first < last for first, last in pieces)
+    assert len(pieces) == min(count, 4 * threads._PIECES)  # so many for each thread
 
 
 def test_tasks_run_on_as_many_threads_as_asked_for():
@@ -259,6 +260,18 @@ def test_eight_python_threads_at_once():
     with ThreadPoolExecutor(8) as pool:
         for seed, results in enumerate(pool.map(caller, range(8))):
             assert all(result == expected[seed] for result in results)
+
+
+def test_callers_at_once_share_the_threads():
+    names = set()
+
+    def task(i):
+        names.add(threading.current_thread().name)
+        time.sleep(0.005)
+
+    with ThreadPoolExecutor(6, "caller") as callers:
+        list(callers.map(lambda i: threads.run(task, 20), range(6)))
+    assert 1 <= sum(name.startswith("cudeform") for name in names) <= 3
 
 
 def test_a_call_from_inside_a_task_does_not_wait_for_itself():

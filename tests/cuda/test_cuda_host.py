@@ -21,6 +21,7 @@ from cudeform.cuda import chunks, conv, layout, sampler, sort
 from cudeform.cuda.compile import SCALARS, flatten
 from cudeform.cuda.cupy_device import CupyDevice
 from cudeform.cuda.gemm import gemm_arguments
+from cudeform.cuda.regions import pooling, rows
 
 
 @pytest.fixture
@@ -40,6 +41,18 @@ def test_chunks_cover_every_pixel_once(most):
         seen[chunk.batch, chunk.pixel : chunk.pixel + chunk.pixels] += 1
     np.testing.assert_array_equal(seen[1:], 1)
     assert not seen[0].any()
+
+
+@pytest.mark.parametrize("most, bytes_at_once, together", [
+    (1, 1 << 20, 1), (125, 1 << 20, 1), (126, 1 << 20, 2), (10_000, 1 << 20, 5), (10_000, 4200, 3),
+])  # fmt: skip
+def test_groups_of_images_are_as_large_as_they_may_be(monkeypatch, most, bytes_at_once, together):
+    """Images of 63 output pixels, whose copies and buckets take 1372 bytes."""
+    monkeypatch.setattr(chunks, "IMAGE_BYTES", bytes_at_once)
+    points = cudeform.plans.points.Points(5, 3, 9, 9, 7, 9)
+    groups = list(chunks.image_groups(points, most, 4))
+    assert [image for group in groups for image in group] == list(range(5))
+    assert {len(group) for group in groups[:-1]} <= {together} == {len(groups[0])}
 
 
 @pytest.mark.parametrize("name", ["v2", "v2-channels-last", "groups"])
@@ -75,6 +88,18 @@ def _allocations(monkeypatch, device, call):
         patch.setattr(device, "empty", recorded)
         call()
     return made
+
+
+def test_rows_of_the_largest_samples_fit_the_workspace(monkeypatch, device):
+    """One for each sample and channel, of so many regions at a time."""
+    todo = problem("roi_align", "max-fixed", "float32")
+    limit, made, empty = 1 << 13, [], device.empty
+    of_one = 40 * 4 * rows.ROW_ITEMS * 4
+    monkeypatch.setattr(pooling, "WORKSPACE_BYTES", limit)
+    monkeypatch.setattr(device, "empty", lambda *of: made.append(empty(*of)) or made[-1])
+    todo.backward(backends.BACKENDS["emulator"])
+    sizes = [a.nbytes for a in made if a.ndim == 2 and a.shape[1] == rows.ROW_ITEMS]
+    assert of_one in sizes and max(sizes) <= limit
 
 
 def test_workspace_does_not_grow_with_the_batch(monkeypatch, device):

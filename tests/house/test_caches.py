@@ -106,8 +106,11 @@ def test_no_option_makes_a_large_key():
 
 def test_plans_are_kept_up_to_a_number():
     given = {"input": Outline((1, 1, 9, 9)), "weight": Outline((1, 1, 3, 3))}
-    first = plans.plan("conv2d", given, {"padding": 1})
-    assert plans.plan("conv2d", given, {"padding": 1}) is first
+    for options in ({"padding": 1}, {"stride": (1, 2)}, {"padding": ((1, 2), (0, 1))}):
+        assert plans.plan("conv2d", given, options) is plans.plan("conv2d", given, options)
+    boxes = {"input": Outline((1, 1, 9, 9)), "boxes": Outline((2, 5))}
+    options = {"output_size": 3, "spatial_scale": 0.5, "aligned": True}
+    assert plans.plan("roi_align", boxes, options) is plans.plan("roi_align", boxes, options)
     for padding in range(3000):
         plans.plan("conv2d", given, {"padding": padding})
     assert len(plans._REMEMBERED) <= 1024

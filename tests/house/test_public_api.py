@@ -12,6 +12,7 @@ from checkout import MODULES, ROOT
 from numpydoc.docscrape import FunctionDoc
 
 import cudeform
+from cudeform.plans.outlines import PLANNERS
 from cudeform.registry import OPERATORS
 
 every_row = pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
@@ -206,6 +207,13 @@ def test_backward_takes_and_returns_what_its_row_says(row):
         assert backward[name].default == forward[name].default, name
     returned = inspect.signature(row.backward, eval_str=True).return_annotation
     assert list(returned._fields) == [a.name for a in row.arguments if a.differentiable]
+
+
+@every_row
+def test_a_plan_has_the_defaults_of_its_operator(row):
+    """Bridges and pictures ask for plans with the options that they were given, and no more."""
+    parameters = inspect.signature(PLANNERS[row.name]).parameters
+    assert {name: parameters[name].default for name in row.defaults} == row.defaults
 
 
 @every_row

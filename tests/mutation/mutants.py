@@ -1,42 +1,27 @@
 """One-line mutants of the package and its kernels."""
 
 import ast
-import random
+import hashlib
 import re
-import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["NOTICE", "Mutant", "draw"]
+__all__ = ["FOLDERS", "Mutant", "draw"]
 
-# Which tests should notice a change of which files: the first pattern that matches.
-NOTICE = {
-    "kernels/region*": "cuda/test_emulator_roi cuda/test_cupy_device",
-    "kernels/*": "cuda/test_cuda_host cuda/test_cupy_device cuda/test_emulator",
-    "cudeform/cuda/**/*": "cuda/test_cuda_host cuda/test_cupy_device cuda/test_emulator_roi",
-    "cudeform/threads.py": "cpu/test_cpu_threads",
-    "cudeform/cpu/**/*": (
-        "operators/test_operators cpu/test_cpu_roi cpu/test_cpu_blocking "
-        "operators/test_deform_conv operators/test_sampling house/test_fuzz "
-        "-k 'not emulator and not cuda'"
-    ),
-    "cudeform/torch/nn.py": "bridges/test_torch_modules",
-    "cudeform/torch/onnx.py": "bridges/test_torch_modules",
-    "cudeform/torch/patching.py": "bridges/test_torch_modules",
-    "cudeform/torch/*": "bridges/test_torch bridges/test_torch_eager bridges/test_torch_compile",
-    "cudeform/jax/*": "bridges/test_jax bridges/test_jax_devices",
-    "cudeform/derivatives/*": "operators/test_derivatives bridges/test_torch",
-    "cudeform/layers/*": "bridges/test_layers",
-    "cudeform/converters/offsets.py": "operators/test_offset_layouts operators/test_converters",
-    "cudeform/converters/points.py": "operators/test_coordinates operators/test_converters",
-    "cudeform/converters/regions.py": "operators/test_coordinates operators/test_converters",
-    "cudeform/ops/*": (
-        "operators/test_arguments operators/test_roi_arguments operators/test_operators"
-    ),
-    "cudeform/plans/*": (
-        "operators/test_arguments operators/test_roi_arguments operators/test_operators"
-    ),
-    "cudeform/boxes.py": "operators/test_roi_arguments operators/test_operators",
+# As many are drawn from each as from any other, while there are. Those of quick tests are first.
+FOLDERS = {
+    "converters": ["cudeform/converters/*.py"],
+    "plans": ["cudeform/plans/*.py"],
+    "ops": ["cudeform/ops/*.py"],
+    "kernels": ["kernels/*.cu", "kernels/*.cuh"],
+    "cuda": ["cudeform/cuda/**/*.py"],
+    "layers": ["cudeform/layers/*.py"],
+    "derivatives": ["cudeform/derivatives/*.py"],
+    "dlpack": ["cudeform/dlpack.py", "cudeform/dispatch.py"],
+    "jax": ["cudeform/jax/*.py"],
+    "torch": ["cudeform/torch/*.py"],
+    "shared": [f"cudeform/{name}.py" for name in ("arrays", "boxes", "checks", "threads")],
+    "cpu": ["cudeform/cpu/**/*.py"],
 }
 
 _COMPARE = {
@@ -76,36 +61,32 @@ class Mutant(NamedTuple):
 
 
 def draw(root, count, seed, only=""):
-    """Mutants of random places, as many from each group of files as from any other."""
-    groups = {}
-    for pattern in NOTICE:
-        for path in sorted(Path(root).glob(pattern)):
-            name = path.relative_to(root).as_posix()
-            taken = any(name in files for files in groups.values())
-            if path.suffix in (".py", ".cu", ".cuh") and not taken and only in name:
-                groups.setdefault(pattern, {})[name] = path.read_text()
-    rng = random.Random(seed)
-    found = {pattern: _shuffled(rng, files) for pattern, files in groups.items()}
-    drawn = []
-    while len(drawn) < count and any(found.values()):
-        for pattern in [p for p in found if found[p]]:
-            drawn.append((found[pattern].pop(), _arguments(NOTICE[pattern])))
-    return drawn[:count]
+    """Mutants of random places, as many from each folder, one folder after the other.
+
+    A mutant's turn in its folder depends on the seed and its own line: edits elsewhere let it be.
+    """
+    found = {folder: _shuffled(root, names, seed, only) for folder, names in FOLDERS.items()}
+    drawn = {folder: [] for folder in FOLDERS}
+    left = count
+    while left and any(found.values()):
+        for folder in [folder for folder in FOLDERS if found[folder]][:left]:
+            drawn[folder].append(found[folder].pop())
+            left -= 1
+    return [mutant for mutants in drawn.values() for mutant in mutants]
 
 
-def _arguments(tests):
-    """What pytest is called with."""
-    return [f"tests/{word}.py" if "/" in word else word for word in shlex.split(tests)]
+def _shuffled(root, names, seed, only):
+    every = []
+    for path in [path for name in names for path in Path(root).glob(name)]:
+        name = path.relative_to(root).as_posix()
+        if only in name:
+            every += (_python if path.suffix == ".py" else _kernel)(name, path.read_text())
 
+    def turn(mutant):
+        text = repr((seed, mutant.file, mutant.before, mutant.after))
+        return hashlib.sha256(text.encode()).digest(), mutant.line
 
-def _shuffled(rng, files):
-    every = [m for name, text in files.items() for m in _mutants(name, text)]
-    rng.shuffle(every)
-    return every
-
-
-def _mutants(name, text):
-    return list((_python if name.endswith(".py") else _kernel)(name, text))
+    return sorted(every, key=turn)
 
 
 def _kernel(name, text):
@@ -123,16 +104,33 @@ def _kernel(name, text):
 def _python(name, text):
     lines = text.splitlines()
     tree = ast.parse(text)
-    strings = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
-    shown = {id(part) for string in strings for part in ast.walk(string)}  # in messages
+    ignored = {id(part) for node in ast.walk(tree) for part in _ignored(node)}
     for node in ast.walk(tree):
-        if id(node) in shown:
+        if id(node) in ignored:
             continue
         for start, end, replacement in _changes(node):
             line = lines[start[0] - 1]
             if start[0] == end[0] and not set("()") & set(line[start[1] : end[1]]):
                 after = line[: start[1]] + replacement + line[end[1] :]
                 yield Mutant(name, start[0], line, after)
+
+
+def _ignored(node):
+    """What is only shown to the user, how many results a decorator keeps, and zip's assertion."""
+    if isinstance(node, (ast.JoinedStr, ast.Raise)) or _says(node):
+        yield from ast.walk(node)
+    elif isinstance(node, ast.keyword) and node.arg == "strict":
+        yield from ast.walk(node)
+    elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        for decorator in node.decorator_list:
+            yield from ast.walk(decorator)
+
+
+def _says(node):
+    if not isinstance(node, ast.Call):
+        return False
+    name = getattr(node.func, "attr", None) or getattr(node.func, "id", None)
+    return name in ("fail", "warn", "warn_explicit")
 
 
 def _changes(node):

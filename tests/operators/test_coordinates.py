@@ -15,6 +15,8 @@ def test_msda_points(rng):
         x, y = locations[:, :, :, level, :, 0], locations[:, :, :, level, :, 1]
         np.testing.assert_allclose(points[:, :, :, level, :, 0], y * height - 0.5, atol=1e-14)
         np.testing.assert_allclose(points[:, :, :, level, :, 1], x * width - 0.5, atol=1e-14)
+    alone = cudeform.points_from_msda(locations[0, 0, 0], SHAPES)  # without other axes
+    np.testing.assert_array_equal(alone, points[0, 0, 0])
     back = cudeform.points_to_msda(points, SHAPES.tolist())
     np.testing.assert_allclose(back, locations, rtol=0, atol=1e-14)
 
@@ -84,6 +86,10 @@ ERRORS = {
     "levels": (
         lambda: cudeform.points_from_msda(POINTS, [(5, 7)]),
         r"points_from_msda: expected `spatial_shapes` of shape \(2, 2\) = .*, got length 1",
+    ),
+    "a level without pixels": (
+        lambda: cudeform.points_from_msda(POINTS, np.array([[5, 7], [0, 4]])),
+        "points_from_msda: expected `spatial_shapes` to be above 0, got 0",
     ),
     "coordinates": (
         lambda: cudeform.points_to_msda(POINTS[..., :1], [(5, 7), (3, 4)]),

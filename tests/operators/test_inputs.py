@@ -230,3 +230,30 @@ def test_gradients_that_are_not_finite_reach_who_was_read(backend):
     grad_offset = backend.to_host(gradients.offset)
     assert np.isnan(grad_offset[0, :, 2, 3]).all()
     assert np.isfinite(np.delete(grad_offset.reshape(2, -1), 2 * 7 + 3, axis=1)).all()
+
+
+def sample_of_a_region(image, y, x):
+    """All corners of the cell times their weights, also those of 0."""
+    cells = []
+    for at, size in zip((y, x), image.shape, strict=True):
+        low = min(int(max(at, 0)), size - 1)
+        fraction = max(at, 0) - low if low < size - 1 else 0.0
+        cells.append([(low, 1 - fraction), (min(low + 1, size - 1), fraction)])
+    with np.errstate(invalid="ignore"):
+        return sum(v * h * image[i, j] for i, v in cells[0] for j, h in cells[1])
+
+
+@pytest.mark.parametrize("place", [(2, 0), (3, 4), (3, 2), (1, 2), (0, 4)])
+def test_an_infinite_pixel_beside_a_sample(backend, rng, place):
+    """NaN where it is a corner and takes no part, and infinite where it does."""
+    image = rng.standard_normal((4, 5))
+    image[place] = np.inf
+    along = [-1, -0.5, 0, 0.5, 1, 2, 2.5, 3, 3.5, 4]
+    points = np.array([(y, x) for y in along for x in along])
+    expected = [sample_of_a_region(image, y, x) for y, x in points]
+    assert np.isnan(expected).any() and np.isinf(expected).any()
+    corners = points[:, ::-1] + 0.5  # without area, and a sample half a pixel up and left
+    boxes = np.concatenate([np.zeros((len(points), 1)), corners, corners], 1)
+    given = map(backend.to_device, (image[None, None], boxes))
+    output = cudeform.roi_align(*given, 1, sampling_ratio=1, aligned=True)
+    np.testing.assert_allclose(backend.to_host(output).ravel(), expected, atol=1e-12)

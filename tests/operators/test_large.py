@@ -23,6 +23,7 @@ from cudeform.cuda.chunks import Chunk
 from cudeform.cuda.regions.rows import Launcher
 from cudeform.cuda.sampler import Block, PointSums, Sampler
 from cudeform.cuda.sort import Buckets
+from cudeform.plans import Outline, plan
 from cudeform.plans.points import Points
 from cudeform.plans.regions import RoiPlan
 
@@ -173,6 +174,13 @@ def test_poolings_refuse_a_long_axis_in_float32(backend, name, backward):
                 row.forward(**arrays, **absent, **case.options)
 
 
+def test_poolings_take_the_longest_axis_of_float32(backend):
+    """The last pixel of one is a number that float32 has."""
+    image = unfilled(backend, (1, 1, 1, 2**24), "float32")
+    boxes = on(backend, np.array([[0, 2**24 - 1, 0, 2**24 - 1, 0]], np.float32))
+    assert cudeform.roi_pool(image, boxes, 1).shape == (1, 1, 1, 1)
+
+
 def test_argmax_holds_the_number_of_every_pixel(backend):
     image, boxes = unfilled(backend, (1, 1, 2**16, 2**15 + 1), "float64"), np.zeros((1, 5))
     message = r"roi_pool: expected `input` of at most 2147483648 pixels, got 2147549184 \(argmax"
@@ -230,6 +238,15 @@ def test_kernels_number_the_cells_of_an_image_in_32_bits(backend):
                 refused()
             assert re.search("`(input|value)` with at most 2147482624 pixels", str(caught.value))
             assert f"({what}, which the kernels of a GPU count in 32 bits)" in str(caught.value)
+
+
+def test_cells_are_counted_for_every_class_and_group():
+    given = {"input": Outline((1, 36, 4, 6)), "boxes": Outline((2, 5))}
+    given["offset"] = Outline((2, 2 * 3, 2, 2))  # of 3 classes
+    options = dict(spatial_scale=1.0, output_dim=6, group_size=(2, 3), output_size=2, part_size=2)
+    planned = plan("deform_ps_roi_pool", given, options)
+    assert list(planned.counts(backward=False).values()) == [5 * 7]
+    assert list(planned.counts(backward=True).values()) == [3 * 2 * 3 * 5 * 7]
 
 
 # -- the width of the index, at the border --------------------------------------------------------

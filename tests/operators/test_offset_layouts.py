@@ -158,7 +158,7 @@ def test_every_pair_of_libraries_agrees(rng):
         np.testing.assert_allclose(got, start[target], rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("groups, points", [(1, 9), (4, 9), (4, 8), (3, 5)])
+@pytest.mark.parametrize("groups, points", [(1, 9), (4, 9), (4, 8), (3, 5), (2, 1)])
 def test_dcnv4_packing(rng, groups, points):
     offset = rng.standard_normal((N, HO, WO, 2 * groups * points))
     mask = rng.uniform(size=(N, HO, WO, groups * points))

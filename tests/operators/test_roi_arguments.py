@@ -90,6 +90,7 @@ WRONG = [
     ({"output_size": 0}, ValueError, "`output_size` to be at least 1, got 0 (one integer for both axes or a pair (y, x))"),
     ({"output_size": 2.5}, TypeError, "`output_size` to be an integer or a pair of integers, got 2.5 (one integer for both axes or a pair (y, x))"),
     ({"spatial_scale": 0}, ValueError, "`spatial_scale` to be above 0, got 0"),
+    ({"spatial_scale": 1e-60}, ValueError, "`spatial_scale` to be above 0 in float32, got 1e-60"),
     ({"spatial_scale": np.inf}, ValueError, "`spatial_scale` to be finite, got inf"),
     ({"spatial_scale": "1/16"}, TypeError, "`spatial_scale` to be a number, got '1/16'"),
 ]  # fmt: skip
