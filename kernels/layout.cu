@@ -9,8 +9,8 @@ using Index = INDEX;
 
 struct Params {
   int rows, columns;       // of one matrix
-  int matrices;
-  int groups;              // matrices side by side in one step
+  Divisor tiles_down, tiles_across;
+  Divisor groups;          // matrices side by side in one step
   long long source_step;   // elements from one step of the source to the next
   long long target_step;
   long long source_group;  // elements from one matrix of a step to the next
@@ -18,7 +18,7 @@ struct Params {
   int source_pitch;        // elements from one row of a matrix to the next
   int target_pitch;
   long long count;         // elements to fill
-  int channels, inner;     // fill: target[i] = source[i / inner % channels]
+  Divisor channels, inner;  // fill: target[i] = source[i / inner % channels]
 };
 
 // From the host: THREADS, and the side of a TILE.
@@ -37,11 +37,10 @@ __device__ __forceinline__ Target convert(Source value) {
 extern "C" __global__ void __launch_bounds__(THREADS)
     transpose(const Source* __restrict__ source, Target* __restrict__ target, const Params p) {
   SHARED(Target, tile, [TILE][TILE + 1]);
-  const int tiles_across = (p.columns + TILE - 1) / TILE;
-  const int tiles_down = (p.rows + TILE - 1) / TILE;
-  const int down = blockIdx.x / tiles_across, across = blockIdx.x - down * tiles_across;
-  const int matrix = down / tiles_down;
-  const int row = (down - matrix * tiles_down) * TILE, column = across * TILE;
+  const int block = blockIdx.x;
+  const int down = quotient(block, p.tiles_across), across = block - down * p.tiles_across;
+  const int matrix = quotient(down, p.tiles_down);
+  const int row = (down - matrix * p.tiles_down) * TILE, column = across * TILE;
   const int x = threadIdx.x % TILE;
   const int step = quotient(matrix, p.groups), group = matrix - step * p.groups;
   const Source* from = source + (step * p.source_step + group * p.source_group);
@@ -64,6 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     fill(const Source* __restrict__ source, Target* __restrict__ target, const Params p) {
   const Index step = (Index)gridDim.x * THREADS;
   for (Index i = (Index)blockIdx.x * THREADS + threadIdx.x; i < p.count; i += step) {
-    target[i] = convert(source[i / p.inner % p.channels]);
+    const Index number = quotient(i, p.inner);
+    target[i] = convert(source[number - quotient(number, p.channels) * p.channels]);
   }
 }

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SCALARS", "Unit", "flatten", "pack"]
+__all__ = ["DIVISOR", "SCALARS", "Unit", "flatten", "pack", "reciprocal"]
 
+# A field of Params that kernels divide by: Divisor of prelude.cuh
+DIVISOR = np.dtype([("value", "i4"), ("multiplier", "u4"), ("shift", "i4")], align=True)
 SCALARS = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 
 
@@ -72,13 +74,34 @@ def flatten(unit: Unit) -> str:
     return "\n".join([*defines, *_inline(unit.file, set()), *asserts, ""])
 
 
+@lru_cache(maxsize=4096)
+def reciprocal(divisor: int) -> tuple[int, int]:
+    """(multiplier, shift): ``number * multiplier >> shift == number // divisor`` below 2^31.
+
+    With 2^k the first power of two not below the divisor, the shift is 31 + k and the multiplier
+    2^shift / divisor rounded up: 32 bits. The rounding adds less than 2^k / divisor, and a number
+    below 2^31 times that, shifted, less than the 1 / divisor between two quotients.
+    """
+    shift = 31 + (divisor - 1).bit_length()
+    return -(-(1 << shift) // divisor), shift
+
+
 @lru_cache(maxsize=512)
-def _format(params: np.dtype) -> struct.Struct:
+def _format(params: np.dtype) -> tuple[struct.Struct, tuple[tuple[str, bool], ...]]:
+    """How a Params is packed; its fields, and whether each is a divisor."""
     codes = {"i4": "i", "i8": "q", "f4": "f", "f8": "d"}
-    return struct.Struct("".join(codes[params[name].str[1:]] for name in params.names) + "0q")
+    fields = tuple((name, params[name] == DIVISOR) for name in params.names)
+    text = "".join("iIi" if is_one else codes[params[name].str[1:]] for name, is_one in fields)
+    return struct.Struct(text + "0q"), fields
 
 
 def pack(params: np.dtype, values: dict[str, float]) -> np.ndarray:
     """A Params with these values: an array of one, which a launch passes by value."""
-    packed = _format(params).pack(*[values[name] for name in params.names])
-    return np.frombuffer(packed, params)
+    form, fields = _format(params)
+    flat: list[float] = []
+    for name, is_divisor in fields:
+        value = values[name]
+        flat.append(value)
+        if is_divisor:
+            flat.extend(reciprocal(value))
+    return np.frombuffer(form.pack(*flat), params)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name
-from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 
 __all__ = ["fill", "index_type", "rounded", "transpose", "units"]
@@ -20,8 +20,9 @@ PARAMS = np.dtype(
     [
         ("rows", "i4"),
         ("columns", "i4"),
-        ("matrices", "i4"),
-        ("groups", "i4"),
+        ("tiles_down", DIVISOR),
+        ("tiles_across", DIVISOR),
+        ("groups", DIVISOR),
         ("source_step", "i8"),
         ("target_step", "i8"),
         ("source_group", "i8"),
@@ -29,12 +30,12 @@ PARAMS = np.dtype(
         ("source_pitch", "i4"),
         ("target_pitch", "i4"),
         ("count", "i8"),
-        ("channels", "i4"),
-        ("inner", "i4"),
+        ("channels", DIVISOR),
+        ("inner", DIVISOR),
     ],
     align=True,
 )
-_UNUSED = dict.fromkeys(PARAMS.names, 0)
+_UNUSED = {name: int(PARAMS[name] == DIVISOR) for name in PARAMS.names}
 TILE, THREADS = 32, 256
 FILL_BLOCKS = 1024
 _TYPES = {**SCALARS, "int32": "int"}  # whole numbers are moved, not converted
@@ -96,10 +97,12 @@ def transpose(
     """
     matrices, rows, columns = shape
     source_pitch, target_pitch = source_pitch or columns, target_pitch or rows
+    down, across = -(-rows // TILE), -(-columns // TILE)
     params = {
         "rows": rows,
         "columns": columns,
-        "matrices": matrices,
+        "tiles_down": down,
+        "tiles_across": across,
         "groups": groups,
         "source_step": source_step or groups * rows * columns,
         "target_step": target_step or groups * rows * columns,
@@ -108,7 +111,7 @@ def transpose(
         "source_pitch": source_pitch,
         "target_pitch": target_pitch,
     }
-    grid = matrices * -(-rows // TILE) * -(-columns // TILE)
+    grid = matrices * down * across
     index = index_type(max(rows * source_pitch, columns * target_pitch))
     _launch(device, "transpose", index, grid, source, target, params)
 

@@ -13,7 +13,7 @@ import numpy as np
 from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.chunks import Chunk, chunks
-from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device, address
 from cudeform.plans.points import BORDERS, Points
 
@@ -30,25 +30,29 @@ __all__ = [
 ]
 
 PARAMS = np.dtype(
-    [(name, "i4") for name in (
-        "height", "width", "input_channels",
-        "out_width", "first_pixel", "chunk_pixels", "images",
-        "kernel_width", "taps",
-        "stride_y", "stride_x", "origin_y", "origin_x", "dilation_y", "dilation_x",
-        "border", "plain",
-        "offset_groups", "group_channels",
-        "first_channel", "channels", "block_channels", "blocks",
+    [("height", "i4"), ("input_channels", "i4")]
+    + [(name, DIVISOR) for name in (
+        "width", "out_width", "chunk_pixels", "chunk", "kernel_width", "taps", "offset_groups",
+        "block_channels",
     )]
-    + [("blocks_per_channel", "f4"), ("lane_bits", "i4"), ("accumulate", "i4")]
+    + [(name, "i4") for name in (
+        "first_pixel", "images",
+        "stride_y", "stride_x", "origin_y", "origin_x", "dilation_y", "dilation_x",
+        "border", "plain", "group_channels", "first_channel", "channels", "blocks", "even",
+        "points", "tile", "lane_bits", "accumulate",
+    )]
     + [(name, "i8") for name in (
         "offset_image", "offset_channel", "offset_pixel",
         "mask_image", "mask_channel", "mask_pixel",
     )],
     align=True,
 )  # fmt: skip
-THREADS, TILE, WARP = 256, 64, 32
+THREADS, WARP = 256, 32
+LANES = 8  # threads that share a point, at most: their vectors are a line of the cache
+LEAST_TILE = 64  # points of a block where there are few, so that there are some blocks
+BLOCKS = 512  # enough for every GPU: with more, a block gets as many points as it has threads
 VECTOR_BYTES = 16
-_SIZES = (("THREADS", THREADS), ("TILE", TILE))
+_SIZES = (("THREADS", THREADS), ("LANES", LANES))
 COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 
 
@@ -126,7 +130,8 @@ class Sampler:
             "out_width": points.out_width,
             "kernel_width": points.kernel[1],
             "taps": points.taps,
-            "border": BORDERS.index(points.border),
+            # Without offsets no point is between the border and the image
+            "border": BORDERS.index("clamp" if plain else points.border),
             "plain": int(plain),
             "offset_groups": points.offset_groups,
             "group_channels": points.group_channels,
@@ -146,24 +151,31 @@ class Sampler:
         return gcd(most, self.points.group_channels, block.first, block.width)
 
     def _launch(self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any):
-        """`how`: tasks (groups of lanes, or points), per_block of them, vector, accumulate."""
+        """`how`: tasks (groups of lanes, or points), per_block of them; vector, lane_bits."""
         points, vector = self.points, how["vector"]
         params = {
             **self._params,
             "first_pixel": chunk.pixel,
             "chunk_pixels": chunk.pixels,
+            "chunk": chunk.size,
             "images": chunk.images,
             "first_channel": block.first,
             "channels": block.channels,
             "block_channels": block.width,
             "blocks": block.channels // block.width,
-            "blocks_per_channel": 1.0 / block.width,
+            "even": int(
+                block.channels == block.width
+                and (points.offset_groups == 1 or block.channels == points.channels)
+            ),
+            "points": self.point_count(chunk),
+            "tile": how["per_block"],
+            "lane_bits": how["lane_bits"],
             "accumulate": int(how.get("accumulate", False)),
-            "lane_bits": self._lane_bits(block, vector),
         }
         largest = max(
             chunk.images * points.height * points.width * points.channels,
             chunk.size * points.taps * block.channels,
+            chunk.images * points.pixels * 2 * points.offset_groups * points.taps,
             4 * self.point_count(chunk),
         )
         index = layout.index_type(largest)
@@ -171,10 +183,23 @@ class Sampler:
         grid = -(-how["tasks"] // how["per_block"])
         self.device.launch(unit, kernel, grid, THREADS, arrays, pack(PARAMS, params))
 
-    def _lane_bits(self, block: Block, vector: int) -> int:
-        """The logarithm of the threads that share a point, one for each pack of channels."""
+    def _lane_bits(self, block: Block, vector: int, most: int) -> int:
+        """The logarithm of the threads that share a task, one for each pack of channels."""
         packs = -(-min(self.points.group_channels, block.channels) // vector)
-        return min(WARP.bit_length() - 1, (packs - 1).bit_length())
+        return min(most.bit_length() - 1, (packs - 1).bit_length())
+
+    def _on_points(
+        self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any
+    ) -> None:
+        """A kernel whose blocks find the corners of a tile of points for all their channels."""
+        vector = self._vector(block)
+        lane_bits = self._lane_bits(block, vector, LANES)
+        tasks = self.point_count(chunk)
+        tile = THREADS
+        while tile > max(LEAST_TILE, THREADS >> lane_bits) and tasks < BLOCKS * tile:
+            tile //= 2
+        how |= {"tasks": tasks, "per_block": tile, "vector": vector, "lane_bits": lane_bits}
+        self._launch(kernel, chunk, block, arrays, **how)
 
     def columns(self, chunk: Chunk, block: Block, input: Any, offset: Any, mask: Any) -> Any:
         """Samples of a chunk: (pixels, channels / width, taps, width), `input` channels last."""
@@ -187,15 +212,7 @@ class Sampler:
         self, chunk: Chunk, block: Block, input: Any, offset: Any, mask: Any, columns: Any
     ) -> None:
         """Fill the columns of a chunk."""
-        self._launch(
-            "sample",
-            chunk,
-            block,
-            (input, offset, mask, columns),
-            tasks=self.point_count(chunk),
-            per_block=TILE,
-            vector=self._vector(block),
-        )
+        self._on_points("sample", chunk, block, (input, offset, mask, columns))
 
     def prepare(self, chunk: Chunk, offset: Any, mask: Any, needs: frozenset[str]) -> PointSums:
         """A place for the dots, and the points sorted by the pixels they touch."""
@@ -217,28 +234,22 @@ class Sampler:
     def _per_point(self, kernel: str, chunk: Chunk, arrays: tuple[Any, ...]) -> None:
         one = Block(0, self.points.channels, self.points.channels)
         tasks = self.point_count(chunk)
-        self._launch(kernel, chunk, one, arrays, tasks=tasks, per_block=THREADS, vector=1)
+        how = {"tasks": tasks, "per_block": THREADS, "vector": 1, "lane_bits": 0}
+        self._launch(kernel, chunk, one, arrays, **how)
 
     def add_dots(
         self, chunk: Chunk, block: Block, sums: PointSums, input: Any, offset: Any, columns: Any
     ) -> None:
         """Add this block's channels to the corner dots; the first block sets them."""
-        self._launch(
-            "corner_dots",
-            chunk,
-            block,
-            (input, offset, columns, sums.dots),
-            tasks=self.point_count(chunk),
-            per_block=TILE,
-            vector=self._vector(block),
-            accumulate=block.first > 0,
-        )
+        arrays = (input, offset, columns, sums.dots)
+        self._on_points("corner_dots", chunk, block, arrays, accumulate=block.first > 0)
 
     def gather(
         self, chunk: Chunk, block: Block, sums: PointSums, columns: Any, grad_input: Any
     ) -> None:
         """Set this block's channels of grad_input (channels last); later chunks of an image add."""
         vector = self._vector(block)
+        lane_bits = self._lane_bits(block, vector, WARP)
         kernel = "gather_input" if chunk.whole(self.points) else "gather_input_sums"
         self._launch(
             kernel,
@@ -246,8 +257,9 @@ class Sampler:
             block,
             (columns, sums.buckets.starts, sums.buckets.order, sums.fractions, grad_input),
             tasks=chunk.images * self.points.height * self.points.width * self.points.offset_groups,
-            per_block=THREADS >> self._lane_bits(block, vector),
+            per_block=THREADS >> lane_bits,
             vector=vector,
+            lane_bits=lane_bits,
             accumulate=chunk.pixel > 0,
         )
 

@@ -18,7 +18,7 @@ from tolerances import assert_close
 
 import cudeform
 from cudeform.cuda import chunks, conv, layout, sampler, sort
-from cudeform.cuda.compile import SCALARS, flatten
+from cudeform.cuda.compile import SCALARS, flatten, reciprocal
 from cudeform.cuda.cupy_device import CupyDevice
 from cudeform.cuda.gemm import gemm_arguments
 
@@ -258,6 +258,41 @@ def test_tf32_rounds_the_factors_of_float32_products_only(device):
     exact = results["float64", "ieee"]
     error = {p: np.abs(results["float32", p] - exact).max() for p in ("ieee", "tf32")}
     assert error["ieee"] < 1e-5 < error["tf32"] < 2e-2
+
+
+LARGEST = 2**31 - 1  # dividend: what an int counts
+
+
+def _dividends(divisor, rng):
+    """Around multiples of a divisor, the ends of the range, and some between."""
+    multiples = divisor * np.unique(rng.integers(0, LARGEST // divisor + 1, 50))
+    last = LARGEST // divisor * divisor
+    near = np.concatenate([multiples, multiples - 1, [last, last - 1, 0, 1, LARGEST - 1, LARGEST]])
+    random = rng.integers(0, LARGEST + 1, 20)
+    return np.clip(np.concatenate([near, random]), 0, LARGEST).astype(np.uint64)
+
+
+def test_reciprocals_divide_exactly():
+    """By every divisor up to 4,096, powers of two and their neighbours, and random ones."""
+    rng = np.random.default_rng(0)
+    powers = [2**k + d for k in range(13, 31) for d in (-1, 0, 1)]
+    divisors = [*range(1, 4097), *powers, *rng.integers(1, LARGEST, 2000).tolist(), LARGEST]
+    for divisor in divisors:
+        multiplier, shift = reciprocal(divisor)
+        assert 0 < multiplier < 2**32 and 31 <= shift < 64
+        numbers = _dividends(divisor, rng)
+        got = numbers * np.uint64(multiplier) >> np.uint64(shift)
+        np.testing.assert_array_equal(got, numbers // np.uint64(divisor), err_msg=str(divisor))
+
+
+def test_kernels_divide_as_the_host_says(device):
+    """The same struct, unpacked and used by a kernel: quotients and remainders of a fill."""
+    for channels, inner in ((1, 1), (1, 7), (7, 1), (3, 5), (1000, 33), (257, 64)):
+        source = np.arange(channels, dtype=np.float64)
+        target = device.empty((2 * channels * inner + 1,), np.float64)
+        layout.fill(device, to_device(source), target, inner)
+        want = source[np.arange(target.size) // inner % channels]
+        np.testing.assert_array_equal(to_host(target), want)
 
 
 def test_flattened_text_needs_no_other_file():
