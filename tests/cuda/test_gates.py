@@ -65,8 +65,11 @@ def test_machine_code(unit, arch):
 def test_sampling_spends_its_instructions_on_samples():
     """Of float32: what a point costs besides its channels, and a pack of them besides samples."""
     (samples,) = (
-        archs for name, unit in table.read()["loops"].items() if name == "sampling.cu-float-float-4-int"
-        for kernel, archs in unit.items() if kernel == "sample"
+        archs
+        for name, unit in table.read()["loops"].items()
+        if name == "sampling.cu-float-float-4-int"
+        for kernel, archs in unit.items()
+        if kernel == "sample"
     )
     loads, stores, products = 4, 1, 4 * 4
     for arch, numbers in samples.items():
