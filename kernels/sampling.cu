@@ -205,8 +205,9 @@ __device__ __forceinline__ void sample_packs(const Params& p, const Footprint* t
     const bool two = MOST == 2 && (EVEN || c + STEP < f.channels);
     Pair pair;
     pair.load(from, f, two);
-    blend(pair.corner[0], f.weight, samples_of<EVEN>(p, f, to, c));
-    if (two) blend(pair.corner[1], f.weight, samples_of<EVEN>(p, f, to, c + STEP) + STEP);
+    const Sum weight[4] = {f.weight[0], f.weight[1], f.weight[2], f.weight[3]};
+    blend(pair.corner[0], weight, samples_of<EVEN>(p, f, to, c));
+    if (two) blend(pair.corner[1], weight, samples_of<EVEN>(p, f, to, c + STEP) + STEP);
   }
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DIVISOR", "SCALARS", "Unit", "flatten", "pack", "reciprocal"]
+__all__ = ["DIVISOR", "SCALARS", "Unit", "flatten", "pack", "packed", "reciprocal"]
 
 # A field of Params that kernels divide by: Divisor of prelude.cuh
 DIVISOR = np.dtype([("value", "i4"), ("multiplier", "u4"), ("shift", "i4")], align=True)
@@ -69,9 +69,19 @@ def flatten(unit: Unit) -> str:
     defines = [f"#define {name} {value}" for name, value in (*unit.defines, *unit.constants)]
     message = '"differs from the dtype of the host"'
     asserts = [f"static_assert(sizeof(Params) == {unit.params.itemsize}, {message});"]
-    for name, (_, offset, *_) in unit.params.fields.items():
+    for name, offset in _places(unit.params):
         asserts.append(f"static_assert(OFFSET_OF(Params, {name}) == {offset}, {message});")
     return "\n".join([*defines, *_inline(unit.file, set()), *asserts, ""])
+
+
+def _places(params: np.dtype, prefix: str = "", start: int = 0) -> Iterator[tuple[str, int]]:
+    """Every number in a Params as C++ writes it, in arrays of the first element, and its offset."""
+    for name, (field, offset, *_) in params.fields.items():
+        element, name = (field.subdtype[0], f"{name}[0]") if field.subdtype else (field, name)
+        if element.fields:
+            yield from _places(element, f"{prefix}{name}.", start + offset)
+        else:
+            yield prefix + name, start + offset
 
 
 @lru_cache(maxsize=4096)
@@ -97,6 +107,11 @@ def _format(params: np.dtype) -> tuple[struct.Struct, tuple[tuple[str, bool], ..
 
 def pack(params: np.dtype, values: dict[str, float]) -> np.ndarray:
     """A Params with these values: an array of one, which a launch passes by value."""
+    return np.frombuffer(packed(params, values), params)
+
+
+def packed(params: np.dtype, values: dict[str, float]) -> bytes:
+    """The bytes of a struct with these values."""
     form, fields = _format(params)
     flat: list[float] = []
     for name, is_divisor in fields:
@@ -104,4 +119,4 @@ def pack(params: np.dtype, values: dict[str, float]) -> np.ndarray:
         flat.append(value)
         if is_divisor:
             flat.extend(reciprocal(value))
-    return np.frombuffer(form.pack(*flat), params)
+    return form.pack(*flat)

@@ -19,6 +19,7 @@ from cudeform.plans.points import BORDERS, Points
 
 __all__ = [
     "COLUMN_BYTES",
+    "VECTOR_BYTES",
     "Block",
     "Gradients",
     "PointSums",
@@ -72,11 +73,12 @@ def units() -> Iterator[Unit]:
             yield _unit(dtype, offset, 1 << power, index)
 
 
-def channels_last(device: Device, points: Points, array: Any, images: range) -> Any:
+def channels_last(batch: layout.Batch, points: Points, array: Any, images: range) -> Any:
     """Some images of an array in the layout of `points`, as (images, pixels, channels).
 
-    The array itself if it has that layout, unless it starts off the grid of vectors: narrower
-    vectors would add in another order, and equal arguments give equal bytes wherever they are.
+    They are there when `batch` has run. The array itself if it has that layout, unless it starts
+    off the grid of vectors: narrower vectors would add in another order, and equal arguments give
+    equal bytes wherever they are.
     """
     part = array[images.start : images.stop]
     if points.channels_last:
@@ -84,8 +86,8 @@ def channels_last(device: Device, points: Points, array: Any, images: range) -> 
             part = part.copy()
         return part.reshape(len(images), -1, part.shape[-1])
     channels, pixels = part.shape[1], part.shape[2] * part.shape[3]
-    copy = device.empty((len(images), pixels, channels), part.dtype)
-    layout.transpose(device, part, copy, (len(images), channels, pixels))
+    copy = batch.device.empty((len(images), pixels, channels), part.dtype)
+    batch.transpose(part, copy, (len(images), channels, pixels))
     return copy
 
 
@@ -306,10 +308,12 @@ def backpropagate(
     offset: Any,
     mask: Any,
     gradients: Gradients,
+    finish: layout.Batch,
 ) -> None:
     """The gradients of some images from those of their columns, a block of channels at a time.
 
-    `input` holds these images only, channels last; the other arrays hold the whole batch.
+    `input` holds these images only, channels last; the other arrays hold the whole batch. The
+    gradient of the input is in its place when `finish` has run.
     """
     device, points, needs = sampler.device, sampler.points, gradients.needs
     parts = list(chunks(points, images, most_pixels))
@@ -336,7 +340,7 @@ def backpropagate(
     if grad_input is None or in_place:
         return
     if points.channels_last:
-        layout.fill(device, grad_input, gradients.input[batch])
+        finish.fill(grad_input, gradients.input[batch])
     else:
         shape = (len(images), points.height * points.width, points.channels)
-        layout.transpose(device, grad_input, gradients.input[batch], shape)
+        finish.transpose(grad_input, gradients.input[batch], shape)

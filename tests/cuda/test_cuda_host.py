@@ -1,6 +1,7 @@
 """The host side of the CUDA backend, beyond what the operators' own tests reach by small shapes."""
 
 import os
+import re
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -17,6 +18,7 @@ from kernel_runs import kernel_names
 from tolerances import assert_close
 
 import cudeform
+from cudeform.commands import selftest
 from cudeform.cuda import chunks, conv, layout, sampler, sort
 from cudeform.cuda.compile import SCALARS, flatten, reciprocal
 from cudeform.cuda.cupy_device import CupyDevice
@@ -209,6 +211,55 @@ def test_rounding_to_16_bits_is_to_nearest_even(device, dtype):
     got = _converted(device, numbers, dtype_of(dtype))
     np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
     assert np.isnan(_converted(device, np.full(3, np.nan, np.float32), dtype_of(dtype))).all()
+
+
+CONVERSIONS = {  # text of the kernels, with what, the dtype, and what becomes of which number
+    "truncated bfloat16": (
+        "(word + 0x7fffu + ((word >> 16) & 1u)) >> 16",
+        "word >> 16",
+        "bfloat16",
+        "of float32 becomes .* of bfloat16, not",
+    ),
+    "ties of bfloat16 away from zero": (
+        "word + 0x7fffu + ((word >> 16) & 1u)",
+        "word + 0x8000u",
+        "bfloat16",
+        "of float32 becomes .* of bfloat16, not",
+    ),
+    "truncated float16": (
+        "magnitude + 0xfffu + ((magnitude >> 13) & 1u)",
+        "magnitude",
+        "float16",
+        "of float32 becomes .* of float16, not",
+    ),
+    "no subnormals of float16": (
+        "return sign ? -tiny : tiny",
+        "return 0.0f",
+        "float16",
+        "of float16 becomes 0.0 of float32, not",
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_selftest_compares_conversions(device, dtype):
+    outcome = selftest.check_conversions(dtype, to_device, to_host)
+    assert outcome.passed, outcome.failure
+    assert outcome.cases > 65_536 + 65_536 + 3 * 60_000 + 100_000
+
+
+@pytest.mark.parametrize("bug", CONVERSIONS)
+def test_selftest_finds_a_planted_conversion(bug):
+    backends.require(backends.BACKENDS["emulator"])
+    old, new, dtype, message = CONVERSIONS[bug]
+
+    def planted(unit):
+        assert flatten(unit).count(old) == 1
+        return flatten(unit).replace(old, new)
+
+    with install(EmulatorDevice(flatten=planted, check=False)):
+        outcome = selftest.check_conversions(dtype, to_device, to_host)
+    assert re.search(message, outcome.failure), outcome.failure
 
 
 @pytest.mark.parametrize("count", [1, 31, 2048, 2049, 7001])
