@@ -16,7 +16,7 @@ using Channels = Pack<Scalar, VEC>;
 
 struct Params {
   int height, input_channels;
-  Divisor width, out_width, chunk_pixels, chunk, kernel_width, taps, offset_groups, block_channels;
+  Divisor width, out_width, chunk_pixels, kernel_width, taps, offset_groups, block_channels;
   int first_pixel, images;
   int stride_y, stride_x, origin_y, origin_x, dilation_y, dilation_x;
   int border;
@@ -130,10 +130,20 @@ __device__ __forceinline__ void find_corners(const Params& p, const Place& place
   }
 }
 
+// What the gather sorts points by, and what it knows of them.
+__device__ __forceinline__ void write_key(const Params& p, int number, const Point& point, const Place& place,
+                                          Sum scale, int* __restrict__ keys, Fraction<Sum>* __restrict__ fractions) {
+  const int image = place.image * p.offset_groups + point.group;
+  keys[number] = key_of(place.cell, image, p.height, p.width, p.images * p.offset_groups);
+  fractions[number] = {place.cell.ly, place.cell.lx, scale, point.pixel};
+}
+
 // Fills the block's tile of footprints; the number of points in it. Sets a bit of `outside` for each point of the warp
 // that reads nothing: instead of the first corner it has its number of channels, instead of the first weight its samples.
+// Writes the keys if there is a place for them.
 __device__ __forceinline__ int load_tile(const Params& p, Footprint* tile, const Offset* __restrict__ offset,
-                                         const Scalar* __restrict__ mask, unsigned& outside) {
+                                         const Scalar* __restrict__ mask, int* __restrict__ keys,
+                                         Fraction<Sum>* __restrict__ fractions, unsigned& outside) {
   const int first = blockIdx.x * p.tile;
   const int count = min(p.tile, p.points - first);
   bool inside = true;
@@ -142,6 +152,7 @@ __device__ __forceinline__ int load_tile(const Params& p, Footprint* tile, const
     const Place place = place_of(p, point, offset);
     const Span span = span_of(p, point.group);
     const Sum scale = mask ? read(mask + place.mask) : Sum(1);
+    if (keys) write_key(p, first + threadIdx.x, point, place, scale, keys, fractions);
     inside = place.cell.inside;
     Footprint& f = tile[threadIdx.x];
     f.row = row_of(p, point) - p.first_channel + span.begin;
@@ -244,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
            Scalar* __restrict__ columns, const Params p) {
   SHARED(Footprint, tile, [THREADS]);
   unsigned outside;
-  const int count = load_tile(p, tile, offset, mask, outside);
+  const int count = load_tile(p, tile, offset, mask, nullptr, nullptr, outside);
   if (p.even) {
     sample_tile<true>(p, tile, count, input, columns);
   } else {
@@ -261,10 +272,12 @@ __device__ __forceinline__ void add_dots(const Channels& grad, const Channels (&
   }
 }
 
+// The dots of the points of a tile with those of the blocks before. The last block leaves them in the tile, instead of
+// weights, which nothing here reads.
 template <bool EVEN>
-__device__ __forceinline__ void dot_tile(const Params& p, const Footprint* tile, int count,
+__device__ __forceinline__ void dot_tile(const Params& p, Footprint* tile, int count,
                                          const Scalar* __restrict__ input, const Scalar* __restrict__ grad_columns,
-                                         Sum* __restrict__ dots) {
+                                         Sum* __restrict__ dots, bool last) {
   constexpr int PACKS = sizeof(Sum) == 8 ? 1 : 2;  // at a time: as the registers suffice
   const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
   for (int first = 0; first < count; first += THREADS >> p.lane_bits) {
@@ -294,45 +307,20 @@ __device__ __forceinline__ void dot_tile(const Params& p, const Footprint* tile,
 #pragma unroll
         for (int k = 0; k < 4; ++k) dot.lane[k] = before.lane[k] + dot.lane[k];
       }
-      dot.store(out);
+      dot.store(last ? tile[i].weight : out);
     }
   }
 }
 
-// dots[point][corner] = sum over channels of grad_columns x corner pixel
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    corner_dots(const Scalar* __restrict__ input, const Offset* __restrict__ offset,
-                const Scalar* __restrict__ grad_columns, Sum* __restrict__ dots, const Params p) {
-  SHARED(Footprint, tile, [THREADS]);
-  unsigned outside;
-  const int count = load_tile(p, tile, offset, nullptr, outside);
-  if (p.even) {
-    dot_tile<true>(p, tile, count, input, grad_columns, dots);
-  } else {
-    dot_tile<false>(p, tile, count, input, grad_columns, dots);
-  }
-}
-
-// Gradients of offset and mask from the corner dots
-extern "C" __global__ void __launch_bounds__(THREADS)
-    point_gradients(const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
-                    const Sum* __restrict__ dots, Offset* __restrict__ grad_offset,
-                    Scalar* __restrict__ grad_mask, const Params p) {
-  const int number = blockIdx.x * THREADS + threadIdx.x;
-  if (number >= p.points) return;
-  Point point;
-  if (p.offset_pixel == 1) {  // neighbouring threads write neighbouring pixels
-    const int channel = quotient(number, p.chunk), group = quotient(channel, p.taps);
-    point = {number - channel * p.chunk, group, channel - group * p.taps};
-  } else {
-    point = point_of(p, number);
-  }
-  const Place place = place_of(p, point, offset);
-  const Sum* from = dots + 4 * (Index)((point.pixel * p.offset_groups + point.group) * p.taps + point.tap);
+// The gradients of a point's offset and mask from its dots.
+__device__ __forceinline__ void write_gradients(const Params& p, int number, const Sum (&dots)[4],
+                                                const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
+                                                Offset* __restrict__ grad_offset, Scalar* __restrict__ grad_mask) {
+  const Place place = place_of(p, point_of(p, number), offset);
   Sum dot[4], along_y, along_x, value = Sum(0);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    dot[k] = corner_exists(place.cell, k, p.height, p.width) ? __ldg(from + k) : Sum(0);
+    dot[k] = corner_exists(place.cell, k, p.height, p.width) ? dots[k] : Sum(0);
     value += corner_weight(place.cell.ly, place.cell.lx, k) * dot[k];
   }
   slopes(place.cell, dot, along_y, along_x);
@@ -344,6 +332,30 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (grad_mask) narrow(grad_mask[place.mask], value);
 }
 
+// dots[point][corner] = sum over channels of grad_columns x corner pixel, for one block of channels after the other. The
+// first may have keys to write; the last has a gradient, of the offset or the mask, and writes that instead of the dots.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    corner_dots(const Scalar* __restrict__ input, const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
+                const Scalar* __restrict__ grad_columns, Sum* __restrict__ dots, int* __restrict__ keys,
+                Fraction<Sum>* __restrict__ fractions, Offset* __restrict__ grad_offset,
+                Scalar* __restrict__ grad_mask, const Params p) {
+  SHARED(Footprint, tile, [THREADS]);
+  unsigned outside;
+  const bool last = grad_offset || grad_mask;
+  const int count = load_tile(p, tile, offset, mask, keys, fractions, outside);
+  if (p.even) {
+    dot_tile<true>(p, tile, count, input, grad_columns, dots, last);
+  } else {
+    dot_tile<false>(p, tile, count, input, grad_columns, dots, last);
+  }
+  if (!last) return;
+  __syncthreads();
+  const int i = threadIdx.x;
+  if (i < count) {
+    write_gradients(p, blockIdx.x * p.tile + i, tile[i].weight, offset, mask, grad_offset, grad_mask);
+  }
+}
+
 // The key and the fractions of every point, for the gather
 extern "C" __global__ void __launch_bounds__(THREADS)
     point_keys(const Offset* __restrict__ offset, const Scalar* __restrict__ mask, int* __restrict__ keys,
@@ -352,10 +364,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (number >= p.points) return;
   const Point point = point_of(p, number);
   const Place place = place_of(p, point, offset);
-  const int image = place.image * p.offset_groups + point.group;
-  keys[number] = key_of(place.cell, image, p.height, p.width, p.images * p.offset_groups);
-  const Sum scale = mask ? read(mask + place.mask) : Sum(1);
-  fractions[number] = {place.cell.ly, place.cell.lx, scale, point.pixel};
+  write_key(p, number, point, place, mask ? read(mask + place.mask) : Sum(1), keys, fractions);
 }
 
 // grad_input = every pixel's share of the grad_columns that touched it

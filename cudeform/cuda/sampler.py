@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from math import gcd
@@ -33,7 +33,7 @@ __all__ = [
 PARAMS = np.dtype(
     [("height", "i4"), ("input_channels", "i4")]
     + [(name, DIVISOR) for name in (
-        "width", "out_width", "chunk_pixels", "chunk", "kernel_width", "taps", "offset_groups",
+        "width", "out_width", "chunk_pixels", "kernel_width", "taps", "offset_groups",
         "block_channels",
     )]
     + [(name, "i4") for name in (
@@ -100,11 +100,11 @@ class Block(NamedTuple):
 
 
 class PointSums(NamedTuple):
-    """What the gradients of the points of a chunk are made of, summed over channels in steps."""
+    """What the gradients of the points of a chunk are made of, or None where it is not needed."""
 
-    dots: Any  # (points, 4)
-    buckets: sort.Buckets | None
-    fractions: Any  # (points, 4) or None
+    dots: Any  # (points, 4), summed over blocks of channels if there are several
+    keys: Any  # (points,)
+    fractions: Any  # (points, 4)
 
 
 def _named(names: tuple[str, ...], values: tuple[int, ...]) -> dict[str, int]:
@@ -120,9 +120,10 @@ class Sampler:
         self.dtype = np.dtype(dtype)
         plain = offset is None
         self.sums = sum_dtype(self.dtype)
+        per_pixel = points.offset_groups * points.taps
+        self._offset_items = 0 if plain else 2 * per_pixel * points.pixels  # of an image
         self._dtype_name = dtype_name(self.dtype)
         self._offset_name = self._dtype_name if plain else dtype_name(offset.dtype)
-        per_pixel = points.offset_groups * points.taps
         offset_strides = points.offset_strides(2 * per_pixel)
         mask_strides = points.offset_strides(per_pixel)
         self._params = {
@@ -159,7 +160,6 @@ class Sampler:
             **self._params,
             "first_pixel": chunk.pixel,
             "chunk_pixels": chunk.pixels,
-            "chunk": chunk.size,
             "images": chunk.images,
             "first_channel": block.first,
             "channels": block.channels,
@@ -177,7 +177,7 @@ class Sampler:
         largest = max(
             chunk.images * points.height * points.width * points.channels,
             chunk.size * points.taps * block.channels,
-            chunk.images * points.pixels * 2 * points.offset_groups * points.taps,
+            self._offset_items * chunk.images,
             4 * self.point_count(chunk),
         )
         index = layout.index_type(largest)
@@ -216,38 +216,59 @@ class Sampler:
         """Fill the columns of a chunk."""
         self._on_points("sample", chunk, block, (input, offset, mask, columns))
 
-    def prepare(self, chunk: Chunk, offset: Any, mask: Any, needs: frozenset[str]) -> PointSums:
-        """A place for the dots, and the points sorted by the pixels they touch."""
+    def prepare(self, chunk: Chunk, blocks: int, needs: frozenset[str]) -> PointSums:
+        """Places for what `add_dots` or `find_keys` write, for so many blocks of channels."""
         count = self.point_count(chunk)
-        dots = buckets = fractions = None
-        if needs - {"input"}:
+        dots = keys = fractions = None
+        if needs - {"input"} and blocks > 1:
             dots = self.device.empty((count, 4), self.sums)
         if "input" in needs:
-            points = self.points
             keys = self.device.empty((count,), np.int32)
             fractions = self.device.empty((count, 4), self.sums)
-            self._per_point("point_keys", chunk, (offset, mask, keys, fractions))
-            cells = (points.height + 1) * (points.width + 1)
-            buckets = sort.sort_points(
-                self.device, keys, chunk.images * points.offset_groups * cells
-            )
-        return PointSums(dots, buckets, fractions)
+        return PointSums(dots, keys, fractions)
 
-    def _per_point(self, kernel: str, chunk: Chunk, arrays: tuple[Any, ...]) -> None:
+    def find_keys(self, chunk: Chunk, sums: PointSums, offset: Any, mask: Any) -> None:
+        """Set keys and fractions, where `add_dots` does not."""
         one = Block(0, self.points.channels, self.points.channels)
-        tasks = self.point_count(chunk)
-        how = {"tasks": tasks, "per_block": THREADS, "vector": 1, "lane_bits": 0}
-        self._launch(kernel, chunk, one, arrays, **how)
+        how = {"tasks": self.point_count(chunk), "per_block": THREADS, "vector": 1, "lane_bits": 0}
+        self._launch("point_keys", chunk, one, (offset, mask, sums.keys, sums.fractions), **how)
 
     def add_dots(
-        self, chunk: Chunk, block: Block, sums: PointSums, input: Any, offset: Any, columns: Any
+        self,
+        chunk: Chunk,
+        block: Block,
+        sums: PointSums,
+        input: Any,
+        offset: Any,
+        mask: Any,
+        columns: Any,
+        grad_offset: Any,
+        grad_mask: Any,
     ) -> None:
-        """Add this block's channels to the corner dots; the first block sets them."""
-        arrays = (input, offset, columns, sums.dots)
+        """Add this block's channels to the corner dots.
+
+        The first block sets them, and keys and fractions; the last, with one gradient or both, sets
+        those.
+        """
+        keys = (sums.keys, sums.fractions) if block.first == 0 else (None, None)
+        arrays = (input, offset, mask, columns, sums.dots, *keys, grad_offset, grad_mask)
         self._on_points("corner_dots", chunk, block, arrays, accumulate=block.first > 0)
 
+    def buckets(self, chunk: Chunk, sums: PointSums) -> sort.Buckets:
+        """The points by the pixels they touch, from their keys."""
+        points = self.points
+        cells = (points.height + 1) * (points.width + 1)
+        number = chunk.images * points.offset_groups * cells
+        return sort.sort_points(self.device, sums.keys, number)
+
     def gather(
-        self, chunk: Chunk, block: Block, sums: PointSums, columns: Any, grad_input: Any
+        self,
+        chunk: Chunk,
+        block: Block,
+        buckets: sort.Buckets,
+        fractions: Any,
+        columns: Any,
+        grad_input: Any,
     ) -> None:
         """Set this block's channels of grad_input (channels last); later chunks of an image add."""
         vector = self._vector(block)
@@ -257,26 +278,13 @@ class Sampler:
             kernel,
             chunk,
             block,
-            (columns, sums.buckets.starts, sums.buckets.order, sums.fractions, grad_input),
+            (columns, buckets.starts, buckets.order, fractions, grad_input),
             tasks=chunk.images * self.points.height * self.points.width * self.points.offset_groups,
             per_block=THREADS >> lane_bits,
             vector=vector,
             lane_bits=lane_bits,
             accumulate=chunk.pixel > 0,
         )
-
-    def point_gradients(
-        self,
-        chunk: Chunk,
-        sums: PointSums,
-        offset: Any,
-        mask: Any,
-        grad_offset: Any,
-        grad_mask: Any,
-    ) -> None:
-        """Finish the gradients of offset and mask; each may be None."""
-        arrays = (offset, mask, sums.dots, grad_offset, grad_mask)
-        self._per_point("point_gradients", chunk, arrays)
 
 
 class Gradients(NamedTuple):
@@ -302,7 +310,7 @@ def backpropagate(
     sampler: Sampler,
     images: range,
     most_pixels: int,
-    blocks: Iterable[Block],
+    blocks: Sequence[Block],
     grad_columns: Callable[[Chunk, Block], Any],
     input: Any,
     offset: Any,
@@ -327,16 +335,20 @@ def backpropagate(
         local = chunk.within(images)
         offsets = None if offset is None else offset[chunk.batch]
         masks = None if mask is None else mask[chunk.batch]
-        sums = sampler.prepare(chunk, offsets, masks, needs)
+        grads = [g if g is None else g[chunk.batch] for g in (gradients.offset, gradients.mask)]
+        sums = sampler.prepare(chunk, len(blocks), needs)
+        if needs == {"input"}:
+            sampler.find_keys(chunk, sums, offsets, masks)
+        buckets = None
         for block in blocks:
             columns = grad_columns(chunk, block)
-            if sums.dots is not None:
-                sampler.add_dots(chunk, block, sums, input[local], offsets, columns)
-            if sums.buckets is not None:
-                sampler.gather(chunk, block, sums, columns, grad_input[local])
-        if sums.dots is not None:
-            grads = (g if g is None else g[chunk.batch] for g in (gradients.offset, gradients.mask))
-            sampler.point_gradients(chunk, sums, offsets, masks, *grads)
+            if needs - {"input"}:
+                given = input[local], offsets, masks, columns
+                at_last = grads if block == blocks[-1] else (None, None)
+                sampler.add_dots(chunk, block, sums, *given, *at_last)
+            if "input" in needs:
+                buckets = buckets or sampler.buckets(chunk, sums)
+                sampler.gather(chunk, block, buckets, sums.fractions, columns, grad_input[local])
     if grad_input is None or in_place:
         return
     if points.channels_last:

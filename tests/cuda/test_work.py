@@ -31,6 +31,13 @@ def test_launches_of_every_case(recorded):
     same(recorded["launches"], work.launches())
 
 
+def test_a_convolution_is_few_launches(recorded):
+    """Of one chunk: what is moved before, samples, corner dots, order, gather, moved after."""
+    forward, product, backward, products = recorded["launches"]["deform_conv2d"]["v2"]
+    assert forward <= 3 and product == 1
+    assert backward <= 10 and products <= 3
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("scaled", work.SCALED, ids=lambda scaled: scaled.name)
 def test_work_of_emulated_kernels(recorded, scaled, direction):
