@@ -170,7 +170,8 @@ __device__ __forceinline__ int load_tile(const Params& p, Footprint* tile, const
   return count;
 }
 
-constexpr int STEP = LANES * VEC;  // channels from one pack of a lane to its next
+constexpr int STEP = LANES * VEC;                // channels from one pack of a lane to its next
+constexpr int PACKS = sizeof(Sum) == 8 ? 1 : 2;  // that a lane has at a time: as the registers suffice
 
 // What a lane reads for a point at a time: a pack of its channels, and the one a STEP further if there are `two`.
 struct Pair {
@@ -228,7 +229,8 @@ __device__ __forceinline__ void sample_tile(const Params& p, const Footprint* ti
                                             const Scalar* __restrict__ input, Scalar* __restrict__ columns) {
   const int most = min(p.group_channels, p.channels);
   int c = (threadIdx.x & ((1 << p.lane_bits) - 1)) * VEC;
-  for (; c + (EVEN ? STEP : 0) < most; c += 2 * STEP) sample_packs<EVEN, 2>(p, tile, count, c, input, columns);
+  const int whole = EVEN ? (PACKS - 1) * STEP : 0;  // from c on, if all packs are there
+  for (; c + whole < most; c += PACKS * STEP) sample_packs<EVEN, PACKS>(p, tile, count, c, input, columns);
   if (EVEN && c < most) sample_packs<EVEN, 1>(p, tile, count, c, input, columns);
 }
 
@@ -278,7 +280,6 @@ template <bool EVEN>
 __device__ __forceinline__ void dot_tile(const Params& p, Footprint* tile, int count,
                                          const Scalar* __restrict__ input, const Scalar* __restrict__ grad_columns,
                                          Sum* __restrict__ dots, bool last) {
-  constexpr int PACKS = sizeof(Sum) == 8 ? 1 : 2;  // at a time: as the registers suffice
   const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
   for (int first = 0; first < count; first += THREADS >> p.lane_bits) {
     const int i = first + (threadIdx.x >> p.lane_bits);
