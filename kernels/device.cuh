@@ -12,6 +12,16 @@
 #define DYNAMIC_SHARED(type, name) type* const name = emulator::dynamic_shared<type>()
 #endif
 
+// The same address, which the compiler does not take apart: what is added to it is added in one instruction.
+template <class T>
+__device__ __forceinline__ T* whole_address(T* address) {
+#if defined(__CUDACC_RTC__)
+  asm("" : "+l"(address));
+  __builtin_assume(__isGlobal(address));
+#endif
+  return address;
+}
+
 // A product that is not fused with a sum.
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }

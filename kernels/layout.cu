@@ -1,4 +1,4 @@
-// Moving arrays between layouts and storage types.
+// Moving arrays between layouts and storage types: several in one launch, because a launch has its price too.
 //
 // SOURCE, TARGET: storage types, or both int; INDEX: integer that counts elements of an array.
 #include "prelude.cuh"
@@ -7,21 +7,27 @@ using Source = SOURCE;
 using Target = TARGET;
 using Index = INDEX;
 
-struct Params {
+// What is done to one pair of arrays: a transposition of matrices, or where `count` is not 0 a fill.
+struct Job {
+  int first_block, blocks;
   int rows, columns;       // of one matrix
-  int matrices;
-  int groups;              // matrices side by side in one step
+  Divisor tiles_down, tiles_across;
+  Divisor groups;          // matrices side by side in one step
+  int source_pitch;        // elements from one row of a matrix to the next
+  int target_pitch;
+  Divisor channels, inner;  // fill: target[i] = source[i / inner % channels]
   long long source_step;   // elements from one step of the source to the next
   long long target_step;
   long long source_group;  // elements from one matrix of a step to the next
   long long target_group;
-  int source_pitch;        // elements from one row of a matrix to the next
-  int target_pitch;
   long long count;         // elements to fill
-  int channels, inner;     // fill: target[i] = source[i / inner % channels]
 };
 
-// From the host: THREADS, and the side of a TILE.
+struct Params {
+  Job jobs[JOBS];
+};
+
+// From the host: THREADS, the side of a TILE, and JOBS.
 constexpr int ROWS = THREADS / TILE;  // rows of a tile that move at once
 
 __device__ __forceinline__ int widen(int x) { return x; }
@@ -34,14 +40,11 @@ __device__ __forceinline__ Target convert(Source value) {
 }
 
 // target[matrix][column][row] = source[matrix][row][column]
-extern "C" __global__ void __launch_bounds__(THREADS)
-    transpose(const Source* __restrict__ source, Target* __restrict__ target, const Params p) {
-  SHARED(Target, tile, [TILE][TILE + 1]);
-  const int tiles_across = (p.columns + TILE - 1) / TILE;
-  const int tiles_down = (p.rows + TILE - 1) / TILE;
-  const int down = blockIdx.x / tiles_across, across = blockIdx.x - down * tiles_across;
-  const int matrix = down / tiles_down;
-  const int row = (down - matrix * tiles_down) * TILE, column = across * TILE;
+__device__ __forceinline__ void transpose(const Job& p, const Source* __restrict__ source,
+                                          Target* __restrict__ target, int block, Target (&tile)[TILE][TILE + 1]) {
+  const int down = quotient(block, p.tiles_across), across = block - down * p.tiles_across;
+  const int matrix = quotient(down, p.tiles_down);
+  const int row = (down - matrix * p.tiles_down) * TILE, column = across * TILE;
   const int x = threadIdx.x % TILE;
   const int step = quotient(matrix, p.groups), group = matrix - step * p.groups;
   const Source* from = source + (step * p.source_step + group * p.source_group);
@@ -59,11 +62,43 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// target[i] = source[i / inner % channels]: a bias or a constant over an array; inner = 1 and channels = count copies
+// target[i] = source[i / inner % channels]: a bias over an array, or for inner = 1 and channels = count a copy; without
+// a source, 1
+__device__ __forceinline__ void fill(const Job& p, const Source* __restrict__ source, Target* __restrict__ target,
+                                     int block) {
+  const Index step = (Index)p.blocks * THREADS;
+  Target one;
+  narrow(one, 1);
+  for (Index i = (Index)block * THREADS + threadIdx.x; i < p.count; i += step) {
+    const Index number = quotient(i, p.inner);
+    target[i] = source ? convert(source[number - quotient(number, p.channels) * p.channels]) : one;
+  }
+}
+
+#define ARRAYS(n) const Source *__restrict__ source##n, Target *__restrict__ target##n
+
 extern "C" __global__ void __launch_bounds__(THREADS)
-    fill(const Source* __restrict__ source, Target* __restrict__ target, const Params p) {
-  const Index step = (Index)gridDim.x * THREADS;
-  for (Index i = (Index)blockIdx.x * THREADS + threadIdx.x; i < p.count; i += step) {
-    target[i] = convert(source[i / p.inner % p.channels]);
+    arrange(ARRAYS(0), ARRAYS(1), ARRAYS(2), ARRAYS(3), ARRAYS(4), const Params p) {
+  static_assert(JOBS == 5, "a pair of arrays for each job");
+  SHARED(Target, tile, [TILE][TILE + 1]);
+  const int block = blockIdx.x;
+  const Source* source = source0;
+  Target* target = target0;
+  int number = 0;
+#define TAKE(n) \
+  if (block >= p.jobs[n].first_block) { \
+    number = n; \
+    source = source##n; \
+    target = target##n; \
+  }
+  TAKE(1)
+  TAKE(2)
+  TAKE(3)
+  TAKE(4)
+  const Job& job = p.jobs[number];
+  if (job.count > 0) {
+    fill(job, source, target, block - job.first_block);
+  } else {
+    transpose(job, source, target, block - job.first_block, tile);
   }
 }

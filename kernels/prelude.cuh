@@ -101,3 +101,17 @@ __device__ __forceinline__ int floor_to_int(double x) { return __double2int_rd(x
 
 // a / b for numbers that are not negative, in fewer instructions than where they may be.
 __device__ __forceinline__ int quotient(int a, int b) { return (int)((unsigned)a / (unsigned)b); }
+
+// A positive number that a launch divides by: the host's multiplier and shift make a product of the division, exact for
+// every dividend from 0 to 2^31 - 1.
+struct Divisor {
+  int value;
+  unsigned multiplier;
+  int shift;
+  __device__ __forceinline__ operator int() const { return value; }
+};
+
+__device__ __forceinline__ int quotient(int a, const Divisor& b) {
+  return (int)((unsigned long long)(unsigned)a * b.multiplier >> b.shift);
+}
+__device__ __forceinline__ long long quotient(long long a, const Divisor& b) { return a / b.value; }

@@ -15,22 +15,24 @@ using Index = INDEX;
 using Channels = Pack<Scalar, VEC>;
 
 struct Params {
-  int height, width, input_channels;
-  int out_width, first_pixel, chunk_pixels, images;
-  int kernel_width, taps;
+  int height, input_channels;
+  Divisor width, out_width, chunk_pixels, kernel_width, taps, offset_groups, block_channels;
+  int first_pixel, images;
   int stride_y, stride_x, origin_y, origin_x, dilation_y, dilation_x;
   int border;
   int plain;  // no offsets: every point is a pixel
-  int offset_groups, group_channels;
-  int first_channel, channels, block_channels, blocks;
-  float blocks_per_channel;
+  int group_channels;
+  int first_channel, channels, blocks;
+  int even;       // one block, and as many channels for every point
+  int points;     // of this launch
+  int tile;       // of them, whose geometry a block keeps in shared memory: up to THREADS
   int lane_bits;  // 2^lane_bits threads share one point
   int accumulate;
   long long offset_image, offset_channel, offset_pixel;
   long long mask_image, mask_channel, mask_pixel;
 };
 
-// From the host: THREADS, and TILE points whose geometry a block keeps in shared memory.
+// From the host: THREADS, and the most LANES that share a point where its corners are read.
 constexpr int BLOCKS = 4;  // at once on a multiprocessor, at least: leaves a thread 64 registers
 
 struct Point {
@@ -43,14 +45,10 @@ __device__ __forceinline__ Point point_of(const Params& p, int number) {
   return {pixel, rest - pixel * p.offset_groups, number - rest * p.taps};
 }
 
-__device__ __forceinline__ int point_count(const Params& p) {
-  return p.images * p.chunk_pixels * p.offset_groups * p.taps;
-}
-
 // Where a point's offset and mask are, and the point itself in the image.
 struct Place {
   int image;
-  long long offset, mask;  // offset: of the y component; x is one channel further
+  Index offset, mask;  // offset: of the y component; x is one channel further
   Cell<Sum> cell;
 };
 
@@ -58,15 +56,16 @@ __device__ __forceinline__ Place place_of(const Params& p, const Point& point, c
   Place place;
   place.image = quotient(point.pixel, p.chunk_pixels);
   const int pixel = p.first_pixel + point.pixel - place.image * p.chunk_pixels;
-  const int channel = point.group * p.taps + point.tap;
-  place.offset = place.image * p.offset_image + 2 * channel * p.offset_channel + pixel * p.offset_pixel;
-  place.mask = place.image * p.mask_image + channel * p.mask_channel + pixel * p.mask_pixel;
+  const Index image = place.image;
+  const Index channel = point.group * p.taps + point.tap;
+  place.offset = image * (Index)p.offset_image + 2 * channel * (Index)p.offset_channel + pixel * (Index)p.offset_pixel;
+  place.mask = image * (Index)p.mask_image + channel * (Index)p.mask_channel + pixel * (Index)p.mask_pixel;
   const int i = quotient(pixel, p.out_width), j = pixel - i * p.out_width;
   const int a = quotient(point.tap, p.kernel_width), b = point.tap - a * p.kernel_width;
   const int y = i * p.stride_y + p.origin_y + a * p.dilation_y;
   const int x = j * p.stride_x + p.origin_x + b * p.dilation_x;
-  const Sum offset_y = offset ? read(offset + place.offset) : Sum(0);
-  const Sum offset_x = offset ? read(offset + place.offset + p.offset_channel) : Sum(0);
+  const Sum offset_y = !p.plain ? read(offset + place.offset) : Sum(0);
+  const Sum offset_x = !p.plain ? read(offset + (place.offset + (Index)p.offset_channel)) : Sum(0);
   place.cell = locate(y, x, offset_y, offset_x, p.height, p.width, p.border);
   return place;
 }
@@ -81,157 +80,281 @@ __device__ __forceinline__ Span span_of(const Params& p, int group) {
   return {max(begin, p.first_channel), min(begin + p.group_channels, p.first_channel + p.channels)};
 }
 
-// The geometry of one point, computed once for all its channels.
-struct alignas(16) Footprint {
-  Index corner[4];  // first element of each corner's pixel
-  Sum weight[4];    // with the mask folded in
-  Index row;        // first element of the point's column, in block 0
-  Span span;
-  int inside;
+template <int BYTES>
+struct Padding {
+  char unused[BYTES];
 };
+template <>
+struct Padding<0> {};
+
+// The geometry of one point, computed once for all its channels. Its bytes are an odd multiple of 16, so that those of
+// neighbouring points lie in different banks.
+struct alignas(16) Footprint : Padding<sizeof(Sum) == sizeof(Index) ? 0 : 16> {
+  Index corner[4];  // where the first of the channels is in each corner's pixel
+  Sum weight[4];    // with the mask folded in
+  Index row;        // where that channel's samples would be if its block were block 0
+  int channels;     // to read: none for a point outside
+  int first;
+};
+static_assert(sizeof(Footprint) / 16 % 2 == 1, "neighbours have banks in common");
 
 __device__ __forceinline__ Index row_of(const Params& p, const Point& point) {
   return ((Index)point.pixel * (p.blocks * p.taps) + point.tap) * p.block_channels;
 }
 
-// Where a channel's samples are, from the row of a point. The product is the quotient channel / block_channels, exact
-// below 2^21 channels, and a tenth of its instructions.
-__device__ __forceinline__ Index column_of(const Params& p, int channel) {
-  const int local = channel - p.first_channel;
-  const int block = (int)(((float)local + 0.5f) * p.blocks_per_channel);
-  return local + (Index)block * ((p.taps - 1) * p.block_channels);
+// How far a channel's block is from block 0, less its channels before it.
+__device__ __forceinline__ Index block_of(const Params& p, int channel) {
+  const int block = quotient(channel - p.first_channel, p.block_channels);
+  return (Index)block * ((p.taps - 1) * p.block_channels);
 }
 
-__device__ __forceinline__ Footprint footprint_of(const Params& p, int number, const Offset* __restrict__ offset,
-                                                  const Scalar* __restrict__ mask) {
-  const Point point = point_of(p, number);
-  const Place place = place_of(p, point, offset);
+// Where a channel's samples are, from the row of a point.
+__device__ __forceinline__ Index column_of(const Params& p, int channel) {
+  return channel - p.first_channel + block_of(p, channel);
+}
+
+__device__ __forceinline__ void find_corners(const Params& p, const Place& place, Sum scale, Footprint& f) {
   const Cell<Sum>& cell = place.cell;
-  const Sum scale = mask ? read(mask + place.mask) : Sum(1);
-  Footprint f;
-  f.row = row_of(p, point);
-  f.span = span_of(p, point.group);
-  f.inside = cell.inside;
-  const Index image = (Index)place.image * p.height * p.width;
   Sum along_y[2], along_x[2];
-  read_weights(cell.y, cell.ly, p.height, p.border, along_y);
-  read_weights(cell.x, cell.lx, p.width, p.border, along_x);
+  // Without offsets a point reads one pixel: four quarters of it, so that nothing of a neighbour's NaN gets in.
+  read_weights(cell.y, p.plain ? Sum(0.5) : cell.ly, p.height, p.border, along_y, scale);
+  read_weights(cell.x, p.plain ? Sum(0.5) : cell.lx, p.width, p.border, along_x, scale);
+  const int next = p.plain ? 0 : 1;
+  const int y[2] = {max(cell.y, 0), min(cell.y + next, p.height - 1)};
+  const int x[2] = {max(cell.x, 0), min(cell.x + next, p.width - 1)};
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    // A plain convolution reads one pixel: four quarters of it, so that nothing of a neighbour's NaN gets in.
-    const int corner = p.plain ? 0 : k;
-    const Sum weight = p.plain ? Sum(0.25) : along_y[k >> 1] * along_x[k & 1];
-    f.weight[k] = (cell.inside ? weight : Sum(0)) * scale;
-    f.corner[k] = (image + corner_pixel(cell, corner, p.height, p.width)) * p.input_channels;
+    const Index line = ((Index)place.image * p.height + y[k >> 1]) * ((Index)p.width * p.input_channels) + f.first;
+    f.corner[k] = line + (Index)x[k & 1] * p.input_channels;
+    f.weight[k] = along_y[k >> 1] * along_x[k & 1] * scale;
   }
-  return f;
 }
 
-// Fills the block's tile of footprints; the number of points in it.
+// What the gather sorts points by, and what it knows of them.
+__device__ __forceinline__ void write_key(const Params& p, int number, const Point& point, const Place& place,
+                                          Sum scale, int* __restrict__ keys, Fraction<Sum>* __restrict__ fractions) {
+  const int image = place.image * p.offset_groups + point.group;
+  keys[number] = key_of(place.cell, image, p.height, p.width, p.images * p.offset_groups);
+  fractions[number] = {place.cell.ly, place.cell.lx, scale, point.pixel};
+}
+
+// Fills the block's tile of footprints; the number of points in it. Sets a bit of `outside` for each point of the warp
+// that reads nothing: instead of the first corner it has its number of channels, instead of the first weight its samples.
+// Writes the keys if there is a place for them.
 __device__ __forceinline__ int load_tile(const Params& p, Footprint* tile, const Offset* __restrict__ offset,
-                                         const Scalar* __restrict__ mask) {
-  const int first = blockIdx.x * TILE;
-  const int count = min(TILE, point_count(p) - first);
-  if ((int)threadIdx.x < count) tile[threadIdx.x] = footprint_of(p, first + threadIdx.x, offset, mask);
+                                         const Scalar* __restrict__ mask, int* __restrict__ keys,
+                                         Fraction<Sum>* __restrict__ fractions, unsigned& outside) {
+  const int first = blockIdx.x * p.tile;
+  const int count = min(p.tile, p.points - first);
+  bool inside = true;
+  if ((int)threadIdx.x < count) {
+    const Point point = point_of(p, first + threadIdx.x);
+    const Place place = place_of(p, point, offset);
+    const Span span = span_of(p, point.group);
+    const Sum scale = mask ? read(mask + place.mask) : Sum(1);
+    if (keys) write_key(p, first + threadIdx.x, point, place, scale, keys, fractions);
+    inside = place.cell.inside;
+    Footprint& f = tile[threadIdx.x];
+    f.row = row_of(p, point) - p.first_channel + span.begin;
+    f.first = span.begin;
+    f.channels = inside ? span.end - span.begin : 0;
+    if (inside) {
+      find_corners(p, place, scale, f);
+    } else {
+      f.corner[0] = span.end - span.begin;
+      f.weight[0] = Sum(0) * scale;  // not 0: the mask may be NaN
+    }
+  }
+  outside = __ballot_sync(0xffffffffu, !inside);
   __syncthreads();
   return count;
+}
+
+constexpr int STEP = LANES * VEC;                // channels from one pack of a lane to its next
+constexpr int PACKS = sizeof(Sum) == 8 ? 1 : 2;  // that a lane has at a time: as the registers suffice
+
+// What a lane reads for a point at a time: a pack of its channels, and the one a STEP further if there are `two`.
+struct Pair {
+  Channels corner[2][4];
+  __device__ __forceinline__ void load(const Scalar* from, const Footprint& f, bool two) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const Scalar* at = from + f.corner[k];
+      corner[0][k].load(at);
+      if (two) corner[1][k].load(at + STEP);
+    }
+  }
+};
+
+// Where the samples of a point are, from a channel counted from its first on. EVEN: all channels are in one block.
+template <bool EVEN, class T>
+__device__ __forceinline__ T* samples_of(const Params& p, const Footprint& f, T* columns, int channel) {
+  return columns + (f.row + (EVEN ? 0 : block_of(p, f.first + channel)));
+}
+
+__device__ __forceinline__ void blend(const Channels (&corner)[4], const Sum (&weight)[4], Scalar* to) {
+  Channels out;
+#pragma unroll
+  for (int v = 0; v < VEC; ++v) {
+    Sum sum = 0;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) sum += weight[k] * widen(corner[k].lane[v]);
+    narrow(out.lane[v], sum);
+  }
+  out.store(to);
+}
+
+// Samples of the points of a tile: a lane's pack that begins with channel c, and at MOST two the one a STEP further.
+template <bool EVEN, int MOST>
+__device__ __forceinline__ void sample_packs(const Params& p, const Footprint* tile, int count, int c,
+                                             const Scalar* __restrict__ input, Scalar* __restrict__ columns) {
+  const Scalar* from = whole_address(input + c);
+  Scalar* to = whole_address(columns + c);
+#pragma unroll 1
+  for (int i = threadIdx.x >> p.lane_bits; i < count; i += THREADS >> p.lane_bits) {
+    const Footprint& f = tile[i];
+    if (EVEN ? f.channels == 0 : c >= f.channels) continue;
+    const bool two = MOST == 2 && (EVEN || c + STEP < f.channels);
+    Pair pair;
+    pair.load(from, f, two);
+    const Sum weight[4] = {f.weight[0], f.weight[1], f.weight[2], f.weight[3]};
+    blend(pair.corner[0], weight, samples_of<EVEN>(p, f, to, c));
+    if (two) blend(pair.corner[1], weight, samples_of<EVEN>(p, f, to, c + STEP) + STEP);
+  }
+}
+
+// All points, then the next channels: what does not depend on the point is computed once.
+template <bool EVEN>
+__device__ __forceinline__ void sample_tile(const Params& p, const Footprint* tile, int count,
+                                            const Scalar* __restrict__ input, Scalar* __restrict__ columns) {
+  const int most = min(p.group_channels, p.channels);
+  int c = (threadIdx.x & ((1 << p.lane_bits) - 1)) * VEC;
+  const int whole = EVEN ? (PACKS - 1) * STEP : 0;  // from c on, if all packs are there
+  for (; c + whole < most; c += PACKS * STEP) sample_packs<EVEN, PACKS>(p, tile, count, c, input, columns);
+  if (EVEN && c < most) sample_packs<EVEN, 1>(p, tile, count, c, input, columns);
+}
+
+// A warp fills the columns of those of its points that are outside.
+__device__ __forceinline__ void fill_outside(const Params& p, const Footprint* tile, unsigned outside,
+                                             Scalar* __restrict__ columns) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll 1
+  for (; outside; outside &= outside - 1) {
+    const Footprint& f = tile[threadIdx.x - lane + __ffs(outside) - 1];
+    Channels out;
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], f.weight[0]);
+#pragma unroll 1
+    for (int c = lane * VEC; c < f.corner[0]; c += 32 * VEC) {
+      out.store(columns + (f.row + c + block_of(p, f.first + c)));
+    }
+  }
 }
 
 // columns = samples of the input
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     sample(const Scalar* __restrict__ input, const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
            Scalar* __restrict__ columns, const Params p) {
-  SHARED(Footprint, tile, [TILE]);
-  const int count = load_tile(p, tile, offset, mask);
-  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
-  for (int i = threadIdx.x >> p.lane_bits; i < count; i += THREADS >> p.lane_bits) {
-    const Footprint f = tile[i];
-    for (int c = f.span.begin + lane * VEC; c < f.span.end; c += lanes * VEC) {
-      Channels corner[4], out;
+  SHARED(Footprint, tile, [THREADS]);
+  unsigned outside;
+  const int count = load_tile(p, tile, offset, mask, nullptr, nullptr, outside);
+  if (p.even) {
+    sample_tile<true>(p, tile, count, input, columns);
+  } else {
+    sample_tile<false>(p, tile, count, input, columns);
+  }
+  fill_outside(p, tile, outside, columns);
+}
+
+__device__ __forceinline__ void add_dots(const Channels& grad, const Channels (&corner)[4], Sum (&dot)[4]) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) corner[k].load(input + (f.corner[k] + c));
+  for (int v = 0; v < VEC; ++v) {
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) {
-        Sum sum = 0;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) sum += f.weight[k] * widen(corner[k].lane[v]);
-        narrow(out.lane[v], f.inside ? sum : f.weight[0]);  // outside not 0 * pixel, which may be infinite
-      }
-      out.store(columns + (f.row + column_of(p, c)));
-    }
+    for (int k = 0; k < 4; ++k) dot[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
   }
 }
 
-// dots[point][corner] = sum over channels of grad_columns x corner pixel
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    corner_dots(const Scalar* __restrict__ input, const Offset* __restrict__ offset,
-                const Scalar* __restrict__ grad_columns, Sum* __restrict__ dots, const Params p) {
-  SHARED(Footprint, tile, [TILE]);
-  const int count = load_tile(p, tile, offset, nullptr);
+// The dots of the points of a tile with those of the blocks before. The last block leaves them in the tile, instead of
+// weights, which nothing here reads.
+template <bool EVEN>
+__device__ __forceinline__ void dot_tile(const Params& p, Footprint* tile, int count,
+                                         const Scalar* __restrict__ input, const Scalar* __restrict__ grad_columns,
+                                         Sum* __restrict__ dots, bool last) {
   const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
   for (int first = 0; first < count; first += THREADS >> p.lane_bits) {
     const int i = first + (threadIdx.x >> p.lane_bits);
     Pack<Sum, 4> dot;
     dot.clear();
-    if (i < count && tile[i].inside) {
-      const Footprint f = tile[i];
-      for (int c = f.span.begin + lane * VEC; c < f.span.end; c += lanes * VEC) {
-        Channels grad, corner[4];
-        grad.load(grad_columns + (f.row + column_of(p, c)));
-#pragma unroll
-        for (int k = 0; k < 4; ++k) corner[k].load(input + (f.corner[k] + c));
-#pragma unroll
-        for (int v = 0; v < VEC; ++v) {
-#pragma unroll
-          for (int k = 0; k < 4; ++k) dot.lane[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
-        }
+    if (i < count) {
+      const Footprint& f = tile[i];
+      for (int c = lane * VEC; c < f.channels; c += PACKS * STEP) {
+        const bool two = PACKS == 2 && c + STEP < f.channels;
+        Channels grad[2];
+        Pair pair;
+        const Scalar* from = whole_address(grad_columns + c);
+        grad[0].load(samples_of<EVEN>(p, f, from, c));
+        if (two) grad[1].load(samples_of<EVEN>(p, f, from, c + STEP) + STEP);
+        pair.load(whole_address(input + c), f, two);
+        add_dots(grad[0], pair.corner[0], dot.lane);
+        if (two) add_dots(grad[1], pair.corner[1], dot.lane);
       }
     }
     group_sums(dot.lane, lanes);
     if (lane == 0 && i < count) {
-      Sum* out = dots + 4 * (Index)(blockIdx.x * TILE + i);
+      Sum* out = dots + 4 * (Index)(blockIdx.x * p.tile + i);
       if (p.accumulate) {
         Pack<Sum, 4> before;
         before.load_written(out);
 #pragma unroll
         for (int k = 0; k < 4; ++k) dot.lane[k] = before.lane[k] + dot.lane[k];
       }
-      dot.store(out);
+      dot.store(last ? tile[i].weight : out);
     }
   }
 }
 
-// Gradients of offset and mask from the corner dots
-extern "C" __global__ void __launch_bounds__(THREADS)
-    point_gradients(const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
-                    const Sum* __restrict__ dots, Offset* __restrict__ grad_offset,
-                    Scalar* __restrict__ grad_mask, const Params p) {
-  const int number = blockIdx.x * THREADS + threadIdx.x;
-  const int count = point_count(p);
-  if (number >= count) return;
-  Point point;
-  if (p.offset_pixel == 1) {  // neighbouring threads write neighbouring pixels
-    const int pixels = p.images * p.chunk_pixels;
-    const int channel = quotient(number, pixels), group = quotient(channel, p.taps);
-    point = {number - channel * pixels, group, channel - group * p.taps};
-  } else {
-    point = point_of(p, number);
-  }
-  const Place place = place_of(p, point, offset);
-  const Sum* from = dots + 4 * (Index)((point.pixel * p.offset_groups + point.group) * p.taps + point.tap);
+// The gradients of a point's offset and mask from its dots.
+__device__ __forceinline__ void write_gradients(const Params& p, int number, const Sum (&dots)[4],
+                                                const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
+                                                Offset* __restrict__ grad_offset, Scalar* __restrict__ grad_mask) {
+  const Place place = place_of(p, point_of(p, number), offset);
   Sum dot[4], along_y, along_x, value = Sum(0);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    dot[k] = corner_exists(place.cell, k, p.height, p.width) ? __ldg(from + k) : Sum(0);
+    dot[k] = corner_exists(place.cell, k, p.height, p.width) ? dots[k] : Sum(0);
     value += corner_weight(place.cell.ly, place.cell.lx, k) * dot[k];
   }
   slopes(place.cell, dot, along_y, along_x);
   const Sum scale = mask ? read(mask + place.mask) : Sum(1);
   if (grad_offset) {
     narrow(grad_offset[place.offset], place.cell.inside ? scale * along_y : Sum(0));
-    narrow(grad_offset[place.offset + p.offset_channel], place.cell.inside ? scale * along_x : Sum(0));
+    narrow(grad_offset[place.offset + (Index)p.offset_channel], place.cell.inside ? scale * along_x : Sum(0));
   }
   if (grad_mask) narrow(grad_mask[place.mask], value);
+}
+
+// dots[point][corner] = sum over channels of grad_columns x corner pixel, for one block of channels after the other. The
+// first may have keys to write; the last has a gradient, of the offset or the mask, and writes that instead of the dots.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    corner_dots(const Scalar* __restrict__ input, const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
+                const Scalar* __restrict__ grad_columns, Sum* __restrict__ dots, int* __restrict__ keys,
+                Fraction<Sum>* __restrict__ fractions, Offset* __restrict__ grad_offset,
+                Scalar* __restrict__ grad_mask, const Params p) {
+  SHARED(Footprint, tile, [THREADS]);
+  unsigned outside;
+  const bool last = grad_offset || grad_mask;
+  const int count = load_tile(p, tile, offset, mask, keys, fractions, outside);
+  if (p.even) {
+    dot_tile<true>(p, tile, count, input, grad_columns, dots, last);
+  } else {
+    dot_tile<false>(p, tile, count, input, grad_columns, dots, last);
+  }
+  if (!last) return;
+  __syncthreads();
+  const int i = threadIdx.x;
+  if (i < count) {
+    write_gradients(p, blockIdx.x * p.tile + i, tile[i].weight, offset, mask, grad_offset, grad_mask);
+  }
 }
 
 // The key and the fractions of every point, for the gather
@@ -239,13 +362,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     point_keys(const Offset* __restrict__ offset, const Scalar* __restrict__ mask, int* __restrict__ keys,
                Fraction<Sum>* __restrict__ fractions, const Params p) {
   const int number = blockIdx.x * THREADS + threadIdx.x;
-  if (number >= point_count(p)) return;
+  if (number >= p.points) return;
   const Point point = point_of(p, number);
   const Place place = place_of(p, point, offset);
-  const int image = place.image * p.offset_groups + point.group;
-  keys[number] = key_of(place.cell, image, p.height, p.width, p.images * p.offset_groups);
-  const Sum scale = mask ? read(mask + place.mask) : Sum(1);
-  fractions[number] = {place.cell.ly, place.cell.lx, scale, point.pixel};
+  write_key(p, number, point, place, mask ? read(mask + place.mask) : Sum(1), keys, fractions);
 }
 
 // grad_input = every pixel's share of the grad_columns that touched it

@@ -24,10 +24,12 @@ __device__ __forceinline__ bool displace(int base, S offset, int size, int borde
   fraction = offset - (S)whole;
   // The sum wraps around only from a point outside to another: base + size is below 2^31.
   pixel = (int)((unsigned)base + (unsigned)whole);
-  const bool edge = border == BORDER_ZEROS && pixel == -1 && fraction > S(0);
-  const bool inside = fraction >= S(0) && pixel < size && (pixel >= 0 || edge);
+  // One comparison for both ends: as a number without a sign a pixel below the first is large. A point between the
+  // border and the first pixel still reads that.
+  const unsigned between = border == BORDER_ZEROS && fraction > S(0) ? 1 : 0;
+  const bool inside = fraction >= S(0) && (unsigned)pixel + between < (unsigned)size + between;
   flat = border == BORDER_CLAMP && pixel >= size - 1;
-  if (flat) fraction = S(0);
+  fraction = flat ? S(0) : fraction;
   return inside;
 }
 
@@ -35,13 +37,15 @@ __device__ __forceinline__ bool displace(int base, S offset, int size, int borde
 template <class S>
 __device__ __forceinline__ Cell<S> locate(int base_y, int base_x, S offset_y, S offset_x, int height, int width,
                                           int border) {
-  Cell<S> cell = {0, 0, S(0), S(0), false, false, false};
-  Cell<S> found;
-  const bool inside_y = displace(base_y, offset_y, height, border, found.y, found.ly, found.flat_y);
-  const bool inside_x = displace(base_x, offset_x, width, border, found.x, found.lx, found.flat_x);
-  if (!(inside_y && inside_x)) return cell;
-  found.inside = true;
-  return found;
+  Cell<S> cell;
+  const bool inside_y = displace(base_y, offset_y, height, border, cell.y, cell.ly, cell.flat_y);
+  const bool inside_x = displace(base_x, offset_x, width, border, cell.x, cell.lx, cell.flat_x);
+  cell.inside = inside_y & inside_x;
+  cell.y = cell.inside ? cell.y : 0;
+  cell.x = cell.inside ? cell.x : 0;
+  cell.ly = cell.inside ? cell.ly : S(0);
+  cell.lx = cell.inside ? cell.lx : S(0);
+  return cell;
 }
 
 // One axis of a cell by the rules of regions of interest: false outside.
@@ -80,13 +84,14 @@ __device__ __forceinline__ S corner_weight(S ly, S lx, int k) {
 
 // The weights along one axis of the near and the far corners, as a sample is read. One outside the image stands for its
 // neighbour inside, see corner_pixel, and both have half: with a weight of 0 an infinite pixel would be NaN. Where the
-// border is "clamp" the neighbour is the corner, as in the libraries that have it.
+// border is "clamp" the neighbour is the corner, as in the libraries that have it. The half is put into `share`.
 template <class S>
-__device__ __forceinline__ void read_weights(int pixel, S fraction, int size, int border, S (&weight)[2]) {
-  const bool outside = border == BORDER_ZEROS && (pixel < 0 || pixel + 1 >= size);
-  const S share = outside ? S(0.5) : S(1);
-  weight[0] = share * side_weight(fraction, pixel < 0);
-  weight[1] = share * side_weight(fraction, pixel < 0 || !outside);
+__device__ __forceinline__ void read_weights(int pixel, S fraction, int size, int border, S (&weight)[2], S& share) {
+  const bool below = pixel < 0;
+  const bool above = border == BORDER_ZEROS && pixel >= size - 1;
+  weight[0] = side_weight(fraction, below);
+  weight[1] = side_weight(fraction, !above);
+  share *= below || above ? S(0.5) : S(1);
 }
 
 template <class S>

@@ -2,7 +2,8 @@
 
 The CPU backend in float64, on arguments rounded to the dtype under test, is the reference. Without
 a GPU the CPU backend's other dtypes are compared with it, which checks rounding and sums and not
-the equations. The backward runs twice and must return equal bytes.
+the equations. The backward runs twice and must return equal bytes. Conversions of a GPU between 16
+bits and float32 must be exact.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import numpy as np
 
 from cudeform.arrays import DTYPES
 from cudeform.cases import Case
-from cudeform.commands import CommandError, machine
+from cudeform.commands import CommandError, conversions, machine
 from cudeform.commands.dtypes import numpy_dtype
 from cudeform.commands.table import table
 from cudeform.registry import OPERATORS, Operator
 
-__all__ = ["TOLERANCE", "Outcome", "add_arguments", "check", "run"]
+__all__ = ["TOLERANCE", "Outcome", "add_arguments", "check", "check_conversions", "run"]
 
 # The largest error allowed, in units of the largest magnitude of the array that is compared.
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 1e-5, "float64": 1e-12}
@@ -66,11 +67,13 @@ def run(given: argparse.Namespace) -> int:
         print(f"The GPU is NOT tested{why}: this compares the CPU backend with itself in float64.")
         to_device = to_host = _same
 
+    dtypes = _dtypes(cupy is not None)
     outcomes = [
-        check(operator, dtype, to_device, to_host)
-        for operator in OPERATORS
-        for dtype in _dtypes(cupy is not None)
+        check(operator, dtype, to_device, to_host) for operator in OPERATORS for dtype in dtypes
     ]
+    if cupy is not None:
+        narrow = [dtype for dtype in dtypes if dtype in conversions.NARROW]
+        outcomes += [check_conversions(dtype, to_device, to_host) for dtype in narrow]
     print(_report(outcomes))
     for outcome in outcomes:
         if not outcome.passed:
@@ -107,6 +110,20 @@ def check(
             _check_case(outcome, operator, case, to_device, to_host)
         except Exception as error:  # whatever goes wrong in one check, the others still run
             _fail(outcome, case, f"{type(error).__name__}: {error}")
+    return outcome
+
+
+def check_conversions(
+    dtype: str,
+    to_device: Callable[[np.ndarray], Any],
+    to_host: Callable[[Any], np.ndarray],
+) -> Outcome:
+    """Every number of 16 bits to float32, and from there what is hard to round: exactly."""
+    outcome = Outcome("conversions", dtype, 0.0)
+    try:
+        outcome.cases, outcome.failure = conversions.wrong(dtype, to_device, to_host)
+    except Exception as error:  # as in `check`
+        outcome.failure = f"{type(error).__name__}: {error}"
     return outcome
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SCALARS", "Unit", "flatten", "pack"]
+__all__ = ["DIVISOR", "SCALARS", "Unit", "flatten", "pack", "packed", "reciprocal"]
 
+# A field of Params that kernels divide by: Divisor of prelude.cuh
+DIVISOR = np.dtype([("value", "i4"), ("multiplier", "u4"), ("shift", "i4")], align=True)
 SCALARS = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 
 
@@ -67,17 +69,46 @@ def flatten(unit: Unit) -> str:
     defines = [f"#define {name} {value}" for name, value in (*unit.defines, *unit.constants)]
     message = '"differs from the dtype of the host"'
     asserts = [f"static_assert(sizeof(Params) == {unit.params.itemsize}, {message});"]
-    for name, (_, offset, *_) in unit.params.fields.items():
+    for name, offset in _places(unit.params):
         asserts.append(f"static_assert(OFFSET_OF(Params, {name}) == {offset}, {message});")
     return "\n".join([*defines, *_inline(unit.file, set()), *asserts, ""])
 
 
+def _places(params: np.dtype, prefix: str = "", start: int = 0) -> Iterator[tuple[str, int]]:
+    """Every number in a Params as C++ writes it, in arrays of the first element, and its offset."""
+    for name, (field, offset, *_) in params.fields.items():
+        element, name = (field.subdtype[0], f"{name}[0]") if field.subdtype else (field, name)
+        if element.fields:
+            yield from _places(element, f"{prefix}{name}.", start + offset)
+        else:
+            yield prefix + name, start + offset
+
+
+@lru_cache(maxsize=4096)
+def reciprocal(divisor: int) -> tuple[int, int]:
+    """(multiplier, shift): ``number * multiplier >> shift == number // divisor`` below 2^31.
+
+    With 2^k the first power of two not below the divisor, the shift is 31 + k and the multiplier
+    2^shift / divisor rounded up: 32 bits. The rounding adds less than 2^k / divisor, and a number
+    below 2^31 times that, shifted, less than the 1 / divisor between two quotients.
+    """
+    shift = 31 + (divisor - 1).bit_length()
+    return -(-(1 << shift) // divisor), shift
+
+
 @lru_cache(maxsize=512)
-def _format(params: np.dtype) -> struct.Struct:
+def _format(params: np.dtype) -> tuple[struct.Struct, tuple[tuple[str, bool], ...]]:
+    """How a Params is packed; its fields, and whether each is a divisor."""
     codes = {"i4": "i", "i8": "q", "f4": "f", "f8": "d"}
-    fields = [params[name] for name in params.names]
-    parts = [f"{f.itemsize}s" if f.shape else codes[f.str[1:]] for f in fields]
-    return struct.Struct("".join(parts) + "0q")
+    fields = tuple((name, params[name] == DIVISOR) for name in params.names)
+    text = ""
+    for name, is_one in fields:
+        field = params[name]
+        if field.shape:
+            text += f"{field.itemsize}s"
+        else:
+            text += "iIi" if is_one else codes[field.str[1:]]
+    return struct.Struct(text + "0q"), fields
 
 
 def pack(params: np.dtype, values: dict[str, Any]) -> np.ndarray:
@@ -85,5 +116,16 @@ def pack(params: np.dtype, values: dict[str, Any]) -> np.ndarray:
 
     The value of a field with several elements is their bytes.
     """
-    packed = _format(params).pack(*[values[name] for name in params.names])
-    return np.frombuffer(packed, params)
+    return np.frombuffer(packed(params, values), params)
+
+
+def packed(params: np.dtype, values: dict[str, Any]) -> bytes:
+    """The bytes of a struct with these values."""
+    form, fields = _format(params)
+    flat: list[Any] = []
+    for name, is_divisor in fields:
+        value = values[name]
+        flat.append(value)
+        if is_divisor:
+            flat.extend(reciprocal(value))
+    return form.pack(*flat)

@@ -10,8 +10,9 @@ import numpy as np
 from cudeform.arrays import sum_dtype
 from cudeform.cuda import layout
 from cudeform.cuda.chunks import Chunk, chunks, image_groups
-from cudeform.cuda.device import Device, device_of
+from cudeform.cuda.device import Device, address, device_of
 from cudeform.cuda.sampler import (
+    VECTOR_BYTES,
     Block,
     Gradients,
     Sampler,
@@ -37,13 +38,17 @@ def _all_channels(plan: ConvPlan) -> Block:
     return Block(0, plan.points.channels, plan.in_channels)
 
 
-def _packed_weight(device: Device, plan: ConvPlan, weight: Any) -> Any:
-    """(O, C/groups, kh, kw) -> (groups, O/groups, taps * C/groups), the order of the columns."""
-    shape = (plan.groups, plan.out_channels // plan.groups, plan.points.taps * plan.in_channels)
-    packed = device.empty(shape, weight.dtype)
-    layout.transpose(
-        device, weight, packed, (plan.out_channels, plan.in_channels, plan.points.taps)
-    )
+def _packed_weight(batch: layout.Batch, plan: ConvPlan, weight: Any) -> Any:
+    """(O, C/groups, kh, kw) -> (O, taps, C/groups), the order of the columns, when `batch` has run.
+
+    The weight itself where that is the same, unless it starts off the grid of vectors: cuBLAS may
+    choose by that, and equal arguments give equal bytes wherever they are.
+    """
+    shape = (plan.out_channels, plan.points.taps, plan.in_channels)
+    if 1 in shape[1:] and address(weight) % VECTOR_BYTES == 0:
+        return weight.reshape(shape)
+    packed = batch.device.empty(shape, weight.dtype)
+    batch.transpose(weight, packed, (plan.out_channels, plan.in_channels, plan.points.taps))
     return packed
 
 
@@ -56,18 +61,20 @@ def forward(
     mask: Any = None,
 ) -> tuple[Any]:
     """The convolution, a chunk of output pixels at a time."""
-    points = plan.points
+    points, per_group = plan.points, plan.out_channels // plan.groups
     with device_of(input) as device:
         output = device.empty(plan.out_shape, input.dtype)
         if points.batch == 0:
             return (output,)
+        batch = layout.Batch(device)
         if bias is not None:
-            layout.fill(device, bias, output, 1 if points.channels_last else points.pixels)
+            batch.fill(bias, output, 1 if points.channels_last else points.pixels)
         sampler = Sampler(device, points, input.dtype, offset)
-        packed = _packed_weight(device, plan, weight)
+        packed = _packed_weight(batch, plan, weight).reshape(plan.groups, per_group, -1)
         most = _most_pixels(plan, sampler.dtype)
         for images in image_groups(points, most, sampler.dtype.itemsize):
-            last = channels_last(device, points, input, images)
+            last = channels_last(batch, points, input, images)
+            batch.run()
             for chunk in chunks(points, images, most):
                 columns = sampler.columns(
                     chunk,
@@ -144,6 +151,7 @@ class _Backward:
         channels = max(block.channels for block in self.blocks)
         self.most = most_backward_pixels(plan.points, channels, self.sampler.dtype)
         self.packed: dict[Block, Any] = {}
+        self.begin, self.finish = layout.Batch(device), layout.Batch(device)
 
     def run(
         self,
@@ -158,58 +166,44 @@ class _Backward:
         sums = sum_dtype(input.dtype)
         per_group = plan.out_channels // plan.groups
         shape = (plan.groups, per_group, points.taps * plan.in_channels)
-        grad_weight = device.empty(shape, sums) if "weight" in self.needs else None
-        grad_bias = device.empty((1, plan.out_channels), sums) if "bias" in self.needs else None
+        grad_weight = grad_bias = None
+        if "weight" in self.needs:
+            as_summed = 1 in (points.taps, plan.in_channels) and weight.dtype == sums
+            grad_weight = grads["weight"].reshape(shape) if as_summed else device.empty(shape, sums)
+        if "bias" in self.needs:
+            as_it_is = grads["bias"].dtype == sums
+            row = (1, plan.out_channels)
+            grad_bias = grads["bias"].reshape(row) if as_it_is else device.empty(row, sums)
         targets = Gradients(*(grads.get(name) for name in Gradients._fields))
         if targets.needs:
-            self.packed = {block: self._packed_block(weight, block) for block in self.blocks}
+            self.packed = dict(_packed_blocks(self.begin, plan, weight))
 
         for images in image_groups(points, self.most, self.sampler.dtype.itemsize):
-            last = grad_output_last = None
-            grad_output_last = channels_last(device, points, grad_output, images)
+            last = ones = None
+            grad_output_last = channels_last(self.begin, points, grad_output, images)
             if self.needs - {"bias"}:
-                last = channels_last(device, points, input, images)
+                last = channels_last(self.begin, points, input, images)
             if grad_bias is not None:
-                self._add_bias(images, grad_output_last, grad_bias)
+                ones = device.empty((1, len(images) * points.pixels), grad_output.dtype)
+                self.begin.fill(None, ones)
+            self.begin.run()
+            if grad_bias is not None:
+                # The sum over all pixels is a product, which cuBLAS sums in a fixed order
+                rows = grad_output_last.reshape(-1, plan.out_channels)
+                device.gemm(ones, rows, grad_bias, accumulate=images.start > 0)
             if grad_weight is not None:
                 self._add_weight(images, grad_output_last, last, offset, mask, grad_weight)
             if targets.needs:
                 self._points(images, grad_output_last, last, offset, mask, targets)
+            if images.stop < points.batch:
+                self.finish.run()
 
-        if grad_weight is not None:
+        if grad_weight is not None and not as_summed:
             shape = (plan.out_channels, points.taps, plan.in_channels)
-            layout.transpose(device, grad_weight, grads["weight"], shape)
-        if grad_bias is not None:
-            layout.fill(device, grad_bias, grads["bias"])
-
-    def _packed_block(self, weight: Any, block: Block) -> Any:
-        """The weights of a block of channels: (groups of the block, O/groups, taps * width)."""
-        plan = self.plan
-        per_group = plan.out_channels // plan.groups
-        step = plan.in_channels * plan.points.taps
-        group, channel = divmod(block.first, plan.in_channels)
-        groups = block.channels // block.width
-        packed = self.device.empty(
-            (groups, per_group, plan.points.taps * block.width), weight.dtype
-        )
-        first = group * per_group * step + channel * plan.points.taps
-        layout.transpose(
-            self.device,
-            weight.reshape(-1)[first:],
-            packed,
-            (groups * per_group, block.width, plan.points.taps),
-            source_step=step,
-        )
-        return packed
-
-    def _add_bias(self, images: range, grad_output: Any, grad_bias: Any) -> None:
-        """Add the sum over all pixels: a product with ones, which cuBLAS sums in a fixed order."""
-        rows = grad_output.reshape(-1, self.plan.out_channels)
-        ones = self.device.empty((1, rows.shape[0]), rows.dtype)
-        one = self.device.empty((1,), grad_bias.dtype)
-        one.fill(1)
-        layout.fill(self.device, one, ones)
-        self.device.gemm(ones, rows, grad_bias, accumulate=images.start > 0)
+            self.finish.transpose(grad_weight, grads["weight"], shape)
+        if grad_bias is not None and not as_it_is:
+            self.finish.fill(grad_bias, grads["bias"])
+        self.finish.run()
 
     def _add_weight(
         self, images: range, grad_output: Any, input: Any, offset: Any, mask: Any, grad_weight: Any
@@ -271,7 +265,49 @@ class _Backward:
             offset,
             mask,
             targets,
+            self.finish,
         )
+
+
+def _packed_blocks(batch: layout.Batch, plan: ConvPlan, weight: Any) -> Iterator[tuple[Block, Any]]:
+    """The weights of each block: (groups of the block, O/groups, taps * width)."""
+    per_group, taps, width = plan.out_channels // plan.groups, plan.points.taps, plan.in_channels
+    if width <= BLOCK_CHANNELS:
+        packed = _packed_weight(batch, plan, weight).reshape(plan.groups, per_group, -1)
+        for block in _blocks(plan):
+            group = block.first // width
+            yield block, packed[group : group + block.channels // width]
+        return
+    parts = _packed_parts(batch, plan, weight)
+    for block in _blocks(plan):
+        group, channel = divmod(block.first, width)
+        rows = parts[channel // BLOCK_CHANNELS][group * per_group : (group + 1) * per_group]
+        yield block, rows.reshape(1, per_group, taps * block.width)
+
+
+def _packed_parts(batch: layout.Batch, plan: ConvPlan, weight: Any) -> list[Any]:
+    """(O, taps, width) of each part of the channels of a group: those of one width in one go."""
+    out_channels, taps = plan.out_channels, plan.points.taps
+    whole, rest = divmod(plan.in_channels, BLOCK_CHANNELS)
+    packed = batch.device.empty((whole, out_channels, taps, BLOCK_CHANNELS), weight.dtype)
+    batch.transpose(
+        weight,
+        packed,
+        (whole * out_channels, BLOCK_CHANNELS, taps),
+        groups=out_channels,
+        source_step=BLOCK_CHANNELS * taps,
+        source_group=plan.in_channels * taps,
+    )
+    parts = list(packed)
+    if rest:
+        parts.append(batch.device.empty((out_channels, taps, rest), weight.dtype))
+        batch.transpose(
+            weight.reshape(-1)[whole * BLOCK_CHANNELS * taps :],
+            parts[-1],
+            (out_channels, rest, taps),
+            source_step=plan.in_channels * taps,
+        )
+    return parts
 
 
 def _blocks(plan: ConvPlan) -> Iterator[Block]:

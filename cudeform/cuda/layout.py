@@ -6,36 +6,32 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name
-from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, packed
 from cudeform.cuda.device import Device
 
-__all__ = ["fill", "index_type", "rounded", "transpose", "units"]
+__all__ = ["Batch", "fill", "index_type", "rounded", "transpose", "units"]
 
-PARAMS = np.dtype(
-    [
-        ("rows", "i4"),
-        ("columns", "i4"),
-        ("matrices", "i4"),
-        ("groups", "i4"),
-        ("source_step", "i8"),
-        ("target_step", "i8"),
-        ("source_group", "i8"),
-        ("target_group", "i8"),
-        ("source_pitch", "i4"),
-        ("target_pitch", "i4"),
-        ("count", "i8"),
-        ("channels", "i4"),
-        ("inner", "i4"),
-    ],
+JOB = np.dtype(
+    [(name, "i4") for name in ("first_block", "blocks", "rows", "columns")]
+    + [(name, DIVISOR) for name in ("tiles_down", "tiles_across", "groups")]
+    + [(name, "i4") for name in ("source_pitch", "target_pitch")]
+    + [(name, DIVISOR) for name in ("channels", "inner")]
+    + [(name, "i8") for name in (
+        "source_step", "target_step", "source_group", "target_group", "count",
+    )],
     align=True,
-)
-_UNUSED = dict.fromkeys(PARAMS.names, 0)
+)  # fmt: skip
+JOBS = 5  # of a launch
+PARAMS = np.dtype([("jobs", JOB, (JOBS,))], align=True)
+_UNUSED = {name: int(JOB[name] == DIVISOR) for name in JOB.names}
+_NONE = packed(JOB, {**_UNUSED, "first_block": 2**31 - 1})
 TILE, THREADS = 32, 256
+_SIZES = (("THREADS", THREADS), ("TILE", TILE), ("JOBS", JOBS))
 FILL_BLOCKS = 1024
 _TYPES = {**SCALARS, "int32": "int"}  # whole numbers are moved, not converted
 
@@ -48,7 +44,7 @@ def index_type(elements: int) -> str:
 @lru_cache(maxsize=512)
 def _unit(source: str, target: str, index: str) -> Unit:
     defines = (("SOURCE", _TYPES[source]), ("TARGET", _TYPES[target]), ("INDEX", index))
-    return Unit("layout.cu", defines, PARAMS, (("THREADS", THREADS), ("TILE", TILE)))
+    return Unit("layout.cu", defines, PARAMS, _SIZES)
 
 
 def units() -> Iterator[Unit]:
@@ -61,65 +57,113 @@ def units() -> Iterator[Unit]:
         yield _unit("int32", "int32", index)
 
 
-def _launch(
-    device: Device,
-    kernel: str,
-    index: str,
-    grid: int,
-    source: Any,
-    target: Any,
-    params: dict[str, int],
-) -> None:
-    unit = _unit(dtype_name(source.dtype), dtype_name(target.dtype), index)
-    packed = pack(PARAMS, {**_UNUSED, **params})
-    device.launch(unit, kernel, grid, THREADS, (source, target), packed)
+class _Job(NamedTuple):
+    """What is done to one pair of arrays."""
+
+    source: Any  # None: a fill with ones
+    target: Any
+    largest: int  # elements that an index counts
+    blocks: int
+    params: dict[str, int]
+
+    @property
+    def unit(self) -> Unit:
+        target = dtype_name(self.target.dtype)
+        source = target if self.source is None else dtype_name(self.source.dtype)
+        return _unit(source, target, index_type(self.largest))
 
 
-def transpose(
-    device: Device,
-    source: Any,
-    target: Any,
-    shape: tuple[int, int, int],
-    *,
-    groups: int = 1,
-    source_step: int = 0,
-    target_step: int = 0,
-    source_group: int = 0,
-    target_group: int = 0,
-    source_pitch: int = 0,
-    target_pitch: int = 0,
-) -> None:
-    """target (B, S, R) = source (B, R, S) for shape = (B, R, S), converted to target's dtype.
+class Batch:
+    """Arrays to be moved, in as few launches as their dtypes allow; none needs another's result."""
 
-    A pitch is the distance of two rows, a group that of the `groups` matrices of a step, and a
-    step that of two such, where they are not those of a dense array.
-    """
-    matrices, rows, columns = shape
-    source_pitch, target_pitch = source_pitch or columns, target_pitch or rows
-    params = {
-        "rows": rows,
-        "columns": columns,
-        "matrices": matrices,
-        "groups": groups,
-        "source_step": source_step or groups * rows * columns,
-        "target_step": target_step or groups * rows * columns,
-        "source_group": source_group or rows * columns,
-        "target_group": target_group or rows * columns,
-        "source_pitch": source_pitch,
-        "target_pitch": target_pitch,
-    }
-    grid = matrices * -(-rows // TILE) * -(-columns // TILE)
-    index = index_type(max(rows * source_pitch, columns * target_pitch))
-    _launch(device, "transpose", index, grid, source, target, params)
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._jobs: list[_Job] = []
+
+    def transpose(
+        self,
+        source: Any,
+        target: Any,
+        shape: tuple[int, int, int],
+        *,
+        groups: int = 1,
+        source_step: int = 0,
+        target_step: int = 0,
+        source_group: int = 0,
+        target_group: int = 0,
+        source_pitch: int = 0,
+        target_pitch: int = 0,
+    ) -> None:
+        """target (B, S, R) = source (B, R, S) for shape = (B, R, S), converted to target's dtype.
+
+        A pitch is the distance of two rows, a group that of the `groups` matrices of a step, and a
+        step that of two such, where they are not those of a dense array.
+        """
+        matrices, rows, columns = shape
+        source_pitch, target_pitch = source_pitch or columns, target_pitch or rows
+        down, across = -(-rows // TILE), -(-columns // TILE)
+        params = {
+            "rows": rows,
+            "columns": columns,
+            "tiles_down": down,
+            "tiles_across": across,
+            "groups": groups,
+            "source_step": source_step or groups * rows * columns,
+            "target_step": target_step or groups * rows * columns,
+            "source_group": source_group or rows * columns,
+            "target_group": target_group or rows * columns,
+            "source_pitch": source_pitch,
+            "target_pitch": target_pitch,
+        }
+        largest = max(rows * source_pitch, columns * target_pitch)
+        self._jobs.append(_Job(source, target, largest, matrices * down * across, params))
+
+    def fill(self, source: Any, target: Any, inner: int = 1) -> None:
+        """target[i] = source[i // inner % len(source)], converted.
+
+        A source as long as the target is copied, and None is a source of ones.
+        """
+        count = prod(target.shape)
+        channels = 1 if source is None else prod(source.shape)
+        params = {"count": count, "inner": inner, "channels": channels}
+        blocks = min(-(-count // THREADS), FILL_BLOCKS)
+        largest = count + FILL_BLOCKS * THREADS  # a thread counts up to its next element
+        self._jobs.append(_Job(source, target, largest, blocks, params))
+
+    def run(self) -> None:
+        """Move what there is, and forget it."""
+        by_unit: dict[Unit, list[_Job]] = {}
+        for job in self._jobs:
+            by_unit.setdefault(job.unit, []).append(job)
+        self._jobs = []
+        for unit, jobs in by_unit.items():
+            for first in range(0, len(jobs), JOBS):
+                self._launch(unit, jobs[first : first + JOBS])
+
+    def _launch(self, unit: Unit, jobs: list[_Job]) -> None:
+        content, arrays, grid = [], [], 0
+        for job in jobs:
+            place = {"first_block": grid, "blocks": job.blocks}
+            content.append(packed(JOB, {**_UNUSED, **job.params, **place}))
+            arrays += [job.source, job.target]
+            grid += job.blocks
+        rest = JOBS - len(jobs)
+        params = np.frombuffer(b"".join([*content, *[_NONE] * rest]), PARAMS)
+        self.device.launch(unit, "arrange", grid, THREADS, (*arrays, *[None] * (2 * rest)), params)
+
+
+def transpose(device: Device, source: Any, target: Any, *shape: Any, **strides: int) -> None:
+    """`Batch.transpose` of one pair of arrays."""
+    batch = Batch(device)
+    batch.transpose(source, target, *shape, **strides)
+    batch.run()
 
 
 def fill(device: Device, source: Any, target: Any, inner: int = 1) -> None:
-    """target[i] = source[i // inner % len(source)], converted; one as long as target is copied."""
-    count = prod(target.shape)
-    params = {"count": count, "inner": inner, "channels": prod(source.shape)}
-    grid = min(-(-count // THREADS), FILL_BLOCKS)
-    index = index_type(count + FILL_BLOCKS * THREADS)  # a thread counts up to its next element
-    _launch(device, "fill", index, grid, source, target, params)
+    """`Batch.fill` of one array."""
+    batch = Batch(device)
+    batch.fill(source, target, inner)
+    batch.run()
 
 
 def rounded(device: Device, sums: Any, dtype: Any) -> Any:

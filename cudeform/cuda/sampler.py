@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from math import gcd
@@ -13,12 +13,13 @@ import numpy as np
 from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.chunks import Chunk, chunks
-from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device, address
 from cudeform.plans.points import BORDERS, Points
 
 __all__ = [
     "COLUMN_BYTES",
+    "VECTOR_BYTES",
     "Block",
     "Gradients",
     "PointSums",
@@ -30,25 +31,29 @@ __all__ = [
 ]
 
 PARAMS = np.dtype(
-    [(name, "i4") for name in (
-        "height", "width", "input_channels",
-        "out_width", "first_pixel", "chunk_pixels", "images",
-        "kernel_width", "taps",
-        "stride_y", "stride_x", "origin_y", "origin_x", "dilation_y", "dilation_x",
-        "border", "plain",
-        "offset_groups", "group_channels",
-        "first_channel", "channels", "block_channels", "blocks",
+    [("height", "i4"), ("input_channels", "i4")]
+    + [(name, DIVISOR) for name in (
+        "width", "out_width", "chunk_pixels", "kernel_width", "taps", "offset_groups",
+        "block_channels",
     )]
-    + [("blocks_per_channel", "f4"), ("lane_bits", "i4"), ("accumulate", "i4")]
+    + [(name, "i4") for name in (
+        "first_pixel", "images",
+        "stride_y", "stride_x", "origin_y", "origin_x", "dilation_y", "dilation_x",
+        "border", "plain", "group_channels", "first_channel", "channels", "blocks", "even",
+        "points", "tile", "lane_bits", "accumulate",
+    )]
     + [(name, "i8") for name in (
         "offset_image", "offset_channel", "offset_pixel",
         "mask_image", "mask_channel", "mask_pixel",
     )],
     align=True,
 )  # fmt: skip
-THREADS, TILE, WARP = 256, 64, 32
+THREADS, WARP = 256, 32
+LANES = 8  # threads that share a point, at most: their vectors are a line of the cache
+LEAST_TILE = 64  # points of a block where there are few, so that there are some blocks
+BLOCKS = 512  # enough for every GPU: with more, a block gets as many points as it has threads
 VECTOR_BYTES = 16
-_SIZES = (("THREADS", THREADS), ("TILE", TILE))
+_SIZES = (("THREADS", THREADS), ("LANES", LANES))
 COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 
 
@@ -68,11 +73,12 @@ def units() -> Iterator[Unit]:
             yield _unit(dtype, offset, 1 << power, index)
 
 
-def channels_last(device: Device, points: Points, array: Any, images: range) -> Any:
+def channels_last(batch: layout.Batch, points: Points, array: Any, images: range) -> Any:
     """Some images of an array in the layout of `points`, as (images, pixels, channels).
 
-    The array itself if it has that layout, unless it starts off the grid of vectors: narrower
-    vectors would add in another order, and equal arguments give equal bytes wherever they are.
+    They are there when `batch` has run. The array itself if it has that layout, unless it starts
+    off the grid of vectors: narrower vectors would add in another order, and equal arguments give
+    equal bytes wherever they are.
     """
     part = array[images.start : images.stop]
     if points.channels_last:
@@ -80,8 +86,8 @@ def channels_last(device: Device, points: Points, array: Any, images: range) -> 
             part = part.copy()
         return part.reshape(len(images), -1, part.shape[-1])
     channels, pixels = part.shape[1], part.shape[2] * part.shape[3]
-    copy = device.empty((len(images), pixels, channels), part.dtype)
-    layout.transpose(device, part, copy, (len(images), channels, pixels))
+    copy = batch.device.empty((len(images), pixels, channels), part.dtype)
+    batch.transpose(part, copy, (len(images), channels, pixels))
     return copy
 
 
@@ -94,11 +100,11 @@ class Block(NamedTuple):
 
 
 class PointSums(NamedTuple):
-    """What the gradients of the points of a chunk are made of, summed over channels in steps."""
+    """What the gradients of the points of a chunk are made of, or None where it is not needed."""
 
-    dots: Any  # (points, 4)
-    buckets: sort.Buckets | None
-    fractions: Any  # (points, 4) or None
+    dots: Any  # (points, 4), summed over blocks of channels if there are several
+    keys: Any  # (points,)
+    fractions: Any  # (points, 4)
 
 
 def _named(names: tuple[str, ...], values: tuple[int, ...]) -> dict[str, int]:
@@ -114,9 +120,10 @@ class Sampler:
         self.dtype = np.dtype(dtype)
         plain = offset is None
         self.sums = sum_dtype(self.dtype)
+        per_pixel = points.offset_groups * points.taps
+        self._offset_items = 0 if plain else 2 * per_pixel * points.pixels  # of an image
         self._dtype_name = dtype_name(self.dtype)
         self._offset_name = self._dtype_name if plain else dtype_name(offset.dtype)
-        per_pixel = points.offset_groups * points.taps
         offset_strides = points.offset_strides(2 * per_pixel)
         mask_strides = points.offset_strides(per_pixel)
         self._params = {
@@ -126,7 +133,8 @@ class Sampler:
             "out_width": points.out_width,
             "kernel_width": points.kernel[1],
             "taps": points.taps,
-            "border": BORDERS.index(points.border),
+            # Without offsets no point is between the border and the image
+            "border": BORDERS.index("clamp" if plain else points.border),
             "plain": int(plain),
             "offset_groups": points.offset_groups,
             "group_channels": points.group_channels,
@@ -146,7 +154,7 @@ class Sampler:
         return gcd(most, self.points.group_channels, block.first, block.width)
 
     def _launch(self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any):
-        """`how`: tasks (groups of lanes, or points), per_block of them, vector, accumulate."""
+        """`how`: tasks (groups of lanes, or points), per_block of them; vector, lane_bits."""
         points, vector = self.points, how["vector"]
         params = {
             **self._params,
@@ -157,13 +165,19 @@ class Sampler:
             "channels": block.channels,
             "block_channels": block.width,
             "blocks": block.channels // block.width,
-            "blocks_per_channel": 1.0 / block.width,
+            "even": int(
+                block.channels == block.width
+                and (points.offset_groups == 1 or block.channels == points.channels)
+            ),
+            "points": self.point_count(chunk),
+            "tile": how["per_block"],
+            "lane_bits": how["lane_bits"],
             "accumulate": int(how.get("accumulate", False)),
-            "lane_bits": self._lane_bits(block, vector),
         }
         largest = max(
             chunk.images * points.height * points.width * points.channels,
             chunk.size * points.taps * block.channels,
+            self._offset_items * chunk.images,
             4 * self.point_count(chunk),
         )
         index = layout.index_type(largest)
@@ -171,10 +185,23 @@ class Sampler:
         grid = -(-how["tasks"] // how["per_block"])
         self.device.launch(unit, kernel, grid, THREADS, arrays, pack(PARAMS, params))
 
-    def _lane_bits(self, block: Block, vector: int) -> int:
-        """The logarithm of the threads that share a point, one for each pack of channels."""
+    def _lane_bits(self, block: Block, vector: int, most: int) -> int:
+        """The logarithm of the threads that share a task, one for each pack of channels."""
         packs = -(-min(self.points.group_channels, block.channels) // vector)
-        return min(WARP.bit_length() - 1, (packs - 1).bit_length())
+        return min(most.bit_length() - 1, (packs - 1).bit_length())
+
+    def _on_points(
+        self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any
+    ) -> None:
+        """A kernel whose blocks find the corners of a tile of points for all their channels."""
+        vector = self._vector(block)
+        lane_bits = self._lane_bits(block, vector, LANES)
+        tasks = self.point_count(chunk)
+        tile = THREADS
+        while tile > max(LEAST_TILE, THREADS >> lane_bits) and tasks < BLOCKS * tile:
+            tile //= 2
+        how |= {"tasks": tasks, "per_block": tile, "vector": vector, "lane_bits": lane_bits}
+        self._launch(kernel, chunk, block, arrays, **how)
 
     def columns(self, chunk: Chunk, block: Block, input: Any, offset: Any, mask: Any) -> Any:
         """Samples of a chunk: (pixels, channels / width, taps, width), `input` channels last."""
@@ -187,82 +214,77 @@ class Sampler:
         self, chunk: Chunk, block: Block, input: Any, offset: Any, mask: Any, columns: Any
     ) -> None:
         """Fill the columns of a chunk."""
-        self._launch(
-            "sample",
-            chunk,
-            block,
-            (input, offset, mask, columns),
-            tasks=self.point_count(chunk),
-            per_block=TILE,
-            vector=self._vector(block),
-        )
+        self._on_points("sample", chunk, block, (input, offset, mask, columns))
 
-    def prepare(self, chunk: Chunk, offset: Any, mask: Any, needs: frozenset[str]) -> PointSums:
-        """A place for the dots, and the points sorted by the pixels they touch."""
+    def prepare(self, chunk: Chunk, blocks: int, needs: frozenset[str]) -> PointSums:
+        """Places for what `add_dots` or `find_keys` write, for so many blocks of channels."""
         count = self.point_count(chunk)
-        dots = buckets = fractions = None
-        if needs - {"input"}:
+        dots = keys = fractions = None
+        if needs - {"input"} and blocks > 1:
             dots = self.device.empty((count, 4), self.sums)
         if "input" in needs:
-            points = self.points
             keys = self.device.empty((count,), np.int32)
             fractions = self.device.empty((count, 4), self.sums)
-            self._per_point("point_keys", chunk, (offset, mask, keys, fractions))
-            cells = (points.height + 1) * (points.width + 1)
-            buckets = sort.sort_points(
-                self.device, keys, chunk.images * points.offset_groups * cells
-            )
-        return PointSums(dots, buckets, fractions)
+        return PointSums(dots, keys, fractions)
 
-    def _per_point(self, kernel: str, chunk: Chunk, arrays: tuple[Any, ...]) -> None:
+    def find_keys(self, chunk: Chunk, sums: PointSums, offset: Any, mask: Any) -> None:
+        """Set keys and fractions, where `add_dots` does not."""
         one = Block(0, self.points.channels, self.points.channels)
-        tasks = self.point_count(chunk)
-        self._launch(kernel, chunk, one, arrays, tasks=tasks, per_block=THREADS, vector=1)
+        how = {"tasks": self.point_count(chunk), "per_block": THREADS, "vector": 1, "lane_bits": 0}
+        self._launch("point_keys", chunk, one, (offset, mask, sums.keys, sums.fractions), **how)
 
     def add_dots(
-        self, chunk: Chunk, block: Block, sums: PointSums, input: Any, offset: Any, columns: Any
+        self,
+        chunk: Chunk,
+        block: Block,
+        sums: PointSums,
+        input: Any,
+        offset: Any,
+        mask: Any,
+        columns: Any,
+        grad_offset: Any,
+        grad_mask: Any,
     ) -> None:
-        """Add this block's channels to the corner dots; the first block sets them."""
-        self._launch(
-            "corner_dots",
-            chunk,
-            block,
-            (input, offset, columns, sums.dots),
-            tasks=self.point_count(chunk),
-            per_block=TILE,
-            vector=self._vector(block),
-            accumulate=block.first > 0,
-        )
+        """Add this block's channels to the corner dots.
+
+        The first block sets them, and keys and fractions; the last, with one gradient or both, sets
+        those.
+        """
+        keys = (sums.keys, sums.fractions) if block.first == 0 else (None, None)
+        arrays = (input, offset, mask, columns, sums.dots, *keys, grad_offset, grad_mask)
+        self._on_points("corner_dots", chunk, block, arrays, accumulate=block.first > 0)
+
+    def buckets(self, chunk: Chunk, sums: PointSums) -> sort.Buckets:
+        """The points by the pixels they touch, from their keys."""
+        points = self.points
+        cells = (points.height + 1) * (points.width + 1)
+        number = chunk.images * points.offset_groups * cells
+        return sort.sort_points(self.device, sums.keys, number)
 
     def gather(
-        self, chunk: Chunk, block: Block, sums: PointSums, columns: Any, grad_input: Any
+        self,
+        chunk: Chunk,
+        block: Block,
+        buckets: sort.Buckets,
+        fractions: Any,
+        columns: Any,
+        grad_input: Any,
     ) -> None:
         """Set this block's channels of grad_input (channels last); later chunks of an image add."""
         vector = self._vector(block)
+        lane_bits = self._lane_bits(block, vector, WARP)
         kernel = "gather_input" if chunk.whole(self.points) else "gather_input_sums"
         self._launch(
             kernel,
             chunk,
             block,
-            (columns, sums.buckets.starts, sums.buckets.order, sums.fractions, grad_input),
+            (columns, buckets.starts, buckets.order, fractions, grad_input),
             tasks=chunk.images * self.points.height * self.points.width * self.points.offset_groups,
-            per_block=THREADS >> self._lane_bits(block, vector),
+            per_block=THREADS >> lane_bits,
             vector=vector,
+            lane_bits=lane_bits,
             accumulate=chunk.pixel > 0,
         )
-
-    def point_gradients(
-        self,
-        chunk: Chunk,
-        sums: PointSums,
-        offset: Any,
-        mask: Any,
-        grad_offset: Any,
-        grad_mask: Any,
-    ) -> None:
-        """Finish the gradients of offset and mask; each may be None."""
-        arrays = (offset, mask, sums.dots, grad_offset, grad_mask)
-        self._per_point("point_gradients", chunk, arrays)
 
 
 class Gradients(NamedTuple):
@@ -288,16 +310,18 @@ def backpropagate(
     sampler: Sampler,
     images: range,
     most_pixels: int,
-    blocks: Iterable[Block],
+    blocks: Sequence[Block],
     grad_columns: Callable[[Chunk, Block], Any],
     input: Any,
     offset: Any,
     mask: Any,
     gradients: Gradients,
+    finish: layout.Batch,
 ) -> None:
     """The gradients of some images from those of their columns, a block of channels at a time.
 
-    `input` holds these images only, channels last; the other arrays hold the whole batch.
+    `input` holds these images only, channels last; the other arrays hold the whole batch. The
+    gradient of the input is in its place when `finish` has run.
     """
     device, points, needs = sampler.device, sampler.points, gradients.needs
     parts = list(chunks(points, images, most_pixels))
@@ -311,20 +335,24 @@ def backpropagate(
         local = chunk.within(images)
         offsets = None if offset is None else offset[chunk.batch]
         masks = None if mask is None else mask[chunk.batch]
-        sums = sampler.prepare(chunk, offsets, masks, needs)
+        grads = [g if g is None else g[chunk.batch] for g in (gradients.offset, gradients.mask)]
+        sums = sampler.prepare(chunk, len(blocks), needs)
+        if needs == {"input"}:
+            sampler.find_keys(chunk, sums, offsets, masks)
+        buckets = None
         for block in blocks:
             columns = grad_columns(chunk, block)
-            if sums.dots is not None:
-                sampler.add_dots(chunk, block, sums, input[local], offsets, columns)
-            if sums.buckets is not None:
-                sampler.gather(chunk, block, sums, columns, grad_input[local])
-        if sums.dots is not None:
-            grads = (g if g is None else g[chunk.batch] for g in (gradients.offset, gradients.mask))
-            sampler.point_gradients(chunk, sums, offsets, masks, *grads)
+            if needs - {"input"}:
+                given = input[local], offsets, masks, columns
+                at_last = grads if block == blocks[-1] else (None, None)
+                sampler.add_dots(chunk, block, sums, *given, *at_last)
+            if "input" in needs:
+                buckets = buckets or sampler.buckets(chunk, sums)
+                sampler.gather(chunk, block, buckets, sums.fractions, columns, grad_input[local])
     if grad_input is None or in_place:
         return
     if points.channels_last:
-        layout.fill(device, grad_input, gradients.input[batch])
+        finish.fill(grad_input, gradients.input[batch])
     else:
         shape = (len(images), points.height * points.width, points.channels)
-        layout.transpose(device, grad_input, gradients.input[batch], shape)
+        finish.transpose(grad_input, gradients.input[batch], shape)

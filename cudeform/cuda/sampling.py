@@ -36,8 +36,10 @@ def forward(plan: SamplePlan, input: Any, points: Any) -> tuple[Any]:
             return (output.reshape(shape),)
         sampler = Sampler(device, points, input.dtype, locations)
         most = most_backward_pixels(points, points.channels, sampler.dtype)
+        batch = layout.Batch(device)
         for images in image_groups(points, most, sampler.dtype.itemsize):
-            last = channels_last(device, points, input, images)
+            last = channels_last(batch, points, input, images)
+            batch.run()
             for chunk in chunks(points, images, most):
                 part = last[chunk.within(images)]
                 _sample(sampler, chunk, part, locations[chunk.batch], output)
@@ -85,10 +87,12 @@ def backward(
             return grads
         sampler = Sampler(device, points, input.dtype, locations)
         targets = Gradients(grads.get("input"), grads.get("points"))
+        batch = layout.Batch(device)
         most = most_backward_pixels(points, points.channels, sampler.dtype)
         for images in image_groups(points, most, sampler.dtype.itemsize):
-            last = channels_last(device, points, grad_output, images)
-            pixels_last = channels_last(device, points, input, images)
+            last = channels_last(batch, points, grad_output, images)
+            pixels_last = channels_last(batch, points, input, images)
+            batch.run()
 
             def columns(
                 chunk: Chunk, block: Block, last: Any = last, images: range = images
@@ -105,5 +109,7 @@ def backward(
                 locations,
                 None,
                 targets,
+                batch,
             )
+            batch.run()
     return grads

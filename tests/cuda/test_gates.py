@@ -62,6 +62,22 @@ def test_machine_code(unit, arch):
     assert not found, "\n".join([*found, RECORD_ANEW])
 
 
+def test_sampling_spends_its_instructions_on_samples():
+    """Of float32: what a point costs besides its channels, and a pack of them besides samples."""
+    (samples,) = (
+        archs
+        for name, unit in table.read()["loops"].items()
+        if name == "sampling.cu-float-float-4-int"
+        for kernel, archs in unit.items()
+        if kernel == "sample"
+    )
+    loads, stores, products = 4, 1, 4 * 4
+    for arch, numbers in samples.items():
+        cost = sass.Cost(*numbers)
+        assert cost.before <= 200, arch
+        assert cost.pack - (loads + stores + products) <= 8, arch
+
+
 def test_record_is_complete():
     """What is recorded is what is compiled, and every file with a hot kernel exists."""
     record = table.read()

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("runtime.cpp", "shared_memory.cpp", "checker.cpp")
+SOURCES = ("runtime.cpp", "shared_memory.cpp", "checker.cpp", "counter.cpp")
 HEADERS = ("runtime.h", "fiber.h", "shim.h", "collectives.h", "intrinsics.h")
 
 COMPILER = "g++"
@@ -24,7 +24,7 @@ COMMON_FLAGS = (
 RUNTIME_FLAGS = ("-O2", "-Wall", "-Wextra")
 # -w: g++ warns of the pragmas that it does not know. DWARF 4: addr2line of binutils 2.40 mistakes
 # the unit's own name for that of the first #line in DWARF 5.
-UNIT_FLAGS = ("-O1", "-gdwarf-4", "-w")
+UNIT_FLAGS = ("-O1", "-fno-tree-sra", "-gdwarf-4", "-w")
 CHECK_FLAGS = (
     "-fsanitize=thread",
     "-fsanitize=alignment,bounds,float-cast-overflow,integer-divide-by-zero,shift",
@@ -65,6 +65,25 @@ class Failure(ctypes.Structure):
     ]
 
 
+class Work(ctypes.Structure):
+    """``emulator::Work`` of runtime.h."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            "read_bytes",
+            "written_bytes",
+            "read_sectors",
+            "written_sectors",
+            "wide_reads",
+            "atomics",
+            "shared_read_bytes",
+            "shared_written_bytes",
+            "shared_atomics",
+        )
+    ]
+
+
 class Launch(ctypes.Structure):
     """``emulator::Launch`` of runtime.h."""
 
@@ -75,11 +94,13 @@ class Launch(ctypes.Structure):
         ("shared_limit", ctypes.c_size_t),
         ("order", ctypes.c_int),
         ("check", ctypes.c_int),
+        ("count", ctypes.c_int),
         ("seed", ctypes.c_uint64),
         ("arrays", ctypes.POINTER(Array)),
         ("array_count", ctypes.c_int),
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
         ("failure", Failure),
+        ("work", Work),
     ]
 
 

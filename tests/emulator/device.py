@@ -29,6 +29,17 @@ class Memory(NamedTuple):
     ptr: int
 
 
+class Launched(NamedTuple):
+    """One launch, and what it moved where that is counted: see ``emulator::Work`` of runtime.h."""
+
+    file: str
+    defines: tuple
+    kernel: str
+    blocks: int
+    threads: int  # of a block
+    work: dict[str, int]
+
+
 class DeviceArray(np.ndarray):
     """An array that lives "on the emulated device": only the host's memory, marked by its type."""
 
@@ -113,6 +124,15 @@ class EmulatorDevice:
         Of the random order.
     flatten : callable, optional
         ``unit -> text``; ``cudeform.cuda.compile.flatten`` by default.
+    count : bool
+        Count what launches move. Wants `check`, and takes longer.
+
+    Attributes
+    ----------
+    launches : list of Launched
+        Every launch since the device was made, in order.
+    products : int
+        The matrix products since then.
     """
 
     name = "emulator"
@@ -122,13 +142,16 @@ class EmulatorDevice:
     max_threads = 1024
     max_shared_bytes = 48 * 1024
 
-    def __init__(self, *, check=True, order="ascending", seed=0, flatten=None):
+    def __init__(self, *, check=True, order="ascending", seed=0, flatten=None, count=False):
         if order not in ORDERS:
             raise ValueError(f"order: expected one of {ORDERS}, got {order!r}")
         self.check = check
         self.order = order
         self.seed = seed
+        self.count = count
         self.launched: set[tuple] = set()  # (file, defines, kernel)
+        self.launches: list[Launched] = []
+        self.products = 0
         self._flatten = flatten
 
     def __repr__(self) -> str:
@@ -164,6 +187,7 @@ class EmulatorDevice:
             shared_limit=self.max_shared_bytes,
             order=ORDERS.index(self.order),
             check=self.check,
+            count=self.count,
             seed=self.seed,
         )
         if math.prod(launch.block) > self.max_threads:
@@ -179,6 +203,7 @@ class EmulatorDevice:
         if launch.failure.failed:
             raise EmulatorError(_describe(unit, kernel, library, launch.failure))
         self.launched.add((unit.file, unit.defines, kernel))
+        self.launches.append(_launched(unit, kernel, launch))
         for array, content in zip(read_only, before, strict=True):
             if array.tobytes() != content:
                 raise EmulatorError(f"{kernel} ({unit.file}): write into a read-only array")
@@ -216,6 +241,7 @@ class EmulatorDevice:
         from cudeform.cuda.gemm import gemm_arguments
 
         gemm_arguments(a, b, out)  # refuses strides that cuBLAS would refuse
+        self.products += 1
         rounded = precision == "tf32" and a.dtype == np.float32
         left, right = (to_tf32(x) if rounded else to_host(x).astype(sums) for x in (a, b))
         product = left @ right
@@ -241,6 +267,12 @@ def _dimensions(kernel: str, name: str, size, limits) -> tuple[int, int, int]:
     if len(size) != 3 or any(not 1 <= n <= limit for n, limit in zip(size, limits, strict=True)):
         raise EmulatorError(f"{kernel}: {name} {size} is empty or beyond {tuple(limits)}")
     return size
+
+
+def _launched(unit, kernel: str, launch: build.Launch) -> Launched:
+    work = {name: getattr(launch.work, name) for name, _ in build.Work._fields_}
+    blocks, threads = math.prod(launch.grid), math.prod(launch.block)
+    return Launched(unit.file, unit.defines, kernel, blocks, threads, work)
 
 
 def _check_params(kernel: str, unit, params) -> np.ndarray:

@@ -391,6 +391,7 @@ void run(Launch& the_launch, Body the_body, void* call) {
   if (!stacks) allocate_stacks();
   begin_threads(blockDim.x * blockDim.y * blockDim.z);
   checker_begin_launch(*launch);
+  counter_begin_launch(*launch);
   shared_begin_launch(*launch);
   std::vector<uint32_t> blocks(size_t(gridDim.x) * gridDim.y * gridDim.z);
   arrange(blocks);
@@ -399,6 +400,7 @@ void run(Launch& the_launch, Body the_body, void* call) {
     const uint32_t block = blocks[i];
     blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
     run_block();
+    counter_end_block();
   }
   checker_end_launch();
 }

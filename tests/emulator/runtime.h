@@ -32,6 +32,16 @@ struct Failure {
   unsigned thread[3];
 };
 
+// What a launch moved, in global memory unless it says otherwise.
+struct Work {
+  uint64_t read_bytes, written_bytes;      // by threads, an element or vector each time
+  uint64_t read_sectors, written_sectors;  // of 32 bytes, by the requests of warps
+  uint64_t wide_reads;                     // of threads, of 16 bytes
+  uint64_t atomics;                        // of threads; also among what is written
+  uint64_t shared_read_bytes, shared_written_bytes;
+  uint64_t shared_atomics;
+};
+
 struct Launch {
   unsigned grid[3];
   unsigned block[3];
@@ -39,11 +49,13 @@ struct Launch {
   size_t shared_limit;  // static and dynamic together
   int order;
   int check;
+  int count;  // fill in `work`; wants `check`
   uint64_t seed;
   const Array* arrays;
   int array_count;
   void* const* arguments;  // one pointer to each argument's value
   Failure failure;
+  Work work;
 };
 
 struct Dim {
@@ -99,5 +111,10 @@ void checker_block_barrier();
 void checker_warp_barrier(int warp, unsigned lanes);
 void checker_end_launch();
 void check_atomic(void* address, size_t bytes, const void* pc);
+
+// -- counter.cpp ----------------------------------------------------------------------------------
+void counter_begin_launch(Launch& launch);
+void counter_end_block();
+void count_access(bool shared, uintptr_t address, size_t bytes, bool write, bool atomic, const void* pc);
 
 }  // namespace emulator

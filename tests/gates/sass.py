@@ -113,21 +113,35 @@ def hot_loop(listing: list[str], loads: int) -> Loop | None:
 
 
 class Cost(NamedTuple):
-    """Instructions of a hot loop: for one pack of channels, and in the loop around it otherwise."""
+    """Instructions of a hot loop, and of what is around it."""
 
-    pack: int
-    around: int
+    pack: int  # in the loop, for one pack of channels
+    around: int  # in the loop around it, otherwise
+    before: int  # of a thread until it comes there, without those that its warp does once
 
 
 def cost(listing: list[str], loads: int) -> Cost:
     """Count the instructions of the hot loop, which takes so many 128-bit loads for a pack."""
     loop = hot_loop(listing, loads)
     if loop is None:
-        return Cost(0, 0)
+        return Cost(0, 0, 0)
     size = len(loop.instructions)
     around = [other for other in loops(listing) if other.contains(loop)]
     outer = min((len(other.instructions) for other in around), default=size)
-    return Cost(size * loads // wide_loads(loop.instructions), outer - size)
+    pack = -(-size * loads // wide_loads(loop.instructions))
+    return Cost(pack, outer - size, len(_before(listing, loop)))
+
+
+def _before(listing: list[str], loop: Loop) -> list[str]:
+    """What stands before a loop and in no other, except for the uniform datapath's instructions."""
+    others = [other for other in loops(listing) if not other.contains(loop)]
+    return [
+        line
+        for number, line in enumerate(listing[: loop.first])
+        if not line.endswith(":")
+        and not any(other.first <= number <= other.last for other in others)
+        and not re.match(r"U|S2UR|R2UR|LDCU|NOP", opcode(line))
+    ]
 
 
 def faults(listing: list[str], hot: Hot | None) -> list[str]:

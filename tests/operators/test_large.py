@@ -269,13 +269,13 @@ def recording():
 def test_index_of_images_is_wide_enough(index):
     height, width, channels = SHAPES[index]
     block, chunk = Block(0, channels, channels), Chunk(0, 1, 0, 1)
-    sums = PointSums(None, Buckets(None, None), None)
+    sums, buckets = PointSums(None, None, None), Buckets(None, None)
     device, widths = recording()
     sampler = Sampler(device, Points(1, channels, height, width, 1, 1), "float16", None)
     sampler.sample(chunk, block, None, None, None, None)
-    sampler.add_dots(chunk, block, sums, None, None, None)
-    sampler.gather(chunk, block, sums, None, np.empty(0))
-    sampler.point_gradients(chunk, sums, None, None, None, None)
+    sampler.add_dots(chunk, block, sums, *[None] * 6)
+    sampler.gather(chunk, block, buckets, None, None, np.empty(0))
+    sampler.find_keys(chunk, sums, None, None)
     plan = RoiPlan(1, channels, height, width, 1, (1, 1), 1.0, "unaligned", "grid_centers", 1)
     launcher = Launcher(device, plan, "float16", None)
     launcher.pool(None, np.empty((1, 8)), None, None)
@@ -300,12 +300,21 @@ def test_index_of_columns_and_rows_is_wide_enough(index):
     assert set(widths) == {index.split(",")[0]}
 
 
+@pytest.mark.parametrize("pixels", [2**30 - 1, 2**30])
+def test_index_of_offsets_is_wide_enough(pixels):
+    device, widths = recording()
+    offset = SimpleNamespace(dtype=np.dtype("f2"))
+    sampler = Sampler(device, Points(1, 1, 1, 1, 1, pixels), "float16", offset)
+    sampler.sample(Chunk(0, 1, 0, 1), Block(0, 1, 1), *[None] * 4)
+    assert widths == ["int" if 2 * pixels < 2**31 else "long long"]
+
+
 @pytest.mark.parametrize("count", [2**29 - 1, 2**29, 2**29 + 1])
 def test_index_of_corner_dots_is_wide_enough(count):
     device, widths = recording()
     sampler = Sampler(device, Points(1, 1, 1, 1, 1, count), "float16", None)
     sums, chunk = PointSums(None, None, None), Chunk(0, 1, 0, count)
-    sampler.add_dots(chunk, Block(0, 1, 1), sums, None, None, None)
+    sampler.add_dots(chunk, Block(0, 1, 1), sums, *[None] * 6)
     assert widths == ["int" if 4 * count < 2**31 else "long long"]
 
 
