@@ -21,7 +21,7 @@ NOTICE = {
         "-k 'not emulator and not cuda'"
     ),
     "cudeform/torch/nn/*": "bridges/test_torch_modules bridges/test_torch_attention",
-    "cudeform/torch/onnx*.py": "bridges/test_torch_modules bridges/test_torch_attention",
+    "cudeform/torch/onnx*.py": "bridges/test_torch_modules bridges/test_torch_attention_onnx",
     "cudeform/torch/originals.py": "bridges/test_transformers bridges/test_torch_attention",
     "cudeform/torch/patching.py": "bridges/test_torch_modules bridges/test_torch_attention",
     "cudeform/torch/rebinding.py": "bridges/test_transformers bridges/test_torch_attention",
