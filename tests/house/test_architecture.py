@@ -15,7 +15,7 @@ from cudeform.registry import OPERATORS
 # From the ground up. A module imports from floors below its own, or from its own room if that
 # is an open one. An entry that ends with a dot is a room: a package with all that is in it.
 FLOORS = [
-    ["checks", "descriptions", "imports"],
+    ["checks", "descriptions", "directions", "imports"],
     ["arrays", "dispatch", "threads"],
     ["plans."],
     ["boxes", "levels"],
@@ -74,7 +74,7 @@ RESERVED = {
     "torch": ("torch/", "keras.py", "bench/peers.py", "bench/cuda_peers.py"),
     # peers, engines: what `bench` measures against
     "torchvision": ("bench/peers.py", "bench/cuda_peers.py"),
-    "onnx": ("bench/engines.py",),
+    "onnx": ("bench/engines.py", "torch/onnx.py"),
     "onnxscript": ("torch/onnx.py",),
     "onnxruntime": ("bench/engines.py",),
     "openvino": ("bench/engines.py",),
