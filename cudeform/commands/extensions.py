@@ -25,10 +25,7 @@ def run(given: argparse.Namespace) -> int:
         except ValueError as error:
             raise CommandError(str(error)) from error
         return 0
-    rows = [
-        (row.name, state(row), _how_many(row), row.users)
-        for row in available()
-    ]
+    rows = [(row.name, state(row), _how_many(row), row.users) for row in available()]
     print(table(("module", "here", "functions", "used by"), rows))
     print(
         "\nrun a program with the stand-ins: python -m cudeform run [--with NAME] script.py\n"

@@ -142,8 +142,10 @@ def _find_beside(path: str) -> None:
 
 
 def _is_archive(path: str) -> bool:
-    return os.path.isfile(path) and not path.endswith((".py", ".pyw")) and bool(
-        PathFinder.find_spec("__main__", [path])
+    return (
+        os.path.isfile(path)
+        and not path.endswith((".py", ".pyw"))
+        and bool(PathFinder.find_spec("__main__", [path]))
     )
 
 

@@ -73,7 +73,9 @@ def selected(names: Iterable[str]) -> tuple[Extension, ...]:
     rows = []
     for name in names:
         new, _, known = name.rpartition("=") if isinstance(name, str) else ("", "", name)
-        if known not in EXTENSIONS or not all(part.isidentifier() for part in new.split(".") if new):
+        if known not in EXTENSIONS or not all(
+            part.isidentifier() for part in new.split(".") if new
+        ):
             raise ValueError(
                 f"install: expected names of extensions, which are {', '.join(EXTENSIONS)}, "
                 f"or NEW=NAME, got {name!r}"

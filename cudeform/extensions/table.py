@@ -115,7 +115,7 @@ _ROWS = (
                 ),
                 "ms_deform_attn_forward": "attention.ms_deform_attn_forward",
                 "ms_deform_attn_backward": "attention.ms_deform_attn_backward_",
-                **_names("boxes", "nms", "bbox_overlaps"),
+                **_names("boxes", "bbox_overlaps", "nms", "nms_match", "softnms"),
                 **_names(
                     "losses",
                     "sigmoid_focal_loss_forward",

@@ -60,14 +60,12 @@ def ms_deform_attn_backward(
     grad_output: Any,  # (N, Lq, M*D)
     im2col_step: int | None = None,
 ) -> list[Tensor]:
-    """The gradients of value, locations and weights; with six arguments as the forward with five."""
+    """The gradients of value, locations and weights; six arguments go with the forward's five."""
     starts, locations, weights, grad = level_start_index, sampling_loc, attn_weight, grad_output
     if im2col_step is None:
         starts, locations, weights, grad = None, starts, locations, weights
     _check_starts("ms_deform_attn_backward", spatial_shapes, starts)
-    return list(
-        cudeform.ms_deform_attn_backward(grad, value, spatial_shapes, locations, weights)
-    )
+    return list(cudeform.ms_deform_attn_backward(grad, value, spatial_shapes, locations, weights))
 
 
 @compiled
@@ -96,9 +94,7 @@ def ms_deform_attn_backward_(
 def _parts(sampling_loc_attn: Tensor, shapes: Tensor, points: int) -> tuple[Tensor, Tensor]:
     """Locations, and the logits behind them, of one head: (N, Lq, M, L*P*3)."""
     levels = shapes.shape[0]
-    locations, logits = sampling_loc_attn.split(
-        [2 * levels * points, levels * points], dim=-1
-    )
+    locations, logits = sampling_loc_attn.split([2 * levels * points, levels * points], dim=-1)
     return locations.unflatten(-1, (levels, points, 2)), logits.unflatten(-1, (levels, points))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cudeform.torch.extensions.calls import compiled, fill
 
-__all__ = ["bbox_overlaps", "nms"]
+__all__ = ["bbox_overlaps", "nms", "nms_match", "softnms"]
 
 
 @compiled
@@ -36,23 +36,76 @@ def _areas(boxes: Tensor, offset: int) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2] + offset).prod(-1)
 
 
+class _Rows:
+    """Boxes in the order of their scores, on the host: what is kept depends on those before."""
+
+    def __init__(self, boxes: Tensor, scores: Tensor, offset: int) -> None:
+        self.order = scores.sort(descending=True, stable=True).indices.cpu().numpy()
+        rows = boxes.float().cpu().numpy()[self.order]
+        self.low, self.high, self.offset = rows[:, :2], rows[:, 2:4], np.float32(offset)
+        self.areas = (self.high - self.low + self.offset).prod(1)
+
+    def overlaps(self, first: int, others: np.ndarray) -> np.ndarray:
+        """Of one row with others, over the unions."""
+        low = np.maximum(self.low[first], self.low[others])
+        high = np.minimum(self.high[first], self.high[others])
+        common = np.maximum(high - low + self.offset, 0).prod(1)
+        with np.errstate(divide="ignore", invalid="ignore"):  # NaN where no box has an area
+            return common / (self.areas[first] + self.areas[others] - common)
+
+    def groups(self, threshold: float, or_equal: bool = False) -> list[np.ndarray]:
+        """Each box that is kept, and behind it those that it suppresses, as given."""
+        reaches = np.greater_equal if or_equal else np.greater
+        left, groups = np.arange(len(self.order)), []
+        while len(left):
+            first, left = left[0], left[1:]
+            same = reaches(self.overlaps(first, left), threshold)
+            groups.append(self.order[[first, *left[same]]])
+            left = left[~same]
+        return groups
+
+
 @compiled
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """The rows of `boxes` (R, 4) to keep, the largest score first.
+    """The rows of `boxes` (R, 4) to keep, the largest score first."""
+    kept = [group[0] for group in _Rows(boxes, scores, offset).groups(iou_threshold)]
+    return torch.as_tensor(kept, dtype=torch.int64, device=boxes.device)
 
-    A row at a time, and on the host: each depends on those before.
-    """
-    order = scores.sort(descending=True, stable=True).indices
-    rows = boxes[order].float().cpu().numpy()
-    low, high = rows[:, :2], rows[:, 2:]
-    areas = (high - low + np.float32(offset)).prod(1)
-    left, kept = np.arange(len(rows)), []
+
+@compiled
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Rows of `dets` (R, 5), the last column scores: each that is kept, then those it suppresses."""
+    groups = _Rows(dets, dets[:, 4], 0).groups(iou_threshold, or_equal=True)
+    return [group.tolist() for group in groups]
+
+
+@compiled
+def softnms(
+    boxes: Tensor,  # (R, 4)
+    scores: Tensor,  # (R)
+    dets: Tensor,  # (R, 5), of which as many rows are filled as are returned
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,  # 0: drop; 1: weight with 1 - overlap; 2: with a Gaussian
+    offset: int,
+) -> Tensor:
+    """The rows that are left, in the order in which they were chosen."""
+    rows = _Rows(boxes, scores, offset)
+    weighted = scores.float().cpu().numpy()[rows.order]
+    left, chosen = np.arange(len(weighted)), []
     while len(left):
-        first, left = left[0], left[1:]
-        kept.append(first)
-        sides = np.minimum(high[first], high[left]) - np.maximum(low[first], low[left])
-        common = np.maximum(sides + np.float32(offset), 0).prod(1)
-        union = areas[first] + areas[left] - common
-        with np.errstate(divide="ignore", invalid="ignore"):  # boxes without area overlap nothing
-            left = left[~(common / union > iou_threshold)]
-    return order[torch.as_tensor(np.array(kept, np.int64), device=order.device)]
+        best = left[np.argmax(weighted[left])]
+        chosen.append(best)
+        left = left[left != best]
+        overlap = rows.overlaps(best, left)
+        if method == 2:
+            weighted[left] *= np.exp(-(overlap**2) / np.float32(sigma))
+        else:
+            reached = overlap >= iou_threshold
+            weighted[left[reached]] *= 0 if method == 0 else 1 - overlap[reached]
+        left = left[~(weighted[left] < min_score)]
+    kept = torch.as_tensor(rows.order[chosen], device=boxes.device)
+    left_scores = torch.as_tensor(weighted[chosen], device=boxes.device, dtype=dets.dtype)
+    dets[: len(kept)] = torch.cat([boxes[kept].to(dets.dtype), left_scores[:, None]], 1)
+    return kept

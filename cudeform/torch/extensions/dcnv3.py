@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 import cudeform
@@ -69,16 +68,14 @@ class Aggregation:
 
     @property
     def _options(self) -> dict[str, object]:
-        return dict(
-            stride=self.stride, padding=self.padding, dilation=self.dilation, layout="NHWC"
-        )
+        return dict(stride=self.stride, padding=self.padding, dilation=self.dilation, layout="NHWC")
 
     def _filters(self, input: Tensor) -> Tensor:
         """A filter of ones for each channel."""
         return input.new_ones(1).expand(input.shape[3], 1, *self.kernel)
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        """(N, H, W, C), (N, Ho, Wo, groups*points*2), (N, Ho, Wo, groups*points) -> (N, Ho, Wo, C)"""
+        """(N, H, W, C), (N, Ho, Wo, 2*groups*points), (N, Ho, Wo, groups*points) -> (N, Ho, Wo, C)"""
         offset, mask = self._converted(offset, mask)
         return cudeform.deform_conv2d(
             input, offset, self._filters(input), mask=mask, **self._options

@@ -190,9 +190,7 @@ def deform_roi_pool_backward(
         add(grad_offset, found.offset)
 
 
-def _counts(
-    input: Tensor, bbox: Tensor, trans: Tensor | None, options: dict[str, Any]
-) -> Tensor:
+def _counts(input: Tensor, bbox: Tensor, trans: Tensor | None, options: dict[str, Any]) -> Tensor:
     """How many samples of each bin are inside.  # (R, output_dim, pooled_size, pooled_size)
 
     An axis at a time: a sample counts if it does along both.
