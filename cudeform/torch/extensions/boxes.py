@@ -74,7 +74,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 @compiled
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Rows of `dets` (R, 5), the last column scores: each that is kept, then those it suppresses."""
+    """Rows of `dets` (R, 5), scores last: each that is kept, and then those that it suppresses."""
     groups = _Rows(dets, dets[:, 4], 0).groups(iou_threshold, or_equal=True)
     return [group.tolist() for group in groups]
 

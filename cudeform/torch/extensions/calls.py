@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """Like a compiled one: not differentiable, and in the dtypes it is given, also under autocast."""
+    """Not differentiable, as a compiled one, and of the dtypes it is given, also under autocast."""
 
     @functools.wraps(function)
     def call(*given: Any, **options: Any) -> Any:

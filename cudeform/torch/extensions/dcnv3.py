@@ -75,7 +75,7 @@ class Aggregation:
         return input.new_ones(1).expand(input.shape[3], 1, *self.kernel)
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        """(N, H, W, C), (N, Ho, Wo, 2*groups*points), (N, Ho, Wo, groups*points) -> (N, Ho, Wo, C)"""
+        """(N, H, W, C), (N, Ho, Wo, 2*groups*points), (N, Ho, Wo, groups*points)."""
         offset, mask = self._converted(offset, mask)
         return cudeform.deform_conv2d(
             input, offset, self._filters(input), mask=mask, **self._options
