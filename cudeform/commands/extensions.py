@@ -26,7 +26,7 @@ def run(given: argparse.Namespace) -> int:
             raise CommandError(str(error)) from error
         return 0
     rows = [(row.name, state(row), _how_many(row), row.users) for row in available()]
-    print(table(("module", "here", "functions", "used by"), rows))
+    print(table(("module", "here", "functions", "used by"), rows, text=4))
     print(
         "\nrun a program with the stand-ins: python -m cudeform run [--with NAME] script.py\n"
         "which functions one of them has:  python -m cudeform extensions NAME"

@@ -103,9 +103,7 @@ def test_version_1_in_place(name, forward, backward, filters):
     t, scratch = tensors(given), (torch.empty(0), torch.empty(0))
     expected = reference.deform_conv2d(**wide(given), **options)
     output = rubbish(expected)
-    getattr(found, forward)(
-        t["input"], t["weight"], t["offset"], output, *scratch, *X_FIRST, 64
-    )
+    getattr(found, forward)(t["input"], t["weight"], t["offset"], output, *scratch, *X_FIRST, 64)
     check(output, expected)
 
     grad = array(*expected.shape)
@@ -252,9 +250,9 @@ def roi_pool_of_mmcv(images, rois, size, scale):
             if pixels.size:
                 flat = pixels.reshape(len(pixels), -1).argmax(1)
                 rows, columns = np.unravel_index(flat, pixels.shape[1:])
-                at[r, :, *bin_at] = (edges[0].start + rows) * images.shape[3]
-                at[r, :, *bin_at] += edges[1].start + columns
-                output[r, :, *bin_at] = pixels.reshape(len(pixels), -1).max(1)
+                at[(r, slice(None), *bin_at)] = (edges[0].start + rows) * images.shape[3]
+                at[(r, slice(None), *bin_at)] += edges[1].start + columns
+                output[(r, slice(None), *bin_at)] = pixels.reshape(len(pixels), -1).max(1)
     return output, at
 
 
@@ -295,9 +293,7 @@ def test_deform_roi_pool(moved):
     theirs += [offset.astype(np.float64) if moved else None, (2, 3), 0.5, 2, 0.2]
     expected = reference.deform_roi_pool(*theirs)
     given = torch.from_numpy(images), torch.from_numpy(ROIS), torch.from_numpy(offset)
-    options = dict(
-        pooled_height=2, pooled_width=3, spatial_scale=0.5, sampling_ratio=2, gamma=0.2
-    )
+    options = dict(pooled_height=2, pooled_width=3, spatial_scale=0.5, sampling_ratio=2, gamma=0.2)
     output = rubbish(expected)
     found.deform_roi_pool_forward(*given, output, **options)
     check(output, expected)
@@ -327,7 +323,7 @@ def counts_of_psroi(images, rois, trans):
         if trans is not None:
             kind = c // (output_dim // (trans.shape[1] // 2))
             cell = int(i / bins * part), int(j / bins * part)
-            moved = trans[r, 2 * kind : 2 * kind + 2, *cell] * std * size
+            moved = trans[(r, slice(2 * kind, 2 * kind + 2), *cell)] * std * size
         for a, b in np.ndindex(samples, samples):
             x, y = low + moved + np.array([j + b / samples, i + a / samples]) * size / bins
             inside = -0.5 <= x <= images.shape[3] - 0.5 and -0.5 <= y <= images.shape[2] - 0.5
