@@ -72,15 +72,14 @@ def selected(names: Iterable[str]) -> tuple[Extension, ...]:
     """The rows by these names, of which "new=known" is a known one in another place."""
     rows = []
     for name in names:
-        new, _, known = name.rpartition("=") if isinstance(name, str) else ("", "", name)
-        if known not in EXTENSIONS or not all(
-            part.isidentifier() for part in new.split(".") if new
-        ):
+        new, equals, known = name.rpartition("=") if isinstance(name, str) else ("", "", name)
+        fits = not equals or all(part.isidentifier() for part in new.split("."))
+        if known not in EXTENSIONS or not fits:
             raise ValueError(
                 f"install: expected names of extensions, which are {', '.join(EXTENSIONS)}, "
                 f"or NEW=NAME, got {name!r}"
             )
-        rows.append(EXTENSIONS[known].called(new) if new else EXTENSIONS[known])
+        rows.append(EXTENSIONS[known].called(new) if equals else EXTENSIONS[known])
     return tuple(rows)
 
 

@@ -224,6 +224,7 @@ def _counts(input: Tensor, bbox: Tensor, trans: Tensor | None, options: dict[str
 
 
 def _psroi(
+    bbox: Tensor,
     trans: Tensor,
     no_trans: int,
     spatial_scale: float,
@@ -234,8 +235,11 @@ def _psroi(
     sample_per_part: int,
     trans_std: float,
 ) -> tuple[Tensor | None, dict[str, Any]]:
-    """The offsets, if there are any, and the options as they are named here."""
-    return None if no_trans else trans, dict(
+    """The offsets, if there are any, and the options as they are named here.
+
+    Callers pass offsets for more regions than there are; the others have none.
+    """
+    return None if no_trans else trans[: len(bbox)], dict(
         output_size=pooled_size,
         spatial_scale=spatial_scale,
         output_dim=output_dim,
@@ -255,7 +259,7 @@ def deform_psroi_pooling_forward(
     `numbers`: no_trans, spatial_scale, output_dim, group_size, pooled_size, part_size,
     sample_per_part, trans_std.
     """
-    offset, options = _psroi(trans, *numbers)
+    offset, options = _psroi(bbox, trans, *numbers)
     pooled = cudeform.deform_ps_roi_pool(input, bbox, offset, **options)
     return pooled, _counts(input, bbox, offset, options)
 
@@ -270,9 +274,14 @@ def deform_psroi_pooling_backward(
     *numbers: Any,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of input and trans."""
-    offset, options = _psroi(trans, *numbers)
+    offset, options = _psroi(bbox, trans, *numbers)
     found = cudeform.deform_ps_roi_pool_backward(out_grad, input, bbox, offset, **options)
-    return found.input, torch.zeros_like(trans) if offset is None else found.offset
+    if offset is not None and len(offset) == len(trans):
+        return found.input, found.offset
+    moved = torch.zeros_like(trans)
+    if offset is not None:
+        moved[: len(offset)] = found.offset
+    return found.input, moved
 
 
 @compiled
