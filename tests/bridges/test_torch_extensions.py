@@ -5,57 +5,20 @@ Outputs hold rubbish before a call and gradients something to be added to, where
 fill the ones and add to the others.
 """
 
-import importlib
-
 import numpy as np
 import pytest
 import reference
-from tolerances import assert_close
+from stand_ins import array, check, install_all, module, rubbish, tensors, wide
 
 torch = pytest.importorskip("torch")
 
-from cudeform.torch import extensions  # noqa: E402
-
-MMCV = "mmcv_of_ours._ext=mmcv._ext"  # where no mmcv is installed
 STRIDE, PADDING, DILATION = (2, 1), (1, 2), (1, 2)  # (y, x)
 
 
 @pytest.fixture(autouse=True)
 def installed():
-    names = [row.name for row in extensions.available() if "." not in row.name]
-    below = [
-        f"stand_in_of_{row.name.replace('.', '_')}={row.name}"
-        for row in extensions.available()
-        if "." in row.name
-    ]
-    with extensions.install(*names, *below):
+    with install_all():
         yield
-
-
-def module(name):
-    return importlib.import_module(f"stand_in_of_{name.replace('.', '_')}" if "." in name else name)
-
-
-def array(*shape, low=-1.0, high=1.0):
-    rng = np.random.default_rng(sum(shape) + len(shape))
-    return rng.uniform(low, high, shape).astype(np.float32)
-
-
-def tensors(arrays):
-    return {name: torch.from_numpy(value) for name, value in arrays.items()}
-
-
-def wide(arrays):
-    return {name: value.astype(np.float64) for name, value in arrays.items()}
-
-
-def rubbish(like):
-    return torch.full(like.shape, torch.nan)
-
-
-def check(found, expected, before=0.0):
-    """A tensor of float32, which held `before` if it was to be added to."""
-    assert_close(found.detach().numpy(), np.asarray(expected) + before, "float32")
 
 
 def convolution(mask=False, groups=2):
