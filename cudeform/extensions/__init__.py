@@ -14,7 +14,16 @@ from types import TracebackType
 from cudeform.extensions.finder import Finder, found
 from cudeform.extensions.table import EXTENSIONS, Extension
 
-__all__ = ["NAMES", "REPLACE", "Installed", "available", "install", "install_as_told", "selected"]
+__all__ = [
+    "NAMES",
+    "REPLACE",
+    "Extension",
+    "Installed",
+    "available",
+    "install",
+    "install_as_told",
+    "selected",
+]
 
 # What a process tells those that it starts, and `cudeform_autoload` reads there.
 NAMES, REPLACE = "CUDEFORM_EXTENSIONS", "CUDEFORM_EXTENSIONS_REPLACE"
