@@ -172,6 +172,7 @@ ROIS = ROIS.astype(np.float32)
 def test_roi_align_by_keyword(pool_mode, aligned):
     found, images = module("mmcv._ext"), array(2, 3, 9, 8)
     size, sampling, scale, mode = (2, 3), 2, 0.5, ("max", "avg")[pool_mode]
+    outside = np.concatenate([ROIS, [[0, -40, -40, -20, -20]]]).astype(np.float32)
     options = dict(
         aligned_height=2,
         aligned_width=3,
@@ -180,13 +181,15 @@ def test_roi_align_by_keyword(pool_mode, aligned):
         pool_mode=pool_mode,
         aligned=aligned,
     )
-    theirs = (images.astype(np.float64), ROIS.astype(np.float64), size, scale, sampling, aligned)
+    theirs = (images.astype(np.float64), outside.astype(np.float64))
+    theirs += (size, scale, sampling, aligned)
     expected = reference.roi_align(*theirs, mode=mode)
     output = rubbish(expected)
     at = [rubbish(expected) if pool_mode == 0 else torch.empty(0) for _ in "yx"]
-    rois = torch.from_numpy(ROIS)
+    rois = torch.from_numpy(outside)
     found.roi_align_forward(torch.from_numpy(images), rois, output, *at, **options)
     check(output, expected)
+    assert pool_mode == 1 or (at[0][3] == -1).all() and (at[1][3] == -1).all()
     grad, grad_input = array(*expected.shape), torch.ones(images.shape)
     found.roi_align_backward(torch.from_numpy(grad), rois, *at, grad_input, **options)
     gradients = reference.roi_align_backward(grad.astype(np.float64), *theirs, mode=mode)
