@@ -196,6 +196,32 @@ def test_roi_align_by_keyword(pool_mode, aligned):
     check(grad_input, gradients["input"], 1)
 
 
+def test_gradients_of_the_largest_samples_under_torch_compile():
+    """The images are no argument of the backward: nothing may look for the largest ones again."""
+    found, rois = module("mmcv._ext"), torch.from_numpy(ROIS)
+
+    class Largest(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, images):
+            output, *at = (images.new_empty(3, 3, 2, 3) for _ in range(3))
+            found.roi_align_forward(images, rois, output, *at, 2, 3, 0.5, 2, 0, True)
+            ctx.save_for_backward(*at)
+            return output
+
+        @staticmethod
+        def backward(ctx, grad):
+            result = grad.new_zeros(2, 3, 9, 8)
+            found.roi_align_backward(grad, rois, *ctx.saved_tensors, result, 2, 3, 0.5, 2, 0, True)
+            return result
+
+    images = torch.from_numpy(array(2, 3, 9, 8)).requires_grad_()
+    expected, got = (
+        torch.autograd.grad(function(images).square().sum(), images)[0]
+        for function in (Largest.apply, torch.compile(Largest.apply, backend="aot_eager"))
+    )
+    assert expected.abs().sum() > 1 and torch.equal(got, expected)
+
+
 def roi_pool_of_mmcv(images, rois, size, scale):
     """Its rule in loops: the region from x1*s to (x2 + 1)*s, nothing rounded before the bins."""
     output = np.zeros((len(rois), images.shape[1], *size))

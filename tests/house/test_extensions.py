@@ -324,6 +324,16 @@ def test_the_list_of_extensions(tmp_path):
     assert run(tmp_path, "extensions", "nope").returncode == 2
 
 
+def test_the_page_tells_what_is_there():
+    page = (ROOT / "docs" / "extensions.md").read_text()
+    row = ROWS["mmcv._ext"]
+    assert f" {len(row.functions)} of {len(row.functions) + len(row.missing)} " in page
+    commands = set(re.findall(r"`python -m cudeform run --with (\S+)", page))
+    assert commands == {name for name, row in ROWS.items() if row.on_request}
+    for name in ROWS:
+        assert name in page or name.rpartition(".")[2] in page, name
+
+
 def test_nothing_is_warned_of_where_nothing_is_wrong():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

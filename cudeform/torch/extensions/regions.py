@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import cudeform
+from cudeform.torch.autograd import untraced
 from cudeform.torch.extensions.calls import add, compiled, fill
 
 __all__ = [
@@ -54,7 +55,7 @@ def roi_align_forward(
 
 # Not to be traced: the images are not among the arguments, and a trace would look for the largest
 # samples in them.
-@torch.compiler.disable
+@untraced
 @compiled
 def roi_align_backward(
     grad_output: Tensor,
@@ -133,7 +134,7 @@ def roi_pool_forward(
     fill(argmax, _together(at, argmax))
 
 
-@torch.compiler.disable  # as `roi_align_backward`
+@untraced  # as `roi_align_backward`
 @compiled
 def roi_pool_backward(
     grad_output: Tensor,
