@@ -6,6 +6,7 @@ They are stood in for, in the processes that it starts as well; nothing else is 
 from __future__ import annotations
 
 import argparse
+import builtins
 import importlib.util
 import io
 import os
@@ -93,7 +94,7 @@ def _main(path: str, spec: ModuleSpec | None) -> ModuleType:
         __loader__=loader,
         __package__=None if spec is None else spec.parent,
         __spec__=spec,
-        __builtins__=__builtins__,
+        __builtins__=builtins,
     )
     vars(main).update(names)
     return main
