@@ -366,9 +366,10 @@ def test_other_dtypes_and_strides_and_autocast(dtype):
     output = found.ms_deform_attn_forward(strided, shapes, STARTS, locations, weights, 64)
     assert output.dtype == dtype
     check(output, expected, dtype=str(dtype).removeprefix("torch."))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), Calls() as calls:
         again = found.ms_deform_attn_forward(value, shapes, STARTS, locations, weights, 64)
     assert again.dtype == dtype and torch.equal(again, output)
+    assert "aten::_to_copy" not in calls.names  # nothing was made wider
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mmcv") is None, reason="mmcv-lite is not installed")
