@@ -40,12 +40,12 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     """As torch.compiler.disable, which imports the compiler: that takes a second."""
 
     @functools.wraps(function)
-    def call(*given: Any) -> Any:
+    def call(*given: Any, **options: Any) -> Any:
         if "torch._dynamo" not in sys.modules:  # then nothing is traced
-            return function(*given)
+            return function(*given, **options)
         if function not in _disabled:
             _disabled[function] = torch.compiler.disable(function)
-        return _disabled[function](*given)
+        return _disabled[function](*given, **options)
 
     return call
 
