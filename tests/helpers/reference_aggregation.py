@@ -193,8 +193,8 @@ def dcnv4_backward(
     given = (kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
     grid, *arrays = _v4(input, offset_mask, _options(*given))
     grad_input, *of_points = _backward(grid, _grouped(grad_output, groups), *arrays)
-    packed = np.zeros(offset_mask.shape)
-    flat = (grad.reshape(*grad.shape[:4], -1) for grad in of_points)
-    both = np.concatenate(list(flat), -1)
-    packed[..., : 3 * groups * len(grid.taps)] = both.reshape(*both.shape[:3], -1)
+    packed, points = np.zeros(offset_mask.shape), len(grid.taps)
+    axes = of_points[1].shape[:4]
+    both = np.concatenate([of_points[0].reshape(*axes, 2 * points), of_points[1]], -1)
+    packed[..., : 3 * groups * points] = both.reshape(*axes[:3], 3 * groups * points)
     return {"input": grad_input.reshape(input.shape), "offset_mask": packed}
