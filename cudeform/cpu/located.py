@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
-from cudeform.cpu.language.halves import load_wide, load_wide_some
+from cudeform.cpu.language.halves import element, load_wide, load_wide_some, put
 from cudeform.cpu.language.simd import (
     fma,
     lanes,
@@ -174,16 +174,16 @@ def locate_nearest(block, count):
 @inlined
 def _corners(whole, view, p):
     """Where the channels of the four corners of a point lie."""
-    at = view.start + whole[PIXEL + p] * view.pitch
-    right, down = whole[RIGHT + p] * view.pitch, whole[DOWN + p] * view.pitch
+    at = view.start + element(whole, PIXEL + p) * view.pitch
+    right, down = element(whole, RIGHT + p) * view.pitch, element(whole, DOWN + p) * view.pitch
     return at, at + right, at + down, at + right + down
 
 
 @inlined
 def _weights(reals, like, p):
     """The weights of the four corners in all lanes."""
-    top = splat(like, reals[W00 + p]), splat(like, reals[W01 + p])
-    return *top, splat(like, reals[W10 + p]), splat(like, reals[W11 + p])
+    top = splat(like, element(reals, W00 + p)), splat(like, element(reals, W01 + p))
+    return *top, splat(like, element(reals, W10 + p)), splat(like, element(reals, W11 + p))
 
 
 @inner
@@ -222,10 +222,10 @@ def _sum_four(block, rows, source, view, target, c):
         s0, s1 = load(target, to + c), load(target, to + c1)
         s2, s3 = load(target, to + c2), load(target, to + c3)
         for p in range(r * rows.each, (r + 1) * rows.each):
-            if whole[PIXEL + p] < 0:
+            if element(whole, PIXEL + p) < 0:
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
-            if whole[RIGHT + p] == _SINGLE:
+            if element(whole, RIGHT + p) == _SINGLE:
                 s0 = fma(w[0], load_wide(source, at[0] + c), s0)
                 s1 = fma(w[0], load_wide(source, at[0] + c1), s1)
                 s2 = fma(w[0], load_wide(source, at[0] + c2), s2)
@@ -247,10 +247,10 @@ def _sum_two(block, rows, source, view, target, c):
         to = r * view.channels
         s0, s1 = load(target, to + c), load(target, to + c1)
         for p in range(r * rows.each, (r + 1) * rows.each):
-            if whole[PIXEL + p] < 0:
+            if element(whole, PIXEL + p) < 0:
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
-            if whole[RIGHT + p] == _SINGLE:
+            if element(whole, RIGHT + p) == _SINGLE:
                 s0 = fma(w[0], load_wide(source, at[0] + c), s0)
                 s1 = fma(w[0], load_wide(source, at[0] + c1), s1)
             else:
@@ -265,10 +265,10 @@ def _sum_one(block, rows, source, view, target, c):
     for r in range(rows.count):
         sums = load(target, r * view.channels + c)
         for p in range(r * rows.each, (r + 1) * rows.each):
-            if whole[PIXEL + p] < 0:
+            if element(whole, PIXEL + p) < 0:
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
-            if whole[RIGHT + p] == _SINGLE:
+            if element(whole, RIGHT + p) == _SINGLE:
                 sums = fma(w[0], load_wide(source, at[0] + c), sums)
             else:
                 sums = _blend(source, at, w, c, sums)
@@ -282,11 +282,11 @@ def _sum_some(block, rows, source, view, target, c, tail):
     for r in range(rows.count):
         sums = load_some(target, r * view.channels + c, tail)
         for p in range(r * rows.each, (r + 1) * rows.each):
-            if whole[PIXEL + p] < 0:
+            if element(whole, PIXEL + p) < 0:
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
             sums = fma(w[0], load_wide_some(source, at[0] + c, tail), sums)
-            if whole[RIGHT + p] != _SINGLE:
+            if element(whole, RIGHT + p) != _SINGLE:
                 sums = fma(w[1], load_wide_some(source, at[1] + c, tail), sums)
                 sums = fma(w[2], load_wide_some(source, at[2] + c, tail), sums)
                 sums = fma(w[3], load_wide_some(source, at[3] + c, tail), sums)
@@ -305,13 +305,13 @@ def dot_points(block, rows, source, view, grad, dots):
         for p in range(r * rows.each, (r + 1) * rows.each):
             at = _corners(whole, view, p)
             d00, d01, d10, d11 = zeros(grad), zeros(grad), zeros(grad), zeros(grad)
-            if whole[PIXEL + p] >= 0 and whole[RIGHT + p] == _SINGLE:
+            if element(whole, PIXEL + p) >= 0 and element(whole, RIGHT + p) == _SINGLE:
                 for c in range(0, end, step):
                     d00 = fma(load(grad, row + c), load_wide(source, at[0] + c), d00)
                 if tail:
                     value = load_wide_some(source, at[0] + end, tail)
                     d00 = fma(load_some(grad, row + end, tail), value, d00)
-            elif whole[PIXEL + p] >= 0:
+            elif element(whole, PIXEL + p) >= 0:
                 for c in range(0, end, step):
                     g = load(grad, row + c)
                     d00 = fma(g, load_wide(source, at[0] + c), d00)
@@ -325,8 +325,10 @@ def dot_points(block, rows, source, view, grad, dots):
                     d10 = fma(g, load_wide_some(source, at[2] + end, tail), d10)
                     d11 = fma(g, load_wide_some(source, at[3] + end, tail), d11)
             t00, t01, t10, t11 = totals(d00, d01, d10, d11)
-            dots[p], dots[PLANE + p] = t00, t01
-            dots[2 * PLANE + p], dots[3 * PLANE + p] = t10, t11
+            put(dots, p, t00)
+            put(dots, PLANE + p, t01)
+            put(dots, 2 * PLANE + p, t10)
+            put(dots, 3 * PLANE + p, t11)
 
 
 @inner
@@ -363,17 +365,17 @@ def spread_points(block, rows, grad, target, view, bounds):
     for r in range(rows.count):
         row = r * view.channels
         for p in range(r * rows.each, (r + 1) * rows.each):
-            pixel = whole[PIXEL + p]
+            pixel = element(whole, PIXEL + p)
             if pixel < 0:
                 continue
-            right, down = whole[RIGHT + p], whole[DOWN + p]
-            _spread(reals[W00 + p], grad, row, target, view, tail, (pixel, first, end))
+            right, down = element(whole, RIGHT + p), element(whole, DOWN + p)
+            _spread(element(reals, W00 + p), grad, row, target, view, tail, (pixel, first, end))
             if right != _SINGLE:
-                w = reals[W01 + p]
+                w = element(reals, W01 + p)
                 _spread(w, grad, row, target, view, tail, (pixel + right, first, end))
-                w = reals[W10 + p]
+                w = element(reals, W10 + p)
                 _spread(w, grad, row, target, view, tail, (pixel + down, first, end))
-                w = reals[W11 + p]
+                w = element(reals, W11 + p)
                 _spread(w, grad, row, target, view, tail, (pixel + right + down, first, end))
 
 

@@ -256,10 +256,35 @@ def _deform_ps_roi_pool(rng, dtype):
     return arrays, options | {"trans_std": pick(rng, 0.125, 0.5)}
 
 
+def _ms_deform_attn(rng, dtype):
+    """Levels whose sizes are powers of two, so that locations in pixels are what they were."""
+    n, queries, heads = pick(rng, 0, 1, 1, 2), pick(rng, 0, 1, 3, 9, 40), pick(rng, 1, 1, 2, 3)
+    channels, levels = pick(rng, 1, 3, 8, 16, 33, 64), pick(rng, 1, 1, 2, 3, 4)
+    shapes = tuple(tuple(2 ** int(k) for k in rng.integers(0, 5, 2)) for _ in range(levels))
+    options = {"method": pick(rng, "bilinear", "bilinear", "nearest")}
+    options["softmax"] = bool(rng.random() < 0.4)
+    points, each = (pick(rng, 1, 2, 4, 5, 150),) * levels, ()
+    if rng.random() < 0.4:
+        points = options["points_per_level"] = tuple(pick(rng, 1, 2, 3, 6) for _ in range(levels))
+        each = (sum(points),)
+    pixels = steps(rng, (n, queries, heads, sum(points), 2), spread(rng)) + 1.0
+    sizes = np.repeat(np.array(shapes)[:, ::-1], points, 0)
+    axes = n, queries, heads, *(each or (levels, points[0]))
+    arrays = {"value": values(rng, (n, sum(h * w for h, w in shapes), heads, channels))}
+    arrays["sampling_locations"] = ((pixels + 0.5) / sizes).reshape(*axes, 2)
+    arrays["attention_weights"] = rng.standard_normal(axes)
+    if rng.random() < 0.5:
+        arrays["spatial_shapes"] = np.array(shapes, pick(rng, np.int32, np.int64))
+    else:
+        options["spatial_shapes"] = shapes
+    return arrays, options
+
+
 OPERATORS = {
     "deform_conv2d": _deform_conv2d,
     "conv2d": _conv2d,
     "bilinear_sample": _bilinear_sample,
+    "ms_deform_attn": _ms_deform_attn,
     "roi_align": _roi_align,
     "ps_roi_align": _ps_roi_align,
     "roi_pool": _roi_pool,

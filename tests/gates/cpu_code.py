@@ -99,7 +99,7 @@ def products() -> Iterator[Any]:
 def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     """The functions with vectors in their loops, and arguments of the types that they get."""
     from cudeform.cpu import located, sampler, taps
-    from cudeform.cpu.language import matmul, transpose
+    from cudeform.cpu.language import halves, matmul, transpose
     from cudeform.cpu.regions import patches
 
     flat = np.zeros(0, dtype)
@@ -121,8 +121,9 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield taps.grad_weights, (size, flat, 0, flat, 0, flat, rows)
     block, view = (flat, np.zeros(0, np.int32)), located.View(0, 0, 0)
     kinds = [given]
-    if dtype == np.float32:  # which words of 16 bits are widened to
-        kinds += [transpose.frozen(np.zeros(0, words), flat) for words in (np.int16, np.uint16)]
+    if dtype == np.float32:  # which words of 16 bits are widened to, here in few steps
+        words = (np.int16, np.uint16) if halves.CONVERTS else (np.uint16,)
+        kinds += [transpose.frozen(np.zeros(0, kind), flat) for kind in words]
     for source in kinds:
         yield located.sum_points, (block, located.Rows(0, 0), source, view, flat)
         yield located.dot_points, (block, located.Rows(0, 0), source, view, flat, flat)

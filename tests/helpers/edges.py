@@ -62,6 +62,20 @@ def points(dtype, border):
     return {"input": images(3), "points": pairs(dtype)[None]}, {"border": border}
 
 
+def located(dtype, method):
+    """A query for each point, of a level whose sizes locations are multiplied by exactly."""
+    height, width = 4, 8
+    step = -0.5 if method == "bilinear" else 0.5
+    along = [[v / n for k in knots(n) for v in beside(k, dtype, (step,))] for n in (height, width)]
+    at = np.array([(x, y) for y, x in itertools.product(*along)])
+    arrays = {
+        "value": np.random.default_rng(3).integers(-40, 40, (1, 32, 1, 3)).astype(np.float64),
+        "sampling_locations": at.reshape(1, -1, 1, 1, 1, 2),
+        "attention_weights": np.full((1, len(at), 1, 1, 1), 0.5),
+    }
+    return arrays, {"spatial_shapes": ((height, width),), "method": method}
+
+
 def convolution(dtype, border, layout="NCHW"):
     """An output pixel and one tap for each image, so that the offset is where it reads."""
     at = pairs(dtype)
@@ -146,6 +160,8 @@ _SENSITIVE = BINS[0] * BINS[1]
 PROBLEMS = {
     "points, zeros": ("bilinear_sample", points, dict(border="zeros")),
     "points, clamp": ("bilinear_sample", points, dict(border="clamp")),
+    "attention": ("ms_deform_attn", located, dict(method="bilinear")),
+    "attention, nearest": ("ms_deform_attn", located, dict(method="nearest")),
     "convolution, zeros": ("deform_conv2d", convolution, dict(border="zeros")),
     "convolution, clamp": ("deform_conv2d", convolution, dict(border="clamp")),
     "channels last": ("deform_conv2d", convolution, dict(border="zeros", layout="NHWC")),

@@ -41,7 +41,8 @@ def test_every_operator_and_option_has_random_arguments():
             arguments.random_case(np.random.default_rng(i), name, "float64") for i in range(40)
         ]
         seen = {option for case in cases for option in case.options}
-        assert seen == {option.name for option in operator(name).options} - {"precision"}
+        row = operator(name)
+        assert seen == {option.name for option in row.options} - {"precision"} | {*row.static}
         given = {argument for case in cases for argument in case.arrays}
         assert given == {argument.name for argument in operator(name).arguments}
 

@@ -8,16 +8,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from cudeform.cpu.language.simd import Vector, masked_load, pointer_to
 
-__all__ = ["element", "load_wide", "load_wide_some", "put", "words"]
+__all__ = ["CONVERTS", "element", "load_wide", "load_wide_some", "put", "words"]
 
 _WORDS = {"bfloat16": np.uint16, "float16": np.int16}
+_CONVERSION = """
+target triple = "{}"
+define <4 x float> @widen(<4 x half> %a) {{
+  %b = fpext <4 x half> %a to <4 x float>
+  ret <4 x float> %b
+}}
+"""
+
+
+def _has_conversion() -> bool:
+    """Whether the processor that Numba compiles for widens float16 itself, without a library."""
+    machine = cpu_target.target_context.codegen()._tm
+    module = llvmlite.binding.parse_assembly(_CONVERSION.format(machine.triple))
+    code = machine.emit_assembly(module)
+    return not any(name in code for name in ("__extendhfsf2", "__gnu_h2f"))
+
+
+CONVERTS = _has_conversion()
 
 
 def words(array: np.ndarray) -> np.ndarray:
@@ -26,13 +46,17 @@ def words(array: np.ndarray) -> np.ndarray:
     return array if as_words is None else array.view(as_words)
 
 
+def _is_half(dtype: Any) -> bool:
+    return isinstance(dtype, types.Integer) and dtype.bitwidth == 16
+
+
 def _wide(dtype: Any) -> Any:
-    return types.float32 if isinstance(dtype, types.Integer) else dtype
+    return types.float32 if _is_half(dtype) else dtype
 
 
 def _widened(builder: Any, dtype: Any, value: Any) -> Any:
     """One number or a vector of them as float32, exactly."""
-    if not isinstance(dtype, types.Integer):
+    if not _is_half(dtype):
         return value
 
     def alike(kind: Any, number: Any = None) -> Any:
@@ -44,6 +68,8 @@ def _widened(builder: Any, dtype: Any, value: Any) -> Any:
         return vector if number is None else ir.Constant(vector, [number] * lanes)
 
     whole, real = ir.IntType(32), ir.FloatType()
+    if dtype.signed and CONVERTS:
+        return builder.fpext(builder.bitcast(value, alike(ir.HalfType())), alike(real))
     bits = builder.zext(value, alike(whole))
     if not dtype.signed:  # the first half of a float32
         return builder.bitcast(builder.shl(bits, alike(whole, 16)), alike(real))
@@ -58,7 +84,7 @@ def _widened(builder: Any, dtype: Any, value: Any) -> Any:
 
 @intrinsic
 def element(typingctx, array, index):
-    """The number at an index of a flat array."""
+    """The number at an index of a flat array, which is not negative: Numba asks that each time."""
 
     def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, array, args[0], args[1])
@@ -133,7 +159,7 @@ def put(typingctx, array, index, value):
     def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, array, args[0], args[1])
         number = args[2]
-        if isinstance(array.dtype, types.Integer):
+        if _is_half(array.dtype):
             narrow = _float16 if array.dtype.signed else _bfloat16
             number = narrow(builder, builder.bitcast(number, ir.IntType(32)))
             number = builder.trunc(number, ir.IntType(16))
