@@ -283,9 +283,7 @@ def _fill_levels(levels, points, first, rows, block):
 @inlined
 def _locations(job, queries, r, first):
     """Where the locations of query `r` begin, from point `first` on."""
-    return (
-        (queries.row + r) * job.location_query + queries.head * job.location_head + 2 * first
-    )
+    return (queries.row + r) * job.location_query + queries.head * job.location_head + 2 * first
 
 
 @inlined
@@ -293,7 +291,10 @@ def _locate(job, levels, locations, queries, shares, first, rows, block, scale):
     """The points of a block, from point `first` of each row on."""
     reals, whole = block
     for r in range(rows.count):
-        given, own = locations[_locations(job, queries, r, first) :], shares[r * job.points + first :]
+        given, own = (
+            locations[_locations(job, queries, r, first) :],
+            shares[r * job.points + first :],
+        )
         to = r * rows.each
         for k in range(rows.each):
             reals[X + to + k] = element(given, 2 * k)

@@ -105,7 +105,7 @@ def locate_points(block, count):
 
 @inner
 def locate_beside(block, count):
-    """The same for coordinates from whole bases, of which no bit is lost far from the first pixel."""
+    """The same for coordinates from whole bases; no bit of them is lost, wherever that is."""
     reals, whole = block
     real = reals.dtype.type
     zero = real(0)
@@ -125,7 +125,7 @@ def locate_beside(block, count):
 
 @inlined
 def _settle(block, p, row, column, inside):
-    """The corners and weights of a point, whose distances from the first corner stand in X and Y."""
+    """The corners and weights of a point; X and Y are its distances from the first corner."""
     reals, whole = block
     real = reals.dtype.type
     half, one = real(0.5), real(1)
