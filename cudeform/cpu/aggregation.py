@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.aggregator import Aggregator, Extent
+from cudeform.cpu.aggregator import Aggregator
 from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.queries import Extent
 from cudeform.plans.aggregation import AggregationPlan
 
 __all__ = ["backward", "forward"]

@@ -23,6 +23,7 @@ FLOORS = [
     ["cpu.sampler"],
     ["cpu.taps", "cpu.located"],
     ["cpu.conv.", "cpu.regions."],  # neither knows of the other
+    ["cpu.queries"],
     ["cpu.aggregator"],
     ["cpu."],
     ["ops"],
