@@ -358,38 +358,75 @@ def spread_points(block, rows, grad, target, view, bounds):
 
     These are a first pixel and an end; `target` begins at the first.
     """
-    reals, whole = block
     step = lanes(grad)
     tail = view.channels & (step - 1)
-    first, end = bounds
-    for r in range(rows.count):
-        row = r * view.channels
-        for p in range(r * rows.each, (r + 1) * rows.each):
-            pixel = element(whole, PIXEL + p)
-            if pixel < 0:
-                continue
-            right, down = element(whole, RIGHT + p), element(whole, DOWN + p)
-            _spread(element(reals, W00 + p), grad, row, target, view, tail, (pixel, first, end))
-            if right != _SINGLE:
-                w = element(reals, W01 + p)
-                _spread(w, grad, row, target, view, tail, (pixel + right, first, end))
-                w = element(reals, W10 + p)
-                _spread(w, grad, row, target, view, tail, (pixel + down, first, end))
-                w = element(reals, W11 + p)
-                _spread(w, grad, row, target, view, tail, (pixel + right + down, first, end))
+    whole = view.channels - tail
+    pairs = whole - whole % (2 * step)
+    for c in range(0, pairs, 2 * step):
+        _spread_two(block, rows, grad, target, view, bounds, c)
+    if pairs < whole:
+        _spread_one(block, rows, grad, target, view, bounds, pairs)
+    if tail:
+        _spread_some(block, rows, grad, target, view, bounds, whole, tail)
 
 
 @inlined
-def _spread(weight, grad, row, target, view, tail, place):
-    """Add the gradient of a row to one pixel, if that is between a first one and an end."""
-    pixel, first, end = place
-    if first <= pixel < end:
-        w = splat(grad, weight)
-        to = view.start + (pixel - first) * view.pitch
-        whole = view.channels - tail
-        for c in range(0, whole, lanes(grad)):
-            store(target, to + c, fma(w, load(grad, row + c), load(target, to + c)))
-        if tail:
-            value = load_some(target, to + whole, tail)
-            value = fma(w, load_some(grad, row + whole, tail), value)
-            store_some(target, to + whole, value, tail)
+def _corner(block, p, corner):
+    """The pixel of a corner of a point, and its weight; -1 where there is none."""
+    reals, whole = block
+    pixel, right = element(whole, PIXEL + p), element(whole, RIGHT + p)
+    weight = element(reals, W00 + p + corner * PLANE)
+    beside = right if corner & 1 else 0
+    below = element(whole, DOWN + p) if corner & 2 else 0
+    none = pixel < 0 or (corner > 0 and right == _SINGLE)
+    return -1 if none else pixel + beside + below, weight
+
+
+@inlined
+def _spread_two(block, rows, grad, target, view, bounds, c):
+    """Two vectors of channels from c on."""
+    first, end = bounds
+    step = lanes(grad)
+    for r in range(rows.count):
+        row = r * view.channels + c
+        g0, g1 = load(grad, row), load(grad, row + step)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            for corner in range(4):
+                pixel, weight = _corner(block, p, corner)
+                if pixel < first or pixel >= end:
+                    continue
+                to = view.start + (pixel - first) * view.pitch + c
+                w = splat(grad, weight)
+                store(target, to, fma(w, g0, load(target, to)))
+                store(target, to + step, fma(w, g1, load(target, to + step)))
+
+
+@inlined
+def _spread_one(block, rows, grad, target, view, bounds, c):
+    """One vector."""
+    first, end = bounds
+    for r in range(rows.count):
+        g = load(grad, r * view.channels + c)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            for corner in range(4):
+                pixel, weight = _corner(block, p, corner)
+                if pixel < first or pixel >= end:
+                    continue
+                to = view.start + (pixel - first) * view.pitch + c
+                store(target, to, fma(splat(grad, weight), g, load(target, to)))
+
+
+@inlined
+def _spread_some(block, rows, grad, target, view, bounds, c, tail):
+    """The last channels, fewer than a vector has lanes."""
+    first, end = bounds
+    for r in range(rows.count):
+        g = load_some(grad, r * view.channels + c, tail)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            for corner in range(4):
+                pixel, weight = _corner(block, p, corner)
+                if pixel < first or pixel >= end:
+                    continue
+                to = view.start + (pixel - first) * view.pitch + c
+                value = fma(splat(grad, weight), g, load_some(target, to, tail))
+                store_some(target, to, value, tail)

@@ -9,6 +9,13 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.halves import element, put
+from cudeform.cpu.language.rows import (
+    join_pairs,
+    read_rows,
+    softmax_rows,
+    split_pairs,
+    write_rows,
+)
 from cudeform.cpu.located import (
     BASE_X,
     BASE_Y,
@@ -109,32 +116,23 @@ def pack(numbers, source, target, first_task, last_task):
         number, first, last = _place(job, task, job.pixels)
         start = number // job.heads * job.image + number % job.heads * job.head
         to = (number - job.first) * job.pixels * job.channels
-        for pixel in range(first, last):
-            given, copied = source[start + pixel * job.pixel :], target[to + pixel * job.channels :]
-            for c in range(job.channels):
-                copied[c] = element(given, c)
+        places = start + first * job.pixel, job.pixel, to + first * job.channels, job.channels
+        read_rows(source, target, places, (last - first, job.channels))
+
+
+@inlined
+def _weights(job, queries):
+    """Where the weights of queries begin, and the step from one query to the next."""
+    return queries.row * job.weight_query + queries.head * job.weight_head, job.weight_query
 
 
 @inlined
 def _fill_shares(job, weights, queries, shares):
     """The factors of the points of so many queries."""
-    points = job.points
-    for r in range(queries.count):
-        at = (queries.row + r) * job.weight_query + queries.head * job.weight_head
-        given, own = weights[at:], shares[r * points :]
-        for k in range(points):
-            own[k] = element(given, k)
-        if job.softmax:
-            most = own[0]
-            for k in range(1, points):
-                most = max(most, own[k])
-            total = own.dtype.type(0)
-            for k in range(points):
-                own[k] = np.exp(own[k] - most)
-            for k in range(points):
-                total += own[k]
-            for k in range(points):
-                own[k] /= total
+    points, count = job.points, queries.count
+    read_rows(weights, shares, (*_weights(job, queries), 0, points), (count, points))
+    if job.softmax:
+        softmax_rows(shares, count, points)
 
 
 @inlined
@@ -150,26 +148,19 @@ def _fill_levels(levels, points, first, rows, block):
 
 
 @inlined
-def _locations(job, queries, r, first):
-    """Where the locations of query `r` begin, from point `first` on."""
-    return (queries.row + r) * job.location_query + queries.head * job.location_head + 2 * first
+def _locations(job, queries, first):
+    """The same of locations, from point `first` of each query on."""
+    at = queries.row * job.location_query + queries.head * job.location_head
+    return at + 2 * first, job.location_query
 
 
 @inlined
 def _locate(job, levels, locations, queries, shares, first, rows, block, scale):
     """The points of a block, from point `first` of each row on."""
     reals, whole = block
-    for r in range(rows.count):
-        given, own = (
-            locations[_locations(job, queries, r, first) :],
-            shares[r * job.points + first :],
-        )
-        to = r * rows.each
-        for k in range(rows.each):
-            reals[X + to + k] = element(given, 2 * k)
-            reals[Y + to + k] = element(given, 2 * k + 1)
-        for k in range(rows.each):
-            reals[SHARE + to + k] = own[k]
+    places = *_locations(job, queries, first), X, rows.each
+    split_pairs(locations, reals, places, rows, Y - X)
+    read_rows(shares, reals, (first, job.points, SHARE, rows.each), rows)
     count = rows.count * rows.each
     if job.out_width:
         _displace(job, levels, queries, first, rows, block, scale)
@@ -230,27 +221,22 @@ def aggregate(numbers, levels, source, locations, weights, scale, output, first_
                     _fill_levels(levels, points, k, rows, block)
                 _locate(job, levels, locations, queries, shares, k, rows, block, scale)
                 sum_points(block, rows, source, view, sums)
-            for r in range(count):
-                to = output[_results(job, queries, r) :]
-                own = sums[r * channels :]
-                for c in range(channels):
-                    put(to, c, own[c])
+            write_rows(sums, output, (0, channels, *_results(job, queries)), (count, channels))
 
 
 @inlined
-def _results(job, queries, r):
-    """Where the result of query `r` begins."""
-    return ((queries.row + r) * job.heads + queries.head) * job.channels
+def _results(job, queries):
+    """The same of results."""
+    step = job.heads * job.channels
+    return queries.row * step + queries.head * job.channels, step
 
 
 @inlined
 def _fill_grads(job, grad_output, queries, grads):
     """The gradients of the results of so many queries."""
-    for r in range(queries.count):
-        given = grad_output[_results(job, queries, r) :]
-        own = grads[r * job.channels :]
-        for c in range(job.channels):
-            own[c] = element(given, c)
+    channels = job.channels
+    places = *_results(job, queries), 0, channels
+    read_rows(grad_output, grads, places, (queries.count, channels))
 
 
 @kernel
@@ -296,9 +282,7 @@ def point_gradients(
                 _locate(job, levels, locations, queries, shares, k, rows, block, scale)
                 dot_points(block, rows, source, view, grads, dots)
                 _write_locations(job, block, rows, dots, grad_locations, queries, k, scale)
-                for r in range(count):
-                    for i in range(rows.each):
-                        found[r * points + k + i] = dots[r * rows.each + i]
+                read_rows(dots, found, (0, rows.each, k, points), rows)
             if len(grad_weights):
                 _write_weights(job, shares, found, grad_weights, queries)
 
@@ -307,47 +291,36 @@ def point_gradients(
 def _write_locations(job, block, rows, dots, target, queries, first, scale):
     """From the dots of a block to gradients of its locations, and of its shares in their place."""
     _, whole = block
-    if job.nearest:
-        for r in range(rows.count):
-            to = target[_locations(job, queries, r, first) :]
-            for k in range(2 * rows.each if len(target) else 0):
-                put(to, k, dots.dtype.type(0))
-        return
     count = rows.count * rows.each
-    slopes(block, count, dots)
-    if job.out_width:
-        for p in range(count):
-            dots[PLANE + p] *= scale[0]
-            dots[2 * PLANE + p] *= scale[0]
+    if job.nearest:
+        dots[PLANE : 3 * PLANE] = 0
     else:
-        for p in range(count):
-            dots[PLANE + p] *= dots.dtype.type(whole[WIDTH + p])
-            dots[2 * PLANE + p] *= dots.dtype.type(whole[HEIGHT + p])
+        slopes(block, count, dots)
+        if job.out_width:
+            for p in range(count):
+                dots[PLANE + p] *= scale[0]
+                dots[2 * PLANE + p] *= scale[0]
+        else:
+            for p in range(count):
+                dots[PLANE + p] *= dots.dtype.type(whole[WIDTH + p])
+                dots[2 * PLANE + p] *= dots.dtype.type(whole[HEIGHT + p])
     if len(target):
-        for r in range(rows.count):
-            to = target[_locations(job, queries, r, first) :]
-            at = r * rows.each
-            for k in range(rows.each):
-                put(to, 2 * k, dots[PLANE + at + k])
-                put(to, 2 * k + 1, dots[2 * PLANE + at + k])
+        places = PLANE, rows.each, *_locations(job, queries, first)
+        join_pairs(dots, target, places, rows, PLANE)
 
 
 @inlined
 def _write_weights(job, shares, found, target, queries):
     """The gradients of the weights of so many queries."""
-    points = job.points
-    for r in range(queries.count):
-        at = (queries.row + r) * job.weight_query + queries.head * job.weight_head
-        to = target[at:]
-        own, grad = shares[r * points :], found[r * points :]
-        if job.softmax:
-            total = grad.dtype.type(0)
-            for k in range(points):
-                total += own[k] * grad[k]
-            for k in range(points):
-                grad[k] = own[k] * (grad[k] - total)
-        for k in range(points):
-            put(to, k, grad[k])
+    points, count = job.points, queries.count
+    if job.softmax:
+        for at in range(0, count * points, points):
+            total = found.dtype.type(0)
+            for k in range(at, at + points):
+                total += element(shares, k) * element(found, k)
+            for k in range(at, at + points):
+                put(found, k, element(shares, k) * (element(found, k) - total))
+    write_rows(found, target, (0, points, *_weights(job, queries)), (count, points))
 
 
 @kernel
@@ -377,8 +350,6 @@ def value_gradients(
                     _fill_levels(levels, points, k, rows, block)
                 _locate(job, levels, locations, queries, shares, k, rows, block, scale)
                 spread_points(block, rows, grads, sums, view, (first, end))
-        for pixel in range(first, end):
-            to = target[(image * job.pixels + pixel) * job.heads * channels + head * channels :]
-            own = sums[(pixel - first) * channels :]
-            for c in range(channels):
-                put(to, c, own[c])
+        to = ((image * job.pixels + first) * job.heads + head) * channels
+        places = 0, channels, to, job.heads * channels
+        write_rows(sums, target, places, (end - first, channels))

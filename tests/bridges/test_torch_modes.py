@@ -72,7 +72,7 @@ def run(program, given, grad):
     if grad != "grad":
         with getattr(torch, grad)():
             return program(*given)
-    given = [tensor.detach().requires_grad_() for tensor in given]
+    given = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in given]
     results = program(*given)
     sum(result.float().sin().sum() for result in results).backward()
     parameters = list(program.parameters()) if isinstance(program, torch.nn.Module) else []
@@ -128,8 +128,9 @@ def test_autocast_is_float32_and_one_rounding(name, dtype):
     """The forward, its gradients, and the function that computes them."""
     asked, bridge = FULLEST[name], BRIDGES[name]
     given = {n: torch.tensor(array) for n, array in asked.case.arrays.items()}
-    half = {**given, "input": given["input"].to(dtype)}
-    wide = {**half, "input": half["input"].float()}
+    images = asked.row.images
+    half = {**given, images: given[images].to(dtype)}
+    wide = {**half, images: half[images].float()}
     missing = {n: None for n in bridge.names if n not in given}
     options = asked.case.options
     grad_output = torch.tensor(asked.grad_output).to(dtype)

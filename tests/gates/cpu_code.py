@@ -99,7 +99,7 @@ def products() -> Iterator[Any]:
 def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     """The functions with vectors in their loops, and arguments of the types that they get."""
     from cudeform.cpu import located, sampler, taps
-    from cudeform.cpu.language import halves, matmul, transpose
+    from cudeform.cpu.language import halves, matmul, rows, transpose
     from cudeform.cpu.regions import patches
 
     flat = np.zeros(0, dtype)
@@ -115,22 +115,30 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield sampler.blend, (grid, points, 0, given, image, flat, 0)
     yield sampler.measure, (grid, points, 0, given, image, flat, 0, flat, 0)
     yield sampler.spread, (grid, points, 0, flat, 0, flat, image)
-    rows, size = (0, 0), (0, 0, 0, 0)
-    yield taps.sum_taps, (grid, points, 0, given, image, given, rows, flat, 0)
-    yield taps.grad_samples, (size, flat, 0, given, rows, flat, 0)
-    yield taps.grad_weights, (size, flat, 0, flat, 0, flat, rows)
+    place, size = (0, 0), (0, 0, 0, 0)
+    yield taps.sum_taps, (grid, points, 0, given, image, given, place, flat, 0)
+    yield taps.grad_samples, (size, flat, 0, given, place, flat, 0)
+    yield taps.grad_weights, (size, flat, 0, flat, 0, flat, place)
     block, view = (flat, np.zeros(0, np.int32)), located.View(0, 0, 0)
     kinds = [given]
     if dtype == np.float32:  # which words of 16 bits are widened to, here in few steps
         words = (np.int16, np.uint16) if halves.CONVERTS else (np.uint16,)
         kinds += [transpose.frozen(np.zeros(0, kind), flat) for kind in words]
     for source in kinds:
+        kept = np.zeros(0, source.dtype)
+        yield rows.read_rows, (source, flat, (0, 0, 0, 0), (0, 0))
+        yield rows.split_pairs, (source, flat, (0, 0, 0, 0), (0, 0), 0)
+        yield rows.write_rows, (flat, kept, (0, 0, 0, 0), (0, 0))
+        yield rows.join_pairs, (flat, kept, (0, 0, 0, 0), (0, 0), 0)
         yield located.sum_points, (block, located.Rows(0, 0), source, view, flat)
         yield located.dot_points, (block, located.Rows(0, 0), source, view, flat, flat)
     yield located.spread_points, (block, located.Rows(0, 0), flat, flat, view, (0, 0))
     yield patches.blend_tile, (tile, 0, flat, 0, 0, flat)
     yield patches.measure_tile, (tile, 0, flat, 0, 0, flat, flat)
     yield patches.spread_tile, (tile, 0, flat, 0, 0, flat)
+
+
+_NAMES = {"fma", "add_product", "transpose_square", "load_wide", "put_vector"}
 
 
 def with_vectors() -> set[str]:
@@ -143,7 +151,7 @@ def with_vectors() -> set[str]:
     for found in pkgutil.walk_packages(cudeform.cpu.__path__, "cudeform.cpu."):
         for value in vars(importlib.import_module(found.name)).values():
             if isinstance(value, Dispatcher) and value.targetoptions.get("no_cpython_wrapper"):
-                if {"fma", "add_product", "transpose_square"} & {*value.py_func.__code__.co_names}:
+                if _NAMES & {*value.py_func.__code__.co_names}:
                     names.add(value.py_func.__name__)
     return names
 

@@ -45,7 +45,7 @@ class Functions(torch.nn.Module):
 
     def given(self):
         return [
-            tensor.to(self.dtype) if name == "input" else tensor
+            tensor.to(self.dtype) if name in ("input", "value") else tensor
             for function, names, _ in PROGRAM
             for name in names
             for tensor in [torch.tensor(FULLEST[function.__name__].case.arrays[name])]

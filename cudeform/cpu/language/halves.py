@@ -15,9 +15,18 @@ from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from cudeform.cpu.language.simd import Vector, masked_load, pointer_to
+from cudeform.cpu.language.simd import Vector, masked_load, masked_store, pointer_to
 
-__all__ = ["CONVERTS", "element", "load_wide", "load_wide_some", "put", "words"]
+__all__ = [
+    "CONVERTS",
+    "element",
+    "load_wide",
+    "load_wide_some",
+    "put",
+    "put_some",
+    "put_vector",
+    "words",
+]
 
 _WORDS = {"bfloat16": np.uint16, "float16": np.int16}
 _CONVERSION = """
@@ -54,18 +63,22 @@ def _wide(dtype: Any) -> Any:
     return types.float32 if _is_half(dtype) else dtype
 
 
+def _alike(value: Any, kind: Any, number: Any = None) -> Any:
+    """A type, or a constant of it, with as many lanes as a value has."""
+    if not isinstance(value.type, ir.VectorType):
+        return kind if number is None else ir.Constant(kind, number)
+    lanes = value.type.count
+    vector = ir.VectorType(kind, lanes)
+    return vector if number is None else ir.Constant(vector, [number] * lanes)
+
+
 def _widened(builder: Any, dtype: Any, value: Any) -> Any:
     """One number or a vector of them as float32, exactly."""
     if not _is_half(dtype):
         return value
 
     def alike(kind: Any, number: Any = None) -> Any:
-        """A type, or a constant of it, with as many lanes as the value."""
-        if not isinstance(value.type, ir.VectorType):
-            return kind if number is None else ir.Constant(kind, number)
-        lanes = value.type.count
-        vector = ir.VectorType(kind, lanes)
-        return vector if number is None else ir.Constant(vector, [number] * lanes)
+        return _alike(value, kind, number)
 
     whole, real = ir.IntType(32), ir.FloatType()
     if dtype.signed and CONVERTS:
@@ -122,9 +135,8 @@ def load_wide_some(typingctx, array, index, count):
     return vector(array, types.intp, types.intp), codegen
 
 
-def _bfloat16(builder: Any, bits: Any) -> Any:
-    """The word nearest to a float32, ties to even."""
-    word = ir.IntType(32)
+def _bfloat16(builder: Any, bits: Any, word: Any) -> Any:
+    """The words nearest to float32 numbers, ties to even; `word` makes constants."""
     odd = builder.and_(builder.lshr(bits, word(16)), word(1))
     rounded = builder.add(builder.add(bits, word(0x7FFF)), odd)
     number = builder.icmp_unsigned("<=", builder.and_(bits, word(0x7FFFFFFF)), word(0x7F800000))
@@ -132,18 +144,17 @@ def _bfloat16(builder: Any, bits: Any) -> Any:
     return builder.lshr(builder.select(number, rounded, none), word(16))
 
 
-def _float16(builder: Any, bits: Any) -> Any:
+def _float16(builder: Any, bits: Any, word: Any) -> Any:
     """The same; 0.5 is added to what is below the least normal number, so that the sum's last bits
     are the result.
     """
-    word, real = ir.IntType(32), ir.FloatType()
     sign = builder.lshr(builder.and_(bits, word(0x80000000)), word(16))
     rest = builder.and_(bits, word(0x7FFFFFFF))
     odd = builder.and_(builder.lshr(rest, word(13)), word(1))
     normal = builder.add(builder.add(rest, word((0xFFF - (112 << 23)) & 0xFFFFFFFF)), odd)
     normal = builder.lshr(normal, word(13))
-    half = ir.Constant(real, 0.5)
-    small = builder.bitcast(builder.fadd(builder.bitcast(rest, real), half), word)
+    half = _alike(bits, ir.FloatType(), 0.5)
+    small = builder.bitcast(builder.fadd(builder.bitcast(rest, half.type), half), bits.type)
     small = builder.sub(small, word(126 << 23))
     found = builder.select(builder.icmp_unsigned("<", rest, word(113 << 23)), small, normal)
     number = builder.icmp_unsigned("<=", rest, word(0x7F800000))
@@ -152,18 +163,52 @@ def _float16(builder: Any, bits: Any) -> Any:
     return builder.or_(found, sign)
 
 
+def _narrowed(builder: Any, dtype: Any, value: Any) -> Any:
+    """One number or a vector of them as words, rounded once."""
+    if not _is_half(dtype):
+        return value
+    whole = ir.IntType(32)
+    bits = builder.bitcast(value, _alike(value, whole))
+    narrow = _float16 if dtype.signed else _bfloat16
+    found = narrow(builder, bits, lambda number: _alike(value, whole, number))
+    return builder.trunc(found, _alike(value, ir.IntType(16)))
+
+
 @intrinsic
 def put(typingctx, array, index, value):
     """Write a number at an index of a flat array, rounded once."""
 
     def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, array, args[0], args[1])
-        number = args[2]
-        if _is_half(array.dtype):
-            narrow = _float16 if array.dtype.signed else _bfloat16
-            number = narrow(builder, builder.bitcast(number, ir.IntType(32)))
-            number = builder.trunc(number, ir.IntType(16))
+        number = _narrowed(builder, array.dtype, args[2])
         builder.store(number, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, _wide(array.dtype)), codegen
+
+
+@intrinsic
+def put_vector(typingctx, array, index, value):
+    """Write a vector from an index on, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        pointer = pointer_to(context, builder, array, args[0], args[1])
+        words = _narrowed(builder, array.dtype, args[2])
+        pointer = builder.bitcast(pointer, words.type.as_pointer())
+        builder.store(words, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+@intrinsic
+def put_some(typingctx, array, index, value, count):
+    """Write the first `count` numbers of a vector, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        pointer = pointer_to(context, builder, array, args[0], args[1])
+        words = _narrowed(builder, array.dtype, args[2])
+        masked_store(builder, pointer, words, args[3], array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value, types.intp), codegen

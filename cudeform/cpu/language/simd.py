@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "load_some",
     "masked_load",
+    "masked_store",
     "pointer_to",
     "splat",
     "store",
@@ -35,7 +36,9 @@ __all__ = [
     "total",
     "totals",
     "transpose_square",
+    "unzipped",
     "zeros",
+    "zipped",
 ]
 
 
@@ -226,17 +229,24 @@ def load_some(typingctx, array, index, count):
     return vector(array, types.intp, types.intp), codegen
 
 
+def masked_store(builder: Any, pointer: Any, value: Any, count: Any, size: int) -> None:
+    """For intrinsics: write the first `count` elements, of so many bytes, of a vector."""
+    lanes = value.type.count
+    kind = "i" if isinstance(value.type.element, ir.IntType) else "f"
+    name = f"llvm.masked.store.v{lanes}{kind}{8 * size}.p0"
+    align = ir.Constant(ir.IntType(32), size)
+    pointer = builder.bitcast(pointer, value.type.as_pointer())
+    mask = _first_lanes(builder, lanes, count)
+    _masked(builder, name, ir.VoidType(), [value, pointer, align, mask])
+
+
 @intrinsic
 def store_some(typingctx, array, index, value, count):
     """Write the first `count` elements of a vector."""
 
     def codegen(context, builder, signature, args):
         pointer = pointer_to(context, builder, array, args[0], args[1])
-        pointer = _as_vector(context, builder, value, pointer)
-        align = ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8)
-        mask = _first_lanes(builder, value.lanes, args[3])
-        name = f"llvm.masked.store.v{value.lanes}f{array.dtype.bitwidth}.p0"
-        _masked(builder, name, ir.VoidType(), [args[2], pointer, align, mask])
+        masked_store(builder, pointer, args[2], args[3], array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value, types.intp), codegen
@@ -318,6 +328,32 @@ def totals(typingctx, a, b, c, d):
         return context.make_tuple(builder, signature.return_type, sums)
 
     return types.UniTuple(a.dtype, 4)(a, a, a, a), codegen
+
+
+def _rearranged(a: Any, masks: Any) -> Any:
+    """An intrinsic's type and code: two vectors whose lanes are picked from those of two."""
+
+    def codegen(context, builder, signature, args):
+        found = []
+        for mask in masks:
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), a.lanes), mask)
+            found.append(builder.shuffle_vector(*args, lanes))
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.UniTuple(a, 2)(a, a), codegen
+
+
+@intrinsic
+def unzipped(typingctx, a, b):
+    """The first of each pair that lies in two vectors one after the other, and the second."""
+    return _rearranged(a, [list(range(first, 2 * a.lanes, 2)) for first in (0, 1)])
+
+
+@intrinsic
+def zipped(typingctx, a, b):
+    """The inverse of `unzipped`."""
+    pairs = [lane for i in range(a.lanes) for lane in (i, a.lanes + i)]
+    return _rearranged(a, [pairs[: a.lanes], pairs[a.lanes :]])
 
 
 @intrinsic

@@ -1,0 +1,187 @@
+"""Rows of numbers in and out of kernels: widened, rounded, as pairs and apart; and their softmax.
+
+Rows are short, and LLVM's own loops take many vectors at a time; so these are written out.
+"""
+
+from __future__ import annotations
+
+import llvmlite.ir as ir
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
+
+from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.halves import (
+    element,
+    load_wide,
+    load_wide_some,
+    put_some,
+    put_vector,
+)
+from cudeform.cpu.language.simd import (
+    fma,
+    lanes,
+    load,
+    load_some,
+    splat,
+    store,
+    store_some,
+    unzipped,
+    zipped,
+)
+
+__all__ = ["join_pairs", "read_rows", "softmax_rows", "split_pairs", "write_rows"]
+
+
+# `places` are where the first row begins and how far the next one is, in the source and then in
+# the target; `size` is the number of rows, and of numbers or pairs in each.
+
+
+@inner
+def read_rows(source, target, places, size):
+    """Copy rows, widened."""
+    at, pitch, to, step = places
+    rows, count = size
+    tail = count & (lanes(target) - 1)
+    whole = count - tail
+    for r in range(rows):
+        start, end = at + r * pitch, to + r * step
+        for i in range(0, whole, lanes(target)):
+            store(target, end + i, load_wide(source, start + i))
+        if tail:
+            store_some(target, end + whole, load_wide_some(source, start + whole, tail), tail)
+
+
+@inner
+def write_rows(source, target, places, size):
+    """Copy rows, rounded."""
+    at, pitch, to, step = places
+    rows, count = size
+    tail = count & (lanes(source) - 1)
+    whole = count - tail
+    for r in range(rows):
+        start, end = at + r * pitch, to + r * step
+        for i in range(0, whole, lanes(source)):
+            put_vector(target, end + i, load(source, start + i))
+        if tail:
+            put_some(target, end + whole, load_some(source, start + whole, tail), tail)
+
+
+@inner
+def split_pairs(source, target, places, size, apart):
+    """Copy rows of pairs, widened, the second of each pair `apart` from the first."""
+    at, pitch, to, step = places
+    rows, count = size
+    width = lanes(target)
+    tail = count & (width - 1)
+    whole = count - tail
+    for r in range(rows):
+        start, end = at + r * pitch, to + r * step
+        for i in range(0, whole, width):
+            a = load_wide(source, start + 2 * i)
+            x, y = unzipped(a, load_wide(source, start + 2 * i + width))
+            store(target, end + i, x)
+            store(target, end + apart + i, y)
+        if tail:
+            start, end, left = start + 2 * whole, end + whole, min(2 * tail, width)
+            a = load_wide_some(source, start, left)
+            x, y = unzipped(a, load_wide_some(source, start + width, 2 * tail - left))
+            store_some(target, end, x, tail)
+            store_some(target, end + apart, y, tail)
+
+
+@inner
+def join_pairs(source, target, places, size, apart):
+    """The inverse of `split_pairs`, rounded."""
+    at, pitch, to, step = places
+    rows, count = size
+    width = lanes(source)
+    tail = count & (width - 1)
+    whole = count - tail
+    for r in range(rows):
+        start, end = at + r * pitch, to + r * step
+        for i in range(0, whole, width):
+            x = load(source, start + i)
+            a, b = zipped(x, load(source, start + apart + i))
+            put_vector(target, end + 2 * i, a)
+            put_vector(target, end + 2 * i + width, b)
+        if tail:
+            start, end, left = start + whole, end + 2 * whole, min(2 * tail, width)
+            x = load_some(source, start, tail)
+            a, b = zipped(x, load_some(source, start + apart, tail))
+            put_some(target, end, a, left)
+            put_some(target, end + width, b, 2 * tail - left)
+
+
+@inlined
+def _scale(row, at, count, factor, addend):
+    """row[at + i] = factor * row[at + i] + addend."""
+    step = lanes(row)
+    tail = count & (step - 1)
+    whole = count - tail
+    f, a = splat(row, factor), splat(row, addend)
+    for i in range(at, at + whole, step):
+        store(row, i, fma(f, load(row, i), a))
+    if tail:
+        store_some(row, at + whole, fma(f, load_some(row, at + whole, tail), a), tail)
+
+
+@inner
+def softmax_rows(array, rows, count):
+    """The softmax of each of so many rows of `count` numbers, which stand one after the other."""
+    zero, one = array.dtype.type(0), array.dtype.type(1)
+    for at in range(0, rows * count, count):
+        most = element(array, at)
+        for k in range(at + 1, at + count):
+            most = max(most, element(array, k))
+        _scale(array, at, count, one, -most)
+    for i in range(rows * count):
+        array[i] = _exponential(array[i])
+    for at in range(0, rows * count, count):
+        total = zero
+        for k in range(at, at + count):
+            total += element(array, k)
+        _scale(array, at, count, one / total, zero)
+
+
+@intrinsic
+def _power_of_two(typingctx, exponent):
+    """2**exponent in float32, for the exponents of normal numbers."""
+
+    def codegen(context, builder, signature, args):
+        whole = ir.IntType(32)
+        biased = builder.add(builder.trunc(args[0], whole), whole(127))
+        return builder.bitcast(builder.shl(biased, whole(23)), ir.FloatType())
+
+    return types.float32(types.int64), codegen
+
+
+def _exponential(x):
+    raise NotImplementedError("for kernels")
+
+
+@overload(_exponential, jit_options={"error_model": "numpy"})
+def _exponential_of(x):
+    """exp of a number that is not above 0; of float32 in a way that LLVM makes vectors of.
+
+    exp(x) = 2**n exp(r) with |r| at most half of log 2, where a polynomial of degree 7 is exact to
+    the last bit but one.
+    """
+    if x != types.float32:
+        return lambda x: np.exp(x)
+    real = np.float32
+    per_octave, octave, rest = real(1.44269504), real(0.693359375), real(-2.12194440e-4)
+    c7, c6, c5 = real(1 / 5040), real(1 / 720), real(1 / 120)
+    c4, c3, half, one = real(1 / 24), real(1 / 6), real(0.5), real(1)
+    least, zero = real(-87.0), real(0)
+
+    def of_float32(x):
+        near = x if x > least else zero  # neither NaN nor infinite
+        n = np.floor(near * per_octave + half)
+        r = near - n * octave
+        r = r - n * rest
+        p = ((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + half
+        value = ((p * r + one) * r + one) * _power_of_two(np.int64(n))
+        return value if x > least else (zero if x == x else x)
+
+    return of_float32
