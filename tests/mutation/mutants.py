@@ -20,7 +20,7 @@ NOTICE = {
         "operators/test_deform_conv operators/test_sampling house/test_fuzz "
         "-k 'not emulator and not cuda'"
     ),
-    "cudeform/torch/nn.py": "bridges/test_torch_modules",
+    "cudeform/torch/nn/*": "bridges/test_torch_modules",
     "cudeform/torch/onnx.py": "bridges/test_torch_modules",
     "cudeform/torch/patching.py": "bridges/test_torch_modules",
     "cudeform/torch/*": "bridges/test_torch bridges/test_torch_eager bridges/test_torch_compile",

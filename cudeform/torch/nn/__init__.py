@@ -1,0 +1,21 @@
+"""Modules with the names, arguments and parameters of the field's, whose checkpoints they load."""
+
+from cudeform.torch.nn.convolution import (
+    DCN,
+    DeformConv2d,
+    DeformConv2dPack,
+    ModulatedDeformConv2dPack,
+    rename_legacy_keys,
+)
+from cudeform.torch.nn.pooling import DCNPooling, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
+
+__all__ = [
+    "DCN",
+    "DCNPooling",
+    "DeformConv2d",
+    "DeformConv2dPack",
+    "DeformRoIPoolPack",
+    "ModulatedDeformConv2dPack",
+    "ModulatedDeformRoIPoolPack",
+    "rename_legacy_keys",
+]
