@@ -1,5 +1,10 @@
 """Modules with the names, arguments and parameters of the field's, whose checkpoints they load."""
 
+from cudeform.torch.nn.attention import (
+    MSDeformableAttention,
+    MSDeformAttn,
+    MultiScaleDeformableAttention,
+)
 from cudeform.torch.nn.convolution import (
     DCN,
     DeformConv2d,
@@ -15,7 +20,10 @@ __all__ = [
     "DeformConv2d",
     "DeformConv2dPack",
     "DeformRoIPoolPack",
+    "MSDeformAttn",
+    "MSDeformableAttention",
     "ModulatedDeformConv2dPack",
     "ModulatedDeformRoIPoolPack",
+    "MultiScaleDeformableAttention",
     "rename_legacy_keys",
 ]
