@@ -74,7 +74,7 @@ RESERVED = {
     "torch": ("torch/", "keras.py", "bench/peers.py", "bench/cuda_peers.py"),
     # peers, engines: what `bench` measures against
     "torchvision": ("bench/peers.py", "bench/cuda_peers.py"),
-    "onnx": ("bench/engines.py",),
+    "onnx": ("bench/engines.py", "torch/onnx.py"),
     "onnxscript": ("torch/onnx.py",),
     "onnxruntime": ("bench/engines.py",),
     "openvino": ("bench/engines.py",),
