@@ -32,6 +32,10 @@ def results(model, given):
     return found | {name: grad.clone() for name, grad in gradients.items() if grad is not None}
 
 
+def outputs_of(results):
+    return [result for name, result in results.items() if name.startswith("output")]
+
+
 def assert_equal(found, expected):
     """To 1e-10; where a gradient that is 0 for all offsets is there, it may be of zeros."""
     assert found.keys() >= expected.keys()
@@ -65,15 +69,16 @@ def test_every_architecture(name, calls):
     with patch() as everywhere:
         assert_equal(results(model, given), expected)
     times = len(calls)
-    with patch(model) as here:
-        assert_equal(results(model, given), expected)
+    with patch(model) as here, torch.no_grad():
+        for found, wanted in zip(numbers(model(**given)), outputs_of(expected), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
     assert len(calls) == 2 * times == 2 * len(here.replaced) > 0
     assert any(f".{name.partition(' ')[0]}." in replaced for replaced in everywhere.replaced)
     assert all(
         option.get("method", "bilinear") == ("nearest" if "discrete" in name else "bilinear")
         for option in calls
     )
-    results(model, given)
+    model(**given)
     assert len(calls) == 2 * times
 
 
@@ -98,27 +103,32 @@ def ours(theirs):
     return module
 
 
-@pytest.mark.parametrize("name", DETECTORS)
-def test_modules_load_checkpoints_of_every_architecture(name):
-    model, given = build(name)
+def recorded(model, given):
+    """(attention of transformers, its arguments, what it gave) of each in a model."""
     records = []
 
     def record(module, positional, options, output):
-        assert len(positional) <= 1
-        records.append(
-            (
-                module,
-                dict(options, hidden_states=(*positional, None)[0]) if positional else options,
-                output[0],
-            )
-        )
+        if positional:
+            options = options | {"hidden_states": positional[0]}
+        records.append((module, options, output[0]))
 
-    for module in model.modules():
-        if hasattr(module, "sampling_offsets"):
-            module.register_forward_hook(record, with_kwargs=True)
+    hooks = [
+        module.register_forward_hook(record, with_kwargs=True)
+        for module in model.modules()
+        if hasattr(module, "sampling_offsets")
+    ]
     with torch.no_grad():
         model(**given)
+    for hook in hooks:
+        hook.remove()
     assert records
+    return records
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_modules_load_checkpoints_of_every_architecture(name):
+    model, given = build(name)
+    records = recorded(model, given)
     for theirs, options, expected in records:
         query, moved = options["hidden_states"], options.get("position_embeddings")
         query = query if moved is None else query + moved
@@ -133,6 +143,27 @@ def test_modules_load_checkpoints_of_every_architecture(name):
         else:
             found = module(*shared, torch.tensor(shapes), input_keep_mask=mask)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("name", ["rt_detr", "rt_detr_v2", "d_fine", "mask2former"])
+def test_patched_attention_is_compiled(name, everywhere):
+    """As one operator of the graph, in each of the ways in which theirs is called."""
+    model, given = build(name)
+    theirs, options, expected = recorded(model, given)[-1]
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    with patch(None if everywhere else model), torch.no_grad():
+        found = torch.compile(theirs, fullgraph=True, backend=backend)(**options)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    (graph,) = graphs
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert sum("ms_deform_attn" in target for target in targets) == 1
+    assert not any("grid_sample" in target for target in targets)
 
 
 def test_no_architecture_is_left_out():
