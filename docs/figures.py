@@ -15,6 +15,7 @@ from skimage import data, transform
 
 import cudeform
 from cudeform.cpu.regions.extents import locate_regions
+from cudeform.directions import first_offsets
 from cudeform.plans.regions import RoiPlan
 
 Y_COLOR, X_COLOR, POINT_COLOR, INK = "#3b6fb6", "#d98032", "#b3246b", "#444444"
@@ -241,13 +242,9 @@ def attention() -> Figure:
 
 
 def _first_locations() -> np.ndarray:
-    """(M, L, P, 2), (x, y): point i of a head is i + 1 pixels of its level from the query."""
-    angles = np.arange(HEADS) * 2 * np.pi / HEADS
-    ring = np.stack([np.cos(angles), np.sin(angles)], -1)
-    ring /= np.abs(ring).max(-1, keepdims=True)
-    steps = ring[:, None, None] * np.arange(1, POINTS + 1)[:, None]
-    sizes = np.array(LEVELS)[:, None, ::-1]  # (W, H)
-    return QUERY + steps / sizes
+    """(M, L, P, 2), (x, y), of an attention that has learned nothing."""
+    steps = first_offsets(HEADS, [POINTS] * len(LEVELS)).reshape(HEADS, len(LEVELS), POINTS, 2)
+    return QUERY + steps / np.array(LEVELS)[:, None, ::-1]  # (W, H)
 
 
 def _head_color(head: int) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cudeform import checks
+from cudeform.descriptions import described
 from cudeform.torch.nn.multi_scale import (
     Attention,
     boolean,
@@ -21,6 +22,7 @@ __all__ = ["MSDeformAttn", "MSDeformableAttention", "MultiScaleDeformableAttenti
 _METHODS = {"default": "bilinear", "discrete": "nearest"}  # what RT-DETRv2 calls ours
 
 
+@described
 class MSDeformAttn(Attention):
     """Multi-scale deformable attention as Deformable DETR has it [1]_.
 
@@ -46,10 +48,7 @@ class MSDeformAttn(Attention):
     offset_scale : float
         Around reference boxes: offsets of all a level's points in a row reach this part of a box.
 
-    References
-    ----------
-    .. [1] X. Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object
-       Detection", ICLR 2021, https://arxiv.org/abs/2010.04159
+    %(deformable_detr_paper)s
 
     Examples
     --------

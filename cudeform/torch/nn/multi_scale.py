@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 import cudeform
 from cudeform import checks
+from cudeform.directions import first_offsets
 from cudeform.torch.nn.module import Module
 
 __all__ = ["Attention", "boolean", "points_by_level", "value_width", "width_and_heads"]
@@ -39,16 +39,11 @@ class Attention(Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As the paper begins: point i of a head is i + 1 pixels from the middle, all of a head in
-        one of as many directions as there are heads, and all have the same weight.
-        """
-        angles = torch.arange(self._heads) * (2 * math.pi / self._heads)
-        ring = torch.stack([angles.cos(), angles.sin()], -1)
-        ring = ring / ring.abs().amax(-1, keepdim=True)  # on the edge of a square
-        steps = torch.cat([torch.arange(1, count + 1) for count in self._points])
+        """As the paper begins: each head in a direction of its own, all points with one weight."""
+        offsets = torch.from_numpy(first_offsets(self._heads, self._points))
         nn.init.zeros_(self.sampling_offsets.weight)
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_((ring[:, None] * steps[:, None]).flatten())
+            self.sampling_offsets.bias.copy_(offsets.flatten())
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
