@@ -4,10 +4,12 @@
 
 #if defined(__CUDACC_RTC__)
 #define SHARED(type, name, dims) __shared__ type name dims
+#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]  // as many as the launch asks for
 #define OFFSET_OF(type, field) __INTADDR__(&((type*)0)->field)  // CUDA 12 has no __builtin_offsetof
 #else
 #define OFFSET_OF(type, field) __builtin_offsetof(type, field)
 #define SHARED(type, name, dims) EMULATOR_SHARED(type, name, dims)
+#define DYNAMIC_SHARED(type, name) type* const name = emulator::dynamic_shared<type>()
 #endif
 
 // A product that is not fused with a sum.

@@ -75,10 +75,15 @@ def flatten(unit: Unit) -> str:
 @lru_cache(maxsize=512)
 def _format(params: np.dtype) -> struct.Struct:
     codes = {"i4": "i", "i8": "q", "f4": "f", "f8": "d"}
-    return struct.Struct("".join(codes[params[name].str[1:]] for name in params.names) + "0q")
+    fields = [params[name] for name in params.names]
+    parts = [f"{f.itemsize}s" if f.shape else codes[f.str[1:]] for f in fields]
+    return struct.Struct("".join(parts) + "0q")
 
 
-def pack(params: np.dtype, values: dict[str, float]) -> np.ndarray:
-    """A Params with these values: an array of one, which a launch passes by value."""
+def pack(params: np.dtype, values: dict[str, Any]) -> np.ndarray:
+    """A Params with these values: an array of one, which a launch passes by value.
+
+    The value of a field with several elements is their bytes.
+    """
     packed = _format(params).pack(*[values[name] for name in params.names])
     return np.frombuffer(packed, params)

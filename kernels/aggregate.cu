@@ -1,0 +1,389 @@
+// Weighted sums of samples of several levels, and their transposes: a group of lanes takes a head of a query, each lane
+// some of its channels and some of the geometry of its points.
+//
+// A task is (image, query, head), numbered in this order within a launch. Values are [image][pixel][head][channel],
+// locations [image][query][head][point] as (x, y), weights likewise, the output [image][query][head][channel].
+//
+// SCALAR: storage type; LOCATION, WEIGHT: those of locations and weights, which may be float beside 16 bits; VEC:
+// channels a thread moves at once.
+#include "levels.cuh"
+
+using Scalar = SCALAR;
+using Location = LOCATION;
+using Weight = WEIGHT;
+using Sum = SumOf<Scalar>::type;
+using Channels = Pack<Scalar, VEC>;
+
+// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
+constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
+constexpr unsigned WARP = 0xffffffffu;
+
+struct Task {
+  int lanes, lane;
+  bool present;
+  int local, query, image;  // number, query and image of this launch
+  int head;
+  long long number;  // of all in the arrays
+};
+
+// A task that is not there stands for the first, of which it stores nothing.
+__device__ __forceinline__ Task task_of(const Params& p) {
+  Task task;
+  task.lanes = 1 << p.lane_bits;
+  task.lane = threadIdx.x & (task.lanes - 1);
+  const int local = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  task.present = local < p.images * p.queries * p.some_heads;
+  task.local = task.present ? local : 0;
+  task.query = quotient(task.local, p.some_heads);
+  task.image = quotient(task.query, p.queries);
+  task.head = p.first_head + task.local - task.query * p.some_heads;
+  task.number = ((long long)p.first_image * p.queries + task.query) * p.heads + task.head;
+  return task;
+}
+
+// The values of a task's head and image.
+__device__ __forceinline__ const Scalar* values_of(const Params& p, const Scalar* value, const Task& task) {
+  return value + ((long long)(p.first_image + task.image) * p.pixels * p.heads + task.head) * p.channels;
+}
+
+// Row `row` of an array of all heads: in bytes, which is one multiplication and addition.
+__device__ __forceinline__ const Scalar* row_of(const Params& p, const Scalar* from, int row) {
+  const int bytes = p.heads * p.channels * (int)sizeof(Scalar);
+  return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(from) + (long long)row * bytes);
+}
+
+// How the weights of a task's points follow from what is given: by themselves, or as a softmax.
+struct Shares {
+  const Weight* given;
+  Sum most, scale;
+  __device__ __forceinline__ Sum operator()(const Params& p, int point) const {
+    const Sum weight = read(given + point);
+    return p.softmax ? exp(weight - most) * scale : weight;
+  }
+};
+
+__device__ __forceinline__ Shares shares_of(const Params& p, const Task& task, const Weight* __restrict__ weights) {
+  Shares shares = {weights + task.number * p.points, Sum(0), Sum(1)};
+  if (!p.softmax) return shares;
+  Sum most = read(shares.given);
+  for (int point = task.lane; point < p.points; point += task.lanes) most = max(most, read(shares.given + point));
+  for (int step = task.lanes / 2; step > 0; step /= 2) most = max(most, __shfl_xor_sync(WARP, most, step));
+  Sum total[1] = {};
+  for (int point = task.lane; point < p.points; point += task.lanes) total[0] += exp(read(shares.given + point) - most);
+  group_sums(total, task.lanes);
+  shares.most = most;
+  shares.scale = Sum(1) / total[0];
+  return shares;
+}
+
+// The cell of a task's point. `level` is that of an earlier point, and becomes that of this one.
+__device__ __forceinline__ Cell<Sum> cell_of(const Params& p, const Task& task, const Level* levels, int& level,
+                                             const Location* __restrict__ locations, int point) {
+  while (point >= levels[level].end) ++level;
+  Pack<Location, 2> at;
+  at.load(locations + 2 * (task.number * p.points + point));
+  return cell_in(p, levels[level], widen(at.lane[1]), widen(at.lane[0]));
+}
+
+// The pixels of a point that are read: four, or one of the nearest.
+template <int CORNERS>
+struct alignas(4 * CORNERS) Corners {
+  int pixel[CORNERS];
+};
+
+template <int CORNERS>
+__device__ __forceinline__ Corners<CORNERS> corners_of(const Level& level, const Cell<Sum>& cell) {
+  Corners<CORNERS> corners;
+#pragma unroll
+  for (int k = 0; k < CORNERS; ++k) {
+    corners.pixel[k] = level.first + corner_pixel(cell, k, level.height, level.width);
+  }
+  return corners;
+}
+
+// What the lanes of a task need of a point that reads something.
+template <int CORNERS>
+struct alignas(16) Footprint {
+  Corners<CORNERS> corners;
+  Sum weight[CORNERS];
+};
+
+template <int CORNERS>
+__device__ __forceinline__ Footprint<CORNERS> footprint_of(const Level& level, const Cell<Sum>& cell, Sum weight) {
+  Footprint<CORNERS> f;
+  f.corners = corners_of<CORNERS>(level, cell);
+  Sum along_y[2], along_x[2];
+  read_weights(cell.y, cell.ly, level.height, BORDER_ZEROS, along_y);
+  read_weights(cell.x, cell.lx, level.width, BORDER_ZEROS, along_x);
+#pragma unroll
+  for (int k = 0; k < CORNERS; ++k) f.weight[k] = CORNERS == 1 ? weight : along_y[k >> 1] * along_x[k & 1] * weight;
+  return f;
+}
+
+template <int CORNERS>
+__device__ __forceinline__ void sum_samples(const Scalar* __restrict__ value, const void* __restrict__ sizes,
+                                            const int* __restrict__ ends, const Location* __restrict__ locations,
+                                            const Weight* __restrict__ weights, Scalar* __restrict__ output,
+                                            const Params& p) {
+  DYNAMIC_SHARED(Level, levels);
+  SHARED(Footprint<CORNERS>, notes, [THREADS]);
+  load_levels(p, sizes, ends, levels);
+  const Task task = task_of(p);
+  const Shares shares = shares_of(p, task, weights);
+  Footprint<CORNERS>* const shared = notes + (threadIdx.x - task.lane);
+  const int first_lane = (threadIdx.x & 31) - task.lane;
+  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    const int c = slice + task.lane * VEC;
+    const bool active = task.present && c < p.channels;
+    const Scalar* from = values_of(p, value, task) + c;
+    Sum sum[VEC] = {};
+    int level = 0;
+    for (int first = 0; first < p.points; first += task.lanes) {
+      const int point = first + task.lane;
+      Cell<Sum> cell = {};
+      if (point < p.points) cell = cell_of(p, task, levels, level, locations, point);
+      // Of the points that read something, so that the loop over them has no branch.
+      const unsigned inside = (__ballot_sync(WARP, cell.inside) >> first_lane) & ((2u << (task.lanes - 1)) - 1u);
+      if (cell.inside) {
+        const Footprint<CORNERS> f = footprint_of<CORNERS>(levels[level], cell, shares(p, point));
+        shared[__popc(inside & ((1u << task.lane) - 1u))] = f;
+      }
+      __syncwarp(WARP);
+      const int count = active ? __popc(inside) : 0;
+      for (int i = 0; i < count; ++i) {
+        const Footprint<CORNERS> f = shared[i];
+        Channels corner[CORNERS];
+#pragma unroll
+        for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, f.corners.pixel[k]));
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) {
+#pragma unroll
+          for (int k = 0; k < CORNERS; ++k) sum[v] += f.weight[k] * widen(corner[k].lane[v]);
+        }
+      }
+      __syncwarp(WARP);
+    }
+    if (active) {
+      Channels out;
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v]);
+      out.store(output + (task.number * p.channels + c));
+    }
+  }
+}
+
+// output = weighted sums of the samples of all points
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    aggregate(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
+              const Location* __restrict__ locations, const Weight* __restrict__ weights, Scalar* __restrict__ output,
+              const Params p) {
+  sum_samples<4>(value, sizes, ends, locations, weights, output, p);
+}
+
+// The same of the nearest pixels
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    aggregate_nearest(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
+                      const Location* __restrict__ locations, const Weight* __restrict__ weights,
+                      Scalar* __restrict__ output, const Params p) {
+  sum_samples<1>(value, sizes, ends, locations, weights, output, p);
+}
+
+// A sample and its slopes from the dot products of its corners with the gradient.
+struct Slopes {
+  Sum value, along_y, along_x;
+};
+
+template <int CORNERS>
+__device__ __forceinline__ Slopes slopes_of(const Level& level, const Cell<Sum>& cell, const Sum (&dots)[CORNERS]) {
+  Slopes found = {Sum(0), Sum(0), Sum(0)};
+  if (!cell.inside) return found;
+  if (CORNERS == 1) return {dots[0], Sum(0), Sum(0)};
+  Sum dot[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    dot[k] = corner_exists(cell, k, level.height, level.width) ? dots[k % CORNERS] : Sum(0);
+    found.value += corner_weight(cell.ly, cell.lx, k) * dot[k];
+  }
+  slopes(cell, dot, found.along_y, found.along_x);
+  found.along_y *= (Sum)level.height;
+  found.along_x *= (Sum)level.width;
+  return found;
+}
+
+// Each lane's dot products of the corners of one point of a round with the gradient of the output.
+template <int CORNERS>
+__device__ __forceinline__ void dot_corners(const Params& p, const Task& task, const Corners<CORNERS>* shared, int count,
+                                            const Scalar* __restrict__ value, const Scalar* __restrict__ grad_output,
+                                            Sum (&mine)[CORNERS]) {
+  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    const int c = slice + task.lane * VEC;
+    const bool active = c < p.channels;
+    const Scalar* from = values_of(p, value, task) + c;
+    Channels grad;
+    grad.clear();
+    if (active) grad.load(grad_output + (task.number * p.channels + c));
+    for (int i = 0; i < count; ++i) {
+      const Corners<CORNERS> corners = shared[i];
+      Sum dot[CORNERS] = {};
+      if (active) {
+        Channels corner[CORNERS];
+#pragma unroll
+        for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, corners.pixel[k]));
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) {
+#pragma unroll
+          for (int k = 0; k < CORNERS; ++k) dot[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
+        }
+      }
+      group_sums(dot, task.lanes);
+#pragma unroll
+      for (int k = 0; k < CORNERS; ++k) mine[k] += i == task.lane ? dot[k] : Sum(0);
+    }
+  }
+}
+
+template <int CORNERS>
+__device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, const void* __restrict__ sizes,
+                                              const int* __restrict__ ends, const Location* __restrict__ locations,
+                                              const Weight* __restrict__ weights,
+                                              const Scalar* __restrict__ grad_output,
+                                              Location* __restrict__ grad_locations, Weight* __restrict__ grad_weights,
+                                              Sum* __restrict__ samples, const Params& p) {
+  DYNAMIC_SHARED(Level, levels);
+  SHARED(Corners<CORNERS>, notes, [THREADS]);
+  load_levels(p, sizes, ends, levels);
+  const Task task = task_of(p);
+  const Shares shares = shares_of(p, task, weights);
+  Corners<CORNERS>* const shared = notes + (threadIdx.x - task.lane);
+  const long long row = task.number * p.points;
+  Sum total[1] = {};
+  int level = 0;
+  for (int first = 0; first < p.points; first += task.lanes) {
+    const int point = first + task.lane;
+    const bool mine = task.present && point < p.points;
+    Cell<Sum> cell = {};
+    Corners<CORNERS> corners = {};  // outside: of the first pixel, and what comes of it is not used
+    if (point < p.points) cell = cell_of(p, task, levels, level, locations, point);
+    if (cell.inside) corners = corners_of<CORNERS>(levels[level], cell);
+    shared[task.lane] = corners;
+    __syncwarp(WARP);
+    Sum dots[CORNERS] = {};
+    dot_corners(p, task, shared, min(p.points - first, task.lanes), value, grad_output, dots);
+    __syncwarp(WARP);
+    if (!mine) continue;
+    const Slopes found = slopes_of(levels[level], cell, dots);
+    const Sum weight = shares(p, point);
+    if (grad_locations) {
+      Pack<Location, 2> grad;
+      narrow(grad.lane[0], cell.inside ? weight * found.along_x : Sum(0));
+      narrow(grad.lane[1], cell.inside ? weight * found.along_y : Sum(0));
+      grad.store(grad_locations + 2 * (row + point));
+    }
+    if (samples) samples[task.local * p.points + point] = found.value;
+    if (grad_weights && !samples) narrow(grad_weights[row + point], found.value);
+    total[0] += weight * found.value;
+  }
+  if (!samples) return;
+  group_sums(total, task.lanes);
+  if (!task.present) return;
+  for (int point = task.lane; point < p.points; point += task.lanes) {
+    narrow(grad_weights[row + point], shares(p, point) * (samples[task.local * p.points + point] - total[0]));
+  }
+}
+
+// Gradients of locations and weights; each may be null. samples: room for those of a softmax, or null
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    point_gradients(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
+                    const Location* __restrict__ locations, const Weight* __restrict__ weights,
+                    const Scalar* __restrict__ grad_output, Location* __restrict__ grad_locations,
+                    Weight* __restrict__ grad_weights, Sum* __restrict__ samples, const Params p) {
+  differentiate<4>(value, sizes, ends, locations, weights, grad_output, grad_locations, grad_weights, samples, p);
+}
+
+// The same of the nearest pixels
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    point_gradients_nearest(const Scalar* __restrict__ value, const void* __restrict__ sizes,
+                            const int* __restrict__ ends, const Location* __restrict__ locations,
+                            const Weight* __restrict__ weights, const Scalar* __restrict__ grad_output,
+                            Location* __restrict__ grad_locations, Weight* __restrict__ grad_weights,
+                            Sum* __restrict__ samples, const Params p) {
+  differentiate<1>(value, sizes, ends, locations, weights, grad_output, grad_locations, grad_weights, samples, p);
+}
+
+// The key of every point, (image, head, pixel), and the way from there
+extern "C" __global__ void __launch_bounds__(THREADS)
+    point_keys(const void* __restrict__ sizes, const int* __restrict__ ends, const Location* __restrict__ locations,
+               const Weight* __restrict__ weights, int* __restrict__ keys, Way<Sum>* __restrict__ ways,
+               const Params p) {
+  DYNAMIC_SHARED(Level, levels);
+  load_levels(p, sizes, ends, levels);
+  const Task task = task_of(p);
+  const Shares shares = shares_of(p, task, weights);
+  if (!task.present) return;
+  const int image = task.image * p.some_heads + task.head - p.first_head;
+  int level = 0;
+  for (int point = task.lane; point < p.points; point += task.lanes) {
+    const Cell<Sum> cell = cell_of(p, task, levels, level, locations, point);
+    const int pixel = levels[level].first + max(cell.y, 0) * levels[level].width + max(cell.x, 0);
+    const int number = task.local * p.points + point;
+    keys[number] = cell.inside ? image * p.pixels + pixel : p.images * p.some_heads * p.pixels;
+    ways[number] = {way_along(cell.y, cell.ly), way_along(cell.x, cell.lx), shares(p, point), task.query};
+  }
+}
+
+// grad_value = every pixel's share of the grad_output of the points that touched it. A warp takes a head of a pixel:
+// groups of lanes that share the channels, each for some of the points.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    gather_value(const Scalar* __restrict__ grad_output, const void* __restrict__ sizes, const int* __restrict__ ends,
+                 const int* __restrict__ starts, const int* __restrict__ order, const Way<Sum>* __restrict__ ways,
+                 Scalar* __restrict__ grad_value, const Params p) {
+  DYNAMIC_SHARED(Level, levels);
+  load_levels(p, sizes, ends, levels);
+  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
+  const int group = (threadIdx.x & 31) >> p.lane_bits, groups = 32 >> p.lane_bits;
+  const int task = blockIdx.x * (THREADS / 32) + (threadIdx.x >> 5);
+  const int rest = quotient(task, p.some_heads), head = task - rest * p.some_heads;
+  const int image = quotient(rest, p.pixels);
+  if (image >= p.images) return;
+  // Small levels, whose pixels have many points, come last and are begun first.
+  const int pixel = p.pixels - 1 - (rest - image * p.pixels);
+  int level = 0;
+  while (level < p.levels && pixel >= levels[level].first + levels[level].height * levels[level].width) ++level;
+  Runs runs = {};
+  if (level < p.levels) {
+    const int key = (image * p.some_heads + head) * p.pixels + pixel;
+    runs = runs_of(starts, key, pixel - levels[level].first, levels[level].width, p.nearest);
+  }
+  const long long images = (long long)p.first_image * p.queries * p.heads + p.first_head + head;
+  for (int slice = 0; slice < p.channels; slice += lanes * VEC) {
+    const int c = slice + lane * VEC;
+    const bool active = c < p.channels;
+    const Scalar* from = grad_output + (images * p.channels + c);
+    Sum sum[VEC] = {};
+#pragma unroll 4
+    for (int i = active ? group : runs.count; i < runs.count; i += groups) {
+      const bool down = i < runs.above_count;
+      const int at = down ? runs.above + i : runs.own + i - runs.above_count;
+      const bool right = at < (down ? runs.above_middle : runs.own_middle);
+      const Way<Sum> way = ways[__ldg(order + at)];
+      // A point left of its key, which is at the edge, does not touch the pixel on the right.
+      if ((down && way.y < Sum(0)) || (right && way.x < Sum(0))) continue;
+      const Sum weight = way_weight(way.y, down) * way_weight(way.x, right) * way.weight;
+      Channels grad;
+      grad.load(row_of(p, from, way.query));
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
+    }
+    for (int step = lanes; step < 32; step *= 2) {
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) sum[v] += __shfl_xor_sync(WARP, sum[v], step);
+    }
+    if (active && group == 0) {
+      const long long row = ((long long)(p.first_image + image) * p.pixels + pixel) * p.heads + p.first_head + head;
+      Channels out;
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v]);
+      out.store(grad_value + (row * p.channels + c));
+    }
+  }
+}

@@ -1,0 +1,118 @@
+// Levels: images of several sizes, whose pixels lie one level behind the other, and points at parts of their sizes.
+#pragma once
+#include "sampling.cuh"
+
+// From the host: THREADS, and MOST_LEVELS whose sizes come with the other numbers.
+struct Params {
+  int heights[MOST_LEVELS], widths[MOST_LEVELS];
+  int ends[MOST_LEVELS];  // of the points of each level, among those of all
+  int levels, wide_sizes;  // wide_sizes: 64 bits each, in an array
+  int pixels, points;      // of all levels; points: of a head of a query
+  int queries, heads, channels;
+  int first_image, images, first_head, some_heads;  // of this launch
+  int nearest, softmax;
+  int lane_bits;  // 2^lane_bits threads share a head of a query
+};
+
+struct alignas(16) Level {
+  int height, width;  // 0: nothing is read
+  int first;          // pixel; 0 for an empty level
+  int end;            // of its points
+};
+
+__device__ __forceinline__ long long size_of(const Params& p, const void* __restrict__ sizes, int level, int axis) {
+  if (!sizes) return axis ? p.widths[level] : p.heights[level];
+  const int at = 2 * level + axis;
+  if (p.wide_sizes) return __ldg(static_cast<const long long*>(sizes) + at);
+  return __ldg(static_cast<const int*>(sizes) + at);
+}
+
+// Fills the block's table. sizes: (levels, 2) as (height, width), or null; ends: of their points, or null. Nobody has
+// checked an array of sizes: a level that does not fit behind those before it is empty, and so are those behind it.
+__device__ __forceinline__ void load_levels(const Params& p, const void* __restrict__ sizes,
+                                            const int* __restrict__ ends, Level* levels) {
+  for (int l = threadIdx.x; l < p.levels; l += THREADS) {
+    Level level = {};
+    long long first = 0, area = 0;
+    for (int i = 0; i <= l; ++i) {
+      first += area;
+      const long long height = size_of(p, sizes, i, 0), width = size_of(p, sizes, i, 1);
+      const bool possible = height >= 0 && width >= 0 && height <= p.pixels && width <= p.pixels;
+      const bool fits = possible && first + height * width <= p.pixels;
+      area = fits ? height * width : (long long)p.pixels + 1;
+      level.height = fits && area > 0 ? (int)height : 0;
+      level.width = fits && area > 0 ? (int)width : 0;
+    }
+    level.first = level.height ? (int)first : 0;
+    level.end = ends ? __ldg(ends + l) : p.ends[l];
+    levels[l] = level;
+  }
+  __syncthreads();
+}
+
+// The pixel nearest to a part of a level along one axis; NaN: any.
+__device__ __forceinline__ int nearest_pixel(float part, int size) {
+  return min(max(floor_to_int(rounded_product(part, (float)size) + 0.5f), 0), size - 1);
+}
+__device__ __forceinline__ int nearest_pixel(double part, int size) {
+  return min(max(floor_to_int(rounded_product(part, (double)size) + 0.5), 0), size - 1);
+}
+
+// The cell of a point at parts (y, x) of a level.
+template <class S>
+__device__ __forceinline__ Cell<S> cell_in(const Params& p, const Level& level, S y, S x) {
+  if (level.height == 0) return {0, 0, S(0), S(0), false, true, true};
+  if (p.nearest) {
+    const bool inside = y == y && x == x;
+    return {nearest_pixel(y, level.height), nearest_pixel(x, level.width), S(0), S(0), inside, true, true};
+  }
+  // Fused on every machine: the kernels of a backward have to agree where a point is.
+  const S at_y = fma(y, (S)level.height, S(-0.5)), at_x = fma(x, (S)level.width, S(-0.5));
+  return locate(0, 0, at_y, at_x, level.height, level.width, BORDER_ZEROS);
+}
+
+// The transpose of sampling in levels. A point has one key: the pixel up and left of it, or where that is outside the
+// nearest pixel inside. So there are as many keys as pixels, whatever the sizes of the levels.
+
+// What a pixel needs to know of a point besides its key.
+template <class S>
+struct alignas(16) Way {
+  S y, x;  // from the pixel of the key, -1 to 1
+  S weight;
+  int query;  // among those of the launch
+};
+
+template <class S>
+__device__ __forceinline__ S way_along(int pixel, S fraction) {
+  return pixel < 0 ? fraction - S(1) : fraction;
+}
+
+// The weight along one axis of the pixel that is the key's or, if `far`, the next.
+template <class S>
+__device__ __forceinline__ S way_weight(S way, bool far) {
+  return far ? max(way, S(0)) : S(1) - abs(way);
+}
+
+// The points of one pixel: two runs of the sorted order, of the row of pixels above and its own.
+struct Runs {
+  int above, above_middle, own, own_middle;  // where they begin, and the points of the pixel's own column
+  int above_count, count;                    // count: of both
+};
+
+// key: of the pixel, whose level begins `before` pixels before it
+__device__ __forceinline__ Runs runs_of(const int* __restrict__ starts, int key, int before, int width, bool nearest) {
+  const int y = quotient(before, width);
+  const bool left = before > y * width && !nearest;
+  Runs runs = {};
+  runs.own = __ldg(starts + key - left);
+  runs.own_middle = __ldg(starts + key);
+  runs.count = __ldg(starts + key + 1) - runs.own;
+  if (y > 0 && !nearest) {
+    const int* up = starts + key - width;
+    runs.above = __ldg(up - left);
+    runs.above_middle = __ldg(up);
+    runs.above_count = __ldg(up + 1) - runs.above;
+    runs.count += runs.above_count;
+  }
+  return runs;
+}
