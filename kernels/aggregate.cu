@@ -16,6 +16,7 @@ using Channels = Pack<Scalar, VEC>;
 
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
+constexpr int DOT_BLOCKS = sizeof(Sum) == 8 ? 2 : 3;
 constexpr unsigned WARP = 0xffffffffu;
 
 struct Task {
@@ -48,8 +49,8 @@ __device__ __forceinline__ const Scalar* values_of(const Params& p, const Scalar
 
 // Row `row` of an array of all heads: in bytes, which is one multiplication and addition.
 __device__ __forceinline__ const Scalar* row_of(const Params& p, const Scalar* from, int row) {
-  const int bytes = p.heads * p.channels * (int)sizeof(Scalar);
-  return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(from) + (long long)row * bytes);
+  const unsigned bytes = (unsigned)(p.heads * p.channels) * (unsigned)sizeof(Scalar);
+  return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(from) + (unsigned long long)(unsigned)row * bytes);
 }
 
 // How the weights of a task's points follow from what is given: by themselves, or as a softmax.
@@ -150,6 +151,7 @@ __device__ __forceinline__ void sum_samples(const Scalar* __restrict__ value, co
       }
       __syncwarp(WARP);
       const int count = active ? __popc(inside) : 0;
+#pragma unroll(4 / CORNERS)
       for (int i = 0; i < count; ++i) {
         const Footprint<CORNERS> f = shared[i];
         Channels corner[CORNERS];
@@ -218,26 +220,27 @@ __device__ __forceinline__ void dot_corners(const Params& p, const Task& task, c
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
     const int c = slice + task.lane * VEC;
     const bool active = c < p.channels;
-    const Scalar* from = values_of(p, value, task) + c;
+    const Scalar* from = values_of(p, value, task) + (active ? c : 0);
     Channels grad;
     grad.clear();
     if (active) grad.load(grad_output + (task.number * p.channels + c));
     for (int i = 0; i < count; ++i) {
       const Corners<CORNERS> corners = shared[i];
       Sum dot[CORNERS] = {};
-      if (active) {
-        Channels corner[CORNERS];
+      Channels corner[CORNERS];
 #pragma unroll
-        for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, corners.pixel[k]));
+      for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, corners.pixel[k]));
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) {
+      for (int k = 0; k < CORNERS; ++k) {
 #pragma unroll
-          for (int k = 0; k < CORNERS; ++k) dot[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
-        }
+        for (int v = 0; v < VEC; ++v) dot[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
+        if (!active) dot[k] = Sum(0);  // not 0 * pixel, which may be infinite
       }
       group_sums(dot, task.lanes);
+      if (i == task.lane) {
 #pragma unroll
-      for (int k = 0; k < CORNERS; ++k) mine[k] += i == task.lane ? dot[k] : Sum(0);
+        for (int k = 0; k < CORNERS; ++k) mine[k] += dot[k];
+      }
     }
   }
 }
@@ -255,7 +258,7 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
   const Task task = task_of(p);
   const Shares shares = shares_of(p, task, weights);
   Corners<CORNERS>* const shared = notes + (threadIdx.x - task.lane);
-  const long long row = task.number * p.points;
+  const long long row = task.number * p.points, local_row = (long long)task.local * p.points;
   Sum total[1] = {};
   int level = 0;
   for (int first = 0; first < p.points; first += task.lanes) {
@@ -279,7 +282,7 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
       narrow(grad.lane[1], cell.inside ? weight * found.along_y : Sum(0));
       grad.store(grad_locations + 2 * (row + point));
     }
-    if (samples) samples[task.local * p.points + point] = found.value;
+    if (samples) samples[local_row + point] = found.value;
     if (grad_weights && !samples) narrow(grad_weights[row + point], found.value);
     total[0] += weight * found.value;
   }
@@ -287,12 +290,12 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
   group_sums(total, task.lanes);
   if (!task.present) return;
   for (int point = task.lane; point < p.points; point += task.lanes) {
-    narrow(grad_weights[row + point], shares(p, point) * (samples[task.local * p.points + point] - total[0]));
+    narrow(grad_weights[row + point], shares(p, point) * (samples[local_row + point] - total[0]));
   }
 }
 
 // Gradients of locations and weights; each may be null. samples: room for those of a softmax, or null
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, DOT_BLOCKS)
     point_gradients(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
                     const Location* __restrict__ locations, const Weight* __restrict__ weights,
                     const Scalar* __restrict__ grad_output, Location* __restrict__ grad_locations,
@@ -301,7 +304,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 }
 
 // The same of the nearest pixels
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, DOT_BLOCKS)
     point_gradients_nearest(const Scalar* __restrict__ value, const void* __restrict__ sizes,
                             const int* __restrict__ ends, const Location* __restrict__ locations,
                             const Weight* __restrict__ weights, const Scalar* __restrict__ grad_output,
@@ -324,9 +327,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   int level = 0;
   for (int point = task.lane; point < p.points; point += task.lanes) {
     const Cell<Sum> cell = cell_of(p, task, levels, level, locations, point);
-    const int pixel = levels[level].first + max(cell.y, 0) * levels[level].width + max(cell.x, 0);
     const int number = task.local * p.points + point;
-    keys[number] = cell.inside ? image * p.pixels + pixel : p.images * p.some_heads * p.pixels;
+    int key = p.images * p.some_heads * p.pixels;  // sorts last; no pixel looks there
+    if (cell.inside) {
+      key = image * p.pixels + levels[level].first + max(cell.y, 0) * levels[level].width + max(cell.x, 0);
+    }
+    keys[number] = key;
     ways[number] = {way_along(cell.y, cell.ly), way_along(cell.x, cell.lx), shares(p, point), task.query};
   }
 }

@@ -67,8 +67,13 @@ __device__ __forceinline__ Cell<S> cell_in(const Params& p, const Level& level, 
     return {nearest_pixel(y, level.height), nearest_pixel(x, level.width), S(0), S(0), inside, true, true};
   }
   // Fused on every machine: the kernels of a backward have to agree where a point is.
-  const S at_y = fma(y, (S)level.height, S(-0.5)), at_x = fma(x, (S)level.width, S(-0.5));
-  return locate(0, 0, at_y, at_x, level.height, level.width, BORDER_ZEROS);
+  const S height = (S)level.height, width = (S)level.width;
+  const S at_y = fma(y, height, S(-0.5)), at_x = fma(x, width, S(-0.5));
+  Cell<S> cell = {floor_to_int(at_y), floor_to_int(at_x), S(0), S(0), false, false, false};
+  cell.ly = at_y - (S)cell.y;
+  cell.lx = at_x - (S)cell.x;
+  cell.inside = at_y > S(-1) && at_y < height && at_x > S(-1) && at_x < width;
+  return cell;
 }
 
 // The transpose of sampling in levels. A point has one key: the pixel up and left of it, or where that is outside the
