@@ -197,9 +197,9 @@ def _on_grid(array: Any) -> Any:
 def forward(
     plan: AttentionPlan,
     value: Any,
+    spatial_shapes: Any,
     sampling_locations: Any,
     attention_weights: Any,
-    spatial_shapes: Any = None,
 ) -> tuple[Any]:
     """Weighted sums of the samples of each head of each query."""
     with device_of(value) as device:
@@ -217,9 +217,9 @@ def backward(
     plan: AttentionPlan,
     grad_output: Any,
     value: Any,
+    spatial_shapes: Any,
     sampling_locations: Any,
     attention_weights: Any,
-    spatial_shapes: Any = None,
     *,
     needs: frozenset[str],
 ) -> dict[str, Any]:
