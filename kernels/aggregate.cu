@@ -16,7 +16,6 @@ using Channels = Pack<Scalar, VEC>;
 
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
-constexpr int DOT_BLOCKS = sizeof(Sum) == 8 ? 2 : 3;
 constexpr unsigned WARP = 0xffffffffu;
 
 struct Task {
@@ -295,7 +294,7 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
 }
 
 // Gradients of locations and weights; each may be null. samples: room for those of a softmax, or null
-extern "C" __global__ void __launch_bounds__(THREADS, DOT_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     point_gradients(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
                     const Location* __restrict__ locations, const Weight* __restrict__ weights,
                     const Scalar* __restrict__ grad_output, Location* __restrict__ grad_locations,
@@ -304,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, DOT_BLOCKS)
 }
 
 // The same of the nearest pixels
-extern "C" __global__ void __launch_bounds__(THREADS, DOT_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     point_gradients_nearest(const Scalar* __restrict__ value, const void* __restrict__ sizes,
                             const int* __restrict__ ends, const Location* __restrict__ locations,
                             const Weight* __restrict__ weights, const Scalar* __restrict__ grad_output,

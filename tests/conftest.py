@@ -1,7 +1,6 @@
 """Fixtures that every test may ask for."""
 
 import importlib
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -19,22 +18,6 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=500)
 hypothesis.settings.load_profile("repeatable")
 
 STANDIN = ("cupy", "cupy_backends")
-
-
-# Operators that no GPU computes yet: what their tests need of one is skipped, here alone.
-NO_CUDA = () if importlib.util.find_spec("cudeform.cuda.attention") else ("ms_deform_attn",)
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        given = getattr(item, "callspec", None)
-        values = () if given is None else given.params.values()
-        names = [getattr(value, "name", value) for value in values]
-        names = {name for name in names if isinstance(name, str)}
-        rooms = item.name.startswith(("test_operator_has_all", "test_backends_have"))
-        on_gpu = names & {"emulator", "cuda"} or rooms or "emulator" in item.path.stem
-        if on_gpu and names & set(NO_CUDA):
-            item.add_marker(pytest.mark.skip(reason="no CUDA backend yet"))
 
 
 @pytest.fixture(params=list(backends.BACKENDS))

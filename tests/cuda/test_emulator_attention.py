@@ -11,7 +11,7 @@ from tolerances import assert_close
 
 import cudeform
 from cudeform.arrays import offset_dtypes
-from cudeform.cuda import attention
+from cudeform.cuda import aggregator
 from cudeform.cuda.compile import SCALARS, flatten
 
 LEVELS = ((4, 7), (3, 3), (1, 2))
@@ -24,7 +24,9 @@ def device():
         yield emulated
 
 
-def arguments(shapes=LEVELS, points=(3, 6, 1), n=2, queries=5, heads=2, channels=8, seed=0, **dtypes):
+def arguments(
+    shapes=LEVELS, points=(3, 6, 1), n=2, queries=5, heads=2, channels=8, seed=0, **dtypes
+):
     """Arrays of a call by name, and its grad_output."""
     rng = np.random.default_rng(seed)
     pixels, each = sum(height * width for height, width in shapes), (n, queries, heads, sum(points))
@@ -91,7 +93,7 @@ def test_every_variant_runs_clean(device, dtype, locations, weights):
     ran = {(file, defines) for file, defines, _ in device.launched if file == "aggregate.cu"}
     types = (("SCALAR", dtype), ("LOCATION", locations), ("WEIGHT", weights))
     types = tuple((name, SCALARS[of]) for name, of in types)
-    units = [unit for unit in attention.units() if unit.defines[:3] == types]
+    units = [unit for unit in aggregator.units() if unit.defines[:3] == types]
     assert ran == {(unit.file, unit.defines) for unit in units[-len(widths) :]}
     kernels = {kernel for file, _, kernel in device.launched if file == "aggregate.cu"}
     assert kernels == set(kernel_names(units[0]))
@@ -176,7 +178,9 @@ def test_an_empty_level_is_passed_over(device):
     arrays = arguments(points=(3, 1, 6, 1))
     sizes = ((4, 7), (0, 5), (3, 3), (1, 2))
     found = call(arrays, to_device(np.array(sizes)), (3, 1, 6, 1))
-    without = {k: a if k in ("value", "grad_output") else np.delete(a, 3, 3) for k, a in arrays.items()}
+    without = {
+        k: a if k in ("value", "grad_output") else np.delete(a, 3, 3) for k, a in arrays.items()
+    }
     want = expected(without)
     for name in ("output", "value"):
         assert_close(found[name], want[name], what=name)
@@ -203,7 +207,9 @@ def test_places_that_are_none(device, method, softmax):
     odd = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 3e9, -3e9], np.float32)
     locations = arrays["sampling_locations"]
     rng = np.random.default_rng(1)
-    locations[...] = np.where(rng.random(locations.shape) < 0.3, rng.choice(odd, locations.shape), locations)
+    locations[...] = np.where(
+        rng.random(locations.shape) < 0.3, rng.choice(odd, locations.shape), locations
+    )
     check(arrays, method=method, softmax=softmax)
 
 
@@ -224,7 +230,9 @@ def test_infinite_values_outside_do_not_matter(device, channels):
     """Of a pixel that no point touches, also where it stands in for a corner outside."""
     arrays = arguments(channels=channels)
     locations = arrays["sampling_locations"]
-    locations[..., 0:3, :] = np.random.default_rng(2).uniform(-0.1, 0.4, locations[..., 0:3, :].shape)
+    locations[..., 0:3, :] = np.random.default_rng(2).uniform(
+        -0.1, 0.4, locations[..., 0:3, :].shape
+    )
     locations[..., 0, :] = 5  # outside
     clean = call(arrays)
     arrays["value"][:, 27] = np.inf  # the last pixel of the first level
@@ -237,7 +245,10 @@ def test_infinite_values_outside_do_not_matter(device, channels):
 def test_infinite_gradients_stay_with_their_points(device):
     """A pixel that a point does not touch gets nothing of it, also right of the left edge."""
     arrays = arguments(((2, 3),), (1,), n=1, queries=2, heads=1, channels=4)
-    arrays["sampling_locations"][0, :, 0, 0] = [[0.05, 0.1], [0.5, 0.75]]  # left of and above the centres
+    arrays["sampling_locations"][0, :, 0, 0] = [
+        [0.05, 0.1],
+        [0.5, 0.75],
+    ]  # left of and above the centres
     arrays["grad_output"][0, 0] = np.inf
     found = call(arrays, ((2, 3),), (1,), needs=["value"])["value"]
     assert np.isinf(found[0, 0]).all()
@@ -280,12 +291,12 @@ def test_results_do_not_depend_on_the_workspace(monkeypatch, device, small):
     """Images and heads are worked on apart, and none has a part in the sums of another."""
     arrays = arguments(n=3, heads=5)
     want = call(arrays, softmax=True)
-    monkeypatch.setattr(attention, "POINT_BYTES", small)
+    monkeypatch.setattr(aggregator, "POINT_BYTES", small)
     assert_same_bytes(call(arrays, softmax=True), want)
 
 
 def test_workspace_does_not_grow_with_the_batch(monkeypatch, device):
-    monkeypatch.setattr(attention, "POINT_BYTES", 1 << 14)
+    monkeypatch.setattr(aggregator, "POINT_BYTES", 1 << 14)
     largest = {}
     for batch in (4, 16):
         made = []
@@ -320,14 +331,16 @@ def test_launches(device, monkeypatch):
     """One for the output; one for locations and weights; the keys, the sort and the gather."""
     launched = []
     launch = device.launch
-    monkeypatch.setattr(device, "launch", lambda u, k, *how: launched.append(k) or launch(u, k, *how))
+    monkeypatch.setattr(
+        device, "launch", lambda u, k, *how: launched.append(k) or launch(u, k, *how)
+    )
     call(arguments(n=4, queries=20, heads=4), to_device(np.array(LEVELS)), softmax=True)
     ours = [kernel for kernel in launched if kernel in kernel_names(next(_units()))]
     assert ours == ["aggregate", "point_gradients", "point_keys", "gather_value"]
 
 
 def _units():
-    return (unit for unit in attention.units() if unit.file == "aggregate.cu")
+    return (unit for unit in aggregator.units() if unit.file == "aggregate.cu")
 
 
 # -- bugs that must be found ----------------------------------------------------------------------

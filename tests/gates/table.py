@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +57,11 @@ HOT = {
     ("sampling.cu", "corner_dots"): sass.Hot(5, 0),
     ("sampling.cu", "gather_input"): sass.Hot(2, 0),
     ("sampling.cu", "gather_input_sums"): sass.Hot(2, 0),
+    ("aggregate.cu", "aggregate"): sass.Hot(4, 0),
+    ("aggregate.cu", "aggregate_nearest"): sass.Hot(1, 0),
+    ("aggregate.cu", "point_gradients"): sass.Hot(4, 0),
+    ("aggregate.cu", "point_gradients_nearest"): sass.Hot(1, 0),
+    ("aggregate.cu", "gather_value"): sass.Hot(2, 0),
     ("regions.cu", "pool"): sass.Hot(4, 0),
     ("regions.cu", "row_gradients"): sass.Hot(4, 0),
     ("regions.cu", "pool_mean"): sass.Hot(1, 0),
@@ -70,8 +74,7 @@ HOT = {
 def units() -> list[Unit]:
     """Every variant that a call of any operator can ask for."""
     families = dict.fromkeys(operator.family for operator in OPERATORS)
-    names = [f"cudeform.cuda.{family}" for family in families]
-    modules = [import_module(name) for name in names if find_spec(name)]
+    modules = [import_module(f"cudeform.cuda.{family}") for family in families]
     return list(dict.fromkeys(unit for module in modules for unit in module.units()))
 
 

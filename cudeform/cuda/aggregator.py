@@ -1,0 +1,186 @@
+"""Weighted sums of samples and their transposes, by the kernels of ``aggregate.cu``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import product
+from math import gcd
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
+from cudeform.cuda import sort
+from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.device import Device, address
+
+__all__ = ["MOST_LEVELS", "POINT_BYTES", "Aggregator", "Extent", "Part", "on_grid", "units"]
+
+MOST_LEVELS = 16  # whose sizes a launch passes by value
+PARAMS = np.dtype(
+    [(name, "i4", MOST_LEVELS) for name in ("heights", "widths", "ends")]
+    + [(name, "i4") for name in (
+        "levels", "wide_sizes", "pixels", "points",
+        "queries", "heads", "channels",
+        "first_image", "images", "first_head", "some_heads",
+        "nearest", "softmax", "lane_bits",
+    )],
+    align=True,
+)  # fmt: skip
+THREADS, WARP, VECTOR_BYTES = 256, 32, 16
+LEVEL_BYTES = 16  # of shared memory, for each level
+POINT_BYTES = 64 << 20  # what is kept of points, and where those of each pixel begin
+_MOST_TASKS = 2**31 - 2**10
+_SIZES = (("THREADS", THREADS), ("MOST_LEVELS", MOST_LEVELS))
+
+
+@lru_cache(maxsize=512)
+def _unit(dtype: str, location: str, weight: str, vector: int) -> Unit:
+    types = {"SCALAR": dtype, "LOCATION": location, "WEIGHT": weight}
+    defines = [(name, SCALARS[of]) for name, of in types.items()]
+    return Unit("aggregate.cu", (*defines, ("VEC", str(vector))), PARAMS, _SIZES)
+
+
+def units() -> Iterator[Unit]:
+    """Every variant that a call can ask for."""
+    yield from sort.units()
+    for dtype in DTYPES:
+        widest = VECTOR_BYTES // (2 if "16" in dtype else int(dtype[-2:]) // 8)
+        finer = offset_dtypes(dtype)
+        for location, weight, power in product(finer, finer, range(widest.bit_length())):
+            yield _unit(dtype, location, weight, 1 << power)
+
+
+def _lane_bits(threads: int) -> int:
+    """The logarithm of the threads that share a task, for so many threads or up to a warp."""
+    return min(WARP.bit_length() - 1, (threads - 1).bit_length())
+
+
+class Extent(NamedTuple):
+    """How many there are: images, pixels of one, points of a head of a query, and so on."""
+
+    batch: int
+    pixels: int
+    heads: int
+    channels: int
+    queries: int
+    points: int
+
+
+class Part(NamedTuple):
+    """Heads of images that are worked on at once."""
+
+    first_image: int
+    images: int
+    first_head: int
+    some_heads: int
+
+    @property
+    def count(self) -> int:
+        return self.images * self.some_heads
+
+
+class Aggregator:
+    """Launches the kernels of ``aggregate.cu`` for one call.
+
+    `levels` are arrays of the sizes of the levels and of the ends of their points, or None, and
+    `fields` the rest of a Params; `locations` and `weights` belong to the points.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        extent: Extent,
+        fields: Mapping[str, Any],
+        levels: tuple[Any, Any],
+        value: Any,
+        locations: Any,
+        weights: Any,
+    ) -> None:
+        self.device = device
+        self.extent = extent
+        self.value = on_grid(value)
+        self.sums = sum_dtype(value.dtype)
+        vector = gcd(VECTOR_BYTES // np.dtype(value.dtype).itemsize, extent.channels)
+        self._points = (*levels, on_grid(locations), weights)
+        self._lane_bits = _lane_bits(extent.channels // vector)
+        names = [dtype_name(array.dtype) for array in (value, locations, weights)]
+        self._unit = _unit(*names, vector)
+        counts = extent._asdict()
+        self._params = {**fields, **{k: n for k, n in counts.items() if k != "batch"}}
+        self._nearest = "_nearest" if fields["nearest"] else ""
+
+    def _launch(
+        self, kernel: str, part: Part, threads: int, arrays: tuple[Any, ...], lane_bits: int
+    ) -> None:
+        params = pack(PARAMS, {**self._params, **part._asdict(), "lane_bits": lane_bits})
+        grid, shared = -(-threads // THREADS), LEVEL_BYTES * self._params["levels"]
+        self.device.launch(self._unit, kernel, grid, THREADS, arrays, params, shared)
+
+    def _tasks(self, part: Part) -> int:
+        """Heads of queries."""
+        return part.count * self.extent.queries
+
+    def aggregate(self, output: Any) -> None:
+        """Set the output."""
+        for part in _whole_images(self.extent, _MOST_TASKS):
+            threads = self._tasks(part) << self._lane_bits
+            arrays = (self.value, *self._points, output)
+            self._launch("aggregate" + self._nearest, part, threads, arrays, self._lane_bits)
+
+    def differentiate(self, grad_output: Any, grad_locations: Any, grad_weights: Any) -> None:
+        """Set the gradients of locations and weights; each may be None."""
+        samples, extent = None, self.extent
+        most_tasks = POINT_BYTES // (extent.points * self.sums.itemsize)
+        for part in _whole_images(extent, most_tasks):
+            if self._params["softmax"] and grad_weights is not None:
+                samples = self.device.empty((self._tasks(part), extent.points), self.sums)
+            arrays = (self.value, *self._points, grad_output)
+            arrays = (*arrays, grad_locations, grad_weights, samples)
+            threads = self._tasks(part) << self._lane_bits
+            self._launch("point_gradients" + self._nearest, part, threads, arrays, self._lane_bits)
+
+    def gather(self, grad_output: Any, grad_value: Any) -> None:
+        """Set the gradient of the values."""
+        extent = self.extent
+        for part in _parts(extent, self.sums):
+            tasks, pixels = self._tasks(part), part.count * extent.pixels
+            keys = self.device.empty((tasks * extent.points,), np.int32)
+            ways = self.device.empty((tasks * extent.points, 4), self.sums)
+            lane_bits = _lane_bits(extent.points)
+            arrays = (*self._points, keys, ways)
+            self._launch("point_keys", part, tasks << lane_bits, arrays, lane_bits)
+            buckets = sort.sort_points(self.device, keys, pixels)
+            levels = self._points[:2]
+            arrays = (grad_output, *levels, buckets.starts, buckets.order, ways, grad_value)
+            self._launch("gather_value", part, pixels * WARP, arrays, self._lane_bits)
+
+
+def _whole_images(extent: Extent, most_tasks: int) -> Iterator[Part]:
+    """All heads of as many images as have so many heads of queries together."""
+    at_once = max(1, min(most_tasks, _MOST_TASKS) // (extent.queries * extent.heads))
+    for first in range(0, extent.batch, at_once):
+        yield Part(first, min(at_once, extent.batch - first), 0, extent.heads)
+
+
+def _parts(extent: Extent, sums: np.dtype) -> Iterator[Part]:
+    """Images whose points fit the workspace, or heads of an image: these have points apart."""
+    per_point = 16 + 4 * sums.itemsize  # keys and orders twice; ways
+    per_head = extent.queries * extent.points * per_point + 4 * extent.pixels
+    at_once = max(1, POINT_BYTES // per_head)
+    if at_once >= extent.heads:
+        yield from _whole_images(extent, at_once * extent.queries)
+        return
+    heads = -(-extent.heads // -(-extent.heads // at_once))
+    for image, first in product(range(extent.batch), range(0, extent.heads, heads)):
+        yield Part(image, 1, first, min(heads, extent.heads - first))
+
+
+def on_grid(array: Any) -> Any:
+    """The array, or a copy where it starts off the grid of vectors.
+
+    Narrower vectors would add in another order, and equal arguments give equal bytes wherever
+    they are.
+    """
+    return array.copy() if address(array) % VECTOR_BYTES else array
