@@ -3,14 +3,12 @@
 //
 // A task is (image, query, head), numbered in this order within a launch. Values are [image][pixel][head][channel],
 // locations [image][query][head][point] as (x, y), weights likewise, the output [image][query][head][channel].
+// Locations and weights are of the storage type or of that of sums, which is no other unit: they are read once.
 //
-// SCALAR: storage type; LOCATION, WEIGHT: those of locations and weights, which may be float beside 16 bits; VEC:
-// channels a thread moves at once.
+// SCALAR: storage type; VEC: channels a thread moves at once; GRID: where points are, see levels.cuh.
 #include "levels.cuh"
 
 using Scalar = SCALAR;
-using Location = LOCATION;
-using Weight = WEIGHT;
 using Sum = SumOf<Scalar>::type;
 using Channels = Pack<Scalar, VEC>;
 
@@ -23,7 +21,8 @@ struct Task {
   bool present;
   int local, query, image;  // number, query and image of this launch
   int head;
-  long long number;  // of all in the arrays
+  long long row, number;  // query, and task, of all in the arrays
+  int base_y, base_x;     // of the query's window in a grid
 };
 
 // A task that is not there stands for the first, of which it stores nothing.
@@ -37,7 +36,11 @@ __device__ __forceinline__ Task task_of(const Params& p) {
   task.query = quotient(task.local, p.some_heads);
   task.image = quotient(task.query, p.queries);
   task.head = p.first_head + task.local - task.query * p.some_heads;
-  task.number = ((long long)p.first_image * p.queries + task.query) * p.heads + task.head;
+  task.row = (long long)p.first_image * p.queries + task.query;
+  task.number = task.row * p.heads + task.head;
+  const int pixel = task.query - task.image * p.queries, i = GRID ? quotient(pixel, p.out_width) : 0;
+  task.base_y = i * p.stride_y + p.origin_y;
+  task.base_x = (pixel - i * p.out_width) * p.stride_x + p.origin_x;
   return task;
 }
 
@@ -52,24 +55,48 @@ __device__ __forceinline__ const Scalar* row_of(const Params& p, const Scalar* f
   return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(from) + (unsigned long long)(unsigned)row * bytes);
 }
 
+__device__ __forceinline__ Sum read_either(const void* from, long long at, bool is_wide) {
+  return is_wide ? read(static_cast<const Sum*>(from) + at) : read(static_cast<const Scalar*>(from) + at);
+}
+
+__device__ __forceinline__ void write_either(void* to, long long at, bool is_wide, Sum value) {
+  if (is_wide) {
+    narrow(static_cast<Sum*>(to)[at], value);
+  } else {
+    narrow(static_cast<Scalar*>(to)[at], value);
+  }
+}
+
+// Where a task's locations and weights begin.
+__device__ __forceinline__ long long locations_of(const Params& p, const Task& task) {
+  return task.row * p.location_query + (long long)task.head * p.location_head;
+}
+__device__ __forceinline__ long long weights_of(const Params& p, const Task& task) {
+  return task.row * p.weight_query + (long long)task.head * p.weight_head;
+}
+
 // How the weights of a task's points follow from what is given: by themselves, or as a softmax.
 struct Shares {
-  const Weight* given;
+  const void* given;
+  long long first;
   Sum most, scale;
+  __device__ __forceinline__ Sum raw(const Params& p, int point) const {
+    return read_either(given, first + point, p.weight_is_wide);
+  }
   __device__ __forceinline__ Sum operator()(const Params& p, int point) const {
-    const Sum weight = read(given + point);
+    const Sum weight = raw(p, point);
     return p.softmax ? exp(weight - most) * scale : weight;
   }
 };
 
-__device__ __forceinline__ Shares shares_of(const Params& p, const Task& task, const Weight* __restrict__ weights) {
-  Shares shares = {weights + task.number * p.points, Sum(0), Sum(1)};
+__device__ __forceinline__ Shares shares_of(const Params& p, const Task& task, const void* __restrict__ weights) {
+  Shares shares = {weights, weights_of(p, task), Sum(0), Sum(1)};
   if (!p.softmax) return shares;
-  Sum most = read(shares.given);
-  for (int point = task.lane; point < p.points; point += task.lanes) most = max(most, read(shares.given + point));
+  Sum most = shares.raw(p, 0);
+  for (int point = task.lane; point < p.points; point += task.lanes) most = max(most, shares.raw(p, point));
   for (int step = task.lanes / 2; step > 0; step /= 2) most = max(most, __shfl_xor_sync(WARP, most, step));
   Sum total[1] = {};
-  for (int point = task.lane; point < p.points; point += task.lanes) total[0] += exp(read(shares.given + point) - most);
+  for (int point = task.lane; point < p.points; point += task.lanes) total[0] += exp(shares.raw(p, point) - most);
   group_sums(total, task.lanes);
   shares.most = most;
   shares.scale = Sum(1) / total[0];
@@ -78,11 +105,13 @@ __device__ __forceinline__ Shares shares_of(const Params& p, const Task& task, c
 
 // The cell of a task's point. `level` is that of an earlier point, and becomes that of this one.
 __device__ __forceinline__ Cell<Sum> cell_of(const Params& p, const Task& task, const Level* levels, int& level,
-                                             const Location* __restrict__ locations, int point) {
+                                             const void* __restrict__ locations, int point) {
   while (point >= levels[level].end) ++level;
-  Pack<Location, 2> at;
-  at.load(locations + 2 * (task.number * p.points + point));
-  return cell_in(p, levels[level], widen(at.lane[1]), widen(at.lane[0]));
+  const long long at = locations_of(p, task) + 2 * point;
+  const Sum x = read_either(locations, at, p.location_is_wide);
+  const Sum y = read_either(locations, at + 1, p.location_is_wide);
+  if (GRID) return cell_beside(p, levels[level], task.base_y, task.base_x, point, y, x);
+  return cell_in(p, levels[level], y, x);
 }
 
 // The pixels of a point that are read: four, or one of the nearest.
@@ -122,8 +151,8 @@ __device__ __forceinline__ Footprint<CORNERS> footprint_of(const Level& level, c
 
 template <int CORNERS>
 __device__ __forceinline__ void sum_samples(const Scalar* __restrict__ value, const void* __restrict__ sizes,
-                                            const int* __restrict__ ends, const Location* __restrict__ locations,
-                                            const Weight* __restrict__ weights, Scalar* __restrict__ output,
+                                            const int* __restrict__ ends, const void* __restrict__ locations,
+                                            const void* __restrict__ weights, Scalar* __restrict__ output,
                                             const Params& p) {
   DYNAMIC_SHARED(Level, levels);
   SHARED(Footprint<CORNERS>, notes, [THREADS]);
@@ -176,7 +205,7 @@ __device__ __forceinline__ void sum_samples(const Scalar* __restrict__ value, co
 // output = weighted sums of the samples of all points
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     aggregate(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
-              const Location* __restrict__ locations, const Weight* __restrict__ weights, Scalar* __restrict__ output,
+              const void* __restrict__ locations, const void* __restrict__ weights, Scalar* __restrict__ output,
               const Params p) {
   sum_samples<4>(value, sizes, ends, locations, weights, output, p);
 }
@@ -184,18 +213,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 // The same of the nearest pixels
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     aggregate_nearest(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
-                      const Location* __restrict__ locations, const Weight* __restrict__ weights,
+                      const void* __restrict__ locations, const void* __restrict__ weights,
                       Scalar* __restrict__ output, const Params p) {
   sum_samples<1>(value, sizes, ends, locations, weights, output, p);
 }
 
-// A sample and its slopes from the dot products of its corners with the gradient.
+// A sample and its slopes along what is given from the dot products of its corners with the gradient.
 struct Slopes {
   Sum value, along_y, along_x;
 };
 
 template <int CORNERS>
-__device__ __forceinline__ Slopes slopes_of(const Level& level, const Cell<Sum>& cell, const Sum (&dots)[CORNERS]) {
+__device__ __forceinline__ Slopes slopes_of(const Params& p, const Level& level, const Cell<Sum>& cell,
+                                            const Sum (&dots)[CORNERS]) {
   Slopes found = {Sum(0), Sum(0), Sum(0)};
   if (!cell.inside) return found;
   if (CORNERS == 1) return {dots[0], Sum(0), Sum(0)};
@@ -206,8 +236,8 @@ __device__ __forceinline__ Slopes slopes_of(const Level& level, const Cell<Sum>&
     found.value += corner_weight(cell.ly, cell.lx, k) * dot[k];
   }
   slopes(cell, dot, found.along_y, found.along_x);
-  found.along_y *= (Sum)level.height;
-  found.along_x *= (Sum)level.width;
+  found.along_y *= GRID ? (Sum)p.offset_scale : (Sum)level.height;
+  found.along_x *= GRID ? (Sum)p.offset_scale : (Sum)level.width;
   return found;
 }
 
@@ -246,10 +276,10 @@ __device__ __forceinline__ void dot_corners(const Params& p, const Task& task, c
 
 template <int CORNERS>
 __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, const void* __restrict__ sizes,
-                                              const int* __restrict__ ends, const Location* __restrict__ locations,
-                                              const Weight* __restrict__ weights,
+                                              const int* __restrict__ ends, const void* __restrict__ locations,
+                                              const void* __restrict__ weights,
                                               const Scalar* __restrict__ grad_output,
-                                              Location* __restrict__ grad_locations, Weight* __restrict__ grad_weights,
+                                              void* __restrict__ grad_locations, void* __restrict__ grad_weights,
                                               Sum* __restrict__ samples, const Params& p) {
   DYNAMIC_SHARED(Level, levels);
   SHARED(Corners<CORNERS>, notes, [THREADS]);
@@ -257,7 +287,7 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
   const Task task = task_of(p);
   const Shares shares = shares_of(p, task, weights);
   Corners<CORNERS>* const shared = notes + (threadIdx.x - task.lane);
-  const long long row = task.number * p.points, local_row = (long long)task.local * p.points;
+  const long long row = weights_of(p, task), local_row = (long long)task.local * p.points;
   Sum total[1] = {};
   int level = 0;
   for (int first = 0; first < p.points; first += task.lanes) {
@@ -273,49 +303,49 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
     dot_corners(p, task, shared, min(p.points - first, task.lanes), value, grad_output, dots);
     __syncwarp(WARP);
     if (!mine) continue;
-    const Slopes found = slopes_of(levels[level], cell, dots);
+    const Slopes found = slopes_of(p, levels[level], cell, dots);
     const Sum weight = shares(p, point);
     if (grad_locations) {
-      Pack<Location, 2> grad;
-      narrow(grad.lane[0], cell.inside ? weight * found.along_x : Sum(0));
-      narrow(grad.lane[1], cell.inside ? weight * found.along_y : Sum(0));
-      grad.store(grad_locations + 2 * (row + point));
+      const long long at = locations_of(p, task) + 2 * point;
+      write_either(grad_locations, at, p.location_is_wide, cell.inside ? weight * found.along_x : Sum(0));
+      write_either(grad_locations, at + 1, p.location_is_wide, cell.inside ? weight * found.along_y : Sum(0));
     }
     if (samples) samples[local_row + point] = found.value;
-    if (grad_weights && !samples) narrow(grad_weights[row + point], found.value);
+    if (grad_weights && !samples) write_either(grad_weights, row + point, p.weight_is_wide, found.value);
     total[0] += weight * found.value;
   }
   if (!samples) return;
   group_sums(total, task.lanes);
   if (!task.present) return;
   for (int point = task.lane; point < p.points; point += task.lanes) {
-    narrow(grad_weights[row + point], shares(p, point) * (samples[local_row + point] - total[0]));
+    const Sum grad = shares(p, point) * (samples[local_row + point] - total[0]);
+    write_either(grad_weights, row + point, p.weight_is_wide, grad);
   }
 }
 
 // Gradients of locations and weights; each may be null. samples: room for those of a softmax, or null
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     point_gradients(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
-                    const Location* __restrict__ locations, const Weight* __restrict__ weights,
-                    const Scalar* __restrict__ grad_output, Location* __restrict__ grad_locations,
-                    Weight* __restrict__ grad_weights, Sum* __restrict__ samples, const Params p) {
+                    const void* __restrict__ locations, const void* __restrict__ weights,
+                    const Scalar* __restrict__ grad_output, void* __restrict__ grad_locations,
+                    void* __restrict__ grad_weights, Sum* __restrict__ samples, const Params p) {
   differentiate<4>(value, sizes, ends, locations, weights, grad_output, grad_locations, grad_weights, samples, p);
 }
 
 // The same of the nearest pixels
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     point_gradients_nearest(const Scalar* __restrict__ value, const void* __restrict__ sizes,
-                            const int* __restrict__ ends, const Location* __restrict__ locations,
-                            const Weight* __restrict__ weights, const Scalar* __restrict__ grad_output,
-                            Location* __restrict__ grad_locations, Weight* __restrict__ grad_weights,
+                            const int* __restrict__ ends, const void* __restrict__ locations,
+                            const void* __restrict__ weights, const Scalar* __restrict__ grad_output,
+                            void* __restrict__ grad_locations, void* __restrict__ grad_weights,
                             Sum* __restrict__ samples, const Params p) {
   differentiate<1>(value, sizes, ends, locations, weights, grad_output, grad_locations, grad_weights, samples, p);
 }
 
 // The key of every point, (image, head, pixel), and the way from there
 extern "C" __global__ void __launch_bounds__(THREADS)
-    point_keys(const void* __restrict__ sizes, const int* __restrict__ ends, const Location* __restrict__ locations,
-               const Weight* __restrict__ weights, int* __restrict__ keys, Way<Sum>* __restrict__ ways,
+    point_keys(const void* __restrict__ sizes, const int* __restrict__ ends, const void* __restrict__ locations,
+               const void* __restrict__ weights, int* __restrict__ keys, Way<Sum>* __restrict__ ways,
                const Params p) {
   DYNAMIC_SHARED(Level, levels);
   load_levels(p, sizes, ends, levels);

@@ -1,17 +1,25 @@
-// Levels: images of several sizes, whose pixels lie one level behind the other, and points at parts of their sizes.
+// Levels: images of several sizes, whose pixels lie one level behind the other, and points in them: at parts of a size,
+// or beside the taps of a kernel.
 #pragma once
 #include "sampling.cuh"
 
 // From the host: THREADS, and MOST_LEVELS whose sizes come with the other numbers.
 struct Params {
+  double offset_scale;
   int heights[MOST_LEVELS], widths[MOST_LEVELS];
   int ends[MOST_LEVELS];  // of the points of each level, among those of all
   int levels, wide_sizes;  // wide_sizes: 64 bits each, in an array
   int pixels, points;      // of all levels; points: of a head of a query
   int queries, heads, channels;
-  int first_image, images, first_head, some_heads;  // of this launch
+  int first_image, images, first_head, some_heads;      // of this launch
+  int location_query, location_head, location_is_wide;  // steps in elements; in the type of sums
+  int weight_query, weight_head, weight_is_wide;
   int nearest, softmax;
   int lane_bits;  // 2^lane_bits threads share a head of a query
+  // With a GRID queries are pixels of an output, and locations offsets from the taps of a kernel, in pixels.
+  int out_width, stride_y, stride_x, origin_y, origin_x;
+  int kernel_height, dilation_y, dilation_x, center_y, center_x, removed;  // removed: a tap that is no point, or -1
+  float columns_per_tap;
 };
 
 struct alignas(16) Level {
@@ -74,6 +82,18 @@ __device__ __forceinline__ Cell<S> cell_in(const Params& p, const Level& level, 
   cell.lx = at_x - (S)cell.x;
   cell.inside = at_y > S(-1) && at_y < height && at_x > S(-1) && at_x < width;
   return cell;
+}
+
+// The cell of a point `offset` beside a tap of the window at `base`; taps are numbered down the columns of the kernel.
+// What the scale leaves whole stays in integers, so that no bit of an offset is lost where the image is large.
+template <class S>
+__device__ __forceinline__ Cell<S> cell_beside(const Params& p, const Level& level, int base_y, int base_x, int point,
+                                               S offset_y, S offset_x) {
+  const int tap = point + (p.removed >= 0 && point >= p.removed);
+  const int a = (int)(((float)tap + 0.5f) * p.columns_per_tap), b = tap - a * p.kernel_height;  // exact below 2^21 taps
+  const S y = ((S)(b * p.dilation_y - p.center_y) + offset_y) * (S)p.offset_scale;
+  const S x = ((S)(a * p.dilation_x - p.center_x) + offset_x) * (S)p.offset_scale;
+  return locate(base_y, base_x, y, x, level.height, level.width, BORDER_ZEROS);
 }
 
 // The transpose of sampling in levels. A point has one key: the pixel up and left of it, or where that is outside the

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
+from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import sort
 from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import Device, address
@@ -19,13 +19,19 @@ __all__ = ["MOST_LEVELS", "POINT_BYTES", "Aggregator", "Extent", "Part", "on_gri
 
 MOST_LEVELS = 16  # whose sizes a launch passes by value
 PARAMS = np.dtype(
-    [(name, "i4", MOST_LEVELS) for name in ("heights", "widths", "ends")]
+    [("offset_scale", "f8")]
+    + [(name, "i4", MOST_LEVELS) for name in ("heights", "widths", "ends")]
     + [(name, "i4") for name in (
         "levels", "wide_sizes", "pixels", "points",
         "queries", "heads", "channels",
         "first_image", "images", "first_head", "some_heads",
+        "location_query", "location_head", "location_is_wide",
+        "weight_query", "weight_head", "weight_is_wide",
         "nearest", "softmax", "lane_bits",
-    )],
+        "out_width", "stride_y", "stride_x", "origin_y", "origin_x",
+        "kernel_height", "dilation_y", "dilation_x", "center_y", "center_x", "removed",
+    )]
+    + [("columns_per_tap", "f4")],
     align=True,
 )  # fmt: skip
 THREADS, WARP, VECTOR_BYTES = 256, 32, 16
@@ -33,23 +39,21 @@ LEVEL_BYTES = 16  # of shared memory, for each level
 POINT_BYTES = 64 << 20  # what is kept of points, and where those of each pixel begin
 _MOST_TASKS = 2**31 - 2**10
 _SIZES = (("THREADS", THREADS), ("MOST_LEVELS", MOST_LEVELS))
+_NO_GRID = dict.fromkeys(("offset_scale", *PARAMS.names[PARAMS.names.index("out_width") :]), 0)
 
 
 @lru_cache(maxsize=512)
-def _unit(dtype: str, location: str, weight: str, vector: int) -> Unit:
-    types = {"SCALAR": dtype, "LOCATION": location, "WEIGHT": weight}
-    defines = [(name, SCALARS[of]) for name, of in types.items()]
-    return Unit("aggregate.cu", (*defines, ("VEC", str(vector))), PARAMS, _SIZES)
+def _unit(dtype: str, vector: int, grid: bool) -> Unit:
+    defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("GRID", str(int(grid))))
+    return Unit("aggregate.cu", defines, PARAMS, _SIZES)
 
 
-def units() -> Iterator[Unit]:
+def units(grid: bool) -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from sort.units()
     for dtype in DTYPES:
         widest = VECTOR_BYTES // (2 if "16" in dtype else int(dtype[-2:]) // 8)
-        finer = offset_dtypes(dtype)
-        for location, weight, power in product(finer, finer, range(widest.bit_length())):
-            yield _unit(dtype, location, weight, 1 << power)
+        yield from (_unit(dtype, 1 << power, grid) for power in range(widest.bit_length()))
 
 
 def _lane_bits(threads: int) -> int:
@@ -84,8 +88,9 @@ class Part(NamedTuple):
 class Aggregator:
     """Launches the kernels of ``aggregate.cu`` for one call.
 
-    `levels` are arrays of the sizes of the levels and of the ends of their points, or None, and
-    `fields` the rest of a Params; `locations` and `weights` belong to the points.
+    `levels` are arrays of the sizes of the levels and of the ends of their points, or None;
+    `locations` and `weights` belong to the points, and `fields` is the rest of a Params; those of
+    a grid are left out where points are parts of levels.
     """
 
     def __init__(
@@ -103,12 +108,18 @@ class Aggregator:
         self.value = on_grid(value)
         self.sums = sum_dtype(value.dtype)
         vector = gcd(VECTOR_BYTES // np.dtype(value.dtype).itemsize, extent.channels)
-        self._points = (*levels, on_grid(locations), weights)
+        self._points = (*levels, locations, weights)
         self._lane_bits = _lane_bits(extent.channels // vector)
-        names = [dtype_name(array.dtype) for array in (value, locations, weights)]
-        self._unit = _unit(*names, vector)
+        self._unit = _unit(dtype_name(value.dtype), vector, "out_width" in fields)
         counts = extent._asdict()
-        self._params = {**fields, **{k: n for k, n in counts.items() if k != "batch"}}
+        del counts["batch"]
+        self._params = {
+            **_NO_GRID,
+            **counts,
+            "location_is_wide": int(locations.dtype == self.sums),
+            "weight_is_wide": int(weights.dtype == self.sums),
+            **fields,
+        }
         self._nearest = "_nearest" if fields["nearest"] else ""
 
     def _launch(

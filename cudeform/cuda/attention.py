@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent, on_grid, units
+from cudeform.cuda import aggregator
+from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent, on_grid
+from cudeform.cuda.compile import Unit
 from cudeform.cuda.device import Device, device_of
 from cudeform.plans.attention import AttentionPlan
 
 __all__ = ["backward", "forward", "units"]
+
+
+def units() -> Iterator[Unit]:
+    """Every variant that a call can ask for."""
+    return aggregator.units(grid=False)
 
 
 def forward(
@@ -87,6 +95,10 @@ def _fields(plan: AttentionPlan) -> dict[str, Any]:
         "widths": widths,
         "ends": ends,
         "levels": plan.levels,
+        "location_query": 2 * plan.heads * plan.samples,
+        "location_head": 2 * plan.samples,
+        "weight_query": plan.heads * plan.samples,
+        "weight_head": plan.samples,
         "nearest": int(plan.method == "nearest"),
         "softmax": int(plan.softmax),
     }

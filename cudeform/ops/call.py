@@ -114,7 +114,8 @@ def _check_counts(op: str, planned: Plan, backward: bool) -> None:
     for what, count in planned.counts(backward).items():
         if count > _MOST:
             why = f"{what}, which the kernels of a GPU count in 32 bits"
-            checks.fail(op, "input", f"with at most {_MOST} pixels in an image", count, why)
+            name = next(iter(planned.gradients))  # what is read
+            checks.fail(op, name, f"with at most {_MOST} pixels in an image", count, why)
 
 
 def _plan(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:

@@ -54,6 +54,10 @@ class AttentionPlan(Plan):
             start += height * width
         return tuple(found)
 
+    def counts(self, backward: bool) -> dict[str, int]:
+        points = {"Lq*sum P": self.queries * self.samples} if backward else {}
+        return {"S": self.values, "Lq*M": self.queries * self.heads, **points}
+
     @cached_property
     def results(self) -> tuple[Outline, ...]:
         shape = (self.batch, self.queries, self.heads * self.channels)

@@ -1,0 +1,119 @@
+"""Sums of samples around the pixels of an output, by the kernels of ``aggregate.cu``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from cudeform.cuda import aggregator
+from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent, on_grid
+from cudeform.cuda.compile import Unit
+from cudeform.cuda.device import Device, device_of
+from cudeform.plans.aggregation import AggregationPlan
+
+__all__ = ["backward", "forward", "units"]
+
+
+def units() -> Iterator[Unit]:
+    """Every variant that a call can ask for."""
+    return aggregator.units(grid=True)
+
+
+def forward(
+    plan: AggregationPlan,
+    input: Any,
+    offset: Any = None,
+    mask: Any = None,
+    offset_mask: Any = None,
+) -> tuple[Any]:
+    """Sums of samples, for offset and mask or for both in one array."""
+    with device_of(input) as device:
+        output = device.empty(plan.results[0].shape, input.dtype)
+        if plan.batch:
+            points = _apart(plan, offset, mask, offset_mask)
+            _aggregator(device, plan, input, *points).aggregate(output)
+    return (output,)
+
+
+def backward(
+    plan: AggregationPlan,
+    grad_output: Any,
+    input: Any,
+    offset: Any = None,
+    mask: Any = None,
+    offset_mask: Any = None,
+    *,
+    needs: frozenset[str],
+) -> dict[str, Any]:
+    """The gradients that are needed."""
+    given = {"input": input, "offset": offset, "mask": mask, "offset_mask": offset_mask}
+    with device_of(input) as device:
+        grads = {n: device.empty(a.shape, a.dtype) for n, a in given.items() if n in needs}
+        if not plan.batch:
+            return grads
+        call = _aggregator(device, plan, input, *_apart(plan, offset, mask, offset_mask))
+        grad_output = on_grid(grad_output)
+        if needs - {"input"}:
+            if "offset_mask" in grads:
+                grads["offset_mask"].fill(0)  # what is behind the last point
+            of_points = map(grads.get, ("offset", "mask", "offset_mask"))
+            call.differentiate(grad_output, *_apart(plan, *of_points))
+        if "input" in needs:
+            call.gather(grad_output, grads["input"])
+    return grads
+
+
+def _apart(plan: AggregationPlan, offset: Any, mask: Any, offset_mask: Any) -> tuple[Any, Any]:
+    """Offsets and masks; where both are in one array, that from the first of each."""
+    if offset_mask is None:
+        return offset, mask
+    flat = offset_mask.reshape(-1)
+    return flat, flat[2 * plan.points :]
+
+
+def _aggregator(
+    device: Device, plan: AggregationPlan, input: Any, offset: Any, mask: Any
+) -> Aggregator:
+    extent = Extent(
+        batch=plan.batch,
+        pixels=plan.height * plan.width,
+        heads=plan.groups,
+        channels=plan.group_channels,
+        queries=plan.out_height * plan.out_width,
+        points=plan.points,
+    )
+    return Aggregator(device, extent, _fields(plan), (None, None), input, offset, mask)
+
+
+@lru_cache(maxsize=512)
+def _fields(plan: AggregationPlan) -> dict[str, Any]:
+    """What of a Params follows from the kernel and the layout of its points."""
+    only = (plan.height, plan.width, plan.points)
+    levels = zip(("heights", "widths", "ends"), only, strict=True)
+    row = plan.groups * plan.points
+    location, weight = (plan.packed_channels,) * 2 if plan.packed else (2 * row, row)
+    y, x = ("stride_y", "origin_y", "center_y"), ("stride_x", "origin_x", "center_x")
+    along = zip(plan.stride, plan.padding, plan.center, strict=True)
+    axes = [(step, center - padding, center) for step, padding, center in along]
+    return {
+        **{name: np.array([n] + [0] * (MOST_LEVELS - 1), "i4").tobytes() for name, n in levels},
+        "levels": 1,
+        "wide_sizes": 0,
+        "location_query": location,
+        "location_head": (3 if plan.packed else 2) * plan.points,
+        "weight_query": weight,
+        "weight_head": (3 if plan.packed else 1) * plan.points,
+        "nearest": 0,
+        "softmax": int(plan.softmax),
+        "out_width": plan.out_width,
+        **dict(zip((*y, *x), (*axes[0], *axes[1]), strict=True)),
+        "kernel_height": plan.kernel[0],
+        "dilation_y": plan.dilation[0],
+        "dilation_x": plan.dilation[1],
+        "removed": plan.removed,
+        "columns_per_tap": 1 / plan.kernel[0],
+        "offset_scale": plan.scale,
+    }
