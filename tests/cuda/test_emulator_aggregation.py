@@ -93,6 +93,8 @@ def expected(plan, arrays):
         x = j * plan.stride[1] - plan.padding[1] + center_x
         y += (b * plan.dilation[0] - center_y + dy) * plan.scale
         x += (a * plan.dilation[1] - center_x + dx) * plan.scale
+        if not (-1 < y < plan.height and -1 < x < plan.width):
+            continue
         top, left = int(np.floor(y)), int(np.floor(x))
         for row in (top, top + 1):
             for column in (left, left + 1):
