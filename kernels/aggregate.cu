@@ -343,7 +343,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 }
 
 // The key of every point, (image, head, pixel), and the way from there
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     point_keys(const void* __restrict__ sizes, const int* __restrict__ ends, const void* __restrict__ locations,
                const void* __restrict__ weights, int* __restrict__ keys, Way<Sum>* __restrict__ ways,
                const Params p) {

@@ -6,6 +6,8 @@ their channels last.
 """
 
 import mmap
+import re
+from functools import partial
 from types import SimpleNamespace
 
 import backends
@@ -178,6 +180,17 @@ def test_argmax_holds_the_number_of_every_pixel(backend):
         cudeform.roi_pool(image, on(backend, boxes), 1)
 
 
+def attend(backend, pixels, queries, heads, backward=False):
+    """Attention of so many to four points."""
+    value = unfilled(backend, (1, pixels, heads, 1))
+    each = (1, queries, heads, 1, 4)
+    points = (unfilled(backend, (*each, 2)), unfilled(backend, each))
+    if not backward:
+        return cudeform.ms_deform_attn(value, ((pixels, 1),), *points)
+    grad = unfilled(backend, (1, queries, heads))
+    return cudeform.ms_deform_attn_backward(grad, value, ((pixels, 1),), *points)
+
+
 def test_kernels_number_the_cells_of_an_image_in_32_bits(backend):
     """On a GPU; on the CPU all of these are numbered in 64 bits."""
     if backend.name == "cpu":
@@ -206,14 +219,15 @@ def test_kernels_number_the_cells_of_an_image_in_32_bits(backend):
         "the padded height": [
             lambda: cudeform.conv2d(fits, weight, padding=((2**31 - 1, 0), (0, 0)), stride=2**30)
         ],
+        "S": [partial(attend, backend, 2**31 - 1, 1, 1)],
+        "Lq*M": [partial(attend, backend, 1, 2**20, 2**11)],
+        "Lq*sum P": [partial(attend, backend, 1, 2**29, 1, backward=True)],
     }
     for what, some in calls.items():
         for refused in some:
             with pytest.raises(ValueError) as caught:
                 refused()
-            assert "expected `input` with at most 2147482624 pixels in an image" in str(
-                caught.value
-            )
+            assert re.search("`(input|value)` with at most 2147482624 pixels", str(caught.value))
             assert f"({what}, which the kernels of a GPU count in 32 bits)" in str(caught.value)
 
 
@@ -352,6 +366,40 @@ def test_samples_beyond_2_31_elements(backend):
     want = [[-pixels[0, 0, 5].sum(), (pixels[0, 0, 6] - pixels[0, 0, 5]).sum()], [0, 0]]
     want.append([pixels[0, 0, 7].sum(), 0])
     np.testing.assert_array_equal(gradients["points"][0], want)
+
+
+def test_attention_beyond_2_31_elements(backend, rng):
+    """To a small level behind a huge one, of which nothing is read."""
+    tail, shapes = 8, ((2**25, 1), (2, 4))
+    value = mapped((1, 2**25 + tail, 1, 64), "float32" if backend.name == "cpu" else "float16")
+    value[:, -tail:] = rng.integers(-4, 5, (tail, 1, 64))
+    locations = rng.integers(0, 9, (1, 3, 1, 2, 5, 2)) / 8
+    locations[:, :, :, 0] = 2  # outside
+    arrays = {
+        "value": value,
+        "sampling_locations": locations.astype(value.dtype),
+        "attention_weights": rng.integers(1, 5, (1, 3, 1, 2, 5)).astype(value.dtype),
+    }
+    small = {k: a.astype(np.float64) for k, a in arrays.items() if k != "value"}
+    small["value"] = np.zeros((1, 1 + tail, 1, 64))
+    small["value"][:, 1:] = value[:, -tail:]
+    output = call(backend, cudeform.ms_deform_attn, arrays, spatial_shapes=shapes)
+    expected = reference.ms_deform_attn(**small, spatial_shapes=((1, 1), shapes[1]))
+    np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-3)
+    grad_output = rng.integers(-2, 3, output.shape).astype(value.dtype)
+    needs = ("sampling_locations", "attention_weights")
+    gradients = call(
+        backend,
+        cudeform.ms_deform_attn_backward,
+        {"grad_output": grad_output, **arrays},
+        spatial_shapes=shapes,
+        needs=needs,
+    )
+    expected = reference.ms_deform_attn_backward(
+        grad_output.astype(np.float64), **small, spatial_shapes=((1, 1), shapes[1])
+    )
+    for name in needs:
+        np.testing.assert_allclose(gradients[name], expected[name], rtol=2e-3, atol=1e-2)
 
 
 def test_every_pooling_beyond_2_31_elements(backend):
