@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cudeform.cuda import aggregator
-from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent, on_grid
+from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent, aligned
 from cudeform.cuda.compile import Unit
 from cudeform.cuda.device import Device, device_of
 from cudeform.plans.aggregation import AggregationPlan
@@ -55,7 +55,7 @@ def backward(
         if not plan.batch:
             return grads
         call = _aggregator(device, plan, input, *_apart(plan, offset, mask, offset_mask))
-        grad_output = on_grid(grad_output)
+        grad_output = aligned(grad_output)
         if needs - {"input"}:
             if "offset_mask" in grads:
                 grads["offset_mask"].fill(0)  # what is behind the last point

@@ -15,7 +15,7 @@ from cudeform.cuda import sort
 from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import Device, address
 
-__all__ = ["MOST_LEVELS", "POINT_BYTES", "Aggregator", "Extent", "Part", "on_grid", "units"]
+__all__ = ["MOST_LEVELS", "POINT_BYTES", "Aggregator", "Extent", "Part", "aligned", "units"]
 
 MOST_LEVELS = 16  # whose sizes a launch passes by value
 PARAMS = np.dtype(
@@ -105,7 +105,7 @@ class Aggregator:
     ) -> None:
         self.device = device
         self.extent = extent
-        self.value = on_grid(value)
+        self.value = aligned(value)
         self.sums = sum_dtype(value.dtype)
         vector = gcd(VECTOR_BYTES // np.dtype(value.dtype).itemsize, extent.channels)
         self._points = (*levels, locations, weights)
@@ -188,7 +188,7 @@ def _parts(extent: Extent, sums: np.dtype) -> Iterator[Part]:
         yield Part(image, 1, first, min(heads, extent.heads - first))
 
 
-def on_grid(array: Any) -> Any:
+def aligned(array: Any) -> Any:
     """The array, or a copy where it starts off the grid of vectors.
 
     Narrower vectors would add in another order, and equal arguments give equal bytes wherever

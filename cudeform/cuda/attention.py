@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cudeform.cuda import aggregator
-from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent, on_grid
+from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent, aligned
 from cudeform.cuda.compile import Unit
 from cudeform.cuda.device import Device, device_of
 from cudeform.plans.attention import AttentionPlan
@@ -58,7 +58,7 @@ def backward(
                 grad.fill(0)
             return grads
         call = _aggregator(device, plan, value, spatial_shapes, *points.values())
-        grad_output = on_grid(grad_output)
+        grad_output = aligned(grad_output)
         if needs & points.keys():
             call.differentiate(grad_output, *map(grads.get, points))
         if "value" in needs:

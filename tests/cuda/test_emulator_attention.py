@@ -218,18 +218,29 @@ def test_places_on_edges(device):
 
 
 @pytest.mark.parametrize("channels", [3, 8])
-def test_infinite_values_outside_do_not_matter(device, channels):
-    """Of a pixel that no point touches, also where it stands in for a corner outside."""
+def test_an_infinite_value_that_no_point_touches_does_not_matter(device, channels):
+    """The first pixel, which is read for points outside and then not used."""
     arrays = arguments(channels=channels)
     locations = arrays["sampling_locations"]
-    locations[..., 0:3, :] = (locations[..., 0:3, :] + 0.3) / 4
+    locations[...] = (locations + 1.5) / 2
     locations[..., 0, :] = 5  # outside
     clean = call(arrays)
-    arrays["value"][:, 27] = np.inf  # the last pixel of the first level
+    arrays["value"][:, 0] = np.inf
     found = call(arrays)
     for name in ("output", "sampling_locations", "attention_weights"):
         assert np.isfinite(found[name]).all()
         assert found[name].tobytes() == clean[name].tobytes(), name
+
+
+def test_lanes_without_a_channel_add_nothing(device):
+    """Of three channels a group of four lanes has one to spare; 0 times infinity is not 0."""
+    arrays = arguments(((2, 3),), (1,), n=1, queries=1, heads=1, channels=3)
+    arrays["sampling_locations"][...] = 0.4
+    arrays["value"][..., 0] = np.inf
+    arrays["grad_output"] = np.abs(arrays["grad_output"])
+    found = call(arrays, ((2, 3),), (1,))
+    assert np.isposinf(found["attention_weights"]).all()
+    assert np.isfinite(found["output"][..., 1:]).all()
 
 
 def test_infinite_gradients_stay_with_their_points(device):
