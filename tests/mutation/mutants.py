@@ -15,11 +15,16 @@ NOTICE = {
     "kernels/*": "cuda/test_cuda_host cuda/test_cupy_device cuda/test_emulator",
     "cudeform/cuda/**/*": "cuda/test_cuda_host cuda/test_cupy_device cuda/test_emulator_roi",
     "cudeform/threads.py": "cpu/test_cpu_threads",
+    "cudeform/cpu/agg*": "operators/test_aggregation operators/test_attention -k 'not emulator'",
+    "cudeform/cpu/queries.py": (
+        "operators/test_aggregation operators/test_attention -k 'not emulator and not cuda'"
+    ),
     "cudeform/cpu/**/*": (
         "operators/test_operators cpu/test_cpu_roi cpu/test_cpu_blocking "
         "operators/test_deform_conv operators/test_sampling house/test_fuzz "
         "-k 'not emulator and not cuda'"
     ),
+    "cudeform/torch/nn/aggregation.py": "bridges/test_torch_aggregation",
     "cudeform/torch/nn/*": "bridges/test_torch_modules bridges/test_torch_attention",
     "cudeform/torch/onnx*.py": "bridges/test_torch_modules bridges/test_torch_attention",
     "cudeform/torch/originals.py": "bridges/test_transformers bridges/test_torch_attention",
