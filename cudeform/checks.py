@@ -24,6 +24,7 @@ __all__ = [
     "flag",
     "image_axes",
     "integer",
+    "is_symbol",
     "needs",
     "non_empty",
     "number",
@@ -122,6 +123,11 @@ def integer(
 
 _LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+def is_symbol(value: Any) -> bool:
+    """Whether a value stands for an integer that a tracer does not know: to look at it fixes it."""
+    return hasattr(value, "__sym_max__")
 
 
 def number(op: str, argument: str, value: Any) -> float:

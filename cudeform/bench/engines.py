@@ -50,6 +50,8 @@ def _onnx_node(
         names = {"X": "input", "W": "weight", "offset": "offset", "B": "bias", "mask": "mask"}
         feeds = {name: arrays[ours] for name, ours in names.items()}
         return "DeformConv", 19, feeds, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    if "boxes" not in arrays:
+        raise Lacking(work.operator)
     image, boxes = arrays["input"], arrays["boxes"]
     if work.operator == "roi_pool":
         attributes = {"pooled_shape": [BINS, BINS], "spatial_scale": SCALE}
@@ -105,6 +107,8 @@ def _openvino_feeds(work: Workload, arrays: dict[str, np.ndarray]) -> list[np.nd
     """The arrays that change from call to call."""
     if isinstance(work, Convolution):
         return [arrays[name] for name in ("input", "offset", "weight", "mask")]
+    if "boxes" not in arrays:
+        raise Lacking(work.operator)
     image, boxes = arrays["input"], arrays["boxes"]
     if work.operator == "roi_align":
         return [image, boxes[:, 1:].copy(), boxes[:, 0].astype(np.int32)]

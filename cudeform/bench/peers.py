@@ -15,13 +15,21 @@ import numpy as np
 
 from cudeform.bench import engines
 from cudeform.bench.engines import Call, Lacking, Unavailable
-from cudeform.bench.workload import Convolution, Workload
+from cudeform.bench.workload import Attention, Convolution, Workload
 
 __all__ = ["BACKWARD", "DISTRIBUTIONS", "FORWARD", "GEMM", "OURS", "Lacking", "Peer", "Unavailable"]
 
 OURS = "cudeform"
 GEMM = "bare GEMM"
-DISTRIBUTIONS = ("numpy", "numba", "onnxruntime", "openvino", "torch", "torchvision")
+DISTRIBUTIONS = (
+    "numpy",
+    "numba",
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "torchvision",
+    "transformers",
+)
 
 Peer = Callable[[Workload, dict[str, np.ndarray], int], Call]
 
@@ -73,6 +81,40 @@ def _torchvision_backward(work: Workload, arrays: dict[str, np.ndarray], threads
     return call
 
 
+def _transformers(
+    work: Workload, arrays: dict[str, np.ndarray], threads: int, *, backward: bool
+) -> Call:
+    """Its function in PyTorch, which is made of grid_sample, and its derivative by autograd."""
+    if not isinstance(work, Attention):
+        raise Lacking(work.operator)
+    try:
+        import torch
+        from transformers.models.deformable_detr import modeling_deformable_detr
+    except ImportError as error:
+        raise Unavailable(str(error).splitlines()[0]) from error
+    torch.set_num_threads(threads)
+    function = modeling_deformable_detr.MultiScaleDeformableAttention().forward
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    grad_output = tensors.pop("grad_output")
+    value, locations, weights = (t.requires_grad_(backward) for t in tensors.values())
+    shapes = list(work.options["spatial_shapes"])
+    sizes = torch.tensor(shapes)
+
+    def output() -> Any:
+        return function(value, sizes, shapes, None, locations, weights, 64)
+
+    if not backward:
+        return lambda: (output().numpy(),)
+    found = output()
+
+    def call() -> tuple[np.ndarray, ...]:
+        wanted = (value, locations, weights)
+        gradients = torch.autograd.grad(found, wanted, grad_output, retain_graph=True)
+        return tuple(gradient.numpy() for gradient in gradients)
+
+    return call
+
+
 def _gemm(work: Workload, arrays: dict[str, np.ndarray], threads: int, *, backward: bool) -> Call:
     """Weight times columns, by NumPy's BLAS: what no convolution of this kind can leave out.
 
@@ -93,10 +135,12 @@ FORWARD: dict[str, Peer] = {
     "onnxruntime": engines.onnxruntime,
     "openvino": engines.openvino,
     "torchvision": _torchvision,
+    "transformers": partial(_transformers, backward=False),
     GEMM: partial(_gemm, backward=False),
 }
 BACKWARD: dict[str, Peer] = {
     OURS: partial(_cudeform, backward=True),
     "torchvision": _torchvision_backward,
+    "transformers": partial(_transformers, backward=True),
     GEMM: partial(_gemm, backward=True),
 }

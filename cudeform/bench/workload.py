@@ -17,6 +17,7 @@ __all__ = [
     "CPU",
     "CUDA",
     "SCALE",
+    "Attention",
     "Convolution",
     "Pooling",
     "Workload",
@@ -113,6 +114,34 @@ class Convolution(Workload):
 
 
 @dataclass(frozen=True)
+class Attention(Workload):
+    """Attention of a detector's decoder or encoder: 8 heads of 32, 4 points of each of 4 levels."""
+
+    batch: int
+    queries: int
+    operator: ClassVar[str] = "ms_deform_attn"
+    options: ClassVar[dict[str, Any]] = {
+        "spatial_shapes": ((64, 64), (32, 32), (16, 16), (8, 8)),
+    }
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.queries} queries, 64x64 to 8x8"
+
+    def arrays(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """The arguments in float32, points anywhere within their level, and a grad_output."""
+        rng = np.random.default_rng(seed)
+        pixels = sum(height * width for height, width in self.options["spatial_shapes"])
+        points = (self.batch, self.queries, 8, 4, 4)
+        weights = rng.random(points, np.float32)
+        return {
+            "value": rng.standard_normal((self.batch, pixels, 8, 32), np.float32),
+            "sampling_locations": rng.random((*points, 2), np.float32),
+            "attention_weights": weights / weights.sum((3, 4), keepdims=True),
+            "grad_output": rng.standard_normal((self.batch, self.queries, 256), np.float32),
+        }
+
+
+@dataclass(frozen=True)
 class Pooling(Workload):
     """A pooling of regions of interest, 7x7 bins, from features of stride 16."""
 
@@ -189,12 +218,14 @@ def _poolings(*shape: int) -> tuple[Pooling, ...]:
 
 
 # The rows of the CPU benchmark, the last of each family the quick one: a wide layer, an early one,
-# a late one in a batch, a narrow one; then a detector's second stage.
+# a late one in a batch, a narrow one; an encoder and a decoder; then a detector's second stage.
 CPU: tuple[Workload, ...] = (
     Convolution(1, 256, 64, 64, 256),
     Convolution(1, 64, 128, 128, 64),
     Convolution(4, 256, 14, 14, 256),
     Convolution(2, 32, 56, 56, 32),
+    Attention(1, 5440),
+    Attention(1, 300),
     *_poolings(1, 50, 76, 300),
 )
 # And of the GPU benchmark: a detector's finest level, a training batch; then its second stage.

@@ -13,6 +13,7 @@ __all__ = ["METHODS", "AttentionPlan", "ms_deform_attn"]
 
 METHODS = ("bilinear", "nearest")
 _SHAPES = "(L, (H, W))"
+_MOST = 2**31 - 1  # pixels of all levels
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def ms_deform_attn(
     checks.rank(op, "value", value, symbols)
     checks.non_empty(op, "value", value, symbols, may_be_empty=1)
     batch, values, heads, channels = value.shape
+    if values > _MOST:
+        checks.fail(op, "value", f"with S at most {_MOST}", values, "kernels count in 32 bits")
     points = _points(op, sampling_locations, points_per_level)
     plan = AttentionPlan(
         batch=batch,
@@ -143,6 +146,13 @@ def _points(op: str, locations: Outline, points_per_level: Any) -> tuple[int, ..
     return points
 
 
+def _pair(op: str, name: str, size: Any) -> tuple[int, int]:
+    """Height and width; symbols of a tracer stay what they are."""
+    if len(size) == 2 and any(map(checks.is_symbol, size)):
+        return tuple(size)
+    return checks.pair(op, name, size, 1)
+
+
 def _shapes(op: str, shapes: Any, levels: int, values: int) -> tuple[tuple[int, int], ...] | None:
     """The pairs after checking them; None where an array holds them."""
     name = "spatial_shapes"
@@ -157,7 +167,7 @@ def _shapes(op: str, shapes: Any, levels: int, values: int) -> tuple[tuple[int, 
     for size in shapes:
         if not isinstance(size, (tuple, list)):
             checks.fail(op, name, f"of pairs {_SHAPES}", checks.shown(size), error=TypeError)
-    pairs = tuple(checks.pair(op, name, size, 1) for size in shapes)
+    pairs = tuple(_pair(op, name, size) for size in shapes)
     total = sum(height * width for height, width in pairs)
     if total != values:
         expected = f"of {values} pixels in all, as many as `value` (N, S, M, D) has"

@@ -107,8 +107,10 @@ def _integers(op: str, name: str, kind: str, value: Any) -> list[Any]:
     if not isinstance(value, (tuple, list)):
         return [value]
     if kind == "pairs":
-        pairs = (checks.pair(op, name, pair, 0) for pair in value)
-        return [size for pair in pairs for size in pair]
+        for pair in value:  # of which the sizes may be symbols
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                checks.fail(op, name, "of pairs (H, W)", checks.shown(pair), error=TypeError)
+        return [size for pair in value for size in pair]
     if any(isinstance(part, (tuple, list)) for part in value):
         (top, bottom), (left, right) = checks.pad_pairs(op, name, value)
         return [top, bottom, left, right]

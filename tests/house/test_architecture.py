@@ -93,6 +93,7 @@ RESERVED = {
     "skimage": ("demo/",),
     "scipy": ("demo/",),
     "PIL": ("demo/",),
+    "transformers": ("bench/peers.py",),
 }
 
 

@@ -11,7 +11,7 @@ from command_line import run
 
 from cudeform import __main__ as command_line
 from cudeform.bench import command, contender, contest, cuda, peers
-from cudeform.bench.workload import CPU, Convolution, Pooling, cast
+from cudeform.bench.workload import CPU, Attention, Convolution, Pooling, cast
 from cudeform.commands import CommandError
 
 SMALL = Convolution(2, 8, 6, 7, 4)
@@ -25,10 +25,11 @@ POOLINGS = [
 
 # Which library has what; "msra" is a convention of ps_roi_pool.
 PEERS = {
-    "cudeform": {"deform_conv2d", "msra", *(work.operator for work in POOLINGS)},
+    "cudeform": {"deform_conv2d", "ms_deform_attn", "msra", *(work.operator for work in POOLINGS)},
     "onnxruntime": {"deform_conv2d", "roi_align", "roi_pool"},
     "openvino": {"deform_conv2d", "roi_align", "msra", "deform_ps_roi_pool"},
     "torchvision": {"deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"},
+    "transformers": {"ms_deform_attn"},
     "bare GEMM": {"deform_conv2d"},
 }
 
@@ -61,7 +62,9 @@ class TestBench:
             assert not result["wrong"]
         assert re.search(r"^deform_conv2d +2x32x56x56 -> 32 +float32 +forward", done.stdout, re.M)
 
-    @pytest.mark.parametrize("work", [SMALL, *POOLINGS], ids=lambda work: work.operator)
+    @pytest.mark.parametrize(
+        "work", [SMALL, Attention(1, 5), *POOLINGS], ids=lambda work: work.operator
+    )
     def test_every_peer_is_measured_or_named(self, work, in_this_process):
         for result in contest.measure([work], processes=1, threads=[1], seconds=0):
             group = contender.PASSES[result["pass"]]
@@ -87,6 +90,7 @@ class TestBench:
             "cudeform": 3,
             "onnxruntime": 3,
             "torchvision": 6,
+            "transformers": 3,
             "bare GEMM": 3,
         }
         assert forward["fastest_ms"]["cudeform"] == 1
@@ -94,7 +98,7 @@ class TestBench:
         assert forward["ratio"]["torchvision"] == 2
         assert forward["unavailable"] == {"openvino": "not here"}
         assert forward["threads"] == 2
-        first = {turn: peer for turn, peer in reversed(started[:21])}
+        first = {turn: peer for turn, peer in reversed(started[:26])}
         assert len(set(first.values())) > 3  # each begins once
 
     def test_environment_and_processors_of_a_contender(self, monkeypatch):
@@ -135,7 +139,7 @@ class TestBench:
             (None, False, {work.operator for work in CPU}),
             (["regions"], False, {work.operator for work in POOLINGS}),
             (["roi_pool", "conv"], False, {"roi_pool", "deform_conv2d"}),
-            (None, True, {"deform_conv2d", "roi_align"}),
+            (None, True, {"deform_conv2d", "ms_deform_attn", "roi_align"}),
             (["ps_roi_pool"], True, {"ps_roi_pool"}),
         ],
     )

@@ -209,6 +209,70 @@ def test_results_do_not_depend_on_threads(rng):
     assert found[1:] == found[:-1]
 
 
+# -- frameworks --------------------------------------------------------------------------------
+
+
+def test_torch_takes_sizes_as_pairs_or_a_tensor(rng):
+    """Eager, compiled and exported as one node, and along an axis of torch.vmap."""
+    torch = pytest.importorskip("torch")
+    tensors = [torch.tensor(a) for a in arguments(rng).values()]
+    expected = cudeform.ms_deform_attn(tensors[0], SHAPES, *tensors[1:], softmax=True)
+
+    class Program(torch.nn.Module):
+        def forward(self, sizes, value, locations, weights):
+            return cudeform.ms_deform_attn(value, sizes, locations, weights, softmax=True)
+
+    for sizes in (SHAPES, torch.tensor(SHAPES), torch.tensor(SHAPES, dtype=torch.int32)):
+        program = Program()
+        compiled = torch.compile(program, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(sizes, *tensors), expected)
+        exported = torch.export.export(program, (sizes, *tensors))
+        called = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+        assert called == [torch.ops.cudeform.ms_deform_attn.default]
+        assert torch.equal(exported.module()(sizes, *tensors), expected)
+        mapped = torch.vmap(program, in_dims=(None, 0, 0, 0))(sizes, *(t[None] for t in tensors))
+        assert torch.equal(mapped[0], expected)
+    stacked = torch.tensor([SHAPES])
+    mapped = torch.vmap(program)(stacked, *(t[None] for t in tensors))
+    assert torch.equal(mapped[0], expected)
+
+
+def test_sizes_may_be_symbols_of_a_tracer():
+    torch = pytest.importorskip("torch")
+
+    class Program(torch.nn.Module):
+        def forward(self, images, locations, weights):
+            n, channels, height, width = images.shape
+            value = images.flatten(2).transpose(1, 2).reshape(n, height * width, 2, channels // 2)
+            return cudeform.ms_deform_attn(value, [(height, width)], locations, weights)
+
+    def given(height, width, queries):
+        points = (1, queries, 2, 1, 3)
+        return torch.rand(1, 8, height, width), torch.rand(*points, 2), torch.rand(points)
+
+    free = torch.export.Dim.DYNAMIC
+    axes = ({2: free, 3: free}, {1: free}, {1: free})
+    exported = torch.export.export(Program(), given(5, 6, 7), dynamic_shapes=axes).module()
+    other = given(9, 4, 11)
+    assert torch.equal(exported(*other), Program()(*other))
+
+
+def test_jax_takes_sizes_as_pairs_or_an_array(rng):
+    """Static, or an operand of the program."""
+    jax = pytest.importorskip("jax")
+    arrays = {k: a.astype(np.float32) for k, a in arguments(rng).items()}
+    expected = cudeform.ms_deform_attn(spatial_shapes=SHAPES, **arrays)
+    given = {k: jax.numpy.asarray(a) for k, a in arrays.items()}
+
+    def function(sizes, given):
+        return cudeform.ms_deform_attn(spatial_shapes=sizes, **given)
+
+    for sizes in (SHAPES, np.array(SHAPES), jax.numpy.asarray(SHAPES)):
+        np.testing.assert_array_equal(function(sizes, given), expected)
+    np.testing.assert_array_equal(jax.jit(lambda g: function(SHAPES, g))(given), expected)
+    np.testing.assert_array_equal(jax.jit(function)(jax.numpy.asarray(SHAPES), given), expected)
+
+
 # -- arguments ---------------------------------------------------------------------------------
 
 WRONG = [
@@ -221,6 +285,7 @@ WRONG = [
     (dict(spatial_shapes=np.array(SHAPES, np.float32)), "`spatial_shapes` of dtype int32, int64"),
     (dict(value=np.ones((2, 42, 10))), "`value` to have 4 axes (N, S, M, D)"),
     (dict(value=np.ones((2, 42, 2, 0))), "`value` to be non-empty"),
+    (dict(value=np.broadcast_to(1.0, (2, 2**31, 2, 5))), "`value` with S at most 2147483647"),
     (dict(sampling_locations=np.ones((2, 7, 2, 2, 3, 3))), "`sampling_locations` of shape (2, 7"),
     (dict(sampling_locations=np.ones((2, 7, 2, 6, 2))), "`sampling_locations` to have 6 axes"),
     (dict(attention_weights=np.ones((2, 7, 2, 2, 4))), "`attention_weights` of shape (2, 7, 2, 2"),
