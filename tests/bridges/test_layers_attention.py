@@ -71,9 +71,7 @@ def test_rates_sizes_and_dtypes(rng):
     assert {a.dtype.name for a in (y, *given, *grads.values(), *params.values())} == {"float32"}
     wide = MSDeformAttn(64).init(rng, np.float64)["value_proj.weight"]
     assert wide.var() == pytest.approx(1 / 64, rel=0.1)
-    with pytest.raises(
-        ValueError, match="expected `channels` divisible by heads = 8"
-    ):
+    with pytest.raises(ValueError, match="expected `channels` divisible by heads = 8"):
         MSDeformAttn(12)
     query, reference, features = arrays(rng)
     with pytest.raises(ValueError, match="MSDeformAttn: expected `reference` of shape"):

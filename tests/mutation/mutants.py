@@ -26,7 +26,7 @@ NOTICE = {
     ),
     "cudeform/torch/nn/aggregation.py": "bridges/test_torch_aggregation",
     "cudeform/torch/nn/*": "bridges/test_torch_modules bridges/test_torch_attention",
-    "cudeform/torch/onnx*.py": "bridges/test_torch_modules bridges/test_torch_attention",
+    "cudeform/torch/onnx*.py": "bridges/test_torch_modules bridges/test_torch_attention_onnx",
     "cudeform/torch/originals.py": "bridges/test_transformers bridges/test_torch_attention",
     "cudeform/torch/patching.py": "bridges/test_torch_modules bridges/test_torch_attention",
     "cudeform/torch/rebinding.py": "bridges/test_transformers bridges/test_torch_attention",
