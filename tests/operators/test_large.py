@@ -220,6 +220,7 @@ def test_kernels_number_the_cells_of_an_image_in_32_bits(backend):
             lambda: cudeform.conv2d(fits, weight, padding=((2**31 - 1, 0), (0, 0)), stride=2**30)
         ],
         "S": [partial(attend, backend, 2**31 - 1, 1, 1)],
+        "8*M*D": [partial(attend, backend, 1, 1, 2**28)],
         "Lq*M": [partial(attend, backend, 1, 2**20, 2**11)],
         "Lq*sum P": [partial(attend, backend, 1, 2**29, 1, backward=True)],
     }
