@@ -13,6 +13,7 @@ from cudeform.plans.points import out_size
 __all__ = ["AggregationPlan", "dcnv3", "dcnv4"]
 
 _PACKED = 8  # channels of a packed offset and mask are a multiple of it
+_MOST = 2**31 - 1  # pixels of an image
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class AggregationPlan(Plan):
         padded = zip("HW", (self.height, self.width), self.padding, strict=True)
         return {
             "H*W": self.height * self.width,
+            "8*G*Cg": 8 * self.groups * self.group_channels,  # bytes of a pixel
             "Ho*Wo*G": outputs * self.groups,
             **points,
             **{f"{symbol} + 2*padding": size + 2 * pad for symbol, size, pad in padded},
@@ -152,6 +154,9 @@ def _plan(
     checks.rank(op, "input", input, axes)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
     batch, height, width, channels = input.shape
+    if height * width > _MOST:
+        got = f"{height} x {width}"
+        checks.fail(op, "input", f"with H*W at most {_MOST}", got, "kernels count in 32 bits")
     groups = checks.integer(op, "groups", groups, 1)
     if channels % groups:
         expected = f"to divide the {channels} channels of `input` {axes}"

@@ -62,7 +62,12 @@ class AttentionPlan(Plan):
 
     def counts(self, backward: bool) -> dict[str, int]:
         points = {"Lq*sum P": self.queries * self.samples} if backward else {}
-        return {"S": self.values, "Lq*M": self.queries * self.heads, **points}
+        return {
+            "S": self.values,
+            "8*M*D": 8 * self.heads * self.channels,  # bytes of a pixel
+            "Lq*M": self.queries * self.heads,
+            **points,
+        }
 
     @cached_property
     def results(self) -> tuple[Outline, ...]:
