@@ -18,7 +18,7 @@ __all__ = ["Call", "checked", "gradients", "implementation", "outlined", "result
 
 Arrays = Mapping[str, Any]
 # May be finer than images of 16 bits.
-_FINER = ("offset", "points", "sampling_locations", "attention_weights")
+_FINER = ("offset", "points", "offset_mask", "sampling_locations", "attention_weights")
 _ODD = ("boxes", "argmax", "spatial_shapes")  # have dtypes of their own
 _MOST = 2**31 - 2**10  # what a kernel counts in 32 bits, with room for a block beyond the end
 
@@ -89,10 +89,12 @@ def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = 
 
 def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
     """The kind of all arrays; some have dtypes of their own."""
+    # A mask of a convolution is multiplied with its columns, and has their dtype.
+    finer = (*_FINER, "mask") if op.startswith("dcnv3") else _FINER
     if "boxes" not in given and "spatial_shapes" not in given:
-        return arrays.kind_of(op, given, optional, _FINER)
+        return arrays.kind_of(op, given, optional, finer)
     alike = {name: a for name, a in given.items() if name not in _ODD}
-    kind = arrays.kind_of(op, alike, optional, _FINER)
+    kind = arrays.kind_of(op, alike, optional, finer)
     if given.get("argmax") is not None:
         arrays.same_place(op, "argmax", given["argmax"], "input", given["input"])
     if given.get("spatial_shapes") is not None:

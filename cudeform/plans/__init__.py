@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cudeform.plans import attention, convolution, regions, sampling  # noqa: F401  with planners
+from cudeform.plans import (  # noqa: F401  with planners
+    aggregation,
+    attention,
+    convolution,
+    regions,
+    sampling,
+)
 from cudeform.plans.outlines import PLANNERS, Outline, Plan
 
 __all__ = ["Outline", "Plan", "plan"]

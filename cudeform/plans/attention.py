@@ -55,6 +55,11 @@ class AttentionPlan(Plan):
             start += height * width
         return tuple(found)
 
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """The axes of the factors, of which the last has the points of a head of a query."""
+        return self.batch, self.queries, self.heads, self.samples
+
     def counts(self, backward: bool) -> dict[str, int]:
         points = {"Lq*sum P": self.queries * self.samples} if backward else {}
         return {

@@ -23,6 +23,8 @@ FLOORS = [
     ["cpu.sampler"],
     ["cpu.taps", "cpu.located"],
     ["cpu.conv.", "cpu.regions."],  # neither knows of the other
+    ["cpu.queries"],
+    ["cpu.aggregator"],
     ["cpu."],
     ["ops"],
     ["ops.call"],
@@ -199,8 +201,14 @@ def test_tests_stand_in_folders_and_share_helpers():
 
 def test_reference_shares_no_code_with_the_package():
     path = Path(reference.__file__)
-    assert imports(path) == {"numpy", "reference_attention", "reference_roi"}
-    assert imports(path.with_name("reference_attention.py")) == {"numpy"}
+    assert imports(path) == {
+        "numpy",
+        "reference_aggregation",
+        "reference_attention",
+        "reference_roi",
+    }
+    for family in ("aggregation", "attention"):
+        assert imports(path.with_name(f"reference_{family}.py")) == {"numpy"}
     assert imports(path.with_name("reference_roi.py")) == {"math", "typing", "numpy"}
 
 

@@ -35,7 +35,7 @@ _CPU_REGIONS = [
 ]
 _CPU_ATTENTION = [
     *(stage.format("attention or ms_deform") for stage in _CPU),
-    "operators/test_attention -k 'not emulator and not cuda'",
+    "operators/test_attention operators/test_aggregation -k 'not emulator and not cuda'",
 ]
 _ARGUMENTS = [
     "house/test_public_api house/test_caches -k 'default or types or takes or plans'",
@@ -89,7 +89,9 @@ _STAGES = {
         *_CPU_REGIONS,
     ],
     "cudeform/cpu/attention.py": _CPU_ATTENTION,
+    "cudeform/cpu/aggregation.py": ["operators/test_aggregation", *_CPU_ATTENTION],
     "cudeform/cpu/located.py": _CPU_ATTENTION,
+    "cudeform/cpu/queries.py": _CPU_ATTENTION,
     "cudeform/cpu/language/halves.py": _CPU_ATTENTION,
     "cudeform/cpu/language/rows.py": _CPU_ATTENTION,
     "cudeform/cpu/taps.py": ["cpu/test_cpu_taps", *_CPU_CONVOLUTIONS],
@@ -103,6 +105,7 @@ _STAGES = {
     ],
     "cudeform/torch/onnx.py": ["bridges/test_torch_modules -k onnx"],
     "cudeform/torch/onnx_*": ["bridges/test_torch_attention_onnx"],
+    "cudeform/torch/nn/aggregation.py": ["bridges/test_torch_aggregation"],
     "cudeform/torch/nn/*": ["bridges/test_torch_attention", "bridges/test_torch_modules"],
     "cudeform/torch/originals.py": ["bridges/test_transformers"],
     "cudeform/torch/rebinding.py": ["bridges/test_transformers"],

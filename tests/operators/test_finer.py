@@ -15,6 +15,8 @@ CASES = [
     ("deform_conv2d", "v2-channels-last"),
     ("deform_conv2d", "empty-batch"),
     ("bilinear_sample", "NCHW-clamp"),
+    ("dcnv3", "uneven"),
+    ("dcnv4", "plain"),
     ("ms_deform_attn", "softmax"),
     ("ms_deform_attn", "nearest"),
     ("roi_align", "adaptive"),

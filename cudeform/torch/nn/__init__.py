@@ -1,5 +1,6 @@
 """Modules with the names, arguments and parameters of the field's, whose checkpoints they load."""
 
+from cudeform.torch.nn.aggregation import DCNv3, DCNv4
 from cudeform.torch.nn.attention import (
     MSDeformableAttention,
     MSDeformAttn,
@@ -17,6 +18,8 @@ from cudeform.torch.nn.pooling import DCNPooling, DeformRoIPoolPack, ModulatedDe
 __all__ = [
     "DCN",
     "DCNPooling",
+    "DCNv3",
+    "DCNv4",
     "DeformConv2d",
     "DeformConv2dPack",
     "DeformRoIPoolPack",
