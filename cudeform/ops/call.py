@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.boxes import box_outline, box_rows
-from cudeform.plans import Plan, plan
+from cudeform.plans import FINER, Plan, plan
 
 __all__ = ["Call", "checked", "gradients", "implementation", "outlined", "results"]
 
 Arrays = Mapping[str, Any]
-_COORDINATES = ("offset", "points")  # may be finer than images of 16 bits
 _MOST = 2**31 - 2**10  # what a kernel counts in 32 bits, with room for a block beyond the end
 
 
@@ -85,12 +84,13 @@ def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = 
 
 def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
     """The kind of all arrays. Boxes, and which pixels were largest, have dtypes of their own."""
+    finer = FINER.get(op.removesuffix("_backward"), ())
     if "boxes" not in given:
-        return arrays.kind_of(op, given, optional, _COORDINATES)
+        return arrays.kind_of(op, given, optional, finer)
     alike = {name: a for name, a in given.items() if name not in ("boxes", "argmax")}
     if given.get("argmax") is not None:
         arrays.same_place(op, "argmax", given["argmax"], "input", given["input"])
-    return arrays.kind_of(op, alike, optional, _COORDINATES)
+    return arrays.kind_of(op, alike, optional, finer)
 
 
 def _check_counts(op: str, planned: Plan, backward: bool) -> None:

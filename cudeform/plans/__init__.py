@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cudeform.plans import convolution, regions, sampling  # noqa: F401  with planners
-from cudeform.plans.outlines import PLANNERS, Outline, Plan
+from cudeform.plans.outlines import FINER, PLANNERS, Outline, Plan
 
-__all__ = ["Outline", "Plan", "plan"]
+__all__ = ["FINER", "Outline", "Plan", "plan"]
 
 _MOST_REMEMBERED = 1024
 _REMEMBERED: dict[Any, Plan] = {}

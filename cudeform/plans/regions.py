@@ -10,7 +10,7 @@ import numpy as np
 
 from cudeform import checks
 from cudeform.arrays import sum_dtype
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, finer, planner
 
 __all__ = [
     "RoiPlan",
@@ -239,6 +239,7 @@ def ps_roi_pool(
 
 
 @planner
+@finer("offset")
 def deform_roi_pool(
     op: str,
     input: Outline,
@@ -266,6 +267,7 @@ def deform_roi_pool(
 
 
 @planner
+@finer("offset")
 def deform_ps_roi_pool(
     op: str,
     input: Outline,

@@ -7,6 +7,7 @@ from tolerances import TOLERANCE, assert_close
 
 import cudeform
 from cudeform.cases import Case
+from cudeform.plans import FINER
 from cudeform.registry import OPERATORS
 
 HALVES = ("float16", "bfloat16")
@@ -36,6 +37,11 @@ def beside(name, case, dtype):
         for k, a in exact.arrays.items()
     }
     return Problem(row, Case(case, arrays, exact.options), dtype, keep=True)
+
+
+def test_plans_name_those_that_rows_have_as_coordinates():
+    for row in OPERATORS:
+        assert set(FINER.get(row.name, ())) == finer(row) - {"boxes"}, row.name
 
 
 def test_every_argument_that_may_be_finer_is_tried():
