@@ -34,7 +34,7 @@ class DCNv4Gradients(NamedTuple):
     offset_mask: Any = None
 
 
-@dispatched
+@dispatched("input", "offset", "mask")
 @described
 def dcnv3(
     input: Any,
@@ -127,7 +127,7 @@ def dcnv3(
     return results("dcnv3", given, options)[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "offset", "mask")
 @described
 def dcnv3_backward(
     grad_output: Any,
@@ -195,7 +195,7 @@ def dcnv3_backward(
     return gradients("dcnv3_backward", DCNv3Gradients, given, options, needs)
 
 
-@dispatched
+@dispatched("input", "offset_mask")
 @described
 def dcnv4(
     input: Any,
@@ -265,7 +265,7 @@ def dcnv4(
     return results("dcnv4", given, options)[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "offset_mask")
 @described
 def dcnv4_backward(
     grad_output: Any,

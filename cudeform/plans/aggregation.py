@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, finer, planner
 from cudeform.plans.points import out_size
 
 __all__ = ["AggregationPlan", "dcnv3", "dcnv4"]
@@ -116,6 +116,7 @@ class AggregationPlan(Plan):
 
 
 @planner
+@finer("offset", "mask")
 def dcnv3(
     op: str,
     input: Outline,
@@ -131,6 +132,7 @@ def dcnv3(
 
 
 @planner
+@finer("offset_mask")
 def dcnv4(op: str, input: Outline, offset_mask: Outline, **options: Any) -> AggregationPlan:
     """Check every argument of DCNv4."""
     return _plan(op, input, {"offset_mask": offset_mask}, False, **options)

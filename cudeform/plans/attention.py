@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, finer, planner
 
 __all__ = ["METHODS", "AttentionPlan", "ms_deform_attn"]
 
@@ -90,6 +90,7 @@ class AttentionPlan(Plan):
 
 
 @planner
+@finer("sampling_locations", "attention_weights")
 def ms_deform_attn(
     op: str,
     value: Outline,

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, finer, planner
 from cudeform.plans.points import BORDERS, LAYOUTS, Points, out_size
 
 __all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
@@ -81,6 +81,7 @@ class ConvPlan(Plan):
 
 
 @planner
+@finer("offset")
 def deform_conv2d(
     op: str,
     input: Outline,

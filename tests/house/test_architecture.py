@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,20 @@ def test_libraries_stay_in_their_rooms(module):
         if rooms is not None:
             allowed = any(path == r or (r.endswith("/") and path.startswith(r)) for r in rooms)
             assert allowed, f"cudeform/{path} imports {library}"
+
+
+def private_names(path, library):
+    """Names of a library, written out from it on, that begin with one underscore on the way."""
+    tree = ast.parse(path.read_text())
+    written = {name for name in imports(path) if name.partition(".")[0] == library}
+    written |= {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return {name for name in written if re.match(rf"{library}\.(\w+\.)*_(?!_)", name)}
+
+
+def test_private_names_of_torch_stand_in_one_file():
+    assert private_names(MODULES["torch.state"], "torch")
+    for module, path in MODULES.items():
+        assert module == "torch.state" or not private_names(path, "torch"), module
 
 
 def test_floors_name_no_file_that_is_gone():

@@ -184,6 +184,9 @@ class TestBench:
         facts = {"processor": "Intel(R) Xeon(R) Processor @ 2.50GHz"}
         named = command._target(str(tmp_path), facts)
         assert named == tmp_path / "cpu-intel-xeon-processor-2-50ghz.json"
+        assert not named.exists()  # until there is something to write
+        named.write_text("of an earlier run")
+        assert command._target(str(tmp_path), facts).read_text() == "of an earlier run"
 
     @pytest.mark.parametrize("option", ["--processes", "--threads", "--turns"])
     def test_at_least_one(self, option, capsys):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import cudeform
-from cudeform.torch.autograd import untraced
+from cudeform.torch.state import untraced
 from cudeform.torch.extensions.calls import add, compiled, fill
 
 __all__ = [
