@@ -284,6 +284,8 @@ def test_scripts_are_refused_by_name_and_leave_nothing_behind():
         nn.DeformRoIPoolPack(2, 4, 8),
         nn.ModulatedDeformRoIPoolPack(2, 4, 8),
         nn.DCNPooling(1.0, 2, 1, no_trans=True),
+        nn.DCNv3(),
+        nn.DCNv4(),
         nn.MSDeformAttn(),
         nn.MSDeformableAttention(),
         nn.MultiScaleDeformableAttention(),

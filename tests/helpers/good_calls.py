@@ -222,7 +222,7 @@ def torch_calls():
     more = dict(groups=1, deform_groups=1, bias=True)
     yield _call(nn.DeformConv2d, {**size, "groups": 1, "bias": True}, run(x, offset, mask), **kinds)
     yield _call(nn.DeformConv2dPack, {**size, **more}, run(x), **kinds)
-    packed = _kinds(nn._Pack, {**size, **more}, **kinds)
+    packed = _kinds(nn.DeformConv2dPack, {**size, **more}, **kinds)
     yield Call(
         "ModulatedDeformConv2dPack",
         lambda **a: run(x)(nn.ModulatedDeformConv2dPack(**a)),
