@@ -279,7 +279,7 @@ class Gradients(NamedTuple):
 
 def most_backward_pixels(points: Points, channels: int, dtype: np.dtype) -> int:
     """Output pixels whose gradients of columns, for so many channels, fit the workspace."""
-    per_point = 16 + 8 * sum_dtype(dtype).itemsize  # keys and orders twice; dots and fractions
+    per_point = 16 + 8 * sum_dtype(dtype).itemsize  # keys, places and orders; dots and fractions
     bytes_per_pixel = points.taps * (channels * dtype.itemsize + points.offset_groups * per_point)
     return max(1, COLUMN_BYTES // bytes_per_pixel)
 

@@ -13,7 +13,7 @@ import pytest
 import reference
 from cases import dtype_of, problem
 from emulator.device import EmulatorDevice, EmulatorError, install, to_device, to_host
-from kernel_runs import kernel_names
+from kernel_runs import SCHEDULES, kernel_names
 from tolerances import assert_close
 
 import cudeform
@@ -211,15 +211,48 @@ def test_rounding_to_16_bits_is_to_nearest_even(device, dtype):
     assert np.isnan(_converted(device, np.full(3, np.nan, np.float32), dtype_of(dtype))).all()
 
 
-@pytest.mark.parametrize("count", [1, 31, 2048, 2049, 7001])
-@pytest.mark.parametrize("keys", [1, 200, 256, 70_000])
-def test_sort_is_stable(device, count, keys):
-    rng = np.random.default_rng(count)
-    values = rng.integers(0, keys + 1, count).astype(np.int32)  # keys itself: points nobody wants
-    buckets = sort.sort_points(device, to_device(values), keys)
-    np.testing.assert_array_equal(to_host(buckets.order), np.argsort(values, kind="stable"))
+def _assert_sorted(buckets, values, keys):
+    """`buckets` are what a stable sort makes of them; the key `keys` marks points nobody wants."""
     starts = np.searchsorted(np.sort(values), np.arange(keys + 1))
     np.testing.assert_array_equal(to_host(buckets.starts), starts)
+    wanted = np.argsort(values, kind="stable")[: starts[-1]]
+    np.testing.assert_array_equal(to_host(buckets.order)[: starts[-1]], wanted)
+
+
+@pytest.mark.parametrize("count", [1, 31, 2048, 2049, 7001])
+@pytest.mark.parametrize("keys", [1, 200, 2047, 2048, 70_000])
+def test_sort_is_stable(device, count, keys):
+    values = np.random.default_rng(count).integers(0, keys + 1, count).astype(np.int32)
+    _assert_sorted(sort.sort_points(device, to_device(values, read_only=True), keys), values, keys)
+
+
+@pytest.mark.parametrize(("order", "seed"), SCHEDULES)
+def test_every_length_of_a_bucket_is_in_order_under_every_schedule(order, seed):
+    """Each way to put a bucket in order, at both ends of the lengths that take it."""
+    emulated = EmulatorDevice(order=order, seed=seed)
+    short, whole = sort.SHORT, sort.WHOLE
+    lengths = [1, 0, short, short + 1, 0, 2 * short, 2 * short + 1, whole, whole + 1, 300_000, 2]
+    values = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
+    values = np.random.default_rng(0).permutation(values)
+    for unwanted in (0, 1):
+        keys = len(lengths) - unwanted
+        buckets = sort.sort_points(emulated, to_device(values), keys)
+        _assert_sorted(buckets, values, keys)
+
+
+def test_no_point_is_wanted(device):
+    buckets = sort.sort_points(device, to_device(np.full(300, 70, np.int32)), 70)
+    assert not to_host(buckets.starts).any()
+
+
+def test_sort_takes_five_launches_whatever_the_keys(device, monkeypatch):
+    launched = []
+    launch = device.launch
+    monkeypatch.setattr(device, "launch", lambda *a, **k: launched.append(a[1]) or launch(*a, **k))
+    for keys in (1, 70_000):
+        sort.sort_points(device, to_device(np.zeros(300, np.int32)), keys)
+    steps = ["clear", "count_points", "find_starts", "place_points", "order_points"]
+    assert launched == 2 * steps
 
 
 def test_all_points_on_one_pixel(device):
@@ -273,7 +306,7 @@ def test_params_that_differ_from_the_dtype_do_not_compile(device):
     )
     unit = replace(sort.UNIT, params=wrong)
     with pytest.raises(Exception, match="differs from the dtype of the host"):
-        device.launch(unit, "count_digits", 1, 256, (None, None), np.zeros((), wrong))
+        device.launch(unit, "count_points", 1, 256, (None, None), np.zeros((), wrong))
 
 
 class _FakeModule:
@@ -313,13 +346,13 @@ def test_a_unit_is_compiled_once(cupy_device):
     module = _FakeModule()
     device, made = cupy_device(module)
     params = np.zeros((), sort.PARAMS)
-    for kernel in ("count_digits", "add_counts", "count_digits"):
+    for kernel in ("count_points", "place_points", "count_points"):
         device.launch(sort.UNIT, kernel, 3, 256, (None, None), params)
     assert len(made) == 1 and made[0]["code"] == flatten(sort.UNIT)
     assert [launch[0] for launch in module.launches] == [
-        "count_digits",
-        "add_counts",
-        "count_digits",
+        "count_points",
+        "place_points",
+        "count_points",
     ]
     assert module.launches[0][1:3] == ((3,), (256,))
     assert module.launches[0][3][-1] is params
@@ -328,13 +361,13 @@ def test_a_unit_is_compiled_once(cupy_device):
 def test_missing_nvrtc_names_the_command(cupy_device):
     device, _ = cupy_device(_FakeModule(RuntimeError("CuPy failed to load libnvrtc.so.13")))
     with pytest.raises(RuntimeError, match=r"pip install 'cudeform\[cuda13\]'"):
-        device.launch(sort.UNIT, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
+        device.launch(sort.UNIT, "count_points", 1, 256, (), np.zeros((), sort.PARAMS))
 
 
 def test_other_compile_errors_are_not_disguised(cupy_device):
     device, _ = cupy_device(_FakeModule(RuntimeError("expected a ';'")))
     with pytest.raises(RuntimeError, match="expected a ';'"):
-        device.launch(sort.UNIT, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
+        device.launch(sort.UNIT, "count_points", 1, 256, (), np.zeros((), sort.PARAMS))
 
 
 class _NoCache(_FakeModule):
@@ -352,7 +385,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(cupy_device, monkeypatch
     other = replace(sort.UNIT)
     with pytest.warns(RuntimeWarning, match="cannot keep compiled kernels.*No space") as warned:
         for unit in (sort.UNIT, other):
-            device.launch(unit, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
+            device.launch(unit, "count_points", 1, 256, (), np.zeros((), sort.PARAMS))
     assert len(warned) == 1 and len(module.launches) == 2
     assert "CUPY_CACHE_IN_MEMORY" not in os.environ
 
@@ -360,7 +393,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(cupy_device, monkeypatch
 def test_an_error_of_the_system_that_is_not_the_cache_reaches_the_caller(cupy_device):
     device, _ = cupy_device(_FakeModule(OSError("out of handles")))
     with pytest.warns(RuntimeWarning), pytest.raises(OSError, match="out of handles"):
-        device.launch(sort.UNIT, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
+        device.launch(sort.UNIT, "count_points", 1, 256, (), np.zeros((), sort.PARAMS))
 
 
 def test_an_emulator_error_reaches_the_caller(device):
