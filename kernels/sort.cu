@@ -9,15 +9,16 @@ struct Params {
   int count;     // points
   int keys;      // number of different keys; a point with this key is in no bucket
   int counters;  // to clear, in fours
-  int ranges;    // of RANGE points each, all of them together
+  int words;     // of 16 bytes in a record
 };
 
-// From the host: THREADS; TILE keys a block; the longest bucket that is SHORT, and that is sorted WHOLE.
+// From the host: THREADS; KEYS a thread; the longest bucket that is SHORT, and that is sorted WHOLE.
 constexpr int BLOCKS = 4;  // at once on a multiprocessor, at least: leaves a thread 64 registers
 constexpr int WARPS = THREADS / 32;
-constexpr int KEYS = TILE / THREADS;  // of a thread
+constexpr int TILE = THREADS * KEYS;  // keys of a block
 constexpr int RANGE = 32 * WHOLE;     // points that have a bit each in as much memory
 constexpr unsigned ALL = 0xffffffffu;
+static_assert(THREADS + 2 * SHORT <= WHOLE, "the points around a block's share the memory of a long bucket");
 
 // The sum of the values of all threads before this one; `total` is the sum of all.
 __device__ __forceinline__ int exclusive_sum(int value, int* warp_sums, int& total) {
@@ -75,36 +76,39 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   for (int tile = threadIdx.x; tile < (int)blockIdx.x; tile += THREADS) before += __ldg(tile_counts + tile);
   exclusive_sum(before, warp_sums, tiles_before);
   const int first = blockIdx.x * TILE + threadIdx.x * KEYS;
-  Pack<int, 4> counts[KEYS / 4];
+  Pack<int, KEYS> counts;
+  counts.load_written(starts + first);
   int sum = 0;
 #pragma unroll
-  for (int i = 0; i < KEYS / 4; ++i) {
-    counts[i].load_written(starts + (first + 4 * i));
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int here = counts[i].lane[k];
-      if (here > SHORT) long_keys[atomicAdd(long_count, 1)] = first + 4 * i + k;
-      counts[i].lane[k] = sum;
-      sum += here;
-    }
+  for (int k = 0; k < KEYS; ++k) {
+    const int here = counts.lane[k];
+    if (here > SHORT) long_keys[atomicAdd(long_count, 1)] = first + k;
+    counts.lane[k] = sum;
+    sum += here;
   }
   const int start = tiles_before + exclusive_sum(sum, warp_sums, total);
 #pragma unroll
-  for (int i = 0; i < KEYS / 4; ++i) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) counts[i].lane[k] += start;
-    counts[i].store(starts + (first + 4 * i));
-  }
+  for (int k = 0; k < KEYS; ++k) counts.lane[k] += start;
+  counts.store(starts + first);
+}
+
+struct alignas(8) Found {
+  int point, key;
+};
+
+__device__ __forceinline__ Found found_at(const Found* __restrict__ found, int place) {
+  const int2 both = __ldg(reinterpret_cast<const int2*>(found) + place);
+  return {both.x, both.y};
 }
 
 // found = the points by bucket, in any order within one
 extern "C" __global__ void __launch_bounds__(THREADS)
     place_points(const int* __restrict__ keys, const int* __restrict__ ranks, const int* __restrict__ starts,
-                 int* __restrict__ found, const Params p) {
+                 Found* __restrict__ found, const Params p) {
   const int i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= p.count) return;
   const int key = __ldg(keys + i);
-  if (key < p.keys) found[__ldg(starts + key) + __ldg(ranks + i)] = i;
+  if (key < p.keys) found[__ldg(starts + key) + __ldg(ranks + i)] = {i, key};
 }
 
 struct Bucket {
@@ -115,12 +119,24 @@ __device__ __forceinline__ Bucket bucket_of(const int* __restrict__ starts, int 
   return {__ldg(starts + key), __ldg(starts + key + 1)};
 }
 
+// What lies in the order of the points: their numbers, or what is kept of each.
+struct Ordered {
+  int* order;
+  const uint4* records;
+  uint4* records_out;
+  int words;
+  __device__ __forceinline__ void put(int place, int point) const {
+    if (words == 0) order[place] = point;
+    for (int w = 0; w < words; ++w) records_out[words * (long long)place + w] = __ldg(records + (words * (long long)point + w));
+  }
+};
+
 // Sorts a bucket in the block's memory, by a bitonic network.
-__device__ __forceinline__ void order_whole(const int* __restrict__ found, int* __restrict__ order,
+__device__ __forceinline__ void order_whole(const Found* __restrict__ found, const Ordered& ordered,
                                             const Bucket& bucket, unsigned* numbers) {
   const int length = bucket.end - bucket.start;
   const int size = 1 << (32 - __clz(length - 1));
-  for (int i = threadIdx.x; i < size; i += THREADS) numbers[i] = i < length ? __ldg(found + bucket.start + i) : ALL;
+  for (int i = threadIdx.x; i < size; i += THREADS) numbers[i] = i < length ? found_at(found, bucket.start + i).point : ALL;
   for (int run = 2; run <= size; run *= 2) {
     for (int step = run / 2; step > 0; step /= 2) {
       __syncthreads();
@@ -135,19 +151,19 @@ __device__ __forceinline__ void order_whole(const int* __restrict__ found, int* 
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < length; i += THREADS) order[bucket.start + i] = numbers[i];
+  for (int i = threadIdx.x; i < length; i += THREADS) ordered.put(bucket.start + i, numbers[i]);
   __syncthreads();
 }
 
 // Puts the points of a bucket that are in one range in order: each sets its bit, and bits are in order.
-__device__ __forceinline__ void order_range(const int* __restrict__ found, int* __restrict__ order,
+__device__ __forceinline__ void order_range(const Found* __restrict__ found, const Ordered& ordered,
                                             const Bucket& bucket, int first, unsigned* bits, int* warp_sums) {
   for (int i = threadIdx.x; i < WHOLE; i += THREADS) bits[i] = 0;
   __syncthreads();
   int below = 0, all_below, count = 0, total;
 #pragma unroll 4
   for (int i = bucket.start + threadIdx.x; i < bucket.end; i += THREADS) {
-    const int number = __ldg(found + i) - first;
+    const int number = found_at(found, i).point - first;
     if (number < 0) ++below;
     if (number >= 0 && number < RANGE) atomicOr(&bits[number >> 5], 1u << (number & 31));
   }
@@ -158,37 +174,51 @@ __device__ __forceinline__ void order_range(const int* __restrict__ found, int* 
   exclusive_sum(below, warp_sums, all_below);
   int place = bucket.start + all_below + exclusive_sum(count, warp_sums, total);
   for (int w = word; w < word + WORDS; ++w) {
-    for (unsigned rest = bits[w]; rest; rest &= rest - 1) order[place++] = first + 32 * w + __ffs((int)rest) - 1;
+    for (unsigned rest = bits[w]; rest; rest &= rest - 1) ordered.put(place++, first + 32 * w + __ffs((int)rest) - 1);
   }
   __syncthreads();
 }
 
-// order = the points by bucket, in each by number
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    order_points(const int* __restrict__ keys, const int* __restrict__ starts, const int* __restrict__ found,
-                 const int* __restrict__ long_count, const int* __restrict__ long_keys, int* __restrict__ order,
-                 const Params p) {
-  SHARED(unsigned, numbers, [WHOLE]);
-  SHARED(int, warp_sums, [WARPS]);
-  const int i = blockIdx.x * THREADS + threadIdx.x;
-  if (i < __ldg(starts + p.keys)) {
-    const int point = __ldg(found + i);
-    const Bucket bucket = bucket_of(starts, __ldg(keys + point));
+// Puts the block's points of short buckets in order: each counts those in its bucket that come before it.
+__device__ __forceinline__ void order_short(const int* __restrict__ starts, const Found* __restrict__ found, int count,
+                                            const Ordered& ordered, unsigned* numbers) {
+  const int first = blockIdx.x * THREADS - SHORT;  // so far may a bucket reach beyond the block
+  for (int i = threadIdx.x; i < THREADS + 2 * SHORT; i += THREADS) {
+    if (first + i >= 0 && first + i < count) numbers[i] = found_at(found, first + i).point;
+  }
+  __syncthreads();
+  const int i = first + SHORT + threadIdx.x;
+  if (i < count) {
+    const Found mine = found_at(found, i);
+    const Bucket bucket = bucket_of(starts, mine.key);
     if (bucket.end - bucket.start <= SHORT) {
       int place = bucket.start;
 #pragma unroll 4
-      for (int other = bucket.start; other < bucket.end; ++other) place += __ldg(found + other) < point;
-      order[place] = point;
+      for (int other = bucket.start - first; other < bucket.end - first; ++other) place += (int)numbers[other] < mine.point;
+      ordered.put(place, mine.point);
     }
   }
-  const long long items = (long long)__ldg(long_count) * p.ranges;
+  __syncthreads();
+}
+
+// order = the points by bucket, in each by number; or, if there are records, records_out = those in this order
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    order_points(const int* __restrict__ starts, const Found* __restrict__ found, const int* __restrict__ long_count,
+                 const int* __restrict__ long_keys, int* __restrict__ order, const uint4* __restrict__ records,
+                 uint4* __restrict__ records_out, const Params p) {
+  SHARED(unsigned, numbers, [WHOLE]);
+  SHARED(int, warp_sums, [WARPS]);
+  const Ordered ordered = {order, records, records_out, p.words};
+  order_short(starts, found, __ldg(starts + p.keys), ordered, numbers);
+  const int ranges = (p.count - 1) / RANGE + 1;
+  const long long items = (long long)__ldg(long_count) * ranges;
   for (long long item = blockIdx.x; item < items; item += gridDim.x) {
-    const int number = (int)(item / p.ranges), range = (int)(item - (long long)number * p.ranges);
+    const int number = (int)(item / ranges), range = (int)(item - (long long)number * ranges);
     const Bucket bucket = bucket_of(starts, __ldg(long_keys + number));
     if (bucket.end - bucket.start > WHOLE) {
-      order_range(found, order, bucket, range * RANGE, numbers, warp_sums);
+      order_range(found, ordered, bucket, range * RANGE, numbers, warp_sums);
     } else if (range == 0) {
-      order_whole(found, order, bucket, numbers);
+      order_whole(found, ordered, bucket, numbers);
     }
   }
 }

@@ -46,9 +46,9 @@ PARAMS = np.dtype(
     )],
     align=True,
 )  # fmt: skip
-THREADS, TILE, WARP = 256, 64, 32
+THREADS, GATHER_THREADS, TILE, WARP = 256, 64, 64, 32
 VECTOR_BYTES = 16
-_SIZES = (("THREADS", THREADS), ("TILE", TILE))
+_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("TILE", TILE))
 COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 
 
@@ -97,8 +97,7 @@ class PointSums(NamedTuple):
     """What the gradients of the points of a chunk are made of, summed over channels in steps."""
 
     dots: Any  # (points, 4)
-    buckets: sort.Buckets | None
-    fractions: Any  # (points, 4) or None
+    buckets: sort.Buckets | None  # with the fractions of the points, (points, 4)
 
 
 def _named(names: tuple[str, ...], values: tuple[int, ...]) -> dict[str, int]:
@@ -146,7 +145,7 @@ class Sampler:
         return gcd(most, self.points.group_channels, block.first, block.width)
 
     def _launch(self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any):
-        """`how`: tasks (groups of lanes, or points), per_block of them, vector, accumulate."""
+        """`how`: tasks (groups of lanes, or points), per_block of them, vector, and more."""
         points, vector = self.points, how["vector"]
         params = {
             **self._params,
@@ -169,7 +168,8 @@ class Sampler:
         index = layout.index_type(largest)
         unit = _unit(self._dtype_name, self._offset_name, vector, index)
         grid = -(-how["tasks"] // how["per_block"])
-        self.device.launch(unit, kernel, grid, THREADS, arrays, pack(PARAMS, params))
+        threads = how.get("threads", THREADS)
+        self.device.launch(unit, kernel, grid, threads, arrays, pack(PARAMS, params))
 
     def _lane_bits(self, block: Block, vector: int) -> int:
         """The logarithm of the threads that share a point, one for each pack of channels."""
@@ -200,9 +200,7 @@ class Sampler:
     def prepare(self, chunk: Chunk, offset: Any, mask: Any, needs: frozenset[str]) -> PointSums:
         """A place for the dots, and the points sorted by the pixels they touch."""
         count = self.point_count(chunk)
-        dots = buckets = fractions = None
-        if needs - {"input"}:
-            dots = self.device.empty((count, 4), self.sums)
+        dots = buckets = None
         if "input" in needs:
             points = self.points
             keys = self.device.empty((count,), np.int32)
@@ -210,9 +208,11 @@ class Sampler:
             self._per_point("point_keys", chunk, (offset, mask, keys, fractions))
             cells = (points.height + 1) * (points.width + 1)
             buckets = sort.sort_points(
-                self.device, keys, chunk.images * points.offset_groups * cells
+                self.device, keys, chunk.images * points.offset_groups * cells, fractions
             )
-        return PointSums(dots, buckets, fractions)
+        if needs - {"input"}:  # after what only the sort needs, whose memory may be reused
+            dots = self.device.empty((count, 4), self.sums)
+        return PointSums(dots, buckets)
 
     def _per_point(self, kernel: str, chunk: Chunk, arrays: tuple[Any, ...]) -> None:
         one = Block(0, self.points.channels, self.points.channels)
@@ -238,15 +238,16 @@ class Sampler:
         self, chunk: Chunk, block: Block, sums: PointSums, columns: Any, grad_input: Any
     ) -> None:
         """Set this block's channels of grad_input (channels last); later chunks of an image add."""
-        vector = self._vector(block)
+        vector, buckets = self._vector(block), sums.buckets
         kernel = "gather_input" if chunk.whole(self.points) else "gather_input_sums"
         self._launch(
             kernel,
             chunk,
             block,
-            (columns, sums.buckets.starts, sums.buckets.order, sums.fractions, grad_input),
+            (columns, buckets.starts, buckets.records, grad_input),
             tasks=chunk.images * self.points.height * self.points.width * self.points.offset_groups,
-            per_block=THREADS >> self._lane_bits(block, vector),
+            per_block=GATHER_THREADS >> self._lane_bits(block, vector),
+            threads=GATHER_THREADS,
             vector=vector,
             accumulate=chunk.pixel > 0,
         )
@@ -279,7 +280,8 @@ class Gradients(NamedTuple):
 
 def most_backward_pixels(points: Points, channels: int, dtype: np.dtype) -> int:
     """Output pixels whose gradients of columns, for so many channels, fit the workspace."""
-    per_point = 16 + 8 * sum_dtype(dtype).itemsize  # keys, places and orders; dots and fractions
+    # Keys, ranks and places, and fractions twice; after that dots instead of all but the fractions
+    per_point = 16 + 8 * sum_dtype(dtype).itemsize
     bytes_per_pixel = points.taps * (channels * dtype.itemsize + points.offset_groups * per_point)
     return max(1, COLUMN_BYTES // bytes_per_pixel)
 
