@@ -155,12 +155,12 @@ def _written(name: str, operands: list[str]) -> tuple[set[str], list[str]]:
 
 
 class _Trace:
-    """Which registers have what a load of this pass through a loop brought, or what was made of it."""
+    """Which registers have what loads of this pass through a loop brought, or was made of it."""
 
     def __init__(self) -> None:
         self.loaded: set[str] = set()
-        self.clean: dict[str, str] = {}  # a register that has something else where a predicate holds
-        self.shared = False  # whether it was stored in shared memory, of which all counts as one
+        self.clean: dict[str, str] = {}  # those that have something else under a predicate
+        self.shared = False  # whether shared memory has some of it
 
     def step(self, instruction: str) -> bool:
         """Follow an instruction; whether it is a load whose address such a load brought."""

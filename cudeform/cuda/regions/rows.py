@@ -135,7 +135,7 @@ class Launcher:
         threads: int = THREADS,
         **how: int,
     ) -> None:
-        """`tasks`: threads, or groups of lanes where `how` says lane_bits; `threads`: of a block."""
+        """`tasks`: threads, or groups of lanes where `how` says lane_bits; blocks of `threads`."""
         lane_bits = how.get("lane_bits", 0)
         params = pack(PARAMS, {**self._params, **how})
         grid = -(-(tasks << lane_bits) // threads)
