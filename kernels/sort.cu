@@ -9,7 +9,7 @@ struct Params {
   int count;     // points
   int keys;      // number of different keys; a point with this key is in no bucket
   int counters;  // to clear, in fours
-  int words;     // of 16 bytes in a record
+  int words;     // of 16 bytes in a record: 0 if there are none, else 1 or 2
 };
 
 // From the host: THREADS; KEYS a thread; the longest bucket that is SHORT, and that is sorted WHOLE.
@@ -18,7 +18,7 @@ constexpr int WARPS = THREADS / 32;
 constexpr int TILE = THREADS * KEYS;  // keys of a block
 constexpr int RANGE = 32 * WHOLE;     // points that have a bit each in as much memory
 constexpr unsigned ALL = 0xffffffffu;
-static_assert(THREADS + 2 * SHORT <= WHOLE, "the points around a block's share the memory of a long bucket");
+static_assert(THREADS == 2 * SHORT && 2 * THREADS <= WHOLE, "a thread fetches two points for a block's short buckets");
 
 // The sum of the values of all threads before this one; `total` is the sum of all.
 __device__ __forceinline__ int exclusive_sum(int value, int* warp_sums, int& total) {
@@ -126,8 +126,14 @@ struct Ordered {
   uint4* records_out;
   int words;
   __device__ __forceinline__ void put(int place, int point) const {
-    if (words == 0) order[place] = point;
-    for (int w = 0; w < words; ++w) records_out[words * (long long)place + w] = __ldg(records + (words * (long long)point + w));
+    if (words == 0) {
+      order[place] = point;
+      return;
+    }
+    const uint4* from = records + words * (long long)point;
+    uint4* to = records_out + words * (long long)place;
+    to[0] = __ldg(from);
+    if (words == 2) to[1] = __ldg(from + 1);
   }
 };
 
@@ -182,21 +188,23 @@ __device__ __forceinline__ void order_range(const Found* __restrict__ found, con
 // Puts the block's points of short buckets in order: each counts those in its bucket that come before it.
 __device__ __forceinline__ void order_short(const int* __restrict__ starts, const Found* __restrict__ found, int count,
                                             const Ordered& ordered, unsigned* numbers) {
-  const int first = blockIdx.x * THREADS - SHORT;  // so far may a bucket reach beyond the block
-  for (int i = threadIdx.x; i < THREADS + 2 * SHORT; i += THREADS) {
-    if (first + i >= 0 && first + i < count) numbers[i] = found_at(found, first + i).point;
-  }
+  // Beside the block's places as many in front of and behind them as a bucket may reach.
+  const int first = blockIdx.x * THREADS - SHORT, thread = threadIdx.x;
+  const int beside = thread < SHORT ? thread : THREADS + thread;
+  if (first + beside >= 0 && first + beside < count) numbers[beside] = found_at(found, first + beside).point;
+  const int i = first + SHORT + thread;
+  Found mine = {0, 0};
+  if (i < count) mine = found_at(found, i);
+  numbers[SHORT + thread] = mine.point;
   __syncthreads();
-  const int i = first + SHORT + threadIdx.x;
-  if (i < count) {
-    const Found mine = found_at(found, i);
-    const Bucket bucket = bucket_of(starts, mine.key);
-    if (bucket.end - bucket.start <= SHORT) {
-      int place = bucket.start;
+  const Bucket bucket = bucket_of(starts, mine.key);
+  if (i < count && bucket.end - bucket.start <= SHORT) {
+    int place = bucket.start;
 #pragma unroll 4
-      for (int other = bucket.start - first; other < bucket.end - first; ++other) place += (int)numbers[other] < mine.point;
-      ordered.put(place, mine.point);
+    for (int other = bucket.start; other < bucket.end; ++other) {
+      place += (numbers[other - first] - (unsigned)mine.point) >> 31;  // 1 if it is the smaller one
     }
+    ordered.put(place, mine.point);
   }
   __syncthreads();
 }

@@ -41,8 +41,8 @@ def units() -> Iterator[Unit]:
 def sort_points(device: Device, keys: Any, number_of_keys: int, records: Any = None) -> Buckets:
     """Put points in order by `keys` (int32); the key `number_of_keys` marks points nobody wants.
 
-    With `records` (points, items), a multiple of 16 bytes for each point, these come in this order
-    instead of the points' numbers.
+    With `records` (points, items), 16 or 32 bytes for each point, these come in this order instead
+    of the points' numbers.
     """
     count = keys.shape[0]
     tiles = number_of_keys // TILE + 1
