@@ -90,9 +90,9 @@ __device__ __forceinline__ void gather(const Runs& runs, const Fraction<S>* __re
     }
     fetch(first + HELD * lanes);
     __syncwarp(0xffffffffu);
-    const int here = min(runs.count - first, HELD * lanes);
+    const int ready = min(runs.count - first, HELD * lanes);
 #pragma unroll 4
-    for (int i = 0; i < here; ++i) {
+    for (int i = 0; i < ready; ++i) {
       const Share<S> share = shared[i];
       add(load(share.line), share.weight);
     }
