@@ -360,7 +360,7 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
   for (int slice = 0; slice < p.channels; slice += lanes * VEC) {
     const int c = slice + lane * VEC;
     const bool active = exists && c < p.channels;
-    const int channel = active ? c : 0;
+    const int channel = active ? c : p.channels - VEC;  // a lane without channels reads what its neighbour reads
     Target* out = grad_input + ((Index)task * p.channels + c);
     Sum sum[VEC] = {};
     Pack<Target, VEC> result;

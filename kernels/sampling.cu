@@ -275,7 +275,8 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_co
   for (int slice = 0; slice < most; slice += lanes * VEC) {
     const int c = span.begin + slice + lane * VEC;
     const bool active = exists && c < span.end;
-    const Scalar* from = grad_columns + (active ? column_of(p, c) : 0);
+    // A lane without channels reads what its neighbour reads.
+    const Scalar* from = grad_columns + column_of(p, active ? c : max(span.end - VEC, p.first_channel));
     Target* out = grad_input + ((Index)pixel * p.input_channels + c);
     Sum sum[VEC] = {};
     Pack<Target, VEC> result;
