@@ -61,11 +61,11 @@ __device__ __forceinline__ void find_most(Runs& runs) {
 // Adds up the points of a pixel's runs. Each of its lanes fetches some of them for all, and does so while the rows of
 // those before are on their way: no load of global memory waits for another. Every thread of the warp must come here.
 //
-// shares: room for HELD in each thread of the block; line_of(fraction) is where a point's values are, load(line) reads
-// them, add(values, weight) adds them.
+// active: whether the lane has channels to add; shares: room for HELD in each thread of the block; line_of(fraction) is
+// where a point's values are, load(line) reads them, add(values, weight) adds them.
 template <class S, class LineOf, class Load, class Add>
-__device__ __forceinline__ void gather(const Runs& runs, const Fraction<S>* __restrict__ fractions, int lanes,
-                                       Share<S>* shares, LineOf line_of, Load load, Add add) {
+__device__ __forceinline__ void gather(const Runs& runs, bool active, const Fraction<S>* __restrict__ fractions,
+                                       int lanes, Share<S>* shares, LineOf line_of, Load load, Add add) {
   const int lane = threadIdx.x & (lanes - 1);
   Share<S>* const shared = shares + HELD * (threadIdx.x - lane);
   Fraction<S> fetched[HELD] = {};
@@ -90,7 +90,7 @@ __device__ __forceinline__ void gather(const Runs& runs, const Fraction<S>* __re
     }
     fetch(first + HELD * lanes);
     __syncwarp(0xffffffffu);
-    const int ready = min(runs.count - first, HELD * lanes);
+    const int ready = active ? min(runs.count - first, HELD * lanes) : 0;
 #pragma unroll 4
     for (int i = 0; i < ready; ++i) {
       const Share<S> share = shared[i];

@@ -360,7 +360,7 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
   for (int slice = 0; slice < p.channels; slice += lanes * VEC) {
     const int c = slice + lane * VEC;
     const bool active = exists && c < p.channels;
-    const int channel = active ? c : p.channels - VEC;  // a lane without channels reads what its neighbour reads
+    const int channel = active ? c : 0;
     Target* out = grad_input + ((Index)task * p.channels + c);
     Sum sum[VEC] = {};
     Pack<Target, VEC> result;
@@ -370,7 +370,7 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
       for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
     }
     gather(
-        runs, fractions, lanes, shares, [&](const Fraction<Sum>& f) { return (int)f.source; },
+        runs, active, fractions, lanes, shares, [&](const Fraction<Sum>& f) { return (int)f.source; },
         [&](int row) {
           const Index from = (Index)row * p.channels + channel;
           Collected values;

@@ -275,8 +275,7 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_co
   for (int slice = 0; slice < most; slice += lanes * VEC) {
     const int c = span.begin + slice + lane * VEC;
     const bool active = exists && c < span.end;
-    // A lane without channels reads what its neighbour reads.
-    const Scalar* from = grad_columns + column_of(p, active ? c : max(span.end - VEC, p.first_channel));
+    const Scalar* from = grad_columns + (active ? column_of(p, c) : 0);
     Target* out = grad_input + ((Index)pixel * p.input_channels + c);
     Sum sum[VEC] = {};
     Pack<Target, VEC> result;
@@ -286,7 +285,7 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_co
       for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
     }
     gather(
-        runs, fractions, lanes, shares,
+        runs, active, fractions, lanes, shares,
         [&](const Fraction<Sum>& f) {
           const int tap = f.source & ((1u << bits) - 1u);
           return (int)(f.source >> bits) * (p.blocks * p.taps) + tap;
