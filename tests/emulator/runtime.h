@@ -119,6 +119,7 @@ void check_atomic(void* address, size_t bytes, Atomic what, const void* pc);
 // -- counter.cpp ----------------------------------------------------------------------------------
 void counter_begin_launch(Launch& launch);
 void counter_end_block();
-void count_access(bool shared, uintptr_t address, size_t bytes, bool write, bool atomic, const void* pc);
+void count_access(bool shared, uintptr_t array, size_t offset, size_t bytes, bool write, bool atomic,
+                  const void* pc);
 
 }  // namespace emulator
