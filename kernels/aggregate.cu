@@ -370,7 +370,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 // groups of lanes that share the channels, each for some of the points.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     gather_value(const Scalar* __restrict__ grad_output, const void* __restrict__ sizes, const int* __restrict__ ends,
-                 const int* __restrict__ starts, const Way<Sum>* __restrict__ ways, Scalar* __restrict__ grad_value, const Params p) {
+                 const int* __restrict__ starts, const Way<Sum>* __restrict__ ways, Scalar* __restrict__ grad_value,
+                 const Params p) {
   DYNAMIC_SHARED(Level, levels);
   load_levels(p, sizes, ends, levels);
   const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);

@@ -230,7 +230,8 @@ void check_region(uintptr_t address, size_t bytes, bool write, Atomic atomic, co
   if (index < 0) return;
   Region& region = regions[index];
   if (address + bytes > region.begin + region.bytes) stop_out_of_bounds(address, bytes, write, pc);
-  count_access(region.shared_name, region.begin, address - region.begin, bytes, write, atomic, pc);
+  const bool is_atomic = atomic != Atomic::none;
+  count_access(region.shared_name, region.begin, address - region.begin, bytes, write, is_atomic, pc);
   if (write && !region.writable) stop(pc, "write into argument %d, which is read-only", region.argument);
   const int alignment = __builtin_ctzll(address | bytes | (1ull << kCoarsest));
   if (alignment < region.granule) split_cells(region, alignment);
