@@ -77,7 +77,7 @@ def launches() -> dict[str, dict[str, list[int]]]:
 
 
 def _single(array: np.ndarray) -> Any:
-    return to_device(array.astype(np.float32))
+    return to_device(array.astype(np.float32) if array.dtype.kind == "f" else array)
 
 
 def counts(work: Workload, backward: bool) -> dict[str, Any]:
