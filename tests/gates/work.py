@@ -13,7 +13,7 @@ from cudeform.registry import OPERATORS
 __all__ = ["DIRECTIONS", "PATH", "SCALED", "Scaled", "counts", "difference", "launches", "record"]
 
 DIRECTIONS = ("forward", "backward")
-PATH = Path(__file__).parents[2] / "benchmarks" / "results" / "work.json"
+PATH = Path(__file__).parents[2] / "benchmarks" / "work.json"
 
 
 class Scaled(NamedTuple):
