@@ -4,6 +4,7 @@ from cudeform import dispatch, imports
 from cudeform.converters.offsets import convert_mask, convert_offset, pack_dcnv4, unpack_dcnv4
 from cudeform.converters.points import points_from_msda, points_to_msda
 from cudeform.converters.regions import convert_roi_offset
+from cudeform.ops.aggregation import dcnv3, dcnv3_backward, dcnv4, dcnv4_backward
 from cudeform.ops.attention import ms_deform_attn, ms_deform_attn_backward
 from cudeform.ops.convolution import (
     conv2d,
@@ -39,6 +40,10 @@ __all__ = [
     "convert_mask",
     "convert_offset",
     "convert_roi_offset",
+    "dcnv3",
+    "dcnv3_backward",
+    "dcnv4",
+    "dcnv4_backward",
     "deform_conv2d",
     "deform_conv2d_backward",
     "deform_ps_roi_pool",

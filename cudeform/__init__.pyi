@@ -36,6 +36,15 @@ class _BilinearSampleGradients(NamedTuple, Generic[_Array]):
     input: _Array | Any
     points: _Array | Any
 
+class _DCNv3Gradients(NamedTuple, Generic[_Array]):
+    input: _Array | Any
+    offset: _Array | Any
+    mask: _Array | Any
+
+class _DCNv4Gradients(NamedTuple, Generic[_Array]):
+    input: _Array | Any
+    offset_mask: _Array | Any
+
 class _MSDeformAttnGradients(NamedTuple, Generic[_Array]):
     value: _Array | Any
     sampling_locations: _Array | Any
@@ -124,6 +133,62 @@ def convert_roi_offset(
     trans_std: float = 0.1,
     classes: int = 1,
 ) -> _Array: ...
+def dcnv3(
+    input: _Array,
+    offset: _Array,
+    mask: _Array,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    softmax: bool = False,
+) -> _Array: ...
+def dcnv3_backward(
+    grad_output: _Array,
+    input: _Array,
+    offset: _Array,
+    mask: _Array,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    needs: Iterable[str] | None = None,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    softmax: bool = False,
+) -> _DCNv3Gradients[_Array]: ...
+def dcnv4(
+    input: _Array,
+    offset_mask: _Array,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> _Array: ...
+def dcnv4_backward(
+    grad_output: _Array,
+    input: _Array,
+    offset_mask: _Array,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    needs: Iterable[str] | None = None,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> _DCNv4Gradients[_Array]: ...
 def deform_conv2d(
     input: _Array,
     offset: _Array,

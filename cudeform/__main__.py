@@ -1,4 +1,4 @@
-"""The command line: ``python -m cudeform info | selftest | bench | demo``."""
+"""The command line: ``python -m cudeform info | selftest | bench | demo | run | extensions``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from collections.abc import Sequence
 
 import cudeform
 from cudeform.bench import command as bench
-from cudeform.commands import CommandError, demo, info, selftest
+from cudeform.commands import CommandError, demo, extensions, info, run, selftest
 
-COMMANDS = {"info": info, "selftest": selftest, "bench": bench, "demo": demo}
+COMMANDS = {
+    "info": info,
+    "selftest": selftest,
+    "bench": bench,
+    "demo": demo,
+    "run": run,
+    "extensions": extensions,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

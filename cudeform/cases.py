@@ -14,6 +14,8 @@ __all__ = [
     "Case",
     "bilinear_sample",
     "conv2d",
+    "dcnv3",
+    "dcnv4",
     "deform_conv2d",
     "deform_ps_roi_pool",
     "deform_roi_pool",
@@ -133,6 +135,67 @@ def bilinear_sample(rng: np.random.Generator) -> Iterator[Case]:
         }
         options = {"border": border, "layout": layout}
         yield Case(f"{layout}-{border}", arrays, options)
+
+
+def _aggregation(
+    rng: np.random.Generator,
+    name: str,
+    *,
+    n: int = 2,
+    size: tuple[int, int] = (6, 7),
+    groups: int = 2,
+    channels: int = 5,
+    spread: float = 1.5,
+    packed: bool = False,
+    **options: Any,
+) -> Case:
+    """Random arguments of DCNv3, or of DCNv4; the shapes follow from the options."""
+    options = {"kernel_size": 3, "groups": groups, **options}
+    given = {"stride": 1, "padding": 0, "dilation": 1, **options}
+    kernel, stride, padding, dilation = (
+        pair("case", option, given[option], 0)
+        for option in ("kernel_size", "stride", "padding", "dilation")
+    )
+    out = tuple(
+        (size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in (0, 1)
+    )
+    points = groups * (kernel[0] * kernel[1] - options.get("remove_center", False))
+    arrays = {"input": rng.standard_normal((n, *size, groups * channels))}
+    offset = spread * rng.standard_normal((n, *out, 2 * points))
+    mask = rng.uniform(-1, 1, (n, *out, points))
+    if not packed:
+        return Case(name, {**arrays, "offset": offset, "mask": mask}, options)
+    of_group = (n, *out, groups, points // groups)
+    parts = offset.reshape(*of_group[:-1], 2 * of_group[-1]), mask.reshape(of_group)
+    used = np.concatenate(parts, -1).reshape(n, *out, 3 * points)
+    unused = np.zeros((n, *out, -3 * points % 8))
+    return Case(name, {**arrays, "offset_mask": np.concatenate([used, unused], -1)}, options)
+
+
+def dcnv3(rng: np.random.Generator) -> Iterator[Case]:
+    yield _aggregation(rng, "plain", padding=1)
+    yield _aggregation(rng, "softmax", padding=1, channels=16, softmax=True, remove_center=True)
+    uneven = dict(kernel_size=(2, 3), stride=(2, 1), padding=(1, 3), dilation=(3, 2))
+    yield _aggregation(rng, "uneven", **uneven, size=(7, 5), groups=3, channels=3, softmax=True)
+    yield _aggregation(rng, "scaled", kernel_size=(3, 5), padding=2, offset_scale=0.75, groups=1)
+    yield _aggregation(rng, "one-tap", n=1, kernel_size=1, groups=1, channels=1)
+    yield _aggregation(rng, "far", padding=1, spread=30.0, groups=4, channels=2)
+    yield _aggregation(rng, "empty-batch", n=0, padding=1)
+    # More points and channels than a backend takes at once.
+    wide = dict(n=1, size=(13, 14), kernel_size=(12, 11), padding=1, groups=2, channels=75)
+    yield _aggregation(rng, "wide", **wide)
+
+
+def dcnv4(rng: np.random.Generator) -> Iterator[Case]:
+    yield _aggregation(rng, "plain", packed=True, padding=1)
+    removed = dict(packed=True, padding=1, channels=16, groups=3, remove_center=True)
+    yield _aggregation(rng, "without-center", **removed)
+    uneven = dict(kernel_size=(2, 3), stride=(2, 1), padding=(1, 3), dilation=(3, 2))
+    yield _aggregation(rng, "uneven", **uneven, packed=True, size=(7, 5), groups=3, channels=3)
+    scaled = dict(kernel_size=(3, 1), offset_scale=1.5)
+    yield _aggregation(rng, "scaled", **scaled, packed=True, groups=1, channels=8)
+    yield _aggregation(rng, "empty-batch", packed=True, n=0, padding=1)
 
 
 def _attention(

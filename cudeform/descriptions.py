@@ -15,6 +15,36 @@ _SHARED = {
     "feature_maps": """\
 input : array of shape (N, C, H, W)
     Feature maps, of dtype float16, bfloat16, float32 or float64.""",
+    "pixels_channels_last": """\
+input : array of shape (N, H, W, G*Cg)
+    Images, channels last, of G groups of channels; of dtype float16, bfloat16, float32 or
+    float64.""",
+    "grid_of_points": """\
+kernel_size : int or (int, int)
+    (kh, kw) in taps.
+stride, padding, dilation : int or (int, int)
+    In pixels, one integer for both axes or (y, x).
+groups : int
+    G, which divides the channels.
+offset_scale : float
+    A factor above 0 of the offsets and of the distance of each tap from the kernel's centre.
+remove_center : bool
+    Whether the middle tap of a kernel of odd sizes is no point.""",
+    "raises_for_aggregation": """\
+Raises
+------
+TypeError, ValueError
+    An array or option of the wrong kind, dtype, device, shape or value, before any work.""",
+    "internimage_paper": """\
+References
+----------
+.. [1] Wang, W. et al., "InternImage: Exploring Large-Scale Vision Foundation Models with
+   Deformable Convolutions", CVPR 2023, arXiv:2211.05778.""",
+    "dcnv4_paper": """\
+References
+----------
+.. [1] Xiong, Y. et al., "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator
+   for Vision Applications", CVPR 2024, arXiv:2401.06197.""",
     "boxes": """\
 boxes : array of shape (R, 5), or list of N arrays of shape (L, 4)
     Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates

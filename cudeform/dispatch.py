@@ -129,42 +129,46 @@ def define() -> None:
         import cudeform.torch  # noqa: F401
 
 
-def dispatched(function: Callable[..., Any]) -> Callable[..., Any]:
+def dispatched(*arrays: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Let the bridge of a framework answer calls with arrays of that framework.
 
-    A bridge has ``call(name, function, given)``, with `given` the arguments by name as they came:
-    defaults are not filled in.
+    `arrays` are the parameters that take them. A bridge has ``call(name, function, given)``, with
+    `given` the arguments by name as they came: defaults are not filled in.
     """
-    parameters = inspect.signature(function).parameters
-    names = tuple(parameters)
-    arrays = tuple(n for n, p in parameters.items() if p.annotation in ("Any", Any))
-    known = frozenset(names)
-    positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
-    required = frozenset(n for n, p in parameters.items() if p.default is p.empty)
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        for value in (*args, *kwargs.values()):
-            array_type = type(value)
-            bridge = _found[array_type] if array_type in _found else _bridge(array_type)
-            if bridge is not None:
-                break
-        else:
-            return function(*args, **kwargs)
-        # torch.compile of PyTorch 2.8 takes strict=False for strict, and compares no keys().
-        given = dict(zip(names, args)) | kwargs  # noqa: B905
-        fits = len(args) <= positional and len(given) == len(args) + len(kwargs)
-        if not (fits and required <= frozenset(given) <= known):
-            return function(*args, **kwargs)  # raises what Python says of such a call
-        bridge = None
-        for name in arrays:
-            if name in given and bridge in (None, "cudeform.arrays"):
-                bridge = _bridge(type(given[name])) or bridge
-        if bridge is None:  # an option that is an array: its check says so
-            return function(*args, **kwargs)
-        if bridge != "cudeform.torch":  # which does this in passing
-            named = {n: given[n] for n in arrays if n in given}
-            _one_framework(function.__name__, named, bridge)
-        return _load(bridge)(function.__name__, function, given)
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        parameters = inspect.signature(function).parameters
+        names = tuple(parameters)
+        known = frozenset(names)
+        assert known.issuperset(arrays), f"{function.__name__} does not take all of {arrays}"
+        positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
+        required = frozenset(n for n, p in parameters.items() if p.default is p.empty)
 
-    return call
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for value in (*args, *kwargs.values()):
+                array_type = type(value)
+                bridge = _found[array_type] if array_type in _found else _bridge(array_type)
+                if bridge is not None:
+                    break
+            else:
+                return function(*args, **kwargs)
+            # torch.compile of PyTorch 2.8 takes strict=False for strict, and compares no keys().
+            given = dict(zip(names, args)) | kwargs  # noqa: B905
+            fits = len(args) <= positional and len(given) == len(args) + len(kwargs)
+            if not (fits and required <= frozenset(given) <= known):
+                return function(*args, **kwargs)  # raises what Python says of such a call
+            bridge = None
+            for name in arrays:
+                if name in given and bridge in (None, "cudeform.arrays"):
+                    bridge = _bridge(type(given[name])) or bridge
+            if bridge is None:  # an option that is an array: its check says so
+                return function(*args, **kwargs)
+            if bridge != "cudeform.torch":  # which does this in passing
+                named = {n: given[n] for n in arrays if n in given}
+                _one_framework(function.__name__, named, bridge)
+            return _load(bridge)(function.__name__, function, given)
+
+        return call
+
+    return decorate

@@ -25,6 +25,7 @@ class Argument:
     axes: tuple[str, ...]  # as a layout "NCHW" has them
     # What it is to the operator, which is linear in a "factor", and in an "image" it reads:
     # "coordinates" say where, "boxes" also of which image, "addend" is added to the result.
+    # Where offsets and factors are one array, that is "coordinates".
     # "shares" are factors of points, or logits of such where there is an option `softmax`.
     # "shapes" are sizes (H, W), pairs of integers on the host or an integer array.
     role: Literal["image", "coordinates", "factor", "shares", "addend", "boxes", "shapes"]
@@ -150,6 +151,7 @@ class Operator:
 
 
 _IMAGE = Argument("input", ("N", "C", "H", "W"), "image")
+_PIXELS = Argument("input", ("N", "H", "W", "G*Cg"), "image")
 _BOXES = Argument("boxes", ("R", "5"), "boxes")
 _WEIGHT = Argument("weight", ("O", "C/groups", "kh", "kw"), "factor")
 _BIAS = Argument("bias", ("O",), "addend", optional=True)
@@ -175,6 +177,15 @@ _TRANS_STD = Option("trans_std", "number")
 _POINTS_PER_LEVEL = Option("points_per_level", "integers")
 _METHOD = Option("method", "choice")
 _SOFTMAX = Option("softmax", "flag")
+_GRID_OF_POINTS = (
+    Option("kernel_size", "pair"),
+    _STRIDE,
+    Option("padding", "pair"),
+    _DILATION,
+    Option("groups", "integer"),
+    Option("offset_scale", "number"),
+    Option("remove_center", "flag"),
+)
 
 OPERATORS = (
     Operator(
@@ -227,6 +238,33 @@ OPERATORS = (
         ),
         cases=cases.bilinear_sample,
         slopes="points",
+    ),
+    Operator(
+        name="dcnv3",
+        family="aggregation",
+        summary="weighted sums of samples around each pixel",
+        paper="Wang et al. 2023",
+        arguments=(
+            _PIXELS,
+            Argument("offset", ("N", "Ho", "Wo", "2*G*P"), "coordinates"),
+            Argument("mask", ("N", "Ho", "Wo", "G*P"), "shares"),
+        ),
+        options=(*_GRID_OF_POINTS, _SOFTMAX),
+        cases=cases.dcnv3,
+        slopes="grid",
+    ),
+    Operator(
+        name="dcnv4",
+        family="aggregation",
+        summary="the same, with offsets and factors in one array",
+        paper="Xiong et al. 2024",
+        arguments=(
+            _PIXELS,
+            Argument("offset_mask", ("N", "Ho", "Wo", "3*G*P"), "coordinates"),
+        ),
+        options=_GRID_OF_POINTS,
+        cases=cases.dcnv4,
+        slopes="grid",
     ),
     Operator(
         name="ms_deform_attn",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import os
+import threading
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
@@ -120,6 +121,7 @@ class _Pool:
         this = object()
         if self._threads.setdefault(number, this) is not this:
             return  # two callers started it
+        threading.current_thread().name = f"cudeform_{number}"
         try:
             while (help := self._given.get()) is not None:
                 help()

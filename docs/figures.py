@@ -8,11 +8,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from skimage import data, transform
 
 import cudeform
 from cudeform.cpu.regions.extents import locate_regions
+from cudeform.directions import first_offsets
 from cudeform.plans.regions import RoiPlan
 
 Y_COLOR, X_COLOR, POINT_COLOR, INK = "#3b6fb6", "#d98032", "#b3246b", "#444444"
@@ -229,10 +232,66 @@ def buckets() -> Figure:
     return figure
 
 
+HEADS, POINTS, LEVELS = 8, 4, ((48, 72), (24, 36), (12, 18), (6, 9))
+QUERY = (0.49, 0.42)  # (x, y): between the eyes of the cat
+
+
+def attention() -> Figure:
+    """Where the heads of one query read four levels of a photograph, and the colours they get."""
+    photograph = data.chelsea() / 255
+    levels = [transform.resize(photograph, size, anti_aliasing=True) for size in LEVELS]
+    locations = _first_locations()
+    value = np.concatenate([level.reshape(1, -1, 1, 3) for level in levels], axis=1)
+    read = cudeform.ms_deform_attn(
+        value.repeat(HEADS, axis=2),
+        LEVELS,
+        locations[None, None],
+        np.full((1, 1, HEADS, len(LEVELS), POINTS), 1 / (len(LEVELS) * POINTS)),
+    ).reshape(HEADS, 3)
+    figure = Figure(figsize=(7.4, 3.7), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(4.6, 1))
+    whole, others = above.subfigures(1, 2, width_ratios=(1, 1))
+    axes = whole.subplots()
+    axes.imshow(photograph, extent=(0, 1, 1, 0), aspect="auto")
+    for level in range(len(LEVELS)):
+        _points(axes, locations[:, level], 5 + 3 * level)
+    axes.set(title="one query, all levels", xticks=(), yticks=())
+    for level, axes in enumerate(others.subplots(2, 2).flat):
+        height, width = LEVELS[level]
+        axes.imshow(levels[level], extent=(0, 1, 1, 0), aspect="auto", interpolation="nearest")
+        _points(axes, locations[:, level], 4)
+        axes.set(title=f"{height} × {width}", xticks=(), yticks=())
+    strip = below.subplots()
+    for head in range(HEADS):
+        color = _head_color(head)
+        strip.add_patch(Rectangle((head + 0.05, 0.1), 0.9, 0.8, fc=read[head], ec=color, lw=3))
+    strip.set(xlim=(0, HEADS), ylim=(0, 1), title="what each head reads")
+    strip.axis("off")
+    return figure
+
+
+def _first_locations() -> np.ndarray:
+    """(M, L, P, 2), (x, y), of an attention that has learned nothing."""
+    steps = first_offsets(HEADS, [POINTS] * len(LEVELS)).reshape(HEADS, len(LEVELS), POINTS, 2)
+    return QUERY + steps / np.array(LEVELS)[:, None, ::-1]  # (W, H)
+
+
+def _head_color(head: int) -> tuple[float, ...]:
+    return tuple(hsv_to_rgb((head / HEADS, 0.75, 0.95)))
+
+
+def _points(axes: Axes, locations: np.ndarray, size: float) -> None:
+    for head, points in enumerate(locations):
+        axes.plot(*points.T, "o", color=_head_color(head), ms=size, mec="white", mew=0.6)
+    axes.plot(*QUERY, "+", color="white", ms=7, mew=1.6)
+    axes.set(xlim=(0, 1), ylim=(1, 0), box_aspect=LEVELS[0][0] / LEVELS[0][1])
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "pixel_grid": pixel_grid,
     "borders": borders,
     "offset_layouts": offset_layouts,
     "roi_bins": roi_bins,
     "buckets": buckets,
+    "attention": attention,
 }

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"operators or families of them, among {', '.join(names)}; default: all",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="one small workload of each family, few turns"
+        "--quick",
+        action="store_true",
+        help="one small workload of each family, few processes or turns",
     )
     parser.add_argument(
         "--processes",
@@ -101,8 +103,11 @@ def _target(given: str, facts: dict[str, Any]) -> Path:
         kind, name = ("gpu", facts["gpu"]) if "gpu" in facts else ("cpu", facts["processor"])
         words = re.findall(r"[a-z0-9]+", name.lower().replace("(r)", " "))
         target = target / f"{'-'.join([kind, *words])}.json"
+    new = not target.exists()
     try:
         target.open("a").close()
+        if new:
+            target.unlink()
     except OSError as problem:
         raise CommandError(f"cannot write the results: {problem}") from problem
     return target

@@ -17,6 +17,7 @@ __all__ = [
     "CPU",
     "CUDA",
     "SCALE",
+    "Aggregation",
     "Attention",
     "Convolution",
     "Pooling",
@@ -110,6 +111,37 @@ class Convolution(Workload):
             "bias": normal(o),
             "mask": rng.random((n, 9, h, w), np.float32),
             "grad_output": normal(n, o, h, w),
+        }
+
+
+@dataclass(frozen=True)
+class Aggregation(Workload):
+    """A layer of InternImage: 3x3 points of each of 4 groups, whose logits are within."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    operator: ClassVar[str] = "dcnv3"
+    options: ClassVar[dict[str, Any]] = {
+        "kernel_size": 3,
+        "padding": 1,
+        "groups": 4,
+        "softmax": True,
+    }
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.height}x{self.width}x{self.channels}"
+
+    def arrays(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """The arguments in float32, offsets of about two pixels, and a grad_output."""
+        rng = np.random.default_rng(seed)
+        pixels, points = (self.batch, self.height, self.width), 4 * 9
+        return {
+            "input": rng.standard_normal((*pixels, self.channels), np.float32),
+            "offset": 2 * rng.standard_normal((*pixels, 2 * points), np.float32),
+            "mask": rng.standard_normal((*pixels, points), np.float32),
+            "grad_output": rng.standard_normal((*pixels, self.channels), np.float32),
         }
 
 
@@ -218,12 +250,14 @@ def _poolings(*shape: int) -> tuple[Pooling, ...]:
 
 
 # The rows of the CPU benchmark, the last of each family the quick one: a wide layer, an early one,
-# a late one in a batch, a narrow one; an encoder and a decoder; then a detector's second stage.
+# a late one in a batch, a narrow one; one of InternImage; an encoder and a decoder; then a
+# detector's second stage.
 CPU: tuple[Workload, ...] = (
     Convolution(1, 256, 64, 64, 256),
     Convolution(1, 64, 128, 128, 64),
     Convolution(4, 256, 14, 14, 256),
     Convolution(2, 32, 56, 56, 32),
+    Aggregation(1, 64, 56, 56),
     Attention(1, 5440),
     Attention(1, 300),
     *_poolings(1, 50, 76, 300),

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 __all__ = ["table"]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The rows under the header, columns as wide as their widest cell, the first left-aligned."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> str:
+    """The rows under the header, columns as wide as their widest cell, the first `text` of them
+    left-aligned.
+    """
     lines = [tuple(header), *map(tuple, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, tuple("-" * width for width in widths))
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
+            cell.ljust(width) if column < text else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

@@ -125,7 +125,7 @@ def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: floa
     return (scale - 1.0) * np.stack(np.meshgrid(a, b, indexing="ij"), axis=-1)
 
 
-@dispatched
+@dispatched("offset")
 @described
 def convert_offset(
     offset: Any,
@@ -207,7 +207,7 @@ def convert_offset(
     return kind.contiguous(taps.write(result, target, xp))
 
 
-@dispatched
+@dispatched("mask")
 @described
 def convert_mask(
     mask: Any,
@@ -267,7 +267,7 @@ def _packed_channels(groups: int, points: int) -> int:
     return -(-3 * groups * points // 8) * 8
 
 
-@dispatched
+@dispatched("offset_mask")
 @described
 def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     """The offset and the mask that DCNv4 keeps in one array, in DCNv3's layout.
@@ -315,7 +315,7 @@ def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
     return kind.contiguous(offset), kind.contiguous(mask)
 
 
-@dispatched
+@dispatched("offset", "mask")
 @described
 def pack_dcnv4(offset: Any, mask: Any, groups: int) -> Any:
     """The inverse of `unpack_dcnv4`: one array for DCNv4 from an offset and a mask of DCNv3.

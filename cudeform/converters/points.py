@@ -40,7 +40,7 @@ def _sizes(op: str, spatial_shapes: Any, levels: int) -> Any:
     return [checks.pair(op, name, size, 1) for size in spatial_shapes]
 
 
-@dispatched
+@dispatched("locations", "spatial_shapes")
 def points_from_msda(locations: Any, spatial_shapes: Any) -> Any:
     """Points (y, x) in pixels from the sampling locations of multi-scale deformable attention.
 
@@ -80,7 +80,7 @@ def points_from_msda(locations: Any, spatial_shapes: Any) -> Any:
     return kind.contiguous(kind.cast(points, locations.dtype))
 
 
-@dispatched
+@dispatched("points", "spatial_shapes")
 def points_to_msda(points: Any, spatial_shapes: Any) -> Any:
     """The inverse of `points_from_msda`, up to rounding.
 

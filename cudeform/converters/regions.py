@@ -23,7 +23,7 @@ def _roi_size_mxnet(boxes: Any, scale: float, xp: Any) -> Any:
 _ROI_SIZES = {"mmcv": _roi_size_mmcv, "mxnet": _roi_size_mxnet}
 
 
-@dispatched
+@dispatched("offset", "boxes")
 @described
 def convert_roi_offset(
     offset: Any,

@@ -28,6 +28,8 @@ from cudeform.cpu.language.simd import (
 )
 
 __all__ = [
+    "BASE_X",
+    "BASE_Y",
     "HEIGHT",
     "PLANE",
     "SHARE",
@@ -39,6 +41,7 @@ __all__ = [
     "View",
     "block_arrays",
     "dot_points",
+    "locate_beside",
     "locate_nearest",
     "locate_points",
     "slopes",
@@ -55,6 +58,7 @@ _REALS = 7 * PLANE
 # how many pixels the corner beside it and the one below are away, and which are there; the level.
 PIXEL, RIGHT, DOWN, SIDES, HEIGHT, WIDTH, START = (PLANE * i for i in range(7))
 _INTEGERS = 7 * PLANE
+BASE_Y, BASE_X = PIXEL, SIDES  # until points are located: whole coordinates that X and Y are from
 _TOP, _BOTTOM, _LEFT, _RIGHT = 1, 2, 4, 8
 _SINGLE = -1  # of RIGHT: the first corner is all that is read
 
@@ -88,33 +92,64 @@ def locate_points(block, count):
     """
     reals, whole = block
     real = reals.dtype.type
-    zero, half, one = real(0), real(0.5), real(1)
+    zero, one = real(0), real(1)
     for p in range(count):
-        x, y, share = reals[X + p], reals[Y + p], reals[SHARE + p]
+        x, y = reals[X + p], reals[Y + p]
         height, width = real(whole[HEIGHT + p]), real(whole[WIDTH + p])
         inside = (y > -one) & (y < height) & (x > -one) & (x < width)  # NaN fails
         x, y = x if inside else zero, y if inside else zero
         row, column = np.floor(y), np.floor(x)
-        ly, lx = y - row, x - column
-        top, left = row >= zero, column >= zero
-        bottom, right = row < height - one, column < width - one
-        # A corner outside stands for its neighbour in the level, and each of the two has half of
-        # that one's weight: with a weight of 0, an infinite pixel would be NaN.
-        share_y, share_x = one if top & bottom else half, one if left & right else half
-        wt, wb, wl, wr = one - ly, ly, one - lx, lx
-        wt, wb = share_y * (wt if top else wb), share_y * (wb if bottom else wt)
-        wl, wr = share_x * (wl if left else wr), share_x * (wr if right else wl)
-        pixel = np.int32(max(row, zero)) * whole[WIDTH + p] + np.int32(max(column, zero))
-        whole[PIXEL + p] = whole[START + p] + pixel if inside else -1
-        whole[RIGHT + p] = 1 if left & right else 0
-        whole[DOWN + p] = whole[WIDTH + p] if top & bottom else 0
-        sides = (_TOP if top else 0) | (_BOTTOM if bottom else 0)
-        whole[SIDES + p] = sides | (_LEFT if left else 0) | (_RIGHT if right else 0)
-        reals[X + p], reals[Y + p] = lx, ly
-        reals[W00 + p] = share * (wt * wl)
-        reals[W01 + p] = share * (wt * wr)
-        reals[W10 + p] = share * (wb * wl)
-        reals[W11 + p] = share * (wb * wr)
+        reals[X + p], reals[Y + p] = x - column, y - row
+        _settle(block, p, np.int32(row), np.int32(column), inside)
+
+
+@inner
+def locate_beside(block, count):
+    """The same for coordinates from whole bases; no bit of them is lost, wherever that is."""
+    reals, whole = block
+    real = reals.dtype.type
+    zero = real(0)
+    for p in range(count):
+        x, y = reals[X + p], reals[Y + p]
+        below, before = np.floor(y), np.floor(x)
+        ly, lx = y - below, x - before
+        row = np.float64(below) + np.float64(whole[BASE_Y + p])
+        column = np.float64(before) + np.float64(whole[BASE_X + p])
+        inside = (row >= 0) | ((row == -1) & (ly > zero))  # NaN fails
+        inside &= (column >= 0) | ((column == -1) & (lx > zero))
+        inside &= (row < whole[HEIGHT + p]) & (column < whole[WIDTH + p])
+        reals[X + p], reals[Y + p] = lx if inside else zero, ly if inside else zero
+        row, column = row if inside else 0.0, column if inside else 0.0
+        _settle(block, p, np.int32(row), np.int32(column), inside)
+
+
+@inlined
+def _settle(block, p, row, column, inside):
+    """The corners and weights of a point; X and Y are its distances from the first corner."""
+    reals, whole = block
+    real = reals.dtype.type
+    half, one = real(0.5), real(1)
+    ly, lx, share = reals[Y + p], reals[X + p], reals[SHARE + p]
+    zero = np.int32(0)  # Numba would compare with 64 bits
+    top, left = row >= zero, column >= zero
+    bottom = row < np.int32(whole[HEIGHT + p] - 1)
+    right = column < np.int32(whole[WIDTH + p] - 1)
+    # A corner outside stands for its neighbour in the level, and each of the two has half of
+    # that one's weight: with a weight of 0, an infinite pixel would be NaN.
+    share_y, share_x = one if top & bottom else half, one if left & right else half
+    wt, wb, wl, wr = one - ly, ly, one - lx, lx
+    wt, wb = share_y * (wt if top else wb), share_y * (wb if bottom else wt)
+    wl, wr = share_x * (wl if left else wr), share_x * (wr if right else wl)
+    pixel = max(row, zero) * whole[WIDTH + p] + max(column, zero)
+    whole[PIXEL + p] = whole[START + p] + pixel if inside else -1
+    whole[RIGHT + p] = 1 if left & right else 0
+    whole[DOWN + p] = whole[WIDTH + p] if top & bottom else 0
+    sides = (_TOP if top else 0) | (_BOTTOM if bottom else 0)
+    whole[SIDES + p] = sides | (_LEFT if left else 0) | (_RIGHT if right else 0)
+    reals[W00 + p] = share * (wt * wl)
+    reals[W01 + p] = share * (wt * wr)
+    reals[W10 + p] = share * (wb * wl)
+    reals[W11 + p] = share * (wb * wr)
 
 
 @inner

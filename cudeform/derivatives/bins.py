@@ -81,16 +81,16 @@ def _pairs(xp: Namespace, plan: RoiPlan, array: Any) -> tuple[Any, Any]:
     return pairs[:, :, 1], pairs[:, :, 0]  # x comes first
 
 
-def _of_bins(xp: Namespace, plan: RoiPlan, cells: Any) -> Any:
-    """From (R, c, part_h, part_w) to (R, c, ph, pw): each bin its part's."""
-    if plan.part == plan.bins:
-        return cells
+def _of_bins(xp: Namespace, plan: RoiPlan, array: Any) -> Any:
+    """From (R, c, part_h, part_w) to (R, c, ph, pw): to each bin the element it moves by."""
+    if plan.part_size == plan.bins:
+        return array
     rows, columns = (
-        [i * part // bins for i in range(bins)]
-        for part, bins in zip(plan.part, plan.bins, strict=True)
+        [i * elements // bins for i in range(bins)]
+        for elements, bins in zip(plan.part_size, plan.bins, strict=True)
     )
-    cells = xp.stack([cells[:, :, row] for row in rows], 2)
-    return xp.stack([cells[..., column] for column in columns], -1)
+    array = xp.stack([array[:, :, row] for row in rows], 2)
+    return xp.stack([array[..., column] for column in columns], -1)
 
 
 def _axes(call: Call, plan: RoiPlan, offset: tuple[Any, Any]) -> list[_Axis]:

@@ -75,12 +75,11 @@ class Call(NamedTuple):
         return self.function(**{k: v for k, v in given.items() if v is not None}, **self.options)
 
 
-def check_sides(call: Call, coordinates: str) -> None:
-    """Refuse images so large that a pixel and the next one are one number."""
-    points = call.plan.points
+def check_sides(call: Call, coordinates: str, sizes: tuple[int, int]) -> None:
+    """Refuse images of (height, width) so large that a pixel and the next one are one number."""
     if call.xp.dtype_name(call.primals[coordinates]) != "float32":
         return
-    for size in (points.height, points.width):
+    for size in sizes:
         if isinstance(size, int) and size > _EXACT:  # a symbol of a tracer would get a bound
             checks.fail(
                 call.name,

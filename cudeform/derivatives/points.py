@@ -11,7 +11,7 @@ __all__ = ["along"]
 
 def along(call: Call, tangent: Any) -> list[Any]:
     xp, points = call.xp, call.primals["points"]
-    check_sides(call, "points")
+    check_sides(call, "points", (call.plan.points.height, call.plan.points.width))
     terms = []
     for axis in (0, 1):
         low, moves = border(call, 0, points[..., axis], axis)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 from cudeform.derivatives.calls import Call, Namespace
@@ -15,8 +14,7 @@ def of_shares(row: Operator, call: Call, tangents: dict[str, Any]) -> tuple[Call
     """The call and the tangents with factors in place of logits."""
     name = next(argument.name for argument in row.arguments if argument.role == "shares")
     xp, logits = call.xp, call.primals[name]
-    shape = tuple(logits.shape)
-    axes = (*shape[:3], prod(shape[3:]))  # those of the points as one
+    shape, axes = tuple(logits.shape), call.plan.shares
     shares = _softmax(xp, xp.reshape(logits, axes))
     if name in tangents:
         moved = xp.reshape(tangents[name], axes)

@@ -13,7 +13,7 @@ __all__ = ["along"]
 
 def along(call: Call, tangent: Any) -> list[Any]:
     xp, offset = call.xp, call.primals["offset"]
-    check_sides(call, "offset")
+    check_sides(call, "offset", (call.plan.points.height, call.plan.points.width))
     axes = offset.shape
     last = call.plan.points.channels_last
     # (N, taps, 2, Ho, Wo) or (N, Ho, Wo, taps, 2), with the taps of all offset groups

@@ -6,8 +6,9 @@ needs; ``backward(params, saved, grad_y)`` the gradients of `x` and of every par
 names are those of the usual checkpoints, and the arrays NumPy's or CuPy's.
 """
 
+from cudeform.layers.attention import MSDeformAttn
 from cudeform.layers.deform_conv import DeformConv2d
 from cudeform.layers.deform_roi_pool import DeformPSRoiPool, DeformRoiPool
 from cudeform.layers.plain import Conv2d, Linear
 
-__all__ = ["Conv2d", "DeformConv2d", "DeformPSRoiPool", "DeformRoiPool", "Linear"]
+__all__ = ["Conv2d", "DeformConv2d", "DeformPSRoiPool", "DeformRoiPool", "Linear", "MSDeformAttn"]

@@ -20,7 +20,7 @@ class MSDeformAttnGradients(NamedTuple):
     attention_weights: Any = None
 
 
-@dispatched
+@dispatched("value", "spatial_shapes", "sampling_locations", "attention_weights")
 @described
 def ms_deform_attn(
     value: Any,
@@ -109,7 +109,7 @@ def ms_deform_attn(
     return results("ms_deform_attn", *_with_sizes(given, options, spatial_shapes))[0]
 
 
-@dispatched
+@dispatched("grad_output", "value", "spatial_shapes", "sampling_locations", "attention_weights")
 def ms_deform_attn_backward(
     grad_output: Any,
     value: Any,

@@ -12,13 +12,11 @@ from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.boxes import box_outline, box_rows
 from cudeform.levels import check_sizes, sizes_on_host
-from cudeform.plans import Plan, plan
+from cudeform.plans import FINER, Plan, plan
 
 __all__ = ["Call", "checked", "gradients", "implementation", "outlined", "results"]
 
 Arrays = Mapping[str, Any]
-# May be finer than images of 16 bits.
-_FINER = ("offset", "points", "sampling_locations", "attention_weights")
 _ODD = ("boxes", "argmax", "spatial_shapes")  # have dtypes of their own
 _MOST = 2**31 - 2**10  # what a kernel counts in 32 bits, with room for a block beyond the end
 
@@ -89,10 +87,11 @@ def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = 
 
 def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
     """The kind of all arrays; some have dtypes of their own."""
+    finer = FINER.get(op.removesuffix("_backward"), ())
     if "boxes" not in given and "spatial_shapes" not in given:
-        return arrays.kind_of(op, given, optional, _FINER)
+        return arrays.kind_of(op, given, optional, finer)
     alike = {name: a for name, a in given.items() if name not in _ODD}
-    kind = arrays.kind_of(op, alike, optional, _FINER)
+    kind = arrays.kind_of(op, alike, optional, finer)
     if given.get("argmax") is not None:
         arrays.same_place(op, "argmax", given["argmax"], "input", given["input"])
     if given.get("spatial_shapes") is not None:

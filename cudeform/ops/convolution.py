@@ -37,7 +37,7 @@ class Conv2dGradients(NamedTuple):
     bias: Any = None
 
 
-@dispatched
+@dispatched("input", "offset", "weight", "bias", "mask")
 @described
 def deform_conv2d(
     input: Any,
@@ -138,7 +138,7 @@ def deform_conv2d(
     return results("deform_conv2d", given, options, ("bias", "mask"))[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "offset", "weight", "mask")
 @described
 def deform_conv2d_backward(
     grad_output: Any,
@@ -209,7 +209,7 @@ def deform_conv2d_backward(
     return gradients(op, fields, given, options, needs, ("mask",))
 
 
-@dispatched
+@dispatched("input", "weight", "bias")
 def conv2d(
     input: Any,
     weight: Any,
@@ -253,7 +253,7 @@ def conv2d(
     return results("conv2d", given, options, ("bias",))[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "weight")
 def conv2d_backward(
     grad_output: Any,
     input: Any,

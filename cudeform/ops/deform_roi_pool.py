@@ -28,7 +28,7 @@ class DeformRoiPoolGradients(NamedTuple):
     mask: Any = None
 
 
-@dispatched
+@dispatched("input", "boxes", "offset", "mask")
 @described
 def deform_roi_pool(
     input: Any,
@@ -94,7 +94,7 @@ def deform_roi_pool(
     return results("deform_roi_pool", given, options, _OPTIONAL)[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "boxes", "offset", "mask")
 @described
 def deform_roi_pool_backward(
     grad_output: Any,
@@ -144,7 +144,7 @@ def deform_roi_pool_backward(
     return gradients(op, fields, given, options, needs, _OPTIONAL)
 
 
-@dispatched
+@dispatched("input", "boxes", "offset", "mask")
 @described
 def deform_ps_roi_pool(
     input: Any,
@@ -230,7 +230,7 @@ def deform_ps_roi_pool(
     return results("deform_ps_roi_pool", given, options, _OPTIONAL)[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "boxes", "offset", "mask")
 def deform_ps_roi_pool_backward(
     grad_output: Any,
     input: Any,

@@ -24,7 +24,7 @@ class RoiAlignGradients(NamedTuple):
     input: Any = None
 
 
-@dispatched
+@dispatched("input", "boxes")
 @described
 def roi_align(
     input: Any,
@@ -107,7 +107,7 @@ def roi_align(
     return outputs if return_argmax else outputs[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "boxes", "argmax")
 @described
 def roi_align_backward(
     grad_output: Any,
@@ -154,7 +154,7 @@ def roi_align_backward(
     return gradients("roi_align_backward", RoiAlignGradients, given, options, needs)
 
 
-@dispatched
+@dispatched("input", "boxes")
 @described
 def ps_roi_align(
     input: Any,
@@ -203,7 +203,7 @@ def ps_roi_align(
     return results("ps_roi_align", given, options)[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "boxes")
 def ps_roi_align_backward(
     grad_output: Any,
     input: Any,

@@ -24,7 +24,7 @@ class RoiPoolGradients(NamedTuple):
     input: Any = None
 
 
-@dispatched
+@dispatched("input", "boxes")
 @described
 def roi_pool(
     input: Any,
@@ -94,7 +94,7 @@ def roi_pool(
     return outputs if return_argmax else outputs[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "boxes", "argmax")
 @described
 def roi_pool_backward(
     grad_output: Any,
@@ -134,7 +134,7 @@ def roi_pool_backward(
     return gradients(op, fields, given, options, needs)
 
 
-@dispatched
+@dispatched("input", "boxes")
 @described
 def ps_roi_pool(
     input: Any,
@@ -188,7 +188,7 @@ def ps_roi_pool(
     return results("ps_roi_pool", given, options)[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "boxes")
 def ps_roi_pool_backward(
     grad_output: Any,
     input: Any,

@@ -19,7 +19,7 @@ class BilinearSampleGradients(NamedTuple):
     points: Any = None
 
 
-@dispatched
+@dispatched("input", "points")
 @described
 def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: str = "NCHW") -> Any:
     r"""Bilinear samples of images at given points: equations 3 and 4 of [1]_.
@@ -75,7 +75,7 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
     return results("bilinear_sample", given, dict(border=border, layout=layout))[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "points")
 def bilinear_sample_backward(
     grad_output: Any,
     input: Any,

@@ -9,10 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cudeform.plans import attention, convolution, regions, sampling  # noqa: F401  with planners
-from cudeform.plans.outlines import PLANNERS, Outline, Plan
+from cudeform.plans import (  # noqa: F401  with planners
+    aggregation,
+    attention,
+    convolution,
+    regions,
+    sampling,
+)
+from cudeform.plans.outlines import FINER, PLANNERS, Outline, Plan
 
-__all__ = ["Outline", "Plan", "plan"]
+__all__ = ["FINER", "Outline", "Plan", "plan"]
 
 _MOST_REMEMBERED = 1024
 _LONGEST = 16  # of a tuple among the options: longer ones are wrong, or too large to keep

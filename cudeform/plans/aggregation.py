@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from cudeform.plans.outlines import Outline, Plan
+from cudeform import checks
+from cudeform.plans.outlines import Outline, Plan, finer, planner
+from cudeform.plans.points import out_size
 
-__all__ = ["AggregationPlan"]
+__all__ = ["AggregationPlan", "dcnv3", "dcnv4"]
 
 _PACKED = 8  # channels of a packed offset and mask are a multiple of it
+_MOST = 2**31 - 1  # pixels of an image
 
 
 @dataclass(frozen=True)
@@ -60,20 +64,41 @@ class AggregationPlan(Plan):
         kh, kw = self.kernel
         return kw // 2 * kh + kh // 2 if self.remove_center else -1
 
+    @cached_property
+    def taps(self) -> tuple[tuple[int, int], ...]:
+        """Where the points of a group are from the first tap, in pixels: (y, x) each."""
+        kh, kw = self.kernel
+        taps = [(b * self.dilation[0], a * self.dilation[1]) for a in range(kw) for b in range(kh)]
+        if self.remove_center:
+            del taps[self.removed]
+        return tuple(taps)
+
     @property
     def packed_channels(self) -> int:
         return -(-3 * self.groups * self.points // _PACKED) * _PACKED
 
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """The axes of the factors, of which the last has the points of a group."""
+        return self.batch, self.out_height, self.out_width, self.groups, self.points
+
     def counts(self, backward: bool) -> dict[str, int]:
         outputs = self.out_height * self.out_width
         points = {"Ho*Wo*P": outputs * self.points} if backward else {}
-        return {"H*W": self.height * self.width, "Ho*Wo*G": outputs * self.groups, **points}
+        padded = zip("HW", (self.height, self.width), self.padding, strict=True)
+        return {
+            "H*W": self.height * self.width,
+            "8*G*Cg": 8 * self.groups * self.group_channels,  # bytes of a pixel
+            "Ho*Wo*G": outputs * self.groups,
+            **points,
+            **{f"{symbol} + 2*padding": size + 2 * pad for symbol, size, pad in padded},
+        }
 
     @cached_property
     def results(self) -> tuple[Outline, ...]:
         channels = self.groups * self.group_channels
         shape = (self.batch, self.out_height, self.out_width, channels)
-        return (Outline(shape, "(N, Ho, Wo, C)"),)
+        return (Outline(shape, "(N, Ho, Wo, G*Cg)"),)
 
     @cached_property
     def gradients(self) -> dict[str, Outline]:
@@ -81,10 +106,98 @@ class AggregationPlan(Plan):
         outputs = (self.batch, self.out_height, self.out_width)
         outlines = {"input": Outline((self.batch, self.height, self.width, channels))}
         if self.packed:
-            axes = "(N, Ho, Wo, 3*G*P and zeros)"
+            axes = "(N, Ho, Wo, 3*G*P up to a multiple of 8)"
             shape = (*outputs, self.packed_channels)
             return {**outlines, "offset_mask": Outline(shape, axes, "offset_mask")}
         points = self.groups * self.points
-        outlines["offset"] = Outline((*outputs, 2 * points), "(N, Ho, Wo, G*P*(x, y))", "offset")
+        outlines["offset"] = Outline((*outputs, 2 * points), "(N, Ho, Wo, 2*G*P)", "offset")
         outlines["mask"] = Outline((*outputs, points), "(N, Ho, Wo, G*P)", "mask")
         return outlines
+
+
+@planner
+@finer("offset", "mask")
+def dcnv3(
+    op: str,
+    input: Outline,
+    offset: Outline,
+    mask: Outline,
+    *,
+    softmax: bool = False,
+    **options: Any,
+) -> AggregationPlan:
+    """Check every argument of DCNv3."""
+    softmax = checks.flag(op, "softmax", softmax)
+    return _plan(op, input, {"offset": offset, "mask": mask}, softmax, **options)
+
+
+@planner
+@finer("offset_mask")
+def dcnv4(op: str, input: Outline, offset_mask: Outline, **options: Any) -> AggregationPlan:
+    """Check every argument of DCNv4."""
+    return _plan(op, input, {"offset_mask": offset_mask}, False, **options)
+
+
+def _plan(
+    op: str,
+    input: Outline,
+    of_points: dict[str, Outline],
+    softmax: bool,
+    *,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+    offset_scale: Any = 1.0,
+    remove_center: bool = False,
+) -> AggregationPlan:
+    axes = "(N, H, W, G*Cg)"
+    checks.rank(op, "input", input, axes)
+    checks.non_empty(op, "input", input, axes, may_be_empty=1)
+    batch, height, width, channels = input.shape
+    if height * width > _MOST:
+        got = f"{height} x {width}"
+        checks.fail(op, "input", f"with H*W at most {_MOST}", got, "kernels count in 32 bits")
+    groups = checks.integer(op, "groups", groups, 1)
+    if channels % groups:
+        expected = f"to divide the {channels} channels of `input` {axes}"
+        checks.fail(op, "groups", expected, groups)
+    kernel = checks.pair(op, "kernel_size", kernel_size, 1)
+    stride, padding = checks.pair(op, "stride", stride, 1), checks.pair(op, "padding", padding, 0)
+    dilation = checks.pair(op, "dilation", dilation, 1)
+    out_height, out_width = (
+        out_size(op, "kernel_size", "to be a kernel", axis, size, 2 * p, k, s, d)
+        for axis, size, p, k, s, d in zip(
+            "yx", (height, width), padding, kernel, stride, dilation, strict=True
+        )
+    )
+    plan = AggregationPlan(
+        batch=batch,
+        height=height,
+        width=width,
+        out_height=out_height,
+        out_width=out_width,
+        groups=groups,
+        group_channels=channels // groups,
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        scale=checks.positive(op, "offset_scale", offset_scale),
+        remove_center=_removes(op, remove_center, kernel),
+        softmax=softmax,
+        packed="offset_mask" in of_points,
+    )
+    for name, outline in of_points.items():
+        expected = plan.gradients[name]
+        checks.shape(op, name, outline, expected.shape, expected.axes)
+    return plan
+
+
+def _removes(op: str, remove_center: Any, kernel: tuple[int, int]) -> bool:
+    remove_center = checks.flag(op, "remove_center", remove_center)
+    if remove_center and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0 or kernel == (1, 1)):
+        expected = "to be odd along both axes, and more than 1 x 1"
+        checks.fail(op, "kernel_size", expected, kernel, "`remove_center` takes its middle tap out")
+    return remove_center

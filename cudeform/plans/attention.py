@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, finer, planner
 
 __all__ = ["METHODS", "AttentionPlan", "ms_deform_attn"]
 
@@ -55,6 +55,11 @@ class AttentionPlan(Plan):
             start += height * width
         return tuple(found)
 
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """The axes of the factors, of which the last has the points of a head of a query."""
+        return self.batch, self.queries, self.heads, self.samples
+
     def counts(self, backward: bool) -> dict[str, int]:
         points = {"Lq*sum P": self.queries * self.samples} if backward else {}
         return {
@@ -85,6 +90,7 @@ class AttentionPlan(Plan):
 
 
 @planner
+@finer("sampling_locations", "attention_weights")
 def ms_deform_attn(
     op: str,
     value: Outline,

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan, planner
-from cudeform.plans.points import BORDERS, LAYOUTS, Points
+from cudeform.plans.outlines import Outline, Plan, finer, planner
+from cudeform.plans.points import BORDERS, LAYOUTS, Points, out_size
 
 __all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
 
@@ -81,6 +81,7 @@ class ConvPlan(Plan):
 
 
 @planner
+@finer("offset")
 def deform_conv2d(
     op: str,
     input: Outline,
@@ -153,13 +154,19 @@ def _points(
     else:
         batch, channels, height, width = input.shape
     kernel = tuple(weight.shape[2:])
+    out_height, out_width = (
+        out_size(op, "weight", "to have a kernel", axis, size, sum(p), k, s, d)
+        for axis, size, p, k, s, d in zip(
+            "yx", (height, width), pad, kernel, stride, dilation, strict=True
+        )
+    )
     return dict(
         batch=batch,
         channels=channels,
         height=height,
         width=width,
-        out_height=_out_size(op, "y", height, pad[0], kernel[0], stride[0], dilation[0]),
-        out_width=_out_size(op, "x", width, pad[1], kernel[1], stride[1], dilation[1]),
+        out_height=out_height,
+        out_width=out_width,
         kernel=kernel,
         stride=stride,
         origin=(-pad[0][0], -pad[1][0]),
@@ -198,20 +205,6 @@ def _plan(
     if bias is not None:
         checks.shape(op, "bias", bias, (out_channels,), "(O,)")
     return ConvPlan(points, out_channels, groups, precision, deformable, modulated)
-
-
-def _out_size(op: str, axis: str, size: int, pad: tuple[int, int], k: int, s: int, d: int) -> int:
-    extent = d * (k - 1) + 1
-    padded = size + pad[0] + pad[1]
-    if extent > padded:
-        checks.fail(
-            op,
-            "weight",
-            f"to have a kernel that fits the padded input, {padded} pixels along {axis}",
-            f"{extent} pixels",
-            f"dilation*(k - 1) + 1 with k = {k}, dilation = {d}",
-        )
-    return (padded - extent) // s + 1
 
 
 def _offset_groups(op: str, offset: Any, channels: int, kernel: Iterable[int], layout: str) -> int:

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 
 from cudeform.arrays import sum_dtype_name
 
-__all__ = ["PLANNERS", "Outline", "Plan", "planner"]
+__all__ = ["FINER", "PLANNERS", "Outline", "Plan", "finer", "planner"]
 
 
 class Outline(NamedTuple):
@@ -62,6 +62,7 @@ class Plan:
 
 _Planner = TypeVar("_Planner", bound=Callable[..., Plan])
 PLANNERS: dict[str, Callable[..., Plan]] = {}  # by operator
+FINER: dict[str, tuple[str, ...]] = {}  # by operator: arrays that `finer` names
 
 
 def planner(function: _Planner) -> _Planner:
@@ -72,3 +73,13 @@ def planner(function: _Planner) -> _Planner:
     """
     PLANNERS[function.__name__] = function
     return function
+
+
+def finer(*names: str) -> Callable[[_Planner], _Planner]:
+    """Arrays that may be of float32 beside images of 16 bits, which are too few for coordinates."""
+
+    def mark(function: _Planner) -> _Planner:
+        FINER[function.__name__] = names
+        return function
+
+    return mark

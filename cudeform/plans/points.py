@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["BORDERS", "LAYOUTS", "Points", "sampling_points"]
+from cudeform import checks
+
+__all__ = ["BORDERS", "LAYOUTS", "Points", "out_size", "sampling_points"]
 
 BORDERS = ("zeros", "clamp")
 LAYOUTS = ("NCHW", "NHWC")
@@ -104,3 +106,20 @@ def sampling_points(points: Points, offset: np.ndarray) -> np.ndarray:
         grid = np.arange(pixels[axis]) * points.stride[axis] + points.origin[axis]
         located[..., axis] += (taps + grid).reshape(shape)
     return located
+
+
+def out_size(
+    op: str, argument: str, expected: str, axis: str, size: int, pad: int, k: int, s: int, d: int
+) -> int:
+    """Pixels of the output along an axis; `pad` is on both sides together."""
+    extent = d * (k - 1) + 1
+    padded = size + pad
+    if extent > padded:
+        checks.fail(
+            op,
+            argument,
+            f"{expected} that fits the padded input, {padded} pixels along {axis}",
+            f"{extent} pixels",
+            f"dilation*(k - 1) + 1 with k = {k}, dilation = {d}",
+        )
+    return (padded - extent) // s + 1

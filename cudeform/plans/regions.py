@@ -10,7 +10,7 @@ import numpy as np
 
 from cudeform import checks
 from cudeform.arrays import sum_dtype
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, finer, planner
 
 __all__ = [
     "RoiPlan",
@@ -68,7 +68,7 @@ class RoiPlan(Plan):
     (c*groups[0] + gh)*groups[1] + gw, with gh = min(floor(i*groups[0]/bins[0]), groups[0] - 1).
     It is shifted by offset_scale * size * offset[r, 2*class + axis, py, px], x first, and its
     result multiplied by mask[r, class, py, px], where class = c // (output channels / classes) and
-    (py, px) = floor(i/bins[0]*part[0]), floor(j/bins[1]*part[1]).
+    (py, px) = floor(i/bins[0]*part_size[0]), floor(j/bins[1]*part_size[1]).
     """
 
     batch: int
@@ -85,7 +85,7 @@ class RoiPlan(Plan):
     unread: int = 0
     groups: tuple[int, int] = (1, 1)
     classes: int = 1
-    part: tuple[int, int] = (1, 1)
+    part_size: tuple[int, int] = (1, 1)
     offset_scale: float = 0.0
     deformable: bool = False
     modulated: bool = False
@@ -113,11 +113,11 @@ class RoiPlan(Plan):
 
     @property
     def offset_shape(self) -> tuple[int, int, int, int]:
-        return (self.regions, 2 * self.classes, *self.part)
+        return (self.regions, 2 * self.classes, *self.part_size)
 
     @property
     def mask_shape(self) -> tuple[int, int, int, int]:
-        return (self.regions, self.classes, *self.part)
+        return (self.regions, self.classes, *self.part_size)
 
     def counts(self, backward: bool) -> dict[str, int]:
         cells, symbols = (self.height + 1) * (self.width + 1), "(H + 1)*(W + 1)"
@@ -239,6 +239,7 @@ def ps_roi_pool(
 
 
 @planner
+@finer("offset")
 def deform_roi_pool(
     op: str,
     input: Outline,
@@ -257,7 +258,7 @@ def deform_roi_pool(
         region="aligned",
         reads="grid_centers",
         samples=sampling(op, sampling_ratio),
-        part=checks.pair(op, "output_size", output_size, 1),
+        part_size=checks.pair(op, "output_size", output_size, 1),
         offset_scale=checks.number(op, "gamma", gamma),
         deformable=offset is not None,
         modulated=mask is not None,
@@ -266,6 +267,7 @@ def deform_roi_pool(
 
 
 @planner
+@finer("offset")
 def deform_ps_roi_pool(
     op: str,
     input: Outline,
@@ -295,7 +297,7 @@ def deform_ps_roi_pool(
         samples=sampling(op, sample_per_part, "sample_per_part", 1),
         groups=groups,
         classes=_classes(op, offset, mask, output_dim),
-        part=checks.pair(op, "part_size", output_size if part_size is None else part_size, 1),
+        part_size=checks.pair(op, "part_size", output_size if part_size is None else part_size, 1),
         offset_scale=checks.number(op, "trans_std", trans_std),
         deformable=offset is not None,
         modulated=mask is not None,

@@ -13,28 +13,25 @@ from typing import Any
 import torch
 
 from cudeform.torch.signatures import Bridge
+from cudeform.torch.state import is_under_autocast, without
 
 __all__ = ["KEYS", "is_on", "narrowed", "narrowed_gradients", "outside", "wide"]
 
 # By device that operators compute on, the key that torch's dispatcher looks for under autocast.
 KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
-_ALL = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-    torch._C.DispatchKey.AutocastCUDA
-)
 _HALF = (torch.float16, torch.bfloat16)
 
 
 def is_on(tensor: torch.Tensor) -> bool:
     """Whether autocast is on where a tensor is."""
-    if not torch._C._is_any_autocast_enabled():
+    if not is_under_autocast():
         return False
     device = tensor.device.type
     return device in KEYS and torch.is_autocast_enabled(device)
 
 
-def outside() -> Any:
-    """A context in which the dispatcher does not look for autocast."""
-    return torch._C._ExcludeDispatchKeyGuard(_ALL)
+# A context in which the dispatcher does not look for autocast.
+outside = without(KEYS.values())
 
 
 def wide(value: Any) -> Any:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from cudeform import derivatives
 from cudeform.plans import plan
 from cudeform.torch.exchange import compute
 from cudeform.torch.signatures import BRIDGES, Bridge, flat
+from cudeform.torch.state import (
+    is_forward_mode,
+    is_plain,
+    transformed,
+    untraced,
+    unwrapped,
+    values,
+)
 from cudeform.torch.vmap import mapped
 
 __all__ = [
-    "PLAIN",
     "Backward",
     "BackwardDual",
     "Bound",
@@ -27,30 +31,7 @@ __all__ = [
     "ForwardDual",
     "call",
     "curvature",
-    "is_plain",
-    "is_watched",
-    "transformed",
-    "untraced",
 ]
-
-_disabled: dict[Callable[..., Any], Callable[..., Any]] = {}
-
-
-def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As torch.compiler.disable, which imports the compiler: that takes a second."""
-
-    @functools.wraps(function)
-    def call(*given: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:  # then nothing is traced
-            return function(*given)
-        if function not in _disabled:
-            _disabled[function] = torch.compiler.disable(function)
-        return _disabled[function](*given)
-
-    return call
-
-
-PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Bound(NamedTuple):
@@ -81,25 +62,6 @@ class Bound(NamedTuple):
         return found if isinstance(found, tuple) else (found,)
 
 
-def is_plain(tensors: Sequence[Any]) -> bool:
-    """Whether all tensors are memory that can be computed on, and nobody listens."""
-    for tensor in tensors:
-        if tensor is not None and (
-            type(tensor) not in PLAIN or not (tensor.is_cpu or tensor.is_cuda)
-        ):
-            return False
-    return not is_watched()
-
-
-def is_watched() -> bool:
-    """Whether a mode, a trace or a transform wants to see what is called."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or bool(torch._C._functorch.maybe_current_level())
-    )
-
-
 class Eager(Function):
     """The short way to a gradient; its backward takes the long one when that is differentiated."""
 
@@ -126,7 +88,7 @@ def _gradients(
     bridge = bound.bridge
     needs = _with_gradient(bridge, bridge.names, needed)
     if torch.is_grad_enabled() or transformed():
-        kind = BackwardDual if _is_forward_mode() else Backward
+        kind = BackwardDual if is_forward_mode() else Backward
         found = kind.apply(bound, needs, grad_output, *tensors)
     else:
         found = bound.backward(needs, grad_output, tensors)
@@ -141,15 +103,6 @@ def _with_gradient(bridge: Bridge, names: Sequence[str], needed: Sequence[bool])
         for name, need in zip(names, needed, strict=True)
         if need and name in bridge.differentiable
     )
-
-
-def _is_forward_mode() -> bool:
-    return torch.autograd.forward_ad._current_level >= 0
-
-
-def transformed() -> bool:
-    """Whether torch.func is at work, or tangents are carried along."""
-    return torch._C._are_functorch_transforms_active() or _is_forward_mode()
 
 
 class Forward(Function):
@@ -170,7 +123,7 @@ class Forward(Function):
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
         if grad_output is None:
             return None, *[None] * len(ctx.bound.bridge.names)
-        grad_output, *tensors = unwrap_dead_wrappers((grad_output, *ctx.saved_tensors))
+        grad_output, *tensors = unwrapped((grad_output, *ctx.saved_tensors))
         return None, *_gradients(ctx.bound, grad_output, tensors, ctx.needs_input_grad[1:])
 
     @staticmethod
@@ -217,7 +170,7 @@ class Backward(Function):
     @staticmethod
     @untraced
     def backward(ctx: Any, *directions: Any) -> tuple[Any, ...]:
-        grad_output, *tensors = unwrap_dead_wrappers(ctx.saved_tensors)
+        grad_output, *tensors = unwrapped(ctx.saved_tensors)
         found = curvature(
             ctx.bound, ctx.needs, grad_output, tensors, directions, ctx.needs_input_grad[2:]
         )
@@ -228,7 +181,7 @@ class Backward(Function):
         bridge = bound.bridge
 
         def apply(*parts: Any) -> Any:
-            kind = BackwardDual if _is_forward_mode() else Backward
+            kind = BackwardDual if is_forward_mode() else Backward
             return kind.apply(bound, needs, *parts)
 
         batched = [True, *(name in bridge.batched for name in bridge.kept)]
@@ -337,7 +290,7 @@ def call(bound: Bound, tensors: Sequence[Any]) -> Any:
         tensor if tensor is None or name in moving else tensor.detach()
         for name, tensor in zip(bound.bridge.names, tensors, strict=True)
     ]
-    return (ForwardDual if _is_forward_mode() else Forward).apply(bound, *tensors)
+    return (ForwardDual if is_forward_mode() else Forward).apply(bound, *tensors)
 
 
 def _operator(bridge: Bridge) -> Any:
@@ -349,18 +302,6 @@ def _operator(bridge: Bridge) -> Any:
     return operator
 
 
-def _values(tensor: Any) -> Any:
-    """As a NumPy array; None for tensors without memory, or that differ along an axis of vmap."""
-    with torch._C._DisableFuncTorch():
-        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            if torch._C._functorch.is_batchedtensor(tensor):
-                return None
-            tensor = torch._C._functorch.get_unwrapped(tensor)
-        known = type(tensor) in PLAIN and (tensor.is_cpu or tensor.is_cuda)
-        listened = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
-        return tensor.detach().cpu().numpy() if known and not listened else None
-
-
 _OPERATORS = {name: _operator(bridge) for name, bridge in BRIDGES.items()}
 _TORCH = derivatives.Namespace.of(
     torch,
@@ -369,5 +310,5 @@ _TORCH = derivatives.Namespace.of(
     dtype_name=lambda tensor: str(tensor.dtype).removeprefix("torch."),
     cast=lambda tensor, name: tensor.to(getattr(torch, name)),
     still=torch.Tensor.detach,
-    values=_values,
+    values=values,
 )

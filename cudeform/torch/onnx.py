@@ -9,15 +9,20 @@ import torch
 
 from cudeform import checks
 from cudeform.torch import library  # noqa: F401  defines torch.ops.cudeform
+from cudeform.torch.onnx_attention import translation
+from cudeform.torch.onnx_values import beside, indices, shaped, sizes
 
 __all__ = ["translations"]
 
 
-def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable[..., Any]]:
+def translations(
+    opset: int = 19, decompose: bool = False, tensorrt: bool = False
+) -> dict[Any, Callable[..., Any]]:
     """The table that ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)`` takes.
 
     `deform_conv2d` becomes DeformConv, `conv2d` Conv, `roi_align` RoiAlign and `roi_pool`
-    MaxRoiPool. Needs onnxscript.
+    MaxRoiPool; `ms_deform_attn` a GridSample for each level, or a gather with method "nearest".
+    Needs onnxscript.
 
     Parameters
     ----------
@@ -28,6 +33,9 @@ def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable
         `deform_conv2d` becomes GridSample and Conv: for runtimes that lack DeformConv, at the cost
         of an array of all samples, C kH kW H_out W_out elements per image. Points are rounded to
         float32 (of float64 arrays float64), at W pixels to about W / 2**24.
+    tensorrt : bool
+        `ms_deform_attn` becomes TensorRT's MultiscaleDeformableAttnPlugin_TRT, which its libraries
+        have and other runtimes lack, in the domain "trt.plugins".
 
     Returns
     -------
@@ -39,7 +47,7 @@ def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable
     ValueError
         At export, for a call that the standard has no operator for: layout "NHWC", border "clamp",
         `roi_align` with mode "max", `roi_pool` with mode "avg", or a number of channels that is
-        not known.
+        not known. For TensorRT's plugin: method "nearest", or different numbers of points.
     """
     import onnxscript
 
@@ -48,6 +56,7 @@ def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable
     version = checks.integer("translations", "opset", opset, 19, maximum=latest)
     standard = getattr(onnxscript, f"opset{version}")
     decompose = checks.flag("translations", "decompose", decompose)
+    plugin = _plugin() if checks.flag("translations", "tensorrt", tensorrt) else None
 
     def deform_conv2d(
         input: Any,
@@ -70,14 +79,14 @@ def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable
         channels = _size("deform_conv2d", "input", input, 1)
         if decompose and offset.dtype.itemsize < 4:  # GridSample's points are of the whole image
             offset = standard.Cast(offset, to=_FLOAT)
-        wide, weight, bias, mask = _beside(standard, offset, input, weight, bias, mask)
+        wide, weight, bias, mask = beside(standard, offset, input, weight, bias, mask)
         if decompose:
             images = _groups(standard, wide, channels // offset_groups)
             points = _points(standard, wide, offset, attributes)
             method = "bilinear" if version < 20 else "linear"  # one, under two names
             samples = standard.GridSample(images, points, mode=method, align_corners=0)
             columns = _columns(standard, samples, offset, mask, channels, taps)
-            weight = standard.Reshape(weight, _indices(standard, 0, -1, 1, 1))
+            weight = standard.Reshape(weight, indices(standard, 0, -1, 1, 1))
             output = standard.Conv(columns, weight, bias, group=attributes["group"])
         else:
             attributes["offset_group"] = offset_groups
@@ -111,14 +120,14 @@ def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable
             checks.fail("roi_align", "mode", "to be 'avg' for ONNX", repr(mode), why)
         height, width = _twice(output_size)
         images, corners = (
-            standard.Slice(boxes, *(_indices(standard, i) for i in (begin, end, 1)))
+            standard.Slice(boxes, *(indices(standard, i) for i in (begin, end, 1)))
             for begin, end in ((0, 1), (1, 5))
         )
-        (wide,) = _beside(standard, boxes, input)
+        (wide,) = beside(standard, boxes, input)
         output = standard.RoiAlign(
             wide,
             corners,
-            standard.Cast(standard.Squeeze(images, _indices(standard, 1)), to=_INT64),
+            standard.Cast(standard.Squeeze(images, indices(standard, 1)), to=_INT64),
             output_height=height,
             output_width=width,
             sampling_ratio=max(sampling_ratio, 0),
@@ -144,6 +153,7 @@ def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable
     return {
         ours.deform_conv2d.default: deform_conv2d,
         ours.conv2d.default: conv2d,
+        ours.ms_deform_attn.default: translation(standard, version, plugin),
         ours.roi_align.default: roi_align,
         ours.roi_pool.default: roi_pool,
     }
@@ -152,32 +162,38 @@ def translations(opset: int = 19, decompose: bool = False) -> dict[Any, Callable
 _FLOAT, _INT64 = 1, 7  # of onnx.TensorProto
 
 
-def _beside(standard: Any, coordinates: Any, *arrays: Any) -> list[Any]:
-    """Arrays of one dtype with their coordinates, as the standard wants them: that in which all is
-    computed here too, where the coordinates are finer.
-    """
-    if coordinates.dtype == arrays[0].dtype:
-        return list(arrays)
-    return [a if a is None else standard.CastLike(a, coordinates) for a in arrays]
+def _plugin() -> Any:
+    """TensorRT's operator, which no schema of ONNX declares."""
+    import onnxscript
+    from onnx import defs
 
+    def floats(name: str) -> Any:
+        return defs.OpSchema.FormalParameter(name, "T")
 
-def _indices(standard: Any, *values: int) -> Any:
-    return standard.Constant(value_ints=values)
+    def integers(name: str) -> Any:
+        return defs.OpSchema.FormalParameter(name, "tensor(int32)")
 
-
-def _sizes(standard: Any, array: Any, begin: int, end: int) -> Any:
-    return standard.Shape(array, start=begin, end=end)
-
-
-def _shaped(standard: Any, array: Any, *shape: Any) -> Any:
-    """`array` in a shape of integers and of what `_sizes` gives."""
-    parts = [_indices(standard, s) if isinstance(s, int) else s for s in shape]
-    return standard.Reshape(array, standard.Concat(*parts, axis=0))
+    domain, name = "trt.plugins", "MultiscaleDeformableAttnPlugin_TRT"
+    schema = defs.OpSchema(
+        name,
+        domain,
+        1,
+        inputs=[
+            floats("value"),
+            integers("spatial_shapes"),
+            integers("level_start_index"),
+            floats("sampling_locations"),
+            floats("attention_weights"),
+        ],
+        outputs=[floats("output")],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "")],
+    )
+    return onnxscript.values.Op(onnxscript.values.Opset(domain, 1), name, schema)
 
 
 def _groups(standard: Any, input: Any, channels: int) -> Any:
     """Images as GridSample reads them: (N offset_groups, C / offset_groups, H, W)."""
-    return _shaped(standard, input, -1, channels, _sizes(standard, input, 2, 4))
+    return shaped(standard, input, -1, channels, sizes(standard, input, 2, 4))
 
 
 def _points(standard: Any, input: Any, offset: Any, attributes: dict[str, Any]) -> Any:
@@ -190,40 +206,40 @@ def _points(standard: Any, input: Any, offset: Any, attributes: dict[str, Any]) 
 
     height, width = attributes["kernel_shape"]
     taps = height * width
-    output_size = _sizes(standard, offset, 2, 4)
+    output_size = sizes(standard, offset, 2, 4)
     shifts = standard.Split(
-        _shaped(standard, offset, -1, taps, 2, output_size), axis=2, num_outputs=2
+        shaped(standard, offset, -1, taps, 2, output_size), axis=2, num_outputs=2
     )
     points = []
     for axis in (1, 0):
         count, size = (
-            standard.Squeeze(_sizes(standard, a, 2 + axis, 3 + axis)) for a in (offset, input)
+            standard.Squeeze(sizes(standard, a, 2 + axis, 3 + axis)) for a in (offset, input)
         )
         zero, one, stride = (
             standard.Constant(value_int=i) for i in (0, 1, attributes["strides"][axis])
         )
         origins = standard.Mul(standard.Range(zero, count, one), stride)
-        origins = _shaped(standard, origins, *((-1, 1) if axis == 0 else (1, -1)))
+        origins = shaped(standard, origins, *((-1, 1) if axis == 0 else (1, -1)))
         steps = [divmod(tap, width)[axis] * attributes["dilations"][axis] for tap in range(taps)]
-        steps = _indices(standard, *(step - attributes["pads"][axis] for step in steps))
-        plain = standard.Add(_shaped(standard, steps, -1, 1, 1), origins)
-        shift = standard.Squeeze(shifts[axis], _indices(standard, 2))
+        steps = indices(standard, *(step - attributes["pads"][axis] for step in steps))
+        plain = standard.Add(shaped(standard, steps, -1, 1, 1), origins)
+        shift = standard.Squeeze(shifts[axis], indices(standard, 2))
         pixel = standard.Add(standard.CastLike(plain, offset), shift)
         edges = standard.Add(standard.Mul(pixel, number(2.0)), number(1.0))
         scaled = standard.Div(edges, standard.CastLike(size, offset))
         scaled = standard.Sub(scaled, number(1.0))
-        points.append(standard.Unsqueeze(scaled, _indices(standard, -1)))
+        points.append(standard.Unsqueeze(scaled, indices(standard, -1)))
     joined = standard.Concat(*points, axis=-1)
-    return _shaped(standard, joined, 0, -1, _sizes(standard, offset, 3, 4), 2)
+    return shaped(standard, joined, 0, -1, sizes(standard, offset, 3, 4), 2)
 
 
 def _columns(standard: Any, samples: Any, offset: Any, mask: Any, channels: int, taps: int) -> Any:
     """GridSample's samples, times the mask, as a convolution reads them: (N, C kH kW, ...)."""
-    output_size = _sizes(standard, offset, 2, 4)
-    samples = _shaped(standard, samples, 0, 0, taps, output_size)
+    output_size = sizes(standard, offset, 2, 4)
+    samples = shaped(standard, samples, 0, 0, taps, output_size)
     if mask is not None:
-        samples = standard.Mul(samples, _shaped(standard, mask, -1, 1, taps, output_size))
-    return _shaped(standard, samples, -1, channels * taps, output_size)
+        samples = standard.Mul(samples, shaped(standard, mask, -1, 1, taps, output_size))
+    return shaped(standard, samples, -1, channels * taps, output_size)
 
 
 def _size(op: str, name: str, value: Any, axis: int) -> int:

@@ -1,66 +1,48 @@
-"""torchvision's operators computed by cudeform, for as long as it is asked for."""
+"""Operators of torchvision, transformers and mmcv computed by cudeform, while one wants it."""
 
 from __future__ import annotations
 
-import functools
+import gc
+import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
-import torch
+from torch import nn
 
-import cudeform
+from cudeform import checks
+from cudeform.torch.originals import loaded
+from cudeform.torch.rebinding import rebound
 
 __all__ = ["Patch", "patch"]
 
-# They have the same names and arguments here and there.
-NAMES = ("deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
-
-
-def _replacement(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of its own, by which `undo` knows what it may put back."""
-
-    @functools.wraps(original)
-    def function(*given: Any, **options: Any) -> Any:
-        if torch.onnx.is_in_onnx_export():  # which knows torchvision's operators
-            return original(*given, **options)
-        return ours(*given, **options)
-
-    # torch.jit.script compiles a function's text, and asks by this name for another function.
-    function.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]
-    return function
-
-
-def _replace(functions: Mapping[int, Callable[..., Any]]) -> None:
-    """Put other functions, by the id of those there, wherever a loaded module has one by a name."""
-    for module in list(sys.modules.values()):
-        names = getattr(module, "__dict__", None)
-        if not isinstance(names, dict):
-            continue
-        for name, value in list(names.items()):
-            other = functions.get(id(value))
-            if other is not None:
-                names[name] = other
-
 
 class Patch:
-    """What `patch` returns: `undo` ends it, and so does the end of a ``with`` block."""
+    """What `patch` returns: `undo` ends it, and so does the end of a ``with`` block.
 
-    def __init__(self, originals: Mapping[str, Callable[..., Any]]) -> None:
-        self._pairs = [
-            (original, _replacement(original, getattr(cudeform, name)))
-            for name, original in originals.items()
-        ]
-        _replace({id(original): replaced for original, replaced in self._pairs})
+    Attributes
+    ----------
+    replaced : tuple of str
+        The functions that were replaced, or the modules of the model whose functions were.
+    """
+
+    def __init__(self, replaced: Iterable[str], undo: Callable[[], None]) -> None:
+        self.replaced = tuple(replaced)
+        self._undo: Callable[[], None] | None = undo
 
     def undo(self) -> None:
-        """Put torchvision's functions back, also where they were imported from since.
+        """Put the others' functions back, also where they were imported from since.
 
         A second time does nothing.
         """
-        _replace({id(replaced): original for original, replaced in self._pairs})
-        self._pairs = []
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+
+    def __repr__(self) -> str:
+        return f"Patch(replaced={self.replaced})"
 
     def __enter__(self) -> Patch:
         return self
@@ -74,29 +56,120 @@ class Patch:
         self.undo()
 
 
-def patch() -> Patch:
-    """Let torchvision's operators run on cudeform: an existing model is tried in one line.
+def patch(model: nn.Module | None = None) -> Patch:
+    """Let operators of other libraries run on cudeform: an existing model is tried in one line.
 
     Replaces `deform_conv2d`, `roi_align`, `roi_pool`, `ps_roi_align` and `ps_roi_pool` of
-    ``torchvision.ops`` in all modules that are loaded, and with them the modules and the models
-    that call them by name. What is scripted or compiled already stays as it is, and what is
-    scripted or exported to ONNX meanwhile gets torchvision's operators.
+    ``torchvision.ops``, the multi-scale deformable attention of all models of transformers that are
+    loaded, and that of mmcv; and with them the modules and the models that call them by name. What
+    is scripted or compiled already stays as it is, and what is scripted or exported to ONNX
+    meanwhile gets the functions that were there.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, optional
+        Only what its modules call is replaced; without it what any model calls.
 
     Returns
     -------
     Patch
-        Call its `undo`, or use it in a ``with`` statement. Of several, one in the other, the
-        first replaces and ends it.
+        Its `replaced` names what was replaced. Call its `undo`, or use it in a ``with`` statement.
+        Of several, one in the other, the first replaces and ends it.
 
     Raises
     ------
     RuntimeError
-        torchvision has not been imported, so that there is nothing to replace.
+        There is nothing to replace: none of these libraries has been imported, or the model calls
+        none of their functions. Or they have arguments that are not known here.
     """
-    operators = sys.modules.get("torchvision.ops")
-    if operators is None:
-        raise RuntimeError("patch: expected torchvision to be imported before")
-    originals = {name: getattr(operators, name) for name in NAMES}
-    return Patch(
-        {name: f for name, f in originals.items() if not hasattr(f, "__prepare_scriptable__")}
-    )
+    if model is None:
+        return _for_all()
+    if not isinstance(model, nn.Module):
+        got = checks.type_name(model)
+        checks.fail("patch", "model", "to be a torch.nn.Module or None", got, error=TypeError)
+    return _for_one(model)
+
+
+def _for_all() -> Patch:
+    originals = list(loaded())
+    if not originals:
+        raise RuntimeError(
+            "patch: expected torchvision, mmcv or a model of transformers with deformable "
+            "attention to be imported before"
+        )
+    fresh = [original for original in originals if original.ours is not original.value]
+    owned = [original for original in fresh if original.owner is not None]
+    _replace({id(original.value): original.ours for original in fresh})
+    for original in owned:
+        original.owner.forward = original.ours  # type: ignore[union-attr]
+
+    def undo() -> None:
+        _replace({id(original.ours): original.value for original in fresh})
+        for original in owned:
+            original.owner.forward = original.value  # type: ignore[union-attr]
+
+    return Patch((original.name for original in fresh), undo)
+
+
+def _replace(others: Mapping[int, Any]) -> None:
+    """Put others, by the id of those there, wherever one is found by a name."""
+    for names in _namespaces():
+        for name, value in list(names.items()):
+            other = others.get(id(value))
+            if other is not None:
+                names[name] = other
+
+
+def _namespaces() -> Iterator[dict[str, Any]]:
+    """Loaded modules of Python, and those of torch, which may keep a function that they call."""
+    for module in list(sys.modules.values()):
+        names = getattr(module, "__dict__", None)
+        if isinstance(names, dict):
+            yield names
+    for thing in gc.get_objects():
+        if issubclass(type(thing), nn.Module):
+            yield vars(thing)
+
+
+_CLASSES: WeakSet[type] = WeakSet()  # that modules of patched models have
+
+
+def _for_one(model: nn.Module) -> Patch:
+    """By giving modules a class of their own, which has other methods."""
+    others = {id(original.value): original.ours for original in loaded()}
+    found = {
+        path: (module, type(module), _members(module, others))
+        for path, module in model.named_modules()
+    }
+    found = {path: entry for path, entry in found.items() if entry[2] or entry[1] in _CLASSES}
+    if not found:
+        raise RuntimeError(
+            "patch: expected `model` to use operators of torchvision, mmcv or transformers that "
+            f"cudeform has, got {checks.type_name(model)}, none of whose modules does"
+        )
+    fresh = {path: entry for path, entry in found.items() if entry[2]}
+    for module, kind, members in fresh.values():
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **members}
+        module.__class__ = type(kind.__name__, (kind,), names)
+        _CLASSES.add(module.__class__)
+
+    def undo() -> None:
+        for module, kind, _ in fresh.values():
+            module.__class__ = kind
+
+    return Patch(fresh, undo)
+
+
+def _members(module: nn.Module, others: Mapping[int, Any]) -> dict[str, Any]:
+    """Methods of a module, and functions that it keeps, with others in place of what they call."""
+    found: dict[str, Any] = {}
+    for name, method in inspect.getmembers(type(module), inspect.isfunction):
+        if getattr(nn.Module, name, None) is not method:
+            other = others.get(id(method)) or rebound(method, others)
+            if other is not method:
+                found[name] = other
+    for name, value in vars(module).items():
+        other = others.get(id(value))
+        if other is not None:  # a property comes before what a module keeps by the same name
+            found[name] = property(lambda self, other=other: other)
+    return found

@@ -13,19 +13,18 @@ from cudeform.torch import (
     library,  # noqa: F401  defines torch.ops.cudeform
     sharding,
 )
-from cudeform.torch.autograd import (
+from cudeform.torch.autograd import Backward, Bound, Eager
+from cudeform.torch.autograd import call as transformed_call
+from cudeform.torch.exchange import check_dense, compute, on_host
+from cudeform.torch.signatures import BRIDGES, Bridge, flat
+from cudeform.torch.state import (
     PLAIN,
-    Backward,
-    Bound,
-    Eager,
     is_plain,
+    is_under_autocast,
     is_watched,
     transformed,
     untraced,
 )
-from cudeform.torch.autograd import call as transformed_call
-from cudeform.torch.exchange import check_dense, compute, on_host
-from cudeform.torch.signatures import BRIDGES, Bridge, flat
 
 __all__ = ["call"]
 
@@ -92,7 +91,7 @@ def _is_direct(bridge: Bridge, given: dict[str, Any]) -> bool:
 
     For most calls of a trained network it is, and the longer way is left for the others.
     """
-    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or transformed():
+    if torch.compiler.is_compiling() or is_under_autocast() or transformed():
         return False
     differentiated = torch.is_grad_enabled()
     for name in bridge.names:

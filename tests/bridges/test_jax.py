@@ -108,6 +108,11 @@ def small(name, **options):
     fixed = {}
     if name == "bilinear_sample":
         arrays = {"input": (2, 3, 4, 5), "points": (2, 6, 2)}
+    elif operator(name).family == "aggregation":
+        arrays = {"input": (2, 4, 5, 4), "offset": (2, 5, 6, 16), "mask": (2, 5, 6, 8)}
+        if name == "dcnv4":
+            arrays = {"input": (2, 4, 5, 4), "offset_mask": (2, 5, 6, 24)}
+        options = {"kernel_size": 2, "padding": 1, "groups": 2, **options}
     elif name == "ms_deform_attn":
         arrays = {"value": (2, 14, 2, 3), "sampling_locations": (2, 3, 2, 2, 2, 2)}
         arrays["attention_weights"] = (2, 3, 2, 2, 2)
@@ -134,6 +139,9 @@ SMOOTH = [
     ("deform_conv2d", {"border": "clamp"}),
     ("conv2d", {}),
     ("bilinear_sample", {}),
+    ("dcnv3", {}),
+    ("dcnv3", {"softmax": True, "offset_scale": 0.75}),
+    ("dcnv4", {}),
     ("ms_deform_attn", {}),
     ("ms_deform_attn", {"softmax": True}),
     ("roi_align", {}),

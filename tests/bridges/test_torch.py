@@ -26,6 +26,7 @@ every_derivative = pytest.mark.parametrize(
     + [
         ("deform_conv2d", {"border": "clamp"}),
         ("bilinear_sample", {"border": "clamp"}),
+        ("dcnv3", {"softmax": True}),
         ("ms_deform_attn", {"softmax": True}),
         ("ms_deform_attn", {"method": "nearest"}),
         ("roi_pool", {"mode": "avg"}),
@@ -78,6 +79,13 @@ def small(name):
         if name == "deform_conv2d":
             given |= {"offset": coordinates(1, 8, 2, 3), "mask": real(1, 4, 2, 3)}
         return given, {"stride": (2, 1), "padding": ((1, 0), (0, 0))}
+    if name.startswith("dcnv"):
+        given, options = {"input": real(1, 3, 4, 4)}, {"kernel_size": (2, 1), "stride": (2, 1)}
+        if name == "dcnv3":
+            given |= {"offset": coordinates(1, 1, 4, 8), "mask": real(1, 1, 4, 4)}
+        else:
+            given["offset_mask"] = coordinates(1, 1, 4, 16)
+        return given, {**options, "groups": 2, "offset_scale": 2.0}
     fullest = max(
         (problem(n, case, "float64") for n, case in problems() if n == name),
         key=lambda asked: (len(asked.case.arrays), -asked.case.arrays[asked.row.images].size),

@@ -284,6 +284,9 @@ def test_scripts_are_refused_by_name_and_leave_nothing_behind():
         nn.DeformRoIPoolPack(2, 4, 8),
         nn.ModulatedDeformRoIPoolPack(2, 4, 8),
         nn.DCNPooling(1.0, 2, 1, no_trans=True),
+        nn.MSDeformAttn(),
+        nn.MSDeformableAttention(),
+        nn.MultiScaleDeformableAttention(),
     ]
     assert {type(kind).__name__ for kind in kinds} == set(nn.__all__) - {"rename_legacy_keys"}
     for module in kinds:
@@ -297,9 +300,11 @@ def test_scripts_are_refused_by_name_and_leave_nothing_behind():
     assert torch.equal(torch.jit.script(plain)(images()), plain(images()))
 
 
-def test_patch_without_torchvision(monkeypatch):
-    monkeypatch.delitem(sys.modules, "torchvision.ops", raising=False)
-    with pytest.raises(RuntimeError, match="expected torchvision to be imported"):
+def test_patch_without_any_of_them(monkeypatch):
+    for name in list(sys.modules):
+        if name == "torchvision.ops" or name.startswith(("transformers.models.", "mmcv.")):
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(RuntimeError, match="expected torchvision, mmcv or a model of transformers"):
         patch()
 
 

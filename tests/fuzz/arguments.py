@@ -258,6 +258,42 @@ def _deform_ps_roi_pool(rng, dtype):
     return arrays, options | {"trans_std": trans_std}
 
 
+# -- sums of samples ----------------------------------------------------------------------------
+
+
+def _aggregation(rng, packed):
+    """Offsets, taps and scales that float32 adds and multiplies without rounding."""
+    n, groups, channels = pick(rng, 0, 1, 1, 2), pick(rng, 1, 1, 2, 3), pick(rng, 1, 3, 8, 16, 33)
+    kernel, stride, dilation = pair(rng, 1, 4), pair(rng, 1, 3), pair(rng, 1, 3)
+    padding, out = pair(rng, 0, 3), pair(rng, 1, 7)
+    extent = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    size = [max(1, (out[i] - 1) * stride[i] + extent[i] - 2 * padding[i]) for i in (0, 1)]
+    out = [(size[i] + 2 * padding[i] - extent[i]) // stride[i] + 1 for i in (0, 1)]
+    options = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    options |= {"groups": groups, "offset_scale": pick(rng, 1.0, 1.0, 0.5, 2.0)}
+    odd = kernel[0] % 2 and kernel[1] % 2 and kernel != (1, 1)
+    options["remove_center"] = bool(odd and rng.random() < 0.5)
+    points = kernel[0] * kernel[1] - options["remove_center"]
+    arrays = {"input": values(rng, (n, *size, groups * channels))}
+    offset = steps(rng, (n, *out, groups, 2 * points), spread(rng))
+    mask = rng.uniform(-1, 1, (n, *out, groups, points))
+    if packed:
+        used = np.concatenate([offset, mask], -1).reshape(n, *out, 3 * groups * points)
+        behind = rng.choice([0.0, np.nan], (n, *out, -used.shape[-1] % 8))
+        return {**arrays, "offset_mask": np.concatenate([used, behind], -1)}, options
+    arrays["offset"] = offset.reshape(n, *out, 2 * groups * points)
+    arrays["mask"] = mask.reshape(n, *out, groups * points)
+    return arrays, {**options, "softmax": bool(rng.random() < 0.4)}
+
+
+def _dcnv3(rng, dtype):
+    return _aggregation(rng, False)
+
+
+def _dcnv4(rng, dtype):
+    return _aggregation(rng, True)
+
+
 def _ms_deform_attn(rng, dtype):
     """Levels whose sizes are powers of two, so that locations in pixels are what they were."""
     n, queries, heads = pick(rng, 0, 1, 1, 2), pick(rng, 0, 1, 3, 9, 40), pick(rng, 1, 1, 2, 3)
@@ -286,6 +322,8 @@ OPERATORS = {
     "deform_conv2d": _deform_conv2d,
     "conv2d": _conv2d,
     "bilinear_sample": _bilinear_sample,
+    "dcnv3": _dcnv3,
+    "dcnv4": _dcnv4,
     "ms_deform_attn": _ms_deform_attn,
     "roi_align": _roi_align,
     "ps_roi_align": _ps_roi_align,

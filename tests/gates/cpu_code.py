@@ -33,7 +33,7 @@ def inner_loops(code: str) -> list[Loop]:
     """Those of an assembly listing with comments."""
     function, block, place = "", "", None
     loops: dict[str, Loop] = {}
-    blocks: list[tuple[str, list[str]]] = []  # the header of the loop that it is in, and its lines
+    lines: list[tuple[str | None, str]] = []  # each with the header of the loop that it is in
     for line in code.splitlines():
         label = re.match(r'"?([^\s"]+)"?:', line)
         if label:
@@ -46,8 +46,8 @@ def inner_loops(code: str) -> list[Loop]:
             place, loops[block] = block, Loop(function, block, [])
         elif around := re.search(r"in Loop: Header=(\w+)", line):
             place = around[1]
-        blocks.append((place, line))
-    for place, line in blocks:
+        lines.append((place, line))
+    for place, line in lines:
         if place in loops and not re.match(r"\s*(#|//)|\S", line):
             loops[place].lines.append(line.strip())
     return list(loops.values())

@@ -76,6 +76,20 @@ def located(dtype, method):
     return arrays, {"spatial_shapes": ((height, width),), "method": method}
 
 
+def around(dtype, packed):
+    """An output pixel and one tap for each image, so that the offset is where it reads."""
+    at = pairs(dtype)
+    count = len(at)
+    image = np.moveaxis(images(3), 1, 3)
+    arrays = {"input": np.broadcast_to(image, (count, *SIZE, 3)).copy()}
+    offset, mask = at[:, ::-1].reshape(count, 1, 1, 2), np.full((count, 1, 1, 1), 0.5)
+    options = dict(kernel_size=1, stride=(9, 11))
+    if not packed:
+        return {**arrays, "offset": offset, "mask": mask}, options
+    behind = np.zeros((count, 1, 1, 5))
+    return {**arrays, "offset_mask": np.concatenate([offset, mask, behind], -1)}, options
+
+
 def convolution(dtype, border, layout="NCHW"):
     """An output pixel and one tap for each image, so that the offset is where it reads."""
     at = pairs(dtype)
@@ -162,6 +176,8 @@ PROBLEMS = {
     "points, clamp": ("bilinear_sample", points, dict(border="clamp")),
     "attention": ("ms_deform_attn", located, dict(method="bilinear")),
     "attention, nearest": ("ms_deform_attn", located, dict(method="nearest")),
+    "dcnv3": ("dcnv3", around, dict(packed=False)),
+    "dcnv4": ("dcnv4", around, dict(packed=True)),
     "convolution, zeros": ("deform_conv2d", convolution, dict(border="zeros")),
     "convolution, clamp": ("deform_conv2d", convolution, dict(border="clamp")),
     "channels last": ("deform_conv2d", convolution, dict(border="zeros", layout="NHWC")),

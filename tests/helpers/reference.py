@@ -6,12 +6,15 @@ the gradients of all arguments by name.
 """
 
 import numpy as np
+import reference_aggregation
 import reference_attention
 import reference_roi
+from reference_aggregation import *  # noqa: F403
 from reference_attention import *  # noqa: F403
 from reference_roi import *  # noqa: F403
 
 __all__ = [
+    *reference_aggregation.__all__,
     *reference_attention.__all__,
     *reference_roi.__all__,
     "bilinear_sample",

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from cudeform.registry import OPERATORS
 # From the ground up. A module imports from floors below its own, or from its own room if that
 # is an open one. An entry that ends with a dot is a room: a package with all that is in it.
 FLOORS = [
-    ["checks", "descriptions", "imports"],
+    ["checks", "descriptions", "directions", "extensions.", "imports"],
     ["arrays", "dispatch", "threads"],
     ["plans."],
     ["boxes", "levels"],
@@ -23,6 +24,8 @@ FLOORS = [
     ["cpu.sampler"],
     ["cpu.taps", "cpu.located"],
     ["cpu.conv.", "cpu.regions."],  # neither knows of the other
+    ["cpu.queries"],
+    ["cpu.aggregator"],
     ["cpu."],
     ["ops"],
     ["ops.call"],
@@ -49,6 +52,7 @@ OPEN_ROOMS = (
     "cpu.regions.",
     "cuda.",
     "derivatives.",
+    "extensions.",
     "torch.",
     "jax.",
     "layers.",
@@ -74,7 +78,7 @@ RESERVED = {
     "torch": ("torch/", "keras.py", "bench/peers.py", "bench/cuda_peers.py"),
     # peers, engines: what `bench` measures against
     "torchvision": ("bench/peers.py", "bench/cuda_peers.py"),
-    "onnx": ("bench/engines.py",),
+    "onnx": ("bench/engines.py", "torch/onnx.py"),
     "onnxscript": ("torch/onnx.py",),
     "onnxruntime": ("bench/engines.py",),
     "openvino": ("bench/engines.py",),
@@ -165,6 +169,20 @@ def test_libraries_stay_in_their_rooms(module):
             assert allowed, f"cudeform/{path} imports {library}"
 
 
+def private_names(path, library):
+    """Names of a library, written out from it on, that begin with one underscore on the way."""
+    tree = ast.parse(path.read_text())
+    written = {name for name in imports(path) if name.partition(".")[0] == library}
+    written |= {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return {name for name in written if re.match(rf"{library}\.(\w+\.)*_(?!_)", name)}
+
+
+def test_private_names_of_torch_stand_in_one_file():
+    assert private_names(MODULES["torch.state"], "torch")
+    for module, path in MODULES.items():
+        assert module == "torch.state" or not private_names(path, "torch"), module
+
+
 def test_floors_name_no_file_that_is_gone():
     """But for the rooms that are planned and not built yet."""
     planned = {"boxes", "dlpack", "torch.", "jax.", "keras", "dask"}
@@ -198,8 +216,14 @@ def test_tests_stand_in_folders_and_share_helpers():
 
 def test_reference_shares_no_code_with_the_package():
     path = Path(reference.__file__)
-    assert imports(path) == {"numpy", "reference_attention", "reference_roi"}
-    assert imports(path.with_name("reference_attention.py")) == {"numpy"}
+    assert imports(path) == {
+        "numpy",
+        "reference_aggregation",
+        "reference_attention",
+        "reference_roi",
+    }
+    for family in ("aggregation", "attention"):
+        assert imports(path.with_name(f"reference_{family}.py")) == {"numpy"}
     assert imports(path.with_name("reference_roi.py")) == {"math", "typing", "numpy"}
 
 

@@ -11,7 +11,7 @@ from command_line import run
 
 from cudeform import __main__ as command_line
 from cudeform.bench import command, contender, contest, cuda, peers
-from cudeform.bench.workload import CPU, Attention, Convolution, Pooling, cast
+from cudeform.bench.workload import CPU, Aggregation, Attention, Convolution, Pooling, cast
 from cudeform.commands import CommandError
 
 SMALL = Convolution(2, 8, 6, 7, 4)
@@ -25,7 +25,13 @@ POOLINGS = [
 
 # Which library has what; "msra" is a convention of ps_roi_pool.
 PEERS = {
-    "cudeform": {"deform_conv2d", "ms_deform_attn", "msra", *(work.operator for work in POOLINGS)},
+    "cudeform": {
+        "deform_conv2d",
+        "dcnv3",
+        "ms_deform_attn",
+        "msra",
+        *(work.operator for work in POOLINGS),
+    },
     "onnxruntime": {"deform_conv2d", "roi_align", "roi_pool"},
     "openvino": {"deform_conv2d", "roi_align", "msra", "deform_ps_roi_pool"},
     "torchvision": {"deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"},
@@ -63,7 +69,9 @@ class TestBench:
         assert re.search(r"^deform_conv2d +2x32x56x56 -> 32 +float32 +forward", done.stdout, re.M)
 
     @pytest.mark.parametrize(
-        "work", [SMALL, Attention(1, 5), *POOLINGS], ids=lambda work: work.operator
+        "work",
+        [SMALL, Aggregation(1, 8, 5, 6), Attention(1, 5), *POOLINGS],
+        ids=lambda work: work.operator,
     )
     def test_every_peer_is_measured_or_named(self, work, in_this_process):
         for result in contest.measure([work], processes=1, threads=[1], seconds=0):
@@ -139,7 +147,7 @@ class TestBench:
             (None, False, {work.operator for work in CPU}),
             (["regions"], False, {work.operator for work in POOLINGS}),
             (["roi_pool", "conv"], False, {"roi_pool", "deform_conv2d"}),
-            (None, True, {"deform_conv2d", "ms_deform_attn", "roi_align"}),
+            (None, True, {"deform_conv2d", "dcnv3", "ms_deform_attn", "roi_align"}),
             (["ps_roi_pool"], True, {"ps_roi_pool"}),
         ],
     )
@@ -176,6 +184,9 @@ class TestBench:
         facts = {"processor": "Intel(R) Xeon(R) Processor @ 2.50GHz"}
         named = command._target(str(tmp_path), facts)
         assert named == tmp_path / "cpu-intel-xeon-processor-2-50ghz.json"
+        assert not named.exists()  # until there is something to write
+        named.write_text("of an earlier run")
+        assert command._target(str(tmp_path), facts).read_text() == "of an earlier run"
 
     @pytest.mark.parametrize("option", ["--processes", "--threads", "--turns"])
     def test_at_least_one(self, option, capsys):

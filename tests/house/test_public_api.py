@@ -217,6 +217,15 @@ def test_a_plan_has_the_defaults_of_its_operator(row):
 
 
 @every_row
+def test_dispatch_is_told_of_all_arrays(row):
+    """In the order of the signature, in which messages name them."""
+    known = {"grad_output", "argmax", *(argument.name for argument in row.arguments)}
+    for function in (row.forward, row.backward):
+        expected = tuple(name for name in inspect.signature(function).parameters if name in known)
+        assert inspect.getclosurevars(function).nonlocals["arrays"] == expected
+
+
+@every_row
 def test_cases_try_every_optional_argument_and_every_option(row):
     cases = list(row.cases(np.random.default_rng(0)))
     assert len({case.name for case in cases}) == len(cases)

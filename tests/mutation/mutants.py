@@ -19,7 +19,7 @@ FOLDERS = {
     "derivatives": ["cudeform/derivatives/*.py"],
     "dlpack": ["cudeform/dlpack.py", "cudeform/dispatch.py"],
     "jax": ["cudeform/jax/*.py"],
-    "torch": ["cudeform/torch/*.py"],
+    "torch": ["cudeform/torch/**/*.py"],
     "shared": [f"cudeform/{name}.py" for name in ("arrays", "boxes", "checks", "threads")],
     "cpu": ["cudeform/cpu/**/*.py"],
 }

@@ -11,8 +11,10 @@ import pytest
 from cases import Problem, operator, problem, problems
 
 from cudeform.cases import Case
+from cudeform.checks import pair
 
 COORDINATES = ("offset", "points")
+NAMED_PAIRS = ("kernel_size", "dilation")
 STEP = 0.05
 # Of the sum of the magnitudes added up on either side: rounding of sums of some thousand terms.
 TOLERANCE = 1e-12
@@ -27,12 +29,30 @@ def off_the_knots(case, rng):
     for name in COORDINATES & arrays.keys():
         fraction = rng.uniform(0.1, 0.9, arrays[name].shape)
         arrays[name] = np.floor(arrays[name]) + fraction
+    if "kernel_size" in case.options:
+        name = "offset_mask" if "offset_mask" in arrays else "offset"
+        scale = case.options.get("offset_scale", 1.0)
+        taps = fractions_of_taps(case, scale, arrays[name].shape[-1])
+        at = np.floor(arrays[name] * scale) + rng.uniform(0.1, 0.9, arrays[name].shape)
+        arrays[name] = (at - taps) / scale
     if "sampling_locations" in arrays:
         at = arrays["sampling_locations"]
         sizes = sizes_of_points(case).reshape(at.shape[3:])
         fraction = rng.uniform(0.1, 0.9, at.shape)
         arrays["sampling_locations"] = (np.floor(at * sizes - 0.5) + fraction + 0.5) / sizes
     return Case(case.name, arrays, case.options)
+
+
+def fractions_of_taps(case, scale, channels):
+    """How far scaling moves the taps of DCNv3 and DCNv4, of a channel of an offset each."""
+    (kh, kw), (dy, dx) = (pair("case", n, case.options.get(n, 1), 1) for n in NAMED_PAIRS)
+    y, x = (d * np.arange(k) - d * (k - 1) // 2 for k, d in ((kh, dy), (kw, dx)))
+    taps = np.stack(np.meshgrid(x, y, indexing="ij"), -1).reshape(-1, 2) * (scale - 1)
+    if scale == 1:
+        return np.zeros(channels)
+    each = [*taps.ravel(), *[0.0] * (len(taps) * ("offset_mask" in case.arrays))]
+    used = np.tile(each, case.options["groups"])
+    return np.pad(used, (0, channels - len(used)))
 
 
 def sizes_of_points(case):
@@ -56,8 +76,10 @@ def arguments():
 
 
 def needs_small_steps(row, case, argument):
+    if argument == "offset_mask":  # factors times samples that move
+        return True
     if case.options.get("softmax"):
-        return argument == "attention_weights"
+        return argument in ("attention_weights", "mask")
     return row.family == "regions" and (argument == "offset" or case.options.get("mode") == "max")
 
 

@@ -210,7 +210,7 @@ def job_of(plan: RoiPlan, itemsize: int, tasks: int, planes: bool = False) -> Jo
         *plan.groups,
         plan.classes,
         channels,
-        *plan.part,
+        *plan.part_size,
         int(plan.deformable),
         int(plan.modulated),
         int(plan.reads == "grid_corners"),

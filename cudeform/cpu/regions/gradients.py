@@ -33,7 +33,7 @@ from cudeform.cpu.regions.blocking import (
 from cudeform.cpu.regions.extents import NUMBERS, Regions, locate_regions
 from cudeform.cpu.regions.patches import (
     bins_of,
-    cell_of,
+    element_of,
     locate_region,
     locate_tile,
     measure_tile,
@@ -245,9 +245,9 @@ def _add_cells(job, regions, place, count, scale, found, sums):
     for n in range(count):
         i, j = top + n // job.bins_x, n % job.bins_x
         if grad_mask.size:
-            grad_mask[cell_of(job, row, c, job.classes, i, j)] += found[3 * n]
+            grad_mask[element_of(job, row, c, job.classes, i, j)] += found[3 * n]
         if grad_offset.size:
-            x = cell_of(job, row, 2 * c, 2 * job.classes, i, j)
+            x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
             y = x + job.part_y * job.part_x
             grad_offset[y] += scale[2 * n + 1] * reach_y * found[3 * n + 1]
             grad_offset[x] += scale[2 * n + 1] * reach_x * found[3 * n + 2]

@@ -21,8 +21,8 @@ __all__ = [
     "Tile",
     "bins_of",
     "blend_tile",
-    "cell_of",
     "covered",
+    "element_of",
     "largest_of_tile",
     "locate_region",
     "locate_tile",
@@ -60,8 +60,8 @@ def tile_of(job, like):
 
 
 @inlined
-def cell_of(job, row, channel, channels, i, j):
-    """Where the offset or mask of a bin is in an array of so many channels."""
+def element_of(job, row, channel, channels, i, j):
+    """Which element of an array of offsets or masks, of so many channels, a bin moves by."""
     y, x = i * job.part_y // job.bins_y, j * job.part_x // job.bins_x
     return ((row * channels + channel) * job.part_y + y) * job.part_x + x
 
@@ -95,7 +95,7 @@ def locate_tile(work, where, top, bottom, tile):
             y_at, x_at = i * job.slot, (job.bins_y + j) * job.slot
             if job.deformable:
                 y_at, x_at = 2 * n * job.slot, (2 * n + 1) * job.slot
-                x = cell_of(job, row, 2 * c, 2 * job.classes, i, j)
+                x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
                 y = x + job.part_y * job.part_x
                 _locate(job, numbers, counts, (t, False, i, offset[y]), pixel, weight, y_at)
                 _locate(job, numbers, counts, (t, True, j, offset[x]), pixel, weight, x_at)
@@ -108,7 +108,7 @@ def locate_tile(work, where, top, bottom, tile):
                 scale[2 * n] = share_of(pixel[y_at + 1], pixel[x_at + 1], scale)
             scale[2 * n + 1] = 1
             if job.modulated:
-                scale[2 * n + 1] = mask[cell_of(job, row, c, job.classes, i, j)]
+                scale[2 * n + 1] = mask[element_of(job, row, c, job.classes, i, j)]
 
 
 @inlined

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
-from math import gcd
+from math import gcd, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,7 +118,7 @@ class Launcher:
             "classes": plan.classes,
             **_axes("groups", plan.groups),
             **_axes("bins", plan.bins),
-            **_axes("part", plan.part),
+            **_axes("part", plan.part_size),
             "first_row": 0,
             "first_image": 0,
             "images": self.images,
@@ -242,9 +242,9 @@ class Launcher:
         count = rows.shape[0]
         sums = self.device.empty((count, 4), self.sums)
         self._wide("row_gradients", count, count, (input, rows, grad_values, sums))
-        parts = boxes.shape[0] * self.plan.classes * self.plan.part[0] * self.plan.part[1]
+        elements = boxes.shape[0] * prod(self.plan.mask_shape[1:])
         arrays = (boxes, mask, sums, grad_offset, grad_mask)
-        self._launch(self._rows_unit, "part_gradients", parts, arrays, rows=count)
+        self._launch(self._rows_unit, "part_gradients", elements, arrays, rows=count)
 
     def samples(self, rows: Any, part: Part, images: range) -> sort.Buckets:
         """The samples of a part of the rows in some images of the batch, with their fractions."""

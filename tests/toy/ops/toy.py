@@ -12,12 +12,12 @@ class ToyGradients(NamedTuple):
     factor: Any = None
 
 
-@dispatched
+@dispatched("input", "factor")
 def toy(input: Any, factor: Any, *, gain: float = 1.0) -> Any:
     return results("toy", dict(input=input, factor=factor), dict(gain=gain))[0]
 
 
-@dispatched
+@dispatched("grad_output", "input", "factor")
 def toy_backward(
     grad_output: Any,
     input: Any,

@@ -1,0 +1,355 @@
+"""Kernels for the heads of queries: a head of an image at a time, a block of its queries."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.language.halves import element, put
+from cudeform.cpu.language.rows import (
+    join_pairs,
+    read_rows,
+    softmax_rows,
+    split_pairs,
+    write_rows,
+)
+from cudeform.cpu.located import (
+    BASE_X,
+    BASE_Y,
+    HEIGHT,
+    PLANE,
+    SHARE,
+    START,
+    WIDTH,
+    Rows,
+    View,
+    X,
+    Y,
+    block_arrays,
+    dot_points,
+    locate_beside,
+    locate_nearest,
+    locate_points,
+    slopes,
+    spread_points,
+    sum_points,
+)
+
+__all__ = [
+    "Extent",
+    "Strides",
+    "aggregate",
+    "pack",
+    "point_gradients",
+    "value_gradients",
+]
+
+_FARTHEST = 2**31 - 1  # from the image, of a base that a plane of integers holds
+
+
+class Extent(NamedTuple):
+    """How many there are, and where in their arrays they lie: steps in elements.
+
+    With an `out_width` queries are pixels of an output, whose bases are at (y, x) multiples of a
+    stride from an origin, and locations are offsets from the taps of a kernel there, in pixels.
+    Without one, locations are parts of a level.
+    """
+
+    pixels: int  # of an image, on all levels
+    heads: int
+    channels: int  # of a head
+    queries: int
+    points: int  # of a head of a query
+    nearest: int
+    softmax: int
+    location_query: int
+    location_head: int
+    weight_query: int
+    weight_head: int
+    out_width: int = 0
+    stride_y: int = 0
+    stride_x: int = 0
+    origin_y: int = 0
+    origin_x: int = 0
+
+
+class Strides(NamedTuple):
+    """Where values are, and how a part of them is cut up."""
+
+    rows: int  # of a block
+    first: int  # slice of the part: a slice is a head of an image
+    pieces: int  # of the queries of a slice, or of its pixels
+    image: int  # from one image to the next in the values
+    head: int
+    pixel: int
+
+
+_Job = namedtuple("_Job", Extent._fields + Strides._fields)
+_read_job = record(_Job)
+
+
+class _Queries(NamedTuple):
+    """A head of so many queries, for kernels."""
+
+    first: int  # of the image
+    row: int  # the same, of all images
+    head: int
+    count: int
+
+
+@inlined
+def _place(job, task, count):
+    """The slice of a task, and the range of `count` queries or pixels."""
+    piece = task % job.pieces
+    first, last = count * piece // job.pieces, count * (piece + 1) // job.pieces
+    return job.first + task // job.pieces, first, last
+
+
+@kernel
+def pack(numbers, source, target, first_task, last_task):
+    """Copy the values of slices side by side."""
+    job = _read_job(numbers, 0)
+    for task in range(first_task, last_task):
+        number, first, last = _place(job, task, job.pixels)
+        start = number // job.heads * job.image + number % job.heads * job.head
+        to = (number - job.first) * job.pixels * job.channels
+        places = start + first * job.pixel, job.pixel, to + first * job.channels, job.channels
+        read_rows(source, target, places, (last - first, job.channels))
+
+
+@inlined
+def _weights(job, queries):
+    """Where the weights of queries begin, and the step from one query to the next."""
+    return queries.row * job.weight_query + queries.head * job.weight_head, job.weight_query
+
+
+@inlined
+def _fill_shares(job, weights, queries, shares):
+    """The factors of the points of so many queries."""
+    points, count = job.points, queries.count
+    read_rows(weights, shares, (*_weights(job, queries), 0, points), (count, points))
+    if job.softmax:
+        softmax_rows(shares, count, points)
+
+
+@inlined
+def _fill_levels(levels, points, first, rows, block):
+    """The levels of the points of a block, from point `first` of each row on."""
+    _, whole = block
+    for r in range(rows.count):
+        at = r * rows.each
+        for k in range(rows.each):
+            whole[HEIGHT + at + k] = levels[first + k]
+            whole[WIDTH + at + k] = levels[points + first + k]
+            whole[START + at + k] = levels[2 * points + first + k]
+
+
+@inlined
+def _locations(job, queries, first):
+    """The same of locations, from point `first` of each query on."""
+    at = queries.row * job.location_query + queries.head * job.location_head
+    return at + 2 * first, job.location_query
+
+
+@inlined
+def _locate(job, levels, locations, queries, shares, first, rows, block, scale):
+    """The points of a block, from point `first` of each row on."""
+    reals, whole = block
+    places = *_locations(job, queries, first), X, rows.each
+    split_pairs(locations, reals, places, rows, Y - X)
+    read_rows(shares, reals, (first, job.points, SHARE, rows.each), rows)
+    count = rows.count * rows.each
+    if job.out_width:
+        _displace(job, levels, queries, first, rows, block, scale)
+        locate_beside(block, count)
+        return
+    half = reals.dtype.type(0.5 if job.nearest else -0.5)
+    for p in range(count):
+        reals[X + p] = reals[X + p] * reals.dtype.type(whole[WIDTH + p]) + half
+        reals[Y + p] = reals[Y + p] * reals.dtype.type(whole[HEIGHT + p]) + half
+    if job.nearest:
+        locate_nearest(block, count)
+    else:
+        locate_points(block, count)
+
+
+@inlined
+def _displace(job, levels, queries, first, rows, block, scale):
+    """From the offsets of a block to bases, and how far its points are from them."""
+    reals, whole = block
+    real, factor = reals.dtype.type, scale[0]
+    taps_y, taps_x = levels[3 * job.points + first :], levels[4 * job.points + first :]
+    for r in range(rows.count):
+        to, q = r * rows.each, queries.first + r
+        i = q // job.out_width
+        y = i * job.stride_y + job.origin_y
+        x = (q - i * job.out_width) * job.stride_x + job.origin_x
+        y = np.int32(min(max(y, -_FARTHEST), _FARTHEST))
+        x = np.int32(min(max(x, -_FARTHEST), _FARTHEST))
+        for k in range(rows.each):
+            whole[BASE_Y + to + k], whole[BASE_X + to + k] = y, x
+            reals[Y + to + k] = (real(taps_y[k]) + reals[Y + to + k]) * factor
+            reals[X + to + k] = (real(taps_x[k]) + reals[X + to + k]) * factor
+
+
+@kernel
+def aggregate(numbers, levels, source, locations, weights, scale, output, first_task, last_task):
+    """The results of queries of slices."""
+    job = _read_job(numbers, 0)
+    channels, points = job.channels, job.points
+    block = block_arrays(scale)
+    shares = np.empty(job.rows * points, scale.dtype)
+    sums = np.empty(job.rows * channels, scale.dtype)
+    for task in range(first_task, last_task):
+        number, first, last = _place(job, task, job.queries)
+        image, head = number // job.heads, number % job.heads
+        start = image * job.image + head * job.head
+        if job.pixel == channels:
+            start -= job.first * job.head
+        view = View(start, job.pixel, channels)
+        for q in range(first, last, job.rows):
+            count = min(job.rows, last - q)
+            queries = _Queries(q, image * job.queries + q, head, count)
+            sums[: count * channels] = 0
+            _fill_shares(job, weights, queries, shares)
+            for k in range(0, points, PLANE):
+                rows = Rows(count, min(PLANE, points - k))
+                if q == first or points > PLANE:
+                    _fill_levels(levels, points, k, rows, block)
+                _locate(job, levels, locations, queries, shares, k, rows, block, scale)
+                sum_points(block, rows, source, view, sums)
+            write_rows(sums, output, (0, channels, *_results(job, queries)), (count, channels))
+
+
+@inlined
+def _results(job, queries):
+    """The same of results."""
+    step = job.heads * job.channels
+    return queries.row * step + queries.head * job.channels, step
+
+
+@inlined
+def _fill_grads(job, grad_output, queries, grads):
+    """The gradients of the results of so many queries."""
+    channels = job.channels
+    places = *_results(job, queries), 0, channels
+    read_rows(grad_output, grads, places, (queries.count, channels))
+
+
+@kernel
+def point_gradients(
+    numbers,
+    levels,
+    source,
+    locations,
+    weights,
+    grad_output,
+    scale,
+    grad_locations,
+    grad_weights,
+    first_task,
+    last_task,
+):
+    """The gradients of the locations and weights of queries of slices; an empty one is skipped."""
+    job = _read_job(numbers, 0)
+    channels, points = job.channels, job.points
+    block = block_arrays(scale)
+    dots = np.empty(4 * PLANE, scale.dtype)
+    shares, found = (
+        np.empty(job.rows * points, scale.dtype),
+        np.empty(job.rows * points, scale.dtype),
+    )
+    grads = np.empty(job.rows * channels, scale.dtype)
+    for task in range(first_task, last_task):
+        number, first, last = _place(job, task, job.queries)
+        image, head = number // job.heads, number % job.heads
+        start = image * job.image + head * job.head
+        if job.pixel == channels:
+            start -= job.first * job.head
+        view = View(start, job.pixel, channels)
+        for q in range(first, last, job.rows):
+            count = min(job.rows, last - q)
+            queries = _Queries(q, image * job.queries + q, head, count)
+            _fill_shares(job, weights, queries, shares)
+            _fill_grads(job, grad_output, queries, grads)
+            for k in range(0, points, PLANE):
+                rows = Rows(count, min(PLANE, points - k))
+                if q == first or points > PLANE:
+                    _fill_levels(levels, points, k, rows, block)
+                _locate(job, levels, locations, queries, shares, k, rows, block, scale)
+                dot_points(block, rows, source, view, grads, dots)
+                _write_locations(job, block, rows, dots, grad_locations, queries, k, scale)
+                read_rows(dots, found, (0, rows.each, k, points), rows)
+            if len(grad_weights):
+                _write_weights(job, shares, found, grad_weights, queries)
+
+
+@inlined
+def _write_locations(job, block, rows, dots, target, queries, first, scale):
+    """From the dots of a block to gradients of its locations, and of its shares in their place."""
+    _, whole = block
+    count = rows.count * rows.each
+    if job.nearest:
+        dots[PLANE : 3 * PLANE] = 0
+    else:
+        slopes(block, count, dots)
+        if job.out_width:
+            for p in range(count):
+                dots[PLANE + p] *= scale[0]
+                dots[2 * PLANE + p] *= scale[0]
+        else:
+            for p in range(count):
+                dots[PLANE + p] *= dots.dtype.type(whole[WIDTH + p])
+                dots[2 * PLANE + p] *= dots.dtype.type(whole[HEIGHT + p])
+    if len(target):
+        places = PLANE, rows.each, *_locations(job, queries, first)
+        join_pairs(dots, target, places, rows, PLANE)
+
+
+@inlined
+def _write_weights(job, shares, found, target, queries):
+    """The gradients of the weights of so many queries."""
+    points, count = job.points, queries.count
+    if job.softmax:
+        for at in range(0, count * points, points):
+            total = found.dtype.type(0)
+            for k in range(at, at + points):
+                total += element(shares, k) * element(found, k)
+            for k in range(at, at + points):
+                put(found, k, element(shares, k) * (element(found, k) - total))
+    write_rows(found, target, (0, points, *_weights(job, queries)), (count, points))
+
+
+@kernel
+def value_gradients(
+    numbers, levels, locations, weights, grad_output, scale, target, first_task, last_task
+):
+    """The gradients of ranges of pixels of slices."""
+    job = _read_job(numbers, 0)
+    channels, points = job.channels, job.points
+    block = block_arrays(scale)
+    shares = np.empty(job.rows * points, scale.dtype)
+    grads = np.empty(job.rows * channels, scale.dtype)
+    sums = np.empty((job.pixels // job.pieces + 1) * channels, scale.dtype)
+    view = View(0, channels, channels)
+    for task in range(first_task, last_task):
+        number, first, end = _place(job, task, job.pixels)
+        image, head = number // job.heads, number % job.heads
+        sums[: (end - first) * channels] = 0
+        for q in range(0, job.queries, job.rows):
+            count = min(job.rows, job.queries - q)
+            queries = _Queries(q, image * job.queries + q, head, count)
+            _fill_shares(job, weights, queries, shares)
+            _fill_grads(job, grad_output, queries, grads)
+            for k in range(0, points, PLANE):
+                rows = Rows(count, min(PLANE, points - k))
+                if q == 0 or points > PLANE:
+                    _fill_levels(levels, points, k, rows, block)
+                _locate(job, levels, locations, queries, shares, k, rows, block, scale)
+                spread_points(block, rows, grads, sums, view, (first, end))
+        to = ((image * job.pixels + first) * job.heads + head) * channels
+        places = 0, channels, to, job.heads * channels
+        write_rows(sums, target, places, (end - first, channels))

@@ -1,0 +1,331 @@
+"""DCNv3 and DCNv4: sums of samples around each pixel of an output, without a weight to multiply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from cudeform.descriptions import described
+from cudeform.dispatch import dispatched
+from cudeform.ops.call import gradients, results
+
+__all__ = [
+    "DCNv3Gradients",
+    "DCNv4Gradients",
+    "dcnv3",
+    "dcnv3_backward",
+    "dcnv4",
+    "dcnv4_backward",
+]
+
+
+class DCNv3Gradients(NamedTuple):
+    """Gradients by the argument they belong to; None where not needed."""
+
+    input: Any = None
+    offset: Any = None
+    mask: Any = None
+
+
+class DCNv4Gradients(NamedTuple):
+    """Gradients by the argument they belong to; None where not needed."""
+
+    input: Any = None
+    offset_mask: Any = None
+
+
+@dispatched("input", "offset", "mask")
+@described
+def dcnv3(
+    input: Any,
+    offset: Any,
+    mask: Any,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    softmax: bool = False,
+) -> Any:
+    r"""The aggregation of DCNv3 [1]_: weighted sums of samples around each pixel of the output.
+
+    It is a deformable convolution without a weight: what a channel reads is the same for all
+    channels of its group, and only the mask tells the points apart.
+
+    Parameters
+    ----------
+    %(pixels_channels_last)s
+    offset : array of shape (N, Ho, Wo, 2*G*P)
+        For each of G groups and P points (x, y), in units of `offset_scale` pixels; of the dtype
+        of `input`, or of float32 where that has 16 bits. P is kh*kw, or one less with
+        `remove_center`, and points are numbered down the columns of the kernel.
+    mask : array of shape (N, Ho, Wo, G*P)
+        A factor for each point, of a dtype as `offset` may have. DCNv3's module passes a softmax
+        over the points of a group; see `softmax`.
+    %(grid_of_points)s
+    softmax : bool
+        Whether `mask` has logits, of which the softmax over the P points of a group is taken.
+
+    Returns
+    -------
+    array of shape (N, Ho, Wo, G*Cg)
+        ``Ho = (H + 2*padding - dilation*(kh - 1) - 1) // stride + 1``, and Wo likewise.
+
+    %(raises_for_aggregation)s
+
+    See Also
+    --------
+    dcnv3_backward : the gradients.
+    dcnv4 : the same with offset and mask in one array.
+    convert_offset : offsets for `deform_conv2d`.
+
+    Notes
+    -----
+    With S the bilinear sample of channel c, which is 0 beyond the border, g its group, s, p, d and
+    k stride, padding, dilation and kernel size, σ the `offset_scale` and
+    :math:`z = \lfloor d (k - 1) / 2 \rfloor` the centre of the kernel, for every image:
+
+    .. math:: y_{i,j,c} &= \sum_{a,b} m_{i,j,g,a,b} \, S_c(u, v) \\
+        u &= i s_y - p_y + z_y + σ (b d_y - z_y + \Delta y_{i,j,g,a,b}) \\
+        v &= j s_x - p_x + z_x + σ (a d_x - z_x + \Delta x_{i,j,g,a,b})
+
+    for a along x and, within, b along y. Coordinates and sums are float32 for the two 16-bit types,
+    and the result is rounded once. An offset that is NaN or infinite reads 0. Equal arguments give
+    equal bytes.
+
+    %(internimage_paper)s
+
+    Examples
+    --------
+    One group of two channels and a kernel of one tap, which reads half a pixel to the right:
+
+    >>> import numpy as np
+    >>> import cudeform
+    >>> image = np.arange(8.0).reshape(1, 1, 4, 2)
+    >>> offset = np.zeros((1, 1, 4, 2))
+    >>> offset[..., 0] = 0.5
+    >>> cudeform.dcnv3(image, offset, np.ones((1, 1, 4, 1)), 1)[0, 0]
+    array([[1. , 2. ],
+           [3. , 4. ],
+           [5. , 6. ],
+           [3. , 3.5]])
+    """
+    given = dict(input=input, offset=offset, mask=mask)
+    options = dict(
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        offset_scale=offset_scale,
+        remove_center=remove_center,
+        softmax=softmax,
+    )
+    return results("dcnv3", given, options)[0]
+
+
+@dispatched("grad_output", "input", "offset", "mask")
+@described
+def dcnv3_backward(
+    grad_output: Any,
+    input: Any,
+    offset: Any,
+    mask: Any,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    needs: Iterable[str] | None = None,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    softmax: bool = False,
+) -> DCNv3Gradients:
+    """Gradients of `dcnv3`.
+
+    Parameters
+    ----------
+    grad_output : array of shape (N, Ho, Wo, G*Cg)
+        The gradient of a scalar with respect to the result of the forward.
+    input, offset, mask
+        As they were given to `dcnv3`.
+    kernel_size, stride, padding, dilation, groups
+        As they were given to `dcnv3`.
+    %(needs)s
+    offset_scale, remove_center, softmax
+        As they were given to `dcnv3`.
+
+    Returns
+    -------
+    DCNv3Gradients
+        A named tuple with the fields input, offset and mask; None where not needed.
+
+    %(raises_for_aggregation)s
+
+    Notes
+    -----
+    On a pixel centre the gradient of `offset` is the derivative to the right and below.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cudeform
+    >>> image = np.array([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1)
+    >>> offset = np.zeros((1, 1, 3, 2))
+    >>> mask = np.ones((1, 1, 3, 1))
+    >>> found = cudeform.dcnv3_backward(np.ones((1, 1, 3, 1)), image, offset, mask, 1)
+    >>> found.mask.ravel()
+    array([1., 2., 4.])
+    """
+    given = dict(grad_output=grad_output, input=input, offset=offset, mask=mask)
+    options = dict(
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        offset_scale=offset_scale,
+        remove_center=remove_center,
+        softmax=softmax,
+    )
+    return gradients("dcnv3_backward", DCNv3Gradients, given, options, needs)
+
+
+@dispatched("input", "offset_mask")
+@described
+def dcnv4(
+    input: Any,
+    offset_mask: Any,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> Any:
+    """The aggregation of DCNv4 [1]_: that of DCNv3, with offset and mask in one array.
+
+    Parameters
+    ----------
+    %(pixels_channels_last)s
+    offset_mask : array of shape (N, Ho, Wo, channels)
+        For each of G groups the offsets (x, y) of its P points, in units of `offset_scale` pixels,
+        then their factors; behind the last group anything, up to a multiple of 8 channels. Of the
+        dtype of `input`, or of float32 where that has 16 bits. P is kh*kw, or one less with
+        `remove_center`, and points are numbered down the columns of the kernel.
+    %(grid_of_points)s
+
+    Returns
+    -------
+    array of shape (N, Ho, Wo, G*Cg)
+        ``Ho = (H + 2*padding - dilation*(kh - 1) - 1) // stride + 1``, and Wo likewise.
+
+    %(raises_for_aggregation)s
+
+    See Also
+    --------
+    dcnv4_backward : the gradients.
+    dcnv3 : the equation; DCNv4 takes no softmax of its factors.
+    pack_dcnv4 : `offset_mask` from an offset and a mask of DCNv3.
+
+    Notes
+    -----
+    DCNv4's own operator has kernels of 3 x 3 and a stride of 1 alone; this one has any.
+
+    %(dcnv4_paper)s
+
+    Examples
+    --------
+    A kernel of one tap, which reads half a pixel to the right and has a factor of 2:
+
+    >>> import numpy as np
+    >>> import cudeform
+    >>> image = np.arange(4.0).reshape(1, 1, 4, 1)
+    >>> offset_mask = np.zeros((1, 1, 4, 8))
+    >>> offset_mask[..., :3] = 0.5, 0, 2
+    >>> cudeform.dcnv4(image, offset_mask, 1).ravel()
+    array([1., 3., 5., 3.])
+    """
+    given = dict(input=input, offset_mask=offset_mask)
+    options = dict(
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        offset_scale=offset_scale,
+        remove_center=remove_center,
+    )
+    return results("dcnv4", given, options)[0]
+
+
+@dispatched("grad_output", "input", "offset_mask")
+@described
+def dcnv4_backward(
+    grad_output: Any,
+    input: Any,
+    offset_mask: Any,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    needs: Iterable[str] | None = None,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> DCNv4Gradients:
+    """Gradients of `dcnv4`.
+
+    Parameters
+    ----------
+    grad_output : array of shape (N, Ho, Wo, G*Cg)
+        The gradient of a scalar with respect to the result of the forward.
+    input, offset_mask
+        As they were given to `dcnv4`.
+    kernel_size, stride, padding, dilation, groups
+        As they were given to `dcnv4`.
+    %(needs)s
+    offset_scale, remove_center
+        As they were given to `dcnv4`.
+
+    Returns
+    -------
+    DCNv4Gradients
+        A named tuple with the fields input and offset_mask; None where not needed. That of
+        `offset_mask` is 0 behind the last group.
+
+    %(raises_for_aggregation)s
+
+    Notes
+    -----
+    On a pixel centre the gradient of an offset is the derivative to the right and below.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cudeform
+    >>> image = np.array([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1)
+    >>> offset_mask = np.zeros((1, 1, 3, 8))
+    >>> offset_mask[..., 2] = 1
+    >>> found = cudeform.dcnv4_backward(np.ones((1, 1, 3, 1)), image, offset_mask, 1)
+    >>> found.offset_mask[0, 0, :, 2]
+    array([1., 2., 4.])
+    """
+    given = dict(grad_output=grad_output, input=input, offset_mask=offset_mask)
+    options = dict(
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        offset_scale=offset_scale,
+        remove_center=remove_center,
+    )
+    return gradients("dcnv4_backward", DCNv4Gradients, given, options, needs)

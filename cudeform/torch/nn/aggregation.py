@@ -1,0 +1,296 @@
+"""Modules of DCNv3 and DCNv4."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import cudeform
+from cudeform import checks
+from cudeform.torch.nn.module import Module
+
+__all__ = ["DCNv3", "DCNv4"]
+
+_ACTIVATIONS = {"GELU": nn.GELU, "ReLU": nn.ReLU, "SiLU": nn.SiLU}
+_NORMS = ("LN", "BN")
+
+
+class _Aggregation(Module):
+    """What both have: the options of the operator, and how much of the middle is taken."""
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: Any,
+        stride: Any,
+        pad: Any,
+        dilation: Any,
+        group: int,
+        offset_scale: float,
+        remove_center: bool,
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        self.channels = checks.integer(op, "channels", channels, 1)
+        self.group = checks.integer(op, "group", group, 1)
+        if channels % group:
+            checks.fail(op, "group", f"to divide `channels` = {channels}", group)
+        self.group_channels = channels // group
+        self.kernel_size = checks.pair(op, "kernel_size", kernel_size, 1)
+        self.stride = checks.pair(op, "stride", stride, 1)
+        self.pad = checks.pair(op, "pad", pad, 0)
+        self.dilation = checks.pair(op, "dilation", dilation, 1)
+        self.offset_scale = checks.positive(op, "offset_scale", offset_scale)
+        self.remove_center = checks.flag(op, "remove_center", remove_center)
+
+    @property
+    def _points(self) -> int:
+        """Of all groups."""
+        return self.group * (self.kernel_size[0] * self.kernel_size[1] - self.remove_center)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "padding": self.pad,
+            "dilation": self.dilation,
+            "groups": self.group,
+            "offset_scale": self.offset_scale,
+            "remove_center": self.remove_center,
+        }
+
+    def _depthwise(self, kernel: tuple[int, int]) -> nn.Conv2d:
+        padding = (kernel[0] - 1) // 2, (kernel[1] - 1) // 2
+        return nn.Conv2d(
+            self.channels, self.channels, kernel, padding=padding, groups=self.channels
+        )
+
+    def _add_center_feature_scale(self, wanted: bool) -> None:
+        self.center_feature_scale = checks.flag(type(self).__name__, "center_feature_scale", wanted)
+        if wanted:
+            weight, bias = torch.zeros(self.group, self.channels), torch.zeros(self.group)
+            self.center_feature_scale_proj_weight = nn.Parameter(weight)
+            self.center_feature_scale_proj_bias = nn.Parameter(bias)
+
+    def _with_center(self, output: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+        """The result and the values, in parts that `seen` decides for each group and pixel."""
+        if not self.center_feature_scale:
+            return output
+        scale = nn.functional.linear(
+            seen, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
+        )
+        scale = scale.sigmoid().repeat_interleave(self.group_channels, -1)
+        return output * (1 - scale) + values * scale
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"pad={self.pad}, dilation={self.dilation}, group={self.group}, "
+            f"offset_scale={self.offset_scale}, remove_center={self.remove_center}"
+        )
+
+
+class _Permute(nn.Module):
+    """Moves axes, within a sequence that is numbered as the checkpoints' is."""
+
+    def __init__(self, *axes: int) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.permute(self.axes)
+
+
+class DCNv3(_Aggregation):
+    """The layer of InternImage [1]_, whose checkpoints it loads without renaming a key.
+
+    A depthwise convolution of the input says by two linear layers where each group of channels is
+    read around a pixel, and by a softmax how much of each point is taken.
+
+    Parameters
+    ----------
+    channels : int
+        Channels C of inputs and outputs.
+    kernel_size : int or (int, int)
+    dw_kernel_size : int or (int, int), optional
+        Of the depthwise convolution, odd; by default `kernel_size`.
+    stride, pad, dilation : int or (int, int)
+        As in `cudeform.dcnv3`. They have to leave the size as it is: the branch has an offset for
+        each pixel of the input.
+    group : int
+        Groups G of channels.
+    offset_scale : float
+        As in `cudeform.dcnv3`.
+    act_layer : {"GELU", "ReLU", "SiLU"}
+    norm_layer : {"LN", "BN"}
+        After the depthwise convolution.
+    center_feature_scale : bool
+        Whether the pixel itself is mixed in, as in InternImage-H.
+    remove_center : bool
+        As in `cudeform.dcnv3`.
+
+    References
+    ----------
+    .. [1] W. Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with
+       Deformable Convolutions", CVPR 2023, https://arxiv.org/abs/2211.05778
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cudeform.torch.nn import DCNv3
+    >>> layer = DCNv3(channels=32, group=4)
+    >>> layer(torch.rand(2, 7, 9, 32)).shape
+    torch.Size([2, 7, 9, 32])
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: Any = 3,
+        dw_kernel_size: Any = None,
+        stride: Any = 1,
+        pad: Any = 1,
+        dilation: Any = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        act_layer: str = "GELU",
+        norm_layer: str = "LN",
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+    ) -> None:
+        grid = (channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
+        super().__init__(*grid)
+        op = type(self).__name__
+        size = kernel_size if dw_kernel_size is None else dw_kernel_size
+        activation = _ACTIVATIONS[checks.choice(op, "act_layer", act_layer, tuple(_ACTIVATIONS))]
+        if checks.choice(op, "norm_layer", norm_layer, _NORMS) == "LN":
+            norm = nn.Sequential(_Permute(0, 2, 3, 1), nn.LayerNorm(channels, eps=1e-6))
+        else:
+            norm = nn.Sequential(nn.BatchNorm2d(channels), _Permute(0, 2, 3, 1))
+        size = checks.pair(op, "dw_kernel_size", size, 1)
+        self.dw_conv = nn.Sequential(self._depthwise(size), norm, activation())
+        self.offset = nn.Linear(channels, 2 * self._points)
+        self.mask = nn.Linear(channels, self._points)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self._add_center_feature_scale(center_feature_scale)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As the paper begins: a mean of all taps, where they are without an offset."""
+        for layer in (self.offset, self.mask):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.input_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)"""
+        values = self.input_proj(input)
+        seen = self.dw_conv(input.permute(0, 3, 1, 2))
+        offset, mask = self.offset(seen), self.mask(seen)
+        output = cudeform.dcnv3(values, offset, mask, **self._options(), softmax=True)
+        return self.output_proj(self._with_center(output, values, seen))
+
+
+class DCNv4(_Aggregation):
+    """The layer of FlashInternImage [1]_, whose checkpoints it loads without renaming a key.
+
+    A linear layer says where each group of channels is read around a pixel, and how much of each
+    point is taken.
+
+    Parameters
+    ----------
+    channels : int
+        Channels C of inputs and outputs.
+    kernel_size : int or (int, int)
+    stride, pad, dilation : int or (int, int)
+        As in `cudeform.dcnv4`. They have to leave the size as it is: the branch has an offset for
+        each pixel of the input.
+    group : int
+        Groups G of channels.
+    offset_scale : float
+        As in `cudeform.dcnv4`.
+    dw_kernel_size : int or (int, int), optional
+        Of a depthwise convolution before the linear layer, odd; by default there is none.
+    center_feature_scale : bool
+        Whether the pixel itself is mixed in.
+    remove_center : bool
+        As in `cudeform.dcnv4`.
+    output_bias : bool
+        Whether the last projection has a bias.
+    without_pointwise : bool
+        Whether the projections of inputs and outputs are left out.
+
+    References
+    ----------
+    .. [1] Y. Xiong et al., "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator
+       for Vision Applications", CVPR 2024, https://arxiv.org/abs/2401.06197
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cudeform.torch.nn import DCNv4
+    >>> layer = DCNv4(channels=32, group=2)
+    >>> layer(torch.rand(2, 7 * 9, 32), shape=(7, 9)).shape
+    torch.Size([2, 63, 32])
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: Any = 3,
+        stride: Any = 1,
+        pad: Any = 1,
+        dilation: Any = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        dw_kernel_size: Any = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        output_bias: bool = True,
+        without_pointwise: bool = False,
+    ) -> None:
+        grid = (channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
+        super().__init__(*grid)
+        op = type(self).__name__
+        self.dw_kernel_size = dw_kernel_size
+        if dw_kernel_size is not None:
+            size = checks.pair(op, "dw_kernel_size", dw_kernel_size, 1)
+            self.offset_mask_dw = self._depthwise(size)
+        self.offset_mask = nn.Linear(channels, -(-3 * self._points // 8) * 8)
+        self.without_pointwise = checks.flag(op, "without_pointwise", without_pointwise)
+        output_bias = checks.flag(op, "output_bias", output_bias)
+        if not without_pointwise:
+            self.value_proj = nn.Linear(channels, channels)
+            self.output_proj = nn.Linear(channels, channels, bias=output_bias)
+        self._add_center_feature_scale(center_feature_scale)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As the paper begins: no offsets, and nothing of any point."""
+        nn.init.zeros_(self.offset_mask.weight)
+        nn.init.zeros_(self.offset_mask.bias)
+        for layer in () if self.without_pointwise else (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """(N, H*W, C) -> (N, H*W, C); `shape` is (H, W), by default of a square."""
+        if shape is None:
+            shape = isqrt(input.shape[1]), isqrt(input.shape[1])
+        if input.ndim != 3 or input.shape[1] != shape[0] * shape[1]:
+            expected = f"of shape (N, H*W, C) with H, W = {tuple(shape)}"
+            checks.fail(type(self).__name__, "input", expected, tuple(input.shape))
+        values = input if self.without_pointwise else self.value_proj(input)
+        values, seen = values.unflatten(1, shape), input.unflatten(1, shape)
+        if self.dw_kernel_size is not None:
+            seen = self.offset_mask_dw(seen.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        output = cudeform.dcnv4(values, self.offset_mask(seen), **self._options())
+        output = self._with_center(output, values, output).flatten(1, 2)
+        return output if self.without_pointwise else self.output_proj(output)

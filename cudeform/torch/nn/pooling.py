@@ -1,0 +1,155 @@
+"""Modules of deformable pooling of regions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+import cudeform
+from cudeform import checks
+from cudeform.plans.regions import sampling
+from cudeform.torch.nn.module import Module
+
+__all__ = ["DCNPooling", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
+
+
+def _fully_connected(sizes: list[int], *last: nn.Module) -> nn.Sequential:
+    """Linear layers with ReLU between; the last one begins with zeros."""
+    layers: list[nn.Module] = []
+    for inner, outer in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(inner, outer), nn.ReLU(inplace=True)]
+    nn.init.zeros_(layers[-2].weight)
+    nn.init.zeros_(layers[-2].bias)
+    return nn.Sequential(*layers[:-1], *last)
+
+
+class DeformRoIPoolPack(Module):
+    """mmcv's pooling of version 1: `offset_fc` predicts the offsets from a pooling without any.
+
+    Parameters
+    ----------
+    output_size : int or (int, int)
+        Bins (ph, pw).
+    output_channels : int
+        Channels of the feature maps.
+    deform_fc_channels : int
+        Width of the hidden layers.
+    spatial_scale, sampling_ratio, gamma
+        As in `cudeform.deform_roi_pool`.
+    """
+
+    def __init__(
+        self,
+        output_size: Any,
+        output_channels: int,
+        deform_fc_channels: int = 1024,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        self.output_size = checks.pair(op, "output_size", output_size, 1)
+        self.output_channels = checks.integer(op, "output_channels", output_channels, 1)
+        hidden = checks.integer(op, "deform_fc_channels", deform_fc_channels, 1)
+        self.deform_fc_channels = hidden
+        self.spatial_scale = checks.positive(op, "spatial_scale", spatial_scale)
+        self.sampling_ratio = sampling(op, sampling_ratio)
+        self.gamma = checks.number(op, "gamma", gamma)
+        bins = self.output_size[0] * self.output_size[1]
+        self.offset_fc = _fully_connected([bins * self.output_channels, hidden, hidden, 2 * bins])
+
+    def _pool(self, input: Tensor, rois: Tensor, **shifts: Tensor) -> Tensor:
+        return cudeform.deform_roi_pool(
+            input,
+            rois,
+            output_size=self.output_size,
+            spatial_scale=self.spatial_scale,
+            sampling_ratio=self.sampling_ratio,
+            gamma=self.gamma,
+            **{"offset": None, **shifts},
+        )
+
+    def _offset(self, pooled: Tensor) -> Tensor:
+        return self.offset_fc(pooled.flatten(1)).view(-1, 2, *self.output_size)
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        return self._pool(input, rois, offset=self._offset(self._pool(input, rois)))
+
+
+class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
+    """mmcv's pooling of version 2: `mask_fc` predicts a factor for each bin as well."""
+
+    def __init__(self, output_size: Any, output_channels: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(output_size, output_channels, *args, **kwargs)
+        bins = self.output_size[0] * self.output_size[1]
+        sizes = [bins * self.output_channels, self.deform_fc_channels, bins]
+        self.mask_fc = _fully_connected(sizes, nn.Sigmoid())
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        pooled = self._pool(input, rois)
+        mask = self.mask_fc(pooled.flatten(1)).view(-1, 1, *self.output_size)
+        return self._pool(input, rois, offset=self._offset(pooled), mask=mask)
+
+
+class DCNPooling(Module):
+    """The position-sensitive pooling of DCNv2: `offset_mask_fc` predicts offsets and mask.
+
+    Parameters
+    ----------
+    spatial_scale, output_dim, group_size, part_size, sample_per_part, trans_std
+        As in `cudeform.deform_ps_roi_pool`.
+    pooled_size : int
+        Bins along each axis.
+    no_trans : bool
+        Whether nothing is predicted, and no bin moves.
+    deform_fc_dim : int
+        Width of the hidden layers.
+    """
+
+    def __init__(
+        self,
+        spatial_scale: float,
+        pooled_size: int,
+        output_dim: int,
+        no_trans: bool,
+        group_size: int = 1,
+        part_size: int | None = None,
+        sample_per_part: int = 4,
+        trans_std: float = 0.0,
+        deform_fc_dim: int = 1024,
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        output_dim = checks.integer(op, "output_dim", output_dim, 1)
+        checks.pair(op, "group_size", group_size, 1)
+        if part_size is not None:
+            checks.pair(op, "part_size", part_size, 1)
+        self.options = {
+            "spatial_scale": checks.positive(op, "spatial_scale", spatial_scale),
+            "output_dim": output_dim,
+            "group_size": group_size,
+            "part_size": part_size,
+            "sample_per_part": sampling(op, sample_per_part, "sample_per_part", 1),
+            "trans_std": checks.number(op, "trans_std", trans_std),
+        }
+        self.pooled_size = checks.integer(op, "pooled_size", pooled_size, 1)
+        self.no_trans = checks.flag(op, "no_trans", no_trans)
+        hidden = checks.integer(op, "deform_fc_dim", deform_fc_dim, 1)
+        if not self.no_trans:
+            bins = self.pooled_size**2
+            self.offset_mask_fc = _fully_connected([bins * output_dim, hidden, hidden, 3 * bins])
+
+    def _pool(self, input: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
+        return cudeform.deform_ps_roi_pool(
+            input, rois, offset, output_size=self.pooled_size, **self.options
+        )
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        pooled = self._pool(input, rois, None)
+        if self.no_trans:
+            return pooled
+        size = (self.pooled_size, self.pooled_size)
+        predicted = self.offset_mask_fc(pooled.flatten(1)).view(-1, 3, *size)
+        return self._pool(input, rois, predicted[:, :2]) * predicted[:, 2:].sigmoid()

@@ -1,0 +1,105 @@
+"""What torch is doing meanwhile: who listens, which transforms are at work, what they wrap.
+
+Torch says most of this in private names only. They stand in this file and no other, so that a new
+version of torch is read against it alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch._functorch.utils import unwrap_dead_wrappers
+
+__all__ = [
+    "PLAIN",
+    "is_forward_mode",
+    "is_plain",
+    "is_under_autocast",
+    "is_watched",
+    "transformed",
+    "untraced",
+    "unwrapped",
+    "values",
+    "without",
+]
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+_disabled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As torch.compiler.disable, which imports the compiler: that takes a second."""
+
+    @functools.wraps(function)
+    def call(*given: Any, **options: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:  # then nothing is traced
+            return function(*given, **options)
+        if function not in _disabled:
+            _disabled[function] = torch.compiler.disable(function)
+        return _disabled[function](*given, **options)
+
+    return call
+
+
+def is_plain(tensors: Sequence[Any]) -> bool:
+    """Whether all tensors are memory that can be computed on, and nobody listens."""
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) not in PLAIN or not (tensor.is_cpu or tensor.is_cuda)
+        ):
+            return False
+    return not is_watched()
+
+
+def is_watched() -> bool:
+    """Whether a mode, a trace or a transform wants to see what is called."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or bool(torch._C._functorch.maybe_current_level())
+    )
+
+
+def is_forward_mode() -> bool:
+    """Whether tangents are carried along."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def transformed() -> bool:
+    """Whether torch.func is at work, or tangents are carried along."""
+    return torch._C._are_functorch_transforms_active() or is_forward_mode()
+
+
+def is_under_autocast() -> bool:
+    """Whether autocast is on, on whichever device."""
+    return torch._C._is_any_autocast_enabled()
+
+
+def without(keys: Iterable[str]) -> Callable[[], Any]:
+    """Contexts in which the dispatcher does not look for these of its keys."""
+    first, *others = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)) for key in keys)
+    excluded = functools.reduce(operator.or_, others, first)
+    return lambda: torch._C._ExcludeDispatchKeyGuard(excluded)
+
+
+def unwrapped(tensors: Sequence[Any]) -> tuple[Any, ...]:
+    """Without the wrappers of transforms that have ended since the tensors were saved."""
+    return unwrap_dead_wrappers(tuple(tensors))
+
+
+def values(tensor: Any) -> Any:
+    """As a NumPy array; None for tensors without memory, or that differ along an axis of vmap."""
+    with torch._C._DisableFuncTorch():
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            if torch._C._functorch.is_batchedtensor(tensor):
+                return None
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        known = type(tensor) in PLAIN and (tensor.is_cpu or tensor.is_cuda)
+        listened = torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
+        return tensor.detach().cpu().numpy() if known and not listened else None
