@@ -123,19 +123,39 @@ def dcnv3(
     offset: Outline,
     mask: Outline,
     *,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
     softmax: bool = False,
-    **options: Any,
 ) -> AggregationPlan:
     """Check every argument of DCNv3."""
+    grid = kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
     softmax = checks.flag(op, "softmax", softmax)
-    return _plan(op, input, {"offset": offset, "mask": mask}, softmax, **options)
+    return _plan(op, input, {"offset": offset, "mask": mask}, softmax, *grid)
 
 
 @planner
 @finer("offset_mask")
-def dcnv4(op: str, input: Outline, offset_mask: Outline, **options: Any) -> AggregationPlan:
+def dcnv4(
+    op: str,
+    input: Outline,
+    offset_mask: Outline,
+    *,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> AggregationPlan:
     """Check every argument of DCNv4."""
-    return _plan(op, input, {"offset_mask": offset_mask}, False, **options)
+    grid = kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+    return _plan(op, input, {"offset_mask": offset_mask}, False, *grid)
 
 
 def _plan(
@@ -143,14 +163,13 @@ def _plan(
     input: Outline,
     of_points: dict[str, Outline],
     softmax: bool,
-    *,
     kernel_size: Any,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: Any = 1,
-    offset_scale: Any = 1.0,
-    remove_center: bool = False,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
 ) -> AggregationPlan:
     axes = "(N, H, W, G*Cg)"
     checks.rank(op, "input", input, axes)

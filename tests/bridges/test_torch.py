@@ -354,19 +354,15 @@ def test_gradients_along_any_axis_are_the_loops(dims):
 @pytest.mark.parametrize("needs", [(True, False, False), (True, True, True)])
 def test_vmap_of_an_operators_backward_is_the_loop(needs):
     """Of what images share a gradient is a sum over the batch, which can be no larger one."""
-    asked = problem("conv2d", "plain", "float64")
+    asked, bridge = problem("conv2d", "plain", "float64"), BRIDGES["conv2d"]
     tensors, _ = arguments(asked, requires_grad=False)
-    bridge, grad_output = BRIDGES["conv2d"], to_tensor(asked.grad_output)
-    kept = [tensors[name] for name in bridge.kept]
-
-    def gradients(grad_output):
-        options = flat(bridge, asked.case.options)
-        return torch.ops.cudeform.conv2d_backward(grad_output, *kept, *options, needs)
-
+    given = [*(tensors[name] for name in bridge.kept), *flat(bridge, asked.case.options), needs]
+    grad_output = to_tensor(asked.grad_output)
     several = torch.stack([grad_output, -2 * grad_output, grad_output.cos()])
-    found = torch.vmap(gradients)(several)
+    found = torch.vmap(lambda grad: torch.ops.cudeform.conv2d_backward(grad, *given))(several)
     for i, one in enumerate(several):
-        for got, want, needed in zip(found, gradients(one), needs, strict=True):
+        expected = torch.ops.cudeform.conv2d_backward(one, *given)
+        for got, want, needed in zip(found, expected, needs, strict=True):
             if needed:
                 torch.testing.assert_close(got[i], want)
 

@@ -207,7 +207,7 @@ def test_modules_of_dcnv4():
         learned.zero_grad()
         output.square().sum().backward()
         assert all(p.grad.isfinite().all() for p in learned.parameters())
-    with pytest.raises(ValueError, match="`channels` divisible by 3 = group, got 32"):
+    with pytest.raises(ValueError, match="`group` to divide `channels` = 32, got 3"):
         package.DCNv4(32, group=3)
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import cudeform
-from cudeform.torch.state import untraced
 from cudeform.torch.extensions.calls import add, compiled, fill
+from cudeform.torch.state import untraced
 
 __all__ = [
     "deform_psroi_pooling_backward",
