@@ -11,7 +11,7 @@ The model is a lower bound in clock cycles: every scheduler issues an instructio
 cache and the memory deliver what they do at best. It knows nothing of latency, and a GPU takes
 longer. No time is measured here.
 
-    python benchmarks/work.py --json benchmarks/results/work.json
+    python benchmarks/work.py --json benchmarks/work.json
 """
 
 from __future__ import annotations

@@ -203,6 +203,35 @@ def _pooling(axes: Axes, region: str, reads: str, moves: bool) -> None:
     axes.set(xticks=range(0, width, 2), yticks=range(0, height, 2))
 
 
+def buckets() -> Figure:
+    """Eight points in three cells: as they are numbered, as they are placed, in their order."""
+    keys = np.array([1, 0, 2, 1, 1, 0, 2, 1])
+    placed = np.array([5, 1, 3, 7, 0, 4, 2, 6])
+    rows = (np.arange(8), placed, np.argsort(keys, kind="stable"))
+    names = ("points", "placed", "in order")
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for y, (name, points) in enumerate(zip(names, rows, strict=True)):
+        axes.text(-0.4, 2 * y + 0.5, name, ha="right", va="center", weight="bold")
+        for x, point in enumerate(points):
+            color = (Y_COLOR, X_COLOR, POINT_COLOR)[keys[point]]
+            axes.add_patch(Rectangle((x, 2 * y), 1, 1, fc=color, ec="white", lw=2))
+            axes.text(x + 0.5, 2 * y + 0.5, point, ha="center", va="center", color="white")
+            if y < 2:
+                below = rows[y + 1].tolist().index(point)
+                ends = [x + 0.5, below + 0.5], [2 * y + 1.05, 2 * y + 1.95]
+                axes.plot(*ends, color=color, lw=1, alpha=0.6)
+    counts = np.bincount(keys)
+    for cell, start, count in zip("abc", np.cumsum(counts) - counts, counts, strict=True):
+        text = f"cell {cell}: {count} points from {start}"
+        axes.text(start + count / 2, 5.35, text, ha="center", va="center", fontsize=7)
+    for y, text in enumerate(("another way in each run", "always the same")):
+        axes.text(8.3, 2 * y + 2.5, text, va="center")
+    axes.set(xlim=(-1.8, 11.2), ylim=(5.7, -0.2))
+    axes.axis("off")
+    return figure
+
+
 HEADS, POINTS, LEVELS = 8, 4, ((48, 72), (24, 36), (12, 18), (6, 9))
 QUERY = (0.49, 0.42)  # (x, y): between the eyes of the cat
 
@@ -263,5 +292,6 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "borders": borders,
     "offset_layouts": offset_layouts,
     "roi_bins": roi_bins,
+    "buckets": buckets,
     "attention": attention,
 }

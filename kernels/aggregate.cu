@@ -141,11 +141,11 @@ template <int CORNERS>
 __device__ __forceinline__ Footprint<CORNERS> footprint_of(const Level& level, const Cell<Sum>& cell, Sum weight) {
   Footprint<CORNERS> f;
   f.corners = corners_of<CORNERS>(level, cell);
-  Sum along_y[2], along_x[2];
-  read_weights(cell.y, cell.ly, level.height, BORDER_ZEROS, along_y);
-  read_weights(cell.x, cell.lx, level.width, BORDER_ZEROS, along_x);
+  Sum along_y[2], along_x[2], share = weight;
+  read_weights(cell.y, cell.ly, level.height, BORDER_ZEROS, along_y, share);
+  read_weights(cell.x, cell.lx, level.width, BORDER_ZEROS, along_x, share);
 #pragma unroll
-  for (int k = 0; k < CORNERS; ++k) f.weight[k] = CORNERS == 1 ? weight : along_y[k >> 1] * along_x[k & 1] * weight;
+  for (int k = 0; k < CORNERS; ++k) f.weight[k] = CORNERS == 1 ? weight : along_y[k >> 1] * along_x[k & 1] * share;
   return f;
 }
 
@@ -370,8 +370,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 // groups of lanes that share the channels, each for some of the points.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     gather_value(const Scalar* __restrict__ grad_output, const void* __restrict__ sizes, const int* __restrict__ ends,
-                 const int* __restrict__ starts, const int* __restrict__ order, const Way<Sum>* __restrict__ ways,
-                 Scalar* __restrict__ grad_value, const Params p) {
+                 const int* __restrict__ starts, const Way<Sum>* __restrict__ ways, Scalar* __restrict__ grad_value,
+                 const Params p) {
   DYNAMIC_SHARED(Level, levels);
   load_levels(p, sizes, ends, levels);
   const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
@@ -400,7 +400,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       const bool down = i < runs.above_count;
       const int at = down ? runs.above + i : runs.own + i - runs.above_count;
       const bool right = at < (down ? runs.above_middle : runs.own_middle);
-      const Way<Sum> way = ways[__ldg(order + at)];
+      const Way<Sum> way = ways[at];
       // A point left of its key, which is at the edge, does not touch the pixel on the right.
       if ((down && way.y < Sum(0)) || (right && way.x < Sum(0))) continue;
       const Sum weight = way_weight(way.y, down) * way_weight(way.x, right) * way.weight;

@@ -1,8 +1,8 @@
 // The transpose of sampling: a pixel collects from the points that touched it, in a fixed order.
 //
-// A point has one key, that of its cell. The points are sorted by key, stably, and `starts` says where each key
-// begins. A pixel is a corner of four cells, which are two runs of neighbouring keys; it walks them in order. No
-// atomics, no zero fill, and the order of the sum never depends on how threads are scheduled.
+// A point has one key, that of its cell, and each cell a bucket, in which points are in order. A pixel is a corner of
+// four cells, which are two runs of neighbouring buckets; it walks them in order. No atomics, no zero fill, and the
+// order of the sum never depends on how threads are scheduled.
 #pragma once
 #include "sampling.cuh"
 
@@ -19,25 +19,83 @@ __device__ __forceinline__ int key_of(const Cell<S>& cell, int image, int height
 template <class S>
 struct alignas(16) Fraction {
   S ly, lx, scale;
-  int pixel;  // of the output: where its row of values is
+  unsigned source;  // which row of values it has
 };
 
-// Calls add(point, its fraction, weight) for every point that touches pixel (y, x) of `image`. All threads that share
-// the pixel do the same: their loads are one, and cost less than handing the numbers around. Where all points are
-// `on_pixels` only those of its own cell touch it, and only they may: 0 * NaN is not 0.
-template <class S, class Add>
-__device__ __forceinline__ void gather(const int* __restrict__ starts, const int* __restrict__ order,
-                                       const Fraction<S>* __restrict__ fractions, int image, int y, int x,
-                                       int image_height, int image_width, bool on_pixels, Add add) {
-  const int above = image * cells_of(image_height, image_width) + y * (image_width + 1) + x;
-  for (int down = on_pixels ? 0 : 1; down >= 0; --down) {  // first the cells of which it is a lower corner
-    const int* run = starts + above + (1 - down) * (image_width + 1);
-    const int middle = __ldg(run + 1), end = __ldg(run + 2);
-#pragma unroll 4
-    for (int i = on_pixels ? middle : __ldg(run); i < end; ++i) {
-      const int point = __ldg(order + i);
-      const Fraction<S> f = fractions[point];
-      add(point, f, side_weight(f.ly, down) * side_weight(f.lx, i < middle) * f.scale);
+// Two runs of neighbouring buckets, one after the other, and their points counted through from 0. Of the points before
+// a middle a pixel is on the right.
+struct Runs {
+  int above, above_middle, above_count;  // of the cells of which it is a lower corner: where they begin
+  int own, own_middle, count;            // of the others: where they would begin if the first run were in front of them
+  int most;                              // points of any pixel of the warp
+};
+
+// Those of pixel (y, x) of `image`. Where all points are `on_pixels` only those of its own cell touch it, and only they
+// may: 0 * NaN is not 0.
+__device__ __forceinline__ Runs runs_of(const int* __restrict__ starts, int image, int y, int x, int image_height,
+                                        int image_width, bool on_pixels) {
+  const int* own = starts + (image * cells_of(image_height, image_width) + (y + 1) * (image_width + 1) + x);
+  const int* above = own - (image_width + 1);
+  const int middle = __ldg(own + 1), end = __ldg(own + 2);
+  if (on_pixels) return {0, 0, 0, middle, 0, end - middle, 0};
+  const int first = __ldg(own), above_first = __ldg(above), above_count = __ldg(above + 2) - above_first;
+  const int own_first = first - above_count;
+  return {above_first, __ldg(above + 1) - above_first, above_count, own_first, middle - own_first, end - own_first, 0};
+}
+
+constexpr int HELD = 2;  // points that a lane fetches at a time for all lanes of its pixel
+
+// What a pixel adds of a point: a row of values, so many times.
+template <class S>
+struct alignas(2 * sizeof(S)) Share {
+  S weight;
+  int line;
+};
+
+// Makes all pixels of the warp come to its barriers equally often. Every thread of the warp must come here.
+__device__ __forceinline__ void find_most(Runs& runs) {
+  runs.most = runs.count;
+  for (int step = 16; step > 0; step /= 2) runs.most = max(runs.most, __shfl_xor_sync(0xffffffffu, runs.most, step));
+}
+
+// Adds up the points of a pixel's runs. Each of its lanes fetches some of them for all, and does so while the rows of
+// those before are on their way: no load of global memory waits for another. Every thread of the warp must come here.
+//
+// active: whether the lane has channels to add; shares: room for HELD in each thread of the block; line_of(fraction) is
+// where a point's values are, load(line) reads them, add(values, weight) adds them.
+template <class S, class LineOf, class Load, class Add>
+__device__ __forceinline__ void gather(const Runs& runs, bool active, const Fraction<S>* __restrict__ fractions,
+                                       int lanes, Share<S>* shares, LineOf line_of, Load load, Add add) {
+  const int lane = threadIdx.x & (lanes - 1);
+  Share<S>* const shared = shares + HELD * (threadIdx.x - lane);
+  Fraction<S> fetched[HELD] = {};
+  const auto fetch = [&](int first) {
+#pragma unroll
+    for (int k = 0; k < HELD; ++k) {
+      const int i = first + k * lanes + lane;
+      const int place = i + (i < runs.above_count ? runs.above : runs.own);
+      if (i < runs.count) fetched[k] = fractions[place];
     }
+  };
+  fetch(0);
+#pragma unroll 1
+  for (int first = 0; first < runs.most; first += HELD * lanes) {
+#pragma unroll
+    for (int k = 0; k < HELD; ++k) {
+      const Fraction<S>& f = fetched[k];
+      const int i = first + k * lanes + lane;
+      const bool down = i < runs.above_count;
+      const bool right = i < (down ? runs.above_middle : runs.own_middle);
+      shared[k * lanes + lane] = {side_weight(f.ly, down) * side_weight(f.lx, right) * f.scale, line_of(f)};
+    }
+    fetch(first + HELD * lanes);
+    __syncwarp(0xffffffffu);
+    const int ready = active ? min(runs.count - first, HELD * lanes) : 0;
+#pragma unroll 4
+    for (int i = 0; i < ready; ++i) {
+      const Share<S> share = shared[i];
+      add(load(share.line), share.weight);
+    }
+    __syncwarp(0xffffffffu);
   }
 }

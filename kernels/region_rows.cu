@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       cell = cell_of(p, row, a, sample - a * row.nx);
     }
     keys[first + sample] = key_of(cell, image, p.height, p.width, p.images);
-    fractions[first + sample] = {cell.ly, cell.lx, row.scale, p.first_row + task};
+    fractions[first + sample] = {cell.ly, cell.lx, row.scale, (unsigned)(p.first_row + task)};
   }
 }
 

@@ -10,11 +10,13 @@ using Sum = SumOf<Scalar>::type;
 using Index = INDEX;
 using Channels = Pack<Scalar, VEC>;
 
-// From the host: THREADS.
+// From the host: THREADS, and GATHER_THREADS of a block that gathers.
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
 
 constexpr int MAX_BLOCKS = 2;  // of the kernels that keep an index of every channel
+// Of GATHER_THREADS
+constexpr int GATHER_BLOCKS = 12, MAX_GATHER_BLOCKS = 8;
 
 // The row of a group of lanes, and this thread's place in the group.
 struct Task {
@@ -332,69 +334,87 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
   });
 }
 
+// What a pixel collects of a row: its values, and which pixel they chose if they are the largest.
+struct Collected {
+  Channels grad;
+  Pack<int, VEC> chosen;
+};
+
 // grad_input = every pixel's share of the grad_values of the rows that touched it; with an argmax only of those that
 // chose it
 template <bool LARGEST, class Target>
 __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                                              const int* __restrict__ starts, const int* __restrict__ order,
+                                              const int* __restrict__ starts,
                                               const Fraction<Sum>* __restrict__ fractions,
                                               Target* __restrict__ grad_input, const Params& p) {
+  SHARED(Share<Sum>, shares, [HELD * GATHER_THREADS]);
   const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
-  const int task = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);  // (image, y, x)
+  const int number = blockIdx.x * (GATHER_THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  const bool exists = number < p.images * p.height * p.width;
+  const int task = exists ? number : 0;  // (image, y, x)
   const int line = quotient(task, p.width), image = quotient(line, p.height);
   const int y = line - image * p.height, x = task - line * p.width;
-  if (image >= p.images) return;
-  for (int c = lane * VEC; c < p.channels; c += lanes * VEC) {
+  Runs runs = runs_of(starts, image, y, x, p.height, p.width, p.reads == READS_PIXELS);
+  if (!exists) runs.count = 0;
+  find_most(runs);
+  for (int slice = 0; slice < p.channels; slice += lanes * VEC) {
+    const int c = slice + lane * VEC;
+    const bool active = exists && c < p.channels;
+    const int channel = active ? c : 0;
     Target* out = grad_input + ((Index)task * p.channels + c);
     Sum sum[VEC] = {};
     Pack<Target, VEC> result;
-    if (p.accumulate) {
+    if (p.accumulate && active) {
       result.load_written(out);
 #pragma unroll
       for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
     }
-    gather(starts, order, fractions, image, y, x, p.height, p.width, p.reads == READS_PIXELS,
-           [&](int, const Fraction<Sum>& f, Sum weight) {
-             const Index from = (Index)f.pixel * p.channels + c;
-             Channels grad;
-             grad.load(grad_values + from);
-             Pack<int, VEC> chosen;
-             if (LARGEST) chosen.load(argmax + from);
+    gather(
+        runs, active, fractions, lanes, shares, [&](const Fraction<Sum>& f) { return (int)f.source; },
+        [&](int row) {
+          const Index from = (Index)row * p.channels + channel;
+          Collected values;
+          values.grad.load(grad_values + from);
+          if (LARGEST) values.chosen.load(argmax + from);
+          return values;
+        },
+        [&](const Collected& values, Sum weight) {
 #pragma unroll
-             for (int v = 0; v < VEC; ++v) {
-               if (!LARGEST || chosen.lane[v] == y * p.width + x) sum[v] += weight * widen(grad.lane[v]);
-             }
-           });
+          for (int v = 0; v < VEC; ++v) {
+            if (!LARGEST || values.chosen.lane[v] == y * p.width + x) sum[v] += weight * widen(values.grad.lane[v]);
+          }
+        });
+    if (active) {
 #pragma unroll
-    for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
-    result.store(out);
+      for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
+      result.store(out);
+    }
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    gather_rows(const Scalar* __restrict__ grad_values, const int* __restrict__ starts, const int* __restrict__ order,
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
+    gather_rows(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                 const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<false>(grad_values, nullptr, starts, order, fractions, grad_input, p);
+  gather_pixels<false>(grad_values, nullptr, starts, fractions, grad_input, p);
 }
 
 // The same into unrounded sums, for rows whose samples come in several chunks
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_rows_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                     const int* __restrict__ order, const Fraction<Sum>* __restrict__ fractions,
-                     Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels<false>(grad_values, nullptr, starts, order, fractions, grad_input, p);
+                     const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
+  gather_pixels<false>(grad_values, nullptr, starts, fractions, grad_input, p);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
     gather_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                   const int* __restrict__ starts, const int* __restrict__ order,
-                   const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<true>(grad_values, argmax, starts, order, fractions, grad_input, p);
+                   const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
+                   Scalar* __restrict__ grad_input, const Params p) {
+  gather_pixels<true>(grad_values, argmax, starts, fractions, grad_input, p);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
     gather_largest_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                        const int* __restrict__ starts, const int* __restrict__ order,
-                        const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels<true>(grad_values, argmax, starts, order, fractions, grad_input, p);
+                        const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
+                        Sum* __restrict__ grad_input, const Params p) {
+  gather_pixels<true>(grad_values, argmax, starts, fractions, grad_input, p);
 }

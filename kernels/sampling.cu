@@ -32,8 +32,10 @@ struct Params {
   long long mask_image, mask_channel, mask_pixel;
 };
 
-// From the host: THREADS, and the most LANES that share a point where its corners are read.
+// From the host: THREADS, GATHER_THREADS of a block that gathers, and the most LANES that share a point where its corners
+// are read.
 constexpr int BLOCKS = 4;  // at once on a multiprocessor, at least: leaves a thread 64 registers
+constexpr int GATHER_BLOCKS = 12;  // of GATHER_THREADS: leaves a thread 80
 
 struct Point {
   int pixel, group, tap;  // pixel: within the chunk
@@ -130,12 +132,15 @@ __device__ __forceinline__ void find_corners(const Params& p, const Place& place
   }
 }
 
+// A point's source is its pixel and, in so many bits, its tap.
+__device__ __forceinline__ int tap_bits(const Params& p) { return 32 - __clz(p.taps - 1); }
+
 // What the gather sorts points by, and what it knows of them.
 __device__ __forceinline__ void write_key(const Params& p, int number, const Point& point, const Place& place,
                                           Sum scale, int* __restrict__ keys, Fraction<Sum>* __restrict__ fractions) {
   const int image = place.image * p.offset_groups + point.group;
   keys[number] = key_of(place.cell, image, p.height, p.width, p.images * p.offset_groups);
-  fractions[number] = {place.cell.ly, place.cell.lx, scale, point.pixel};
+  fractions[number] = {place.cell.ly, place.cell.lx, scale, (unsigned)point.pixel << tap_bits(p) | point.tap};
 }
 
 // Fills the block's tile of footprints; the number of points in it. Sets a bit of `outside` for each point of the warp
@@ -371,52 +376,66 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // grad_input = every pixel's share of the grad_columns that touched it
 template <class Target>
 __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_columns, const int* __restrict__ starts,
-                                              const int* __restrict__ order,
                                               const Fraction<Sum>* __restrict__ fractions,
                                               Target* __restrict__ grad_input, const Params& p) {
+  SHARED(Share<Sum>, shares, [HELD * GATHER_THREADS]);
   const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
-  const int task = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);  // (image, y, x, offset group)
-  const int pixels = p.height * p.width;
+  const int number = blockIdx.x * (GATHER_THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  const int pixels = p.height * p.width, bits = tap_bits(p);
+  const bool exists = number < p.images * pixels * p.offset_groups;
+  const int task = exists ? number : 0;  // (image, y, x, offset group)
   const int pixel = quotient(task, p.offset_groups), group = task - pixel * p.offset_groups;
   const int image = quotient(pixel, pixels), y = quotient(pixel - image * pixels, p.width);
   const int x = pixel - image * pixels - y * p.width;
-  if (image >= p.images) return;
   const Span span = span_of(p, group);
-  for (int c = span.begin + lane * VEC; c < span.end; c += lanes * VEC) {
-    const Index column = column_of(p, c);
+  Runs runs = runs_of(starts, image * p.offset_groups + group, y, x, p.height, p.width, p.plain);
+  if (!exists || span.begin >= span.end) runs.count = 0;
+  find_most(runs);
+  const int most = min(p.group_channels, p.channels);
+  for (int slice = 0; slice < most; slice += lanes * VEC) {
+    const int c = span.begin + slice + lane * VEC;
+    const bool active = exists && c < span.end;
+    const Scalar* from = grad_columns + (active ? column_of(p, c) : 0);
     Target* out = grad_input + ((Index)pixel * p.input_channels + c);
     Sum sum[VEC] = {};
     Pack<Target, VEC> result;
-    if (p.accumulate) {
+    if (p.accumulate && active) {
       result.load_written(out);
 #pragma unroll
       for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
     }
-    gather(starts, order, fractions, image * p.offset_groups + group, y, x, p.height, p.width, p.plain,
-           [&](int number, const Fraction<Sum>& f, Sum weight) {
-             const int tap = number - (f.pixel * p.offset_groups + group) * p.taps;
-             Channels grad;
-             grad.load(grad_columns + (row_of(p, {f.pixel, group, tap}) + column));
+    gather(
+        runs, active, fractions, lanes, shares,
+        [&](const Fraction<Sum>& f) {
+          const int tap = f.source & ((1u << bits) - 1u);
+          return (int)(f.source >> bits) * (p.blocks * p.taps) + tap;
+        },
+        [&](int line) {
+          Channels grad;
+          grad.load(from + (Index)line * p.block_channels);
+          return grad;
+        },
+        [&](const Channels& grad, Sum weight) {
 #pragma unroll
-             for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
-           });
+          for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
+        });
+    if (active) {
 #pragma unroll
-    for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
-    result.store(out);
+      for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
+      result.store(out);
+    }
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_input(const Scalar* __restrict__ grad_columns, const int* __restrict__ starts,
-                 const int* __restrict__ order, const Fraction<Sum>* __restrict__ fractions,
-                 Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels(grad_columns, starts, order, fractions, grad_input, p);
+                 const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
+  gather_pixels(grad_columns, starts, fractions, grad_input, p);
 }
 
 // The same into unrounded sums, for an image whose points come in several chunks
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_input_sums(const Scalar* __restrict__ grad_columns, const int* __restrict__ starts,
-                      const int* __restrict__ order, const Fraction<Sum>* __restrict__ fractions,
-                      Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels(grad_columns, starts, order, fractions, grad_input, p);
+                      const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
+  gather_pixels(grad_columns, starts, fractions, grad_input, p);
 }

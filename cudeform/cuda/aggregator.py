@@ -162,9 +162,9 @@ class Aggregator:
             lane_bits = _lane_bits(extent.points)
             arrays = (*self._points, keys, ways)
             self._launch("point_keys", part, tasks << lane_bits, arrays, lane_bits)
-            buckets = sort.sort_points(self.device, keys, pixels)
+            buckets = sort.sort_points(self.device, keys, pixels, ways)
             levels = self._points[:2]
-            arrays = (grad_output, *levels, buckets.starts, buckets.order, ways, grad_value)
+            arrays = (grad_output, *levels, buckets.starts, buckets.records, grad_value)
             self._launch("gather_value", part, pixels * WARP, arrays, self._lane_bits)
 
 
@@ -177,7 +177,7 @@ def _whole_images(extent: Extent, most_tasks: int) -> Iterator[Part]:
 
 def _parts(extent: Extent, sums: np.dtype) -> Iterator[Part]:
     """Images whose points fit the workspace, or heads of an image: these have points apart."""
-    per_point = 16 + 4 * sums.itemsize  # keys and orders twice; ways
+    per_point = 16 + 8 * sums.itemsize  # keys, ranks and places; ways twice
     per_head = extent.queries * extent.points * per_point + 4 * extent.pixels
     at_once = max(1, POINT_BYTES // per_head)
     if at_once >= extent.heads:

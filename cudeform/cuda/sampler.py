@@ -48,12 +48,12 @@ PARAMS = np.dtype(
     )],
     align=True,
 )  # fmt: skip
-THREADS, WARP = 256, 32
+THREADS, GATHER_THREADS, WARP = 256, 64, 32
 LANES = 8  # threads that share a point, at most: their vectors are a line of the cache
 LEAST_TILE = 64  # points of a block where there are few, so that there are some blocks
 BLOCKS = 512  # enough for every GPU: with more, a block gets as many points as it has threads
 VECTOR_BYTES = 16
-_SIZES = (("THREADS", THREADS), ("LANES", LANES))
+_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("LANES", LANES))
 COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 
 
@@ -154,7 +154,7 @@ class Sampler:
         return gcd(most, self.points.group_channels, block.first, block.width)
 
     def _launch(self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any):
-        """`how`: tasks (groups of lanes, or points), per_block of them; vector, lane_bits."""
+        """`how`: tasks (groups of lanes, or points), per_block of them; vector, and more."""
         points, vector = self.points, how["vector"]
         params = {
             **self._params,
@@ -183,7 +183,8 @@ class Sampler:
         index = layout.index_type(largest)
         unit = _unit(self._dtype_name, self._offset_name, vector, index)
         grid = -(-how["tasks"] // how["per_block"])
-        self.device.launch(unit, kernel, grid, THREADS, arrays, pack(PARAMS, params))
+        threads = how.get("threads", THREADS)
+        self.device.launch(unit, kernel, grid, threads, arrays, pack(PARAMS, params))
 
     def _lane_bits(self, block: Block, vector: int, most: int) -> int:
         """The logarithm of the threads that share a task, one for each pack of channels."""
@@ -255,18 +256,17 @@ class Sampler:
         self._on_points("corner_dots", chunk, block, arrays, accumulate=block.first > 0)
 
     def buckets(self, chunk: Chunk, sums: PointSums) -> sort.Buckets:
-        """The points by the pixels they touch, from their keys."""
+        """The fractions of the points by the pixels they touch, from their keys."""
         points = self.points
         cells = (points.height + 1) * (points.width + 1)
         number = chunk.images * points.offset_groups * cells
-        return sort.sort_points(self.device, sums.keys, number)
+        return sort.sort_points(self.device, sums.keys, number, sums.fractions)
 
     def gather(
         self,
         chunk: Chunk,
         block: Block,
         buckets: sort.Buckets,
-        fractions: Any,
         columns: Any,
         grad_input: Any,
     ) -> None:
@@ -278,9 +278,10 @@ class Sampler:
             kernel,
             chunk,
             block,
-            (columns, buckets.starts, buckets.order, fractions, grad_input),
+            (columns, buckets.starts, buckets.records, grad_input),
             tasks=chunk.images * self.points.height * self.points.width * self.points.offset_groups,
-            per_block=THREADS >> lane_bits,
+            per_block=GATHER_THREADS >> lane_bits,
+            threads=GATHER_THREADS,
             vector=vector,
             lane_bits=lane_bits,
             accumulate=chunk.pixel > 0,
@@ -301,7 +302,7 @@ class Gradients(NamedTuple):
 
 def most_backward_pixels(points: Points, channels: int, dtype: np.dtype) -> int:
     """Output pixels whose gradients of columns, for so many channels, fit the workspace."""
-    per_point = 16 + 8 * sum_dtype(dtype).itemsize  # keys and orders twice; dots and fractions
+    per_point = 16 + 12 * sum_dtype(dtype).itemsize  # keys, ranks, places; dots, fractions twice
     bytes_per_pixel = points.taps * (channels * dtype.itemsize + points.offset_groups * per_point)
     return max(1, COLUMN_BYTES // bytes_per_pixel)
 
@@ -348,7 +349,7 @@ def backpropagate(
                 sampler.add_dots(chunk, block, sums, *given, *at_last)
             if "input" in needs:
                 buckets = buckets or sampler.buckets(chunk, sums)
-                sampler.gather(chunk, block, buckets, sums.fractions, columns, grad_input[local])
+                sampler.gather(chunk, block, buckets, columns, grad_input[local])
     if grad_input is None or in_place:
         return
     if points.channels_last:

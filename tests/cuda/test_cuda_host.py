@@ -210,17 +210,6 @@ def test_misaligned_arrays_give_the_same_bytes(device):
     np.testing.assert_array_equal(to_host(got.points), to_host(want.points))
 
 
-@pytest.mark.parametrize("count", [1, 31, 2048, 2049, 7001])
-@pytest.mark.parametrize("keys", [1, 200, 256, 70_000])
-def test_sort_is_stable(device, count, keys):
-    rng = np.random.default_rng(count)
-    values = rng.integers(0, keys + 1, count).astype(np.int32)  # keys itself: points nobody wants
-    buckets = sort.sort_points(device, to_device(values), keys)
-    np.testing.assert_array_equal(to_host(buckets.order), np.argsort(values, kind="stable"))
-    starts = np.searchsorted(np.sort(values), np.arange(keys + 1))
-    np.testing.assert_array_equal(to_host(buckets.starts), starts)
-
-
 def test_all_points_on_one_pixel(device):
     """The worst case for the gather: one pixel collects from every point."""
     rng = np.random.default_rng(2)
@@ -272,7 +261,7 @@ def test_params_that_differ_from_the_dtype_do_not_compile(device):
     )
     unit = replace(sort.UNIT, params=wrong)
     with pytest.raises(Exception, match="differs from the dtype of the host"):
-        device.launch(unit, "count_digits", 1, 256, (None, None), np.zeros((), wrong))
+        device.launch(unit, "count_points", 1, 256, (None, None), np.zeros((), wrong))
 
 
 class _FakeModule:
@@ -312,13 +301,13 @@ def test_a_unit_is_compiled_once(cupy_device):
     module = _FakeModule()
     device, made = cupy_device(module)
     params = np.zeros((), sort.PARAMS)
-    for kernel in ("count_digits", "add_counts", "count_digits"):
+    for kernel in ("count_points", "place_points", "count_points"):
         device.launch(sort.UNIT, kernel, 3, 256, (None, None), params)
     assert len(made) == 1 and made[0]["code"] == flatten(sort.UNIT)
     assert [launch[0] for launch in module.launches] == [
-        "count_digits",
-        "add_counts",
-        "count_digits",
+        "count_points",
+        "place_points",
+        "count_points",
     ]
     assert module.launches[0][1:3] == ((3,), (256,))
     assert module.launches[0][3][-1] is params
@@ -327,13 +316,13 @@ def test_a_unit_is_compiled_once(cupy_device):
 def test_missing_nvrtc_names_the_command(cupy_device):
     device, _ = cupy_device(_FakeModule(RuntimeError("CuPy failed to load libnvrtc.so.13")))
     with pytest.raises(RuntimeError, match=r"pip install 'cudeform\[cuda13\]'"):
-        device.launch(sort.UNIT, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
+        device.launch(sort.UNIT, "count_points", 1, 256, (), np.zeros((), sort.PARAMS))
 
 
 def test_other_compile_errors_are_not_disguised(cupy_device):
     device, _ = cupy_device(_FakeModule(RuntimeError("expected a ';'")))
     with pytest.raises(RuntimeError, match="expected a ';'"):
-        device.launch(sort.UNIT, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
+        device.launch(sort.UNIT, "count_points", 1, 256, (), np.zeros((), sort.PARAMS))
 
 
 class _NoCache(_FakeModule):
@@ -351,7 +340,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(cupy_device, monkeypatch
     other = replace(sort.UNIT)
     with pytest.warns(RuntimeWarning, match="cannot keep compiled kernels.*No space") as warned:
         for unit in (sort.UNIT, other):
-            device.launch(unit, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
+            device.launch(unit, "count_points", 1, 256, (), np.zeros((), sort.PARAMS))
     assert len(warned) == 1 and len(module.launches) == 2
     assert "CUPY_CACHE_IN_MEMORY" not in os.environ
 
@@ -359,7 +348,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(cupy_device, monkeypatch
 def test_an_error_of_the_system_that_is_not_the_cache_reaches_the_caller(cupy_device):
     device, _ = cupy_device(_FakeModule(OSError("out of handles")))
     with pytest.warns(RuntimeWarning), pytest.raises(OSError, match="out of handles"):
-        device.launch(sort.UNIT, "count_digits", 1, 256, (), np.zeros((), sort.PARAMS))
+        device.launch(sort.UNIT, "count_points", 1, 256, (), np.zeros((), sort.PARAMS))
 
 
 def test_an_emulator_error_reaches_the_caller(device):

@@ -269,7 +269,7 @@ def test_other_frameworks_gpu_arrays_are_viewed_on_their_device(cupy):
     assert_close(output.array.get(), todo.output, "float32")
 
 
-LAUNCH = (sort.UNIT, "count_digits", 1, 256)
+LAUNCH = (sort.UNIT, "count_points", 1, 256)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,27 @@ def run_look_up(dev, *bugs):
     np.testing.assert_array_equal(y, [1, 8, 2])
 
 
+def run_buckets(dev, *bugs):
+    rng = np.random.default_rng(0)
+    keys = rng.permutation(np.arange(300) % 7).astype(np.int32)
+    values = rng.standard_normal(300).astype(np.float32)
+    counts, sums = to_device(np.zeros(7, np.int32)), to_device(np.zeros(7, np.float32))
+    firsts, found = to_device(np.full(7, 300, np.int32)), dev.empty(300, np.int32)
+    the_unit, params = unit("buckets.cu", *bugs, count=np.int32(300), keys=np.int32(7))
+    on_device = to_device(keys)
+    dev.launch(the_unit, "count_points", 10, 32, (on_device, counts), params)
+    np.testing.assert_array_equal(counts, np.bincount(keys))
+    starts = to_device(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    arrays = (on_device, starts, counts, found, firsts)
+    dev.launch(the_unit, "place_points", 10, 32, arrays, params)
+    np.testing.assert_array_equal(firsts, [np.argmax(keys == key) for key in range(7)])
+    arrays = (to_device(values), on_device, starts, found, sums)
+    dev.launch(the_unit, "add_points", 10, 32, arrays, params)
+    want = np.zeros(7, np.float32)
+    np.add.at(want, keys, values)
+    np.testing.assert_array_equal(sums, want)
+
+
 PLANTED_BUGS = [
     (
         run_row_sum,
@@ -145,6 +166,10 @@ PLANTED_BUGS = [
         "BUG_READ_BEFORE_THE_END",
         "race: .* argument 1, the other access by another block",
     ),
+    (run_buckets, "BUG_LOST_UPDATE", "count_points .*race: .* on argument 1"),
+    (run_buckets, "BUG_MIXED_ATOMICS", "count_points .*race: atomics whose result depends on"),
+    (run_buckets, "BUG_HALF_PLACED", "place_points .*race: read after write on argument 3"),
+    (run_buckets, "BUG_FLOAT_ATOMIC", "add_points .*race: atomics whose result depends on"),
     (run_sum_fours_misaligned, "BUG_MISALIGNED", "misaligned access"),
     (run_shift_blocks, "BUG_BLOCKS_COMMUNICATE", "race: .*argument 0, the other access by another"),
     (run_truncate, "BUG_CAST", "conversion of a float"),
@@ -307,7 +332,8 @@ def test_atomics():
     integers = to_device(np.array([0, -1000, 1000, 0, 0], np.int32))
     sums = [to_device(np.zeros(1, dtype)) for dtype in (np.float32, np.float64, np.uint64)]
     the_unit, params = unit("intrinsics.cu", width=np.int32(32), mask=np.uint32(0))
-    device().launch(the_unit, "atomics", 3, 100, (to_device(x), integers, *sums), params)
+    unchecked = device(check=False)  # floats in any order: these sums are whole numbers
+    unchecked.launch(the_unit, "atomics", 3, 100, (to_device(x), integers, *sums), params)
     bits = np.bitwise_or.reduce(1 << (x & 15))
     np.testing.assert_array_equal(integers, [x.sum(), x.max(), x.min(), bits, x.sum()])
     assert [int(s[0]) for s in sums] == [x.sum(), x.sum(), x.sum() + 30_000]

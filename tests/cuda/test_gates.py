@@ -135,6 +135,7 @@ PLANTED = {
     "a shuffle among lanes": {
         "body": GOOD + "out[i] += __shfl_sync(15u << (threadIdx.x & 28), v.y, 0, 4);"
     },
+    "a load of the same step": {"body": GOOD.replace("in + i", "in + __ldg((const int*)in + i)")},
 }
 
 
@@ -144,7 +145,8 @@ def compile_planted(arch="sm_90", **parts):
 
 
 def faults_of(binary, stores=0):
-    return "\n".join(sass.faults(sass.disassemble(binary.cubin)["planted"], sass.Hot(1, stores)))
+    hot = sass.Hot(1, stores, chained=False)
+    return "\n".join(sass.faults(sass.disassemble(binary.cubin)["planted"], hot))
 
 
 def test_planted_nothing():
@@ -152,6 +154,19 @@ def test_planted_nothing():
     binary = compile_planted(body=GOOD)
     assert faults_of(binary) == ""
     assert binary.resources["planted"].stack == 0
+
+
+def test_a_load_of_the_step_before_is_no_chain():
+    """Nor is one that went through shared memory before the loads of this step."""
+    needs(nvrtc.WHEELS[13], sass.WHEEL)
+    before = "__shared__ int next[32]; int held = __ldg((const int*)in + threadIdx.x);"
+    before += "\n#pragma unroll 1\n"
+    ahead = "held = __ldg((const int*)in + i + 32);"
+    stage = "next[threadIdx.x] = held; __syncwarp();"
+    body = GOOD.replace("in + i", "in + next[i & 31]") + "__syncwarp();"
+    clean = compile_planted(before=before, body=stage + ahead + body)
+    assert "same step" not in faults_of(clean)
+    assert "same step" in faults_of(compile_planted(before=before, body=ahead + stage + body))
 
 
 @pytest.mark.parametrize("fault", PLANTED)

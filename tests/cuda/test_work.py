@@ -11,8 +11,7 @@ from gates import work
 import cudeform
 
 RECORD_ANEW = (
-    "if that is meant, run `python benchmarks/work.py --json benchmarks/results/work.json` and "
-    "commit it"
+    "if that is meant, run `python benchmarks/work.py --json benchmarks/work.json` and commit it"
 )
 
 

@@ -24,10 +24,10 @@ constexpr int kCoarsest = 4;  // log2 of the bytes of a cell before a narrower a
 struct Access {
   uint32_t phase;  // 0: never
   uint32_t thread : 10;
-  uint32_t atomic : 1;
   uint32_t several : 1;  // atomics of several threads in this phase
   uint32_t clock : 20;
-  uint32_t pc;
+  uint32_t pc : 28;
+  uint32_t atomic : 4;  // which
 };
 
 struct Cell {
@@ -166,12 +166,12 @@ bool happened_before(const Access& earlier, const Region& region) {
   stop_race(pc, earlier.pc, what);
 }
 
-Access this_access(const void* pc, bool atomic) {
+Access this_access(const void* pc, Atomic atomic) {
   const uintptr_t image = reinterpret_cast<uintptr_t>(&__ehdr_start);
   Access access;
   access.phase = phase;
   access.thread = uint32_t(running_thread);
-  access.atomic = atomic;
+  access.atomic = uint32_t(atomic);
   access.several = false;
   access.clock = clocks[running_thread];
   access.pc = uint32_t(reinterpret_cast<uintptr_t>(pc) - image);
@@ -200,14 +200,18 @@ void remember_write(Cell& cell, const Access& access, bool concurrent_atomics) {
   // Else another block's atomic stays: any plain access from now on races with it.
 }
 
-void check_cell(Cell& cell, const Region& region, bool write, bool atomic, const Access& access,
-                const void* pc) {
+void check_cell(Cell& cell, const Region& region, bool write, const Access& access, const void* pc) {
+  const bool atomic = access.atomic != uint32_t(Atomic::none);
   const bool reads = !write || atomic;
   if (reads && region.shared_name && cell.write.phase < first_block_phase) {
     stop(pc, "uninitialised read of shared memory `%s`", region.shared_name);
   }
   const bool after_write = happened_before(cell.write, region);
-  const bool concurrent_atomics = !after_write && atomic && cell.write.atomic;
+  const bool concurrent_atomics = !after_write && atomic && cell.write.atomic != uint32_t(Atomic::none);
+  if (concurrent_atomics &&
+      (access.atomic != cell.write.atomic || access.atomic == uint32_t(Atomic::ordered))) {
+    stop_race_between(cell.write, region, pc, "atomics whose result depends on their order");
+  }
   if (!after_write && !concurrent_atomics) {
     stop_race_between(cell.write, region, pc, write ? "write after write" : "read after write");
   }
@@ -221,22 +225,23 @@ void check_cell(Cell& cell, const Region& region, bool write, bool atomic, const
   remember_write(cell, access, concurrent_atomics);
 }
 
-void check_region(uintptr_t address, size_t bytes, bool write, bool atomic, const void* pc) {
+void check_region(uintptr_t address, size_t bytes, bool write, Atomic atomic, const void* pc) {
   const int index = find_region(address, bytes, write, pc);
   if (index < 0) return;
   Region& region = regions[index];
   if (address + bytes > region.begin + region.bytes) stop_out_of_bounds(address, bytes, write, pc);
-  count_access(region.shared_name, address, bytes, write, atomic, pc);
+  const bool is_atomic = atomic != Atomic::none;
+  count_access(region.shared_name, region.begin, address - region.begin, bytes, write, is_atomic, pc);
   if (write && !region.writable) stop(pc, "write into argument %d, which is read-only", region.argument);
   const int alignment = __builtin_ctzll(address | bytes | (1ull << kCoarsest));
   if (alignment < region.granule) split_cells(region, alignment);
   const Access access = this_access(pc, atomic);
   const size_t first = (address - region.aligned_begin()) >> region.granule;
   const size_t last = (address + bytes - 1 - region.aligned_begin()) >> region.granule;
-  for (size_t i = first; i <= last; ++i) check_cell(region.cells[i], region, write, atomic, access, pc);
+  for (size_t i = first; i <= last; ++i) check_cell(region.cells[i], region, write, access, pc);
 }
 
-inline void check(void* address, size_t bytes, bool write, bool atomic, const void* pc) {
+inline void check(void* address, size_t bytes, bool write, const void* pc, Atomic atomic = Atomic::none) {
   const uintptr_t a = reinterpret_cast<uintptr_t>(address);
   if (a - stacks_begin < stacks_bytes) return;  // a local variable
   if (enabled && bytes) check_region(a, bytes, write, atomic, pc);
@@ -296,7 +301,9 @@ void checker_end_launch() {
   enabled = false;
 }
 
-void check_atomic(void* address, size_t bytes, const void* pc) { check(address, bytes, true, true, pc); }
+void check_atomic(void* address, size_t bytes, Atomic what, const void* pc) {
+  check(address, bytes, true, pc, what);
+}
 
 }  // namespace emulator
 
@@ -306,12 +313,10 @@ void check_atomic(void* address, size_t bytes, const void* pc) { check(address, 
 
 // "unaligned" means that the type promises no alignment (memcpy), not that the address has none.
 #define ACCESS_HOOKS(bytes) \
-  void __tsan_read##bytes(void* address) { emulator::check(address, bytes, false, false, CALLER); } \
-  void __tsan_write##bytes(void* address) { emulator::check(address, bytes, true, false, CALLER); } \
-  void __tsan_unaligned_read##bytes(void* address) { \
-    emulator::check(address, bytes, false, false, CALLER); \
-  } \
-  void __tsan_unaligned_write##bytes(void* address) { emulator::check(address, bytes, true, false, CALLER); }
+  void __tsan_read##bytes(void* address) { emulator::check(address, bytes, false, CALLER); } \
+  void __tsan_write##bytes(void* address) { emulator::check(address, bytes, true, CALLER); } \
+  void __tsan_unaligned_read##bytes(void* address) { emulator::check(address, bytes, false, CALLER); } \
+  void __tsan_unaligned_write##bytes(void* address) { emulator::check(address, bytes, true, CALLER); }
 
 #define UNDEFINED_HOOK(name, what) \
   void __ubsan_handle_##name() { emulator::stop(CALLER, what); }
@@ -322,8 +327,8 @@ ACCESS_HOOKS(2)
 ACCESS_HOOKS(4)
 ACCESS_HOOKS(8)
 ACCESS_HOOKS(16)
-void __tsan_read_range(void* address, size_t bytes) { emulator::check(address, bytes, false, false, CALLER); }
-void __tsan_write_range(void* address, size_t bytes) { emulator::check(address, bytes, true, false, CALLER); }
+void __tsan_read_range(void* address, size_t bytes) { emulator::check(address, bytes, false, CALLER); }
+void __tsan_write_range(void* address, size_t bytes) { emulator::check(address, bytes, true, CALLER); }
 void __tsan_init() {}
 
 UNDEFINED_HOOK(type_mismatch_v1, "misaligned access")

@@ -57,7 +57,8 @@ void counter_end_block() {
   for (auto& place : places) place.second.times.clear();
 }
 
-void count_access(bool shared, uintptr_t address, size_t bytes, bool write, bool atomic, const void* pc) {
+void count_access(bool shared, uintptr_t array, size_t offset, size_t bytes, bool write, bool atomic,
+                  const void* pc) {
   if (!work) return;
   if (atomic) {
     ++(shared ? work->shared_atomics : work->atomics);
@@ -69,7 +70,9 @@ void count_access(bool shared, uintptr_t address, size_t bytes, bool write, bool
   }
   (write ? work->written_bytes : work->read_bytes) += bytes;
   work->wide_reads += !write && bytes == 16;
-  const uint64_t made = request(pc), first = address >> kSectorBits, last = (address + bytes - 1) >> kSectorBits;
+  // Arrays begin on a sector, whatever the host's allocator does: counts are the same on every run.
+  const uint64_t made = request(pc), base = array >> kSectorBits;
+  const uint64_t first = base + (offset >> kSectorBits), last = base + ((offset + bytes - 1) >> kSectorBits);
   for (uint64_t sector = first; sector <= last; ++sector) touched[write].push_back({made, sector});
 }
 

@@ -32,28 +32,28 @@ inline void __threadfence_block() {}
 // -- atomics --------------------------------------------------------------------------------------
 // Threads switch at barriers only, so a plain read, change and write is atomic. Never inlined, so that the
 // return address is in the kernel.
-#define EMULATOR_ATOMIC(name, T, new_value) \
+#define EMULATOR_ATOMIC(name, T, what, new_value) \
   EMULATOR_INTERNAL __attribute__((noinline)) static T name(T* address, T value) { \
-    emulator::check_atomic(address, sizeof(T), __builtin_return_address(0)); \
+    emulator::check_atomic(address, sizeof(T), emulator::Atomic::what, __builtin_return_address(0)); \
     const T old = *address; \
     *address = static_cast<T>(new_value); \
     return old; \
   }
 #define EMULATOR_ATOMIC_CAS(T) \
   EMULATOR_INTERNAL __attribute__((noinline)) static T atomicCAS(T* address, T expected, T value) { \
-    emulator::check_atomic(address, sizeof(T), __builtin_return_address(0)); \
+    emulator::check_atomic(address, sizeof(T), emulator::Atomic::ordered, __builtin_return_address(0)); \
     const T old = *address; \
     if (old == expected) *address = value; \
     return old; \
   }
 #define EMULATOR_INTEGER_ATOMICS(T) \
-  EMULATOR_ATOMIC(atomicAdd, T, emulator::wrapping_sum(old, value)) \
-  EMULATOR_ATOMIC(atomicMin, T, value < old ? value : old) \
-  EMULATOR_ATOMIC(atomicMax, T, old < value ? value : old) \
-  EMULATOR_ATOMIC(atomicAnd, T, (old & value)) \
-  EMULATOR_ATOMIC(atomicOr, T, old | value) \
-  EMULATOR_ATOMIC(atomicXor, T, old ^ value) \
-  EMULATOR_ATOMIC(atomicExch, T, value) \
+  EMULATOR_ATOMIC(atomicAdd, T, sum, emulator::wrapping_sum(old, value)) \
+  EMULATOR_ATOMIC(atomicMin, T, smallest, value < old ? value : old) \
+  EMULATOR_ATOMIC(atomicMax, T, largest, old < value ? value : old) \
+  EMULATOR_ATOMIC(atomicAnd, T, bits_and, (old & value)) \
+  EMULATOR_ATOMIC(atomicOr, T, bits_or, old | value) \
+  EMULATOR_ATOMIC(atomicXor, T, bits_xor, old ^ value) \
+  EMULATOR_ATOMIC(atomicExch, T, ordered, value) \
   EMULATOR_ATOMIC_CAS(T)
 
 namespace emulator {
@@ -66,13 +66,13 @@ EMULATOR_INTERNAL T wrapping_sum(T a, T b) {
 EMULATOR_INTEGER_ATOMICS(int)
 EMULATOR_INTEGER_ATOMICS(unsigned int)
 EMULATOR_INTEGER_ATOMICS(unsigned long long)
-EMULATOR_ATOMIC(atomicMin, long long, value < old ? value : old)
-EMULATOR_ATOMIC(atomicMax, long long, old < value ? value : old)
-EMULATOR_ATOMIC(atomicSub, int, emulator::wrapping_sum(old, -value))
-EMULATOR_ATOMIC(atomicSub, unsigned int, old - value)
-EMULATOR_ATOMIC(atomicAdd, float, old + value)
-EMULATOR_ATOMIC(atomicAdd, double, old + value)
-EMULATOR_ATOMIC(atomicExch, float, value)
+EMULATOR_ATOMIC(atomicMin, long long, smallest, value < old ? value : old)
+EMULATOR_ATOMIC(atomicMax, long long, largest, old < value ? value : old)
+EMULATOR_ATOMIC(atomicSub, int, sum, emulator::wrapping_sum(old, -value))
+EMULATOR_ATOMIC(atomicSub, unsigned int, sum, old - value)
+EMULATOR_ATOMIC(atomicAdd, float, ordered, old + value)
+EMULATOR_ATOMIC(atomicAdd, double, ordered, old + value)
+EMULATOR_ATOMIC(atomicExch, float, ordered, value)
 #undef EMULATOR_INTEGER_ATOMICS
 #undef EMULATOR_ATOMIC_CAS
 #undef EMULATOR_ATOMIC

@@ -110,11 +110,16 @@ void checker_add_shared(const char* name, void* data, size_t bytes);
 void checker_block_barrier();
 void checker_warp_barrier(int warp, unsigned lanes);
 void checker_end_launch();
-void check_atomic(void* address, size_t bytes, const void* pc);
+
+// What an atomic does to its place. In any order several of one kind leave the same there, unless `ordered`: a sum of
+// floats is rounded at each step, and of exchanges the last one stays.
+enum class Atomic : uint32_t { none, sum, smallest, largest, bits_and, bits_or, bits_xor, ordered };
+void check_atomic(void* address, size_t bytes, Atomic what, const void* pc);
 
 // -- counter.cpp ----------------------------------------------------------------------------------
 void counter_begin_launch(Launch& launch);
 void counter_end_block();
-void count_access(bool shared, uintptr_t address, size_t bytes, bool write, bool atomic, const void* pc);
+void count_access(bool shared, uintptr_t array, size_t offset, size_t bytes, bool write, bool atomic,
+                  const void* pc);
 
 }  // namespace emulator

@@ -12,6 +12,7 @@ __all__ = [
     "Cost",
     "Hot",
     "Loop",
+    "chained_loads",
     "cost",
     "disassemble",
     "faults",
@@ -40,6 +41,7 @@ class Hot(NamedTuple):
 
     loads: int  # of 128 bits
     stores: int
+    chained: bool = True  # whether a load may wait for another one of the same step
 
 
 class Loop(NamedTuple):
@@ -144,6 +146,65 @@ def _before(listing: list[str], loop: Loop) -> list[str]:
     ]
 
 
+def _registers(operand: str) -> set[str]:
+    """The registers that an operand names; an address of 64 bits has two."""
+    found = set(re.findall(r"\bU?R\d+\b", operand))
+    for bank, number in re.findall(r"\b(U?R)(\d+)\.64", operand):
+        found.add(f"{bank}{int(number) + 1}")
+    return found
+
+
+def _written(name: str, operands: list[str]) -> tuple[set[str], list[str]]:
+    """The registers that an instruction writes, and the operands that it reads."""
+    if re.match(r"ST|RED|BRA|BAR|[IFD]SETP|PLOP3|EXIT|BSSY|BSYNC|WARPSYNC|NOP", name):
+        return set(), operands
+    first = next((n for n, x in enumerate(operands) if re.fullmatch(r"U?R\d+", x)), None)
+    if first is None:
+        return set(), operands
+    bank, number = re.fullmatch(r"(U?R)(\d+)", operands[first]).groups()
+    two = r"\.64\b|WIDE|D(ADD|MUL|FMA)\b|F64\.F32"
+    width = 4 if re.search(r"\.128\b", name) else 2 if re.search(two, name) else 1
+    written = {f"{bank}{int(number) + i}" for i in range(width)}
+    return written, operands[:first] + operands[first + 1 :]
+
+
+class _Trace:
+    """Which registers have what loads of this pass through a loop brought, or was made of it."""
+
+    def __init__(self) -> None:
+        self.loaded: set[str] = set()
+        self.clean: dict[str, str] = {}  # those that have something else under a predicate
+        self.shared = False  # whether shared memory has some of it
+
+    def step(self, instruction: str) -> bool:
+        """Follow an instruction; whether it is a load whose address such a load brought."""
+        name = opcode(instruction)
+        guard, text = instruction.split(name, 1)
+        operands = [operand.strip() for operand in text.split(",")]
+        written, read = _written(name, operands)
+        used = {register for operand in read for register in _registers(operand)}
+        tainted = any(self.clean.get(register) != guard for register in used & self.loaded)
+        chained = tainted and name.startswith("LDG")
+        self.shared |= tainted and name.startswith("STS")
+        if name.startswith("LDG") or tainted or (name.startswith("LDS") and self.shared):
+            self.loaded |= written
+            self.clean = {r: p for r, p in self.clean.items() if r not in written}
+        elif guard.startswith("@"):
+            self.clean |= dict.fromkeys(written, guard)
+        else:
+            self.loaded -= written
+        predicates = re.findall(r"\bU?P\d\b", ",".join(operands[:2]))
+        self.clean = {r: p for r, p in self.clean.items() if p.strip(" @!{") not in predicates}
+        return chained
+
+
+def chained_loads(instructions: list[str]) -> list[str]:
+    """Loads of global memory in a loop whose address comes from one in the same pass through it."""
+    trace = _Trace()
+    why = "its address comes from a load of the same step"
+    return [f"{instruction}  ({why})" for instruction in instructions if trace.step(instruction)]
+
+
 def faults(listing: list[str], hot: Hot | None) -> list[str]:
     """What is wrong with a kernel's machine code, in words."""
     found = _forbidden(listing, NOWHERE)
@@ -158,6 +219,9 @@ def faults(listing: list[str], hot: Hot | None) -> list[str]:
     around = [other for other in loops(listing) if other.contains(loop)]
     outermost = max(around, key=lambda other: len(other.instructions), default=loop)
     found += _forbidden(loop.instructions, IN_NO_HOT_LOOP)
+    if not hot.chained:
+        steps = min(around, key=lambda other: len(other.instructions), default=loop)
+        found += chained_loads(loop.instructions) + chained_loads(steps.instructions)
     return found + _forbidden(outermost.instructions, NOR_AROUND)
 
 

@@ -13,7 +13,7 @@ from cudeform.registry import OPERATORS
 __all__ = ["DIRECTIONS", "PATH", "SCALED", "Scaled", "counts", "difference", "launches", "record"]
 
 DIRECTIONS = ("forward", "backward")
-PATH = Path(__file__).parents[2] / "benchmarks" / "results" / "work.json"
+PATH = Path(__file__).parents[2] / "benchmarks" / "work.json"
 
 
 class Scaled(NamedTuple):
@@ -77,7 +77,7 @@ def launches() -> dict[str, dict[str, list[int]]]:
 
 
 def _single(array: np.ndarray) -> Any:
-    return to_device(array.astype(np.float32))
+    return to_device(array.astype(np.float32) if array.dtype.kind == "f" else array)
 
 
 def counts(work: Workload, backward: bool) -> dict[str, Any]:

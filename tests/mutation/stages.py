@@ -9,6 +9,7 @@ _EDGES = "operators/test_edges operators/test_operators"
 _EMULATOR = [
     f"{_EDGES} -k 'emulator and float32'",
     "cuda/test_cuda_host",
+    "cuda/test_sort cuda/test_index",
     "cuda/test_emulator_roi",
     "cuda/test_cupy_device -k 'not benchmark'",
 ]
@@ -55,9 +56,9 @@ _CONVERTERS = ["operators/test_converters -k 'kind or errors'", "operators/test_
 
 # The first pattern that matches.
 _STAGES = {
-    "kernels/sort.cu": ["cuda/test_cuda_host -k sort", *_EMULATOR],
+    "kernels/sort.cu": ["cuda/test_sort", *_EMULATOR],
     "kernels/layout.cu": [
-        "cuda/test_emulator_roi cuda/test_cuda_host -k 'transpose or 16_bit'",
+        "cuda/test_emulator_roi cuda/test_cuda_numbers -k 'transpose or 16_bit'",
         *_EMULATOR,
     ],
     "kernels/aggregate.cu": ["cuda/test_emulator_attention", *_EMULATOR],
@@ -70,7 +71,7 @@ _STAGES = {
     ],
     "cudeform/cuda/device.py": ["cuda/test_cupy_device -k 'not benchmark'", "cuda/test_cuda_host"],
     "cudeform/cuda/gemm.py": ["cuda/test_cupy_device -k product", *_EMULATOR],
-    "cudeform/cuda/sort.py": ["cuda/test_cuda_host -k sort", *_EMULATOR],
+    "cudeform/cuda/sort.py": ["cuda/test_sort", *_EMULATOR],
     "cudeform/cuda/chunks.py": [
         "cuda/test_cuda_host -k 'chunks or groups or workspace'",
         *_EMULATOR,

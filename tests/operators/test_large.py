@@ -8,7 +8,6 @@ their channels last.
 import mmap
 import re
 from functools import partial
-from types import SimpleNamespace
 
 import backends
 import numpy as np
@@ -18,14 +17,7 @@ from cases import cases, operator
 from emulator import device as emulated
 
 import cudeform
-from cudeform.cuda import layout
-from cudeform.cuda.chunks import Chunk
-from cudeform.cuda.regions.rows import Launcher
-from cudeform.cuda.sampler import Block, PointSums, Sampler
-from cudeform.cuda.sort import Buckets
 from cudeform.plans import Outline, plan
-from cudeform.plans.points import Points
-from cudeform.plans.regions import RoiPlan
 
 LONG = 2**24 + 64  # pixels: float32 does not tell the last ones apart
 
@@ -247,85 +239,6 @@ def test_cells_are_counted_for_every_class_and_group():
     planned = plan("deform_ps_roi_pool", given, options)
     assert list(planned.counts(backward=False).values()) == [5 * 7]
     assert list(planned.counts(backward=True).values()) == [3 * 2 * 3 * 5 * 7]
-
-
-# -- the width of the index, at the border --------------------------------------------------------
-
-SHAPES = {  # (height, width, channels), whose product is 2**31 - 1, 2**31, 2**31 + 1
-    "int": (1, 2**31 - 1, 1),
-    "long long": (2**15, 2**15, 2),
-    "long long, odd": (1, 715827883, 3),
-}
-
-
-def recording():
-    """A device that computes nothing, and the width of the index in each launch."""
-    widths = []
-    launch = lambda unit, *rest: widths.append(dict(unit.defines)["INDEX"])  # noqa: E731
-    return SimpleNamespace(launch=launch, empty=lambda shape, dtype: None), widths
-
-
-@pytest.mark.parametrize("index", SHAPES)
-def test_index_of_images_is_wide_enough(index):
-    height, width, channels = SHAPES[index]
-    block, chunk = Block(0, channels, channels), Chunk(0, 1, 0, 1)
-    sums, buckets = PointSums(None, None, None), Buckets(None, None)
-    device, widths = recording()
-    sampler = Sampler(device, Points(1, channels, height, width, 1, 1), "float16", None)
-    sampler.sample(chunk, block, None, None, None, None)
-    sampler.add_dots(chunk, block, sums, *[None] * 6)
-    sampler.gather(chunk, block, buckets, None, None, np.empty(0))
-    sampler.find_keys(chunk, sums, None, None)
-    plan = RoiPlan(1, channels, height, width, 1, (1, 1), 1.0, "unaligned", "grid_centers", 1)
-    launcher = Launcher(device, plan, "float16", None)
-    launcher.pool(None, np.empty((1, 8)), None, None)
-    layout.transpose(device, np.empty(0, "f2"), np.empty(0, "f2"), (1, height * channels, width))
-    assert set(widths) == {index.split(",")[0]}
-
-
-@pytest.mark.parametrize("index", SHAPES)
-def test_index_of_columns_and_rows_is_wide_enough(index):
-    pixels, taps, channels = SHAPES[index]
-    pixels, taps = min(pixels, taps), max(pixels, taps)
-    device, widths = recording()
-    points = Points(1, channels, 1, 1, 1, pixels, kernel=(1, taps))
-    sampler = Sampler(device, points, "float16", None)
-    # so many taps that their corner dots, four each, would decide: only the columns are asked for
-    sampler.point_count = lambda chunk: 1
-    block, chunk = Block(0, channels, channels), Chunk(0, 1, 0, pixels)
-    sampler.sample(chunk, block, None, None, None, None)
-    plan = RoiPlan(1, 4, 1, 1, 1, (1, 1), 1.0, "unaligned", "grid_centers", 1)
-    rows = SimpleNamespace(shape=(pixels * taps * channels // 4 + (index != "int"), 8))
-    Launcher(device, plan, "float16", None).pool(None, rows, None, None)
-    assert set(widths) == {index.split(",")[0]}
-
-
-@pytest.mark.parametrize("pixels", [2**30 - 1, 2**30])
-def test_index_of_offsets_is_wide_enough(pixels):
-    device, widths = recording()
-    offset = SimpleNamespace(dtype=np.dtype("f2"))
-    sampler = Sampler(device, Points(1, 1, 1, 1, 1, pixels), "float16", offset)
-    sampler.sample(Chunk(0, 1, 0, 1), Block(0, 1, 1), *[None] * 4)
-    assert widths == ["int" if 2 * pixels < 2**31 else "long long"]
-
-
-@pytest.mark.parametrize("count", [2**29 - 1, 2**29, 2**29 + 1])
-def test_index_of_corner_dots_is_wide_enough(count):
-    device, widths = recording()
-    sampler = Sampler(device, Points(1, 1, 1, 1, 1, count), "float16", None)
-    sums, chunk = PointSums(None, None, None), Chunk(0, 1, 0, count)
-    sampler.add_dots(chunk, Block(0, 1, 1), sums, *[None] * 6)
-    assert widths == ["int" if 4 * count < 2**31 else "long long"]
-
-
-def test_a_thread_that_fills_counts_beyond_the_end():
-    """To its next element, which need not be there: a step of all threads further."""
-    device, widths = recording()
-    step = layout.FILL_BLOCKS * layout.THREADS
-    for count in (2**31 - 1 - step, 2**31 - step, 2**31 - 1, 2**31):
-        target = SimpleNamespace(shape=(count,), dtype=np.dtype("f2"))
-        layout.fill(device, np.empty(1, "f4"), target)
-    assert widths == ["int", "long long", "long long", "long long"]
 
 
 # -- arrays of more than 2**31 elements -----------------------------------------------------------

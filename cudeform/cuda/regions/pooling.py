@@ -230,7 +230,7 @@ def _parts(launcher: Launcher, rows: int, counts: Any) -> Iterator[Part]:
 
     With `counts` this waits for the device: how many samples there are is not known before.
     """
-    per_sample = 4 * 4 + 4 * launcher.sums.itemsize  # keys and orders twice; fractions
+    per_sample = 16 + 8 * launcher.sums.itemsize  # keys, ranks and places; fractions twice
     most = WORKSPACE_BYTES // per_sample
     if counts is None:
         places = launcher.plan.samples**2

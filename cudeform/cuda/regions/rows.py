@@ -20,7 +20,7 @@ from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["ROW_ITEMS", "Launcher", "Part", "Samples", "units"]
+__all__ = ["ROW_ITEMS", "Launcher", "Part", "units"]
 
 PARAMS = np.dtype(
     [(name, "f8") for name in ("scale", "origin", "least", "offset_scale")]
@@ -45,8 +45,8 @@ REGIONS = {
     "msra_aligned": (1, 0, 1, 0, 0.5, 0.1),
 }
 _REGION_FIELDS = ("round_box", "round_scaled", "box_more", "scaled_more", "origin", "least")
-THREADS, WARP, VECTOR_BYTES = 256, 32, 16
-_SIZES = (("THREADS", THREADS),)
+THREADS, GATHER_THREADS, WARP, VECTOR_BYTES = 256, 64, 32, 16
+_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS))
 ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
 
 
@@ -81,13 +81,6 @@ class Part(NamedTuple):
     rows: int
     samples: int
     starts: Any  # of each row, counted from the first, or None where all have the same number
-
-
-class Samples(NamedTuple):
-    """The samples of some rows, sorted by the pixels that they touch."""
-
-    buckets: sort.Buckets
-    fractions: Any  # (samples, 4)
 
 
 def _lane_bits(threads: int) -> int:
@@ -133,13 +126,20 @@ class Launcher:
             "accumulate": 0,
         }
 
-    def _launch(self, unit: Unit, kernel: str, tasks: int, arrays: tuple[Any, ...], **how: int):
-        """`tasks`: threads, or groups of lanes where `how` says lane_bits."""
+    def _launch(
+        self,
+        unit: Unit,
+        kernel: str,
+        tasks: int,
+        arrays: tuple[Any, ...],
+        threads: int = THREADS,
+        **how: int,
+    ) -> None:
+        """`tasks`: threads, or groups of lanes where `how` says lane_bits; blocks of `threads`."""
         lane_bits = how.get("lane_bits", 0)
         params = pack(PARAMS, {**self._params, **how})
-        self.device.launch(
-            unit, kernel, -(-(tasks << lane_bits) // THREADS), THREADS, arrays, params
-        )
+        grid = -(-(tasks << lane_bits) // threads)
+        self.device.launch(unit, kernel, grid, threads, arrays, params)
 
     def _wide(
         self, kernel: str, tasks: int, rows: int, arrays: tuple[Any, ...], **how: int
@@ -246,8 +246,8 @@ class Launcher:
         arrays = (boxes, mask, sums, grad_offset, grad_mask)
         self._launch(self._rows_unit, "part_gradients", elements, arrays, rows=count)
 
-    def samples(self, rows: Any, part: Part, images: range) -> Samples:
-        """The samples of a part of the rows in some images of the batch, sorted by pixel."""
+    def samples(self, rows: Any, part: Part, images: range) -> sort.Buckets:
+        """The samples of a part of the rows in some images of the batch, with their fractions."""
         keys = self.device.empty((part.samples,), np.int32)
         fractions = self.device.empty((part.samples, 4), self.sums)
         how = self._images(images)
@@ -262,7 +262,7 @@ class Launcher:
             **how,
         )
         cells = (self.plan.height + 1) * (self.plan.width + 1)
-        return Samples(sort.sort_points(self.device, keys, how["images"] * cells), fractions)
+        return sort.sort_points(self.device, keys, how["images"] * cells, fractions)
 
     def _images(self, images: range) -> dict[str, int]:
         per_image = self.plan.classes * self.groups
@@ -270,7 +270,7 @@ class Launcher:
 
     def gather(
         self,
-        samples: Samples,
+        samples: sort.Buckets,
         images: range,
         grad_values: Any,
         argmax: Any,
@@ -287,7 +287,8 @@ class Launcher:
             kernel,
             how["images"] * self.plan.height * self.plan.width,
             grad_values.shape[0],
-            (*values, samples.buckets.starts, samples.buckets.order, samples.fractions, grad_input),
+            (*values, samples.starts, samples.records, grad_input),
+            threads=GATHER_THREADS,
             accumulate=int(accumulate),
             **how,
         )
