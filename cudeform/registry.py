@@ -68,6 +68,7 @@ class Operator:
     options: tuple[Option, ...]
     cases: Callable[[np.random.Generator], Iterator[Case]]  # float64 arrays
     slopes: str = ""  # the module of cudeform.derivatives for coordinates that move
+    apart: str = ""  # the operator with the same result and one array for each role
     argmax: bool = False  # can return which pixels it chose, and takes them in the backward
 
     @property
@@ -265,6 +266,7 @@ OPERATORS = (
         options=_GRID_OF_POINTS,
         cases=cases.dcnv4,
         slopes="grid",
+        apart="dcnv3",
     ),
     Operator(
         name="ms_deform_attn",

@@ -72,6 +72,10 @@ def jvp(
     options = _filled(row, options)
     planned = plan(name, primals, options)
     call = Call(name, functions[name], xp, primals, options, planned)
+    if row.apart:
+        slopes = import_module(f"{__name__}.{row.slopes}")
+        call, tangents = slopes.apart(call, row.apart, functions[row.apart], tangents)
+        row = _row(row.apart)
     if options.get("softmax"):
         call, tangents = of_shares(row, call, tangents)
     total = None

@@ -2,70 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from cudeform.derivatives.calls import Call, check_sides
+from cudeform.plans import plan
 
-__all__ = ["along"]
+__all__ = ["along", "apart"]
 
 
-class _Points(NamedTuple):
-    """Of offsets and factors, or of their tangents.  # (N, Ho, Wo, G, P) each"""
+def apart(
+    call: Call, name: str, function: Callable[..., Any], tangents: dict[str, Any]
+) -> tuple[Call, dict[str, Any]]:
+    """The same with offsets and factors in arrays of their own, as the operator `name` has them."""
+    primals, tangents = _unpacked(call, call.primals), _unpacked(call, tangents)
+    planned = plan(name, primals, call.options)
+    return call._replace(function=function, primals=primals, plan=planned), tangents
 
-    x: Any
-    y: Any
-    mask: Any
+
+def _unpacked(call: Call, arrays: dict[str, Any]) -> dict[str, Any]:
+    if "offset_mask" not in arrays:
+        return dict(arrays)
+    xp, (*outputs, groups, points) = call.xp, call.plan.shares
+    used = arrays["offset_mask"][..., : 3 * groups * points]
+    packed = xp.reshape(used, (*outputs, groups, 3 * points))
+    offset = xp.reshape(packed[..., : 2 * points], (*outputs, 2 * groups * points))
+    mask = xp.reshape(packed[..., 2 * points :], (*outputs, groups * points))
+    others = {name: array for name, array in arrays.items() if name != "offset_mask"}
+    return {**others, "offset": offset, "mask": mask}
 
 
 def along(call: Call, tangent: Any) -> list[Any]:
     xp, plan = call.xp, call.plan
-    coordinates = "offset_mask" if plan.packed else "offset"
-    check_sides(call, coordinates, (plan.height, plan.width))
-    points = _points(call, call.primals[coordinates])
-    moved = _points(call, tangent)
-    terms = [_sum(call, points._replace(mask=moved.mask))] if plan.packed else []
+    check_sides(call, "offset", (plan.height, plan.width))
+    offsets = dict(zip("xy", _pairs(call, call.primals["offset"]), strict=True))
+    moved = dict(zip("xy", _pairs(call, tangent), strict=True))
+    factors = xp.reshape(call.primals["mask"], plan.shares)
+    terms = []
     for axis, size in (("y", plan.height), ("x", plan.width)):
-        base, tap = _grid(call, axis, points.x)
-        at = (tap + getattr(points, axis)) * plan.scale
+        base, tap = _grid(call, axis, factors)
+        at = (tap + offsets[axis]) * plan.scale
         below = xp.floor(at)
         cell = base + below
         moves = (cell > -1) | ((cell == -1) & (at > below))  # beyond, all samples are 0
-        slope = points.mask * getattr(moved, axis) * plan.scale
-        mask = xp.where(moves & (cell < size), slope, 0)
+        mask = xp.where(moves & (cell < size), factors * moved[axis] * plan.scale, 0)
+        mask = xp.reshape(mask, tuple(call.primals["mask"].shape))
         for end, sign in ((below + 1, 1), (below, -1)):
-            term = _sum(call, points._replace(**{axis: end / plan.scale - tap, "mask": mask}))
+            ends = {**offsets, axis: end / plan.scale - tap}
+            pairs = xp.stack([ends["x"], ends["y"]], -1)
+            offset = xp.reshape(pairs, tuple(call.primals["offset"].shape))
+            term = call(offset=offset, mask=mask)
             terms.append(term if sign == 1 else -term)
     return terms
 
 
-def _points(call: Call, array: Any) -> _Points:
-    """The points of an offset, or of an offset with a mask in one array."""
-    xp, plan = call.xp, call.plan
-    each = 2 * plan.points
-    if plan.packed:
-        groups = (*plan.shares[:-1], 3 * plan.points)
-        array = xp.reshape(array[..., : plan.groups * groups[-1]], groups)
-        mask, array = array[..., each:], array[..., :each]
-    else:
-        mask = xp.reshape(call.primals["mask"], plan.shares)
-    pairs = xp.reshape(array, (*plan.shares, 2))
-    return _Points(pairs[..., 0], pairs[..., 1], mask)
-
-
-def _sum(call: Call, points: _Points) -> Any:
-    xp, plan = call.xp, call.plan
-    pairs = xp.stack([points.x, points.y], -1)
-    if not plan.packed:
-        shapes = (tuple(call.primals[name].shape) for name in ("offset", "mask"))
-        offset, mask = map(xp.reshape, (pairs, points.mask), shapes)
-        return call(offset=offset, mask=mask)
-    both = [xp.reshape(pairs, (*plan.shares[:-1], 2 * plan.points)), points.mask]
-    used = 3 * plan.groups * plan.points
-    packed = xp.reshape(xp.concatenate(both, -1), (*plan.shares[:-2], used))
-    behind = xp.zeros_like(call.primals["offset_mask"][..., used:])
-    return call(offset_mask=xp.concatenate([packed, behind], -1))
+def _pairs(call: Call, offset: Any) -> tuple[Any, Any]:
+    """x and y of each point.  # (N, Ho, Wo, G, P) both"""
+    pairs = call.xp.reshape(offset, (*call.plan.shares, 2))
+    return pairs[..., 0], pairs[..., 1]
 
 
 def _grid(call: Call, axis: str, like: Any) -> tuple[Any, Any]:

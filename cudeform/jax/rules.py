@@ -75,15 +75,18 @@ def _expanded(call: Call, along: tuple[str, ...], *operands: Any) -> Any:
     count = len(call.arrays)
     tangents = dict(zip(along, operands[count:], strict=True))
 
-    def operator(**given: Any) -> Any:
-        static = {n for n in call.row.static if isinstance(given.get(n), tuple)}
-        names = tuple(a.name for a in call.row.arguments if a.name in given.keys() - static)
+    def operator(op: str, **given: Any) -> Any:
+        row = Call(op, (), ()).row
+        static = {n for n in row.static if isinstance(given.get(n), tuple)}
+        names = tuple(a.name for a in row.arguments if a.name in given.keys() - static)
         arrays = [given.pop(name) for name in names]
-        results = forward(Call(call.op, names, tuple(given.items())), arrays)
+        results = forward(Call(op, names, tuple(given.items())), arrays)
         return results[0] if len(results) == 1 else results
 
     primals = call.named(operands[:count])
-    return derivatives.jvp(call.op, {call.op: operator}, _XP, primals, tangents, dict(call.options))
+    names = {call.op, call.row.apart or call.op}
+    functions = {name: partial(operator, name) for name in names}
+    return derivatives.jvp(call.op, functions, _XP, primals, tangents, dict(call.options))
 
 
 # forward

@@ -20,9 +20,9 @@ given, expected = torch.load("tensors.pt")
 exported, traced = torch.export.load("exported.pt2").module(), torch.jit.load("traced.pt")
 for program in (exported, traced):
     assert all(map(torch.equal, program(*given), expected))
-moving = [tensor.requires_grad_() for tensor in given]
+moving = [tensor.requires_grad_() for tensor in given if tensor.is_floating_point()]
 for program in (exported, traced):
-    sum(result.sum() for result in program(*moving)).backward()
+    sum(result.sum() for result in program(*given)).backward()
 assert all(tensor.grad.any() for tensor in moving[:5])
 print("loaded")
 """
