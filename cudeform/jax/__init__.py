@@ -68,7 +68,7 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
 
 def _array(op: str, name: str, value: Any) -> Any:
     """A NumPy array as JAX takes a constant, also in a list; anything else as it is."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         if value.dtype.name not in (*DTYPES, "int32", "int64"):
             wanted = "of dtype " + ", ".join(DTYPES)
             checks.fail(op, name, wanted, repr(value.dtype), error=TypeError)

@@ -144,6 +144,10 @@ def layer_calls():
     yield _call(layers.DeformRoiPool, {**pool, **options}, run(x, boxes))
     pool = dict(in_channels=4, classes=2, output_size=2, sample_per_part=2)
     yield _call(layers.DeformPSRoiPool, {**pool, **options}, run(x, boxes))
+    query, middles = np.ones((1, 3, 4), np.float32), np.full((1, 3, 1, 2), 0.5, np.float32)
+    pixels = np.ones((1, 30, 4), np.float32)
+    heads = dict(channels=4, levels=1, heads=2, points=2, branch_rate=0.5)
+    yield _call(layers.MSDeformAttn, heads, run(query, middles, pixels, ((6, 5),)))
 
 
 def plot_calls():
