@@ -157,14 +157,15 @@ def locate_nearest(block, count):
     """The same for one pixel each, at whole coordinates that are clamped to the level."""
     reals, whole = block
     real = reals.dtype.type
-    zero, one = real(0), real(1)
+    zero = real(0)
     for p in range(count):
         x, y = reals[X + p], reals[Y + p]
-        height, width = real(whole[HEIGHT + p]), real(whole[WIDTH + p])
+        # In float64: the last pixel of a long axis is no number of float32.
+        bottom, right = np.float64(whole[HEIGHT + p] - 1), np.float64(whole[WIDTH + p] - 1)
         reads = (x == x) & (y == y)
         x, y = x if reads else zero, y if reads else zero
-        row = min(max(np.floor(y), zero), height - one)
-        column = min(max(np.floor(x), zero), width - one)
+        row = min(max(np.float64(np.floor(y)), 0.0), bottom)
+        column = min(max(np.float64(np.floor(x)), 0.0), right)
         pixel = np.int32(row) * whole[WIDTH + p] + np.int32(column)
         whole[PIXEL + p] = whole[START + p] + pixel if reads else -1
         whole[RIGHT + p] = _SINGLE

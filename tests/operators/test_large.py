@@ -308,6 +308,20 @@ def test_samples_beyond_2_31_elements(backend):
     np.testing.assert_array_equal(gradients["points"][0], want)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_nearest_pixel_of_a_long_axis_is_in_its_level(backend, axis):
+    """The last one, of which float32 makes a pixel of the next level."""
+    length = 2**24 + 3
+    value = mapped((1, length + 4, 1, 1))
+    value[0, length - 1], value[0, length:] = 5, 7
+    shapes = ((length, 1) if axis == 0 else (1, length), (2, 2))
+    locations = np.full((1, 1, 1, 2, 1, 2), 2, np.float32)
+    weights = np.array([1, 0], np.float32).reshape(1, 1, 1, 2, 1)
+    arrays = dict(value=value, sampling_locations=locations, attention_weights=weights)
+    options = dict(spatial_shapes=shapes, method="nearest")
+    assert call(backend, cudeform.ms_deform_attn, arrays, **options).item() == 5
+
+
 def test_attention_beyond_2_31_elements(backend, rng):
     """To a small level behind a huge one, of which nothing is read."""
     tail, shapes = 8, ((2**25, 1), (2, 4))
