@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,15 +75,15 @@ class Call(NamedTuple):
         return self.function(**{k: v for k, v in given.items() if v is not None}, **self.options)
 
 
-def check_sides(call: Call, coordinates: str, sizes: tuple[int, int]) -> None:
-    """Refuse images of (height, width) so large that a pixel and the next one are one number."""
+def check_sides(call: Call, coordinates: str, sizes: Iterable[int]) -> None:
+    """Refuse images with sides so large that a pixel and the next one are one number."""
     if call.xp.dtype_name(call.primals[coordinates]) != "float32":
         return
     for size in sizes:
         if isinstance(size, int) and size > _EXACT:  # a symbol of a tracer would get a bound
             checks.fail(
                 call.name,
-                "input",
+                next(iter(call.plan.gradients)),  # what is read
                 f"of at most {_EXACT} pixels along an axis for a derivative along `{coordinates}`",
                 size,
                 "float32 has no next whole number beyond; float64 has",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cudeform.derivatives.calls import Call
+from cudeform.derivatives.calls import Call, check_sides
 
 __all__ = ["along"]
 
@@ -16,6 +16,7 @@ def along(call: Call, tangent: Any) -> list[Any]:
     locations, weights = call.primals["sampling_locations"], call.primals["attention_weights"]
     if plan.method == "nearest":  # a pixel is what it is
         return [call(attention_weights=xp.zeros_like(weights))]
+    check_sides(call, "sampling_locations", [side for size in plan.shapes or () for side in size])
     shape = tuple(locations.shape)
     axes = (*shape[:3], plan.samples)  # those of the points as one
     pairs = (xp.reshape(array, (*axes, 2)) for array in (locations, tangent))
