@@ -78,4 +78,6 @@ def _names(code):
     return set(code.co_names).union(*inner)
 
 
-disk._Cache = Kept
+def pytest_load_initial_conftests():
+    """As a plugin, before any kernel is made: a mere import, as for doctests, changes nothing."""
+    disk._Cache = Kept
