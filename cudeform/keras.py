@@ -190,15 +190,17 @@ class MSDeformAttn(_OnAllBackends):
     It is called with
 
     - query (N, Lq, C),
-    - reference (N, Lq, L or 1, 2), points (x, y) in parts of the image, or (N, Lq, L or 1, 4), boxes
-      (x, y, w, h) by their middle; with mixed precision in float32 too,
+    - reference (N, Lq, L, 2), points (x, y) in parts of the image, or (N, Lq, L, 4), boxes
+      (x, y, w, h) by their middle; one in place of L is that of all levels,
     - features (N, S, C'), the pixels of all levels, one level after the other,
-    - spatial_shapes=, pairs (H, W) of each level, or an integer tensor (L, 2),
-    - features_mask=, optional, (N, S) of booleans, True where there **is** image, as masks of Keras,
+    - ``spatial_shapes=``, pairs (H, W) of each level, or an integer tensor (L, 2),
+    - ``features_mask=``, optional, (N, S), booleans, as all masks of Keras True where there **is**
+      something,
 
-    and returns what the queries read, (N, Lq, C). The weights are kernel and bias of the dense layers
-    `sampling_offsets`, `attention_weights`, `value_proj` and `output_proj`. On a GPU the TensorFlow
-    backend computes on the host; torch and JAX compute on the GPU.
+    and returns what the queries read, (N, Lq, C). With mixed precision the reference may be, and
+    should be, of float32. The weights are kernel and bias of the dense layers `sampling_offsets`,
+    `attention_weights`, `value_proj` and `output_proj`. On a GPU the TensorFlow backend computes on
+    the host; torch and JAX compute on the GPU.
 
     %(deformable_detr_paper)s
     """

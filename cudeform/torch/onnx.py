@@ -8,8 +8,11 @@ from typing import Any
 import torch
 
 from cudeform import checks
-from cudeform.torch import library  # noqa: F401  defines torch.ops.cudeform
-from cudeform.torch import onnx_aggregation, onnx_attention
+from cudeform.torch import (
+    library,  # noqa: F401  defines torch.ops.cudeform
+    onnx_aggregation,
+    onnx_attention,
+)
 from cudeform.torch.onnx_values import (
     Target,
     beside,

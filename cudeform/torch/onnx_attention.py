@@ -14,7 +14,7 @@ _INT32, _INT64 = 6, 7  # of onnx.TensorProto
 
 
 class Call(NamedTuple):
-    """Arrays of one dtype, with one axis for the points of all levels, and what is known of them."""
+    """Arrays of one dtype with one axis for the points of all levels, and what is known of them."""
 
     value: Any  # (N, S, M, D)
     locations: Any  # (N, Lq, M, K, 2), in float32 at least
