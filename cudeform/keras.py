@@ -217,7 +217,7 @@ class MSDeformAttn(_OnAllBackends):
         self.attention_weights = self._dense("attention_weights", samples, "zeros")
 
     def _dense(self, name: str, units: int, begin: Any = None) -> keras.layers.Dense:
-        """A dense layer; with `begin` for its bias it gives that, whatever it is given at first."""
+        """A dense layer; with `begin` its bias begins so, and its kernel at 0."""
         first = {} if begin is None else dict(kernel_initializer="zeros", bias_initializer=begin)
         return keras.layers.Dense(units, dtype=self.dtype_policy, name=name, **first)
 
