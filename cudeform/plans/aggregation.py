@@ -10,18 +10,17 @@ from cudeform import checks
 from cudeform.plans.outlines import Outline, Plan, finer, planner
 from cudeform.plans.points import out_size
 
-__all__ = ["AggregationPlan", "dcnv3", "dcnv4"]
+__all__ = ["AggregationPlan", "PointGrid", "dcnv3", "dcnv4"]
 
 _PACKED = 8  # channels of a packed offset and mask are a multiple of it
 _MOST = 2**31 - 1  # pixels of an image
 
 
 @dataclass(frozen=True)
-class AggregationPlan(Plan):
-    """Sums of samples that have passed all checks: channels last, points numbered down columns.
+class PointGrid:
+    """Where the points of an output pixel are, numbered down columns.
 
-    Group g of output pixel (i, j) is the sum over its points of mask times the sample of the
-    group's channels at::
+    Those of pixel (i, j) are at::
 
         y = i * stride[0] - padding[0] + center[0] + (b * dilation[0] - center[0] + dy) * scale
         x = j * stride[1] - padding[1] + center[1] + (a * dilation[1] - center[1] + dx) * scale
@@ -30,23 +29,12 @@ class AggregationPlan(Plan):
     center = dilation * (kernel - 1) // 2.
     """
 
-    batch: int
-    height: int
-    width: int
-    out_height: int
-    out_width: int
-    groups: int
-    group_channels: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
     scale: float
     remove_center: bool  # the middle tap of an odd kernel is no point
-    softmax: bool  # of the mask, over the points of a group
-    packed: bool  # offset and mask in one array: all offsets of a group, then its masks
-
-    family = "aggregation"
 
     @property
     def points(self) -> int:
@@ -72,6 +60,27 @@ class AggregationPlan(Plan):
         if self.remove_center:
             del taps[self.removed]
         return tuple(taps)
+
+
+@dataclass(frozen=True)
+class AggregationPlan(PointGrid, Plan):
+    """Sums of samples that have passed all checks: channels last.
+
+    Group g of an output pixel is the sum over its points of mask times the sample of the group's
+    channels there.
+    """
+
+    batch: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    groups: int
+    group_channels: int
+    softmax: bool  # of the mask, over the points of a group
+    packed: bool  # offset and mask in one array: all offsets of a group, then its masks
+
+    family = "aggregation"
 
     @property
     def packed_channels(self) -> int:

@@ -8,9 +8,21 @@ from typing import Any
 import torch
 
 from cudeform import checks
-from cudeform.torch import library  # noqa: F401  defines torch.ops.cudeform
-from cudeform.torch.onnx_attention import translation
-from cudeform.torch.onnx_values import beside, indices, shaped, sizes
+from cudeform.torch import (
+    library,  # noqa: F401  defines torch.ops.cudeform
+    onnx_aggregation,
+    onnx_attention,
+)
+from cudeform.torch.onnx_values import (
+    Target,
+    beside,
+    indices,
+    shaped,
+    sizes,
+    starts,
+    twice,
+    widened,
+)
 
 __all__ = ["translations"]
 
@@ -21,8 +33,8 @@ def translations(
     """The table that ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)`` takes.
 
     `deform_conv2d` becomes DeformConv, `conv2d` Conv, `roi_align` RoiAlign and `roi_pool`
-    MaxRoiPool; `ms_deform_attn` a GridSample for each level, or a gather with method "nearest".
-    Needs onnxscript.
+    MaxRoiPool; `ms_deform_attn` a GridSample for each level, or a gather with method "nearest";
+    `dcnv3` and `dcnv4` one GridSample. Needs onnxscript.
 
     Parameters
     ----------
@@ -34,8 +46,8 @@ def translations(
         of an array of all samples, C kH kW H_out W_out elements per image. Points are rounded to
         float32 (of float64 arrays float64), at W pixels to about W / 2**24.
     tensorrt : bool
-        `ms_deform_attn` becomes TensorRT's MultiscaleDeformableAttnPlugin_TRT, which its libraries
-        have and other runtimes lack, in the domain "trt.plugins".
+        `ms_deform_attn`, `dcnv3` and `dcnv4` become TensorRT's MultiscaleDeformableAttnPlugin_TRT,
+        which its libraries have and other runtimes lack, in the domain "trt.plugins".
 
     Returns
     -------
@@ -57,6 +69,8 @@ def translations(
     standard = getattr(onnxscript, f"opset{version}")
     decompose = checks.flag("translations", "decompose", decompose)
     plugin = _plugin() if checks.flag("translations", "tensorrt", tensorrt) else None
+    linear = "bilinear" if version < 20 else "linear"  # one, under two names
+    target = Target(standard, linear, plugin)
 
     def deform_conv2d(
         input: Any,
@@ -77,14 +91,13 @@ def translations(
         taps = attributes["kernel_shape"][0] * attributes["kernel_shape"][1]
         offset_groups = _size("deform_conv2d", "offset", offset, 1) // (2 * taps)
         channels = _size("deform_conv2d", "input", input, 1)
-        if decompose and offset.dtype.itemsize < 4:  # GridSample's points are of the whole image
-            offset = standard.Cast(offset, to=_FLOAT)
+        if decompose:  # GridSample's points are of the whole image
+            offset = widened(standard, offset)
         wide, weight, bias, mask = beside(standard, offset, input, weight, bias, mask)
         if decompose:
             images = _groups(standard, wide, channels // offset_groups)
             points = _points(standard, wide, offset, attributes)
-            method = "bilinear" if version < 20 else "linear"  # one, under two names
-            samples = standard.GridSample(images, points, mode=method, align_corners=0)
+            samples = standard.GridSample(images, points, mode=linear, align_corners=0)
             columns = _columns(standard, samples, offset, mask, channels, taps)
             weight = standard.Reshape(weight, indices(standard, 0, -1, 1, 1))
             output = standard.Conv(columns, weight, bias, group=attributes["group"])
@@ -118,7 +131,7 @@ def translations(
         if mode != "avg":
             why = "ONNX's 'max' is the largest of a sample's corners times their weights"
             checks.fail("roi_align", "mode", "to be 'avg' for ONNX", repr(mode), why)
-        height, width = _twice(output_size)
+        height, width = twice(output_size)
         images, corners = (
             standard.Slice(boxes, *(indices(standard, i) for i in (begin, end, 1)))
             for begin, end in ((0, 1), (1, 5))
@@ -146,20 +159,22 @@ def translations(
     ) -> Any:
         if mode != "max":
             checks.fail("roi_pool", "mode", "to be 'max' for ONNX", repr(mode))
-        bins = list(_twice(output_size))
+        bins = list(twice(output_size))
         return standard.MaxRoiPool(input, boxes, pooled_shape=bins, spatial_scale=spatial_scale)
 
     ours = torch.ops.cudeform
     return {
         ours.deform_conv2d.default: deform_conv2d,
         ours.conv2d.default: conv2d,
-        ours.ms_deform_attn.default: translation(standard, version, plugin),
+        ours.dcnv3.default: onnx_aggregation.dcnv3(target),
+        ours.dcnv4.default: onnx_aggregation.dcnv4(target),
+        ours.ms_deform_attn.default: onnx_attention.ms_deform_attn(target),
         ours.roi_align.default: roi_align,
         ours.roi_pool.default: roi_pool,
     }
 
 
-_FLOAT, _INT64 = 1, 7  # of onnx.TensorProto
+_INT64 = 7  # of onnx.TensorProto
 
 
 def _plugin() -> Any:
@@ -212,14 +227,8 @@ def _points(standard: Any, input: Any, offset: Any, attributes: dict[str, Any]) 
     )
     points = []
     for axis in (1, 0):
-        count, size = (
-            standard.Squeeze(sizes(standard, a, 2 + axis, 3 + axis)) for a in (offset, input)
-        )
-        zero, one, stride = (
-            standard.Constant(value_int=i) for i in (0, 1, attributes["strides"][axis])
-        )
-        origins = standard.Mul(standard.Range(zero, count, one), stride)
-        origins = shaped(standard, origins, *((-1, 1) if axis == 0 else (1, -1)))
+        size = standard.Squeeze(sizes(standard, input, 2 + axis, 3 + axis))
+        origins = starts(standard, offset, 2 + axis, attributes["strides"][axis], 1 - axis)
         steps = [divmod(tap, width)[axis] * attributes["dilations"][axis] for tap in range(taps)]
         steps = indices(standard, *(step - attributes["pads"][axis] for step in steps))
         plain = standard.Add(shaped(standard, steps, -1, 1, 1), origins)
@@ -249,11 +258,6 @@ def _size(op: str, name: str, value: Any, axis: int) -> int:
     return size
 
 
-def _twice(values: Any) -> tuple[int, int]:
-    values = tuple(values)
-    return (values[0], values[-1]) if values else (0, 0)
-
-
 def _convolution(
     op: str, input: Any, weight: Any, stride: Any, padding: Any, dilation: Any, layout: str
 ) -> dict[str, Any]:
@@ -264,11 +268,11 @@ def _convolution(
     if len(padding) == 4:  # (top, bottom), (left, right)
         top, bottom, left, right = padding
     else:
-        top, left = bottom, right = _twice(padding)
+        top, left = bottom, right = twice(padding)
     return {
         "kernel_shape": [_size(op, "weight", weight, axis) for axis in (2, 3)],
-        "strides": list(_twice(stride)),
+        "strides": list(twice(stride)),
         "pads": [top, left, bottom, right],
-        "dilations": list(_twice(dilation)),
+        "dilations": list(twice(dilation)),
         "group": _size(op, "input", input, 1) // _size(op, "weight", weight, 1),
     }

@@ -6,27 +6,28 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cudeform import checks
-from cudeform.torch.onnx_values import concrete, indices, shaped, sizes
+from cudeform.torch.onnx_values import Target, beside, concrete, indices, shaped, sizes, widened
 
-__all__ = ["translation"]
+__all__ = ["Call", "attended", "ms_deform_attn"]
 
-_FLOAT, _INT32, _INT64 = 1, 6, 7  # of onnx.TensorProto
+_INT32, _INT64 = 6, 7  # of onnx.TensorProto
 
 
-class _Call(NamedTuple):
-    """Arrays, with one axis for the points of all levels, and what is known of them."""
+class Call(NamedTuple):
+    """Arrays of one dtype with one axis for the points of all levels, and what is known of them."""
 
     value: Any  # (N, S, M, D)
-    locations: Any  # (N, Lq, M, K, 2)
-    weights: Any  # (N, Lq, M, K), after the softmax
+    locations: Any  # (N, Lq, M, K, 2), in float32 at least
+    weights: Any  # (N, Lq, M, K)
     shapes: Any  # (L, 2) of integers of 64 bits
     points: tuple[int, ...]  # of each level
 
 
-def translation(standard: Any, version: int, plugin: Any) -> Callable[..., Any]:
-    """What becomes of a call; `plugin` is TensorRT's operator, or None for the standard's."""
+def ms_deform_attn(target: Target) -> Callable[..., Any]:
+    """What becomes of a call."""
+    standard = target.standard
 
-    def ms_deform_attn(
+    def translation(
         value: Any,
         spatial_shapes: Any,
         sampling_locations: Any,
@@ -38,27 +39,28 @@ def translation(standard: Any, version: int, plugin: Any) -> Callable[..., Any]:
     ) -> Any:
         shapes = _shapes(standard, spatial_shapes, spatial_shapes_pairs)
         points = _points(sampling_locations, points_per_level)
-        locations, weights = sampling_locations, attention_weights
-        if locations.dtype.itemsize < 4:
-            locations = standard.Cast(locations, to=_FLOAT)
-        same = value.dtype == sampling_locations.dtype and value.dtype.itemsize >= 4
-        wide = value if same else standard.CastLike(value, locations)
-        weights = standard.CastLike(weights, locations)
+        locations = widened(standard, sampling_locations)
+        wide, weights = beside(standard, locations, value, attention_weights)
         if not points_per_level:
             locations = shaped(standard, locations, 0, 0, 0, -1, 2)
             weights = shaped(standard, weights, 0, 0, 0, -1)
-        if softmax:
-            weights = standard.Softmax(weights, axis=-1)
-        call = _Call(wide, locations, weights, shapes, points)
-        if plugin is not None:
-            output = _by_plugin(standard, plugin, call, method)
-        elif method == "nearest":
-            output = _nearest(standard, call)
-        else:
-            output = _bilinear(standard, call, "bilinear" if version < 20 else "linear")
+        call = Call(wide, locations, weights, shapes, points)
+        output = attended(target, call, softmax, method)
         return output if wide is value else standard.CastLike(output, value)
 
-    return ms_deform_attn
+    return translation
+
+
+def attended(target: Target, call: Call, softmax: bool, method: str = "bilinear") -> Any:
+    """(N, Lq, M*D)"""
+    standard = target.standard
+    if softmax:
+        call = call._replace(weights=standard.Softmax(call.weights, axis=-1))
+    if target.plugin is not None:
+        return _by_plugin(standard, target.plugin, call, method)
+    if method == "nearest":
+        return _nearest(standard, call)
+    return _bilinear(standard, call, target.linear)
 
 
 def _shapes(standard: Any, array: Any, pairs: Any) -> Any:
@@ -90,7 +92,7 @@ def _part(standard: Any, array: Any, first: Any, end: Any, axis: int) -> Any:
     return standard.Slice(array, first, end, indices(standard, axis))
 
 
-def _bilinear(standard: Any, call: _Call, mode: str) -> Any:
+def _bilinear(standard: Any, call: Call, mode: str) -> Any:
     """A GridSample for each level, and the sum of all samples times their weights."""
     one, two = (
         standard.CastLike(standard.Constant(value_float=number), call.locations)
@@ -127,7 +129,7 @@ def _bilinear(standard: Any, call: _Call, mode: str) -> Any:
     return shaped(standard, total, 0, 0, -1)
 
 
-def _nearest(standard: Any, call: _Call) -> Any:
+def _nearest(standard: Any, call: Call) -> Any:
     """A gather from the pixels of all levels."""
     zero, half = (
         standard.CastLike(standard.Constant(value_float=number), call.locations)
@@ -166,7 +168,7 @@ def _nearest(standard: Any, call: _Call) -> Any:
     return shaped(standard, standard.Transpose(total, perm=[0, 2, 1, 3]), 0, 0, -1)
 
 
-def _by_plugin(standard: Any, plugin: Any, call: _Call, method: str) -> Any:
+def _by_plugin(standard: Any, plugin: Any, call: Call, method: str) -> Any:
     op = "ms_deform_attn"
     if method != "bilinear":
         checks.fail(op, "method", "to be 'bilinear' for TensorRT's plugin", repr(method))

@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["beside", "concrete", "indices", "shaped", "sizes"]
+__all__ = [
+    "Target",
+    "beside",
+    "concrete",
+    "indices",
+    "numbers",
+    "shaped",
+    "sizes",
+    "starts",
+    "twice",
+    "widened",
+]
+
+_FLOAT = 1  # of onnx.TensorProto
+
+
+class Target(NamedTuple):
+    """What an export goes to."""
+
+    standard: Any  # onnxscript's operators of an opset
+    linear: str  # GridSample's mode
+    plugin: Any  # TensorRT's operator of attention, or None for the standard's
+
+
+def widened(standard: Any, coordinates: Any) -> Any:
+    """Coordinates in float32 at least: 16 bits are too few for pixels of a whole image."""
+    if coordinates.dtype.itemsize >= 4:
+        return coordinates
+    return standard.Cast(coordinates, to=_FLOAT)
 
 
 def beside(standard: Any, coordinates: Any, *arrays: Any) -> list[Any]:
@@ -14,6 +42,14 @@ def beside(standard: Any, coordinates: Any, *arrays: Any) -> list[Any]:
     if coordinates.dtype == arrays[0].dtype:
         return list(arrays)
     return [a if a is None else standard.CastLike(a, coordinates) for a in arrays]
+
+
+def numbers(standard: Any, coordinates: Any, values: Any) -> Any:
+    """A number or a list of them, of the dtype that `widened` gives to coordinates."""
+    from onnxscript import ir
+
+    dtype = coordinates.dtype if coordinates.dtype.itemsize >= 4 else ir.DataType.FLOAT
+    return standard.Constant(value=ir.tensor(values, dtype=dtype))
 
 
 def indices(standard: Any, *values: int) -> Any:
@@ -28,6 +64,20 @@ def shaped(standard: Any, array: Any, *shape: Any) -> Any:
     """`array` in a shape of integers and of what `sizes` gives."""
     parts = [indices(standard, s) if isinstance(s, int) else s for s in shape]
     return standard.Reshape(array, standard.Concat(*parts, axis=0))
+
+
+def starts(standard: Any, array: Any, axis: int, stride: int, behind: int) -> Any:
+    """Where a kernel begins for each entry of an axis, in pixels, with `behind` axes after it."""
+    count = standard.Squeeze(sizes(standard, array, axis, axis + 1))
+    zero, one, stride = (standard.Constant(value_int=i) for i in (0, 1, stride))
+    pixels = standard.Mul(standard.Range(zero, count, one), stride)
+    return shaped(standard, pixels, -1, *[1] * behind)
+
+
+def twice(values: Any) -> tuple[int, int]:
+    """What an option says along y and x."""
+    values = tuple(values)
+    return (values[0], values[-1]) if values else (0, 0)
 
 
 def concrete(standard: Any, integers: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The Keras layer on the backend of KERAS_BACKEND, a program of its own: a process has one."""
+"""The Keras layers on the backend of KERAS_BACKEND, a program of its own: a process has one."""
 
 import importlib.util
 import json
@@ -10,7 +10,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from cudeform.keras import DeformConv2D
+from cudeform import layers
+from cudeform.keras import DeformConv2D, MSDeformAttn
 
 RNG = np.random.default_rng(0)
 FORMATS = ("channels_last", "channels_first")
@@ -51,14 +52,73 @@ def model(data_format, policy=None, size=(None, None), **options):
     return keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(hidden))
 
 
-def learns_and_reloads(data_format, policy=None):
-    """On images of any size: fits, moves its taps, saves, loads, and predicts the same."""
-    x, network = images(data_format), model(data_format, policy)
-    y = np.abs(x).mean(axis=(1, 2, 3))
+SHAPES = [(5, 6), (3, 2)]
+PIXELS = 36  # of both levels
+
+
+def tokens(queries=PIXELS):
+    return RNG.standard_normal((6, queries, 8)).astype(np.float32)
+
+
+def attention(policy=None):
+    """A network in which each pixel of two levels looks where it wants."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((PIXELS, 8))
+    middles = keras.layers.Dense(2, activation="sigmoid")(inputs)
+    middles = keras.layers.Reshape((PIXELS, 1, 2))(middles)
+    hidden = MSDeformAttn(4, 2, 3, dtype=policy)(inputs, middles, inputs, spatial_shapes=SHAPES)
+    hidden = keras.layers.GlobalMaxPooling1D()(hidden)
+    return keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(hidden))
+
+
+def attends_as_the_plain_layer():
+    """Which starts where torch's module does; beside that boxes, masks and sizes in an array."""
+    layer, plain = MSDeformAttn(4, 2, 3), layers.MSDeformAttn(8, 2, 4, 3)
+    query, middles, features = tokens(5), RNG.random((6, 5, 2, 2), np.float32), tokens()
+
+    def call(*arrays, **options):
+        options = {"spatial_shapes": SHAPES, **options}
+        return keras.ops.convert_to_numpy(layer(*arrays, **options))
+
+    def parameters():
+        found = {}
+        for name in plain.parts:
+            dense = getattr(layer, name)
+            found[f"{name}.weight"] = keras.ops.convert_to_numpy(dense.kernel).T
+            found[f"{name}.bias"] = keras.ops.convert_to_numpy(dense.bias)
+        return found
+
+    result = call(query, middles, features)
+    assert result.shape == layer.compute_output_shape(query.shape)
+    params, begins = parameters(), plain.init(RNG)
+    for name in begins:
+        if not name.endswith("proj.weight"):
+            np.testing.assert_array_equal(params[name], begins[name], err_msg=name)
+    layer.set_weights([w + RNG.standard_normal(w.shape) / 5 for w in layer.get_weights()])
+    expected, _ = plain.forward(parameters(), query, middles, features, SHAPES)
+    result = call(query, middles, features)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+    found = call(query, middles, features, spatial_shapes=np.array(SHAPES, np.int32))
+    np.testing.assert_array_equal(found, result)
+    # Boxes in which an offset of a part of them is one of a pixel of the level
+    boxes = np.empty((6, 5, 2, 4), np.float32)
+    boxes[..., :2], boxes[..., 2:] = middles, [[6 / w, 6 / h] for h, w in SHAPES]
+    np.testing.assert_allclose(call(query, boxes, features), result, rtol=1e-4, atol=1e-5)
+    image = np.ones((6, PIXELS), bool)
+    image[:, 20:30] = False
+    masked = call(query, middles, features, features_mask=image)
+    assert np.abs(masked - result).max() > 1e-3
+    features[:, 20:30] = np.nan
+    np.testing.assert_array_equal(call(query, middles, features, features_mask=image), masked)
+
+
+def learns_and_reloads(x, network, policy=None):
+    """It fits, moves where it reads, saves, loads, and predicts the same."""
+    layer = own(network)
+    y = np.abs(x).mean(axis=tuple(range(1, x.ndim)))
     network.compile(optimizer=keras.optimizers.Adam(0.02), loss="mse")
     losses = network.fit(x, y, epochs=5, batch_size=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    layer = network.layers[1]
     assert all(np.abs(weight).max() > 0 for weight in layer.get_weights())
     if policy is not None:
         assert layer.compute_dtype == policy.removeprefix("mixed_")
@@ -71,47 +131,62 @@ def learns_and_reloads(data_format, policy=None):
     np.testing.assert_array_equal(found, expected)
 
 
+def own(network):
+    """The layer of ours."""
+    (layer,) = (a for a in network.layers if isinstance(a, (DeformConv2D, MSDeformAttn)))
+    return layer
+
+
 LOAD = """
 import sys
+from pathlib import Path
 import cudeform  # and nothing else of ours
 import keras
 import numpy as np
 
-folder, *programs = sys.argv[1:]
-given, expected = np.load(folder + "/given.npy"), np.load(folder + "/expected.npy")
-network = keras.models.load_model(folder + "/model.keras")
-np.testing.assert_allclose(network.predict(given, verbose=0), expected, rtol=1e-5, atol=1e-6)
-for program in programs:
-    import torch
+for folder in Path(sys.argv[1]).iterdir():
+    given, expected = np.load(folder / "given.npy"), np.load(folder / "expected.npy")
+    network = keras.models.load_model(folder / "model.keras")
+    np.testing.assert_allclose(network.predict(given, verbose=0), expected, rtol=1e-5, atol=1e-6)
+    if (folder / "program.pt2").exists():
+        import torch
 
-    found = torch.export.load(program).module()(torch.from_numpy(given))
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+        program = torch.export.load(folder / "program.pt2").module()
+        found = program(torch.from_numpy(given)).detach().numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 """
 
 
 def loads_in_another_process():
     """What can be saved; what cannot says so."""
-    x, network = images("channels_last"), model("channels_last", size=(9, 10))
-    layer = network.layers[1]
-    layer.set_weights([RNG.standard_normal(weight.shape) / 9 for weight in layer.get_weights()])
+    networks = [(images("channels_last"), model("channels_last", size=(9, 10)))]
+    networks.append((tokens(), attention()))
     with tempfile.TemporaryDirectory() as folder:
-        programs = []
-        if keras.backend.backend() == "torch":
-            programs = [f"{folder}/program.pt2"]
-            signature = [keras.InputSpec(shape=x.shape, dtype="float32")]
-            network.export(*programs, format="torch", verbose=False, input_signature=signature)
-        elif importlib.util.find_spec("tensorflow"):
-            refused = {"tensorflow": "a SavedModel cannot hold it", "jax": "`jax.export` cannot"}
-            try:
-                network.export(f"{folder}/program", verbose=False)
-            except NotImplementedError as error:
-                assert refused[keras.backend.backend()] in str(error)
-            else:
-                raise AssertionError("a program that no other process can run")
-        np.save(f"{folder}/given.npy", x)
-        np.save(f"{folder}/expected.npy", network.predict(x, verbose=0))
-        network.save(f"{folder}/model.keras")
-        subprocess.run([sys.executable, "-c", LOAD, folder, *programs], check=True)
+        for x, network in networks:
+            path = Path(folder) / own(network).name
+            path.mkdir()
+            save(x, network, path)
+        subprocess.run([sys.executable, "-c", LOAD, folder], check=True)
+
+
+def save(x, network, folder):
+    layer = own(network)
+    layer.set_weights([RNG.standard_normal(weight.shape) / 9 for weight in layer.get_weights()])
+    if keras.backend.backend() == "torch":
+        signature = [keras.InputSpec(shape=x.shape, dtype="float32")]
+        program = folder / "program.pt2"
+        network.export(program, format="torch", verbose=False, input_signature=signature)
+    elif importlib.util.find_spec("tensorflow"):
+        refused = {"tensorflow": "a SavedModel cannot hold it", "jax": "`jax.export` cannot"}
+        try:
+            network.export(f"{folder}/program", verbose=False)
+        except NotImplementedError as error:
+            assert refused[keras.backend.backend()] in str(error)
+        else:
+            raise AssertionError("a program that no other process can run")
+    np.save(folder / "given.npy", x)
+    np.save(folder / "expected.npy", network.predict(x, verbose=0))
+    network.save(folder / "model.keras")
 
 
 def config_round_trip():
@@ -122,16 +197,34 @@ def config_round_trip():
     again = DeformConv2D.from_config(config)
     assert again.get_config() == layer.get_config()
     assert again.offset_groups == 2 and again.modulated and again.strides == (2, 1)
+    config = json.loads(json.dumps(MSDeformAttn(2, 3, 5, dtype="mixed_float16").get_config()))
+    again = MSDeformAttn.from_config(config)
+    assert (again.num_heads, again.num_levels, again.num_points) == (2, 3, 5)
+    assert again.dtype_policy.name == "mixed_float16"
 
 
 def refuses():
-    layer = DeformConv2D(4, 3, offset_groups=3)
-    try:
-        layer.build((None, 8, 8, 4))
-    except ValueError as error:
-        assert "DeformConv2D: expected `offset_groups` to divide the 4 channels" in str(error)
-    else:
-        raise AssertionError("offset_groups that do not divide the channels")
+    attend, query = MSDeformAttn(4, 2, 3), np.zeros((1, 5, 8), np.float32)
+    for call, message in (
+        (
+            lambda: DeformConv2D(4, 3, offset_groups=3).build((None, 8, 8, 4)),
+            "DeformConv2D: expected `offset_groups` to divide the 4 channels",
+        ),
+        (
+            lambda: MSDeformAttn(3).build((None, 5, 8), (None, 7, 8)),
+            "MSDeformAttn: expected `query` with channels divisible by `num_heads` = 3",
+        ),
+        (
+            lambda: attend(query, query[..., None, :3], query, spatial_shapes=SHAPES),
+            "MSDeformAttn: expected `reference` of shape (N, Lq, 2 or 1, 2 or 4), got (1, 5, 1, 3)",
+        ),
+    ):
+        try:
+            call()
+        except ValueError as error:
+            assert message in str(error), error
+        else:
+            raise AssertionError(message)
 
 
 def has_no_second_derivatives():
@@ -158,8 +251,12 @@ def main():
     for data_format in FORMATS:
         starts_as_plain_convolution(data_format, padding="same", strides=2)
         starts_as_plain_convolution(data_format, dilation_rate=(2, 1), groups=2, use_bias=False)
-        learns_and_reloads(data_format, policies[data_format])
+        network, policy = model(data_format, policies[data_format]), policies[data_format]
+        learns_and_reloads(images(data_format), network, policy)
     starts_as_plain_convolution("channels_last", (10, 11), padding="same", strides=3)
+    attends_as_the_plain_layer()
+    network = attention("mixed_bfloat16")
+    learns_and_reloads(tokens(), network, "mixed_bfloat16")
     loads_in_another_process()
     config_round_trip()
     refuses()

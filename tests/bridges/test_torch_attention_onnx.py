@@ -8,8 +8,9 @@ import cudeform
 torch = pytest.importorskip("torch")
 
 from attention_calls import PIXELS, SHAPES, given, rand, scattered  # noqa: E402
+from onnx_programs import exported, run  # noqa: E402
 
-from cudeform.torch import nn, onnx  # noqa: E402
+from cudeform.torch import nn  # noqa: E402
 
 
 class Attention(torch.nn.Module):
@@ -31,30 +32,6 @@ class Sized(torch.nn.Module):
     def forward(self, *arrays):
         first, *others = arrays
         return self.module(first, self.shapes, *others)
-
-
-def exported(module, arrays, opset=19, **options):
-    pytest.importorskip("onnxscript")
-    more = {"dynamic_shapes": options.pop("dynamic_shapes", None)}
-    program = torch.onnx.export(
-        module.eval(),
-        arrays,
-        dynamo=True,
-        opset_version=opset,
-        custom_translation_table=onnx.translations(opset, **options),
-        verbose=False,
-        **more,
-    )
-    return program.model_proto
-
-
-def run(model, *arrays):
-    runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    names = [entry.name for entry in session.get_inputs()]
-    return session.run(None, {n: a.numpy() for n, a in zip(names, arrays, strict=True)})[0]
 
 
 def attended(dtype=torch.float32, points=(3, 3), finer=True, queries=5):

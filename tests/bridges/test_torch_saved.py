@@ -11,7 +11,10 @@ import cudeform
 
 torch = pytest.importorskip("torch")
 
+from attention_calls import rand, scattered  # noqa: E402
 from torch_programs import FULL, Functions  # noqa: E402
+
+from cudeform.torch import nn  # noqa: E402
 
 LOADED = """
 import sys
@@ -70,22 +73,48 @@ def test_an_old_torch_is_left_alone(monkeypatch, version, known):
     assert ("cudeform.torch" in sys.modules) == known
 
 
-class Layer(torch.nn.Module):
+class Layers(torch.nn.Module):
+    """A function, and the modules of DCNv3, DCNv4 and deformable attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = scattered(nn.DCNv3(8, group=2))
+        self.second = scattered(nn.DCNv4(8, group=2))
+        self.third = scattered(nn.MSDeformAttn(8, 1, 2, 3))
+
     def forward(self, images, points):
-        return cudeform.bilinear_sample(images, points).relu()
+        sizes = images.shape[-2:]
+        seen = cudeform.bilinear_sample(images, points.flip(-1)).relu().transpose(1, 2)
+        images = self.first(images.permute(0, 2, 3, 1)).flatten(1, 2)
+        images = self.second(images, shape=sizes)
+        return self.third(seen, points[:, :, None] / 5, images, [sizes])
+
+
+def layers():
+    return Layers(), (rand(1, 8, 4, 5, dtype=torch.float32), 4 * rand(1, 3, 2, dtype=torch.float32))
+
+
+def test_an_exported_module_has_one_node_of_each_operator():
+    module, given = layers()
+    program = torch.export.export(module, given)
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    ours = [name.split(".")[1] for name in called if name.startswith("cudeform.")]
+    assert ours == ["bilinear_sample", "dcnv3", "dcnv4", "ms_deform_attn"]
+    assert not any("grid_sample" in name for name in called)
+    torch.testing.assert_close(program.module()(*given), module(*given))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None or not FULL, reason="needs g++, and a minute")
 def test_a_compiled_package_loads(tmp_path):
-    given = (torch.rand(1, 2, 4, 5), 4 * torch.rand(1, 3, 2))
+    module, given = layers()
     path = str(tmp_path / "compiled.pt2")
-    exported = torch.export.export(Layer(), given)
+    exported = torch.export.export(module, given)
     torch._inductor.aoti_compile_and_package(exported, package_path=path)
-    torch.save((given, Layer()(*given)), tmp_path / "tensors.pt")
+    torch.save((given, module(*given)), tmp_path / "tensors.pt")
     code = """
 import torch, cudeform
 given, expected = torch.load("tensors.pt")
 found = torch._inductor.aoti_load_package("compiled.pt2")(*given)
-print(torch.equal(found, expected))
+print(torch.allclose(found, expected, rtol=1e-5, atol=1e-6))
 """
     assert run(code, tmp_path)[-1] == "True"

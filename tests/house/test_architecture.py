@@ -79,7 +79,7 @@ RESERVED = {
     # peers, engines: what `bench` measures against
     "torchvision": ("bench/peers.py", "bench/cuda_peers.py"),
     "onnx": ("bench/engines.py", "torch/onnx.py"),
-    "onnxscript": ("torch/onnx.py",),
+    "onnxscript": ("torch/onnx.py", "torch/onnx_values.py"),
     "onnxruntime": ("bench/engines.py",),
     "openvino": ("bench/engines.py",),
     "jax": ("jax/", "keras.py"),

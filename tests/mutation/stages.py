@@ -105,7 +105,10 @@ _STAGES = {
         *_CPU_REGIONS[:1],
     ],
     "cudeform/torch/onnx.py": ["bridges/test_torch_modules -k onnx"],
-    "cudeform/torch/onnx_*": ["bridges/test_torch_attention_onnx"],
+    "cudeform/torch/onnx_*": [
+        "bridges/test_torch_attention_onnx",
+        "bridges/test_torch_aggregation_onnx",
+    ],
     "cudeform/torch/nn/aggregation.py": ["bridges/test_torch_aggregation"],
     "cudeform/torch/nn/*": ["bridges/test_torch_attention", "bridges/test_torch_modules"],
     "cudeform/torch/originals.py": ["bridges/test_transformers"],
