@@ -1,155 +1,156 @@
-"""A small Deformable DETR: convolutions, one encoder layer, and a decoder that refines boxes."""
+"""A small Deformable DETR: convolutions, an encoder's layer, and a decoder that refines boxes."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
+from set_prediction import Answers
 from torch import Tensor, nn
 
 from cudeform.torch.nn import MSDeformAttn
 
-WIDTH = 64  # channels C of queries and of all levels
-HEADS, POINTS = 4, 4  # of each attention; points of a head on each level
-STRIDES = (8, 16)  # pixels of the image between two of a level
-ANCHORS = (16.0, 28.0)  # size in pixels of the box that a pixel of a level proposes at first
-PRIOR = -4.0  # first logit of every class: most boxes hold nothing
+WIDTH = 64  # channels C of the queries and of both levels
+HEADS, POINTS = 4, 4  # M and P of each attention
+SIDES = (1 / 6, 1 / 3)  # of the boxes that pixels of a level begin with, in parts of the image
+RARE = -4.0  # the first logit of every class: most boxes hold nothing
+
+Shapes = list[tuple[int, int]]  # height and width of each level
 
 
-class Answers(NamedTuple):
-    """What the network says of N images, for Q boxes or for all S pixels of the levels."""
-
-    logits: Tensor  # (N, Q, classes)
-    boxes: Tensor  # (N, Q, 4): middle x, y, width, height, in parts of the image
-
-
-class Reading(NamedTuple):
-    """Where an attention reads."""
-
-    locations: Tensor  # (N, Q, M, L, P, 2): x, y in parts of the image
-    weights: Tensor  # (N, Q, M, L, P), of a head's points they sum to 1
-
-
-def attention(learned: bool) -> MSDeformAttn:
-    """One whose points move, or stay where they begin: each head in a direction of its own."""
-    module = MSDeformAttn(WIDTH, len(STRIDES), HEADS, POINTS)
-    module.sampling_offsets.requires_grad_(learned)
+def attention(points: str) -> MSDeformAttn:
+    """One that learns where it reads, or one with fixed offsets, which begin as a ring, or none."""
+    module = MSDeformAttn(WIDTH, len(SIDES), HEADS, POINTS)
+    module.sampling_offsets.requires_grad_(points == "learned offsets")
+    if points == "no offsets":
+        nn.init.zeros_(module.sampling_offsets.bias)
     return module
 
 
-def mlp(inner: int, outer: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inner, WIDTH), nn.ReLU(), nn.Linear(WIDTH, outer))
+def locations_and_weights(
+    module: MSDeformAttn, query: Tensor, boxes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where a decoder's attention reads, and how much each point of a head counts.
 
-
-def waves(numbers: Tensor) -> Tensor:
-    """Sines and cosines of numbers in 0...1, (..., K) -> (..., 16 * K)"""
-    angles = numbers[..., None] * (torch.pi * 2.0 ** torch.arange(8, device=numbers.device) / 2)
-    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
-
-
-def inverse_sigmoid(boxes: Tensor) -> Tensor:
-    return torch.logit(boxes, eps=1e-4)
+    Of queries (N, Q, C) with boxes (N, Q, 1, 4): x and y (N, Q, M, L, P, 2) and (N, Q, M, L, P).
+    """
+    heads = (HEADS, len(SIDES), POINTS)
+    offsets = module.sampling_offsets(query).unflatten(-1, (*heads, 2))
+    weights = module.attention_weights(query).unflatten(-1, (HEADS, -1)).softmax(-1)
+    middle, size = boxes[:, :, :, None, None].split(2, -1)
+    places = middle + offsets * size * module.offset_scale / POINTS
+    return places, weights.unflatten(-1, heads[1:])
 
 
 class Backbone(nn.Module):
-    """Maps of the strides, each (N, C, H / stride, W / stride)."""
+    """Maps of an eighth and a sixteenth of the image's size: (N, 1, H, W) -> two (N, C, h, w)."""
 
     def __init__(self) -> None:
         super().__init__()
+        folded = nn.PixelUnshuffle(2)  # blocks of 2 x 2 pixels as channels
         half = WIDTH // 2
-        self.fine = nn.Sequential(
-            nn.PixelUnshuffle(2), *_conv(4, half, 2), *_conv(half, WIDTH, 2), *_conv(WIDTH, WIDTH, 1)
-        )
-        self.coarse = nn.Sequential(*_conv(WIDTH, WIDTH, 2))
+        self.fine = nn.Sequential(folded, *_convolution(4, half), *_convolution(half, WIDTH))
+        self.coarse = nn.Sequential(*_convolution(WIDTH, WIDTH))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         fine = self.fine(images)
-        return [fine, self.coarse(fine)]
+        return fine, self.coarse(fine)
 
 
-def _conv(inner: int, outer: int, stride: int) -> list[nn.Module]:
-    conv = nn.Conv2d(inner, outer, 3, stride, padding=1, bias=False)
-    return [conv, nn.GroupNorm(8, outer), nn.ReLU()]
+def _convolution(inner: int, outer: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False)
+    return [convolution, nn.GroupNorm(8, outer), nn.ReLU()]
 
 
 class Layer(nn.Module):
-    """Attention to the pixels of all levels, and a network for each query; a decoder's also
-    has the queries look at one another first."""
+    """Queries read pixels of all levels; a decoder's have looked at one another before."""
 
-    def __init__(self, learned: bool, among_queries: bool) -> None:
+    def __init__(self, points: str, decoder: bool) -> None:
         super().__init__()
-        self.among = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True) if among_queries else None
-        self.attention = attention(learned)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH)
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
+        self.among = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True) if decoder else None
+        self.attention = attention(points)
+        wide = 2 * WIDTH
+        self.transform = nn.Sequential(nn.Linear(WIDTH, wide), nn.ReLU(), nn.Linear(wide, WIDTH))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3 if decoder else 2))
 
     def forward(
-        self, query: Tensor, place: Tensor, reference: Tensor, pixels: Tensor, shapes: list
+        self, query: Tensor, place: Tensor, reference: Tensor, pixels: Tensor, shapes: Shapes
     ) -> Tensor:
         """(N, Q, C) twice, (N, Q, 1, 2 or 4), (N, S, C) -> (N, Q, C)"""
         if self.among is not None:
-            placed = query + place
-            others, _ = self.among(placed, placed, query, need_weights=False)
-            query = self.norms[0](query + others)
+            key = query + place
+            query = self.norms[2](query + self.among(key, key, query, need_weights=False)[0])
         read = self.attention(query + place, reference, pixels, shapes)
-        query = self.norms[1](query + read)
-        return self.norms[2](query + self.feed_forward(query))
+        query = self.norms[0](query + read)
+        return self.norms[1](query + self.transform(query))
+
+
+class Head(nn.Module):
+    """Logits of the classes of queries (N, Q, C), and their boxes (N, Q, 4) moved and resized."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classify = nn.Linear(WIDTH, classes)
+        self.move = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 4))
+        nn.init.constant_(self.classify.bias, RARE)
+        nn.init.zeros_(self.move[-1].weight)
+        nn.init.zeros_(self.move[-1].bias)
+
+    def forward(self, query: Tensor, boxes: Tensor) -> Answers:
+        moved = torch.logit(boxes, eps=1e-4) + self.move(query)
+        return Answers(self.classify(query), moved.sigmoid())
 
 
 class Detector(nn.Module):
-    """Boxes of digits. With `learned=False` all points stay where they begin."""
+    """What is where in images. `points` is what `attention` knows."""
 
-    def __init__(self, classes: int, queries: int, layers: int, learned: bool = True) -> None:
+    def __init__(self, points: str, classes: int, queries: int = 16, layers: int = 2) -> None:
         super().__init__()
         self.backbone = Backbone()
-        self.level = nn.Parameter(torch.zeros(len(STRIDES), WIDTH))
-        self.pixel_place, self.box_place = nn.Linear(32, WIDTH), nn.Linear(64, WIDTH)
-        self.encoder = Layer(learned, among_queries=False)
-        self.decoder = nn.ModuleList(Layer(learned, among_queries=True) for _ in range(layers))
-        self.content = nn.Parameter(torch.randn(queries, WIDTH))
-        heads = layers + 1  # the first is the encoder's, which proposes
-        self.classify = nn.ModuleList(nn.Linear(WIDTH, classes) for _ in range(heads))
-        self.refine = nn.ModuleList(mlp(WIDTH, 4) for _ in range(heads))
-        for classify, refine in zip(self.classify, self.refine, strict=True):
-            nn.init.constant_(classify.bias, PRIOR)
-            nn.init.zeros_(refine[-1].weight)
-            nn.init.zeros_(refine[-1].bias)
+        self.level = nn.Parameter(torch.zeros(len(SIDES), WIDTH))
+        self.place = nn.Linear(4 * 16, WIDTH)
+        self.encoder, self.propose = Layer(points, decoder=False), Head(classes)
+        self.query = nn.Parameter(torch.randn(queries, WIDTH))
+        self.decoder = nn.ModuleList(Layer(points, decoder=True) for _ in range(layers))
+        self.heads = nn.ModuleList(Head(classes) for _ in range(layers))
 
     def forward(self, images: Tensor) -> list[Answers]:
-        """The answers of the encoder, for every pixel, and of the layers of the decoder."""
-        maps = self.backbone(images)
-        shapes = [tuple(m.shape[-2:]) for m in maps]
-        anchors = torch.cat([_anchors(m, size) for m, size in zip(maps, ANCHORS, strict=True)])
-        anchors = anchors.expand(len(images), -1, -1)
-        pixels = torch.cat([m.flatten(2).mT for m in maps], 1)
-        level = torch.cat([e.expand(h * w, -1) for e, (h, w) in zip(self.level, shapes, strict=True)])
-        place = self.pixel_place(waves(anchors[..., :2])) + level
-        pixels = self.encoder(pixels, place, anchors[:, :, None, :2], pixels, shapes)
-        answers = [self._answer(0, pixels, anchors)]
-        best = answers[0].logits.amax(-1).topk(len(self.content)).indices
-        boxes = answers[0].boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
-        query = self.content.expand(len(images), -1, -1)
-        for number, layer in enumerate(self.decoder, start=1):
-            place = self.box_place(waves(boxes))
-            query = layer(query, place, boxes[:, :, None], pixels, shapes)
-            answers.append(self._answer(number, query, boxes))
-            boxes = answers[-1].boxes.detach()
+        """Of every pixel of the encoder, then of the queries behind each layer of the decoder.
+
+        The pixels that are surest of a class say where the queries begin. Gradients do not go from
+        one head to the box that another was given.
+        """
+        pixels, boxes, shapes = self.encode(images)
+        answers = [self.propose(pixels, boxes)]
+        surest = answers[0].logits.amax(-1).topk(len(self.query)).indices  # (N, Q)
+        boxes = answers[0].boxes.gather(1, surest[..., None].expand(-1, -1, 4))
+        query = self.query.expand(len(images), -1, -1)
+        for layer, head in zip(self.decoder, self.heads, strict=True):
+            boxes = boxes.detach()
+            query = layer(query, self.place(waves(boxes)), boxes[:, :, None], pixels, shapes)
+            answers.append(head(query, boxes))
+            boxes = answers[-1].boxes
         return answers
 
-    def _answer(self, number: int, query: Tensor, boxes: Tensor) -> Answers:
-        moved = (inverse_sigmoid(boxes) + self.refine[number](query)).sigmoid()
-        return Answers(self.classify[number](query), moved)
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Shapes]:
+        """Pixels of all levels (N, S, C) that have read around them, and a box for each."""
+        maps = self.backbone(images)
+        shapes = [tuple(level.shape[2:]) for level in maps]
+        boxes = torch.cat([first_boxes(*of) for of in zip(shapes, SIDES, strict=True)])
+        boxes = boxes.to(images).expand(len(images), -1, -1)
+        levels = [level.expand(h * w, -1) for level, (h, w) in zip(self.level, shapes, strict=True)]
+        place = self.place(waves(boxes)) + torch.cat(levels)
+        pixels = torch.cat([level.flatten(2).mT for level in maps], 1)
+        return self.encoder(pixels, place, boxes[:, :, None, :2], pixels, shapes), boxes, shapes
 
 
-def _anchors(maps: Tensor, size: float) -> Tensor:
-    """A box (x, y, w, h) around each pixel of a level.  # (H * W, 4)"""
-    height, width = maps.shape[-2:]
-    y, x = torch.meshgrid(
-        (torch.arange(height, device=maps.device) + 0.5) / height,
-        (torch.arange(width, device=maps.device) + 0.5) / width,
-        indexing="ij",
-    )
-    side = torch.full_like(x, size / 96)
-    return torch.stack([x, y, side, side], -1).flatten(0, 1)
+def first_boxes(shape: tuple[int, int], side: float) -> Tensor:
+    """A square around the middle of each pixel.  # (H * W, 4)"""
+    y, x = ((torch.arange(size) + 0.5) / size for size in shape)
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y, *torch.full((2, *shape), side)], -1).flatten(0, 1)
+
+
+def waves(boxes: Tensor) -> Tensor:
+    """Sines and cosines of eight frequencies of each number.  # (N, Q, 4) -> (N, Q, 64)"""
+    frequencies = torch.pi / 2 * 2 ** torch.arange(8, device=boxes.device)
+    angles = boxes[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from detr_network import Answers
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-CLASS, CORNERS, OVERLAP = 2.0, 5.0, 2.0  # weights of the three losses, as in Deformable DETR
+CLASS, PLACE, OVERLAP = 2.0, 5.0, 2.0  # weights of what is wrong, as in Deformable DETR
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
 
 
-class Objects:
-    pass
+class Answers(NamedTuple):
+    """What a network says of N images, Q boxes in each."""
+
+    logits: Tensor  # (N, Q, classes)
+    boxes: Tensor  # (N, Q, 4): x and y of the middle, width, height, in parts of the image
+
+
+class Objects(NamedTuple):
+    """What there is in the images."""
+
+    image: Tensor  # (K,), in which one
+    boxes: Tensor  # (K, 4), as in the answers
+    labels: Tensor  # (K,)
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -23,51 +35,84 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([middle - half, middle + half], -1)
 
 
-def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and generalised IoU of boxes (x1, y1, x2, y2), whose shapes broadcast."""
-    area = [(c[..., 2:] - c[..., :2]).prod(-1) for c in (a, b)]
+def overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU (Rezatofighi et al. 2019) of boxes (..., 4) that broadcast."""
+    a, b = corners(boxes), corners(others)
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     both = (high - low).clamp(min=0).prod(-1)
+    either = boxes[..., 2:].prod(-1) + others[..., 2:].prod(-1) - both
     low, high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
     hull = (high - low).prod(-1)
-    either = area[0] + area[1] - both
-    iou = both / either
-    return iou, iou - (hull - either) / hull
+    return both / either, both / either - (hull - either) / hull
 
 
 def focal(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Lin et al. 2017: what is told well already counts little."""
-    p = logits.sigmoid()
-    miss = p * (1 - wanted) + (1 - p) * wanted
-    alpha = ALPHA * wanted + (1 - ALPHA) * (1 - wanted)
-    return alpha * miss**GAMMA * binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    """Lin et al. 2017: a cross entropy in which what is told well already counts little."""
+    chance = logits.sigmoid()
+    wrong = chance + wanted - 2 * chance * wanted
+    factor = (ALPHA * wanted + (1 - ALPHA) * (1 - wanted)) * wrong**GAMMA
+    return factor * binary_cross_entropy_with_logits(logits, wanted, reduction="none")
 
 
 @torch.no_grad()
-def match(answers: Answers, image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One prediction for each object (K,): its image and its number in it, the cheapest in sum."""
-    logits, found = answers.logits[image], answers.boxes[image]  # (K, Q, ...)
-    logits = logits.gather(2, labels[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
-    cost = CLASS * (focal(logits, torch.ones_like(logits)) - focal(logits, torch.zeros_like(logits)))
-    cost += CORNERS * (found - boxes[:, None]).abs().sum(-1)
-    cost -= OVERLAP * overlap(corners(found), corners(boxes)[:, None])[1]
-    cost, host = cost.cpu().numpy(), image.cpu().numpy()
-    chosen = np.empty(len(host), np.int64)
-    for i in np.unique(host):
-        (own,) = np.nonzero(host == i)
-        rows, columns = linear_sum_assignment(cost[own])
+def match(answers: Answers, objects: Objects) -> Tensor:
+    """The number of each object's prediction, no two the same, of the least cost in sum.  # (K,)"""
+    logits, boxes = answers.logits[objects.image], answers.boxes[objects.image]
+    logits = logits[torch.arange(len(logits)), :, objects.labels]  # (K, Q)
+    wanted = objects.boxes[:, None]
+    cost = CLASS * (
+        focal(logits, torch.ones_like(logits)) - focal(logits, torch.zeros_like(logits))
+    )
+    cost += PLACE * (boxes - wanted).abs().sum(-1) - OVERLAP * overlap(boxes, wanted)[1]
+    costs, images = cost.cpu().numpy(), objects.image.cpu().numpy()
+    chosen = np.empty(len(images), np.int64)
+    for image in np.unique(images):
+        (own,) = np.nonzero(images == image)
+        rows, columns = linear_sum_assignment(costs[own])
         chosen[own[rows]] = columns
-    return torch.from_numpy(chosen).to(image.device)
+    return torch.from_numpy(chosen).to(cost.device)
 
 
-def loss(answers: Answers, image: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-    chosen = match(answers, image, boxes, labels)
+def set_loss(answers: Answers, objects: Objects) -> Tensor:
+    """Of classes, middles, sizes and overlaps, for each object.  # a number"""
+    chosen = objects.image, match(answers, objects)
     wanted = torch.zeros_like(answers.logits)
-    wanted[image, chosen, labels] = 1
-    found = answers.boxes[image, chosen]
-    count = len(labels)
-    return (
-        CLASS * focal(answers.logits, wanted).sum()
-        + CORNERS * l1_loss(found, boxes, reduction="sum")
-        + OVERLAP * (1 - overlap(corners(found), corners(boxes))[1]).sum()
-    ) / count
+    wanted[(*chosen, objects.labels)] = 1
+    boxes = answers.boxes[chosen]
+    loss = CLASS * focal(answers.logits, wanted).sum()
+    loss = loss + PLACE * (boxes - objects.boxes).abs().sum()
+    loss = loss + OVERLAP * (1 - overlap(boxes, objects.boxes)[1]).sum()
+    return loss / len(objects.labels)
+
+
+def average_precision(answers: Answers, objects: Objects, least: float = 0.5) -> float:
+    """Mean over the classes of the area under precision by recall, at this IoU at least."""
+    areas = []
+    for label in range(answers.logits.shape[-1]):
+        own = objects.labels == label
+        of_label = Objects(*(array[own] for array in objects))
+        areas.append(_area(answers.logits[..., label], answers.boxes, of_label, least))
+    return float(np.mean(areas))
+
+
+def box_precision(answers: Answers, objects: Objects, least: float = 0.5) -> float:
+    """The same for boxes alone, whatever their class."""
+    return _area(answers.logits.amax(-1), answers.boxes, objects, least)
+
+
+def _area(scores: Tensor, boxes: Tensor, objects: Objects, least: float) -> float:
+    """For scores (N, Q): the best first, each finds the free object that it overlaps most."""
+    found = overlap(boxes[objects.image], objects.boxes[:, None])[0].cpu().numpy()  # (K, Q)
+    images = objects.image.cpu().numpy()
+    by_image = [np.flatnonzero(images == image) for image in range(len(scores))]
+    order = scores.flatten().argsort(descending=True, stable=True).tolist()
+    free, hits = np.ones(len(images), bool), np.zeros(len(order))
+    for rank, place in enumerate(order):
+        image, query = divmod(place, scores.shape[1])
+        own = by_image[image]
+        fit = found[own, query] * free[own]
+        if fit.size and fit.max() >= least:
+            hits[rank], free[own[fit.argmax()]] = 1, False
+    precision = hits.cumsum() / np.arange(1, len(hits) + 1)
+    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((best_from_here * hits).sum() / len(images))
