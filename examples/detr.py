@@ -1,8 +1,9 @@
 """Detect handwritten digits with a small Deformable DETR, in PyTorch.
 
-Scenes hold a few digits of any sizes. A network with multi-scale deformable attention in its encoder
-and decoder says what is where. It is trained three times for each seed: its attentions read at the
-reference point alone, at fixed offsets from it, or where they learn to. All see the same scenes.
+Scenes hold a few digits of any sizes. A network with multi-scale deformable attention in its
+encoder and decoder says what is where. It is trained three times for each seed: its attentions read
+at the reference point alone, at fixed offsets from it, or where they learn to. All see the same
+scenes in the same order.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ RATE = 3e-3
 CLIP = 1.0  # the longest gradient
 WARPS = Warps(canvas=40, scale=(1.6, 4.2), rotation=30, shear=0.2)
 TEST, TEST_SEED = 150, 1000  # scenes, and what they are drawn with
-SHOWN = 5  # scenes
+SHOWN, CROWDED = 5, 5  # scenes, and how many digits they have at least
 
 
 def tensors(drawn: Scattered, device: str) -> tuple[Tensor, Objects]:
@@ -121,8 +122,9 @@ def view(kind: str, done: Run, test: Scattered, scene: int) -> View:
 
 def views(runs: Runs, test: Scattered) -> dict[str, list[View]]:
     """Of the best training of the networks that read at more than a point."""
+    shown = np.flatnonzero(np.bincount(test.image) >= CROWDED)[:SHOWN]
     return {
-        kind: [view(kind, training.best(own), test, scene) for scene in range(SHOWN)]
+        kind: [view(kind, training.best(own), test, scene) for scene in shown]
         for kind, own in runs.items()
         if kind != "no offsets"
     }

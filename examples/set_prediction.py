@@ -60,9 +60,8 @@ def match(answers: Answers, objects: Objects) -> Tensor:
     logits, boxes = answers.logits[objects.image], answers.boxes[objects.image]
     logits = logits[torch.arange(len(logits)), :, objects.labels]  # (K, Q)
     wanted = objects.boxes[:, None]
-    cost = CLASS * (
-        focal(logits, torch.ones_like(logits)) - focal(logits, torch.zeros_like(logits))
-    )
+    one, none = torch.ones_like(logits), torch.zeros_like(logits)
+    cost = CLASS * (focal(logits, one) - focal(logits, none))
     cost += PLACE * (boxes - wanted).abs().sum(-1) - OVERLAP * overlap(boxes, wanted)[1]
     costs, images = cost.cpu().numpy(), objects.image.cpu().numpy()
     chosen = np.empty(len(images), np.int64)
