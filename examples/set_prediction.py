@@ -85,9 +85,9 @@ def set_loss(answers: Answers, objects: Objects) -> Tensor:
 
 
 def average_precision(answers: Answers, objects: Objects, least: float = 0.5) -> float:
-    """Mean over the classes of the area under precision by recall, at this IoU at least."""
+    """Area under precision by recall at this IoU at least: the mean of the classes there are."""
     areas = []
-    for label in range(answers.logits.shape[-1]):
+    for label in objects.labels.unique().tolist():
         own = objects.labels == label
         of_label = Objects(*(array[own] for array in objects))
         areas.append(_area(answers.logits[..., label], answers.boxes, of_label, least))

@@ -121,7 +121,7 @@ def test_learns_scenes_by_heart(drawn, monkeypatch):
     after = set_prediction.average_precision(detr.detect(network, images), objects)
     assert before < 0.1
     assert losses[-1] < losses[0] / 8
-    assert after > 0.6  # of the classes that are there at all
+    assert after > 0.6
 
 
 class TestCommand:
