@@ -5,7 +5,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from command_line import broken_module, run
+from command_line import run
 
 for name in ("matplotlib", "rich", "scipy", "sklearn", "torch"):
     pytest.importorskip(name)
@@ -124,18 +124,11 @@ def test_learns_scenes_by_heart(drawn, monkeypatch):
     assert after > 0.6
 
 
-class TestCommand:
-    def test_missing_extra(self, tmp_path):
-        broken_module(tmp_path, "torch")
-        done = run(tmp_path, "demo", "detr", path=[tmp_path])
-        assert done.returncode == 2
-        assert "pip install 'cudeform[demo,torch]'" in done.stderr
-
-    def test_writes_the_figure(self, tmp_path):
-        done = run(tmp_path, "demo", "detr", "--seeds", 1, "--steps", 2, "--device", "cpu")
-        assert done.returncode == 0, done.stderr
-        assert "each network with seeds 0" in done.stdout
-        for name in detr.NETWORKS:
-            pattern = rf"^ *{name} +\d+,\d\d\d +[\d.]+ % .* [\d.]+ % *$"
-            assert re.search(pattern, done.stdout, re.M), done.stdout
-        assert (tmp_path / "cudeform-detr.png").read_bytes().startswith(b"\x89PNG")
+def test_command_writes_the_figure(tmp_path):
+    done = run(tmp_path, "demo", "detr", "--seeds", 1, "--steps", 2, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "each network with seeds 0" in done.stdout
+    for name in detr.NETWORKS:
+        pattern = rf"^ *{name} +\d+,\d\d\d +[\d.]+ % .* [\d.]+ % *$"
+        assert re.search(pattern, done.stdout, re.M), done.stdout
+    assert (tmp_path / "cudeform-detr.png").read_bytes().startswith(b"\x89PNG")
