@@ -15,8 +15,8 @@ from training import Runs
 
 COLOURS = {"no offsets": "#5f6b7a", "fixed offsets": "#2f6fc4", "learned offsets": "#d1156b"}
 TRUE, FOUND = "#00e5ff", "#ffd400"
-LEVELS = ("#ff5fa2", "#7dff7a")  # points on the fine level and on the coarse one
-SIZES = (14, 40)  # their areas
+LEVELS = ("#ff5fa2", "#5dff5a")  # points on the fine level and on the coarse one
+SIZES = (16, 44)  # their areas
 LEAST = 0.3  # score of what is drawn
 MEASURE = "average precision at IoU 0.5", "mean of the classes in %"
 
@@ -77,21 +77,23 @@ def _draw_found(axes: Axes, view: View) -> None:
 
 
 def _draw_points(axes: Axes, view: View) -> None:
-    """The query's points: a colour for each level, and the opacity says how much one counts."""
+    """The query's points, in the colours of levels: the more one counts, the more it is filled."""
     for level in (1, 0):  # where both have points the fine level's, which are small, are on top
         x, y = view.places[:, level].reshape(-1, 2).T
         share = view.weights[:, level].ravel() / view.weights.max()
-        axes.scatter(x, y, SIZES[level], LEVELS[level], alpha=share, ec="black", lw=0.4, zorder=3)
+        size, colour = SIZES[level], LEVELS[level]
+        axes.scatter(x, y, size, colour, alpha=share, lw=0, zorder=3)
+        axes.scatter(x, y, size, "none", ec=colour, alpha=0.7, lw=0.5, zorder=3)
     axes.plot(*view.middle, "+", color="white", ms=8, mew=1.5, zorder=4)
 
 
 def _draw_legend(row: SubFigure) -> None:
-    dot = {"marker": "o", "lw": 0, "mec": "black", "mew": 0.4}
+    dot = {"marker": "o", "lw": 0, "mec": "black", "mew": 0.3}
     signs = [
         Line2D([], [], color=TRUE, lw=1, ls=(0, (2, 2)), label="true box"),
         Line2D([], [], color=FOUND, lw=2, label="found"),
         Line2D([], [], color="black", marker="+", lw=0, label="reference point"),
-        Line2D([], [], color=LEVELS[0], ms=4, label="point, fine level", **dot),
+        Line2D([], [], color=LEVELS[0], ms=4, label="point: fine level", **dot),
         Line2D([], [], color=LEVELS[1], ms=6, label="coarse level", **dot),
     ]
     place = {"loc": "upper right", "bbox_to_anchor": (1, 1.02), "borderaxespad": 0}
