@@ -44,7 +44,7 @@ def command_line(*arguments):
 
 
 assert command_line("info").returncode == 0
-for example in ("digits", "rois"):  # trainings stay in the checkout; one line says so
+for example in ("digits", "rois", "detr"):  # trainings stay in the checkout; one line says so
     refused = command_line("demo", example)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
     assert f"run examples/{example}.py there" in refused.stderr, refused.stderr

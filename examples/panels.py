@@ -23,7 +23,16 @@ def title(axes: Axes, letter: str, text: str) -> None:
     axes.set_title(f"$\\bf{{{letter}}}$  {text}", fontsize=10, loc="left")
 
 
-def board(runs: Runs, colours: dict[str, str], names: list[str], height: float) -> Board:
+ACCURACY = "test accuracy", "% of the test"  # a panel's title, and its axis
+
+
+def board(
+    runs: Runs,
+    colours: dict[str, str],
+    names: list[str],
+    height: float,
+    measure: tuple[str, str] = ACCURACY,
+) -> Board:
     """Curves and accuracies above, and below a row of this height for each of `names`."""
     heights = (3.2, height * len(names))
     figure = Figure(figsize=(11.4, sum(heights)), layout="constrained")
@@ -32,7 +41,8 @@ def board(runs: Runs, colours: dict[str, str], names: list[str], height: float) 
     draw_losses(axes[1], runs, colours)
     title(axes[1], "b", "training")
     draw_accuracies(axes[2], runs, colours)
-    title(axes[2], "c", "test accuracy")
+    title(axes[2], "c", measure[0])
+    axes[2].set_xlabel(f"{measure[1]}; a dot is a seed")
     rows = below.subfigures(len(names), 1, squeeze=False)[:, 0]
     for letter, row, name in zip("defghi", rows, names, strict=False):
         row.suptitle(f"$\\bf{{{letter}}}$  {name}", fontsize=10, x=0.008, ha="left")
@@ -65,6 +75,5 @@ def draw_accuracies(axes: Axes, runs: Runs, colours: dict[str, str]) -> None:
         names.append(f"{network}\n{own[0].learned:,} parameters")
     axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 100))
     axes.invert_yaxis()
-    axes.set_xlabel("% of the test; a dot is a seed")
     axes.tick_params(axis="y", length=0, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)

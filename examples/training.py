@@ -44,8 +44,8 @@ def train(
 ) -> tuple[Params, list[float]]:
     """The parameters after a step of Adam on each batch, and the losses, with a progress bar.
 
-    The learning rate rises to `rate` in the first tenth of the steps and falls to 0 along half a
-    cosine; the factors of the model's layers say how much of it a parameter gets.
+    The learning rate is `rate` times the schedule's part; the factors of the model's layers say
+    how much of it a parameter gets.
     """
     params = {layer: dict(own) for layer, own in params.items()}
     adams = {
@@ -57,12 +57,20 @@ def train(
     losses = []
     for step, batch in enumerate(track(batches, label, steps)):
         loss, grads = model.loss_and_gradients(params, *batch)
-        now = rate * min(1, 10 * (step + 1) / steps) * (1 + cos(pi * step / steps)) / 2
+        now = rate * schedule(step, steps)
         for (layer, name), (adam, factor) in adams.items():
             update = adam.update(grads[layer][name], now * factor)
             params[layer][name] = params[layer][name] + update
         losses.append(loss)
     return params, losses
+
+
+def schedule(step: int, steps: int) -> float:
+    """The part of the learning rate for a step.
+
+    It rises to 1 in the first tenth of the steps and falls to 0 along half a cosine.
+    """
+    return min(1, 10 * (step + 1) / steps) * (1 + cos(pi * step / steps)) / 2
 
 
 def learned(model: Any, params: Params) -> int:
@@ -116,8 +124,8 @@ class Run:
     """One training, and what came of it."""
 
     losses: list[float]  # of every step
-    accuracy: float  # share of the test
-    params: Params  # on the host
+    accuracy: float  # share of the test, or average precision
+    params: Params  # on the host; of PyTorch's networks by the names of their modules
     learned: int  # numbers in the parameters that were trained
 
 
@@ -128,9 +136,11 @@ def best(runs: list[Run]) -> Run:
     return max(runs, key=lambda run: run.accuracy)
 
 
-def print_table(title: str, runs: Runs, **more: Mapping[str, str]) -> None:
+def print_table(
+    title: str, runs: Runs, measure: str = "accuracy", **more: Mapping[str, str]
+) -> None:
     """Parameters and the test's accuracy over the seeds, and further columns by network."""
-    table = Table(title, "parameters", "accuracy", "worst", "best", *more, box=SIMPLE)
+    table = Table(title, "parameters", measure, "worst", "best", *more, box=SIMPLE)
     for network, own in runs.items():
         shares = 100 * np.array([run.accuracy for run in own])
         spread = f" ± {shares.std(ddof=1):.1f}" if len(own) > 1 else ""

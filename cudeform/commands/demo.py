@@ -29,7 +29,12 @@ EXAMPLES = {  # what each is, and its own options
         "Compare poolings of regions on scenes of handwritten digits (in a checkout).",
         ("long", "seeds", "steps"),
     ),
+    "detr": (
+        "Detect handwritten digits by deformable attention, in PyTorch (in a checkout).",
+        ("long", "seeds", "steps"),
+    ),
 }
+EXTRAS = {"detr": "demo,torch"}  # of an example that needs more than "demo"
 SIZE, STEPS, SEED = 448, 25, 1  # of the photograph
 LEAST = {"size": 16, "steps": 1, "seed": 0, "seeds": 1}
 
@@ -65,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the photograph is reduced to so many pixels along its longer side; default: {SIZE}",
     )
     group.add_argument("--seed", type=int, metavar="N", help=f"of the warp; default: {SEED}")
-    training = parser.add_argument_group("digits and rois, see examples/README.md")
+    training = parser.add_argument_group("digits, rois and detr, see examples/README.md")
     training.add_argument(
         "--long", action="store_const", const=True, help="about an hour on two cores"
     )
@@ -95,7 +100,8 @@ def run(given: argparse.Namespace) -> int:
             return _photograph(given, file_format)
         return _run_script(script, given, own)
     except ImportError as error:
-        raise CommandError(f"{error}: pip install 'cudeform[demo]'") from error
+        extra = EXTRAS.get(given.example, "demo")
+        raise CommandError(f"{error}: pip install 'cudeform[{extra}]'") from error
 
 
 def _photograph(given: argparse.Namespace, file_format: str) -> int:

@@ -182,11 +182,15 @@ class TestCommand:
         assert done.returncode == 2
         assert "--long is no option of the example photograph" in done.stderr
 
-    def test_missing_extra(self, tmp_path):
-        broken_module(tmp_path, "sklearn")
-        done = run(tmp_path, "demo", "digits", path=[tmp_path])
+    @pytest.mark.parametrize(
+        ("example", "module", "extra"),
+        [("digits", "sklearn", "demo"), ("detr", "torch", "demo,torch")],
+    )
+    def test_missing_extra(self, tmp_path, example, module, extra):
+        broken_module(tmp_path, module)
+        done = run(tmp_path, "demo", example, path=[tmp_path])
         assert done.returncode == 2
-        assert "pip install 'cudeform[demo]'" in done.stderr
+        assert f"pip install 'cudeform[{extra}]'" in done.stderr
 
     def test_without_the_checkout_one_line_says_where_it_is(self, tmp_path):
         shutil.copytree(ROOT / "cudeform", tmp_path / "cudeform", ignore=lambda *_: {"__pycache__"})

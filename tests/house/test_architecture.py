@@ -191,11 +191,11 @@ def test_floors_name_no_file_that_is_gone():
 
 
 def test_examples_use_public_names_only():
-    """Those of the package and of `cudeform.layers`."""
+    """Those of the package, of `cudeform.layers` and of `cudeform.torch.nn`."""
     folder = ROOT / "examples"
     for path in sorted(folder.glob("*.py")):
         ours = {name for name in imports(path) if name.partition(".")[0] == "cudeform"}
-        assert ours <= {"cudeform", "cudeform.layers"}, path.name
+        assert ours <= {"cudeform", "cudeform.layers", "cudeform.torch.nn"}, path.name
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module in ours:
                 public = importlib.import_module(node.module).__all__
