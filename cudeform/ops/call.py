@@ -66,7 +66,7 @@ def outlined(op: str, given: Arrays, options: Arrays) -> tuple[Kind, Plan]:
     TypeError, ValueError
         What is wrong, before anything is computed.
     """
-    roles = _roles(op)
+    roles = ARGUMENTS[op]
     kind = _kind(op, roles, given)
     if roles.boxes is not None:
         boxes = box_outline(op, given[roles.boxes], given[roles.images], kind)
@@ -76,7 +76,7 @@ def outlined(op: str, given: Arrays, options: Arrays) -> tuple[Kind, Plan]:
 
 def checked(op: str, given: Arrays, options: Arrays) -> Call:
     """The same, and look at values too: boxes say which image they belong to."""
-    roles = _roles(op)
+    roles = ARGUMENTS[op]
     kind = _kind(op, roles, given)
     if roles.boxes is not None:
         rows = box_rows(op, given[roles.boxes], given[roles.images], kind)
@@ -87,10 +87,6 @@ def checked(op: str, given: Arrays, options: Arrays) -> Call:
     if kind.backend == "cuda":
         _check_counts(op, found, "grad_output" in given)
     return Call(kind, found, {name: arrays.contiguous(array) for name, array in given.items()})
-
-
-def _roles(op: str) -> Arguments:
-    return ARGUMENTS[op.removesuffix("_backward")]
 
 
 def _kind(op: str, roles: Arguments, given: Arrays) -> Kind:
@@ -134,37 +130,46 @@ def _plan(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:
     checks.shape(op, "grad_output", given["grad_output"], output.shape, output.axes)
     chosen = given.get(_CHOSEN)  # its values may be any: kernels pass over what is no pixel
     if chosen is not None:
-        images = _roles(op).images
+        images = ARGUMENTS[op].images
         dtype = planned.results[1].dtype_name({images: kind.dtype_name(given[images].dtype)})
         if kind.dtype_name(chosen.dtype) != dtype:
             checks.fail(op, _CHOSEN, f"of dtype {dtype}", chosen.dtype, error=TypeError)
     return planned
 
 
-def results(op: str, arguments: Arrays) -> tuple[Any, ...]:
-    """What the operator `op` makes of its arguments, which are given by name."""
-    return checked(op, *_apart(_roles(op), arguments)).forward()
+def results(op: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """What the operator `op` makes of its arguments, as `locals` has them, to change."""
+    return checked(op, *_apart(op, arguments)).forward()
 
 
-def gradients(op: str, fields: Any, arguments: Arrays) -> Any:
+def gradients(op: str, fields: Any, arguments: dict[str, Any]) -> Any:
     """The gradients that the function `op` returns, in the named tuple `fields`."""
-    roles = _roles(op)
-    given, options = _apart(roles, arguments)
-    needs = options.pop("needs")
-    call = checked(op, given, options)
-    absent = {name: None for name in roles.optional if name in given and given[name] is None}
+    needs = arguments.pop("needs")
+    call = checked(op, *_apart(op, arguments))
+    given = call.arrays
+    optional = ARGUMENTS[op].optional
+    absent = {name: None for name in optional if name in given and given[name] is None}
     return fields(**call.backward(checks.needs(op, needs, absent, fields._fields)))
 
 
-def _apart(roles: Arguments, arguments: Arrays) -> tuple[dict[str, Any], dict[str, Any]]:
+def _apart(op: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arrays and options of a call: an array of sizes is one of those, pairs are one of these."""
-    options = dict(arguments)
-    names = ("grad_output", *roles.names, _CHOSEN)
-    given = {name: options.pop(name) for name in names if name in options}
+    roles = ARGUMENTS[op]
+    given = {name: arguments.pop(name) for name in _TAKEN.get(op) or _taken(op, arguments)}
     for name in roles.static:
         sizes = given[name]
         if sizes is None or isinstance(sizes, (list, tuple)):
             if isinstance(sizes, list):
                 sizes = tuple(tuple(size) if isinstance(size, list) else size for size in sizes)
-            given[name], options[name] = None, sizes
-    return given, options
+            given[name], arguments[name] = None, sizes
+    return given, arguments
+
+
+_TAKEN: dict[str, tuple[str, ...]] = {}  # by function
+
+
+def _taken(op: str, arguments: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the arrays among the arguments of a function."""
+    names = ("grad_output", *ARGUMENTS[op].names, _CHOSEN)
+    _TAKEN[op] = tuple(name for name in names if name in arguments)
+    return _TAKEN[op]

@@ -63,7 +63,7 @@ class Plan:
 
 _Planner = TypeVar("_Planner", bound=Callable[..., Plan])
 PLANNERS: dict[str, Callable[..., Plan]] = {}  # by operator
-ARGUMENTS: dict[str, Arguments] = {}  # likewise
+ARGUMENTS: dict[str, Arguments] = {}  # by function: a backward has those of its operator
 
 
 def planner(*arguments: Argument) -> Callable[[_Planner], _Planner]:
@@ -75,7 +75,8 @@ def planner(*arguments: Argument) -> Callable[[_Planner], _Planner]:
 
     def enter(function: _Planner) -> _Planner:
         PLANNERS[function.__name__] = function
-        ARGUMENTS[function.__name__] = Arguments(arguments)
+        name, taken = function.__name__, Arguments(arguments)
+        ARGUMENTS.update({name: taken, name + "_backward": taken})
         return function
 
     return enter
