@@ -51,11 +51,11 @@ class RoiPlan(Plan):
     A region has ``bins`` bins of size b = size / bins, and what a bin reads is said by `reads`:
 
     "grid_centers"
-        a grid of `samples` points (0: ceil(b)) at the centres of its cells, sampler "roi",
-        divided by max(points, 1).
+        a grid of `samples` points (0: ceil(b)) at the centres of its cells, divided by
+        max(points, 1); a point up to a pixel outside reads the edge, one further out 0.
     "grid_corners"
-        a grid of `samples` points at the upper left corners of its cells, sampler "psroi", the
-        mean of those that count, 0 if none does.
+        a grid of `samples` points at the upper left corners of its cells, the mean of those that
+        are up to half a pixel outside, which read the edge; 0 if there are none.
     "pixels"
         the mean of the pixels from floor(i*b + start) up to ceil((i + 1)*b + start), in the dtype
         of the boxes and in this order; the start of the regions "closed" and "half_open" is added
