@@ -10,14 +10,7 @@ from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, NamedTuple, Pair
 
-__all__ = [
-    "DCNv3Gradients",
-    "DCNv4Gradients",
-    "dcnv3",
-    "dcnv3_backward",
-    "dcnv4",
-    "dcnv4_backward",
-]
+__all__ = ["DCNv3Gradients", "DCNv4Gradients", "dcnv3", "dcnv3_backward", "dcnv4", "dcnv4_backward"]
 
 
 class DCNv3Gradients(NamedTuple, Generic[Array]):

@@ -108,6 +108,7 @@ def ms_deform_attn(
 
 
 @dispatched("grad_output", "value", "spatial_shapes", "sampling_locations", "attention_weights")
+@described
 def ms_deform_attn_backward(
     grad_output: Array,
     value: Array,
@@ -140,10 +141,7 @@ def ms_deform_attn_backward(
         A named tuple with the fields value, sampling_locations and attention_weights; None where
         not needed.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `ms_deform_attn`, and for an unknown name in `needs`.
+    %(raises_in_backward)s
 
     Notes
     -----

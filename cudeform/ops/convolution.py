@@ -192,6 +192,7 @@ def deform_conv2d_backward(
 
 
 @dispatched("input", "weight", "bias")
+@described
 def conv2d(
     input: Array,
     weight: Array,
@@ -232,6 +233,7 @@ def conv2d(
 
 
 @dispatched("grad_output", "input", "weight")
+@described
 def conv2d_backward(
     grad_output: Array,
     input: Array,
@@ -259,9 +261,6 @@ def conv2d_backward(
     Conv2dGradients
         A named tuple with the fields input, weight and bias; None where not needed.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `conv2d`, and for an unknown name in `needs`.
+    %(raises_in_backward)s
     """
     return gradients("conv2d_backward", Conv2dGradients, locals())

@@ -115,10 +115,7 @@ def deform_roi_pool_backward(
     DeformRoiPoolGradients
         A named tuple with the fields input, offset and mask; None where not needed or not given.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `deform_roi_pool`, and for `needs` with an unknown name or one that was not given.
+    %(raises_for_absent)s
 
     Notes
     -----
@@ -205,6 +202,7 @@ def deform_ps_roi_pool(
 
 
 @dispatched("grad_output", "input", "boxes", "offset", "mask")
+@described
 def deform_ps_roi_pool_backward(
     grad_output: Array,
     input: Array,
@@ -238,9 +236,6 @@ def deform_ps_roi_pool_backward(
     DeformRoiPoolGradients
         A named tuple with the fields input, offset and mask; None where not needed or not given.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `deform_ps_roi_pool`, and for `needs` with an unknown name or one that was not given.
+    %(raises_for_absent)s
     """
     return gradients("deform_ps_roi_pool_backward", DeformRoiPoolGradients, locals())

@@ -169,10 +169,7 @@ def roi_align_backward(
     RoiAlignGradients
         A named tuple with the field input.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `roi_align`, and for an unknown name in `needs` or an `argmax` that does not fit.
+    %(raises_with_argmax)s
     """
     return gradients("roi_align_backward", RoiAlignGradients, locals())
 
@@ -223,6 +220,7 @@ def ps_roi_align(
 
 
 @dispatched("grad_output", "input", "boxes")
+@described
 def ps_roi_align_backward(
     grad_output: Array,
     input: Array,
@@ -248,9 +246,6 @@ def ps_roi_align_backward(
     RoiAlignGradients
         A named tuple with the field input.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `ps_roi_align`, and for an unknown name in `needs`.
+    %(raises_in_backward)s
     """
     return gradients("ps_roi_align_backward", RoiAlignGradients, locals())

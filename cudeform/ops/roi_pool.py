@@ -154,10 +154,7 @@ def roi_pool_backward(
     RoiPoolGradients
         A named tuple with the field input.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `roi_pool`, and for an unknown name in `needs` or an `argmax` that does not fit.
+    %(raises_with_argmax)s
     """
     return gradients("roi_pool_backward", RoiPoolGradients, locals())
 
@@ -215,6 +212,7 @@ def ps_roi_pool(
 
 
 @dispatched("grad_output", "input", "boxes")
+@described
 def ps_roi_pool_backward(
     grad_output: Array,
     input: Array,
@@ -240,9 +238,6 @@ def ps_roi_pool_backward(
     RoiPoolGradients
         A named tuple with the field input.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `ps_roi_pool`, and for an unknown name in `needs`.
+    %(raises_in_backward)s
     """
     return gradients("ps_roi_pool_backward", RoiPoolGradients, locals())

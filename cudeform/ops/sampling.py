@@ -78,6 +78,7 @@ def bilinear_sample(
 
 
 @dispatched("grad_output", "input", "points")
+@described
 def bilinear_sample_backward(
     grad_output: Array,
     input: Array,
@@ -102,10 +103,7 @@ def bilinear_sample_backward(
     BilinearSampleGradients
         A named tuple with the fields input and points; None where not needed.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `bilinear_sample`, and for an unknown name in `needs`.
+    %(raises_in_backward)s
 
     Notes
     -----
