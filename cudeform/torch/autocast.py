@@ -50,7 +50,7 @@ def narrowed_gradients(bridge: Bridge, gradients: Sequence[Any], kept: Sequence[
     """Each gradient in the dtype of its argument; an addend, which is not kept, has a factor's."""
     given = dict(zip(bridge.kept, kept, strict=True))
     dtypes = {name: tensor.dtype for name, tensor in given.items() if tensor is not None}
-    dtypes.update({name: dtypes[factor] for name, factor in bridge.addends.items()})
+    dtypes |= {name: dtypes[like] for name, like in bridge.addends.items() if like in dtypes}
     return [
         gradient if gradient is None or name not in dtypes else gradient.to(dtypes[name])
         for name, gradient in zip(bridge.differentiable, gradients, strict=True)
