@@ -1,4 +1,7 @@
-"""What several docstrings share: a line `%(boxes)s` in one of them stands for what is said here."""
+"""What several docstrings share: a line `%(boxes)s` in one of them stands for what is said here.
+
+`{forward}` is the operator whose backward says it.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,21 @@ needs : iterable of str, optional
     "needs_input": """\
 needs : iterable of str, optional
     Names of the gradients to compute: "input", the default, or none.""",
+    "raises_in_backward": """\
+Raises
+------
+TypeError, ValueError
+    As `{forward}`, and for an unknown name in `needs`.""",
+    "raises_with_argmax": """\
+Raises
+------
+TypeError, ValueError
+    As `{forward}`, and for an unknown name in `needs` or an `argmax` that does not fit.""",
+    "raises_for_absent": """\
+Raises
+------
+TypeError, ValueError
+    As `{forward}`, and for `needs` with an unknown name or one that was not given.""",
     "raises_for_regions": """\
 Raises
 ------
@@ -122,9 +140,10 @@ References
 def described(function: _Described) -> _Described:
     """Fill in what the docstring of a function or class shares with others."""
     if function.__doc__:  # none under `python -OO`
-        function.__doc__ = re.sub(r"^( *)%\((\w+)\)s$", _shared, function.__doc__, flags=re.M)
+        forward = function.__name__.removesuffix("_backward")
+
+        def shared(field: re.Match[str]) -> str:
+            return textwrap.indent(_SHARED[field[2]], field[1]).replace("{forward}", forward)
+
+        function.__doc__ = re.sub(r"^( *)%\((\w+)\)s$", shared, function.__doc__, flags=re.M)
     return function
-
-
-def _shared(field: re.Match[str]) -> str:
-    return textwrap.indent(_SHARED[field[2]], field[1])

@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from cudeform import checks
 
 __all__ = ["define", "dispatched", "remember"]
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 # Module to look up in `sys.modules`, the type that its arrays are instances of, our bridge.
 _BRIDGES = (
     ("torch", "Tensor", "cudeform.torch"),
@@ -129,14 +130,14 @@ def define() -> None:
         import cudeform.torch  # noqa: F401
 
 
-def dispatched(*arrays: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def dispatched(*arrays: str) -> Callable[[_Function], _Function]:
     """Let the bridge of a framework answer calls with arrays of that framework.
 
     `arrays` are the parameters that take them. A bridge has ``call(name, function, given)``, with
     `given` the arguments by name as they came: defaults are not filled in.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: _Function) -> _Function:
         parameters = inspect.signature(function).parameters
         names = tuple(parameters)
         known = frozenset(names)
@@ -169,6 +170,6 @@ def dispatched(*arrays: str) -> Callable[[Callable[..., Any]], Callable[..., Any
                 _one_framework(function.__name__, named, bridge)
             return _load(bridge)(function.__name__, function, given)
 
-        return call
+        return cast(_Function, call)
 
     return decorate

@@ -1,4 +1,4 @@
-"""One row per operator: what its arguments are. Bridges, tests and tools loop over the rows."""
+"""One row per operator: all there is to know of it. Bridges, tests and tools loop over the rows."""
 
 from __future__ import annotations
 
@@ -6,44 +6,17 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import numpy as np
 
 import cudeform
 from cudeform import cases
 from cudeform.cases import Case
+from cudeform.plans import ARGUMENTS
+from cudeform.plans.arguments import Argument, Roles
 
-__all__ = ["OPERATORS", "Argument", "Operator", "Option"]
-
-
-@dataclass(frozen=True)
-class Argument:
-    """An array argument of an operator."""
-
-    name: str
-    axes: tuple[str, ...]  # as a layout "NCHW" has them
-    # What it is to the operator, which is linear in a "factor", and in an "image" it reads:
-    # "coordinates" say where, "boxes" also of which image, "addend" is added to the result.
-    # Where offsets and factors are one array, that is "coordinates".
-    # "shares" are factors of points, or logits of such where there is an option `softmax`.
-    # "shapes" are sizes (H, W), pairs of integers on the host or an integer array.
-    role: Literal["image", "coordinates", "factor", "shares", "addend", "boxes", "shapes"]
-    optional: bool = False
-
-    @property
-    def differentiable(self) -> bool:
-        return self.role not in ("boxes", "shapes")
-
-    @property
-    def finer(self) -> bool:
-        """Whether it may be of float32 beside 16-bit arrays."""
-        return self.role in ("coordinates", "shares", "boxes")
-
-    @property
-    def symbols(self) -> str:
-        """The axes as documentation and messages write them."""
-        return f"({', '.join(self.axes)}{',' if len(self.axes) == 1 else ''})"
+__all__ = ["OPERATORS", "Operator", "Option"]
 
 
 @dataclass(frozen=True)
@@ -57,14 +30,13 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Operator:
+class Operator(Roles):
     """What there is to know of an operator without calling it."""
 
     name: str
     family: str  # cuda/ and cpu/ have one file of this name
     summary: str
     paper: str
-    arguments: tuple[Argument, ...]
     options: tuple[Option, ...]
     cases: Callable[[np.random.Generator], Iterator[Case]]  # float64 arrays
     slopes: str = ""  # the module of cudeform.derivatives for coordinates that move
@@ -83,45 +55,18 @@ class Operator:
     @cached_property
     def gradients(self) -> type:
         """The named tuple that the backward returns."""
-        return inspect.signature(self.backward, eval_str=True).return_annotation
+        return get_origin(inspect.signature(self.backward, eval_str=True).return_annotation)
 
     @cached_property
-    def images(self) -> str:
-        """The array that is read, whose dtype the result has."""
-        return next(a.name for a in self.arguments if a.role == "image")
-
-    @cached_property
-    def static(self) -> tuple[str, ...]:
-        """The arrays that may be values on the host instead, and are options then."""
-        return tuple(a.name for a in self.arguments if a.role == "shapes")
-
-    @cached_property
-    def required(self) -> tuple[str, ...]:
-        """The arrays that have to be given."""
-        return tuple(a.name for a in self.arguments if not a.optional)
-
-    @cached_property
-    def optional(self) -> tuple[str, ...]:
-        """The arrays that may be None."""
-        return tuple(a.name for a in self.arguments if a.optional)
+    def arguments(self) -> tuple[Argument, ...]:
+        """The arrays, which its planner names."""
+        return ARGUMENTS[self.name].arguments
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
         """The arrays that the backward takes, besides grad_output."""
         accepted = inspect.signature(self.backward).parameters
         return tuple(a.name for a in self.arguments if a.name in accepted)
-
-    @cached_property
-    def batched(self) -> tuple[str, ...]:
-        """The arrays with an entry, like the result, for each image: none where boxes say which."""
-        if any(a.role == "boxes" for a in self.arguments):
-            return ()
-        return tuple(a.name for a in self.arguments if a.axes[0] == "N")
-
-    @cached_property
-    def coordinates(self) -> str | None:
-        """The array that says where the operator reads, and may move."""
-        return next((a.name for a in self.arguments if a.role == "coordinates"), None)
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
@@ -150,12 +95,6 @@ class Operator:
         arrays = {argument.name: case.arrays.get(argument.name) for argument in self.arguments}
         return {name: None if array is None else convert(array) for name, array in arrays.items()}
 
-
-_IMAGE = Argument("input", ("N", "C", "H", "W"), "image")
-_PIXELS = Argument("input", ("N", "H", "W", "G*Cg"), "image")
-_BOXES = Argument("boxes", ("R", "5"), "boxes")
-_WEIGHT = Argument("weight", ("O", "C/groups", "kh", "kw"), "factor")
-_BIAS = Argument("bias", ("O",), "addend", optional=True)
 
 _STRIDE = Option("stride", "pair")
 _PADDING = Option("padding", "padding")
@@ -194,21 +133,7 @@ OPERATORS = (
         family="conv",
         summary="deformable convolution v1, and v2 with a mask",
         paper="Dai et al. 2017, Zhu et al. 2019",
-        arguments=(
-            _IMAGE,
-            Argument("offset", ("N", "2*offset_groups*kh*kw", "Ho", "Wo"), "coordinates"),
-            _WEIGHT,
-            _BIAS,
-            Argument("mask", ("N", "offset_groups*kh*kw", "Ho", "Wo"), "factor", optional=True),
-        ),
-        options=(
-            _STRIDE,
-            _PADDING,
-            _DILATION,
-            _BORDER,
-            _LAYOUT,
-            _PRECISION,
-        ),
+        options=(_STRIDE, _PADDING, _DILATION, _BORDER, _LAYOUT, _PRECISION),
         cases=cases.deform_conv2d,
         slopes="taps",
     ),
@@ -217,14 +142,7 @@ OPERATORS = (
         family="conv",
         summary="convolution without offsets",
         paper="",
-        arguments=(_IMAGE, _WEIGHT, _BIAS),
-        options=(
-            _STRIDE,
-            _PADDING,
-            _DILATION,
-            _LAYOUT,
-            _PRECISION,
-        ),
+        options=(_STRIDE, _PADDING, _DILATION, _LAYOUT, _PRECISION),
         cases=cases.conv2d,
     ),
     Operator(
@@ -232,11 +150,7 @@ OPERATORS = (
         family="sampling",
         summary="bilinear sampling at given points",
         paper="Dai et al. 2017, equations 3 and 4",
-        arguments=(_IMAGE, Argument("points", ("N", "...", "2"), "coordinates")),
-        options=(
-            _BORDER,
-            _LAYOUT,
-        ),
+        options=(_BORDER, _LAYOUT),
         cases=cases.bilinear_sample,
         slopes="points",
     ),
@@ -245,11 +159,6 @@ OPERATORS = (
         family="aggregation",
         summary="weighted sums of samples around each pixel",
         paper="Wang et al. 2023",
-        arguments=(
-            _PIXELS,
-            Argument("offset", ("N", "Ho", "Wo", "2*G*P"), "coordinates"),
-            Argument("mask", ("N", "Ho", "Wo", "G*P"), "shares"),
-        ),
         options=(*_GRID_OF_POINTS, _SOFTMAX),
         cases=cases.dcnv3,
         slopes="grid",
@@ -259,10 +168,6 @@ OPERATORS = (
         family="aggregation",
         summary="the same, with offsets and factors in one array",
         paper="Xiong et al. 2024",
-        arguments=(
-            _PIXELS,
-            Argument("offset_mask", ("N", "Ho", "Wo", "3*G*P"), "coordinates"),
-        ),
         options=_GRID_OF_POINTS,
         cases=cases.dcnv4,
         slopes="grid",
@@ -273,17 +178,7 @@ OPERATORS = (
         family="attention",
         summary="weighted sums of samples of several levels",
         paper="Zhu et al. 2021",
-        arguments=(
-            Argument("value", ("N", "S", "M", "D"), "image"),
-            Argument("spatial_shapes", ("L", "2"), "shapes"),
-            Argument("sampling_locations", ("N", "Lq", "M", "L", "P", "2"), "coordinates"),
-            Argument("attention_weights", ("N", "Lq", "M", "L", "P"), "shares"),
-        ),
-        options=(
-            _POINTS_PER_LEVEL,
-            _METHOD,
-            _SOFTMAX,
-        ),
+        options=(_POINTS_PER_LEVEL, _METHOD, _SOFTMAX),
         cases=cases.ms_deform_attn,
         slopes="levels",
     ),
@@ -292,14 +187,7 @@ OPERATORS = (
         family="regions",
         summary="average or maximum of bilinear samples in the bins of regions",
         paper="He et al. 2017",
-        arguments=(_IMAGE, _BOXES),
-        options=(
-            _OUTPUT_SIZE,
-            _SPATIAL_SCALE,
-            _SAMPLING_RATIO,
-            _ALIGNED,
-            _MODE,
-        ),
+        options=(_OUTPUT_SIZE, _SPATIAL_SCALE, _SAMPLING_RATIO, _ALIGNED, _MODE),
         cases=cases.roi_align,
         argmax=True,
     ),
@@ -308,12 +196,7 @@ OPERATORS = (
         family="regions",
         summary="average of bilinear samples from channels of each bin's own",
         paper="Dai et al. 2016, He et al. 2017",
-        arguments=(_IMAGE, _BOXES),
-        options=(
-            _OUTPUT_SIZE,
-            _SPATIAL_SCALE,
-            _SAMPLING_RATIO,
-        ),
+        options=(_OUTPUT_SIZE, _SPATIAL_SCALE, _SAMPLING_RATIO),
         cases=cases.ps_roi_align,
     ),
     Operator(
@@ -321,12 +204,7 @@ OPERATORS = (
         family="regions",
         summary="maximum or average of the pixels in the bins of regions",
         paper="Girshick 2015; Dai et al. 2017, equation 5",
-        arguments=(_IMAGE, _BOXES),
-        options=(
-            _OUTPUT_SIZE,
-            _SPATIAL_SCALE,
-            _MODE,
-        ),
+        options=(_OUTPUT_SIZE, _SPATIAL_SCALE, _MODE),
         cases=cases.roi_pool,
         argmax=True,
     ),
@@ -335,12 +213,7 @@ OPERATORS = (
         family="regions",
         summary="average of pixels from channels of each bin's own",
         paper="Dai et al. 2016",
-        arguments=(_IMAGE, _BOXES),
-        options=(
-            _OUTPUT_SIZE,
-            _SPATIAL_SCALE,
-            _CONVENTION,
-        ),
+        options=(_OUTPUT_SIZE, _SPATIAL_SCALE, _CONVENTION),
         cases=cases.ps_roi_pool,
     ),
     Operator(
@@ -348,18 +221,7 @@ OPERATORS = (
         family="regions",
         summary="RoI pooling with bins that move, and v2 with a mask",
         paper="Dai et al. 2017, equation 6; Zhu et al. 2019",
-        arguments=(
-            _IMAGE,
-            _BOXES,
-            Argument("offset", ("R", "2", "ph", "pw"), "coordinates", optional=True),
-            Argument("mask", ("R", "1", "ph", "pw"), "factor", optional=True),
-        ),
-        options=(
-            _OUTPUT_SIZE,
-            _SPATIAL_SCALE,
-            _SAMPLING_RATIO,
-            _GAMMA,
-        ),
+        options=(_OUTPUT_SIZE, _SPATIAL_SCALE, _SAMPLING_RATIO, _GAMMA),
         cases=cases.deform_roi_pool,
         slopes="bins",
     ),
@@ -368,14 +230,6 @@ OPERATORS = (
         family="regions",
         summary="position-sensitive RoI pooling with bins that move, and v2 with a mask",
         paper="Dai et al. 2017; Zhu et al. 2019",
-        arguments=(
-            _IMAGE,
-            _BOXES,
-            Argument(
-                "offset", ("R", "2*classes", "part_h", "part_w"), "coordinates", optional=True
-            ),
-            Argument("mask", ("R", "classes", "part_h", "part_w"), "factor", optional=True),
-        ),
         options=(
             _OUTPUT_SIZE,
             _SPATIAL_SCALE,

@@ -16,6 +16,7 @@ from cudeform import arrays, checks
 from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.plans.points import LAYOUTS
+from cudeform.types import Array, Layout, Pair
 
 __all__ = [
     "convert_mask",
@@ -128,16 +129,16 @@ def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: floa
 @dispatched("offset")
 @described
 def convert_offset(
-    offset: Any,
+    offset: Array,
     source: str,
     target: str,
     *,
-    kernel_size: int | tuple[int, int],
-    dilation: int | tuple[int, int] = 1,
+    kernel_size: Pair,
+    dilation: Pair = 1,
     offset_scale: float = 1.0,
     remove_center: bool = False,
-    layout: str = "NCHW",
-) -> Any:
+    layout: Layout = "NCHW",
+) -> Array:
     r"""Offsets of a deformable convolution from the layout of one library in that of another.
 
     "torchvision" is the layout of `deform_conv2d`; it is also that of mmcv, detectron2, ONNX,
@@ -210,14 +211,14 @@ def convert_offset(
 @dispatched("mask")
 @described
 def convert_mask(
-    mask: Any,
+    mask: Array,
     source: str,
     target: str,
     *,
-    kernel_size: int | tuple[int, int],
+    kernel_size: Pair,
     remove_center: bool = False,
-    layout: str = "NCHW",
-) -> Any:
+    layout: Layout = "NCHW",
+) -> Array:
     """Masks of a deformable convolution from the layout of one library in that of another.
 
     Parameters
@@ -269,7 +270,7 @@ def _packed_channels(groups: int, points: int) -> int:
 
 @dispatched("offset_mask")
 @described
-def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
+def unpack_dcnv4(offset_mask: Array, groups: int, points: int) -> tuple[Array, Array]:
     """The offset and the mask that DCNv4 keeps in one array, in DCNv3's layout.
 
     Parameters
@@ -317,7 +318,7 @@ def unpack_dcnv4(offset_mask: Any, groups: int, points: int) -> tuple[Any, Any]:
 
 @dispatched("offset", "mask")
 @described
-def pack_dcnv4(offset: Any, mask: Any, groups: int) -> Any:
+def pack_dcnv4(offset: Array, mask: Array, groups: int) -> Array:
     """The inverse of `unpack_dcnv4`: one array for DCNv4 from an offset and a mask of DCNv3.
 
     Parameters

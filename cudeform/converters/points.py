@@ -6,6 +6,7 @@ from typing import Any
 
 from cudeform import arrays, checks
 from cudeform.dispatch import dispatched
+from cudeform.types import Array
 
 __all__ = ["points_from_msda", "points_to_msda"]
 
@@ -41,7 +42,7 @@ def _sizes(op: str, spatial_shapes: Any, levels: int) -> Any:
 
 
 @dispatched("locations", "spatial_shapes")
-def points_from_msda(locations: Any, spatial_shapes: Any) -> Any:
+def points_from_msda(locations: Array, spatial_shapes: Any) -> Array:
     """Points (y, x) in pixels from the sampling locations of multi-scale deformable attention.
 
     Parameters
@@ -81,7 +82,7 @@ def points_from_msda(locations: Any, spatial_shapes: Any) -> Any:
 
 
 @dispatched("points", "spatial_shapes")
-def points_to_msda(points: Any, spatial_shapes: Any) -> Any:
+def points_to_msda(points: Array, spatial_shapes: Any) -> Array:
     """The inverse of `points_from_msda`, up to rounding.
 
     Parameters

@@ -7,6 +7,7 @@ from typing import Any
 from cudeform import arrays, checks
 from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
+from cudeform.types import Array, Boxes
 
 __all__ = ["convert_roi_offset"]
 
@@ -26,8 +27,8 @@ _ROI_SIZES = {"mmcv": _roi_size_mmcv, "mxnet": _roi_size_mxnet}
 @dispatched("offset", "boxes")
 @described
 def convert_roi_offset(
-    offset: Any,
-    boxes: Any,
+    offset: Array,
+    boxes: Boxes[Array],
     source: str,
     target: str,
     *,
@@ -35,7 +36,7 @@ def convert_roi_offset(
     gamma: float = 0.1,
     trans_std: float = 0.1,
     classes: int = 1,
-) -> Any:
+) -> Array:
     """Offsets of a deformable RoI pooling from the unit of one library in that of another.
 
     mmcv's deform_roi_pool and MXNet's deformable position-sensitive RoI pooling both shift a bin

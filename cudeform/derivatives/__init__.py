@@ -114,15 +114,14 @@ def _filled(row: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _terms(row: Operator, call: Call, tangents: dict[str, Any]) -> list[Any]:
     """What each argument's movement adds."""
-    addends = [a.name for a in row.arguments if a.role == "addend"]
-    added = {name: tangents[name] for name in addends if name in tangents}
+    added = {name: tangents[name] for name in row.addends if name in tangents}
     terms = []
     for name, tangent in tangents.items():
         if name == row.coordinates:
             terms += import_module(f"{__name__}.{row.slopes}").along(call, tangent)
         elif len(call.plan.results) > 1:
             terms.append(at_largest(call, tangent))
-        elif name not in addends:
+        elif name not in row.addends:
             terms.append(call(**{name: tangent}, **added))
             added = {}
     if added:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from cudeform.extensions.finder import Finder, found
 from cudeform.extensions.table import EXTENSIONS, Extension
@@ -29,7 +29,7 @@ __all__ = [
 NAMES, REPLACE = "CUDEFORM_EXTENSIONS", "CUDEFORM_EXTENSIONS_REPLACE"
 
 
-class Installed:
+class Installed(AbstractContextManager["Installed"]):
     """What `install` returns: `undo` ends it, and so does the end of a ``with`` block.
 
     Attributes
@@ -52,15 +52,7 @@ class Installed:
         """
         self._finder.stop()
 
-    def __enter__(self) -> Installed:
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.undo()
 
 

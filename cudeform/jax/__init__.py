@@ -46,10 +46,10 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
         return function(**given)  # of JAX's own functions: see _KIND
     row = _OPERATORS[op]
     given = {k: _array(name, k, v) for k, v in given.items()}
-    if "boxes" in given:
-        given["boxes"] = _rows(name, given["boxes"], given)
+    if row.boxes in given:
+        given[row.boxes] = _rows(name, given[row.boxes], given[row.images])
     needs, grad_output = given.pop("needs", None), given.pop("grad_output", None)
-    names = (*(argument.name for argument in row.arguments), "argmax")
+    names = (*row.names, "argmax")
     pairs = {k for k in row.static if isinstance(given.get(k), (list, tuple))}
     named = {k: given.pop(k) for k in names if k in given and k not in pairs}
     arrays = {k: v for k, v in named.items() if v is not None or k in row.required}
@@ -79,13 +79,13 @@ def _array(op: str, name: str, value: Any) -> Any:
     return value
 
 
-def _rows(op: str, boxes: Any, given: Mapping[str, Any]) -> Any:
+def _rows(op: str, boxes: Any, images: Any) -> Any:
     """Boxes of one array per image as one array."""
     if not isinstance(boxes, (list, tuple)):
         return boxes
-    box_outline(op, boxes, given["input"], _KIND)
+    box_outline(op, boxes, images, _KIND)
     rows = [
         jnp.concatenate([jnp.full((len(array), 1), image, array.dtype), array], axis=1)
         for image, array in enumerate(boxes)
     ]
-    return jnp.concatenate(rows) if rows else jnp.zeros((0, 5), given["input"].dtype)
+    return jnp.concatenate(rows) if rows else jnp.zeros((0, 5), images.dtype)

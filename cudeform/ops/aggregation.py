@@ -3,53 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Generic
 
 from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
+from cudeform.types import Array, NamedTuple, Pair
 
-__all__ = [
-    "DCNv3Gradients",
-    "DCNv4Gradients",
-    "dcnv3",
-    "dcnv3_backward",
-    "dcnv4",
-    "dcnv4_backward",
-]
+__all__ = ["DCNv3Gradients", "DCNv4Gradients", "dcnv3", "dcnv3_backward", "dcnv4", "dcnv4_backward"]
 
 
-class DCNv3Gradients(NamedTuple):
+class DCNv3Gradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""
 
-    input: Any = None
-    offset: Any = None
-    mask: Any = None
+    input: Array | Any = None
+    offset: Array | Any = None
+    mask: Array | Any = None
 
 
-class DCNv4Gradients(NamedTuple):
+class DCNv4Gradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""
 
-    input: Any = None
-    offset_mask: Any = None
+    input: Array | Any = None
+    offset_mask: Array | Any = None
 
 
 @dispatched("input", "offset", "mask")
 @described
 def dcnv3(
-    input: Any,
-    offset: Any,
-    mask: Any,
-    kernel_size: int | tuple[int, int],
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
+    input: Array,
+    offset: Array,
+    mask: Array,
+    kernel_size: Pair,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     *,
     offset_scale: float = 1.0,
     remove_center: bool = False,
     softmax: bool = False,
-) -> Any:
+) -> Array:
     r"""The aggregation of DCNv3 [1]_: weighted sums of samples around each pixel of the output.
 
     It is a deformable convolution without a weight: what a channel reads is the same for all
@@ -113,38 +107,27 @@ def dcnv3(
            [5. , 6. ],
            [3. , 3.5]])
     """
-    given = dict(input=input, offset=offset, mask=mask)
-    options = dict(
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        offset_scale=offset_scale,
-        remove_center=remove_center,
-        softmax=softmax,
-    )
-    return results("dcnv3", given, options)[0]
+    return results("dcnv3", locals())[0]
 
 
 @dispatched("grad_output", "input", "offset", "mask")
 @described
 def dcnv3_backward(
-    grad_output: Any,
-    input: Any,
-    offset: Any,
-    mask: Any,
-    kernel_size: int | tuple[int, int],
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
+    grad_output: Array,
+    input: Array,
+    offset: Array,
+    mask: Array,
+    kernel_size: Pair,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     *,
     needs: Iterable[str] | None = None,
     offset_scale: float = 1.0,
     remove_center: bool = False,
     softmax: bool = False,
-) -> DCNv3Gradients:
+) -> DCNv3Gradients[Array]:
     """Gradients of `dcnv3`.
 
     Parameters
@@ -181,34 +164,23 @@ def dcnv3_backward(
     >>> found.mask.ravel()
     array([1., 2., 4.])
     """
-    given = dict(grad_output=grad_output, input=input, offset=offset, mask=mask)
-    options = dict(
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        offset_scale=offset_scale,
-        remove_center=remove_center,
-        softmax=softmax,
-    )
-    return gradients("dcnv3_backward", DCNv3Gradients, given, options, needs)
+    return gradients("dcnv3_backward", DCNv3Gradients, locals())
 
 
 @dispatched("input", "offset_mask")
 @described
 def dcnv4(
-    input: Any,
-    offset_mask: Any,
-    kernel_size: int | tuple[int, int],
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
+    input: Array,
+    offset_mask: Array,
+    kernel_size: Pair,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     *,
     offset_scale: float = 1.0,
     remove_center: bool = False,
-) -> Any:
+) -> Array:
     """The aggregation of DCNv4 [1]_: that of DCNv3, with offset and mask in one array.
 
     Parameters
@@ -252,35 +224,25 @@ def dcnv4(
     >>> cudeform.dcnv4(image, offset_mask, 1).ravel()
     array([1., 3., 5., 3.])
     """
-    given = dict(input=input, offset_mask=offset_mask)
-    options = dict(
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        offset_scale=offset_scale,
-        remove_center=remove_center,
-    )
-    return results("dcnv4", given, options)[0]
+    return results("dcnv4", locals())[0]
 
 
 @dispatched("grad_output", "input", "offset_mask")
 @described
 def dcnv4_backward(
-    grad_output: Any,
-    input: Any,
-    offset_mask: Any,
-    kernel_size: int | tuple[int, int],
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
+    grad_output: Array,
+    input: Array,
+    offset_mask: Array,
+    kernel_size: Pair,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
     groups: int = 1,
     *,
     needs: Iterable[str] | None = None,
     offset_scale: float = 1.0,
     remove_center: bool = False,
-) -> DCNv4Gradients:
+) -> DCNv4Gradients[Array]:
     """Gradients of `dcnv4`.
 
     Parameters
@@ -318,14 +280,4 @@ def dcnv4_backward(
     >>> found.offset_mask[0, 0, :, 2]
     array([1., 2., 4.])
     """
-    given = dict(grad_output=grad_output, input=input, offset_mask=offset_mask)
-    options = dict(
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        offset_scale=offset_scale,
-        remove_center=remove_center,
-    )
-    return gradients("dcnv4_backward", DCNv4Gradients, given, options, needs)
+    return gradients("dcnv4_backward", DCNv4Gradients, locals())

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, Literal
 
 from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
+from cudeform.types import Array, NamedTuple
 
 __all__ = ["MSDeformAttnGradients", "ms_deform_attn", "ms_deform_attn_backward"]
 
 
-class MSDeformAttnGradients(NamedTuple):
+class MSDeformAttnGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""
 
-    value: Any = None
-    sampling_locations: Any = None
-    attention_weights: Any = None
+    value: Array | Any = None
+    sampling_locations: Array | Any = None
+    attention_weights: Array | Any = None
 
 
 @dispatched("value", "spatial_shapes", "sampling_locations", "attention_weights")
 @described
 def ms_deform_attn(
-    value: Any,
-    spatial_shapes: Any,
-    sampling_locations: Any,
-    attention_weights: Any,
+    value: Array,
+    spatial_shapes: Array | Sequence[tuple[int, int]],
+    sampling_locations: Array,
+    attention_weights: Array,
     *,
-    points_per_level: tuple[int, ...] | None = None,
-    method: str = "bilinear",
+    points_per_level: Sequence[int] | None = None,
+    method: Literal["bilinear", "nearest"] = "bilinear",
     softmax: bool = False,
-) -> Any:
+) -> Array:
     r"""Multi-scale deformable attention [1]_: weighted sums of samples of several levels.
 
     Parameters
@@ -102,26 +103,24 @@ def ms_deform_attn(
     >>> cudeform.ms_deform_attn(value, [(2, 2), (1, 1)], locations, weights)
     array([[[7.]]])
     """
-    given = dict(
-        value=value, sampling_locations=sampling_locations, attention_weights=attention_weights
-    )
-    options = dict(points_per_level=points_per_level, method=method, softmax=softmax)
-    return results("ms_deform_attn", *_with_sizes(given, options, spatial_shapes))[0]
+    points_per_level = _hashable(points_per_level)
+    return results("ms_deform_attn", locals())[0]
 
 
 @dispatched("grad_output", "value", "spatial_shapes", "sampling_locations", "attention_weights")
+@described
 def ms_deform_attn_backward(
-    grad_output: Any,
-    value: Any,
-    spatial_shapes: Any,
-    sampling_locations: Any,
-    attention_weights: Any,
+    grad_output: Array,
+    value: Array,
+    spatial_shapes: Array | Sequence[tuple[int, int]],
+    sampling_locations: Array,
+    attention_weights: Array,
     *,
     needs: Iterable[str] | None = None,
-    points_per_level: tuple[int, ...] | None = None,
-    method: str = "bilinear",
+    points_per_level: Sequence[int] | None = None,
+    method: Literal["bilinear", "nearest"] = "bilinear",
     softmax: bool = False,
-) -> MSDeformAttnGradients:
+) -> MSDeformAttnGradients[Array]:
     """Gradients of `ms_deform_attn`.
 
     Parameters
@@ -142,10 +141,7 @@ def ms_deform_attn_backward(
         A named tuple with the fields value, sampling_locations and attention_weights; None where
         not needed.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `ms_deform_attn`, and for an unknown name in `needs`.
+    %(raises_in_backward)s
 
     Notes
     -----
@@ -164,25 +160,9 @@ def ms_deform_attn_backward(
     >>> found.sampling_locations.ravel(), found.attention_weights.ravel()
     (array([2., 4.]), array([2.5]))
     """
-    given = dict(
-        grad_output=grad_output,
-        value=value,
-        sampling_locations=sampling_locations,
-        attention_weights=attention_weights,
-    )
-    options = dict(points_per_level=points_per_level, method=method, softmax=softmax)
-    op, fields = "ms_deform_attn_backward", MSDeformAttnGradients
-    return gradients(op, fields, *_with_sizes(given, options, spatial_shapes), needs)
+    points_per_level = _hashable(points_per_level)
+    return gradients("ms_deform_attn_backward", MSDeformAttnGradients, locals())
 
 
-def _with_sizes(given: dict, options: dict, spatial_shapes: Any) -> tuple[dict, dict]:
-    """Arrays and options of a call: an array of sizes is one of these, pairs one of those."""
-    points = options["points_per_level"]
-    if isinstance(points, list):
-        options["points_per_level"] = tuple(points)
-    if spatial_shapes is None or isinstance(spatial_shapes, (list, tuple)):
-        if isinstance(spatial_shapes, list):
-            pairs = (tuple(size) if isinstance(size, list) else size for size in spatial_shapes)
-            spatial_shapes = tuple(pairs)
-        return {**given, "spatial_shapes": None}, {**options, "spatial_shapes": spatial_shapes}
-    return {**given, "spatial_shapes": spatial_shapes}, options
+def _hashable(points: Any) -> Any:
+    return tuple(points) if isinstance(points, list) else points

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -12,12 +12,13 @@ from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.boxes import box_outline, box_rows
 from cudeform.levels import check_sizes, sizes_on_host
-from cudeform.plans import FINER, Plan, plan
+from cudeform.plans import ARGUMENTS, Plan, plan
+from cudeform.plans.arguments import Arguments
 
 __all__ = ["Call", "checked", "gradients", "implementation", "outlined", "results"]
 
 Arrays = Mapping[str, Any]
-_ODD = ("boxes", "argmax", "spatial_shapes")  # have dtypes of their own
+_CHOSEN = "argmax"  # what a backward may be given of the second result of its forward
 _MOST = 2**31 - 2**10  # what a kernel counts in 32 bits, with room for a block beyond the end
 
 
@@ -36,9 +37,9 @@ class Call(NamedTuple):
         """The gradients that are needed, by name."""
         module = implementation(self.kind, self.plan.family)
         given = self.arrays
-        if len(self.plan.results) > 1 and given.get("argmax") is None and needs:
-            of_forward = {n: a for n, a in given.items() if n not in ("grad_output", "argmax")}
-            given = {**given, "argmax": module.forward(self.plan, **of_forward)[1]}
+        if len(self.plan.results) > 1 and given.get(_CHOSEN) is None and needs:
+            of_forward = {n: a for n, a in given.items() if n not in ("grad_output", _CHOSEN)}
+            given = {**given, _CHOSEN: module.forward(self.plan, **of_forward)[1]}
         return module.backward(self.plan, needs=needs, **given)
 
 
@@ -55,9 +56,7 @@ def _imported(backend: str, family: str) -> ModuleType:
     return importlib.import_module(f"cudeform.{backend}.{family}")
 
 
-def outlined(
-    op: str, given: Arrays, options: Arrays, optional: Container[str] = ()
-) -> tuple[Kind, Plan]:
+def outlined(op: str, given: Arrays, options: Arrays) -> tuple[Kind, Plan]:
     """Check all of a call of the function `op` but the values in its arrays.
 
     For frameworks that trace, and ask what a call will return before there are any values.
@@ -67,45 +66,50 @@ def outlined(
     TypeError, ValueError
         What is wrong, before anything is computed.
     """
-    kind = _kind(op, given, optional)
-    if "boxes" in given:
-        given = {**given, "boxes": box_outline(op, given["boxes"], given["input"], kind)}
+    roles = ARGUMENTS[op]
+    kind = _kind(op, roles, given)
+    if roles.boxes is not None:
+        boxes = box_outline(op, given[roles.boxes], given[roles.images], kind)
+        given = {**given, roles.boxes: boxes}
     return kind, _plan(op, kind, given, options)
 
 
-def checked(op: str, given: Arrays, options: Arrays, optional: Container[str] = ()) -> Call:
+def checked(op: str, given: Arrays, options: Arrays) -> Call:
     """The same, and look at values too: boxes say which image they belong to."""
-    kind = _kind(op, given, optional)
-    if "boxes" in given:
-        given = {**given, "boxes": box_rows(op, given["boxes"], given["input"], kind)}
-    given, options = _sized(op, given, options)
+    roles = ARGUMENTS[op]
+    kind = _kind(op, roles, given)
+    if roles.boxes is not None:
+        rows = box_rows(op, given[roles.boxes], given[roles.images], kind)
+        given = {**given, roles.boxes: rows}
+    for name in roles.static:
+        given, options = _sized(op, name, given, options)
     found = _plan(op, kind, given, options)
     if kind.backend == "cuda":
         _check_counts(op, found, "grad_output" in given)
     return Call(kind, found, {name: arrays.contiguous(array) for name, array in given.items()})
 
 
-def _kind(op: str, given: Arrays, optional: Container[str]) -> Kind:
+def _kind(op: str, roles: Arguments, given: Arrays) -> Kind:
     """The kind of all arrays; some have dtypes of their own."""
-    finer = FINER.get(op.removesuffix("_backward"), ())
-    if "boxes" not in given and "spatial_shapes" not in given:
-        return arrays.kind_of(op, given, optional, finer)
-    alike = {name: a for name, a in given.items() if name not in _ODD}
-    kind = arrays.kind_of(op, alike, optional, finer)
-    if given.get("argmax") is not None:
-        arrays.same_place(op, "argmax", given["argmax"], "input", given["input"])
-    if given.get("spatial_shapes") is not None:
-        check_sizes(op, given["spatial_shapes"], *next(iter(alike.items())))
+    if not roles.own:
+        return arrays.kind_of(op, given, roles.optional, roles.finer)
+    alike = {name: a for name, a in given.items() if name not in roles.own and name != _CHOSEN}
+    kind = arrays.kind_of(op, alike, roles.optional, roles.finer)
+    if given.get(_CHOSEN) is not None:
+        arrays.same_place(op, _CHOSEN, given[_CHOSEN], roles.images, given[roles.images])
+    for name in roles.static:
+        if given.get(name) is not None:
+            check_sizes(op, given[name], *next(iter(alike.items())))
     return kind
 
 
-def _sized(op: str, given: Arrays, options: Arrays) -> tuple[Arrays, Arrays]:
+def _sized(op: str, name: str, given: Arrays, options: Arrays) -> tuple[Arrays, Arrays]:
     """Arrays and options, with sizes of levels that lie on the host as an option."""
-    sizes = given.get("spatial_shapes")
+    sizes = given.get(name)
     pairs = None if sizes is None else sizes_on_host(op, sizes)
     if pairs is None:
         return given, options
-    return {**given, "spatial_shapes": None}, {**options, "spatial_shapes": pairs}
+    return {**given, name: None}, {**options, name: pairs}
 
 
 def _check_counts(op: str, planned: Plan, backward: bool) -> None:
@@ -124,30 +128,48 @@ def _plan(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:
     planned = plan(op.removesuffix("_backward"), of_forward, options, op)
     output = planned.results[0]
     checks.shape(op, "grad_output", given["grad_output"], output.shape, output.axes)
-    argmax = given.get("argmax")  # its values may be any: kernels pass over what is no pixel
-    if argmax is not None:
-        dtype = planned.results[1].dtype_name({"input": kind.dtype_name(given["input"].dtype)})
-        if kind.dtype_name(argmax.dtype) != dtype:
-            checks.fail(op, "argmax", f"of dtype {dtype}", argmax.dtype, error=TypeError)
+    chosen = given.get(_CHOSEN)  # its values may be any: kernels pass over what is no pixel
+    if chosen is not None:
+        images = ARGUMENTS[op].images
+        dtype = planned.results[1].dtype_name({images: kind.dtype_name(given[images].dtype)})
+        if kind.dtype_name(chosen.dtype) != dtype:
+            checks.fail(op, _CHOSEN, f"of dtype {dtype}", chosen.dtype, error=TypeError)
     return planned
 
 
-def results(
-    op: str, given: Arrays, options: Arrays, optional: Container[str] = ()
-) -> tuple[Any, ...]:
-    """What the operator `op` makes of arrays."""
-    return checked(op, given, options, optional).forward()
+def results(op: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """What the operator `op` makes of its arguments, as `locals` has them, to change."""
+    return checked(op, *_apart(op, arguments)).forward()
 
 
-def gradients(
-    op: str,
-    fields: type,
-    given: Arrays,
-    options: Arrays,
-    needs: Iterable[str] | None,
-    optional: Container[str] = (),
-) -> Any:
+def gradients(op: str, fields: Any, arguments: dict[str, Any]) -> Any:
     """The gradients that the function `op` returns, in the named tuple `fields`."""
-    call = checked(op, given, options, optional)
-    absent = {name: None for name in optional if given[name] is None}
+    needs = arguments.pop("needs")
+    call = checked(op, *_apart(op, arguments))
+    given = call.arrays
+    optional = ARGUMENTS[op].optional
+    absent = {name: None for name in optional if name in given and given[name] is None}
     return fields(**call.backward(checks.needs(op, needs, absent, fields._fields)))
+
+
+def _apart(op: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and options of a call: an array of sizes is one of those, pairs are one of these."""
+    roles = ARGUMENTS[op]
+    given = {name: arguments.pop(name) for name in _TAKEN.get(op) or _taken(op, arguments)}
+    for name in roles.static:
+        sizes = given[name]
+        if sizes is None or isinstance(sizes, (list, tuple)):
+            if isinstance(sizes, list):
+                sizes = tuple(tuple(size) if isinstance(size, list) else size for size in sizes)
+            given[name], arguments[name] = None, sizes
+    return given, arguments
+
+
+_TAKEN: dict[str, tuple[str, ...]] = {}  # by function
+
+
+def _taken(op: str, arguments: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the arrays among the arguments of a function."""
+    names = ("grad_output", *ARGUMENTS[op].names, _CHOSEN)
+    _TAKEN[op] = tuple(name for name in names if name in arguments)
+    return _TAKEN[op]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Generic
 
 from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
+from cudeform.types import Array, Border, Layout, NamedTuple, Padding, Pair, Precision
 
 __all__ = [
     "Conv2dGradients",
@@ -19,40 +20,40 @@ __all__ = [
 ]
 
 
-class DeformConv2dGradients(NamedTuple):
+class DeformConv2dGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed or not given."""
 
-    input: Any = None
-    offset: Any = None
-    weight: Any = None
-    bias: Any = None
-    mask: Any = None
+    input: Array | Any = None
+    offset: Array | Any = None
+    weight: Array | Any = None
+    bias: Array | Any = None
+    mask: Array | Any = None
 
 
-class Conv2dGradients(NamedTuple):
+class Conv2dGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""
 
-    input: Any = None
-    weight: Any = None
-    bias: Any = None
+    input: Array | Any = None
+    weight: Array | Any = None
+    bias: Array | Any = None
 
 
 @dispatched("input", "offset", "weight", "bias", "mask")
 @described
 def deform_conv2d(
-    input: Any,
-    offset: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] = 0,
-    dilation: int | tuple[int, int] = 1,
-    mask: Any = None,
+    input: Array,
+    offset: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    mask: Array | None = None,
     *,
-    border: str = "zeros",
-    layout: str = "NCHW",
-    precision: str = "ieee",
-) -> Any:
+    border: Border = "zeros",
+    layout: Layout = "NCHW",
+    precision: Precision = "ieee",
+) -> Array:
     r"""Deformable convolution: a convolution whose taps are displaced, each by its own offset.
 
     Without a mask this is version 1 [1]_, with a mask version 2 [2]_. The order of the arguments
@@ -126,35 +127,26 @@ def deform_conv2d(
     array([[0.5, 1.5, 2.5, 1.5],
            [4.5, 5.5, 6.5, 3.5]])
     """
-    given = dict(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
-    options = dict(
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        border=border,
-        layout=layout,
-        precision=precision,
-    )
-    return results("deform_conv2d", given, options, ("bias", "mask"))[0]
+    return results("deform_conv2d", locals())[0]
 
 
 @dispatched("grad_output", "input", "offset", "weight", "mask")
 @described
 def deform_conv2d_backward(
-    grad_output: Any,
-    input: Any,
-    offset: Any,
-    weight: Any,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] = 0,
-    dilation: int | tuple[int, int] = 1,
-    mask: Any = None,
+    grad_output: Array,
+    input: Array,
+    offset: Array,
+    weight: Array,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    mask: Array | None = None,
     *,
     needs: Iterable[str] | None = None,
-    border: str = "zeros",
-    layout: str = "NCHW",
-    precision: str = "ieee",
-) -> DeformConv2dGradients:
+    border: Border = "zeros",
+    layout: Layout = "NCHW",
+    precision: Precision = "ieee",
+) -> DeformConv2dGradients[Array]:
     """Gradients of `deform_conv2d`.
 
     Parameters
@@ -196,31 +188,22 @@ def deform_conv2d_backward(
     >>> gradients.offset[0, 1, 0]
     array([ 1.,  1.,  1., -3.])
     """
-    given = dict(grad_output=grad_output, input=input, offset=offset, weight=weight, mask=mask)
-    options = dict(
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        border=border,
-        layout=layout,
-        precision=precision,
-    )
-    op, fields = "deform_conv2d_backward", DeformConv2dGradients
-    return gradients(op, fields, given, options, needs, ("mask",))
+    return gradients("deform_conv2d_backward", DeformConv2dGradients, locals())
 
 
 @dispatched("input", "weight", "bias")
+@described
 def conv2d(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] = 0,
-    dilation: int | tuple[int, int] = 1,
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
     *,
-    layout: str = "NCHW",
-    precision: str = "ieee",
-) -> Any:
+    layout: Layout = "NCHW",
+    precision: Precision = "ieee",
+) -> Array:
     """Convolution without offsets, for the layers that predict them.
 
     Parameters
@@ -246,26 +229,23 @@ def conv2d(
     array([[1., 3.],
            [7., 9.]])
     """
-    given = dict(input=input, weight=weight, bias=bias)
-    options = dict(
-        stride=stride, padding=padding, dilation=dilation, layout=layout, precision=precision
-    )
-    return results("conv2d", given, options, ("bias",))[0]
+    return results("conv2d", locals())[0]
 
 
 @dispatched("grad_output", "input", "weight")
+@described
 def conv2d_backward(
-    grad_output: Any,
-    input: Any,
-    weight: Any,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] = 0,
-    dilation: int | tuple[int, int] = 1,
+    grad_output: Array,
+    input: Array,
+    weight: Array,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
     *,
     needs: Iterable[str] | None = None,
-    layout: str = "NCHW",
-    precision: str = "ieee",
-) -> Conv2dGradients:
+    layout: Layout = "NCHW",
+    precision: Precision = "ieee",
+) -> Conv2dGradients[Array]:
     """Gradients of `conv2d`.
 
     Parameters
@@ -281,13 +261,6 @@ def conv2d_backward(
     Conv2dGradients
         A named tuple with the fields input, weight and bias; None where not needed.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `conv2d`, and for an unknown name in `needs`.
+    %(raises_in_backward)s
     """
-    given = dict(grad_output=grad_output, input=input, weight=weight)
-    options = dict(
-        stride=stride, padding=padding, dilation=dilation, layout=layout, precision=precision
-    )
-    return gradients("conv2d_backward", Conv2dGradients, given, options, needs)
+    return gradients("conv2d_backward", Conv2dGradients, locals())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Generic
 
 from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
+from cudeform.types import Array, Boxes, NamedTuple, Pair
 
 __all__ = [
     "DeformRoiPoolGradients",
@@ -17,29 +18,27 @@ __all__ = [
     "deform_roi_pool_backward",
 ]
 
-_OPTIONAL = ("offset", "mask")
 
-
-class DeformRoiPoolGradients(NamedTuple):
+class DeformRoiPoolGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed or not given."""
 
-    input: Any = None
-    offset: Any = None
-    mask: Any = None
+    input: Array | Any = None
+    offset: Array | Any = None
+    mask: Array | Any = None
 
 
 @dispatched("input", "boxes", "offset", "mask")
 @described
 def deform_roi_pool(
-    input: Any,
-    boxes: Any,
-    offset: Any,
-    output_size: int | tuple[int, int],
+    input: Array,
+    boxes: Boxes[Array],
+    offset: Array | None,
+    output_size: Pair,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     gamma: float = 0.1,
-    mask: Any = None,
-) -> Any:
+    mask: Array | None = None,
+) -> Array:
     """Deformable RoI pooling ([1]_, equation 6), modulated with a `mask` [2]_.
 
     Parameters
@@ -84,31 +83,24 @@ def deform_roi_pool(
     array([[ 3.5,  5. ],
            [11.5, 13. ]])
     """
-    given = dict(input=input, boxes=boxes, offset=offset, mask=mask)
-    options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        sampling_ratio=sampling_ratio,
-        gamma=gamma,
-    )
-    return results("deform_roi_pool", given, options, _OPTIONAL)[0]
+    return results("deform_roi_pool", locals())[0]
 
 
 @dispatched("grad_output", "input", "boxes", "offset", "mask")
 @described
 def deform_roi_pool_backward(
-    grad_output: Any,
-    input: Any,
-    boxes: Any,
-    offset: Any,
-    output_size: int | tuple[int, int],
+    grad_output: Array,
+    input: Array,
+    boxes: Boxes[Array],
+    offset: Array | None,
+    output_size: Pair,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     gamma: float = 0.1,
-    mask: Any = None,
+    mask: Array | None = None,
     *,
     needs: Iterable[str] | None = None,
-) -> DeformRoiPoolGradients:
+) -> DeformRoiPoolGradients[Array]:
     """Gradients of `deform_roi_pool`.
 
     Parameters
@@ -123,42 +115,31 @@ def deform_roi_pool_backward(
     DeformRoiPoolGradients
         A named tuple with the fields input, offset and mask; None where not needed or not given.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `deform_roi_pool`, and for `needs` with an unknown name or one that was not given.
+    %(raises_for_absent)s
 
     Notes
     -----
     The gradient of `offset` is the true derivative also where samples are clamped at the border of
     the image: it is 0 along that axis.
     """
-    given = dict(grad_output=grad_output, input=input, boxes=boxes, offset=offset, mask=mask)
-    options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        sampling_ratio=sampling_ratio,
-        gamma=gamma,
-    )
-    op, fields = "deform_roi_pool_backward", DeformRoiPoolGradients
-    return gradients(op, fields, given, options, needs, _OPTIONAL)
+    return gradients("deform_roi_pool_backward", DeformRoiPoolGradients, locals())
 
 
 @dispatched("input", "boxes", "offset", "mask")
 @described
 def deform_ps_roi_pool(
-    input: Any,
-    boxes: Any,
-    offset: Any,
-    output_size: int | tuple[int, int],
+    input: Array,
+    boxes: Boxes[Array],
+    offset: Array | None,
+    output_size: Pair,
     spatial_scale: float,
     output_dim: int,
-    group_size: int | tuple[int, int],
-    part_size: int | tuple[int, int] | None = None,
+    group_size: Pair,
+    part_size: Pair | None = None,
     sample_per_part: int = 4,
     trans_std: float = 0.1,
-    mask: Any = None,
-) -> Any:
+    mask: Array | None = None,
+) -> Array:
     """Deformable position-sensitive RoI pooling [1]_, modulated with a `mask` [2]_.
 
     Parameters
@@ -217,36 +198,27 @@ def deform_ps_roi_pool(
     array([[0., 1.],
            [2., 3.]])
     """
-    given = dict(input=input, boxes=boxes, offset=offset, mask=mask)
-    options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        output_dim=output_dim,
-        group_size=group_size,
-        part_size=part_size,
-        sample_per_part=sample_per_part,
-        trans_std=trans_std,
-    )
-    return results("deform_ps_roi_pool", given, options, _OPTIONAL)[0]
+    return results("deform_ps_roi_pool", locals())[0]
 
 
 @dispatched("grad_output", "input", "boxes", "offset", "mask")
+@described
 def deform_ps_roi_pool_backward(
-    grad_output: Any,
-    input: Any,
-    boxes: Any,
-    offset: Any,
-    output_size: int | tuple[int, int],
+    grad_output: Array,
+    input: Array,
+    boxes: Boxes[Array],
+    offset: Array | None,
+    output_size: Pair,
     spatial_scale: float,
     output_dim: int,
-    group_size: int | tuple[int, int],
-    part_size: int | tuple[int, int] | None = None,
+    group_size: Pair,
+    part_size: Pair | None = None,
     sample_per_part: int = 4,
     trans_std: float = 0.1,
-    mask: Any = None,
+    mask: Array | None = None,
     *,
     needs: Iterable[str] | None = None,
-) -> DeformRoiPoolGradients:
+) -> DeformRoiPoolGradients[Array]:
     """Gradients of `deform_ps_roi_pool`.
 
     Parameters
@@ -264,20 +236,6 @@ def deform_ps_roi_pool_backward(
     DeformRoiPoolGradients
         A named tuple with the fields input, offset and mask; None where not needed or not given.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `deform_ps_roi_pool`, and for `needs` with an unknown name or one that was not given.
+    %(raises_for_absent)s
     """
-    given = dict(grad_output=grad_output, input=input, boxes=boxes, offset=offset, mask=mask)
-    options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        output_dim=output_dim,
-        group_size=group_size,
-        part_size=part_size,
-        sample_per_part=sample_per_part,
-        trans_std=trans_std,
-    )
-    op, fields = "deform_ps_roi_pool_backward", DeformRoiPoolGradients
-    return gradients(op, fields, given, options, needs, _OPTIONAL)
+    return gradients("deform_ps_roi_pool_backward", DeformRoiPoolGradients, locals())

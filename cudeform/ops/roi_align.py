@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, TypeAlias, overload
 
 from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
+from cudeform.types import Array, Boxes, NamedTuple, Pair
 
 __all__ = [
     "RoiAlignGradients",
@@ -17,26 +18,64 @@ __all__ = [
     "roi_align_backward",
 ]
 
+_Mode: TypeAlias = Literal["avg", "max"]
 
-class RoiAlignGradients(NamedTuple):
+
+class RoiAlignGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""
 
-    input: Any = None
+    input: Array | Any = None
 
 
-@dispatched("input", "boxes")
-@described
+@overload
 def roi_align(
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
-    mode: str = "avg",
+    mode: _Mode = "avg",
+    return_argmax: Literal[False] = False,
+) -> Array: ...
+@overload
+def roi_align(
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    mode: _Mode = "avg",
+    return_argmax: Literal[True],
+) -> tuple[Array, Array]: ...
+@overload
+def roi_align(
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    mode: _Mode = "avg",
     return_argmax: bool = False,
-) -> Any:
+) -> Array | tuple[Array, Array]: ...
+@dispatched("input", "boxes")
+@described
+def roi_align(
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    mode: _Mode = "avg",
+    return_argmax: bool = False,
+) -> Array | tuple[Array, Array]:
     """Average or maximum of bilinear samples in each bin of regions of interest (RoIAlign, [1]_).
 
     Parameters
@@ -95,33 +134,25 @@ def roi_align(
     array([[ 5.,  7.],
            [13., 15.]])
     """
-    options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        sampling_ratio=sampling_ratio,
-        aligned=aligned,
-        mode=mode,
-        return_argmax=return_argmax,
-    )
-    outputs = results("roi_align", dict(input=input, boxes=boxes), options)
+    outputs = results("roi_align", locals())
     return outputs if return_argmax else outputs[0]
 
 
 @dispatched("grad_output", "input", "boxes", "argmax")
 @described
 def roi_align_backward(
-    grad_output: Any,
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
+    grad_output: Array,
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
-    mode: str = "avg",
-    argmax: Any = None,
+    mode: _Mode = "avg",
+    argmax: Array | None = None,
     needs: Iterable[str] | None = None,
-) -> RoiAlignGradients:
+) -> RoiAlignGradients[Array]:
     """Gradient of `roi_align`.
 
     Parameters
@@ -138,31 +169,20 @@ def roi_align_backward(
     RoiAlignGradients
         A named tuple with the field input.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `roi_align`, and for an unknown name in `needs` or an `argmax` that does not fit.
+    %(raises_with_argmax)s
     """
-    given = dict(grad_output=grad_output, input=input, boxes=boxes, argmax=argmax)
-    options = dict(
-        output_size=output_size,
-        spatial_scale=spatial_scale,
-        sampling_ratio=sampling_ratio,
-        aligned=aligned,
-        mode=mode,
-    )
-    return gradients("roi_align_backward", RoiAlignGradients, given, options, needs)
+    return gradients("roi_align_backward", RoiAlignGradients, locals())
 
 
 @dispatched("input", "boxes")
 @described
 def ps_roi_align(
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
-) -> Any:
+) -> Array:
     """Position-sensitive RoIAlign: each bin reads channels of its own [1]_.
 
     Parameters
@@ -196,24 +216,21 @@ def ps_roi_align(
     array([[0., 1.],
            [2., 3.]])
     """
-    given = dict(input=input, boxes=boxes)
-    options = dict(
-        output_size=output_size, spatial_scale=spatial_scale, sampling_ratio=sampling_ratio
-    )
-    return results("ps_roi_align", given, options)[0]
+    return results("ps_roi_align", locals())[0]
 
 
 @dispatched("grad_output", "input", "boxes")
+@described
 def ps_roi_align_backward(
-    grad_output: Any,
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
+    grad_output: Array,
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     *,
     needs: Iterable[str] | None = None,
-) -> RoiAlignGradients:
+) -> RoiAlignGradients[Array]:
     """Gradient of `ps_roi_align`.
 
     Parameters
@@ -229,14 +246,6 @@ def ps_roi_align_backward(
     RoiAlignGradients
         A named tuple with the field input.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `ps_roi_align`, and for an unknown name in `needs`.
+    %(raises_in_backward)s
     """
-    given = dict(grad_output=grad_output, input=input, boxes=boxes)
-    options = dict(
-        output_size=output_size, spatial_scale=spatial_scale, sampling_ratio=sampling_ratio
-    )
-    op, fields = "ps_roi_align_backward", RoiAlignGradients
-    return gradients(op, fields, given, options, needs)
+    return gradients("ps_roi_align_backward", RoiAlignGradients, locals())

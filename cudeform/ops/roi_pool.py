@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, TypeAlias, overload
 
 from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
+from cudeform.types import Array, Boxes, NamedTuple, Pair
 
 __all__ = [
     "RoiPoolGradients",
@@ -17,24 +18,57 @@ __all__ = [
     "roi_pool_backward",
 ]
 
+_Mode: TypeAlias = Literal["max", "avg"]
+_Convention: TypeAlias = Literal["torchvision", "rfcn", "msra"]
 
-class RoiPoolGradients(NamedTuple):
+
+class RoiPoolGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""
 
-    input: Any = None
+    input: Array | Any = None
 
 
+@overload
+def roi_pool(
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
+    spatial_scale: float = 1.0,
+    *,
+    mode: _Mode = "max",
+    return_argmax: Literal[False] = False,
+) -> Array: ...
+@overload
+def roi_pool(
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
+    spatial_scale: float = 1.0,
+    *,
+    mode: _Mode = "max",
+    return_argmax: Literal[True],
+) -> tuple[Array, Array]: ...
+@overload
+def roi_pool(
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
+    spatial_scale: float = 1.0,
+    *,
+    mode: _Mode = "max",
+    return_argmax: bool = False,
+) -> Array | tuple[Array, Array]: ...
 @dispatched("input", "boxes")
 @described
 def roi_pool(
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
     spatial_scale: float = 1.0,
     *,
-    mode: str = "max",
+    mode: _Mode = "max",
     return_argmax: bool = False,
-) -> Any:
+) -> Array | tuple[Array, Array]:
     """Maximum [1]_ or average ([2]_, equation 5) of the pixels in each bin of regions of interest.
 
     Parameters
@@ -87,26 +121,23 @@ def roi_pool(
     array([[ 2.5,  4.5],
            [10.5, 12.5]])
     """
-    options = dict(
-        output_size=output_size, spatial_scale=spatial_scale, mode=mode, return_argmax=return_argmax
-    )
-    outputs = results("roi_pool", dict(input=input, boxes=boxes), options)
+    outputs = results("roi_pool", locals())
     return outputs if return_argmax else outputs[0]
 
 
 @dispatched("grad_output", "input", "boxes", "argmax")
 @described
 def roi_pool_backward(
-    grad_output: Any,
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
+    grad_output: Array,
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
     spatial_scale: float = 1.0,
     *,
-    mode: str = "max",
-    argmax: Any = None,
+    mode: _Mode = "max",
+    argmax: Array | None = None,
     needs: Iterable[str] | None = None,
-) -> RoiPoolGradients:
+) -> RoiPoolGradients[Array]:
     """Gradient of `roi_pool`.
 
     Parameters
@@ -123,27 +154,21 @@ def roi_pool_backward(
     RoiPoolGradients
         A named tuple with the field input.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `roi_pool`, and for an unknown name in `needs` or an `argmax` that does not fit.
+    %(raises_with_argmax)s
     """
-    op, fields = "roi_pool_backward", RoiPoolGradients
-    given = dict(grad_output=grad_output, input=input, boxes=boxes, argmax=argmax)
-    options = dict(output_size=output_size, spatial_scale=spatial_scale, mode=mode)
-    return gradients(op, fields, given, options, needs)
+    return gradients("roi_pool_backward", RoiPoolGradients, locals())
 
 
 @dispatched("input", "boxes")
 @described
 def ps_roi_pool(
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
     spatial_scale: float = 1.0,
     *,
-    convention: str = "torchvision",
-) -> Any:
+    convention: _Convention = "torchvision",
+) -> Array:
     """Position-sensitive RoI pooling: the average of a bin, in channels of its own [1]_.
 
     Parameters
@@ -183,22 +208,21 @@ def ps_roi_pool(
     array([[0., 1.],
            [2., 3.]])
     """
-    given = dict(input=input, boxes=boxes)
-    options = dict(output_size=output_size, spatial_scale=spatial_scale, convention=convention)
-    return results("ps_roi_pool", given, options)[0]
+    return results("ps_roi_pool", locals())[0]
 
 
 @dispatched("grad_output", "input", "boxes")
+@described
 def ps_roi_pool_backward(
-    grad_output: Any,
-    input: Any,
-    boxes: Any,
-    output_size: int | tuple[int, int],
+    grad_output: Array,
+    input: Array,
+    boxes: Boxes[Array],
+    output_size: Pair,
     spatial_scale: float = 1.0,
     *,
-    convention: str = "torchvision",
+    convention: _Convention = "torchvision",
     needs: Iterable[str] | None = None,
-) -> RoiPoolGradients:
+) -> RoiPoolGradients[Array]:
     """Gradient of `ps_roi_pool`.
 
     Parameters
@@ -214,12 +238,6 @@ def ps_roi_pool_backward(
     RoiPoolGradients
         A named tuple with the field input.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `ps_roi_pool`, and for an unknown name in `needs`.
+    %(raises_in_backward)s
     """
-    given = dict(grad_output=grad_output, input=input, boxes=boxes)
-    options = dict(output_size=output_size, spatial_scale=spatial_scale, convention=convention)
-    op, fields = "ps_roi_pool_backward", RoiPoolGradients
-    return gradients(op, fields, given, options, needs)
+    return gradients("ps_roi_pool_backward", RoiPoolGradients, locals())

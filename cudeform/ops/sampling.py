@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Generic
 
 from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
+from cudeform.types import Array, Border, Layout, NamedTuple
 
 __all__ = ["BilinearSampleGradients", "bilinear_sample", "bilinear_sample_backward"]
 
 
-class BilinearSampleGradients(NamedTuple):
+class BilinearSampleGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""
 
-    input: Any = None
-    points: Any = None
+    input: Array | Any = None
+    points: Array | Any = None
 
 
 @dispatched("input", "points")
 @described
-def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: str = "NCHW") -> Any:
+def bilinear_sample(
+    input: Array, points: Array, *, border: Border = "zeros", layout: Layout = "NCHW"
+) -> Array:
     r"""Bilinear samples of images at given points: equations 3 and 4 of [1]_.
 
     Parameters
@@ -71,20 +74,20 @@ def bilinear_sample(input: Any, points: Any, *, border: str = "zeros", layout: s
     >>> cudeform.bilinear_sample(image, points)
     array([[[1.5 , 0.75, 0.  ]]])
     """
-    given = dict(input=input, points=points)
-    return results("bilinear_sample", given, dict(border=border, layout=layout))[0]
+    return results("bilinear_sample", locals())[0]
 
 
 @dispatched("grad_output", "input", "points")
+@described
 def bilinear_sample_backward(
-    grad_output: Any,
-    input: Any,
-    points: Any,
+    grad_output: Array,
+    input: Array,
+    points: Array,
     *,
     needs: Iterable[str] | None = None,
-    border: str = "zeros",
-    layout: str = "NCHW",
-) -> BilinearSampleGradients:
+    border: Border = "zeros",
+    layout: Layout = "NCHW",
+) -> BilinearSampleGradients[Array]:
     """Gradients of `bilinear_sample`.
 
     Parameters
@@ -100,10 +103,7 @@ def bilinear_sample_backward(
     BilinearSampleGradients
         A named tuple with the fields input and points; None where not needed.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `bilinear_sample`, and for an unknown name in `needs`.
+    %(raises_in_backward)s
 
     Notes
     -----
@@ -118,7 +118,4 @@ def bilinear_sample_backward(
     >>> cudeform.bilinear_sample_backward(np.ones((1, 1, 1)), image, points).points
     array([[[2., 1.]]])
     """
-    given = dict(grad_output=grad_output, input=input, points=points)
-    options = dict(border=border, layout=layout)
-    op, fields = "bilinear_sample_backward", BilinearSampleGradients
-    return gradients(op, fields, given, options, needs)
+    return gradients("bilinear_sample_backward", BilinearSampleGradients, locals())

@@ -16,9 +16,9 @@ from cudeform.plans import (  # noqa: F401  with planners
     regions,
     sampling,
 )
-from cudeform.plans.outlines import FINER, PLANNERS, Outline, Plan
+from cudeform.plans.outlines import ARGUMENTS, PLANNERS, Outline, Plan
 
-__all__ = ["FINER", "Outline", "Plan", "plan"]
+__all__ = ["ARGUMENTS", "Outline", "Plan", "plan"]
 
 _MOST_REMEMBERED = 1024
 _LONGEST = 16  # of a tuple among the options: longer ones are wrong, or too large to keep

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan, finer, planner
+from cudeform.plans.arguments import PIXELS, Argument
+from cudeform.plans.outlines import Outline, Plan, planner
 from cudeform.plans.points import out_size
 
 __all__ = ["AggregationPlan", "PointGrid", "dcnv3", "dcnv4"]
@@ -124,8 +125,11 @@ class AggregationPlan(PointGrid, Plan):
         return outlines
 
 
-@planner
-@finer("offset", "mask")
+@planner(
+    PIXELS,
+    Argument("offset", ("N", "Ho", "Wo", "2*G*P"), "coordinates"),
+    Argument("mask", ("N", "Ho", "Wo", "G*P"), "shares"),
+)
 def dcnv3(
     op: str,
     input: Outline,
@@ -147,8 +151,7 @@ def dcnv3(
     return _plan(op, input, {"offset": offset, "mask": mask}, softmax, *grid)
 
 
-@planner
-@finer("offset_mask")
+@planner(PIXELS, Argument("offset_mask", ("N", "Ho", "Wo", "3*G*P"), "coordinates"))
 def dcnv4(
     op: str,
     input: Outline,

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan, finer, planner
+from cudeform.plans.arguments import Argument
+from cudeform.plans.outlines import Outline, Plan, planner
 
 __all__ = ["METHODS", "AttentionPlan", "ms_deform_attn"]
 
@@ -89,8 +90,12 @@ class AttentionPlan(Plan):
         }
 
 
-@planner
-@finer("sampling_locations", "attention_weights")
+@planner(
+    Argument("value", ("N", "S", "M", "D"), "image"),
+    Argument("spatial_shapes", ("L", "2"), "shapes"),
+    Argument("sampling_locations", ("N", "Lq", "M", "L", "P", "2"), "coordinates"),
+    Argument("attention_weights", ("N", "Lq", "M", "L", "P"), "shares"),
+)
 def ms_deform_attn(
     op: str,
     value: Outline,

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.outlines import Outline, Plan, finer, planner
+from cudeform.plans.arguments import BIAS, IMAGE, WEIGHT, Argument
+from cudeform.plans.outlines import Outline, Plan, planner
 from cudeform.plans.points import BORDERS, LAYOUTS, Points, out_size
 
 __all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
@@ -80,8 +81,13 @@ class ConvPlan(Plan):
         return Outline(self.points.out_shape(channels), axes, name)
 
 
-@planner
-@finer("offset")
+@planner(
+    IMAGE,
+    Argument("offset", ("N", "2*offset_groups*kh*kw", "Ho", "Wo"), "coordinates"),
+    WEIGHT,
+    BIAS,
+    Argument("mask", ("N", "offset_groups*kh*kw", "Ho", "Wo"), "factor", optional=True),
+)
 def deform_conv2d(
     op: str,
     input: Outline,
@@ -112,7 +118,7 @@ def deform_conv2d(
     return plan
 
 
-@planner
+@planner(IMAGE, WEIGHT, BIAS)
 def conv2d(
     op: str,
     input: Outline,

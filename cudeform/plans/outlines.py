@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, TypeVar
 
 from cudeform.arrays import sum_dtype_name
+from cudeform.plans.arguments import Argument, Arguments
 
-__all__ = ["FINER", "PLANNERS", "Outline", "Plan", "finer", "planner"]
+__all__ = ["ARGUMENTS", "PLANNERS", "Outline", "Plan", "planner"]
 
 
 class Outline(NamedTuple):
@@ -62,24 +63,20 @@ class Plan:
 
 _Planner = TypeVar("_Planner", bound=Callable[..., Plan])
 PLANNERS: dict[str, Callable[..., Plan]] = {}  # by operator
-FINER: dict[str, tuple[str, ...]] = {}  # by operator: arrays that `finer` names
+ARGUMENTS: dict[str, Arguments] = {}  # by function: a backward has those of its operator
 
 
-def planner(function: _Planner) -> _Planner:
-    """Let a function plan the operator of its name.
+def planner(*arguments: Argument) -> Callable[[_Planner], _Planner]:
+    """Let a function plan the operator of its name, which takes these arrays.
 
     It takes the name that messages use, an `Outline` of each array that is given, by name, and
     the options by name.
     """
-    PLANNERS[function.__name__] = function
-    return function
 
-
-def finer(*names: str) -> Callable[[_Planner], _Planner]:
-    """Arrays that may be of float32 beside images of 16 bits, which are too few for coordinates."""
-
-    def mark(function: _Planner) -> _Planner:
-        FINER[function.__name__] = names
+    def enter(function: _Planner) -> _Planner:
+        PLANNERS[function.__name__] = function
+        name, taken = function.__name__, Arguments(arguments)
+        ARGUMENTS.update({name: taken, name + "_backward": taken})
         return function
 
-    return mark
+    return enter

@@ -10,7 +10,8 @@ import numpy as np
 
 from cudeform import checks
 from cudeform.arrays import sum_dtype
-from cudeform.plans.outlines import Outline, Plan, finer, planner
+from cudeform.plans.arguments import BOXES, IMAGE, Argument
+from cudeform.plans.outlines import Outline, Plan, planner
 
 __all__ = [
     "RoiPlan",
@@ -50,11 +51,11 @@ class RoiPlan(Plan):
     A region has ``bins`` bins of size b = size / bins, and what a bin reads is said by `reads`:
 
     "grid_centers"
-        a grid of `samples` points (0: ceil(b)) at the centres of its cells, sampler "roi",
-        divided by max(points, 1).
+        a grid of `samples` points (0: ceil(b)) at the centres of its cells, divided by
+        max(points, 1); a point up to a pixel outside reads the edge, one further out 0.
     "grid_corners"
-        a grid of `samples` points at the upper left corners of its cells, sampler "psroi", the
-        mean of those that count, 0 if none does.
+        a grid of `samples` points at the upper left corners of its cells, the mean of those that
+        are up to half a pixel outside, which read the edge; 0 if there are none.
     "pixels"
         the mean of the pixels from floor(i*b + start) up to ceil((i + 1)*b + start), in the dtype
         of the boxes and in this order; the start of the regions "closed" and "half_open" is added
@@ -148,7 +149,7 @@ class RoiPlan(Plan):
         return outlines
 
 
-@planner
+@planner(IMAGE, BOXES)
 def roi_align(
     op: str,
     input: Outline,
@@ -174,7 +175,7 @@ def roi_align(
     return _choosing(op, plan, mode, return_argmax, argmax)
 
 
-@planner
+@planner(IMAGE, BOXES)
 def ps_roi_align(
     op: str,
     input: Outline,
@@ -194,7 +195,7 @@ def ps_roi_align(
     )
 
 
-@planner
+@planner(IMAGE, BOXES)
 def roi_pool(
     op: str,
     input: Outline,
@@ -217,7 +218,7 @@ def roi_pool(
     return _choosing(op, plan, mode, return_argmax, argmax)
 
 
-@planner
+@planner(IMAGE, BOXES)
 def ps_roi_pool(
     op: str,
     input: Outline,
@@ -238,8 +239,12 @@ def ps_roi_pool(
     )
 
 
-@planner
-@finer("offset")
+@planner(
+    IMAGE,
+    BOXES,
+    Argument("offset", ("R", "2", "ph", "pw"), "coordinates", optional=True),
+    Argument("mask", ("R", "1", "ph", "pw"), "factor", optional=True),
+)
 def deform_roi_pool(
     op: str,
     input: Outline,
@@ -266,8 +271,12 @@ def deform_roi_pool(
     return _moved(op, plan, offset=offset, mask=mask)
 
 
-@planner
-@finer("offset")
+@planner(
+    IMAGE,
+    BOXES,
+    Argument("offset", ("R", "2*classes", "part_h", "part_w"), "coordinates", optional=True),
+    Argument("mask", ("R", "classes", "part_h", "part_w"), "factor", optional=True),
+)
 def deform_ps_roi_pool(
     op: str,
     input: Outline,

@@ -7,8 +7,9 @@ from functools import cached_property
 from math import prod
 
 from cudeform import checks
+from cudeform.plans.arguments import IMAGE, Argument
 from cudeform.plans.convolution import ConvPlan
-from cudeform.plans.outlines import Outline, Plan, finer, planner
+from cudeform.plans.outlines import Outline, Plan, planner
 from cudeform.plans.points import BORDERS, LAYOUTS, Points
 
 __all__ = ["SamplePlan", "bilinear_sample"]
@@ -49,8 +50,7 @@ class SamplePlan(Plan):
         }
 
 
-@planner
-@finer("points")
+@planner(IMAGE, Argument("points", ("N", "...", "2"), "coordinates"))
 def bilinear_sample(
     op: str, input: Outline, points: Outline, *, border: str = "zeros", layout: str = "NCHW"
 ) -> SamplePlan:

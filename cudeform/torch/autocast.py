@@ -47,11 +47,10 @@ def narrowed(result: Any, images: torch.Tensor) -> Any:
 
 
 def narrowed_gradients(bridge: Bridge, gradients: Sequence[Any], kept: Sequence[Any]) -> list[Any]:
-    """Each gradient in the dtype of its argument; a bias, which is not kept, has the weight's."""
+    """Each gradient in the dtype of its argument; an addend, which is not kept, has a factor's."""
     given = dict(zip(bridge.kept, kept, strict=True))
     dtypes = {name: tensor.dtype for name, tensor in given.items() if tensor is not None}
-    if "weight" in dtypes:
-        dtypes["bias"] = dtypes["weight"]
+    dtypes |= {name: dtypes[like] for name, like in bridge.addends.items() if like in dtypes}
     return [
         gradient if gradient is None or name not in dtypes else gradient.to(dtypes[name])
         for name, gradient in zip(bridge.differentiable, gradients, strict=True)

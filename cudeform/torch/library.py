@@ -62,7 +62,7 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
     def fake(*values: Any) -> Any:
         tensors, options = _split(bridge, values)
         given = _named(bridge.names, tensors)
-        _, plan = outlined(bridge.name, given, {**options, **more}, bridge.optional)
+        _, plan = outlined(bridge.name, given, {**options, **more})
         found = [_empty(outline, given) for outline in plan.results]
         return tuple(found) if argmax else found[0]
 
@@ -116,7 +116,7 @@ def _define_backward(bridge: Bridge) -> None:
     def fake(*values: Any) -> Any:
         grad_output, tensors, options, needs = _split_backward(bridge, values)
         given = {"grad_output": grad_output, **_named(bridge.kept, tensors)}
-        _, plan = outlined(bridge.name + "_backward", given, options, bridge.optional)
+        _, plan = outlined(bridge.name + "_backward", given, options)
         result = []
         for name in bridge.differentiable:
             outline = plan.gradients[name] if name in needs else Outline((0,), like="grad_output")

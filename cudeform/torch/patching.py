@@ -6,7 +6,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakSet
 
@@ -19,7 +19,7 @@ from cudeform.torch.rebinding import rebound
 __all__ = ["Patch", "patch"]
 
 
-class Patch:
+class Patch(AbstractContextManager["Patch"]):
     """What `patch` returns: `undo` ends it, and so does the end of a ``with`` block.
 
     Attributes
@@ -44,15 +44,7 @@ class Patch:
     def __repr__(self) -> str:
         return f"Patch(replaced={self.replaced})"
 
-    def __enter__(self) -> Patch:
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.undo()
 
 

@@ -28,6 +28,8 @@ from cudeform.torch.state import (
 
 __all__ = ["call"]
 
+_SIZES = {name for bridge in BRIDGES.values() for name in bridge.static}
+
 
 def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
     """Answer a call of a public function of cudeform that has a tensor among its arguments.
@@ -41,7 +43,7 @@ def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
         return _backward(BRIDGES[name.removesuffix("_backward")], given)
     tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor)}
     _check(name, tensors)
-    check_dense(name, {k: v for k, v in tensors.items() if k != "spatial_shapes"})
+    check_dense(name, {k: v for k, v in tensors.items() if k not in _SIZES})
     return function(**given)  # of torch's own functions: see `cudeform.torch.kind`
 
 
@@ -192,8 +194,8 @@ def _arguments(
             continue
         if names[position] in bridge.static and _is_on_host(tensor):
             continue
-        if isinstance(tensor, (list, tuple)) and names[position] == "boxes":
-            tensor = tensors[position] = _rows(bridge.name + suffix, tensor, given["input"])
+        if isinstance(tensor, (list, tuple)) and names[position] == bridge.boxes:
+            tensor = tensors[position] = _rows(bridge, suffix, tensor, given[bridge.images])
         if not isinstance(tensor, torch.Tensor) or (device or tensor.device) != tensor.device:
             _check(bridge.name + suffix, dict(zip(names, tensors, strict=True)), required)
         if not _is_memory(tensor):
@@ -226,18 +228,20 @@ def _check(op: str, tensors: dict[str, Any], required: Sequence[str] = ()) -> No
             checks.fail(op, name, expected, tensor.device, error=TypeError)
 
 
-def _rows(op: str, boxes: Sequence[Any], images: Any) -> Any:
+def _rows(bridge: Bridge, suffix: str, boxes: Sequence[Any], images: Any) -> Any:
     """Boxes by image, each (L, 4), as rows (image, x1, y1, x2, y2)."""
+    op, argument = bridge.name + suffix, bridge.boxes
     if len(boxes) != images.shape[0]:
         expected = f"of length {images.shape[0]}, one tensor per image"
-        checks.fail(op, "boxes", expected, len(boxes))
+        checks.fail(op, argument, expected, len(boxes))
     rows = []
     for image, of_image in enumerate(boxes):
         if not isinstance(of_image, torch.Tensor):
-            name, got = f"boxes[{image}]", arrays.type_name(of_image)
-            checks.fail(op, name, "to be a torch.Tensor like `input`", got, error=TypeError)
+            name, got = f"{argument}[{image}]", arrays.type_name(of_image)
+            expected = f"to be a torch.Tensor like `{bridge.images}`"
+            checks.fail(op, name, expected, got, error=TypeError)
         if of_image.ndim != 2 or of_image.shape[1] != 4:
-            checks.fail(op, f"boxes[{image}]", "of shape (L, 4)", tuple(of_image.shape))
+            checks.fail(op, f"{argument}[{image}]", "of shape (L, 4)", tuple(of_image.shape))
         index = of_image.new_full((of_image.shape[0], 1), image)
         rows.append(torch.cat([index, of_image], dim=1))
     return torch.cat(rows) if rows else images.new_zeros((0, 5))

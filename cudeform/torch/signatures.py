@@ -34,6 +34,9 @@ class Bridge:
     backward: Callable[..., Any]
     gradients: type  # the named tuple that `backward` returns
     names: tuple[str, ...]  # of the arrays
+    images: str  # the array whose dtype the result has
+    boxes: str | None  # the array that may be a list of one for each image
+    addends: dict[str, str]  # what no gradient depends on, and the array of its dtype
     required: tuple[str, ...]
     optional: tuple[str, ...]
     differentiable: tuple[str, ...]
@@ -71,7 +74,10 @@ def _bridge(row: Operator) -> Bridge:
         forward=inspect.unwrap(row.forward),
         backward=inspect.unwrap(row.backward),
         gradients=row.gradients,
-        names=tuple(argument.name for argument in row.arguments),
+        names=row.names,
+        images=row.images,
+        boxes=row.boxes,
+        addends=row.addends,
         required=tuple(name for name in row.required if name not in row.static),
         optional=(*row.optional, *row.static),
         differentiable=row.gradients._fields,

@@ -11,7 +11,6 @@ import backends
 import numpy as np
 import pytest
 from cases import DTYPES, batch_of, dtype_of, problem
-from tolerances import assert_close
 
 import cudeform
 from cudeform.cpu.conv import blocking, convolve, gradients, widening
@@ -41,24 +40,16 @@ def asked_of(name):
     return problem("deform_conv2d", name, "float32")
 
 
-def assert_right(asked):
-    assert_close(asked.forward(CPU), asked.output, what="output")
-    expected = asked.gradients
-    for argument, gradient in asked.backward(CPU).items():
-        if gradient is not None:
-            assert_close(gradient, expected[argument], what=f"gradient of {argument}")
-
-
 @pytest.mark.parametrize("name", ["wide", "wide-channels-last", "groups", "batch"])
 def test_small_workspace_gives_the_same_results(small_workspace, name):
-    assert_right(asked_of(name))
+    asked_of(name).assert_right(CPU)
 
 
 @pytest.mark.parametrize("name", ["wide", "wide-channels-last", "groups"])
 def test_small_tiles_give_the_same_results(small_workspace, monkeypatch, name):
     """Of one block of pixels: the sums of a slice go on in the tile where others left them."""
     monkeypatch.setattr(blocking, "_COLUMN_BYTES", 1)
-    assert_right(asked_of(name))
+    asked_of(name).assert_right(CPU)
 
 
 @pytest.mark.parametrize("name", ["wide", "batch"])
@@ -67,7 +58,7 @@ def test_small_workspace_in_half_precision(small_workspace, name):
     asked = asked_of(name) if name == "batch" else problem("deform_conv2d", name, "float16")
     if name == "batch":
         asked = type(asked)(asked.row, asked.case, "float16")
-    assert_right(asked)
+    asked.assert_right(CPU)
 
 
 def few_points(rng, dtype, layout):

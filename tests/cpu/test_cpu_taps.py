@@ -4,7 +4,6 @@ import backends
 import numpy as np
 import pytest
 from cases import Problem, operator
-from tolerances import assert_close
 
 from cudeform import cases
 from cudeform.cpu.conv import convolve, gradients
@@ -22,14 +21,6 @@ def problem(dtype="float32", **shape):
     return Problem(operator("deform_conv2d"), case, dtype)
 
 
-def assert_right(asked):
-    assert_close(asked.forward(CPU), asked.output, what="output")
-    expected = asked.gradients
-    for argument, gradient in asked.backward(CPU).items():
-        if gradient is not None:
-            assert_close(gradient, expected[argument], what=f"gradient of {argument}")
-
-
 SHAPES = {
     # several slices, of vectors by four, by one, and of some lanes; several tiles
     "wide": dict(n=1, c=150, o=150, groups=150, size=(12, 17), padding=1, mask=True),
@@ -42,12 +33,12 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_narrow_groups(name):
-    assert_right(problem(**SHAPES[name]))
+    problem(**SHAPES[name]).assert_right(CPU)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_narrow_groups_in_other_dtypes(dtype):
-    assert_right(problem(dtype, **SHAPES["fours"]))
+    problem(dtype, **SHAPES["fours"]).assert_right(CPU)
 
 
 def test_small_workspace(monkeypatch):
@@ -55,7 +46,7 @@ def test_small_workspace(monkeypatch):
     monkeypatch.setattr(workspace, "SCRATCH_BYTES", 40_000)
     for module in (convolve, gradients):
         module._prepared.cache_clear()
-    assert_right(problem(**SHAPES["wide"]))
+    problem(**SHAPES["wide"]).assert_right(CPU)
     for module in (convolve, gradients):
         module._prepared.cache_clear()
 

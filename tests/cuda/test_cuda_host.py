@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference
 from cases import dtype_of, problem
-from emulator.device import EmulatorDevice, EmulatorError, install, to_device, to_host
+from emulator.device import EmulatorError, to_device, to_host
 from kernel_runs import kernel_names
 from tolerances import assert_close
 
@@ -22,14 +22,6 @@ from cudeform.cuda.compile import SCALARS, flatten
 from cudeform.cuda.cupy_device import CupyDevice
 from cudeform.cuda.gemm import gemm_arguments
 from cudeform.cuda.regions import pooling, rows
-
-
-@pytest.fixture
-def device():
-    backends.require(backends.BACKENDS["emulator"])
-    emulated = EmulatorDevice()
-    with install(emulated):
-        yield emulated
 
 
 @pytest.mark.parametrize("most", [1, 5, 63, 64, 200, 10_000])

@@ -13,14 +13,6 @@ from cudeform.cuda import layout
 from cudeform.cuda.compile import flatten, reciprocal
 
 
-@pytest.fixture
-def device():
-    backends.require(backends.BACKENDS["emulator"])
-    emulated = EmulatorDevice()
-    with install(emulated):
-        yield emulated
-
-
 def _converted(device, source, dtype):
     target = device.empty(source.shape, dtype)
     layout.fill(device, to_device(source), target)

@@ -130,13 +130,6 @@ def _points(plan):
     return plan.groups, taps
 
 
-@pytest.fixture
-def device():
-    backends.require(backends.BACKENDS["emulator"])
-    with install(EmulatorDevice()) as emulated:
-        yield emulated
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", PLANS)
 def test_equation(device, name, dtype):

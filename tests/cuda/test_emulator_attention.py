@@ -6,22 +6,15 @@ import pytest
 import reference
 from cases import DTYPES, dtype_of
 from emulator.device import EmulatorDevice, EmulatorError, install, to_device, to_host
-from kernel_runs import SCHEDULES, kernel_names
+from kernel_runs import SCHEDULES, kernel_names, planted
 from tolerances import assert_close
 
 import cudeform
 from cudeform.arrays import offset_dtypes
 from cudeform.cuda import aggregator, attention
-from cudeform.cuda.compile import SCALARS, flatten
+from cudeform.cuda.compile import SCALARS
 
 LEVELS = ((4, 7), (3, 3), (1, 2))
-
-
-@pytest.fixture
-def device():
-    backends.require(backends.BACKENDS["emulator"])
-    with install(EmulatorDevice()) as emulated:
-        yield emulated
 
 
 def arguments(shapes=LEVELS, points=(3, 6, 1), n=2, queries=5, heads=2, channels=8, **dtypes):
@@ -361,17 +354,11 @@ PLANTED = {  # text of the kernels, with what, and what is found
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_bug_is_caught(bug, order, seed):
     backends.require(backends.BACKENDS["emulator"])
-    old, new = PLANTED[bug]
-
-    def planted(unit):
-        text = flatten(unit)
-        assert unit.file != "aggregate.cu" or text.count(old) == 1
-        return text.replace(old, new)
-
     sizes = np.array(((4, 7), (30, 1), (1, 2)))
     arrays = {k: to_device(a) for k, a in arguments(n=1, queries=5, heads=1).items()}
     arrays.pop("grad_output")
-    with install(EmulatorDevice(order=order, seed=seed, flatten=planted)):
+    flatten = planted(*PLANTED[bug], "aggregate.cu")
+    with install(EmulatorDevice(order=order, seed=seed, flatten=flatten)):
         with pytest.raises(EmulatorError, match="race|divergent|out of bounds|uninitialised"):
             cudeform.ms_deform_attn(
                 **arrays, spatial_shapes=to_device(sizes), points_per_level=(3, 6, 1)

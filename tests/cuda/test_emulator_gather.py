@@ -4,10 +4,9 @@ import backends
 import numpy as np
 import pytest
 from emulator.device import EmulatorDevice, EmulatorError, install, to_device
-from kernel_runs import SCHEDULES
+from kernel_runs import SCHEDULES, planted
 
 import cudeform
-from cudeform.cuda.compile import flatten
 
 BARRIER = "    __syncwarp(0xffffffffu);\n"
 READY = "    const int ready"
@@ -23,18 +22,12 @@ PLANTED = {  # text of the kernels, with what
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_bug_is_caught(bug, order, seed):
     backends.require(backends.BACKENDS["emulator"])
-    old, new = PLANTED[bug]
-
-    def planted(unit):
-        text = flatten(unit)
-        assert unit.file != "regions.cu" or text.count(old) == 1
-        return text.replace(old, new)
-
     # Four lanes a pixel, and points that lie close together in some places.
     rng = np.random.default_rng(1)
     input = rng.standard_normal((1, 16, 9, 9)).astype(np.float32)
     grad = rng.standard_normal((9, 16, 3, 3)).astype(np.float32)
     boxes = np.tile(np.array([[0, 1, 1, 3, 4]], np.float32), (9, 1))
-    with install(EmulatorDevice(order=order, seed=seed, flatten=planted)):
+    flatten = planted(*PLANTED[bug], "regions.cu")
+    with install(EmulatorDevice(order=order, seed=seed, flatten=flatten)):
         with pytest.raises(EmulatorError, match="race|divergent|uninitialised"):
             cudeform.roi_align_backward(*map(to_device, (grad, input, boxes)), 3)

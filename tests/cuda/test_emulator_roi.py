@@ -6,12 +6,12 @@ import pytest
 import reference
 from cases import dtype_of, problem
 from emulator.device import EmulatorDevice, EmulatorError, install, to_device, to_host
-from kernel_runs import SCHEDULES, kernel_names
+from kernel_runs import SCHEDULES, kernel_names, planted
 from tolerances import assert_close
 
 import cudeform
 from cudeform.cuda import layout
-from cudeform.cuda.compile import SCALARS, flatten
+from cudeform.cuda.compile import SCALARS
 from cudeform.cuda.regions import pooling, rows
 
 EMULATOR = backends.BACKENDS["emulator"]
@@ -24,13 +24,6 @@ READS = [  # a case for each way to read, and its forward and backward kernels
     ("deform_roi_pool", "v2"),
     ("deform_ps_roi_pool", "classes"),
 ]
-
-
-@pytest.fixture
-def device():
-    backends.require(EMULATOR)
-    with install(EmulatorDevice()) as emulated:
-        yield emulated
 
 
 def results(todo):
@@ -78,19 +71,13 @@ MESSAGES = "race|divergent|out of bounds|uninitialised"
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_bug_is_caught(bug, order, seed):
     backends.require(EMULATOR)
-    old, new = PLANTED[bug]
-
-    def planted(unit):
-        text = flatten(unit)
-        assert unit.file != "regions.cu" or text.count(old) == 1
-        return text.replace(old, new)
-
     # Two lanes and 2 to 40 samples a row: rows of a warp need different numbers of rounds.
     rng = np.random.default_rng(1)
     input = rng.standard_normal((1, 8, 12, 12)).astype(np.float32)
     size = rng.uniform(2, 9, (7, 2))
     boxes = np.concatenate([np.zeros((7, 1)), rng.uniform(0, 3, (7, 2)), 3 + size], 1)
-    with install(EmulatorDevice(order=order, seed=seed, flatten=planted)):
+    flatten = planted(*PLANTED[bug], "regions.cu")
+    with install(EmulatorDevice(order=order, seed=seed, flatten=flatten)):
         with pytest.raises(EmulatorError, match=MESSAGES):
             cudeform.roi_align(to_device(input), to_device(boxes.astype(np.float32)), 2)
 

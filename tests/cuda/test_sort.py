@@ -1,20 +1,11 @@
 """Points in buckets by their keys, against a stable sort."""
 
-import backends
 import numpy as np
 import pytest
-from emulator.device import EmulatorDevice, install, to_device, to_host
+from emulator.device import EmulatorDevice, to_device, to_host
 from kernel_runs import SCHEDULES
 
 from cudeform.cuda import sort
-
-
-@pytest.fixture
-def device():
-    backends.require(backends.BACKENDS["emulator"])
-    emulated = EmulatorDevice()
-    with install(emulated):
-        yield emulated
 
 
 def _assert_sorted(buckets, values, keys):

@@ -6,6 +6,7 @@ from functools import cache, cached_property
 import ml_dtypes
 import numpy as np
 import reference
+from tolerances import assert_close
 
 from cudeform.cases import Case
 from cudeform.registry import OPERATORS
@@ -62,7 +63,9 @@ class Problem:
         given |= {name: self._plain(name, a) for name, a in self.case.arrays.items()}
         given.update(self.case.options, **extra)
         accepted = inspect.signature(function).parameters
-        return function(**{name: value for name, value in given.items() if name in accepted})
+        if all(p.kind is not p.VAR_KEYWORD for p in accepted.values()):
+            given = {name: value for name, value in given.items() if name in accepted}
+        return function(**given)
 
     def _reference_forward(self):
         output = self._call(getattr(reference, self.row.name))
@@ -81,6 +84,14 @@ class Problem:
                 if gradients[name] is not None:
                     gradients[name] = np.moveaxis(gradients[name], 1, -1)
         return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+    def assert_right(self, backend):
+        """The public functions' answers are the reference's."""
+        assert_close(self.forward(backend), self.output, what="output")
+        expected = self.gradients
+        for argument, gradient in self.backward(backend).items():
+            if gradient is not None:
+                assert_close(gradient, expected[argument], what=f"gradient of {argument}")
 
     def forward(self, backend):
         """The public function's answer, back on the host."""

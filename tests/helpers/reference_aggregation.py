@@ -99,58 +99,19 @@ def _v3(input, offset, mask, options, softmax):
     return grid, _grouped(input, grid.groups), offset.reshape(*axes, 2), mask
 
 
-def dcnv3(
-    input,
-    offset,
-    mask,
-    kernel_size,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    offset_scale=1.0,
-    remove_center=False,
-    softmax=False,
-):
-    given = (kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-    output = _forward(*_v3(input, offset, mask, _options(*given), softmax))
+def dcnv3(input, offset, mask, softmax=False, **grid):
+    output = _forward(*_v3(input, offset, mask, grid, softmax))
     return output.reshape(*output.shape[:3], input.shape[3])
 
 
-def dcnv3_backward(
-    grad_output,
-    input,
-    offset,
-    mask,
-    kernel_size,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    offset_scale=1.0,
-    remove_center=False,
-    softmax=False,
-):
-    given = (kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-    grid, *arrays = _v3(input, offset, mask, _options(*given), softmax)
-    grads = _backward(grid, _grouped(grad_output, groups), *arrays)
+def dcnv3_backward(grad_output, input, offset, mask, softmax=False, **grid):
+    grid, *arrays = _v3(input, offset, mask, grid, softmax)
+    grads = _backward(grid, _grouped(grad_output, grid.groups), *arrays)
     if softmax:
         within = np.sum(arrays[2] * grads[2], -1, keepdims=True)
         grads = *grads[:2], arrays[2] * (grads[2] - within)
     shapes = {"input": input.shape, "offset": offset.shape, "mask": mask.shape}
     return {k: grad.reshape(s) for (k, s), grad in zip(shapes.items(), grads, strict=True)}
-
-
-def _options(kernel_size, stride, padding, dilation, groups, offset_scale, remove_center):
-    return {
-        "kernel_size": kernel_size,
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
-        "groups": groups,
-        "offset_scale": offset_scale,
-        "remove_center": remove_center,
-    }
 
 
 def _v4(input, offset_mask, options):
@@ -162,39 +123,16 @@ def _v4(input, offset_mask, options):
     return grid, _grouped(input, grid.groups), offset.reshape(*axes, points, 2), mask
 
 
-def dcnv4(
-    input,
-    offset_mask,
-    kernel_size,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    offset_scale=1.0,
-    remove_center=False,
-):
-    given = (kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-    output = _forward(*_v4(input, offset_mask, _options(*given)))
+def dcnv4(input, offset_mask, **grid):
+    output = _forward(*_v4(input, offset_mask, grid))
     return output.reshape(*output.shape[:3], input.shape[3])
 
 
-def dcnv4_backward(
-    grad_output,
-    input,
-    offset_mask,
-    kernel_size,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    offset_scale=1.0,
-    remove_center=False,
-):
-    given = (kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-    grid, *arrays = _v4(input, offset_mask, _options(*given))
-    grad_input, *of_points = _backward(grid, _grouped(grad_output, groups), *arrays)
+def dcnv4_backward(grad_output, input, offset_mask, **grid):
+    grid, *arrays = _v4(input, offset_mask, grid)
+    grad_input, *of_points = _backward(grid, _grouped(grad_output, grid.groups), *arrays)
     packed, points = np.zeros(offset_mask.shape), len(grid.taps)
     axes = of_points[1].shape[:4]
     both = np.concatenate([of_points[0].reshape(*axes, 2 * points), of_points[1]], -1)
-    packed[..., : 3 * groups * points] = both.reshape(*axes[:3], 3 * groups * points)
+    packed[..., : 3 * grid.groups * points] = both.reshape(*axes[:3], 3 * grid.groups * points)
     return {"input": grad_input.reshape(input.shape), "offset_mask": packed}

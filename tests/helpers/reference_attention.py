@@ -39,14 +39,25 @@ def _nearest(level, y, x):
 class _Points:
     """All points of all heads of all queries, and what each reads."""
 
-    def __init__(self, value, shapes, locations, weights, points, method, softmax):
+    def __init__(
+        self,
+        value,
+        shapes,
+        locations,
+        weights,
+        points_per_level=None,
+        method="bilinear",
+        softmax=False,
+    ):
         shapes = [tuple(map(int, size)) for size in shapes]
+        points = points_per_level
         if points is None:
             points = [locations.shape[4]] * len(shapes)
         n, queries, heads = locations.shape[:3]
         self.level_of = np.repeat(np.arange(len(shapes)), points)
         self.locations = locations.reshape(n, queries, heads, sum(points), 2)
         self.shares = weights.reshape(n, queries, heads, sum(points))
+        self.softmax = softmax
         if softmax:
             with np.errstate(invalid="ignore"):
                 powers = np.exp(self.shares - self.shares.max(-1, keepdims=True, initial=-np.inf))
@@ -70,17 +81,8 @@ class _Points:
             yield n, q, m, k, corners
 
 
-def ms_deform_attn(
-    value,
-    spatial_shapes,
-    sampling_locations,
-    attention_weights,
-    points_per_level=None,
-    method="bilinear",
-    softmax=False,
-):
-    given = value, spatial_shapes, sampling_locations, attention_weights, points_per_level
-    points = _Points(*given, method, softmax)
+def ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights, **options):
+    points = _Points(value, spatial_shapes, sampling_locations, attention_weights, **options)
     n, queries, heads = sampling_locations.shape[:3]
     output = np.zeros((n, queries, heads, value.shape[3]))
     for n, q, m, k, corners in points:
@@ -91,17 +93,9 @@ def ms_deform_attn(
 
 
 def ms_deform_attn_backward(
-    grad_output,
-    value,
-    spatial_shapes,
-    sampling_locations,
-    attention_weights,
-    points_per_level=None,
-    method="bilinear",
-    softmax=False,
+    grad_output, value, spatial_shapes, sampling_locations, attention_weights, **options
 ):
-    given = value, spatial_shapes, sampling_locations, attention_weights, points_per_level
-    points = _Points(*given, method, softmax)
+    points = _Points(value, spatial_shapes, sampling_locations, attention_weights, **options)
     grad_output = grad_output.reshape(*sampling_locations.shape[:3], value.shape[3])
     grad_value = np.zeros(value.shape)
     grad_locations = np.zeros(points.locations.shape)
@@ -116,7 +110,7 @@ def ms_deform_attn_backward(
             grad_locations[n, q, m, k] += share * seen * np.array(slope)
             if 0 <= y < level.shape[0] and 0 <= x < level.shape[1]:
                 into[y, x] += share * weight * grad
-    if softmax:
+    if points.softmax:
         within = np.sum(points.shares * grad_shares, -1, keepdims=True)
         grad_shares = points.shares * (grad_shares - within)
     return {

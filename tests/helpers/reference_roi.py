@@ -5,20 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = [
-    "deform_ps_roi_pool",
-    "deform_ps_roi_pool_backward",
-    "deform_roi_pool",
-    "deform_roi_pool_backward",
-    "ps_roi_align",
-    "ps_roi_align_backward",
-    "ps_roi_pool",
-    "ps_roi_pool_backward",
-    "roi_align",
-    "roi_align_backward",
-    "roi_pool",
-    "roi_pool_backward",
-]
+FORWARDS = (
+    "deform_ps_roi_pool", "deform_roi_pool", "ps_roi_align",
+    "ps_roi_pool", "roi_align", "roi_pool",
+)  # fmt: skip
+__all__ = [*FORWARDS, *(f"{name}_backward" for name in FORWARDS)]
 
 
 class Bin(NamedTuple):

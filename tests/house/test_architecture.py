@@ -16,7 +16,7 @@ from cudeform.registry import OPERATORS
 # From the ground up. A module imports from floors below its own, or from its own room if that
 # is an open one. An entry that ends with a dot is a room: a package with all that is in it.
 FLOORS = [
-    ["checks", "descriptions", "directions", "extensions.", "imports"],
+    ["checks", "descriptions", "directions", "extensions.", "imports", "types"],
     ["arrays", "dispatch", "threads"],
     ["plans."],
     ["boxes", "levels"],

@@ -1,11 +1,14 @@
 """What the package remembers between calls has an end: entries by number, and each by its size."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
+import sys
 
 import numpy as np
 import pytest
+from checkout import MODULES
 from good_calls import CALLS
 from wrong_values import VALUES
 
@@ -38,6 +41,48 @@ def test_every_cache_has_a_most():
     for name, function in caches.items():
         endless = function.cache_parameters()["maxsize"] is None
         assert not endless or not inspect.signature(function).parameters, name
+
+
+# What functions write into of what stands in a module, and why that has an end.
+WRITTEN = {
+    "arrays": {"_kinds"},  # _MOST_KINDS
+    "cpu.language.disk": {"_said"},  # a warning for each folder of kernels
+    "cuda.device": {"_cupy_devices", "_registered"},  # devices; types of a test's arrays
+    "dispatch": {"_calls", "_found"},  # bridges; _MOST_TYPES
+    "ops.call": {"_TAKEN"},  # operators
+    "plans": {"_REMEMBERED"},  # _MOST_REMEMBERED
+    "plans.outlines": {"ARGUMENTS", "PLANNERS"},  # operators
+    "threads": {"_count", "_pools"},  # numbers of threads that were set, one at a time
+    "torch.patching": {"_CLASSES"},  # weakly
+    "torch.state": {"_disabled"},  # functions of ours
+}
+
+
+def written(path):
+    """Names of a module that functions in it assign, or put things into."""
+    tree, names = ast.parse(path.read_text()), set()
+    for node in tree.body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        names.update(target.id for target in targets if isinstance(target, ast.Name))
+    found = set()
+    for function in ast.walk(tree):
+        if isinstance(function, (ast.FunctionDef, ast.Lambda)):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Global):
+                    found.update(node.names)
+                if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                    found.add(getattr(node.value, "id", ""))
+                if isinstance(node, ast.Attribute) and node.attr in WRITES:
+                    found.add(getattr(node.value, "id", ""))
+    return names & found
+
+
+WRITES = ("add", "append", "extend", "insert", "setdefault", "update")
+
+
+def test_every_memory_of_a_module_is_known():
+    found = {module: names for module, path in MODULES.items() if (names := written(path))}
+    assert found == WRITTEN
 
 
 @pytest.mark.parametrize(
@@ -114,3 +159,17 @@ def test_plans_are_kept_up_to_a_number():
     for padding in range(3000):
         plans.plan("conv2d", given, {"padding": padding})
     assert len(plans._REMEMBERED) <= 1024
+
+
+def test_plans_of_many_shapes_leave_nothing_behind():
+    def blocks(first, count):
+        for size in range(first, first + count):
+            plans.plan("bilinear_sample", {"input": Outline((1, 1, 9, size)), "points": POINTS}, {})
+        plans._REMEMBERED.clear()
+        return sys.getallocatedblocks()
+
+    few = blocks(9, 2000)
+    assert blocks(10_000, 50_000) - few < 2000
+
+
+POINTS = Outline((1, 5, 2))

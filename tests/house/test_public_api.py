@@ -2,18 +2,21 @@
 
 import ast
 import inspect
+import pickle
 import re
 import subprocess
 import sys
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
-from checkout import MODULES, ROOT
+from checkout import MODULES, PACKAGE
 from numpydoc.docscrape import FunctionDoc
 
 import cudeform
 from cudeform.plans.outlines import PLANNERS
 from cudeform.registry import OPERATORS
+from cudeform.types import Array
 
 every_row = pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
 FUNCTIONS = [name for name in cudeform.__all__ if inspect.isfunction(getattr(cudeform, name))]
@@ -47,63 +50,69 @@ def reading_order(name):
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
-def stub_signatures():
-    """Name -> (names of the positional parameters, of the others, defaults) of each declaration."""
-    tree = ast.parse((ROOT / "cudeform" / "__init__.pyi").read_text())
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef):
-            given, named = node.args.args, node.args.kwonlyargs
-            defaults = dict(
-                zip([a.arg for a in given][::-1], node.args.defaults[::-1], strict=False)
-            )
-            defaults |= dict(zip([a.arg for a in named], node.args.kw_defaults, strict=True))
-            values = {n: ast.literal_eval(d) for n, d in defaults.items() if d is not None}
-            yield node.name, ([a.arg for a in given], [a.arg for a in named], values)
+def overloads():
+    """Name -> its declarations for one option or another, and the function that is called."""
+    found = {}
+    for path in (PACKAGE / "ops").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name in cudeform.__all__:
+                found.setdefault(node.name, []).append(node)
+    return {name: nodes for name, nodes in found.items() if len(nodes) > 1}
 
 
-def test_types_are_declared_for_the_signatures_that_are_there():
-    declared = dict(stub_signatures())  # of overloads the last, which has all defaults
-    assert set(declared) == set(cudeform.__all__)
-    for name, stated in declared.items():
-        parameters = inspect.signature(getattr(cudeform, name)).parameters.values()
-        named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        given = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        assert stated == (given, named, defaults), name
-    for name, (given, named, _) in stub_signatures():  # and the other overloads
-        assert (given, named) == declared[name][:2]
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_parameter_says_what_it_takes(name):
+    """Arrays of one framework come in, and the same come out."""
+    hints = get_type_hints(getattr(cudeform, name))
+    assert hints.keys() == {*inspect.signature(getattr(cudeform, name)).parameters, "return"}
+    assert [k for k, hint in hints.items() if hint is Any] == ["spatial_shapes"] * ("msda" in name)
+    assert Array in (hints["return"], *get_args(hints["return"]))
+
+
+def test_overloads_have_the_signature_of_their_function():
+    assert overloads().keys() == {"roi_align", "roi_pool"}
+    for name, (*declared, last) in overloads().items():
+        assert [ast.unparse(node.args).count("return_argmax") for node in declared] == [1, 1, 1]
+        for node in declared[:2]:
+            option = node.args.kwonlyargs[-1]
+            assert ast.unparse(option).startswith("return_argmax: Literal["), name
+            option.annotation = last.args.kwonlyargs[-1].annotation
+            node.args.kw_defaults[-1] = last.args.kw_defaults[-1]
+        assert {ast.unparse(node.args) for node in declared} == {ast.unparse(last.args)}, name
 
 
 @pytest.mark.parametrize(
-    ("function", "option", "declared"),
+    ("function", "option"),
     [
-        ("conv2d", "layout", "_Layout: TypeAlias = "),
-        ("conv2d", "precision", "_Precision: TypeAlias = "),
-        ("bilinear_sample", "border", "_Border: TypeAlias = "),
-        ("roi_align", "mode", "mode: "),
-        ("roi_pool", "mode", "mode: "),
-        ("ps_roi_pool", "convention", "convention: "),
+        ("conv2d", "layout"),
+        ("conv2d", "precision"),
+        ("bilinear_sample", "border"),
+        ("roi_align", "mode"),
+        ("roi_pool", "mode"),
+        ("ps_roi_pool", "convention"),
     ],
 )
-def test_types_have_the_choices_that_there_are(function, option, declared):
+def test_types_have_the_choices_that_there_are(function, option):
     """As the message lists them that refuses another one."""
     arrays = np.zeros((1, 4, 4, 4)), np.zeros((1, 5 if "roi" in function else 2))
     more = (2,) if "roi" in function else ()
     with pytest.raises(ValueError, match="to be one of") as refused:
         getattr(cudeform, function)(*arrays, *more, **{option: "?"})
-    choices = re.search("to be one of (.*), got", str(refused.value))[1].replace("'", '"')
-    assert f"{declared}Literal[{choices}]" in (ROOT / "cudeform" / "__init__.pyi").read_text()
+    choices = re.search("to be one of (.*), got", str(refused.value))[1]
+    declared = get_type_hints(getattr(cudeform, function))[option]
+    assert ", ".join(map(repr, get_args(declared))) == choices
 
 
 @every_row
-def test_types_have_the_fields_of_gradients(row):
-    """Each named tuple has a generic twin, and the signature names it."""
-    declared = (ROOT / "cudeform" / "__init__.pyi").read_text()
-    gradients = inspect.signature(row.backward, eval_str=True).return_annotation
-    twin = re.search(rf"class _{gradients.__name__}\(.*\n((?:    .*\n)+)", declared)
-    assert tuple(re.findall(r"^    (\w+): _Array \| Any$", twin[1], re.M)) == gradients._fields
-    signature = declared[declared.index(f"def {row.name}_backward(") :]
-    assert f") -> _{gradients.__name__}[_Array]: ..." in signature.partition("\ndef ")[0]
+def test_gradients_are_named_tuples_of_what_comes_in(row):
+    """Generic to type checkers, and to frameworks a tuple with names whose parts they map."""
+    returned = get_type_hints(row.backward)["return"]
+    assert get_args(returned) == (Array,)
+    assert row.gradients.__bases__ == (tuple,)
+    for name, hint in get_type_hints(row.gradients).items():
+        assert get_args(hint) == (Array, Any), name
+    assert pickle.loads(pickle.dumps(row.gradients(1))) == row.gradients(1)
+    assert repr(row.gradients()).startswith(row.gradients.__name__ + "(")
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__main__"])
@@ -205,8 +214,7 @@ def test_backward_takes_and_returns_what_its_row_says(row):
     assert set(forward) - set(kept) <= {"bias", "return_argmax"}
     for name in kept:
         assert backward[name].default == forward[name].default, name
-    returned = inspect.signature(row.backward, eval_str=True).return_annotation
-    assert list(returned._fields) == [a.name for a in row.arguments if a.differentiable]
+    assert list(row.gradients._fields) == [a.name for a in row.arguments if a.differentiable]
 
 
 @every_row

@@ -42,3 +42,14 @@ def test_bridges_name_no_operator(bridge):
                 getattr(node, "id", None),
             )
             assert names.isdisjoint(n for n in said if isinstance(n, str)), ast.dump(node)
+
+
+@pytest.mark.parametrize("place", ["ops/call", "torch/route", "torch/autocast", "jax/__init__"])
+def test_calls_name_no_argument(place):
+    """Roles say which array is which."""
+    from cudeform.registry import OPERATORS
+
+    names = {argument.name for row in OPERATORS for argument in row.arguments}
+    tree = ast.parse((PACKAGE / f"{place}.py").read_text())
+    said = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert not names & said

@@ -6,7 +6,6 @@ from cases import Problem, cases, dtype_of, operator
 from tolerances import TOLERANCE, assert_close
 
 import cudeform
-from cudeform.plans import FINER
 from cudeform.registry import OPERATORS
 
 HALVES = ("float16", "bfloat16")
@@ -36,11 +35,6 @@ def beside(name, case, dtype):
     """The problem with its coordinates in float32, whose reference reads them exactly."""
     row, exact = operator(name), cases(name)[case]
     return Problem(row, exact, dtype, **dict.fromkeys(finer(row), "float32"))
-
-
-def test_plans_name_those_that_rows_have_as_coordinates():
-    for row in OPERATORS:
-        assert set(FINER.get(row.name, ())) == finer(row) - {"boxes"}, row.name
 
 
 def test_every_argument_that_may_be_finer_is_tried():

@@ -30,10 +30,6 @@ def add(folder):
         family="toy",
         summary="a multiple of an image for each channel",
         paper="",
-        arguments=(
-            registry.Argument("input", ("N", "C", "H", "W"), "image"),
-            registry.Argument("factor", ("N", "C"), "factor"),
-        ),
         options=(registry.Option("gain", "number"),),
         cases=lambda rng: iter([Case("plain", arrays(rng), {"gain": 2.0})]),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,7 +11,9 @@ import torch
 
 from cudeform import checks
 
-__all__ = ["add", "compiled", "expect", "fill"]
+__all__ = ["Y_FIRST", "add", "compiled", "expect", "fill", "named"]
+
+Y_FIRST = "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -29,6 +32,35 @@ def compiled(function: Function) -> Function:
                 return function(*given, **options)
 
     return call  # type: ignore[return-value]
+
+
+def named(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let a function that takes what it needs by name have the arguments of the original.
+
+    `names` are those of the original in its order, separated by spaces; ``name=0`` has a default.
+    """
+    signature = inspect.Signature([_parameter(name) for name in " ".join(names).split()])
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                given = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}() {error}") from None
+            given.apply_defaults()
+            return function(**given.arguments)
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    name, _, default = name.partition("=")
+    kind, none = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    return inspect.Parameter(name, kind, default=int(default) if default else none)
 
 
 def fill(output: torch.Tensor, result: torch.Tensor) -> None:

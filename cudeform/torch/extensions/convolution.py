@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 import cudeform
-from cudeform.torch.extensions.calls import add, compiled, expect, fill
+from cudeform.torch.extensions.calls import Y_FIRST, add, compiled, expect, fill, named
 
 __all__ = [
     "dcn_backward",
@@ -40,33 +40,49 @@ def _expect(
     )
 
 
+_X_FIRST = "kW kH dW dH padW padH dilationW dilationH group deformable_group"
+_TENSORS = "input weight bias offset mask"
+
+
+def _x_first(
+    op: str, input: Tensor, offset: Tensor, weight: Tensor, numbers: dict[str, Any]
+) -> dict[str, Any]:
+    """The options of version 1."""
+    kernel, stride, padding, dilation = (
+        (numbers[f"{name}H"], numbers[f"{name}W"]) for name in ("k", "d", "pad", "dilation")
+    )
+    _expect(op, input, offset, weight, kernel, numbers["group"], numbers["deformable_group"])
+    return dict(stride=stride, padding=padding, dilation=dilation)
+
+
+def _y_first(
+    op: str, input: Tensor, offset: Tensor, weight: Tensor, numbers: dict[str, Any]
+) -> dict[str, Any]:
+    """The options of version 2; DCNv2's has no groups of channels."""
+    kernel, stride, padding, dilation = (
+        (numbers[f"{name}_h"], numbers[f"{name}_w"])
+        for name in ("kernel", "stride", "pad", "dilation")
+    )
+    group = numbers.get("group", 1)
+    _expect(op, input, offset, weight, kernel, group, numbers["deformable_group"])
+    return dict(stride=stride, padding=padding, dilation=dilation)
+
+
 @compiled
+@named("input weight offset output columns ones", _X_FIRST, "im2col_step")
 def deform_conv_forward(
     input: Tensor,  # (N, C, H, W)
     weight: Tensor,  # (O, C/group, kH, kW)
     offset: Tensor,  # (N, 2*deformable_group*kH*kW, Ho, Wo)
     output: Tensor,  # (N, O, Ho, Wo), filled
-    columns: Tensor,
-    ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    **numbers: Any,
 ) -> None:
-    op = "deform_conv_forward"
-    _expect(op, input, offset, weight, (kH, kW), group, deformable_group)
-    options = dict(stride=(dH, dW), padding=(padH, padW), dilation=(dilationH, dilationW))
+    options = _x_first("deform_conv_forward", input, offset, weight, numbers)
     fill(output, cudeform.deform_conv2d(input, offset, weight, **options))
 
 
 @compiled
+@named("input offset gradOutput gradInput gradOffset weight columns", _X_FIRST, "im2col_step")
 def deform_conv_backward_input(
     input: Tensor,
     offset: Tensor,
@@ -74,22 +90,9 @@ def deform_conv_backward_input(
     gradInput: Tensor,  # added to
     gradOffset: Tensor,  # filled
     weight: Tensor,
-    columns: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    **numbers: Any,
 ) -> None:
-    op = "deform_conv_backward_input"
-    _expect(op, input, offset, weight, (kH, kW), group, deformable_group)
-    options = dict(stride=(dH, dW), padding=(padH, padW), dilation=(dilationH, dilationW))
+    options = _x_first("deform_conv_backward_input", input, offset, weight, numbers)
     found = cudeform.deform_conv2d_backward(
         gradOutput, input, offset, weight, needs=("input", "offset"), **options
     )
@@ -98,29 +101,16 @@ def deform_conv_backward_input(
 
 
 @compiled
+@named("input offset gradOutput gradWeight columns ones", _X_FIRST, "scale im2col_step")
 def deform_conv_backward_parameters(
     input: Tensor,
     offset: Tensor,
     gradOutput: Tensor,
     gradWeight: Tensor,  # added to
-    columns: Tensor,
-    ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
     scale: float,
-    im2col_step: int,
+    **numbers: Any,
 ) -> None:
-    op = "deform_conv_backward_parameters"
-    _expect(op, input, offset, gradWeight, (kH, kW), group, deformable_group)
-    options = dict(stride=(dH, dW), padding=(padH, padW), dilation=(dilationH, dilationW))
+    options = _x_first("deform_conv_backward_parameters", input, offset, gradWeight, numbers)
     # The weight has no part in its own gradient: that gradient has its shape.
     found = cudeform.deform_conv2d_backward(
         gradOutput, input, offset, gradWeight, needs=("weight",), **options
@@ -129,130 +119,80 @@ def deform_conv_backward_parameters(
 
 
 @compiled
+@named(
+    "input weight bias ones offset mask output columns",
+    Y_FIRST,
+    "group deformable_group with_bias",
+)
 def modulated_deform_conv_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor,  # (O), or of any size without
-    ones: Tensor,
     offset: Tensor,
     mask: Tensor,  # (N, deformable_group*kh*kw, Ho, Wo)
     output: Tensor,  # filled
-    columns: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **numbers: Any,
 ) -> None:
-    op = "modulated_deform_conv_forward"
-    _expect(op, input, offset, weight, (kernel_h, kernel_w), group, deformable_group)
-    options = _options(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    options = _y_first("modulated_deform_conv_forward", input, offset, weight, numbers)
     bias = bias if with_bias else None
     fill(output, cudeform.deform_conv2d(input, offset, weight, bias, mask=mask, **options))
 
 
 @compiled
+@named(
+    "input weight bias ones offset mask columns",
+    "grad_input grad_weight grad_bias grad_offset grad_mask grad_output",
+    Y_FIRST,
+    "group deformable_group with_bias",
+)
 def modulated_deform_conv_backward(
     input: Tensor,
     weight: Tensor,
-    bias: Tensor,
-    ones: Tensor,
     offset: Tensor,
     mask: Tensor,
-    columns: Tensor,
-    grad_input: Tensor,  # added to, as those of weight and bias
-    grad_weight: Tensor,
-    grad_bias: Tensor,
-    grad_offset: Tensor,  # filled, as that of mask
-    grad_mask: Tensor,
     grad_output: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **others: Any,  # with gradients: those of offset and mask are filled, the others added to
 ) -> None:
-    op = "modulated_deform_conv_backward"
-    _expect(op, input, offset, weight, (kernel_h, kernel_w), group, deformable_group)
-    options = _options(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    options = _y_first("modulated_deform_conv_backward", input, offset, weight, others)
     needs = ("input", "offset", "weight", "mask") + (("bias",) if with_bias else ())
     found = cudeform.deform_conv2d_backward(
         grad_output, input, offset, weight, mask=mask, needs=needs, **options
     )
-    add(grad_input, found.input)
-    add(grad_weight, found.weight)
-    if with_bias:
-        add(grad_bias, found.bias)
-    fill(grad_offset, found.offset)
-    fill(grad_mask, found.mask)
-
-
-def _options(
-    stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int
-) -> dict[str, Any]:
-    """As they are named here, from the order in which DCNv2 has them."""
-    return dict(
-        stride=(stride_h, stride_w), padding=(pad_h, pad_w), dilation=(dilation_h, dilation_w)
-    )
+    for name in needs:
+        write = fill if name in ("offset", "mask") else add
+        write(others[f"grad_{name}"], getattr(found, name))
 
 
 @compiled
+@named(_TENSORS, Y_FIRST, "deformable_group")
 def dcn_v2_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    deformable_group: int,
+    input: Tensor, weight: Tensor, bias: Tensor, offset: Tensor, mask: Tensor, **numbers: Any
 ) -> Tensor:
-    op = "dcn_v2_forward"
-    _expect(op, input, offset, weight, (kernel_h, kernel_w), 1, deformable_group)
-    options = _options(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    options = _y_first("dcn_v2_forward", input, offset, weight, numbers)
     return cudeform.deform_conv2d(input, offset, weight, bias, mask=mask, **options)
 
 
 @compiled
+@named(_TENSORS, "grad_output", Y_FIRST, "deformable_group")
 def dcn_v2_backward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    grad_output: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    deformable_group: int,
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, grad_output: Tensor, **others: Any
 ) -> list[Tensor]:
     """The gradients of input, offset, mask, weight and bias."""
-    op = "dcn_v2_backward"
-    _expect(op, input, offset, weight, (kernel_h, kernel_w), 1, deformable_group)
-    options = _options(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+    options = _y_first("dcn_v2_backward", input, offset, weight, others)
+    return _gradients(grad_output, input, offset, weight, mask, options)
+
+
+def _gradients(
+    grad_output: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    options: dict[str, Any],
+) -> list[Tensor]:
+    """Those of version 2, in the order of DCNv2."""
     found = cudeform.deform_conv2d_backward(
         grad_output, input, offset, weight, mask=mask, **options
     )
@@ -305,10 +245,7 @@ def modulated_dcn_backward(
     """The gradients of input, offset, mask, weight and bias."""
     op = "modulated_deform_conv_backward"
     options = _dcn_options(op, input, offset, weight, numbers)
-    found = cudeform.deform_conv2d_backward(
-        grad_output, input, offset, weight, mask=mask, **options
-    )
-    return [found.input, found.offset, found.mask, found.weight, found.bias]
+    return _gradients(grad_output, input, offset, weight, mask, options)
 
 
 def _dcn_options(
@@ -316,6 +253,5 @@ def _dcn_options(
 ) -> dict[str, Any]:
     if len(numbers) != 11:
         raise TypeError(f"{op}: expected 11 numbers after the tensors, got {len(numbers)}")
-    *others, group, deformable_group, _ = numbers
-    _expect(op, input, offset, weight, others[:2], group, deformable_group)
-    return _options(*others[2:])
+    by_name = dict(zip([*Y_FIRST.split(), "group", "deformable_group"], numbers, strict=False))
+    return _y_first(op, input, offset, weight, by_name)

@@ -7,132 +7,71 @@ from typing import Any
 from torch import Tensor
 
 import cudeform
-from cudeform.torch.extensions.calls import compiled
+from cudeform.torch.extensions.calls import Y_FIRST, compiled, named
 
 __all__ = ["dcnv3_backward", "dcnv3_forward", "dcnv4_backward", "dcnv4_forward"]
 
 
-def _options(*numbers: float) -> dict[str, Any]:
-    """From the numbers in the order in which both modules have them."""
-    kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, *others = numbers
-    dilation_h, dilation_w, group, _, offset_scale, remove_center = others
+_NUMBERS = f"{Y_FIRST} group group_channels offset_scale"
+_OF_DCNV4 = "remove_center d_stride block_thread softmax"
+
+
+def _options(numbers: dict[str, Any]) -> dict[str, Any]:
+    """From the numbers as both modules name them."""
+    pairs = {"kernel_size": "kernel", "stride": "stride", "padding": "pad", "dilation": "dilation"}
     return {
-        "kernel_size": (kernel_h, kernel_w),
-        "stride": (stride_h, stride_w),
-        "padding": (pad_h, pad_w),
-        "dilation": (dilation_h, dilation_w),
-        "groups": group,
-        "offset_scale": float(offset_scale),
-        "remove_center": bool(remove_center),
+        **{ours: (numbers[f"{n}_h"], numbers[f"{n}_w"]) for ours, n in pairs.items()},
+        "groups": numbers["group"],
+        "offset_scale": float(numbers["offset_scale"]),
+        "remove_center": bool(numbers["remove_center"]),
     }
 
 
+# Of these the last argument came with version 1.1.
 @compiled
-def dcnv3_forward(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    im2col_step: int,
-    remove_center: int = 0,  # since version 1.1
-) -> Tensor:
-    sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    options = _options(*sizes, group, group_channels, offset_scale, remove_center)
-    return cudeform.dcnv3(input, offset, mask, **options)
+@named("input offset mask", _NUMBERS, "im2col_step remove_center=0")
+def dcnv3_forward(input: Tensor, offset: Tensor, mask: Tensor, **numbers: Any) -> Tensor:
+    return cudeform.dcnv3(input, offset, mask, **_options(numbers))
 
 
 @compiled
+@named("input offset mask", _NUMBERS, "grad_output im2col_step remove_center=0")
 def dcnv3_backward(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    grad_output: Tensor,
-    im2col_step: int,
-    remove_center: int = 0,
+    input: Tensor, offset: Tensor, mask: Tensor, grad_output: Tensor, **numbers: Any
 ) -> list[Tensor]:
     """The gradients of input, offset and mask."""
-    sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    options = _options(*sizes, group, group_channels, offset_scale, remove_center)
+    options = _options(numbers)
     return list(cudeform.dcnv3_backward(grad_output, input, offset, mask, **options))
 
 
 @compiled
+@named("value p_offset", _NUMBERS, "im2col_step", _OF_DCNV4)
 def dcnv4_forward(
     value: Tensor,  # (N, H, W, C)
     p_offset: Tensor,  # (N, Ho, Wo, channels), offsets and masks of each group
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    im2col_step: int,
-    remove_center: int,
-    d_stride: int,
-    block_thread: int,
     softmax: bool,
+    **numbers: Any,
 ) -> Tensor:
-    sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    options = _options(*sizes, group, group_channels, offset_scale, remove_center)
+    options = _options(numbers)
     if not softmax:
         return cudeform.dcnv4(value, p_offset, **options)
-    apart = cudeform.unpack_dcnv4(p_offset, group, kernel_h * kernel_w - remove_center)
-    return cudeform.dcnv3(value, *apart, **options, softmax=True)
+    return cudeform.dcnv3(value, *_apart(p_offset, numbers), **options, softmax=True)
 
 
 @compiled
+@named("value p_offset", _NUMBERS, "im2col_step grad_output", _OF_DCNV4)
 def dcnv4_backward(
-    value: Tensor,
-    p_offset: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    group_channels: int,
-    offset_scale: float,
-    im2col_step: int,
-    grad_output: Tensor,
-    remove_center: int,
-    d_stride: int,
-    block_thread: int,
-    softmax: bool,
+    value: Tensor, p_offset: Tensor, grad_output: Tensor, softmax: bool, **numbers: Any
 ) -> list[Tensor]:
     """The gradients of value and p_offset."""
-    sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    options = _options(*sizes, group, group_channels, offset_scale, remove_center)
+    options = _options(numbers)
     if not softmax:
         return list(cudeform.dcnv4_backward(grad_output, value, p_offset, **options))
-    apart = cudeform.unpack_dcnv4(p_offset, group, kernel_h * kernel_w - remove_center)
+    apart = _apart(p_offset, numbers)
     found = cudeform.dcnv3_backward(grad_output, value, *apart, **options, softmax=True)
-    return [found.input, cudeform.pack_dcnv4(found.offset, found.mask, group)]
+    return [found.input, cudeform.pack_dcnv4(found.offset, found.mask, numbers["group"])]
+
+
+def _apart(p_offset: Tensor, numbers: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    points = numbers["kernel_h"] * numbers["kernel_w"] - numbers["remove_center"]
+    return cudeform.unpack_dcnv4(p_offset, numbers["group"], points)

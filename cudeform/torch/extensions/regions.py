@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import cudeform
-from cudeform.torch.extensions.calls import add, compiled, fill
+from cudeform.torch.extensions.calls import add, compiled, fill, named
 from cudeform.torch.state import untraced
 
 __all__ = [
@@ -152,24 +152,33 @@ def roi_pool_backward(
     add(grad_input, found.input)
 
 
+_OF_DEFORM = "pooled_height pooled_width spatial_scale sampling_ratio gamma"
+
+
+def _deform(offset: Tensor, numbers: dict[str, Any]) -> dict[str, Any]:
+    """The offset (R, 2, ph, pw), unless it is empty, and the options as they are named here."""
+    others = {name: numbers[name] for name in ("spatial_scale", "sampling_ratio", "gamma")}
+    return {
+        "offset": offset if offset.numel() else None,
+        "output_size": (numbers["pooled_height"], numbers["pooled_width"]),
+        **others,
+    }
+
+
 @compiled
+@named("input rois offset output", _OF_DEFORM)
 def deform_roi_pool_forward(
     input: Tensor,
     rois: Tensor,
-    offset: Tensor,  # (R, 2, ph, pw), or empty
+    offset: Tensor,
     output: Tensor,  # filled
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    gamma: float,
+    **numbers: Any,
 ) -> None:
-    options = ((pooled_height, pooled_width), spatial_scale, sampling_ratio, gamma)
-    offset = offset if offset.numel() else None
-    fill(output, cudeform.deform_roi_pool(input, rois, offset, *options))
+    fill(output, cudeform.deform_roi_pool(input, rois, **_deform(offset, numbers)))
 
 
 @compiled
+@named("grad_output input rois offset grad_input grad_offset", _OF_DEFORM)
 def deform_roi_pool_backward(
     grad_output: Tensor,
     input: Tensor,
@@ -177,17 +186,12 @@ def deform_roi_pool_backward(
     offset: Tensor,
     grad_input: Tensor,  # added to, as that of offset
     grad_offset: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    gamma: float,
+    **numbers: Any,
 ) -> None:
-    options = ((pooled_height, pooled_width), spatial_scale, sampling_ratio, gamma)
-    offset = offset if offset.numel() else None
-    found = cudeform.deform_roi_pool_backward(grad_output, input, rois, offset, *options)
+    options = _deform(offset, numbers)
+    found = cudeform.deform_roi_pool_backward(grad_output, input, rois, **options)
     add(grad_input, found.input)
-    if offset is not None:
+    if found.offset is not None:
         add(grad_offset, found.offset)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cudeform import checks
+from cudeform.plans.arguments import IMAGE, Argument
 from cudeform.plans.outlines import Outline, Plan, planner
 
 
@@ -28,7 +29,7 @@ class ToyPlan(Plan):
         }
 
 
-@planner
+@planner(IMAGE, Argument("factor", ("N", "C"), "factor"))
 def toy(op, input, factor, *, gain=1.0):
     checks.rank(op, "input", input, "(N, C, H, W)")
     checks.shape(op, "factor", factor, input.shape[:2], "(N, C)")
