@@ -6,8 +6,9 @@ image that have about as many samples in a bin go together; there is no call for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class _Pooling:
         """Rows and columns of samples in each bin of a region.  # (R, 2)"""
         raise NotImplementedError
 
-    def samples(self, rows: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    def samples(self, rois: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
         """Where some regions are sampled, (r, ph, pw, most, (x, y)), and each sample's share."""
         raise NotImplementedError
 
@@ -102,10 +103,13 @@ class _Pooling:
             "attention_weights": shares.flatten(0, 2)[None, :, None, None],
         }
 
-    def _backward(self, grad_output, value, queries, needs):
-        by_query = grad_output.permute(0, 2, 3, 1).reshape(1, -1, self.pixels[1])
+    def _backward(
+        self, grad_output: Tensor, value: Tensor, queries: dict[str, Tensor], needs: Iterable[str]
+    ) -> Any:
+        """Gradients of the attention, from those of some regions' bins."""
+        grad = grad_output.permute(0, 2, 3, 1).reshape(1, -1, self.pixels[1])
         shapes = [self.pixels[2:]]
-        return cudeform.ms_deform_attn_backward(by_query, value, shapes, **queries, needs=needs)
+        return cudeform.ms_deform_attn_backward(grad, value, shapes, **queries, needs=needs)
 
 
 def _wide(rois: Tensor, images: Tensor) -> Tensor:
@@ -202,21 +206,46 @@ class _PrecisePool(_Pooling):
         return torch.stack([x, y], -1), shares
 
 
-@compiled
-def roi_align_rotated_forward(
-    input: Tensor,  # (N, C, H, W)
+def _rotated(
+    op: str,
     rois: Tensor,  # (R, 6)
-    output: Tensor,  # (R, C, ph, pw), filled
+    images: Tensor,
     pooled_height: int,
     pooled_width: int,
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
     clockwise: bool,
+) -> _RotatedAlign:
+    size, ways = (pooled_height, pooled_width), (bool(aligned), bool(clockwise))
+    wide = _wide(rois, images)
+    return _RotatedAlign(op, wide, size, spatial_scale, images.shape, sampling_ratio, *ways)
+
+
+def _precise(
+    op: str,
+    rois: Tensor,  # (R, 5)
+    images: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> _PrecisePool:
+    size, wide = (pooled_height, pooled_width), _wide(rois, images)
+    return _PrecisePool(op, wide, size, spatial_scale, images.shape)
+
+
+# `numbers` and `named` in the following: the arguments of `_rotated` and `_precise` after images.
+
+
+@compiled
+def roi_align_rotated_forward(
+    input: Tensor,  # (N, C, H, W)
+    rois: Tensor,
+    output: Tensor,  # (R, C, ph, pw), filled
+    *numbers: Any,
+    **named: Any,
 ) -> None:
-    size, options = (pooled_height, pooled_width), (sampling_ratio, bool(aligned), bool(clockwise))
-    op, wide = "roi_align_rotated_forward", _wide(rois, input)
-    _RotatedAlign(op, wide, size, spatial_scale, input.shape, *options).pool(input, output)
+    _rotated("roi_align_rotated_forward", rois, input, *numbers, **named).pool(input, output)
 
 
 @compiled
@@ -224,30 +253,22 @@ def roi_align_rotated_backward(
     grad_output: Tensor,
     rois: Tensor,
     grad_input: Tensor,  # added to
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    clockwise: bool,
+    *numbers: Any,
+    **named: Any,
 ) -> None:
-    size, options = (pooled_height, pooled_width), (sampling_ratio, bool(aligned), bool(clockwise))
-    op, wide = "roi_align_rotated_backward", _wide(rois, grad_input)
-    pooling = _RotatedAlign(op, wide, size, spatial_scale, grad_input.shape, *options)
+    pooling = _rotated("roi_align_rotated_backward", rois, grad_input, *numbers, **named)
     pooling.spread(grad_output, grad_input)
 
 
 @compiled
 def prroi_pool_forward(
     input: Tensor,  # (N, C, H, W)
-    rois: Tensor,  # (R, 5)
+    rois: Tensor,
     output: Tensor,  # (R, C, ph, pw), filled
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
+    *numbers: Any,
+    **named: Any,
 ) -> None:
-    size, wide = (pooled_height, pooled_width), _wide(rois, input)
-    _PrecisePool("prroi_pool_forward", wide, size, spatial_scale, input.shape).pool(input, output)
+    _precise("prroi_pool_forward", rois, input, *numbers, **named).pool(input, output)
 
 
 @compiled
@@ -255,12 +276,10 @@ def prroi_pool_backward(
     grad_output: Tensor,
     rois: Tensor,
     grad_input: Tensor,  # added to
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
+    *numbers: Any,
+    **named: Any,
 ) -> None:
-    op, size, wide = "prroi_pool_backward", (pooled_height, pooled_width), _wide(rois, grad_input)
-    pooling = _PrecisePool(op, wide, size, spatial_scale, grad_input.shape)
+    pooling = _precise("prroi_pool_backward", rois, grad_input, *numbers, **named)
     pooling.spread(grad_output, grad_input)
 
 
@@ -270,11 +289,9 @@ def prroi_pool_coor_backward(
     grad_output: Tensor,
     input: Tensor,
     rois: Tensor,
-    grad_rois: Tensor,  # (R, 5), added to
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
+    grad_rois: Tensor,  # added to
+    *numbers: Any,
+    **named: Any,
 ) -> None:
-    op, size, wide = "prroi_pool_coor_backward", (pooled_height, pooled_width), _wide(rois, input)
-    pooling = _PrecisePool(op, wide, size, spatial_scale, input.shape)
+    pooling = _precise("prroi_pool_coor_backward", rois, input, *numbers, **named)
     pooling.move(grad_output, input, grad_rois)
