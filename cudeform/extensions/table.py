@@ -113,6 +113,14 @@ _ROWS = (
                     "roi_pool_forward",
                     "roi_pool_backward",
                 ),
+                **_names(
+                    "located",
+                    "prroi_pool_forward",
+                    "prroi_pool_backward",
+                    "prroi_pool_coor_backward",
+                    "roi_align_rotated_forward",
+                    "roi_align_rotated_backward",
+                ),
                 "ms_deform_attn_forward": "attention.ms_deform_attn_forward",
                 "ms_deform_attn_backward": "attention.ms_deform_attn_backward_",
                 **_names("boxes", "bbox_overlaps", "nms", "nms_match", "softnms"),
@@ -177,6 +185,7 @@ _ROWS = (
         for name, users in (
             ("basicsr.ops.dcn.deform_conv_ext", "BasicSR, GFPGAN, Real-ESRGAN"),
             ("basicsr.models.ops.dcn.deform_conv_ext", "EDVR, early BasicSR"),
+            ("mmdet.ops.dcn.deform_conv_ext", "mmdetection 1.1 to 1.2"),
         )
     ),
     Extension(
@@ -198,7 +207,7 @@ _ROWS = (
     ),
     Extension(
         "mmdet.ops.dcn.deform_conv_cuda",
-        "mmdetection 1",
+        "mmdetection 1.0, SOLO",
         {
             "mmdet.ops.dcn.deform_conv_cuda": {
                 "deform_conv_forward_cuda": "convolution.deform_conv_forward",
@@ -213,11 +222,21 @@ _ROWS = (
     ),
     Extension(
         "mmdet.ops.dcn.deform_pool_cuda",
-        "mmdetection 1",
+        "mmdetection 1.0, SOLO",
         {
             "mmdet.ops.dcn.deform_pool_cuda": {
                 "deform_psroi_pooling_cuda_forward": "regions.deform_psroi_pooling_forward_",
                 "deform_psroi_pooling_cuda_backward": "regions.deform_psroi_pooling_backward_",
+            }
+        },
+    ),
+    Extension(
+        "mmdet.ops.dcn.deform_pool_ext",
+        "mmdetection 1.1 to 1.2",
+        {
+            "mmdet.ops.dcn.deform_pool_ext": {
+                "deform_psroi_pooling_forward": "regions.deform_psroi_pooling_forward_",
+                "deform_psroi_pooling_backward": "regions.deform_psroi_pooling_backward_",
             }
         },
     ),

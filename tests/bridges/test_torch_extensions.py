@@ -324,8 +324,11 @@ def counts_of_psroi(images, rois, trans):
     return counts
 
 
+MMDET_POOLS = {"mmdet.ops.dcn.deform_pool_cuda": "_cuda", "mmdet.ops.dcn.deform_pool_ext": ""}
+
+
 @pytest.mark.parametrize("no_trans", [0, 1])
-@pytest.mark.parametrize("name", ["_ext", "DCN", "mmdet.ops.dcn.deform_pool_cuda"])
+@pytest.mark.parametrize("name", ["_ext", "DCN", *MMDET_POOLS])
 def test_position_sensitive_pooling(name, no_trans):
     found, images = module(name), array(2, 16, 6, 5)
     trans = array(4, 4, 2, 2, low=-2, high=2)  # a row more than there are regions
@@ -346,11 +349,12 @@ def test_position_sensitive_pooling(name, no_trans):
     if not no_trans:
         moved[:3] = gradients["offset"]
     numbers, grad = (no_trans, *PSROI), torch.from_numpy(grad)
-    if name.startswith("mmdet"):
+    if name in MMDET_POOLS:
+        prefix = f"deform_psroi_pooling{MMDET_POOLS[name]}"
         output, count = rubbish(expected), rubbish(expected)
-        found.deform_psroi_pooling_cuda_forward(*given, output, count, *numbers)
+        getattr(found, f"{prefix}_forward")(*given, output, count, *numbers)
         grads = torch.ones(images.shape), torch.ones(trans.shape)
-        found.deform_psroi_pooling_cuda_backward(grad, *given, count, *grads, *numbers)
+        getattr(found, f"{prefix}_backward")(grad, *given, count, *grads, *numbers)
         before = 1
     else:
         prefix = "dcn_v2" if name == "_ext" else "deform"
