@@ -87,10 +87,7 @@ def block_arrays(like):
 
 @inner
 def locate_points(block, count):
-    """From coordinates, shares and levels to corners and their weights.
-
-    Without a branch, so that LLVM makes vectors of points.
-    """
+    """From coordinates, shares and levels to corners and weights; no branch, for LLVM's vectors."""
     reals, whole = block
     real = reals.dtype.type
     zero, one = real(0), real(1)
@@ -111,8 +108,7 @@ def locate_points(block, count):
 def locate_beside(block, count):
     """The same for coordinates from whole bases; no bit of them is lost, wherever that is."""
     reals, whole = block
-    real = reals.dtype.type
-    zero = real(0)
+    zero = reals.dtype.type(0)
     for p in range(count):
         x, y = reals[X + p], reals[Y + p]
         below, before = np.floor(y), np.floor(x)
@@ -122,10 +118,10 @@ def locate_beside(block, count):
         inside = (row >= 0) | ((row == -1) & (ly > zero))  # NaN fails
         inside &= (column >= 0) | ((column == -1) & (lx > zero))
         inside &= (row < whole[HEIGHT + p]) & (column < whole[WIDTH + p])
+        whole[_INSIDE + p] = inside
         reals[X + p], reals[Y + p] = lx if inside else zero, ly if inside else zero
         row, column = row if inside else 0.0, column if inside else 0.0
         whole[BASE_Y + p], whole[BASE_X + p] = np.int32(row), np.int32(column)
-        whole[_INSIDE + p] = inside
     _find_corners(block, count)
     _weigh_corners(block, count)
 
@@ -176,8 +172,7 @@ def _weigh_corners(block, count):
 def locate_nearest(block, count):
     """The same for one pixel each, at whole coordinates that are clamped to the level."""
     reals, whole = block
-    real = reals.dtype.type
-    zero = real(0)
+    zero = reals.dtype.type(0)
     for p in range(count):
         x, y = reals[X + p], reals[Y + p]
         # In float64: the last pixel of a long axis is no number of float32.
