@@ -56,6 +56,8 @@ def _cuts(levels: np.ndarray, pixels: int, pieces: int) -> np.ndarray:
     Half of what a range costs goes with its pixels, half with the points that may lie in it: a
     small level has as many of them as a large one.
     """
+    if pieces == 1:
+        return np.array([0, pixels], np.int64)
     heights, widths, starts = levels
     sizes = np.maximum(heights * widths, 1)
     edges = np.unique([0, pixels, *starts, *(starts + heights * widths)])
