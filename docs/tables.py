@@ -17,7 +17,18 @@ from cudeform.registry import OPERATORS
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 OURS = "cudeform"
-VERSIONS = ("python", "numpy", "numba", "torch", "torchvision", "jax", "onnxruntime", "openvino")
+VERSIONS = (
+    "python",
+    "numpy",
+    "numba",
+    "torch",
+    "torchvision",
+    "transformers",
+    "torch-ms-deform-attn",
+    "jax",
+    "onnxruntime",
+    "openvino",
+)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -47,6 +58,16 @@ def benchmarks() -> str:
 def poolings() -> str:
     """The same of the poolings of regions."""
     return _measured(partial(_timed, family="regions"), partial(_times, "N×C×H×W, boxes"))
+
+
+def attention() -> str:
+    """The same of attention."""
+    return _measured(partial(_timed, family="attention"), partial(_times, "N×queries, levels"))
+
+
+def aggregation() -> str:
+    """The same of DCNv3 and DCNv4."""
+    return _measured(partial(_timed, family="aggregation"), partial(_times, "N×H×W×C"))
 
 
 def memory() -> str:
@@ -181,7 +202,14 @@ def filled(text: str) -> str:
 
 
 README_TABLES = {"operators": operators, "benchmarks": benchmarks}
-TABLES = {**README_TABLES, "memory": memory, "overhead": overhead, "poolings": poolings}
+TABLES = {
+    **README_TABLES,
+    "attention": attention,
+    "aggregation": aggregation,
+    "memory": memory,
+    "overhead": overhead,
+    "poolings": poolings,
+}
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"

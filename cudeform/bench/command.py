@@ -21,7 +21,7 @@ from cudeform.commands.table import table
 
 __all__ = ["add_arguments", "report", "run"]
 
-SECONDS = 1.0  # of calls that a process times
+SECONDS = 0.5  # of calls of a row that a process times
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

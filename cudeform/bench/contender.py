@@ -1,4 +1,4 @@
-"""One contender in a process of its own: reads what it has to compute, prints how long it took.
+"""One contender in a process of its own: reads what it has to compute, prints how long that took.
 
 Nobody else's threads, memory and settings are in the process. `contest` starts many of them.
 """
@@ -9,6 +9,8 @@ import json
 import pickle
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -25,27 +27,37 @@ WARM = 0.25  # of the seconds that are timed, before them
 
 
 class Task(NamedTuple):
-    """What a contender has to do."""
+    """What a contender has to do: rows, each a workload and a pass, one after the other."""
 
-    work: Workload
-    name: str  # of the pass
+    rows: tuple[tuple[Workload, str], ...]
     peer: str
     threads: int
-    seconds: float  # of calls
-    keep: str | None = None  # a file for the results
+    seconds: float  # of calls, of each row
+    keep: str | None = None  # a folder for the results of row i, `i-peer.npz`
 
 
-def compute(task: Task) -> dict[str, Any]:
-    """Seconds of a call: the median of some in a row. Or why there is none."""
-    try:
-        call = PASSES[task.name][task.peer](task.work, task.work.arrays(), task.threads)
-    except peers.Lacking:
-        return {"lacking": True}
-    except peers.Unavailable as problem:
-        return {"unavailable": str(problem)}
+def compute(task: Task) -> Iterator[dict[str, Any]]:
+    """Of each row, seconds of a call: the median of some in a row. Or why there is none."""
+    for number, (work, name) in enumerate(task.rows):
+        keep = None
+        if task.keep is not None and task.peer != peers.GEMM:
+            keep = Path(task.keep) / f"{number}-{task.peer}.npz"
+        try:
+            yield {"seconds": _seconds(task, work, name, keep)}
+        except peers.Lacking:
+            yield {"lacking": True}
+        except peers.Unavailable as problem:
+            yield {"unavailable": str(problem)}
+
+
+def _seconds(task: Task, work: Workload, name: str, keep: Path | None) -> float:
+    group = PASSES[name]
+    if task.peer not in group:
+        raise peers.Lacking(name)
+    call = group[task.peer](work, work.arrays(), task.threads)
     results = call()
-    if task.keep is not None:
-        np.savez(task.keep, *results)
+    if keep is not None:
+        np.savez(keep, *results)
     begin = time.perf_counter()
     while time.perf_counter() - begin < WARM * task.seconds:
         call()
@@ -54,8 +66,9 @@ def compute(task: Task) -> dict[str, Any]:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return {"seconds": median(times)}
+    return median(times)
 
 
 if __name__ == "__main__":
-    print(json.dumps(compute(pickle.load(sys.stdin.buffer))))
+    for answer in compute(pickle.load(sys.stdin.buffer)):
+        print(json.dumps(answer), flush=True)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,48 +44,51 @@ def usable_processors() -> list[int]:
 def measure(
     workloads: Iterable[Workload], processes: int, threads: Sequence[int], seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Forward and backward of each workload, in float32, on so many processors each."""
-    for work in workloads:
+    """Forward and backward of each workload, in float32, on so many processors each.
+
+    A process measures all rows of an operator: most of the time would else go into its start.
+    """
+    for _, works in groupby(workloads, lambda work: work.operator):
+        rows = tuple((work, name) for work in works for name in PASSES)
         for count in threads:
-            for name in PASSES:
-                yield _hold(work, name, count, processes, seconds)
+            yield from _hold(rows, count, processes, seconds)
 
 
 def _hold(
-    work: Workload, name: str, threads: int, processes: int, seconds: float
-) -> dict[str, Any]:
-    names = list(PASSES[name])
-    times: dict[str, list[float]] = {}
-    unavailable: dict[str, str] = {}
+    rows: tuple[tuple[Workload, str], ...], threads: int, processes: int, seconds: float
+) -> Iterator[dict[str, Any]]:
+    names = list(dict.fromkeys(peer for group in PASSES.values() for peer in group))
+    times: list[dict[str, list[float]]] = [{} for _ in rows]
+    unavailable: list[dict[str, str]] = [{} for _ in rows]
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(processes):
             first = turn % len(names)
             for peer in [*names[first:], *names[:first]]:
-                if turn and peer not in times:
+                if turn and not any(peer in of_row for of_row in times):
                     continue
-                kept = turn == 0 and peer != peers.GEMM
-                file = str(Path(folder) / f"{peer}.npz") if kept else None
-                found = in_process(Task(work, name, peer, threads, seconds, file), turn)
-                if "seconds" in found:
-                    times.setdefault(peer, []).append(found["seconds"])
-                elif "unavailable" in found:
-                    unavailable[peer] = found["unavailable"]
-        errors = _compare(Path(folder), times)
-    return {
-        "operator": work.operator,
-        "workload": str(work),
-        "pass": name,
-        "dtype": "float32",
-        "threads": threads,
-        **_summary({peer: times[peer] for peer in names if peer in times}),
-        "errors": errors,
-        "wrong": {peer: value for peer, value in errors.items() if not value <= TOLERANCE},
-        "unavailable": unavailable,
-    }
+                task = Task(rows, peer, threads, seconds, None if turn else folder)
+                for row, found in enumerate(in_process(task, turn)):
+                    if "seconds" in found and (turn == 0 or peer in times[row]):
+                        times[row].setdefault(peer, []).append(found["seconds"])
+                    elif "unavailable" in found:
+                        unavailable[row][peer] = found["unavailable"]
+        errors = [_compare(Path(folder), row, of_row) for row, of_row in enumerate(times)]
+    for row, (work, name) in enumerate(rows):
+        yield {
+            "operator": work.operator,
+            "workload": str(work),
+            "pass": name,
+            "dtype": "float32",
+            "threads": threads,
+            **_summary({peer: times[row][peer] for peer in names if peer in times[row]}),
+            "errors": errors[row],
+            "wrong": {p: value for p, value in errors[row].items() if not value <= TOLERANCE},
+            "unavailable": unavailable[row],
+        }
 
 
-def in_process(task: Task, turn: int) -> dict[str, Any]:
-    """What a contender answers."""
+def in_process(task: Task, turn: int) -> list[dict[str, Any]]:
+    """What a contender answers for each row; where its process ends before, for the rest that."""
     environment = dict(os.environ)
     environment["CUDEFORM_NUM_THREADS"] = str(task.threads)
     environment["CUDEFORM_BENCH_LENGTH"] = "x" * (turn * LONGER)
@@ -95,12 +99,16 @@ def in_process(task: Task, turn: int) -> dict[str, Any]:
             env=environment,
             capture_output=True,
         )
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
+    lines = [line for line in done.stdout.splitlines() if line.startswith(b"{")]
+    answers = [json.loads(line) for line in lines]
+    missing = len(task.rows) - len(answers)
+    if missing == 0:
+        return answers
     problem = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
     if task.peer == peers.OURS:
-        raise CommandError(f"{task.work.operator}, {task.work}, {task.name}: {problem}")
-    return {"unavailable": f"ended with status {done.returncode}: {problem}"}
+        work, name = task.rows[len(answers)]
+        raise CommandError(f"{work.operator}, {work}, {name}: {problem}")
+    return answers + missing * [{"unavailable": f"ended with status {done.returncode}: {problem}"}]
 
 
 @contextmanager
@@ -122,15 +130,15 @@ def _confined(threads: int) -> Iterator[None]:
         os.sched_setaffinity(0, usable)
 
 
-def _compare(folder: Path, peers_timed: Iterable[str]) -> dict[str, float]:
+def _compare(folder: Path, row: int, timed: Iterable[str]) -> dict[str, float]:
     """How far each peer's results are from ours: the worst array of each."""
-    ours = _results(folder, peers.OURS)
-    others = [peer for peer in peers_timed if peer not in (peers.OURS, peers.GEMM)]
-    return {peer: max(map(error, ours, _results(folder, peer))) for peer in others}
+    ours = _results(folder, row, peers.OURS)
+    others = [peer for peer in timed if peer not in (peers.OURS, peers.GEMM)]
+    return {peer: max(map(error, ours, _results(folder, row, peer))) for peer in others}
 
 
-def _results(folder: Path, peer: str) -> list[np.ndarray]:
-    with np.load(folder / f"{peer}.npz") as arrays:
+def _results(folder: Path, row: int, peer: str) -> list[np.ndarray]:
+    with np.load(folder / f"{row}-{peer}.npz") as arrays:
         return list(arrays.values())
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from cudeform.bench import engines
+import cudeform
+from cudeform.bench import engines, torch_peers
 from cudeform.bench.engines import Call, Lacking, Unavailable
-from cudeform.bench.workload import Attention, Convolution, Workload
+from cudeform.bench.workload import Convolution, Workload
 
 __all__ = ["BACKWARD", "DISTRIBUTIONS", "FORWARD", "GEMM", "OURS", "Lacking", "Peer", "Unavailable"]
 
@@ -29,93 +29,53 @@ DISTRIBUTIONS = (
     "torch",
     "torchvision",
     "transformers",
+    "torch-ms-deform-attn",
 )
 
-Peer = Callable[[Workload, dict[str, np.ndarray], int], Call]
+Arrays = dict[str, np.ndarray]
+Peer = Callable[[Workload, Arrays, int], Call]
 
 
-def _cudeform(
-    work: Workload, arrays: dict[str, np.ndarray], threads: int, *, backward: bool
-) -> Call:
+def _cudeform(work: Workload, arrays: Arrays, threads: int, *, backward: bool) -> Call:
     return work.call(arrays, backward)
 
 
-def _torch(work: Workload, threads: int) -> tuple[Any, Any]:
-    if not work.in_torchvision:
+def _deform_conv2d(work: Workload, arrays: Arrays, threads: int, *, backward: bool) -> Call:
+    """DCNv3 by our own convolution, whose weight is ones and has one channel in a group."""
+    if work.operator != "dcnv3":
         raise Lacking(work.operator)
-    try:
-        import torch
-        import torchvision
+    grid = {"kernel_size": 3, "layout": "NHWC"}
+    there = {"source": "dcnv3", "target": "torchvision", **grid}
+    back = {"source": "torchvision", "target": "dcnv3", **grid}
+    geometry = {"padding": 1, "layout": "NHWC"}
+    weight = np.ones((work.channels, 1, 3, 3), np.float32)
+    rows = (*arrays["mask"].shape[:3], work.groups, 9)
 
-        torch.set_num_threads(threads)
-        # a wheel may come without its operators
-        getattr(torch.ops.torchvision, work.operator)
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise Unavailable(str(error).splitlines()[0]) from error
-    return torch, getattr(torchvision.ops, work.operator)
+    def layer() -> tuple[np.ndarray, Arrays]:
+        powers = np.exp(arrays["mask"].reshape(rows))
+        shares = powers / powers.sum(-1, keepdims=True)
+        offset = cudeform.convert_offset(arrays["offset"], **there)
+        mask = cudeform.convert_mask(shares.reshape(arrays["mask"].shape), **there)
+        given = {"input": arrays["input"], "offset": offset, "weight": weight, "mask": mask}
+        return shares, given
 
+    def gradients() -> tuple[np.ndarray, ...]:
+        shares, given = layer()
+        needs = ("input", "offset", "mask")
+        found = cudeform.deform_conv2d_backward(
+            arrays["grad_output"], **given, **geometry, needs=needs
+        )
+        of_shares = cudeform.convert_mask(found.mask, **back).reshape(rows)
+        of_mask = shares * (of_shares - (shares * of_shares).sum(-1, keepdims=True))
+        of_offset = cudeform.convert_offset(found.offset, **back)
+        return found.input, of_offset, of_mask.reshape(arrays["mask"].shape)
 
-def _torchvision(work: Workload, arrays: dict[str, np.ndarray], threads: int) -> Call:
-    torch, operator = _torch(work, threads)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    del tensors["grad_output"]
-
-    def call() -> tuple[np.ndarray, ...]:
-        with torch.inference_mode():
-            return (operator(**tensors, **work.options).numpy(),)
-
-    return call
-
-
-def _torchvision_backward(work: Workload, arrays: dict[str, np.ndarray], threads: int) -> Call:
-    torch, operator = _torch(work, threads)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    grad_output = tensors.pop("grad_output")
-    wanted = [tensors[name].requires_grad_() for name in work.gradients if name in tensors]
-    output = operator(**tensors, **work.options)
-
-    def call() -> tuple[np.ndarray, ...]:
-        gradients = torch.autograd.grad(output, wanted, grad_output, retain_graph=True)
-        return tuple(gradient.numpy() for gradient in gradients)
-
-    return call
+    if backward:
+        return gradients
+    return lambda: (cudeform.deform_conv2d(**layer()[1], **geometry),)
 
 
-def _transformers(
-    work: Workload, arrays: dict[str, np.ndarray], threads: int, *, backward: bool
-) -> Call:
-    """Its function in PyTorch, which is made of grid_sample, and its derivative by autograd."""
-    if not isinstance(work, Attention):
-        raise Lacking(work.operator)
-    try:
-        import torch
-        from transformers.models.deformable_detr import modeling_deformable_detr
-    except ImportError as error:
-        raise Unavailable(str(error).splitlines()[0]) from error
-    torch.set_num_threads(threads)
-    function = modeling_deformable_detr.MultiScaleDeformableAttention().forward
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    grad_output = tensors.pop("grad_output")
-    value, locations, weights = (t.requires_grad_(backward) for t in tensors.values())
-    shapes = list(work.options["spatial_shapes"])
-    sizes = torch.tensor(shapes)
-
-    def output() -> Any:
-        return function(value, sizes, shapes, None, locations, weights, 64)
-
-    if not backward:
-        return lambda: (output().numpy(),)
-    found = output()
-
-    def call() -> tuple[np.ndarray, ...]:
-        wanted = (value, locations, weights)
-        gradients = torch.autograd.grad(found, wanted, grad_output, retain_graph=True)
-        return tuple(gradient.numpy() for gradient in gradients)
-
-    return call
-
-
-def _gemm(work: Workload, arrays: dict[str, np.ndarray], threads: int, *, backward: bool) -> Call:
+def _gemm(work: Workload, arrays: Arrays, threads: int, *, backward: bool) -> Call:
     """Weight times columns, by NumPy's BLAS: what no convolution of this kind can leave out.
 
     The backward has two, for the gradients of the columns and of the weight.
@@ -130,17 +90,23 @@ def _gemm(work: Workload, arrays: dict[str, np.ndarray], threads: int, *, backwa
     return lambda: (weight.T @ grad, grad @ columns.T)
 
 
+def _both(peer: Callable[..., Call]) -> dict[bool, Peer]:
+    return {backward: partial(peer, backward=backward) for backward in (False, True)}
+
+
+_BOTH = {
+    OURS: _both(_cudeform),
+    "torchvision": _both(torch_peers.torchvision),
+    "transformers": _both(torch_peers.transformers),
+    "torch-ms-deform-attn": _both(torch_peers.torch_ms_deform_attn),
+    "grid_sample": _both(torch_peers.grid_sample),
+    "deform_conv2d": _both(_deform_conv2d),
+    GEMM: _both(_gemm),
+}
 FORWARD: dict[str, Peer] = {
-    OURS: partial(_cudeform, backward=False),
+    OURS: _BOTH[OURS][False],
     "onnxruntime": engines.onnxruntime,
     "openvino": engines.openvino,
-    "torchvision": _torchvision,
-    "transformers": partial(_transformers, backward=False),
-    GEMM: partial(_gemm, backward=False),
+    **{name: peer[False] for name, peer in _BOTH.items()},
 }
-BACKWARD: dict[str, Peer] = {
-    OURS: partial(_cudeform, backward=True),
-    "torchvision": _torchvision_backward,
-    "transformers": partial(_transformers, backward=True),
-    GEMM: partial(_gemm, backward=True),
-}
+BACKWARD: dict[str, Peer] = {name: peer[True] for name, peer in _BOTH.items()}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cudeform.arrays import sum_dtype
+from cudeform.converters.offsets import pack_dcnv4
 from cudeform.registry import OPERATORS, Operator
 
 __all__ = [
@@ -116,33 +117,42 @@ class Convolution(Workload):
 
 @dataclass(frozen=True)
 class Aggregation(Workload):
-    """A layer of InternImage: 3x3 points of each of 4 groups, whose logits are within."""
+    """A layer of InternImage: 3x3 points of each group of 16 channels.
 
+    DCNv3 takes the softmax of its masks itself; DCNv4 has none.
+    """
+
+    operator: str
     batch: int
     channels: int
     height: int
     width: int
-    operator: ClassVar[str] = "dcnv3"
-    options: ClassVar[dict[str, Any]] = {
-        "kernel_size": 3,
-        "padding": 1,
-        "groups": 4,
-        "softmax": True,
-    }
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.height}x{self.width}x{self.channels}"
 
+    @property
+    def groups(self) -> int:
+        return self.channels // 16
+
+    @property
+    def options(self) -> dict[str, Any]:
+        options = {"kernel_size": 3, "padding": 1, "groups": self.groups}
+        return options | {"softmax": True} if self.operator == "dcnv3" else options
+
     def arrays(self, seed: int = 0) -> dict[str, np.ndarray]:
         """The arguments in float32, offsets of about two pixels, and a grad_output."""
         rng = np.random.default_rng(seed)
-        pixels, points = (self.batch, self.height, self.width), 4 * 9
-        return {
-            "input": rng.standard_normal((*pixels, self.channels), np.float32),
-            "offset": 2 * rng.standard_normal((*pixels, 2 * points), np.float32),
-            "mask": rng.standard_normal((*pixels, points), np.float32),
-            "grad_output": rng.standard_normal((*pixels, self.channels), np.float32),
-        }
+        pixels, points = (self.batch, self.height, self.width), self.groups * 9
+
+        def normal(channels: int) -> np.ndarray:
+            return rng.standard_normal((*pixels, channels), np.float32)
+
+        arrays = {"input": normal(self.channels)}
+        points_of = {"offset": 2 * normal(2 * points), "mask": normal(points)}
+        if self.operator == "dcnv4":
+            points_of = {"offset_mask": pack_dcnv4(**points_of, groups=self.groups)}
+        return arrays | points_of | {"grad_output": normal(self.channels)}
 
 
 @dataclass(frozen=True)
@@ -250,16 +260,20 @@ def _poolings(*shape: int) -> tuple[Pooling, ...]:
 
 
 # The rows of the CPU benchmark, the last of each family the quick one: a wide layer, an early one,
-# a late one in a batch, a narrow one; one of InternImage; an encoder and a decoder; then a
-# detector's second stage.
+# a late one in a batch, a narrow one; an early one and a late one of InternImage; an encoder, a
+# decoder and a few queries; then a detector's second stage.
 CPU: tuple[Workload, ...] = (
     Convolution(1, 256, 64, 64, 256),
     Convolution(1, 64, 128, 128, 64),
     Convolution(4, 256, 14, 14, 256),
     Convolution(2, 32, 56, 56, 32),
-    Aggregation(1, 64, 56, 56),
+    Aggregation("dcnv3", 1, 64, 56, 56),
+    Aggregation("dcnv3", 1, 256, 14, 14),
+    Aggregation("dcnv4", 1, 64, 56, 56),
+    Aggregation("dcnv4", 1, 256, 14, 14),
     Attention(1, 5440),
     Attention(1, 300),
+    Attention(1, 20),
     *_poolings(1, 50, 76, 300),
 )
 # And of the GPU benchmark: a detector's finest level, a training batch; then its second stage.

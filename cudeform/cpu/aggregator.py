@@ -32,7 +32,7 @@ __all__ = ["Aggregator"]
 _TASKS = 4  # for each thread
 _FEW = 16  # queries that are not worth a task of their own
 _RANGE_BYTES = 4 << 20  # of the sums of a range of pixels, which a thread has at a time
-_MOST_RANGES = 8  # each locates all points anew
+_RANGES = 2  # for each thread: fewer than tasks, as each locates all points anew
 
 
 class _Part(NamedTuple):
@@ -48,6 +48,21 @@ def _pieces(part: _Part, count: int) -> int:
     tasks = threads.get_num_threads()
     tasks = 1 if tasks == 1 else _TASKS * tasks
     return max(min(-(-tasks // (part.last - part.first)), count // _FEW), 1)
+
+
+def _cuts(levels: np.ndarray, pixels: int, pieces: int) -> np.ndarray:
+    """Where so many ranges of pixels begin, and the end.
+
+    Half of what a range costs goes with its pixels, half with the points that may lie in it: a
+    small level has as many of them as a large one.
+    """
+    if pieces == 1:
+        return np.array([0, pixels], np.int64)
+    heights, widths, starts = levels
+    sizes = np.maximum(heights * widths, 1)
+    edges = np.unique([0, pixels, *starts, *(starts + heights * widths)])
+    shares = np.clip((edges[:, None] - starts) / sizes, 0, 1).mean(1)
+    return np.interp(np.linspace(0, 2, pieces + 1), edges / pixels + shares, edges).astype(np.int64)
 
 
 class Aggregator:
@@ -113,9 +128,12 @@ class Aggregator:
         """Set the gradient of the values."""
         extent, part = self.extent, _Part(0, self.slices, False)
         size = extent.pixels * extent.channels * self.scale.itemsize
-        pieces = max(min(_pieces(part, extent.pixels), _MOST_RANGES), -(-size // _RANGE_BYTES))
+        count = threads.get_num_threads()
+        ranges = 1 if count == 1 else min(-(-_RANGES * count // self.slices), extent.pixels // _FEW)
+        pieces = max(ranges, -(-size // _RANGE_BYTES))
+        cuts = _cuts(self.levels.reshape(-1, extent.points)[:3], extent.pixels, pieces)
         grads = frozen(words(grad_output), grad_output)
-        given = (self._job(part, pieces), self.levels, *self.points, grads, self.scale)
+        given = (self._job(part, pieces), self.levels, cuts, *self.points, grads, self.scale)
         task = partial(value_gradients, *given, words(grad_value.reshape(-1)))
         threads.share(task, part.last * pieces, self._work(grad_output))
 

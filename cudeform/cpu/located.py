@@ -58,7 +58,8 @@ _REALS = 7 * PLANE
 # how many pixels the corner beside it and the one below are away, and which are there; the level.
 PIXEL, RIGHT, DOWN, SIDES, HEIGHT, WIDTH, START = (PLANE * i for i in range(7))
 _INTEGERS = 7 * PLANE
-BASE_Y, BASE_X = PIXEL, SIDES  # until points are located: whole coordinates that X and Y are from
+# Until corners are known: whole coordinates that X and Y are from, and whether anything is read.
+BASE_Y, BASE_X, _INSIDE = PIXEL, SIDES, DOWN
 _TOP, _BOTTOM, _LEFT, _RIGHT = 1, 2, 4, 8
 _SINGLE = -1  # of RIGHT: the first corner is all that is read
 
@@ -86,10 +87,7 @@ def block_arrays(like):
 
 @inner
 def locate_points(block, count):
-    """From coordinates, shares and levels to corners and their weights.
-
-    Without a branch, so that LLVM makes vectors of points.
-    """
+    """From coordinates, shares and levels to corners and weights; no branch, for LLVM's vectors."""
     reals, whole = block
     real = reals.dtype.type
     zero, one = real(0), real(1)
@@ -100,15 +98,17 @@ def locate_points(block, count):
         x, y = x if inside else zero, y if inside else zero
         row, column = np.floor(y), np.floor(x)
         reals[X + p], reals[Y + p] = x - column, y - row
-        _settle(block, p, np.int32(row), np.int32(column), inside)
+        whole[BASE_Y + p], whole[BASE_X + p] = np.int32(row), np.int32(column)
+        whole[_INSIDE + p] = inside
+    _find_corners(block, count)
+    _weigh_corners(block, count)
 
 
 @inner
 def locate_beside(block, count):
     """The same for coordinates from whole bases; no bit of them is lost, wherever that is."""
     reals, whole = block
-    real = reals.dtype.type
-    zero = real(0)
+    zero = reals.dtype.type(0)
     for p in range(count):
         x, y = reals[X + p], reals[Y + p]
         below, before = np.floor(y), np.floor(x)
@@ -118,46 +118,61 @@ def locate_beside(block, count):
         inside = (row >= 0) | ((row == -1) & (ly > zero))  # NaN fails
         inside &= (column >= 0) | ((column == -1) & (lx > zero))
         inside &= (row < whole[HEIGHT + p]) & (column < whole[WIDTH + p])
+        whole[_INSIDE + p] = inside
         reals[X + p], reals[Y + p] = lx if inside else zero, ly if inside else zero
         row, column = row if inside else 0.0, column if inside else 0.0
-        _settle(block, p, np.int32(row), np.int32(column), inside)
+        whole[BASE_Y + p], whole[BASE_X + p] = np.int32(row), np.int32(column)
+    _find_corners(block, count)
+    _weigh_corners(block, count)
 
 
-@inlined
-def _settle(block, p, row, column, inside):
-    """The corners and weights of a point; X and Y are its distances from the first corner."""
+# Each of the two has a loop of its own, for which 16 registers suffice, and reads before it
+# chooses: what is read for one choice alone keeps LLVM from making vectors.
+@inner
+def _find_corners(block, count):
+    """From whole coordinates to corners; one outside stands for its neighbour in the level."""
+    _, whole = block
+    zero = np.int32(0)  # Numba would compare with 64 bits
+    for p in range(count):
+        row, column, inside = whole[BASE_Y + p], whole[BASE_X + p], whole[_INSIDE + p] != zero
+        height, width, start = whole[HEIGHT + p], whole[WIDTH + p], whole[START + p]
+        top, left = row >= zero, column >= zero
+        bottom, right = row < np.int32(height - 1), column < np.int32(width - 1)
+        pixel = start + (row if top else zero) * width + (column if left else zero)
+        sides = (_TOP if top else 0) | (_BOTTOM if bottom else 0)
+        whole[SIDES + p] = sides | (_LEFT if left else 0) | (_RIGHT if right else 0)
+        whole[PIXEL + p] = pixel if inside else -1
+        whole[RIGHT + p] = 1 if left & right else 0
+        whole[DOWN + p] = width if top & bottom else 0
+
+
+@inner
+def _weigh_corners(block, count):
+    """The weights of corners; X and Y are the distances of points from whole coordinates."""
     reals, whole = block
     real = reals.dtype.type
     half, one = real(0.5), real(1)
-    ly, lx, share = reals[Y + p], reals[X + p], reals[SHARE + p]
-    zero = np.int32(0)  # Numba would compare with 64 bits
-    top, left = row >= zero, column >= zero
-    bottom = row < np.int32(whole[HEIGHT + p] - 1)
-    right = column < np.int32(whole[WIDTH + p] - 1)
-    # A corner outside stands for its neighbour in the level, and each of the two has half of
-    # that one's weight: with a weight of 0, an infinite pixel would be NaN.
-    share_y, share_x = one if top & bottom else half, one if left & right else half
-    wt, wb, wl, wr = one - ly, ly, one - lx, lx
-    wt, wb = share_y * (wt if top else wb), share_y * (wb if bottom else wt)
-    wl, wr = share_x * (wl if left else wr), share_x * (wr if right else wl)
-    pixel = max(row, zero) * whole[WIDTH + p] + max(column, zero)
-    whole[PIXEL + p] = whole[START + p] + pixel if inside else -1
-    whole[RIGHT + p] = 1 if left & right else 0
-    whole[DOWN + p] = whole[WIDTH + p] if top & bottom else 0
-    sides = (_TOP if top else 0) | (_BOTTOM if bottom else 0)
-    whole[SIDES + p] = sides | (_LEFT if left else 0) | (_RIGHT if right else 0)
-    reals[W00 + p] = share * (wt * wl)
-    reals[W01 + p] = share * (wt * wr)
-    reals[W10 + p] = share * (wb * wl)
-    reals[W11 + p] = share * (wb * wr)
+    for p in range(count):
+        ly, lx, share, sides = reals[Y + p], reals[X + p], reals[SHARE + p], whole[SIDES + p]
+        top, bottom = (sides & _TOP) != 0, (sides & _BOTTOM) != 0
+        left, right = (sides & _LEFT) != 0, (sides & _RIGHT) != 0
+        # A corner outside and its neighbour, for which it stands, each have half of that one's
+        # weight: with a weight of 0, an infinite pixel would be NaN.
+        share_y, share_x = one if top & bottom else half, one if left & right else half
+        wt, wb, wl, wr = one - ly, ly, one - lx, lx
+        wt, wb = share_y * (wt if top else wb), share_y * (wb if bottom else wt)
+        wl, wr = share_x * (wl if left else wr), share_x * (wr if right else wl)
+        reals[W00 + p] = share * (wt * wl)
+        reals[W01 + p] = share * (wt * wr)
+        reals[W10 + p] = share * (wb * wl)
+        reals[W11 + p] = share * (wb * wr)
 
 
 @inner
 def locate_nearest(block, count):
     """The same for one pixel each, at whole coordinates that are clamped to the level."""
     reals, whole = block
-    real = reals.dtype.type
-    zero = real(0)
+    zero = reals.dtype.type(0)
     for p in range(count):
         x, y = reals[X + p], reals[Y + p]
         # In float64: the last pixel of a long axis is no number of float32.
@@ -166,8 +181,8 @@ def locate_nearest(block, count):
         x, y = x if reads else zero, y if reads else zero
         row = min(max(np.float64(np.floor(y)), 0.0), bottom)
         column = min(max(np.float64(np.floor(x)), 0.0), right)
-        pixel = np.int32(row) * whole[WIDTH + p] + np.int32(column)
-        whole[PIXEL + p] = whole[START + p] + pixel if reads else -1
+        pixel = whole[START + p] + np.int32(row) * whole[WIDTH + p] + np.int32(column)
+        whole[PIXEL + p] = pixel if reads else -1
         whole[RIGHT + p] = _SINGLE
         reals[W00 + p] = reals[SHARE + p]
 

@@ -325,18 +325,22 @@ def _write_weights(job, shares, found, target, queries):
 
 @kernel
 def value_gradients(
-    numbers, levels, locations, weights, grad_output, scale, target, first_task, last_task
+    numbers, levels, cuts, locations, weights, grad_output, scale, target, first_task, last_task
 ):
-    """The gradients of ranges of pixels of slices."""
+    """The gradients of ranges of pixels of slices: from each cut to the next."""
     job = _read_job(numbers, 0)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
     shares = np.empty(job.rows * points, scale.dtype)
     grads = np.empty(job.rows * channels, scale.dtype)
-    sums = np.empty((job.pixels // job.pieces + 1) * channels, scale.dtype)
+    longest = 0
+    for piece in range(job.pieces):
+        longest = max(longest, cuts[piece + 1] - cuts[piece])
+    sums = np.empty(longest * channels, scale.dtype)
     view = View(0, channels, channels)
     for task in range(first_task, last_task):
-        number, first, end = _place(job, task, job.pixels)
+        number, piece = task // job.pieces, task % job.pieces
+        first, end = cuts[piece], cuts[piece + 1]
         image, head = number // job.heads, number % job.heads
         sums[: (end - first) * channels] = 0
         for q in range(0, job.queries, job.rows):

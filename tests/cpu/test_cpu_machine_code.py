@@ -75,6 +75,22 @@ def test_what_a_spill_is():
     assert len(cpu_code.faults(arm)) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("vmovups\t%ymm1, 8(%rdx)", True),
+        ("stp\tq0, q1, [x8], #32", True),
+        ("vmovss\t%xmm1, 8(%rdx)", False),
+        ("vmovups\t%ymm1, 8(%rsp)           # 32-byte Spill", False),
+        ("vmovups\t8(%rdx), %ymm1", False),
+    ],
+)
+def test_what_a_loop_of_vectors_is(line, expected):
+    listing = LISTING.replace("movq\t%rax, 8(%rsp)           # 8-byte Spill", line)
+    assert cpu_code.in_vectors(listing, "product") == expected
+    assert not cpu_code.in_vectors(listing, "another")
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="is about x86")
 def test_sizes_follow_the_processor_that_numba_compiles_for():
     """Numba keeps kernels by that processor: two machines that share them must agree on sizes."""

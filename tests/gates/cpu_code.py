@@ -21,6 +21,12 @@ __all__ = ["Loop", "faults", "inner_loops"]
 VECTOR = re.compile(r"%[xyz]mm\d|\b[qz]\d")
 
 
+# Its floor is a call, around which everything is in memory
+NO_ROUNDING = "x86-64"
+# A store of a whole vector
+STORE = re.compile(r"v?mov([ua]p[sd]|dq[ua]\d*)\t%[xyz]mm\d+, .*\(|st[rp]\tq\d")
+
+
 class Loop(NamedTuple):
     """An innermost loop, as LLVM's comments mark it."""
 
@@ -61,6 +67,13 @@ def faults(code: str) -> list[str]:
         for line in loop.lines
         if re.search(r"-byte (Folded )?(Spill|Reload)", line) and VECTOR.search(line)
     ]
+
+
+def in_vectors(code: str, name: str) -> bool:
+    """Whether an innermost loop of a function writes whole vectors of results."""
+    loops = (loop for loop in inner_loops(code) if name in loop.function)
+    stores = (STORE.match(line) for loop in loops for line in loop.lines)
+    return any(found and "Spill" not in found.string for found in stores)
 
 
 def aim(cpu: str, triple: str | None = None) -> None:
@@ -138,6 +151,19 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield patches.spread_tile, (tile, 0, flat, 0, 0, flat)
 
 
+def geometry(dtype: Any) -> Iterator[tuple[Any, tuple]]:
+    """The loops over points of which LLVM is to make vectors of points."""
+    from cudeform.cpu import located
+
+    flat = np.zeros(0, dtype)
+    block = (flat, np.zeros(0, np.int32))
+    for function in (located.locate_points, located.locate_beside, located.locate_nearest):
+        yield function, (block, 0)
+    yield located._find_corners, (block, 0)
+    yield located._weigh_corners, (block, 0)
+    yield located.slopes, (block, 0, flat)
+
+
 _NAMES = {"fma", "add_product", "transpose_square", "load_wide", "put_vector"}
 
 
@@ -167,12 +193,19 @@ def main(cpu: str, triple: str | None = None) -> None:
     found: dict[str, Any] = {"bytes": simd.BLOCK_BYTES, "rows": simd.BLOCK_ROWS}
     found |= {"faults": [], "loops": {}}
     for dtype in (np.float32, np.float64):
-        for function, arguments in hot(dtype):
+        points = list(geometry(dtype))
+        for function, arguments in [*hot(dtype), *points]:
             types = tuple(map(typeof, arguments))
             function.compile(types)
             code = function.inspect_asm(types)
             name = function.py_func.__name__
-            found["faults"] += [f"{np.dtype(dtype)}, {fault}" for fault in faults(code)]
+            where = f"{np.dtype(dtype)}, "
+            if function not in [each for each, _ in points]:
+                found["faults"] += [where + fault for fault in faults(code)]
+            elif not in_vectors(code, name):
+                found["faults"].append(f"{where}{name}: no loop over points is one of vectors")
+            elif cpu != NO_ROUNDING:
+                found["faults"] += [where + fault for fault in faults(code)]
             found["loops"].setdefault(name, []).extend(len(x.lines) for x in inner_loops(code))
     found["missing"] = sorted(with_vectors() - found["loops"].keys())
     print(json.dumps(found))

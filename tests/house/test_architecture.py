@@ -75,9 +75,9 @@ RESERVED = {
     ),
     "cupy_backends": ("cuda/cupy_device.py",),
     "cupyx": (),
-    "torch": ("torch/", "keras.py", "bench/peers.py", "bench/cuda_peers.py"),
+    "torch": ("torch/", "keras.py", "bench/torch_peers.py", "bench/cuda_peers.py"),
     # peers, engines: what `bench` measures against
-    "torchvision": ("bench/peers.py", "bench/cuda_peers.py"),
+    "torchvision": ("bench/torch_peers.py", "bench/cuda_peers.py"),
     "onnx": ("bench/engines.py", "torch/onnx.py"),
     "onnxscript": ("torch/onnx.py", "torch/onnx_values.py"),
     "onnxruntime": ("bench/engines.py",),
@@ -95,7 +95,8 @@ RESERVED = {
     "skimage": ("demo/",),
     "scipy": ("demo/",),
     "PIL": ("demo/",),
-    "transformers": ("bench/peers.py",),
+    "transformers": ("bench/torch_peers.py",),
+    "torch_ms_deform_attn": ("bench/torch_peers.py",),
 }
 
 

@@ -15,6 +15,7 @@ from cudeform.bench.workload import CPU, Aggregation, Attention, Convolution, Po
 from cudeform.commands import CommandError
 
 SMALL = Convolution(2, 8, 6, 7, 4)
+AGGREGATIONS = [Aggregation(name, 1, 32, 5, 6) for name in ("dcnv3", "dcnv4")]
 # Of each pooling, and of each way in which `bench` calls one
 POOLINGS = [
     Pooling(work.operator, 2, 98 if "ps_" in work.operator else 6, 9, 11, 5, work.chosen)
@@ -28,6 +29,7 @@ PEERS = {
     "cudeform": {
         "deform_conv2d",
         "dcnv3",
+        "dcnv4",
         "ms_deform_attn",
         "msra",
         *(work.operator for work in POOLINGS),
@@ -36,6 +38,9 @@ PEERS = {
     "openvino": {"deform_conv2d", "roi_align", "msra", "deform_ps_roi_pool"},
     "torchvision": {"deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"},
     "transformers": {"ms_deform_attn"},
+    "torch-ms-deform-attn": {"ms_deform_attn"},
+    "grid_sample": {"dcnv3", "dcnv4"},
+    "deform_conv2d": {"dcnv3"},
     "bare GEMM": {"deform_conv2d"},
 }
 
@@ -43,7 +48,7 @@ PEERS = {
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Contenders without processes of their own, which take seconds to start."""
-    monkeypatch.setattr(contest, "in_process", lambda task, turn: contender.compute(task))
+    monkeypatch.setattr(contest, "in_process", lambda task, turn: list(contender.compute(task)))
 
 
 class TestBench:
@@ -70,7 +75,7 @@ class TestBench:
 
     @pytest.mark.parametrize(
         "work",
-        [SMALL, Aggregation(1, 8, 5, 6), Attention(1, 5), *POOLINGS],
+        [SMALL, *AGGREGATIONS, Attention(1, 5), *POOLINGS],
         ids=lambda work: work.operator,
     )
     def test_every_peer_is_measured_or_named(self, work, in_this_process):
@@ -86,27 +91,25 @@ class TestBench:
 
         def answer(task, turn):
             started.append((turn, task.peer))
-            if task.keep:
-                np.savez(task.keep, np.ones(1))
+            for row in range(len(task.rows) if task.keep else 0):
+                np.savez(f"{task.keep}/{row}-{task.peer}.npz", np.ones(1))
             if task.peer == "openvino":
-                return {"unavailable": "not here"}
-            return {"seconds": 1e-3 * (turn + 1) * (2 if task.peer == "torchvision" else 1)}
+                return [{"unavailable": "not here"}] * len(task.rows)
+            seconds = 1e-3 * (turn + 1) * (2 if task.peer == "torchvision" else 1)
+            return [{"seconds": seconds * (row + 1)} for row in range(len(task.rows))]
 
         monkeypatch.setattr(contest, "in_process", answer)
-        forward, _ = contest.measure([SMALL], processes=5, threads=[2], seconds=0)
-        assert forward["median_ms"] == {
-            "cudeform": 3,
-            "onnxruntime": 3,
-            "torchvision": 6,
-            "transformers": 3,
-            "bare GEMM": 3,
-        }
+        forward, backward = contest.measure([SMALL], processes=5, threads=[2], seconds=0)
+        expected = {name: 3 for name in contender.PASSES["forward"] if name != "openvino"}
+        assert forward["median_ms"] == expected | {"torchvision": 6}
+        assert backward["median_ms"]["torchvision"] == 12
         assert forward["fastest_ms"]["cudeform"] == 1
         assert forward["slowest_ms"]["cudeform"] == 5
         assert forward["ratio"]["torchvision"] == 2
         assert forward["unavailable"] == {"openvino": "not here"}
         assert forward["threads"] == 2
-        first = {turn: peer for turn, peer in reversed(started[:26])}
+        first = {turn: peer for turn, peer in reversed(started)}
+        assert len(started) == 5 * len(forward["median_ms"]) + 1
         assert len(set(first.values())) > 3  # each begins once
 
     def test_environment_and_processors_of_a_contender(self, monkeypatch):
@@ -119,9 +122,9 @@ class TestBench:
 
         monkeypatch.setattr(contest.subprocess, "run", start)
         usable = contest.usable_processors()
-        task = contender.Task(SMALL, "forward", "cudeform", 1, 0)
+        task = contender.Task(((SMALL, "forward"),), "cudeform", 1, 0)
         for turn in range(4):
-            assert contest.in_process(task, turn) == {"seconds": 1}
+            assert contest.in_process(task, turn) == [{"seconds": 1}]
         assert {environment["CUDEFORM_NUM_THREADS"] for environment, _ in seen} == {"1"}
         lengths = [len(environment["CUDEFORM_BENCH_LENGTH"]) for environment, _ in seen]
         assert len({length % 64 for length in lengths}) == 4  # four places of the stack in a line
@@ -129,15 +132,16 @@ class TestBench:
             assert {len(processors) for _, processors in seen} == {1}
         assert contest.usable_processors() == usable
 
-    def test_a_contender_that_crashes_is_named(self):
-        task = contender.Task(SMALL, "forward", "no such peer", 1, 0)
-        found = contest.in_process(task, 0)
-        assert found["unavailable"] == "ended with status 1: KeyError: 'no such peer'"
+    def test_a_contender_that_crashes_is_named_and_keeps_what_it_measured(self):
+        rows = (SMALL, "forward"), (SMALL, "sideways"), (SMALL, "backward")
+        found, *rest = contest.in_process(contender.Task(rows, "bare GEMM", 1, 0), 0)
+        assert found["seconds"] > 0
+        assert rest == 2 * [{"unavailable": "ended with status 1: KeyError: 'sideways'"}]
         with pytest.raises(CommandError, match="deform_conv2d, 2x8x6x7 -> 4, sideways: KeyError"):
-            contest.in_process(task._replace(name="sideways", peer="cudeform"), 0)
+            contest.in_process(contender.Task(rows, "cudeform", 1, 0), 0)
 
     def test_more_processors_than_there_are(self):
-        task = contender.Task(SMALL, "forward", "cudeform", 10_000, 0)
+        task = contender.Task(((SMALL, "forward"),), "cudeform", 10_000, 0)
         with pytest.raises(CommandError, match="cannot run on 10000 processors"):
             contest.in_process(task, 0)
 
@@ -147,7 +151,7 @@ class TestBench:
             (None, False, {work.operator for work in CPU}),
             (["regions"], False, {work.operator for work in POOLINGS}),
             (["roi_pool", "conv"], False, {"roi_pool", "deform_conv2d"}),
-            (None, True, {"deform_conv2d", "dcnv3", "ms_deform_attn", "roi_align"}),
+            (None, True, {"deform_conv2d", "dcnv4", "ms_deform_attn", "roi_align"}),
             (["ps_roi_pool"], True, {"ps_roi_pool"}),
         ],
     )

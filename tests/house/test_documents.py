@@ -1,12 +1,14 @@
 """What README, CONTRIBUTING and the documentation claim, as far as a test can know it."""
 
 import importlib.util
+import json
 import re
 
 import pytest
 from checkout import ROOT
 
 import cudeform
+from cudeform.bench.workload import CPU
 from cudeform.registry import OPERATORS
 
 README = (ROOT / "README.md").read_text()
@@ -36,11 +38,38 @@ def test_readme_example_for_torch_runs(capsys):
     assert capsys.readouterr().out == shapes
 
 
-def test_readme_tables_are_up_to_date():
+@pytest.fixture
+def tables():
     spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_tables_are_up_to_date(tables):
     assert tables.filled(README) == README, "run: python docs/tables.py"
+
+
+def test_all_that_bench_measures_has_a_table(tables, tmp_path, monkeypatch):
+    milliseconds = {"cudeform": 1.0, "another": 2.0}
+    results = [
+        {
+            "operator": work.operator,
+            "workload": str(work),
+            "pass": "forward",
+            "median_ms": milliseconds,
+            "ratio": milliseconds,
+        }
+        for work in CPU
+    ]
+    machine = {"processor": "a processor", "date": "today", "threads": 1}
+    (tmp_path / "a.json").write_text(json.dumps({"machine": machine, "results": results}))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    included = [name for name in tables.TABLES if f"_build/generated/{name}.md" in page]
+    shown = "".join(tables.TABLES[name]() for name in included)
+    for work in CPU:
+        assert f"| {tables._pretty(str(work))} | forward | 1.0 ms | 2.00× |" in shown
 
 
 def test_readme_has_the_two_commands_on_lines_of_their_own():

@@ -91,6 +91,7 @@ _STAGES = {
     ],
     "cudeform/cpu/attention.py": _CPU_ATTENTION,
     "cudeform/cpu/aggregation.py": ["operators/test_aggregation", *_CPU_ATTENTION],
+    "cudeform/cpu/aggregator.py": ["cpu/test_cpu_aggregator", *_CPU_ATTENTION],
     "cudeform/cpu/located.py": _CPU_ATTENTION,
     "cudeform/cpu/queries.py": _CPU_ATTENTION,
     "cudeform/cpu/language/halves.py": _CPU_ATTENTION,
