@@ -54,13 +54,6 @@ template <>
 struct WordOf<32> {
   using type = TwoWords;
 };
-struct alignas(16) FourWords {
-  TwoWords low, high;
-};
-template <>
-struct WordOf<64> {
-  using type = FourWords;
-};
 
 template <class Word>
 __device__ __forceinline__ Word load_word(const Word* p) {

@@ -9,6 +9,14 @@
 
 using Record = RECORD;
 
+struct alignas(16) FourWords {
+  TwoWords low, high;
+};
+template <>
+struct WordOf<64> {
+  using type = FourWords;
+};
+
 struct Params {
   int count;      // points
   int keys;       // number of different keys; a point with this key is in no bucket
@@ -18,7 +26,8 @@ struct Params {
 
 // From the host: THREADS; POINTS a thread that counts and places, KEYS one that finds starts; HELD points of a bucket
 // that a thread has in registers at most; the longest bucket that is sorted WHOLE in a block's memory.
-constexpr int BLOCKS = 4;  // at once on a multiprocessor, at least: leaves a thread 64 registers
+// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
+constexpr int BLOCKS = sizeof(Record) == 16 ? 4 : 2;
 constexpr int WARPS = THREADS / 32;
 constexpr int TILE = THREADS * KEYS;  // keys of a block
 constexpr int RANGE = 32 * WHOLE;     // points that have a bit each in as much memory
@@ -306,8 +315,10 @@ __device__ __forceinline__ void order_lanes(const int* __restrict__ found, const
     order_held<HELD>(found, records, start, length, lanes, shared);
   } else if (__any_sync(ALL, length > HELD / 4 * lanes)) {
     order_held<HELD / 2>(found, records, start, length, lanes, shared);
-  } else if (__any_sync(ALL, length > 0)) {
+  } else if (__any_sync(ALL, length > 1)) {
     order_held<HELD / 4>(found, records, start, length, lanes, shared);
+  } else if (length > 0 && (threadIdx.x & (lanes - 1)) == 0) {
+    records.put(start, __ldg(found + start));
   }
 }
 
@@ -350,8 +361,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       Bucket bucket = {0, 0};
       if (item < buckets) bucket = bucket_of(starts, given ? item : __ldg(long_keys + item));
       const int length = bucket.end - bucket.start;
+      // Through a shuffle, so that what follows from it is not computed ahead of the loop, for all the kernel's ways.
+      const int lanes = __shfl_sync(ALL, 1 << bits, 0);
       const bool fits = length > held && length <= HELD << bits;
-      order_lanes(found, records, bucket.start, fits ? length : 0, 1 << bits, shared);
+      order_lanes(found, records, bucket.start, fits ? length : 0, lanes, shared);
     }
     if (longer == 0) return;
     if (bits == 5) break;

@@ -9,11 +9,11 @@ import numpy as np
 
 from cudeform.cuda.compile import Unit, pack
 from cudeform.cuda.device import Device
+from cudeform.cuda.lanes import THREADS, lane_bits
 
 __all__ = ["Buckets", "sort_points", "units"]
 
 PARAMS = np.dtype([(name, "i4") for name in ("count", "keys", "counters", "lane_bits")], align=True)
-THREADS, WARP = 256, 32
 POINTS, KEYS = 4, 8  # of a thread, in the kernels that go through them
 TILE = THREADS * KEYS
 # The points of a bucket are sorted in the registers of some threads, HELD in each, those of a
@@ -56,14 +56,14 @@ def sort_points(device: Device, keys: Any, number_of_keys: int, records: Any) ->
     tiles = number_of_keys // TILE + 1
     counters = device.empty((tiles * TILE + _multiple(tiles + 1, 4),), np.int32)
     counts, tile_counts = counters[: tiles * TILE], counters[tiles * TILE :][:tiles]
-    lane_bits = _lane_bits(count, number_of_keys)
+    # Threads of a bucket, with room for half as many points again as buckets have on average
+    bits = lane_bits(-(-3 * count // (HELD * number_of_keys)))
     long_count = counters[-1:]
-    long_keys = device.empty((count // (HELD << lane_bits) + 1,), np.int32)
+    long_keys = device.empty((count // (HELD << bits) + 1,), np.int32)
     ranks = device.empty((_multiple(count, THREADS * POINTS),), np.int32)
     found, ordered = device.empty((count,), np.int32), device.empty(records.shape, records.dtype)
-    numbers = count, number_of_keys, counters.shape[0] // 4, lane_bits
+    numbers = count, number_of_keys, counters.shape[0] // 4, bits
     params = pack(PARAMS, dict(zip(PARAMS.names, numbers, strict=True)))
-
     unit = UNIT if records.dtype.itemsize == 4 else WIDE_UNIT
 
     def launch(kernel: str, threads: int, *arrays: Any) -> None:
@@ -74,15 +74,9 @@ def sort_points(device: Device, keys: Any, number_of_keys: int, records: Any) ->
     launch("count_points", threads, keys, counts, tile_counts, ranks)
     launch("find_starts", tiles * THREADS, counts, tile_counts, long_count, long_keys)
     launch("place_points", threads, keys, ranks, counts, found)
-    threads = number_of_keys << lane_bits
+    threads = number_of_keys << bits
     launch("order_points", threads, counts, found, long_count, long_keys, records, ordered)
     return Buckets(counts[: number_of_keys + 1], ordered)
-
-
-def _lane_bits(count: int, number_of_keys: int) -> int:
-    """The logarithm of the threads of a bucket, which have room for half as many again as usual."""
-    threads = -(-3 * count // (HELD * number_of_keys))
-    return min(WARP.bit_length() - 1, (threads - 1).bit_length())
 
 
 def _multiple(count: int, of: int) -> int:

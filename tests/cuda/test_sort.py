@@ -6,7 +6,7 @@ import pytest
 from emulator.device import EmulatorDevice, install, to_device, to_host
 from kernel_runs import SCHEDULES
 
-from cudeform.cuda import sort
+from cudeform.cuda import lanes, sort
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_sort_is_stable(device, count, keys):
     _assert_sorted(device, values, keys)
 
 
-WARP_HOLDS, HELD, WHOLE = sort.WARP * sort.HELD, sort.HELD, sort.WHOLE
+WARP_HOLDS, HELD, WHOLE = lanes.WARP * sort.HELD, sort.HELD, sort.WHOLE
 LENGTHS = [1, 0, 3, 4, 5, HELD, HELD + 1, 8 * HELD, 8 * HELD + 1, 2, WARP_HOLDS, WARP_HOLDS + 1]
 
 
@@ -53,13 +53,6 @@ def test_every_length_of_a_bucket_is_in_order_under_every_schedule(order, seed, 
     emulated = EmulatorDevice(order=order, seed=seed)
     for unwanted, dtype in ((0, np.int32), (1, np.int64)):
         _assert_sorted(emulated, values, len(lengths) - unwanted, dtype)
-
-
-def test_a_bucket_has_as_many_threads_as_usual_ones_need():
-    """The lists of lengths above take one thread, a few, and a whole warp."""
-    bits = [sort._lane_bits(sum(LENGTHS), len(LENGTHS) + empty) for empty in (0, 40, 400, 2000)]
-    assert bits == [5, 3, 0, 0]
-    assert sort._lane_bits(9 * 4096, 65 * 65) == 1
 
 
 def test_no_point_is_wanted(device):
