@@ -3,10 +3,11 @@
 import backends
 import numpy as np
 import pytest
-from emulator.device import EmulatorDevice, install, to_device, to_host
+from emulator.device import EmulatorDevice, EmulatorError, install, to_device, to_host
 from kernel_runs import SCHEDULES
 
 from cudeform.cuda import lanes, sort
+from cudeform.cuda.compile import flatten
 
 
 @pytest.fixture
@@ -53,6 +54,40 @@ def test_every_length_of_a_bucket_is_in_order_under_every_schedule(order, seed, 
     emulated = EmulatorDevice(order=order, seed=seed)
     for unwanted, dtype in ((0, np.int32), (1, np.int64)):
         _assert_sorted(emulated, values, len(lengths) - unwanted, dtype)
+
+
+PLANTED = {  # text of the kernels, with what
+    "no barrier before the numbers of others are read": (
+        "COUNT * thread);\n  __syncwarp(ALL);",
+        "COUNT * thread);",
+    ),
+    "memory of a warp by what this one holds": (
+        "HELD * (threadIdx.x - thread)",
+        "COUNT * (threadIdx.x - thread)",
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_bug_is_caught(bug):
+    backends.require(backends.BACKENDS["emulator"])
+    old, new = PLANTED[bug]
+
+    def planted(unit):
+        assert flatten(unit).count(old) == 1
+        return flatten(unit).replace(old, new)
+
+    lengths = [*[20] * 20, *[9] * 200]  # of warps that hold 16 points a thread, or 8
+    values = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
+    with pytest.raises(EmulatorError, match="race|uninitialised"):
+        _assert_sorted(EmulatorDevice(flatten=planted), values, len(lengths))
+
+
+@pytest.mark.parametrize("threads, bits", [(1, 0), (2, 1), (3, 2), (32, 5), (33, 5)])
+def test_as_many_lanes_as_there_are_packs(threads, bits):
+    assert lanes.lane_bits(threads) == bits
+    assert lanes.lane_bits(threads, 8) == min(bits, 3)
+    assert [*lanes.vectors("float16")] == [1, 2, 4, 8] and lanes.vector_of("f4", 64, 6) == 2
 
 
 def test_no_point_is_wanted(device):
