@@ -9,14 +9,6 @@
 
 using Record = RECORD;
 
-struct alignas(16) FourWords {
-  TwoWords low, high;
-};
-template <>
-struct WordOf<64> {
-  using type = FourWords;
-};
-
 struct Params {
   int count;      // points
   int keys;       // number of different keys; a point with this key is in no bucket
@@ -32,7 +24,8 @@ constexpr int WARPS = THREADS / 32;
 constexpr int TILE = THREADS * KEYS;  // keys of a block
 constexpr int RANGE = 32 * WHOLE;     // points that have a bit each in as much memory
 constexpr unsigned ALL = 0xffffffffu;
-static_assert(HELD * THREADS <= WHOLE && 32 * HELD <= WHOLE, "a block's memory has what its threads hold");
+static_assert(HELD * THREADS <= WHOLE, "a block's memory has what its threads hold");
+static_assert(HELD / 4 % 4 == 0, "threads store four numbers at once, also those that hold the fewest");
 static_assert((TILE & (TILE - 1)) == 0, "the keys of a tile differ in their last bits");
 
 // The sum of the values of all threads before this one; `total` is the sum of all.
@@ -287,16 +280,22 @@ template <int COUNT>
 __device__ __forceinline__ void order_held(const int* __restrict__ found, const Records& records, int start,
                                            int length, int lanes, unsigned* shared) {
   const int lane = threadIdx.x & (lanes - 1);
-  Pack<unsigned, COUNT> numbers;
+  unsigned numbers[COUNT];
   const int* from = found + (start + lane);
 #pragma unroll
   for (int i = 0, rest = length - lane; i < COUNT; ++i, rest -= lanes, from += lanes) {
-    numbers.lane[i] = rest > 0 ? *from : ALL;
+    numbers[i] = rest > 0 ? *from : ALL;
   }
-  sort_lanes(numbers.lane, lanes, lane);
+  sort_lanes(numbers, lanes, lane);
   const int thread = threadIdx.x & 31;
   unsigned* const own = shared + HELD * (threadIdx.x - thread);  // of the warp: others may hold more points, or fewer
-  numbers.store(own + COUNT * thread);
+#pragma unroll
+  for (int i = 0; i < COUNT; i += 4) {
+    Pack<unsigned, 4> four;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) four.lane[k] = numbers[i + k];
+    four.store(own + COUNT * thread + i);
+  }
   __syncwarp(ALL);
   const unsigned* number = own + (COUNT * (thread - lane) + lane);
   Record* to = records.ordered + (start + lane);

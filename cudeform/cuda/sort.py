@@ -14,7 +14,7 @@ from cudeform.cuda.lanes import THREADS, lane_bits
 __all__ = ["Buckets", "sort_points", "units"]
 
 PARAMS = np.dtype([(name, "i4") for name in ("count", "keys", "counters", "lane_bits")], align=True)
-POINTS, KEYS = 4, 8  # of a thread, in the kernels that go through them
+POINTS, KEYS = 4, 4  # of a thread, in the kernels that go through them
 TILE = THREADS * KEYS
 # The points of a bucket are sorted in the registers of some threads, HELD in each, those of a
 # longer one in a block's memory up to WHOLE, and beyond that each has its bit there, 32 WHOLE at a

@@ -58,8 +58,8 @@ def test_every_length_of_a_bucket_is_in_order_under_every_schedule(order, seed, 
 
 PLANTED = {  # text of the kernels, with what
     "no barrier before the numbers of others are read": (
-        "COUNT * thread);\n  __syncwarp(ALL);",
-        "COUNT * thread);",
+        "thread + i);\n  }\n  __syncwarp(ALL);",
+        "thread + i);\n  }",
     ),
     "memory of a warp by what this one holds": (
         "HELD * (threadIdx.x - thread)",
