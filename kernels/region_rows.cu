@@ -1,5 +1,5 @@
 // What is computed once for each bin of a region and for each sample of it, for all channels: where it is, and the
-// gradients of the offset and the mask of the part that it belongs to.
+// gradients of the offset and the mask that move it.
 //
 // SCALAR: storage type; OFFSET: that of offsets, which may be float beside 16 bits.
 #include "regions.cuh"
@@ -79,23 +79,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
 }
 
-// Gradients of offset and mask from those of the rows of a part: (along y, along x, of the mask, unused)
+// Gradients of offset and mask from those of the rows that an element moves: (along y, along x, of the mask, unused)
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    part_gradients(const Sum* __restrict__ boxes, const Scalar* __restrict__ mask, const Sum* __restrict__ row_sums,
+    offset_gradients(const Sum* __restrict__ boxes, const Scalar* __restrict__ mask, const Sum* __restrict__ row_sums,
                    Offset* __restrict__ grad_offset, Scalar* __restrict__ grad_mask, const Params p) {
   const int number = blockIdx.x * THREADS + threadIdx.x;
-  const int line = quotient(number, p.part_x), part = quotient(line, p.part_y);
+  const int line = quotient(number, p.part_x), pair = quotient(line, p.part_y);  // a class of a region
   const int bins = p.bins_y * p.bins_x;
-  if (part >= quotient(p.rows, bins)) return;
-  Place at = {quotient(part, p.classes), 0, 0, 0, line - part * p.part_y, number - line * p.part_x};
-  at.label = part - at.region * p.classes;
+  if (pair >= quotient(p.rows, bins)) return;
+  Place at = {quotient(pair, p.classes), 0, 0, 0, line - pair * p.part_y, number - line * p.part_x};
+  at.label = pair - at.region * p.classes;
   Sum along_y = 0, along_x = 0, value = 0;
   const int end_i = quotient((at.part_y + 1) * p.bins_y + p.part_y - 1, p.part_y);
   const int end_j = quotient((at.part_x + 1) * p.bins_x + p.part_x - 1, p.part_x);
   for (int i = quotient(at.part_y * p.bins_y + p.part_y - 1, p.part_y); i < end_i; ++i) {
     for (int j = quotient(at.part_x * p.bins_x + p.part_x - 1, p.part_x); j < end_j; ++j) {
       Pack<Sum, 4> sums;
-      sums.load(row_sums + 4LL * (part * bins + i * p.bins_x + j));
+      sums.load(row_sums + 4LL * (pair * bins + i * p.bins_x + j));
       along_y += sums.lane[0];
       along_x += sums.lane[1];
       value += sums.lane[2];

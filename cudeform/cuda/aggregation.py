@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from cudeform.cuda import aggregator
-from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent, aligned
+from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent
 from cudeform.cuda.compile import Unit
 from cudeform.cuda.device import Device, device_of
+from cudeform.cuda.lanes import aligned
 from cudeform.plans.aggregation import AggregationPlan
 
 __all__ = ["backward", "forward", "units"]

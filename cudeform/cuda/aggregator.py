@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import product
-from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +12,10 @@ import numpy as np
 from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import sort
 from cudeform.cuda.compile import SCALARS, Unit, pack
-from cudeform.cuda.device import Device, address
+from cudeform.cuda.device import Device
+from cudeform.cuda.lanes import THREADS, WARP, aligned, lane_bits, vector_of, vectors
 
-__all__ = ["MOST_LEVELS", "POINT_BYTES", "Aggregator", "Extent", "Part", "aligned", "units"]
+__all__ = ["MOST_LEVELS", "POINT_BYTES", "Aggregator", "Extent", "Part", "units"]
 
 MOST_LEVELS = 16  # whose sizes a launch passes by value
 PARAMS = np.dtype(
@@ -34,7 +34,6 @@ PARAMS = np.dtype(
     + [("columns_per_tap", "f4")],
     align=True,
 )  # fmt: skip
-THREADS, WARP, VECTOR_BYTES = 256, 32, 16
 LEVEL_BYTES = 16  # of shared memory, for each level
 POINT_BYTES = 64 << 20  # what is kept of points, and where those of each pixel begin
 _MOST_TASKS = 2**31 - 2**10
@@ -52,13 +51,7 @@ def units(grid: bool) -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from sort.units()
     for dtype in DTYPES:
-        widest = VECTOR_BYTES // (2 if "16" in dtype else int(dtype[-2:]) // 8)
-        yield from (_unit(dtype, 1 << power, grid) for power in range(widest.bit_length()))
-
-
-def _lane_bits(threads: int) -> int:
-    """The logarithm of the threads that share a task, for so many threads or up to a warp."""
-    return min(WARP.bit_length() - 1, (threads - 1).bit_length())
+        yield from (_unit(dtype, vector, grid) for vector in vectors(dtype))
 
 
 class Extent(NamedTuple):
@@ -107,9 +100,9 @@ class Aggregator:
         self.extent = extent
         self.value = aligned(value)
         self.sums = sum_dtype(value.dtype)
-        vector = gcd(VECTOR_BYTES // np.dtype(value.dtype).itemsize, extent.channels)
+        vector = vector_of(value.dtype, extent.channels)
         self._points = (*levels, locations, weights)
-        self._lane_bits = _lane_bits(extent.channels // vector)
+        self._lane_bits = lane_bits(extent.channels // vector)
         self._unit = _unit(dtype_name(value.dtype), vector, "out_width" in fields)
         counts = extent._asdict()
         del counts["batch"]
@@ -159,9 +152,9 @@ class Aggregator:
             tasks, pixels = self._tasks(part), part.count * extent.pixels
             keys = self.device.empty((tasks * extent.points,), np.int32)
             ways = self.device.empty((tasks * extent.points, 4), self.sums)
-            lane_bits = _lane_bits(extent.points)
+            bits = lane_bits(extent.points)
             arrays = (*self._points, keys, ways)
-            self._launch("point_keys", part, tasks << lane_bits, arrays, lane_bits)
+            self._launch("point_keys", part, tasks << bits, arrays, bits)
             buckets = sort.sort_points(self.device, keys, pixels, ways)
             levels = self._points[:2]
             arrays = (grad_output, *levels, buckets.starts, buckets.records, grad_value)
@@ -186,12 +179,3 @@ def _parts(extent: Extent, sums: np.dtype) -> Iterator[Part]:
     heads = -(-extent.heads // -(-extent.heads // at_once))
     for image, first in product(range(extent.batch), range(0, extent.heads, heads)):
         yield Part(image, 1, first, min(heads, extent.heads - first))
-
-
-def aligned(array: Any) -> Any:
-    """The array, or a copy where it starts off the grid of vectors.
-
-    Narrower vectors would add in another order, and equal arguments give equal bytes wherever
-    they are.
-    """
-    return array.copy() if address(array) % VECTOR_BYTES else array

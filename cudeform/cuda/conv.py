@@ -10,9 +10,9 @@ import numpy as np
 from cudeform.arrays import sum_dtype
 from cudeform.cuda import layout
 from cudeform.cuda.chunks import Chunk, chunks, image_groups
-from cudeform.cuda.device import Device, address, device_of
+from cudeform.cuda.device import Device, device_of
+from cudeform.cuda.lanes import is_aligned
 from cudeform.cuda.sampler import (
-    VECTOR_BYTES,
     Block,
     Gradients,
     Sampler,
@@ -45,7 +45,7 @@ def _packed_weight(batch: layout.Batch, plan: ConvPlan, weight: Any) -> Any:
     choose by that, and equal arguments give equal bytes wherever they are.
     """
     shape = (plan.out_channels, plan.points.taps, plan.in_channels)
-    if 1 in shape[1:] and address(weight) % VECTOR_BYTES == 0:
+    if 1 in shape[1:] and is_aligned(weight):
         return weight.reshape(shape)
     packed = batch.device.empty(shape, weight.dtype)
     batch.transpose(weight, packed, (plan.out_channels, plan.in_channels, plan.points.taps))

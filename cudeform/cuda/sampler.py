@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
-from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +13,11 @@ from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.chunks import Chunk, chunks
 from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
-from cudeform.cuda.device import Device, address
+from cudeform.cuda.device import Device
+from cudeform.cuda.lanes import GATHER_THREADS, THREADS, aligned, lane_bits, vector_of, vectors
 from cudeform.plans.points import BORDERS, Points
 
 __all__ = [
-    "COLUMN_BYTES",
-    "VECTOR_BYTES",
     "Block",
     "Gradients",
     "PointSums",
@@ -48,13 +46,11 @@ PARAMS = np.dtype(
     )],
     align=True,
 )  # fmt: skip
-THREADS, GATHER_THREADS, WARP = 256, 64, 32
 LANES = 8  # threads that share a point, at most: their vectors are a line of the cache
 LEAST_TILE = 64  # points of a block where there are few, so that there are some blocks
 BLOCKS = 512  # enough for every GPU: with more, a block gets as many points as it has threads
-VECTOR_BYTES = 16
 _SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("LANES", LANES))
-COLUMN_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
+GRADIENT_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 
 
 @lru_cache(maxsize=512)
@@ -68,9 +64,8 @@ def units() -> Iterator[Unit]:
     yield from layout.units()
     yield from sort.units()
     for dtype, index in product(DTYPES, ("int", "long long")):
-        widest = VECTOR_BYTES // (2 if "16" in dtype else int(dtype[-2:]) // 8)
-        for offset, power in product(offset_dtypes(dtype), range(widest.bit_length())):
-            yield _unit(dtype, offset, 1 << power, index)
+        for offset, vector in product(offset_dtypes(dtype), vectors(dtype)):
+            yield _unit(dtype, offset, vector, index)
 
 
 def channels_last(batch: layout.Batch, points: Points, array: Any, images: range) -> Any:
@@ -82,9 +77,7 @@ def channels_last(batch: layout.Batch, points: Points, array: Any, images: range
     """
     part = array[images.start : images.stop]
     if points.channels_last:
-        if address(array) % VECTOR_BYTES:
-            part = part.copy()
-        return part.reshape(len(images), -1, part.shape[-1])
+        return aligned(part).reshape(len(images), -1, part.shape[-1])
     channels, pixels = part.shape[1], part.shape[2] * part.shape[3]
     copy = batch.device.empty((len(images), pixels, channels), part.dtype)
     batch.transpose(part, copy, (len(images), channels, pixels))
@@ -149,9 +142,8 @@ class Sampler:
         return chunk.size * self.points.offset_groups * self.points.taps
 
     def _vector(self, block: Block) -> int:
-        """Channels that move at once: up to 16 bytes, and a divisor of the groups."""
-        most = VECTOR_BYTES // self.dtype.itemsize
-        return gcd(most, self.points.group_channels, block.first, block.width)
+        """Channels that move at once."""
+        return vector_of(self.dtype, self.points.group_channels, block.first, block.width)
 
     def _launch(self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any):
         """`how`: tasks (groups of lanes, or points), per_block of them; vector, and more."""
@@ -186,22 +178,21 @@ class Sampler:
         threads = how.get("threads", THREADS)
         self.device.launch(unit, kernel, grid, threads, arrays, pack(PARAMS, params))
 
-    def _lane_bits(self, block: Block, vector: int, most: int) -> int:
-        """The logarithm of the threads that share a task, one for each pack of channels."""
-        packs = -(-min(self.points.group_channels, block.channels) // vector)
-        return min(most.bit_length() - 1, (packs - 1).bit_length())
+    def _packs(self, block: Block, vector: int) -> int:
+        """Of the channels of a point: what a thread moves at once."""
+        return -(-min(self.points.group_channels, block.channels) // vector)
 
     def _on_points(
         self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any
     ) -> None:
         """A kernel whose blocks find the corners of a tile of points for all their channels."""
         vector = self._vector(block)
-        lane_bits = self._lane_bits(block, vector, LANES)
+        bits = lane_bits(self._packs(block, vector), LANES)
         tasks = self.point_count(chunk)
         tile = THREADS
-        while tile > max(LEAST_TILE, THREADS >> lane_bits) and tasks < BLOCKS * tile:
+        while tile > max(LEAST_TILE, THREADS >> bits) and tasks < BLOCKS * tile:
             tile //= 2
-        how |= {"tasks": tasks, "per_block": tile, "vector": vector, "lane_bits": lane_bits}
+        how |= {"tasks": tasks, "per_block": tile, "vector": vector, "lane_bits": bits}
         self._launch(kernel, chunk, block, arrays, **how)
 
     def columns(self, chunk: Chunk, block: Block, input: Any, offset: Any, mask: Any) -> Any:
@@ -272,7 +263,7 @@ class Sampler:
     ) -> None:
         """Set this block's channels of grad_input (channels last); later chunks of an image add."""
         vector = self._vector(block)
-        lane_bits = self._lane_bits(block, vector, WARP)
+        bits = lane_bits(self._packs(block, vector))
         kernel = "gather_input" if chunk.whole(self.points) else "gather_input_sums"
         self._launch(
             kernel,
@@ -280,10 +271,10 @@ class Sampler:
             block,
             (columns, buckets.starts, buckets.records, grad_input),
             tasks=chunk.images * self.points.height * self.points.width * self.points.offset_groups,
-            per_block=GATHER_THREADS >> lane_bits,
+            per_block=GATHER_THREADS >> bits,
             threads=GATHER_THREADS,
             vector=vector,
-            lane_bits=lane_bits,
+            lane_bits=bits,
             accumulate=chunk.pixel > 0,
         )
 
@@ -304,7 +295,7 @@ def most_backward_pixels(points: Points, channels: int, dtype: np.dtype) -> int:
     """Output pixels whose gradients of columns, for so many channels, fit the workspace."""
     per_point = 16 + 12 * sum_dtype(dtype).itemsize  # keys, ranks, places; dots, fractions twice
     bytes_per_pixel = points.taps * (channels * dtype.itemsize + points.offset_groups * per_point)
-    return max(1, COLUMN_BYTES // bytes_per_pixel)
+    return max(1, GRADIENT_BYTES // bytes_per_pixel)
 
 
 def backpropagate(

@@ -9,17 +9,27 @@ import numpy as np
 
 from cudeform.cuda.compile import Unit, pack
 from cudeform.cuda.device import Device
+from cudeform.cuda.lanes import THREADS, lane_bits
 
 __all__ = ["Buckets", "sort_points", "units"]
 
-PARAMS = np.dtype([(name, "i4") for name in ("count", "keys", "counters", "words")], align=True)
-THREADS, KEYS, WORD_BYTES = 256, 4, 16
+PARAMS = np.dtype([(name, "i4") for name in ("count", "keys", "counters", "lane_bits")], align=True)
+POINTS, KEYS = 4, 4  # of a thread, in the kernels that go through them
 TILE = THREADS * KEYS
-# The points of a bucket are counted against each other up to SHORT, sorted in a block's memory up
-# to WHOLE, and beyond that each has its bit there, 32 WHOLE at a time.
-SHORT, WHOLE = 128, 4096
-_SIZES = (("THREADS", THREADS), ("KEYS", KEYS), ("SHORT", SHORT), ("WHOLE", WHOLE))
-UNIT = Unit("sort.cu", (), PARAMS, _SIZES)
+# The points of a bucket are sorted in the registers of some threads, HELD in each, those of a
+# longer one in a block's memory up to WHOLE, and beyond that each has its bit there, 32 WHOLE at a
+# time.
+HELD, WHOLE = 16, 4096
+_SIZES = (
+    ("THREADS", THREADS),
+    ("POINTS", POINTS),
+    ("KEYS", KEYS),
+    ("HELD", HELD),
+    ("WHOLE", WHOLE),
+)
+UNIT, WIDE_UNIT = (
+    Unit("sort.cu", (("RECORD", record),), PARAMS, _SIZES) for record in ("uint4", "TwoWords")
+)
 
 
 class Buckets(NamedTuple):
@@ -28,49 +38,47 @@ class Buckets(NamedTuple):
     What there is of them from ``starts[-1]`` on is undefined.
     """
 
-    order: Any  # (points,) int32: their numbers; None where they come as records
     starts: Any  # (keys + 1,) int32
-    records: Any = None  # (points, items): what was given of each
+    records: Any  # (points, 4): what was given of each
 
 
 def units() -> Iterator[Unit]:
     """Every variant that a call can ask for."""
-    yield UNIT
+    yield from (UNIT, WIDE_UNIT)
 
 
-def sort_points(device: Device, keys: Any, number_of_keys: int, records: Any = None) -> Buckets:
-    """Put points in order by `keys` (int32); the key `number_of_keys` marks points nobody wants.
+def sort_points(device: Device, keys: Any, number_of_keys: int, records: Any) -> Buckets:
+    """Put `records` (points, 4), of 16 or 32 bytes each, in the order of the `keys` (int32).
 
-    With `records` (points, items), 16 or 32 bytes for each point, these come in this order instead
-    of the points' numbers.
+    The key `number_of_keys` marks points nobody wants.
     """
     count = keys.shape[0]
     tiles = number_of_keys // TILE + 1
-    counters = device.empty((tiles * TILE + -(-(tiles + 1) // 4) * 4,), np.int32)
+    counters = device.empty((tiles * TILE + _multiple(tiles + 1, 4),), np.int32)
     counts, tile_counts = counters[: tiles * TILE], counters[tiles * TILE :][:tiles]
-    long_count, long_keys = counters[-1:], device.empty((count // SHORT + 1,), np.int32)
-    found, ranks = device.empty((count, 2), np.int32), device.empty((count,), np.int32)
-    order, ordered, words = ranks, None, 0  # ranks are not needed any more where the order begins
-    if records is not None:
-        order, ordered = None, device.empty(records.shape, records.dtype)
-        words = records.shape[1] * records.dtype.itemsize // WORD_BYTES
-    params = pack(
-        PARAMS,
-        {
-            "count": count,
-            "keys": number_of_keys,
-            "counters": counters.shape[0] // 4,
-            "words": words,
-        },
-    )
+    # Threads of a bucket, with room for half as many points again as buckets have on average
+    bits = lane_bits(-(-3 * count // (HELD * number_of_keys)))
+    long_count = counters[-1:]
+    long_keys = device.empty((count // (HELD << bits) + 1,), np.int32)
+    ranks = device.empty((_multiple(count, THREADS * POINTS),), np.int32)
+    found, ordered = device.empty((count,), np.int32), device.empty(records.shape, records.dtype)
+    numbers = count, number_of_keys, counters.shape[0] // 4, bits
+    params = pack(PARAMS, dict(zip(PARAMS.names, numbers, strict=True)))
+    unit = UNIT if records.dtype.itemsize == 4 else WIDE_UNIT
 
-    def launch(kernel: str, tasks: int, *arrays: Any) -> None:
-        device.launch(UNIT, kernel, -(-tasks // THREADS), THREADS, arrays, params)
+    def launch(kernel: str, threads: int, *arrays: Any) -> None:
+        device.launch(unit, kernel, -(-threads // THREADS), THREADS, arrays, params)
 
     launch("clear", counters.shape[0] // 4, counters)
-    launch("count_points", count, keys, counts, tile_counts, ranks)
+    threads = -(-count // POINTS)
+    launch("count_points", threads, keys, counts, tile_counts, ranks)
     launch("find_starts", tiles * THREADS, counts, tile_counts, long_count, long_keys)
-    launch("place_points", count, keys, ranks, counts, found)
-    out = (order, records, ordered)
-    launch("order_points", count, counts, found, long_count, long_keys, *out)
-    return Buckets(order, counts[: number_of_keys + 1], ordered)
+    launch("place_points", threads, keys, ranks, counts, found)
+    threads = number_of_keys << bits
+    launch("order_points", threads, counts, found, long_count, long_keys, records, ordered)
+    return Buckets(counts[: number_of_keys + 1], ordered)
+
+
+def _multiple(count: int, of: int) -> int:
+    """The least multiple that is not smaller."""
+    return -(-count // of) * of

@@ -55,7 +55,7 @@ def test_results_do_not_depend_on_the_workspace(monkeypatch, device, name, dtype
     todo = problem("deform_conv2d", name, dtype)
     emulator = backends.BACKENDS["emulator"]
     whole = {"output": todo.forward(emulator), **todo.backward(emulator)}
-    monkeypatch.setattr(sampler, "COLUMN_BYTES", small)
+    monkeypatch.setattr(sampler, "GRADIENT_BYTES", small)
     monkeypatch.setattr(conv, "COLUMN_BYTES", small)
     monkeypatch.setattr(chunks, "IMAGE_BYTES", small)
     device.launched.clear()
@@ -97,7 +97,7 @@ def test_rows_of_the_largest_samples_fit_the_workspace(monkeypatch, device):
 def test_workspace_does_not_grow_with_the_batch(monkeypatch, device):
     """The largest array besides arguments and results is the same for 1 image and for 8."""
     monkeypatch.setattr(chunks, "IMAGE_BYTES", 1 << 12)
-    monkeypatch.setattr(sampler, "COLUMN_BYTES", 1 << 14)
+    monkeypatch.setattr(sampler, "GRADIENT_BYTES", 1 << 14)
     monkeypatch.setattr(conv, "COLUMN_BYTES", 1 << 14)
     rng = np.random.default_rng(0)
     largest = {}
@@ -153,8 +153,8 @@ def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, fi
         want = reference.deform_conv2d(**exact, padding=1)
         assert_close(emulator.to_host(output), want, dtype, what="output")
         on_device.pop("bias"), exact.pop("bias")
-        for limit in (sampler.COLUMN_BYTES, 1 << 10):
-            monkeypatch.setattr(sampler, "COLUMN_BYTES", limit)
+        for limit in (sampler.GRADIENT_BYTES, 1 << 10):
+            monkeypatch.setattr(sampler, "GRADIENT_BYTES", limit)
             got = cudeform.deform_conv2d_backward(to_device(grad_output), **on_device, padding=1)
             want = reference.deform_conv2d_backward(
                 grad_output.astype(np.float64), **exact, padding=1

@@ -2,49 +2,88 @@
 
 import numpy as np
 import pytest
-from emulator.device import EmulatorDevice, to_device, to_host
+from emulator.device import EmulatorDevice, EmulatorError, to_device, to_host
 from kernel_runs import SCHEDULES
 
-from cudeform.cuda import sort
+from cudeform.cuda import lanes, sort
+from cudeform.cuda.compile import flatten
 
 
-def _assert_sorted(buckets, values, keys):
-    """`buckets` are what a stable sort makes of them; the key `keys` marks points nobody wants."""
+def _assert_sorted(device, values, keys, dtype=np.int32):
+    """Records are where a stable sort puts them; the key `keys` marks points nobody wants."""
+    records = np.arange(4 * values.size, dtype=dtype).reshape(-1, 4)
+    given = to_device(values, read_only=True), keys, to_device(records, read_only=True)
+    buckets = sort.sort_points(device, *given)
     starts = np.searchsorted(np.sort(values), np.arange(keys + 1))
     np.testing.assert_array_equal(to_host(buckets.starts), starts)
     wanted = np.argsort(values, kind="stable")[: starts[-1]]
-    np.testing.assert_array_equal(to_host(buckets.order)[: starts[-1]], wanted)
+    np.testing.assert_array_equal(to_host(buckets.records)[: starts[-1]], records[wanted])
 
 
 @pytest.mark.parametrize("count", [1, 31, 2048, 2049, 7001])
 @pytest.mark.parametrize("keys", [1, 200, sort.TILE - 1, sort.TILE, 70_000])
 def test_sort_is_stable(device, count, keys):
     values = np.random.default_rng(count).integers(0, keys + 1, count).astype(np.int32)
-    _assert_sorted(sort.sort_points(device, to_device(values, read_only=True), keys), values, keys)
+    _assert_sorted(device, values, keys)
 
 
+WARP_HOLDS, HELD, WHOLE = lanes.WARP * sort.HELD, sort.HELD, sort.WHOLE
+LENGTHS = [1, 0, 3, 4, 5, HELD, HELD + 1, 8 * HELD, 8 * HELD + 1, 2, WARP_HOLDS, WARP_HOLDS + 1]
+
+
+@pytest.mark.parametrize("empty", [0, 40, 400, 2000])
 @pytest.mark.parametrize(("order", "seed"), SCHEDULES)
-def test_every_length_of_a_bucket_is_in_order_under_every_schedule(order, seed):
-    """Each way to put a bucket in order, at both ends of the lengths that take it."""
-    emulated = EmulatorDevice(order=order, seed=seed)
-    short, whole = sort.SHORT, sort.WHOLE
-    lengths = [1, 0, short, short + 1, 0, 2 * short, 2 * short + 1, whole, whole + 1, 300_000, 2]
+def test_every_length_of_a_bucket_is_in_order_under_every_schedule(order, seed, empty):
+    """Each way to put a bucket in order, at both ends of the lengths that take it.
+
+    With more keys that have no points a bucket has fewer threads.
+    """
+    lengths = LENGTHS if empty else [*LENGTHS, WHOLE, WHOLE + 1, 300_000]
+    lengths = [*lengths, *[0] * empty, 2]
     values = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
     values = np.random.default_rng(0).permutation(values)
-    for unwanted in (0, 1):
-        keys = len(lengths) - unwanted
-        buckets = sort.sort_points(emulated, to_device(values), keys)
-        _assert_sorted(buckets, values, keys)
-        for dtype in (np.int32, np.int64):
-            records = np.arange(4 * values.size, dtype=dtype).reshape(-1, 4)
-            by_record = sort.sort_points(emulated, to_device(values), keys, to_device(records))
-            wanted = to_host(buckets.order)[: to_host(buckets.starts)[-1]]
-            found = to_host(by_record.records)[: wanted.size]
-            np.testing.assert_array_equal(found, records[wanted])
+    emulated = EmulatorDevice(order=order, seed=seed)
+    for unwanted, dtype in ((0, np.int32), (1, np.int64)):
+        _assert_sorted(emulated, values, len(lengths) - unwanted, dtype)
+
+
+PLANTED = {  # text of the kernels, with what
+    "no barrier before the numbers of others are read": (
+        "thread + i);\n  }\n  __syncwarp(ALL);",
+        "thread + i);\n  }",
+    ),
+    "memory of a warp by what this one holds": (
+        "HELD * (threadIdx.x - thread)",
+        "COUNT * (threadIdx.x - thread)",
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_bug_is_caught(bug):
+    backends.require(backends.BACKENDS["emulator"])
+    old, new = PLANTED[bug]
+
+    def planted(unit):
+        assert flatten(unit).count(old) == 1
+        return flatten(unit).replace(old, new)
+
+    lengths = [*[20] * 20, *[9] * 200]  # of warps that hold 16 points a thread, or 8
+    values = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
+    with pytest.raises(EmulatorError, match="race|uninitialised"):
+        _assert_sorted(EmulatorDevice(flatten=planted), values, len(lengths))
+
+
+@pytest.mark.parametrize("threads, bits", [(1, 0), (2, 1), (3, 2), (32, 5), (33, 5)])
+def test_as_many_lanes_as_there_are_packs(threads, bits):
+    assert lanes.lane_bits(threads) == bits
+    assert lanes.lane_bits(threads, 8) == min(bits, 3)
+    assert [*lanes.vectors("float16")] == [1, 2, 4, 8] and lanes.vector_of("f4", 64, 6) == 2
 
 
 def test_no_point_is_wanted(device):
-    buckets = sort.sort_points(device, to_device(np.full(300, 70, np.int32)), 70)
+    records = to_device(np.zeros((300, 4), np.float32))
+    buckets = sort.sort_points(device, to_device(np.full(300, 70, np.int32)), 70, records)
     assert not to_host(buckets.starts).any()
 
 
@@ -53,6 +92,7 @@ def test_sort_takes_five_launches_whatever_the_keys(device, monkeypatch):
     launch = device.launch
     monkeypatch.setattr(device, "launch", lambda *a, **k: launched.append(a[1]) or launch(*a, **k))
     for keys in (1, 70_000):
-        sort.sort_points(device, to_device(np.zeros(300, np.int32)), keys)
+        records = to_device(np.zeros((300, 4), np.float32))
+        sort.sort_points(device, to_device(np.zeros(300, np.int32)), keys, records)
     steps = ["clear", "count_points", "find_starts", "place_points", "order_points"]
     assert launched == 2 * steps

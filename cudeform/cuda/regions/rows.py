@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
-from math import gcd, prod
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import Device
+from cudeform.cuda.lanes import GATHER_THREADS, THREADS, lane_bits, vector_of, vectors
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["ROW_ITEMS", "Launcher", "Part", "units"]
@@ -45,7 +46,6 @@ REGIONS = {
     "msra_aligned": (1, 0, 1, 0, 0.5, 0.1),
 }
 _REGION_FIELDS = ("round_box", "round_scaled", "box_more", "scaled_more", "origin", "least")
-THREADS, GATHER_THREADS, WARP, VECTOR_BYTES = 256, 64, 32, 16
 _SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS))
 ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
 
@@ -69,9 +69,7 @@ def units() -> Iterator[Unit]:
     for dtype in DTYPES:
         yield from (_rows_unit(dtype, offset) for offset in offset_dtypes(dtype))
     for dtype, index in product(DTYPES, ("int", "long long")):
-        widest = VECTOR_BYTES // (2 if "16" in dtype else int(dtype[-2:]) // 8)
-        for power in range(widest.bit_length()):
-            yield _unit(dtype, 1 << power, index)
+        yield from (_unit(dtype, vector, index) for vector in vectors(dtype))
 
 
 class Part(NamedTuple):
@@ -81,11 +79,6 @@ class Part(NamedTuple):
     rows: int
     samples: int
     starts: Any  # of each row, counted from the first, or None where all have the same number
-
-
-def _lane_bits(threads: int) -> int:
-    """The logarithm of the threads that share a task, for so many threads or up to a warp."""
-    return min(WARP.bit_length() - 1, (threads - 1).bit_length())
 
 
 class Launcher:
@@ -100,7 +93,7 @@ class Launcher:
         self.groups = plan.groups[0] * plan.groups[1]
         self.images = plan.batch * plan.classes * self.groups  # of a row's channels each
         self.region_rows = plan.classes * plan.bins[0] * plan.bins[1]
-        self.vector = gcd(VECTOR_BYTES // self.dtype.itemsize, self.channels)
+        self.vector = vector_of(self.dtype, self.channels)
         self._dtype_name = dtype_name(self.dtype)
         offset_name = self._dtype_name if offset is None else dtype_name(offset.dtype)
         self._rows_unit = _rows_unit(self._dtype_name, offset_name)
@@ -122,7 +115,7 @@ class Launcher:
             "first_row": 0,
             "first_image": 0,
             "images": self.images,
-            "lane_bits": _lane_bits(self.channels // self.vector),
+            "lane_bits": lane_bits(self.channels // self.vector),
             "accumulate": 0,
         }
 
@@ -136,9 +129,8 @@ class Launcher:
         **how: int,
     ) -> None:
         """`tasks`: threads, or groups of lanes where `how` says lane_bits; blocks of `threads`."""
-        lane_bits = how.get("lane_bits", 0)
         params = pack(PARAMS, {**self._params, **how})
-        grid = -(-(tasks << lane_bits) // threads)
+        grid = -(-(tasks << how.get("lane_bits", 0)) // threads)
         self.device.launch(unit, kernel, grid, threads, arrays, params)
 
     def _wide(
@@ -150,8 +142,8 @@ class Launcher:
             self.images * plan.height * plan.width * self.channels, rows * max(self.channels, 4)
         )
         unit = _unit(self._dtype_name, self.vector, layout.index_type(largest))
-        lane_bits = self._params["lane_bits"]
-        self._launch(unit, kernel, tasks, arrays, rows=rows, lane_bits=lane_bits, **how)
+        how |= {"rows": rows, "lane_bits": self._params["lane_bits"]}
+        self._launch(unit, kernel, tasks, arrays, **how)
 
     def stage(self, input: Any) -> Any:
         """(N, C, H, W) -> (images, pixels, channels); the same memory for rows of one channel."""
@@ -244,7 +236,7 @@ class Launcher:
         self._wide("row_gradients", count, count, (input, rows, grad_values, sums))
         elements = boxes.shape[0] * prod(self.plan.mask_shape[1:])
         arrays = (boxes, mask, sums, grad_offset, grad_mask)
-        self._launch(self._rows_unit, "part_gradients", elements, arrays, rows=count)
+        self._launch(self._rows_unit, "offset_gradients", elements, arrays, rows=count)
 
     def samples(self, rows: Any, part: Part, images: range) -> sort.Buckets:
         """The samples of a part of the rows in some images of the batch, with their fractions."""
@@ -258,7 +250,7 @@ class Launcher:
             (rows, part.starts, keys, fractions),
             first_row=part.first,
             rows=part.rows,
-            lane_bits=_lane_bits(-(-part.samples // part.rows)),
+            lane_bits=lane_bits(-(-part.samples // part.rows)),
             **how,
         )
         cells = (self.plan.height + 1) * (self.plan.width + 1)
