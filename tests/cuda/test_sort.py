@@ -1,5 +1,6 @@
 """Points in buckets by their keys, against a stable sort."""
 
+import backends
 import numpy as np
 import pytest
 from emulator.device import EmulatorDevice, EmulatorError, to_device, to_host
