@@ -116,54 +116,72 @@ class Convolution(Workload):
 
 @dataclass(frozen=True)
 class Aggregation(Workload):
-    """A layer of InternImage: 3x3 points of each of 4 groups, whose logits are within."""
+    """A layer of InternImage, or with `dcnv4` of FlashInternImage: 3x3 points of each group."""
 
     batch: int
     channels: int
     height: int
     width: int
-    operator: ClassVar[str] = "dcnv3"
-    options: ClassVar[dict[str, Any]] = {
-        "kernel_size": 3,
-        "padding": 1,
-        "groups": 4,
-        "softmax": True,
-    }
+    groups: int = 4
+    operator: str = "dcnv3"
 
     def __str__(self) -> str:
-        return f"{self.batch}x{self.height}x{self.width}x{self.channels}"
+        shape = f"{self.batch}x{self.height}x{self.width}x{self.channels}"
+        return shape if self.groups == 4 else f"{shape}, {self.groups} groups"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        options = {"kernel_size": 3, "padding": 1, "groups": self.groups}
+        return options if self.operator == "dcnv4" else {**options, "softmax": True}
 
     def arrays(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """The arguments in float32, offsets of about two pixels, and a grad_output."""
+        """The arguments in float32, offsets of about two pixels, and a grad_output.
+
+        The mask of `dcnv3` is logits, which are within the operator.
+        """
         rng = np.random.default_rng(seed)
-        pixels, points = (self.batch, self.height, self.width), 4 * 9
-        return {
-            "input": rng.standard_normal((*pixels, self.channels), np.float32),
-            "offset": 2 * rng.standard_normal((*pixels, 2 * points), np.float32),
-            "mask": rng.standard_normal((*pixels, points), np.float32),
-            "grad_output": rng.standard_normal((*pixels, self.channels), np.float32),
-        }
+        pixels, points = (self.batch, self.height, self.width), self.groups * 9
+        images = {"input": rng.standard_normal((*pixels, self.channels), np.float32)}
+        offset = 2 * rng.standard_normal((*pixels, 2 * points), np.float32)
+        mask = rng.standard_normal((*pixels, points), np.float32)
+        if self.operator == "dcnv4":
+            given = {"offset_mask": _packed(offset, mask, self.groups)}
+        else:
+            given = {"offset": offset, "mask": mask}
+        grad_output = rng.standard_normal((*pixels, self.channels), np.float32)
+        return {**images, **given, "grad_output": grad_output}
+
+
+def _packed(offset: np.ndarray, mask: np.ndarray, groups: int) -> np.ndarray:
+    """One array of both, as DCNv4 has it: group by group, filled up to a multiple of 8 channels."""
+    of_group = (*mask.shape[:-1], groups, -1)
+    both = np.concatenate([offset.reshape(of_group), mask.reshape(of_group)], -1)
+    rows = both.reshape(*mask.shape[:-1], -1)
+    return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -rows.shape[-1] % 8)])
 
 
 @dataclass(frozen=True)
 class Attention(Workload):
-    """Attention of a detector's decoder or encoder: 8 heads of 32, 4 points of each of 4 levels."""
+    """Attention of a detector's decoder or encoder: 8 heads of 32, 4 points of each level."""
 
     batch: int
     queries: int
+    shapes: tuple[tuple[int, int], ...] = ((64, 64), (32, 32), (16, 16), (8, 8))
     operator: ClassVar[str] = "ms_deform_attn"
-    options: ClassVar[dict[str, Any]] = {
-        "spatial_shapes": ((64, 64), (32, 32), (16, 16), (8, 8)),
-    }
 
     def __str__(self) -> str:
-        return f"{self.batch}x{self.queries} queries, 64x64 to 8x8"
+        first, last = (f"{height}x{width}" for height, width in (self.shapes[0], self.shapes[-1]))
+        return f"{self.batch}x{self.queries} queries, {first} to {last}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"spatial_shapes": self.shapes}
 
     def arrays(self, seed: int = 0) -> dict[str, np.ndarray]:
         """The arguments in float32, points anywhere within their level, and a grad_output."""
         rng = np.random.default_rng(seed)
-        pixels = sum(height * width for height, width in self.options["spatial_shapes"])
-        points = (self.batch, self.queries, 8, 4, 4)
+        pixels = sum(height * width for height, width in self.shapes)
+        points = (self.batch, self.queries, 8, len(self.shapes), 4)
         weights = rng.random(points, np.float32)
         return {
             "value": rng.standard_normal((self.batch, pixels, 8, 32), np.float32),
@@ -262,10 +280,17 @@ CPU: tuple[Workload, ...] = (
     Attention(1, 300),
     *_poolings(1, 50, 76, 300),
 )
-# And of the GPU benchmark: a detector's finest level, a training batch; then its second stage.
+# And of the GPU benchmark: a detector's finest level, a training batch; its encoder and decoder;
+# stages of InternImage and FlashInternImage; then a second stage.
+DETECTOR = ((100, 152), (50, 76), (25, 38), (13, 19))  # its levels
 CUDA: tuple[Workload, ...] = (
     Convolution(2, 256, 100, 152, 256),
     Convolution(8, 256, 64, 64, 256),
+    Attention(2, 20197, DETECTOR),
+    Attention(2, 300, DETECTOR),
+    Aggregation(64, 64, 56, 56),
+    Aggregation(64, 256, 14, 14, 16),
+    Aggregation(64, 64, 56, 56, operator="dcnv4"),
     *_poolings(2, 100, 152, 512),
 )
 
