@@ -29,6 +29,8 @@ DISTRIBUTIONS = (
     "torch",
     "torchvision",
     "transformers",
+    "deformops",
+    "kernels",
 )
 
 Peer = Callable[[Workload, dict[str, np.ndarray], int], Call]
