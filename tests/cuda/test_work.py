@@ -95,13 +95,17 @@ def test_a_kernel_of_two_loops_has_its_instructions():
 
 def test_the_bound_of_a_call():
     """Issue slots of one kernel and sectors of another, or the memory, and launches besides."""
-    gpu = model.A100
-    numbers = {"instructions": 32 * gpu.issued * 100, "read_sectors": 0, "written_sectors": 0}
-    wide = {"instructions": 0, "read_sectors": gpu.l2_bytes, "written_sectors": 0}
-    found = model.cycles({"a": numbers, "b": wide}, 3, 50 * gpu.memory_bytes)
+    gpu, slots = model.A100, 32 * model.A100.issued
+    sample, place = "sampling.cu-float-float-4-int sample", "sort.cu place_points"
+    nothing = {"accesses": 0, "read_sectors": 0, "written_sectors": 0}
+    kernels = {
+        sample: {**nothing, "instructions": 100 * slots},
+        place: {**nothing, "accesses": slots, "instructions": 900 * slots, "read_sectors": 5120},
+    }
+    found = model.cycles(kernels, 3, 50 * gpu.memory_bytes)
     started = 3 * gpu.launch
     assert found == {"kernels": 132, "launches": started, "memory": 50, "bound": 132 + started}
-    slow = model.cycles({"a": numbers}, 0, 500 * gpu.memory_bytes)
+    slow = model.cycles({place: kernels[place]}, 0, 500 * gpu.memory_bytes)
     assert slow["bound"] == slow["memory"] == 500
 
 

@@ -2,7 +2,8 @@
 
 A model and no time. Of a kernel with a hot loop the instructions are the trips of that loop, which the
 emulator counts as its wide loads, times what one takes in machine code, and what each thread
-runs before. Of the other kernels they are estimated, see `estimated`. All are of sm_80.
+runs before. Of the other kernels they are estimated, see `estimated`, and the model takes
+only their accesses to memory, which are instructions too. All are of sm_80.
 
 A kernel takes as many cycles as the slower of two: its instructions where every scheduler
 issues one in each cycle, and its sectors where the L2 cache delivers what it can. Launches come one
@@ -67,16 +68,18 @@ def estimated(census: sass.Census, numbers: dict[str, int]) -> int:
     return round(ran * census.once + trips * census.looped)
 
 
-def _kernel_cycles(numbers: dict[str, int]) -> float:
+def _kernel_cycles(name: str, numbers: dict[str, Any]) -> float:
     """Of a kernel's launches, without what is between them."""
-    issue = numbers["instructions"] / LANES / A100.issued
+    unit_name, kernel = name.split()
+    is_hot = (_units()[unit_name].file, kernel) in table.HOT
+    issued = numbers["instructions" if is_hot else "accesses"] / LANES
     sectors = numbers["read_sectors"] + numbers["written_sectors"]
-    return max(issue, sectors * SECTOR_BYTES / A100.l2_bytes)
+    return max(issued / A100.issued, sectors * SECTOR_BYTES / A100.l2_bytes)
 
 
 def cycles(kernels: dict[str, dict[str, Any]], launches: int, array_bytes: int) -> dict[str, int]:
     """Of a call: its kernels one after the other, launches, what its arrays take, and the bound."""
-    ran = sum(map(_kernel_cycles, kernels.values()))
+    ran = sum(_kernel_cycles(name, numbers) for name, numbers in kernels.items())
     started, moved = A100.launch * launches, array_bytes / A100.memory_bytes
     parts = {"kernels": ran, "launches": started, "memory": moved}
     return {name: round(n) for name, n in {**parts, "bound": max(ran, moved) + started}.items()}
