@@ -3,8 +3,9 @@
 All kernels are compiled; the self-test; the operators against what is installed of torchvision,
 deformops and the kernel hub, forward and backward, in float32, float16 and bfloat16; convolutions
 in TF32, in both layouts, and as replayed CUDA graphs as well; compute-sanitizer's memcheck and
-racecheck on the self-test in float32, where the tool is installed. What fails is recorded, the rest
-still runs, and the exit status says so. What has not begun after `--minutes` is left out, and named.
+racecheck on the self-test in float32, where the tool is installed. What fails is recorded, the
+rest still runs, and the exit status says so. What has not begun after `--minutes` is left out, and
+named.
 
     python benchmarks/gpu_session.py --json benchmarks/results/gpu.json
 """
@@ -199,7 +200,6 @@ def sanitize(tool: str, seconds: float) -> dict[str, Any]:
     found = shutil.which("compute-sanitizer")
     if found is None:
         return {"skipped": "compute-sanitizer is not on PATH"}
-    selftest = SELFTEST if "--dtype" in SELFTEST else [*SELFTEST, "--dtype", "float32"]
     return checked([found, "--tool", tool, "--error-exitcode", "99", *SELFTEST, *FEW], seconds)
 
 

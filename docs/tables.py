@@ -61,7 +61,7 @@ def overhead() -> str:
 
 
 def work() -> str:
-    """What the kernels of a GPU do for whole workloads, counted and scaled, and the model's bound."""
+    """What the kernels of a GPU do for whole workloads, and the bound of a model."""
     record = json.loads(WORK.read_text())
     rows = []
     for counted in record["workloads"].values():

@@ -12,6 +12,7 @@ import cudeform
 from cudeform.cuda import sort
 from cudeform.cuda.cupy_device import CupyDevice
 
+
 @pytest.fixture
 def standin(cupy):
     """`cupy` with the interface of the backends of backends.py."""

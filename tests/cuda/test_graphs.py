@@ -105,7 +105,10 @@ def test_what_the_page_says_is_what_is_recorded(cupy, row):
 
 @pytest.mark.parametrize("levels", [16, 17])
 def test_attention_to_many_levels(cupy, rng, levels):
-    value, points = rng.standard_normal((1, levels, 1, 4)), rng.uniform(size=(1, 2, 1, levels, 1, 2))
+    value, points = (
+        rng.standard_normal((1, levels, 1, 4)),
+        rng.uniform(size=(1, 2, 1, levels, 1, 2)),
+    )
     weights = rng.uniform(size=(1, 2, 1, levels, 1))
     arrays = [cupy.asarray(a.astype(np.float32)) for a in (value, points, weights)]
     shapes = ((1, 1),) * levels

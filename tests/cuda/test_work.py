@@ -37,7 +37,10 @@ def test_a_convolution_is_few_launches(recorded):
     assert backward <= 10 and products <= 3
 
 
-@pytest.fixture(params=[(s, d) for s in work.SCALED for d in work.DIRECTIONS], ids=lambda p: f"{p[0].name}-{p[1]}")
+@pytest.fixture(
+    params=[(s, d) for s in work.SCALED for d in work.DIRECTIONS],
+    ids=lambda p: f"{p[0].name}-{p[1]}",
+)
 def counted(request, recorded):
     """A workload, a direction, and what is recorded of it."""
     scaled, direction = request.param

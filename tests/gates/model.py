@@ -1,7 +1,7 @@
 """A model of what counted work takes at least: instructions of threads, and cycles of one GPU.
 
-A model and no time. Of a kernel with a hot loop the instructions are the trips of that loop, which the
-emulator counts as its wide loads, times what one takes in machine code, and what each thread
+A model and no time. Of a kernel with a hot loop the instructions are the trips of that loop, which
+the emulator counts as its wide loads, times what one takes in machine code, and what each thread
 runs before. Of the other kernels they are estimated, see `estimated`, and the model takes
 only their accesses to memory, which are instructions too. All are of sm_80.
 

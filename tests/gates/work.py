@@ -60,7 +60,7 @@ class Scaled(NamedTuple):
         return replace(self.work, batch=2)
 
     def larger(self, one: dict[str, int], two: dict[str, int]) -> dict[str, float]:
-        """What a kernel does in the larger workload, from what it does for one image and for two."""
+        """What a kernel does in the larger workload, from what it does for one image and two."""
         return {name: n + (self.times - 1) * (two[name] - n) for name, n in one.items()}
 
 
@@ -70,13 +70,13 @@ def _scaled() -> Iterator[Scaled]:
     large = Convolution(2, 256, 100, 152, 256)
     yield Scaled("b", Convolution(1, 256, 10, 19, 256), large, 2 * 100 * 152 / (10 * 19))
     small = ((10, 15), (5, 8), (3, 4), (2, 2))
-    queries, part = (sum(height * width for height, width in shapes) for shapes in (DETECTOR, small))
+    queries, part = (sum(h * w for h, w in shapes) for shapes in (DETECTOR, small))
     large = Attention(2, queries, DETECTOR)
     yield Scaled("c", Attention(1, part, small), large, 2 * queries / part)
     large = Aggregation(64, 64, 56, 56)
     yield Scaled("d", Aggregation(1, 64, 14, 14), large, 64 * 56 * 56 / 14**2)
-    late = {"groups": 16, "operator": "dcnv4"}
-    yield Scaled("d14", Aggregation(1, 256, 14, 14, **late), Aggregation(64, 256, 14, 14, **late), 64)
+    late = Aggregation(1, 256, 14, 14, 16, "dcnv4")
+    yield Scaled("d14", late, replace(late, batch=64), 64)
     pooled = {"sampling_ratio": 2}
     large = Pooling("roi_align", 2, 256, 50, 76, 500, pooled)
     yield Scaled("e", Pooling("roi_align", 1, 256, 10, 19, 25, pooled), large, 2 * 500 / 25)
