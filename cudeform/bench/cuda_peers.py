@@ -58,10 +58,9 @@ def ours(
             for name, array in arrays
         ]
 
-    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
-
     def capture(call: Callable[[], Any]) -> Callable[[], Any]:
         """In memory that nothing else is given, as a graph writes to it in every replay."""
+        stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
         with stream, cupy.cuda.using_allocator(pool.malloc):
             call()  # compiles, and fills the pool
             stream.synchronize()

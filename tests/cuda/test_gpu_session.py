@@ -4,10 +4,12 @@ import json
 import os
 import sys
 
+import numpy as np
 import pytest
 from checkout import ROOT
 
 from cudeform.bench import cuda_peers
+from cudeform.bench.workload import error
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -115,3 +117,16 @@ def test_the_file_is_whole_after_each_step(session, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         session.run()
     assert list(json.loads(session.file.read_text()))[:2] == ["machine", "compile"]
+
+
+def test_two_slopes_of_a_point_on_a_line_are_both_right():
+    """A few gradients of coordinates may be anything but NaN; more, or other ones, are wrong."""
+    expected = np.linspace(-1, 1, 2000)
+    found = expected.copy()
+    found[:2] = 7
+    assert error(found, expected, 1e-3) == 0 < error(found, expected)
+    found[2] = 7
+    assert error(found, expected, 1e-3) > 1
+    found = expected.copy()
+    found[0] = np.nan
+    assert np.isnan(error(found, expected, 1e-3))
