@@ -109,7 +109,7 @@ def deformops(
 
         def function(t: Arrays) -> Any:
             given = (t[name] for name in ("input", "offset", "weight", "bias"))
-            return deform_conv2d(*given, padding=1, mask=t["mask"])
+            return deform_conv2d(*given, padding=(1, 1), mask=t["mask"])
 
     else:
         from deformops.registry import msda
