@@ -2,14 +2,12 @@
 
 The emulator of the tests runs small parts of the benchmark's workloads in float32 and counts:
 kernels, blocks, bytes that threads move, 32-byte sectors that warps ask for, traffic of shared
-memory, atomics. Trips of hot loops times the instructions in their machine code are instructions.
-What kernels of points do is printed for the whole workload, see `Scaled` in `tests/gates/work.py`;
-what those of `layout.cu` do, which also pack the weight, for the part. Matrix products are counted,
-their work is not.
+memory, atomics. Instructions are trips of hot loops times what those take in machine code, and
+estimated elsewhere. What is printed is for the whole workload, by the law that `Scaled` in
+`tests/gates/work.py` states. Matrix products are counted, their work is not.
 
-The model is a lower bound in clock cycles: every scheduler issues an instruction in each, the L2
-cache and the memory deliver what they do at best. It knows nothing of latency, and a GPU takes
-longer. No time is measured here.
+The model, `tests/gates/model.py`, gives a lower bound in clock cycles. It knows nothing of latency,
+and a GPU takes longer. No time is measured here.
 
     python benchmarks/work.py --json benchmarks/work.json
 """
@@ -17,29 +15,19 @@ longer. No time is measured here.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from gates import sass, table, work  # noqa: E402
+from gates import table as records  # noqa: E402
+from gates import work  # noqa: E402
 
-LANES = 32
+from cudeform.commands.table import table  # noqa: E402
 
-
-class Gpu(NamedTuple):
-    """What a GPU does in a clock cycle at best, from its maker's description."""
-
-    name: str
-    arch: str
-    issued: int  # instructions of warps
-    l2_bytes: int
-    memory_bytes: int
-
-
-A100 = Gpu("A100-SXM4-40GB", "sm_80", 108 * 4, 5120, 1_555_000 // 1410)
+HEADER = ("kernel", "instructions", "sectors", "atomics")
 
 
 def main() -> int:
@@ -47,41 +35,27 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write the counts, which a test compares")
     given = parser.parse_args()
     record = work.record()
-    print(f"Counts, and a model of an {A100.name}: at least so many cycles. Nothing was timed.")
-    for name, counted in record["workloads"].items():
+    name = record["model"]["name"]
+    print(f"Counts, and a model of an {name}: at least so many cycles. Nothing was timed.")
+    for scaled in work.SCALED:
         for direction in work.DIRECTIONS:
-            show(f"{name}, {direction}, of {counted['of']}", counted[direction], counted["times"])
-            cycles = counted["array_bytes"][direction] / A100.memory_bytes
-            print(f"arguments and results alone: {cycles:,.0f} cycles of memory")
+            show(scaled, direction, record["workloads"][scaled.name])
     if given.json:
-        Path(given.json).write_text(json.dumps(record, indent=1) + "\n")
+        Path(given.json).write_text(records.text(record))
     return 0
 
 
-def show(title: str, counted: dict[str, Any], whole: float) -> None:
+def show(scaled: work.Scaled, direction: str, counted: dict[str, Any]) -> None:
     """Print what kernels do for the larger workload, and the model's cycles."""
-    print(f"\n{title}: {counted['launches']} kernels, {counted['products']} products in the part")
-    print(f"{'kernel':30}{'instructions':>15}{'sectors':>14}{'issue cycles':>14}{'L2 cycles':>12}")
-    for kernel, numbers in counted["kernels"].items():
-        times = 1 if kernel.startswith("layout.cu") else whole
-        made = instructions(kernel, numbers)
+    whole = counted["whole"][direction]
+    rows = []
+    for kernel, numbers in work.larger(scaled, counted[direction]).items():
         sectors = numbers["read_sectors"] + numbers["written_sectors"]
-        issue = "" if made is None else f"{made * times / LANES / A100.issued:,.0f}"
-        print(
-            f"{kernel:30}{'' if made is None else f'{made * times:,.0f}':>15}"
-            f"{sectors * times:14,.0f}{issue:>14}{32 * sectors * times / A100.l2_bytes:12,.0f}"
-        )
-
-
-def instructions(kernel: str, numbers: dict[str, int]) -> int | None:
-    """Of threads: those in hot loops, a pack of channels each time, and those before them."""
-    file, name = kernel.split()
-    hot = table.HOT.get((file, name))
-    unit = next((u for u in table.read()["loops"] if u.startswith(f"{file}-float-")), None)
-    if hot is None or unit is None:
-        return None
-    cost = sass.Cost(*table.read()["loops"][unit][name][A100.arch])
-    return numbers["wide_reads"] // hot.loads * cost.pack + numbers["threads"] * cost.before
+        shown = (numbers["instructions"], sectors, numbers["atomics"])
+        rows.append((kernel, *(f"{number:,.0f}" for number in shown)))
+    started = f"{whole['launches']} launches, {whole['products']} products"
+    print(f"\n{counted['of']}, {direction}: {started}\n{table(HEADER, rows)}")
+    print("cycles:", ", ".join(f"{name} {n:,}" for name, n in whole["model_cycles"].items()))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from cudeform.registry import OPERATORS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "benchmarks" / "work.json"
 OURS = "cudeform"
 VERSIONS = (
     "python",
@@ -78,6 +79,28 @@ def memory() -> str:
 def overhead() -> str:
     """What a call costs on a tiny problem, by every route."""
     return _measured(lambda result: "best_us" in result, _microseconds)
+
+
+def work() -> str:
+    """What the kernels of a GPU do for whole workloads, and the bound of a model."""
+    record = json.loads(WORK.read_text())
+    rows = []
+    for counted in record["workloads"].values():
+        function, workload = counted["of"].split(", ", 1)
+        for direction, whole in counted["whole"].items():
+            sectors = whole["read_sectors"] + whole["written_sectors"]
+            numbers = (
+                f"{whole['launches']}",
+                f"{whole['products'] or ''}",
+                f"{whole['instructions'] / 1e9:.2f}",
+                f"{32 * sectors / 1e6:,.0f}",
+                f"{whole['array_bytes'] / 1e6:,.0f}",
+                f"{whole['model_cycles']['bound'] / 1e3:,.0f}",
+            )
+            rows.append([f"`{function}`", _pretty(workload), direction, *numbers])
+    header = ["function", "shapes", "pass", "kernels", "products", "10⁹ instructions"]
+    header += ["MB through L2", "MB of arrays", "10³ cycles at least"]
+    return f"{markdown(header, rows)}\n\nThe cycles are of a model of an {record['model']['name']}."
 
 
 def _timed(result: dict[str, Any], family: str) -> bool:
@@ -209,6 +232,7 @@ TABLES = {
     "memory": memory,
     "overhead": overhead,
     "poolings": poolings,
+    "work": work,
 }
 
 if __name__ == "__main__":

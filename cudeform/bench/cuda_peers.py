@@ -1,4 +1,4 @@
-"""The contenders on a GPU: CuPy arrays here, torchvision's CUDA operators there."""
+"""The contenders on a GPU: CuPy arrays here, kernels of other libraries on tensors there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from cudeform.bench.workload import BINS, SCALE, Convolution, Workload
 
-__all__ = ["Contender", "exact", "ours", "torchvision"]
+__all__ = ["Contender", "deformops", "exact", "kernel_hub", "ours", "torchvision"]
 
 Arrays = dict[str, Any]
 
@@ -21,7 +21,8 @@ class Contender:
 
     calls: list[Callable[[], Any]]  # one for each copy
     result: Callable[[], list[np.ndarray]]  # the output, or the gradients, in NCHW
-    capture: Callable[[Callable[[], Any]], Callable[[], Any]]  # a call -> the replay of its graph
+    # a call -> the replay of its graph, or None where there are none
+    capture: Callable[[Callable[[], Any]], Callable[[], Any]] | None
 
 
 def exact(cupy: Any, work: Workload, host: Arrays, backward: bool) -> list[np.ndarray]:
@@ -58,14 +59,17 @@ def ours(
         ]
 
     def capture(call: Callable[[], Any]) -> Callable[[], Any]:
-        stream = cupy.cuda.Stream(non_blocking=True)
-        with stream:
-            call()  # compiles, and fills this stream's memory pool
+        """In memory that nothing else is given, as a graph writes to it in every replay."""
+        stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+        with stream, cupy.cuda.using_allocator(pool.malloc):
+            call()  # compiles, and fills the pool
             stream.synchronize()
             stream.begin_capture()
-            kept = call()
-            graph = stream.end_capture()
-        return lambda: (graph.launch(), kept)
+            try:
+                kept = call()
+            finally:
+                graph = stream.end_capture()
+        return lambda: (graph.launch(), kept, pool)
 
     return Contender(calls, result, capture)
 
@@ -90,16 +94,89 @@ def torchvision(
     import torchvision  # noqa: F401  registers its operators
 
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    set_up = _convolution if isinstance(work, Convolution) else _pooling
+    return _of_torch(
+        host, copies, dtype, lambda t: set_up(torch.ops.torchvision, work, t, backward)
+    )
+
+
+def deformops(
+    work: Workload, host: Arrays, backward: bool, copies: int, dtype: str, precision: str
+) -> Contender:
+    """Its functions of tensors, which choose a backend, and their derivatives by autograd."""
+    if isinstance(work, Convolution):
+        from deformops.integrations.torchvision import deform_conv2d
+
+        def function(t: Arrays) -> Any:
+            given = (t[name] for name in ("input", "offset", "weight", "bias"))
+            return deform_conv2d(*given, padding=(1, 1), mask=t["mask"])
+
+    else:
+        from deformops.registry import msda
+
+        def function(t: Arrays) -> Any:
+            given = (t["value"], *_levels(work), t["sampling_locations"], t["attention_weights"])
+            return msda(*given)
+
+    def set_up(t: Arrays) -> Callable[[], Any]:
+        import torch
+
+        if not backward:
+            return lambda: (function(t),)
+        wanted = [t[name].requires_grad_() for name in work.gradients]
+        output = function(t)
+        return lambda: torch.autograd.grad(output, wanted, t["grad_output"], retain_graph=True)
+
+    # Autograd's backward stays on the stream of the forward, which no capture sees.
+    return _of_torch(host, copies, dtype, set_up, graphs=not backward)
+
+
+def kernel_hub(
+    work: Workload, host: Arrays, backward: bool, copies: int, dtype: str, precision: str
+) -> Contender:
+    """The kernels of attention that transformers fetches for its detectors."""
+    from kernels import get_kernel
+
+    module = get_kernel("kernels-community/deformable-detr")
+    step = 64  # images at a time
+
+    def set_up(t: Arrays) -> Callable[[], Any]:
+        given = (t["value"], *_levels(work), t["sampling_locations"], t["attention_weights"])
+        if not backward:
+            return lambda: (module.ms_deform_attn_forward(*given, step),)
+        return lambda: module.ms_deform_attn_backward(*given, t["grad_output"], step)
+
+    return _of_torch(host, copies, dtype, set_up)
+
+
+def _levels(work: Workload) -> tuple[Any, Any]:
+    """Sizes of levels, and where each begins, as tensors on the GPU."""
+    import torch
+
+    sizes = np.array(work.options["spatial_shapes"])
+    begins = np.cumsum([0, *sizes.prod(1)[:-1]])
+    return torch.from_numpy(sizes).to("cuda"), torch.from_numpy(begins).to("cuda")
+
+
+def _of_torch(
+    host: Arrays,
+    copies: int,
+    dtype: str,
+    set_up: Callable[[Arrays], Callable[[], Any]],
+    graphs: bool = True,
+) -> Contender:
+    """Calls on tensors; `set_up` makes one of the arguments by name."""
+    import torch
+
     float32 = {name: torch.from_numpy(a.astype(np.float32)) for name, a in host.items()}
     inputs = [
         {name: t.to("cuda", getattr(torch, dtype)) for name, t in float32.items()}
         for _ in range(copies)
     ]
-    set_up = _convolution if isinstance(work, Convolution) else _pooling
-    calls = [set_up(torch.ops.torchvision, work, arrays, backward) for arrays in inputs]
+    calls = [set_up(tensors) for tensors in inputs]
 
     def result() -> list[np.ndarray]:
-        return [tensor.float().cpu().numpy() for tensor in calls[0]()]
+        return [tensor.detach().float().cpu().numpy() for tensor in calls[0]()]
 
     def capture(call: Callable[[], Any]) -> Callable[[], Any]:
         graph = torch.cuda.CUDAGraph()
@@ -107,7 +184,7 @@ def torchvision(
             kept = call()
         return lambda: (graph.replay(), kept)
 
-    return Contender(calls, result, capture)
+    return Contender(calls, result, capture if graphs else None)
 
 
 def _convolution(

@@ -30,6 +30,8 @@ DISTRIBUTIONS = (
     "torchvision",
     "transformers",
     "torch-ms-deform-attn",
+    "deformops",
+    "kernels",
 )
 
 Arrays = dict[str, np.ndarray]

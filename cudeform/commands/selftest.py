@@ -52,6 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("cpu", "cuda"),
         help="what to test; default: the GPU where CuPy finds one",
     )
+    parser.add_argument(
+        "--operator",
+        nargs="+",
+        choices=[operator.name for operator in OPERATORS],
+        metavar="NAME",
+        help="only these operators, instead of all",
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        metavar="NAME",
+        help=f"only these dtypes, among {', '.join(DTYPES)}",
+    )
 
 
 def run(given: argparse.Namespace) -> int:
@@ -67,9 +81,12 @@ def run(given: argparse.Namespace) -> int:
         print(f"The GPU is NOT tested{why}: this compares the CPU backend with itself in float64.")
         to_device = to_host = _same
 
-    dtypes = _dtypes(cupy is not None)
+    dtypes = [d for d in _dtypes(cupy is not None) if given.dtype is None or d in given.dtype]
     outcomes = [
-        check(operator, dtype, to_device, to_host) for operator in OPERATORS for dtype in dtypes
+        check(operator, dtype, to_device, to_host)
+        for operator in OPERATORS
+        if given.operator is None or operator.name in given.operator
+        for dtype in dtypes
     ]
     if cupy is not None:
         narrow = [dtype for dtype in dtypes if dtype in conversions.NARROW]

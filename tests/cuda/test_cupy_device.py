@@ -1,23 +1,16 @@
 """The path to a GPU, whole, on tests/standin: a CuPy and a cuBLAS on the host's memory."""
 
-import json
-import os
-import re
-import sys
 import threading
 from itertools import product
 
 import numpy as np
 import pytest
 from cases import DTYPES, dtype_of, operator, problem, problems
-from checkout import ROOT
 from tolerances import assert_close
 
 import cudeform
 from cudeform.cuda import sort
 from cudeform.cuda.cupy_device import CupyDevice
-
-sys.path.append(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture
@@ -296,45 +289,3 @@ def test_memory_of_another_device_is_out_of_reach(cupy):
         CupyDevice(cupy, 0).launch(*LAUNCH, (keys, None), params)
     with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
         CupyDevice(cupy, 0).gemm(*(keys.view(np.float32).reshape(2, 2),) * 3)
-
-
-SANITIZER = """#!/bin/sh
-[ "$1 $3 $4" = "--tool --error-exitcode 99" ] && echo "$2 of $*"
-"""
-
-
-def test_a_benchmark_of_a_gpu_runs_whole(cupy, monkeypatch, tmp_path, capsys):
-    """benchmarks/gpu_session.py: its first run on a real GPU must not fail for its own sake.
-
-    Every step of it, on the quick workloads, and with a sanitizer that only says what it was told.
-    """
-    import gpu_session
-
-    paths = [ROOT / "tests" / "standin", ROOT / "tests", ROOT]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
-    tool = tmp_path / "compute-sanitizer"
-    tool.write_text(SANITIZER)
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(gpu_session, "CUDA", gpu_session.QUICK)
-    file = tmp_path / "gpu.json"
-    monkeypatch.setattr(sys, "argv", ["gpu_session", "--turns", "1", "--json", str(file)])
-    status = gpu_session.main()
-    found = json.loads(file.read_text())
-    assert (status, found["failures"]) == (0, []), capsys.readouterr().out
-    assert found["machine"]["gpu"] == "emulated GPU"
-    assert " 0 failed" in found["selftest"]["output"]
-    assert "the GPU (emulated GPU" in found["selftest"]["output"]
-    for tool in ("memcheck", "racecheck"):
-        assert f"{tool} of " in found[tool]["output"] and "selftest" in found[tool]["output"]
-    for dtype in ("float16", "bfloat16"):
-        assert re.search(rf"^conversions +{dtype} .* ok$", found["selftest"]["output"], re.M)
-    contenders = {name for result in found["results"] for name in result["median_ms"]}
-    assert contenders == {
-        "cudeform",
-        "cudeform NHWC",
-        "cudeform, graph",
-        "cudeform NHWC, graph",
-    }
-    settings = {(r["operator"], r["pass"], r["dtype"]) for r in found["results"]}
-    assert len(settings) == 2 * (4 + 3)

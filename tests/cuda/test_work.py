@@ -6,7 +6,7 @@ import backends
 import numpy as np
 import pytest
 from emulator.device import EmulatorDevice, install, to_device
-from gates import work
+from gates import model, nvrtc, sass, table, work
 
 import cudeform
 
@@ -37,22 +37,79 @@ def test_a_convolution_is_few_launches(recorded):
     assert backward <= 10 and products <= 3
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("scaled", work.SCALED, ids=lambda scaled: scaled.name)
-def test_work_of_emulated_kernels(recorded, scaled, direction):
+@pytest.fixture(
+    params=[(s, d) for s in work.SCALED for d in work.DIRECTIONS],
+    ids=lambda p: f"{p[0].name}-{p[1]}",
+)
+def counted(request, recorded):
+    """A workload, a direction, and what is recorded of it."""
+    scaled, direction = request.param
+    return scaled, direction, recorded["workloads"][scaled.name]
+
+
+def without_instructions(kernels):
+    return {
+        name: {k: n for k, n in numbers.items() if k != "instructions"}
+        for name, numbers in kernels.items()
+    }
+
+
+def test_work_of_emulated_kernels(counted):
     backends.require(backends.BACKENDS["emulator"])
-    now = work.counts(scaled.work, direction == "backward")
-    same(recorded["workloads"][scaled.name][direction], now)
+    scaled, direction, record = counted
+    before = dict(record[direction])
+    for name in ("kernels", "kernels_of_two"):
+        before[name] = without_instructions(before[name])
+    same(before, work.counts(scaled, direction))
+
+
+def test_instructions_and_what_the_model_makes_of_them(counted):
+    """From the recorded counts, and from the machine code as it is now."""
+    scaled, direction, record = counted
+    wheels = (nvrtc.WHEELS[table.cuda_of(model.A100.arch)], sass.WHEEL)
+    if any(table.compilers()[wheel] != table.read()["compilers"][wheel] for wheel in wheels):
+        pytest.skip(f"the record is of other versions of {' and '.join(wheels)}")
+    for name in ("kernels", "kernels_of_two"):
+        same(record[direction][name], work.with_instructions(record[direction][name]))
+    same(record["whole"][direction], work.whole(scaled, direction, record[direction]))
 
 
 def test_more_work_is_found(recorded):
     workload = recorded["workloads"]["a"]["forward"]
+    kernel = "sampling.cu-float-float-4-int sample"
     more = json.loads(json.dumps(workload))
-    more["kernels"]["sampling.cu sample"]["read_sectors"] += 1
+    more["kernels"][kernel]["read_sectors"] += 1
     (line,) = work.difference(workload, more)
-    assert line.startswith("kernels sampling.cu sample read_sectors: ")
-    fewer = {name: kernel for name, kernel in workload["kernels"].items() if "sample" not in name}
+    assert line.startswith(f"kernels {kernel} read_sectors: ")
+    fewer = {name: numbers for name, numbers in workload["kernels"].items() if name != kernel}
     assert work.difference(workload, {**workload, "kernels": fewer})
+
+
+def test_a_kernel_of_two_loops_has_its_instructions():
+    """What is in no loop once for every thread, a loop's in proportion to its accesses."""
+    listing = ["S2R R0, SR_TID.X", "LDG.E R1, [R2.64]", ".L_x_1:", "LDS R4, [R0]"]
+    listing += ["IADD3 R5, R5, R4, RZ", "@P0 BRA `(.L_x_1)", "NOP", "EXIT"]
+    census = sass.census(listing)
+    assert census == (3, 1, 3, 1)
+    numbers = {"threads": 10, "accesses": 10 + 70}
+    assert model.estimated(census, numbers) == 10 * 3 + 70 * 3
+    assert model.estimated(census, {"threads": 10, "accesses": 5}) == 5 * 3
+
+
+def test_the_bound_of_a_call():
+    """Issue slots of one kernel and sectors of another, or the memory, and launches besides."""
+    gpu, slots = model.A100, 32 * model.A100.issued
+    sample, place = "sampling.cu-float-float-4-int sample", "sort.cu place_points"
+    nothing = {"accesses": 0, "read_sectors": 0, "written_sectors": 0}
+    kernels = {
+        sample: {**nothing, "instructions": 100 * slots},
+        place: {**nothing, "accesses": slots, "instructions": 900 * slots, "read_sectors": 5120},
+    }
+    found = model.cycles(kernels, 3, 50 * gpu.memory_bytes)
+    started = 3 * gpu.launch
+    assert found == {"kernels": 132, "launches": started, "memory": 50, "bound": 132 + started}
+    slow = model.cycles({place: kernels[place]}, 0, 500 * gpu.memory_bytes)
+    assert slow["bound"] == slow["memory"] == 500
 
 
 def test_emulated_counts_are_those_of_a_copy():

@@ -77,6 +77,7 @@ class Work(ctypes.Structure):
             "written_sectors",
             "wide_reads",
             "atomics",
+            "accesses",
             "shared_read_bytes",
             "shared_written_bytes",
             "shared_atomics",

@@ -60,6 +60,7 @@ void counter_end_block() {
 void count_access(bool shared, uintptr_t array, size_t offset, size_t bytes, bool write, bool atomic,
                   const void* pc) {
   if (!work) return;
+  ++work->accesses;
   if (atomic) {
     ++(shared ? work->shared_atomics : work->atomics);
     if (shared) return;

@@ -38,6 +38,7 @@ struct Work {
   uint64_t read_sectors, written_sectors;  // of 32 bytes, by the requests of warps
   uint64_t wide_reads;                     // of threads, of 16 bytes
   uint64_t atomics;                        // of threads; also among what is written
+  uint64_t accesses;                       // of threads, also to shared memory, of any size
   uint64_t shared_read_bytes, shared_written_bytes;
   uint64_t shared_atomics;
 };

@@ -32,6 +32,7 @@ __all__ = [
     "name_of",
     "read",
     "recorded",
+    "text",
     "units",
     "write",
 ]
@@ -207,13 +208,13 @@ def write(progress: Callable[[Iterable[Any], int], Iterable[Any]]) -> None:
             for kernel, numbers in found.items():
                 archs = record.setdefault(what, {}).setdefault(name_of(unit), {})
                 archs.setdefault(kernel, {})[arch] = numbers
-    PATH.write_text(_text(record))
+    PATH.write_text(text(record))
 
 
-def _text(record: dict[str, Any], indent: str = "") -> str:
-    """JSON with a line for each kernel, which makes differences readable."""
-    if len(indent) == 6 or not all(isinstance(value, dict) for value in record.values()):
+def text(record: Any, indent: str = "") -> str:
+    """JSON with a line for each innermost object, which makes differences readable."""
+    if not isinstance(record, dict) or not any(isinstance(v, dict) for v in record.values()):
         return json.dumps(record)
     inner = indent + "  "
-    lines = [f"{inner}{json.dumps(key)}: {_text(value, inner)}" for key, value in record.items()]
+    lines = [f"{inner}{json.dumps(key)}: {text(value, inner)}" for key, value in record.items()]
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}" + ("" if indent else "\n")

@@ -1,34 +1,67 @@
-"""The work of calls as the emulator counts it: launches, and what they move. Nothing is timed."""
+"""The work of calls: what the emulator counts, and what follows of it. Nothing is timed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from emulator.device import EmulatorDevice, install, to_device
 
-from cudeform.bench.workload import Convolution, Pooling, Workload
+from cudeform.bench.workload import (
+    DETECTOR,
+    Aggregation,
+    Attention,
+    Convolution,
+    Pooling,
+    Workload,
+)
 from cudeform.registry import OPERATORS
 
-__all__ = ["DIRECTIONS", "PATH", "SCALED", "Scaled", "counts", "difference", "launches", "record"]
+from . import model, table
+
+__all__ = [
+    "DIRECTIONS",
+    "PATH",
+    "SCALED",
+    "Scaled",
+    "counts",
+    "difference",
+    "larger",
+    "launches",
+    "launches_of",
+    "record",
+    "with_instructions",
+    "whole",
+]
 
 DIRECTIONS = ("forward", "backward")
 PATH = Path(__file__).parents[2] / "benchmarks" / "work.json"
 
 
 class Scaled(NamedTuple):
-    """A workload, and the larger one that it is a part of.
+    """A workload, and the larger one whose work is known from it.
 
-    Both have the same channels, taps and regions' bins, and points are independent of each other:
-    what a kernel of points does is proportional to `times`, the ratio of output pixels or of
-    regions, except that a small image has more points outside. The kernels of `layout.cu` also
-    pack the weight, which both have once.
+    Both have the same channels, taps, groups, heads and bins, and attention the same number of
+    queries for each pixel; the larger one is `times` as large in output pixels, queries or regions.
+    Points are independent of each other, so a kernel does so much once, as when the weight is
+    packed, and so much for each image: both follow from one image and from two. Only, a small
+    image has more points outside.
     """
 
     name: str
-    work: Workload
+    work: Workload  # one image
     of: Workload
     times: float
+
+    @property
+    def two(self) -> Workload:
+        """Two images of the smaller workload."""
+        return replace(self.work, batch=2)
+
+    def larger(self, one: dict[str, int], two: dict[str, int]) -> dict[str, float]:
+        """What a kernel does in the larger workload, from what it does for one image and two."""
+        return {name: n + (self.times - 1) * (two[name] - n) for name, n in one.items()}
 
 
 def _scaled() -> Iterator[Scaled]:
@@ -36,9 +69,17 @@ def _scaled() -> Iterator[Scaled]:
     yield Scaled("a", Convolution(1, 256, 16, 12, 256), large, 8 * 64 * 64 / (16 * 12))
     large = Convolution(2, 256, 100, 152, 256)
     yield Scaled("b", Convolution(1, 256, 10, 19, 256), large, 2 * 100 * 152 / (10 * 19))
+    small = ((10, 15), (5, 8), (3, 4), (2, 2))
+    queries, part = (sum(h * w for h, w in shapes) for shapes in (DETECTOR, small))
+    large = Attention(2, queries, DETECTOR)
+    yield Scaled("c", Attention(1, part, small), large, 2 * queries / part)
+    large = Aggregation("dcnv3", 64, 64, 56, 56)
+    yield Scaled("d", Aggregation("dcnv3", 1, 64, 14, 14), large, 64 * 56 * 56 / 14**2)
+    late = Aggregation("dcnv4", 1, 256, 14, 14)
+    yield Scaled("d14", late, replace(late, batch=64), 64)
     pooled = {"sampling_ratio": 2}
-    large = Pooling("roi_align", 2, 256, 50, 76, 1000, pooled)
-    yield Scaled("e", Pooling("roi_align", 1, 256, 25, 19, 8, pooled), large, 1000 / 8)
+    large = Pooling("roi_align", 2, 256, 50, 76, 500, pooled)
+    yield Scaled("e", Pooling("roi_align", 1, 256, 10, 19, 25, pooled), large, 2 * 500 / 25)
 
 
 SCALED = tuple(_scaled())
@@ -80,20 +121,38 @@ def _single(array: np.ndarray) -> Any:
     return to_device(array.astype(np.float32) if array.dtype.kind == "f" else array)
 
 
-def counts(work: Workload, backward: bool) -> dict[str, Any]:
-    """Of a call in float32: kernels, matrix products, bytes of arrays, and what kernels move."""
-    device = EmulatorDevice(count=True)
+def launches_of(work: Workload, backward: bool) -> dict[str, int]:
+    """Kernels and products of a call, none of which is run."""
+    device = _Dry()
     with install(device):
         arrays = {name: to_device(array) for name, array in work.arrays().items()}
         call = work.call(arrays, backward)
-        del device.launches[:]
-        device.products = 0
+        device.counted = device.products = 0
         call()
+    return {"launches": device.counted, "products": device.products}
+
+
+def counts(scaled: Scaled, direction: str) -> dict[str, Any]:
+    """Of a call in float32: kernels, matrix products, and what kernels do, also for two images."""
+    device = _counted(scaled.work, direction)
     return {
         "launches": len(device.launches),
         "products": device.products,
         "kernels": totals(device.launches),
+        "kernels_of_two": totals(_counted(scaled.two, direction).launches),
     }
+
+
+def _counted(work: Workload, direction: str) -> EmulatorDevice:
+    """The device that a call ran on."""
+    device = EmulatorDevice(count=True)
+    with install(device):
+        arrays = {name: to_device(array) for name, array in work.arrays().items()}
+        call = work.call(arrays, direction == "backward")
+        del device.launches[:]
+        device.products = 0
+        call()
+    return device
 
 
 def _array_bytes(work: Workload) -> list[int]:
@@ -103,21 +162,55 @@ def _array_bytes(work: Workload) -> list[int]:
     return [sum(sizes.values()), sum(sizes.values()) + sum(sizes[name] for name in gradients)]
 
 
+def with_instructions(kernels: dict[str, Any]) -> dict[str, Any]:
+    """The counts of kernels with the instructions that each ran."""
+    return {
+        name: {**numbers, "instructions": model.instructions(name, numbers)}
+        for name, numbers in kernels.items()
+    }
+
+
+def larger(scaled: Scaled, counted: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What each kernel does in the larger workload."""
+    one, two = counted["kernels"], counted["kernels_of_two"]
+    return {name: scaled.larger(one[name], two[name]) for name in one}
+
+
+def whole(scaled: Scaled, direction: str, counted: dict[str, Any]) -> dict[str, Any]:
+    """What the larger workload takes, and what the model makes of it."""
+    backward = DIRECTIONS.index(direction)
+    kernels = larger(scaled, counted)
+    names = ("instructions", "read_sectors", "written_sectors", "atomics")
+    total = {name: round(sum(kernel[name] for kernel in kernels.values())) for name in names}
+    started = launches_of(scaled.of, bool(backward))
+    moved = _array_bytes(scaled.of)[backward]
+    cycles = model.cycles(kernels, started["launches"], moved)
+    return {**started, **total, "array_bytes": moved, "model_cycles": cycles}
+
+
+def _one(scaled: Scaled) -> dict[str, Any]:
+    """What is recorded of a workload."""
+    found: dict[str, Any] = {
+        "counted": f"{scaled.work.operator}, {scaled.work}",
+        "of": f"{scaled.of.operator}, {scaled.of}",
+        "times": scaled.times,
+        "whole": {},
+    }
+    for direction in DIRECTIONS:
+        counted = counts(scaled, direction)
+        for name in ("kernels", "kernels_of_two"):
+            counted[name] = with_instructions(counted[name])
+        found[direction] = counted
+        found["whole"][direction] = whole(scaled, direction, counted)
+    return found
+
+
 def record() -> dict[str, Any]:
     """All that is recorded."""
     return {
         "what": "counts and a model of them; no time was measured, see benchmarks/work.py",
-        "workloads": {
-            scaled.name: {
-                "counted": f"{scaled.work.operator}, {scaled.work}",
-                "of": f"{scaled.of.operator}, {scaled.of}",
-                "times": scaled.times,
-                "array_bytes": dict(zip(DIRECTIONS, _array_bytes(scaled.of), strict=True)),
-                "forward": counts(scaled.work, False),
-                "backward": counts(scaled.work, True),
-            }
-            for scaled in SCALED
-        },
+        "model": model.A100._asdict(),
+        "workloads": {scaled.name: _one(scaled) for scaled in SCALED},
         "launches": launches(),
     }
 
@@ -132,11 +225,12 @@ def difference(before: Any, now: Any, where: str = "") -> list[str]:
 
 
 def totals(launched: list[Any]) -> dict[str, dict[str, int]]:
-    """What the launches of each kernel did together."""
+    """What the launches of each kernel did together, by the name of its unit and its own."""
+    names = {(unit.file, unit.defines): table.name_of(unit) for unit in table.units()}
     found: dict[str, dict[str, int]] = {}
     for one in launched:
         numbers = {"launches": 1, "blocks": one.blocks, "threads": one.blocks * one.threads}
-        kernel = found.setdefault(f"{one.file} {one.kernel}", {})
+        kernel = found.setdefault(f"{names[one.file, one.defines]} {one.kernel}", {})
         for name, number in {**numbers, **one.work}.items():
             kernel[name] = kernel.get(name, 0) + number
     return found

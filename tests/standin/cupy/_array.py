@@ -8,8 +8,8 @@ import operator
 
 import numpy as np
 
-from ._memory import Memory, MemoryPointer
-from .cuda import runtime
+from ._memory import MemoryPointer
+from .cuda import memory, runtime
 from .cuda.device import Device
 from .cuda.stream import capturing, enqueue, synchronize_current
 
@@ -197,7 +197,7 @@ def _supported(dtype):
 def empty(shape, dtype=float, order="C"):
     shape = (shape,) if isinstance(shape, int) else tuple(map(operator.index, shape))
     dtype = _supported(dtype)
-    mem = Memory(math.prod(shape) * dtype.itemsize)
+    mem = memory.alloc(math.prod(shape) * dtype.itemsize).mem
     return ndarray(mem, mem.bytes.view(dtype).reshape(shape))
 
 

@@ -40,7 +40,11 @@ class Device:
 
     @property
     def attributes(self):
-        return {"L2CacheSize": 1 << 14, "MultiProcessorCount": 4}
+        return {"L2CacheSize": 1 << 10, "MultiProcessorCount": 4}
+
+    @property
+    def compute_capability(self):
+        return "90"
 
     @property
     def cublas_handle(self):
