@@ -6,7 +6,7 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
 
-__all__ = ["cell_along", "locate_axis", "reachable", "reads_along"]
+__all__ = ["cell_along", "keep_within", "locate_axis", "reachable", "reads_along"]
 
 
 @inner
@@ -59,6 +59,19 @@ def locate_axis(samples, size, corners, pixel, weight, at):
             weight[2 * k] += fraction
             weight[2 * k + 1] += along
     return entries + _add_idle(idle, spare, entries, pixel, weight, at), inside
+
+
+@inner
+def keep_within(span, entries, pixel, weight, at):
+    """Leave only the entries of pixels in a span. Returns how many there are."""
+    kept = 0
+    for k in range(at, at + entries):
+        if pixel[k] >= span[0] and pixel[k] < span[1]:
+            to = at + kept
+            pixel[to] = pixel[k]
+            weight[2 * to], weight[2 * to + 1] = weight[2 * k], weight[2 * k + 1]
+            kept += 1
+    return kept
 
 
 @inlined

@@ -13,11 +13,11 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
-from cudeform.cpu.regions.axes import locate_axis
+from cudeform.cpu.regions.axes import keep_within, locate_axis
 from cudeform.cpu.regions.extents import NUMBERS
-from cudeform.cpu.regions.staging import start_of
 
 __all__ = [
+    "ELSEWHERE",
     "Tile",
     "bins_of",
     "blend_tile",
@@ -27,11 +27,14 @@ __all__ = [
     "locate_region",
     "locate_tile",
     "measure_tile",
+    "patch_of",
     "samples_of",
     "share_of",
     "spread_tile",
     "tile_of",
 ]
+
+ELSEWHERE = -(2**62)  # where a bin begins that is to be passed over
 
 
 class Tile(NamedTuple):
@@ -43,7 +46,7 @@ class Tile(NamedTuple):
 
     pixel: np.ndarray
     weight: np.ndarray
-    place: np.ndarray  # of a bin: its axes, and where its channels begin; -1 to pass over it
+    place: np.ndarray  # of a bin: its axes, and where pixel (0, 0) would be
     scale: np.ndarray  # of a bin: one over the number of its samples, and its mask
 
 
@@ -73,21 +76,26 @@ def locate_region(job, regions, t, top, bottom, tile):
         return
     numbers, counts, pixel, weight = regions.numbers, regions.counts, tile.pixel, tile.weight
     still = weight.dtype.type(0)
+    rows, columns = spans_of(job, regions, t)
     for i in range(top, bottom):
-        _locate(job, numbers, counts, (t, False, i, still), pixel, weight, i * job.slot)
+        _locate(job, numbers, counts, (t, False, i, still), rows, pixel, weight, i * job.slot)
     for j in range(job.bins_x):
         at = (job.bins_y + j) * job.slot
-        _locate(job, numbers, counts, (t, True, j, still), pixel, weight, at)
+        _locate(job, numbers, counts, (t, True, j, still), columns, pixel, weight, at)
 
 
 @inner
-def locate_tile(work, where, top, bottom, tile):
-    """Let a tile be the rows of bins from `top` to `bottom` of (region, class, slice)."""
+def locate_tile(work, where, starts, top, bottom, tile):
+    """Let a tile be the rows of bins from `top` to `bottom` of (region, class, slice).
+
+    `starts` is where group 0 of the slice begins, and how far the groups are from each other.
+    """
     job, part, regions, piece = work
     numbers, counts, offset, mask = regions.numbers, regions.counts, piece.offset, piece.mask
     pixel, weight, place, scale = tile
     t, c, s = where
-    row, u = piece.rows[t], regions.place[t]
+    row = piece.rows[t]
+    rows, columns = spans_of(job, regions, t)
     for i in range(top, bottom):
         gy = i * job.groups_y // job.bins_y
         for j in range(job.bins_x):
@@ -97,12 +105,13 @@ def locate_tile(work, where, top, bottom, tile):
                 y_at, x_at = 2 * n * job.slot, (2 * n + 1) * job.slot
                 x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
                 y = x + job.part_y * job.part_x
-                _locate(job, numbers, counts, (t, False, i, offset[y]), pixel, weight, y_at)
-                _locate(job, numbers, counts, (t, True, j, offset[x]), pixel, weight, x_at)
+                down, across = (t, False, i, offset[y]), (t, True, j, offset[x])
+                _locate(job, numbers, counts, down, rows, pixel, weight, y_at)
+                _locate(job, numbers, counts, across, columns, pixel, weight, x_at)
             g = gy * job.groups_x + j * job.groups_x // job.bins_x
             inside = g >= part.group_begin and g < part.group_end
             place[3 * n], place[3 * n + 1] = y_at, x_at
-            place[3 * n + 2] = start_of(job, part, u, c, g, s) if inside else -1
+            place[3 * n + 2] = starts[0] + g * starts[1] if inside else ELSEWHERE
             scale[2 * n] = numbers[t * NUMBERS + 8]
             if job.corners or job.covers:
                 scale[2 * n] = share_of(pixel[y_at + 1], pixel[x_at + 1], scale)
@@ -118,9 +127,16 @@ def share_of(down, across, like):
     return real(1) / (real(down) * real(across)) if down and across else real(0)
 
 
+@inlined
+def spans_of(job, regions, t):
+    """The rows and the columns of the frame of a region, each from the first up to the last."""
+    top, left = regions.origin[2 * regions.place[t]], regions.origin[2 * regions.place[t] + 1]
+    return (top, top + job.rows), (left, left + job.columns)
+
+
 @inner
-def _locate(job, numbers, counts, bin, pixel, weight, at):
-    """Find what a bin reads along one axis.
+def _locate(job, numbers, counts, bin, span, pixel, weight, at):
+    """Find what a bin reads along one axis, in the span of its frame.
 
     `bin` is (region, whether along x, bin, how many units of offset it moves).
     """
@@ -130,10 +146,12 @@ def _locate(job, numbers, counts, bin, pixel, weight, at):
         for n in range(end - begin):
             pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
         pixel[at] = pixel[at + 1] = end - begin
-        return
-    samples = samples_of(job, numbers, counts, bin)
-    size = job.width if along_x else job.height
-    pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+    else:
+        samples = samples_of(job, numbers, counts, bin)
+        size = job.width if along_x else job.height
+        pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+    if job.rows < job.height or job.columns < job.width:
+        pixel[at] = keep_within(span, pixel[at], pixel, weight, at + 2)
 
 
 @inlined
@@ -180,7 +198,7 @@ def bins_of(bins, groups, g):
 
 
 @inlined
-def _patch(pixel, place, n):
+def patch_of(pixel, place, n):
     """The entries of a bin along y and x, each from one index up to another."""
     y, x = place[3 * n], place[3 * n + 1]
     return y + 2, y + 2 + pixel[y], x + 2, x + 2 + pixel[x]
@@ -199,9 +217,9 @@ def blend_tile(tile, count, source, pitch, line, target):
     blocks = whole // (4 * step) * 4 * step
     for n in range(count):
         at, start = n * pitch, place[3 * n + 2]
-        if start < 0:
+        if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = _patch(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
         scale = scales[2 * n] * scales[2 * n + 1]
         s, zero = splat(source, scale), zeros(source)
         for c in range(0, blocks, 4 * step):
@@ -257,9 +275,9 @@ def measure_tile(tile, count, source, pitch, line, grad, found):
     for n in range(count):
         at, start = n * pitch, place[3 * n + 2]
         found[3 * n] = found[3 * n + 1] = found[3 * n + 2] = zero
-        if start < 0:
+        if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = _patch(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
         values, downs, acrosses = zeros(source), zeros(source), zeros(source)
         for c in range(0, whole, step):
             value, down, across = zeros(source), zeros(source), zeros(source)
@@ -305,9 +323,9 @@ def spread_tile(tile, count, grad, pitch, line, target):
     whole = pitch - tail
     for n in range(count):
         at, start = n * pitch, place[3 * n + 2]
-        if start < 0:
+        if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = _patch(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
         scale = scales[2 * n] * scales[2 * n + 1]
         for a in range(y0, y1):
             row = start + pixel[a] * line
@@ -330,9 +348,9 @@ def largest_of_tile(tile, count, source, pitch, width, best, chosen):
     pixel, _, place, _ = tile
     for n in range(count):
         start = place[3 * n + 2]
-        y0, y1, x0, x1 = _patch(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
         values, pixels = best[n * pitch :], chosen[n * pitch :]
-        if start < 0 or y0 == y1 or x0 == x1:
+        if start == ELSEWHERE or y0 == y1 or x0 == x1:
             for c in range(pitch):
                 values[c] = 0
                 pixels[c] = -1
