@@ -25,7 +25,7 @@ def widened(word: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(widened, inline="always")
+@overload(widened)
 def _widened(word):
     if word == types.uint16:
         return _of_half
@@ -37,10 +37,9 @@ def _widened(word):
 def _of_half(word):
     bits = np.uint32(word)
     shifted = np.uint32((bits & np.uint32(0x7FFF)) << np.uint32(13))
-    if bits & np.uint32(0x7C00) == np.uint32(0x7C00):  # infinite, or not a number
-        value = np.uint32(shifted | np.uint32(0x7F800000)).view(np.float32)
-    else:
-        value = shifted.view(np.float32) * np.float32(2.0**112)  # exact, of subnormals too
+    number = shifted.view(np.float32) * np.float32(2.0**112)  # exact, of subnormals too
+    other = np.uint32(shifted | np.uint32(0x7F800000)).view(np.float32)  # infinite, or NaN
+    value = number if shifted < np.uint32(0x0F800000) else other
     return -value if bits & np.uint32(0x8000) else value
 
 

@@ -65,7 +65,7 @@ def stage(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np
     images, place = _split(job, input), regions.images
     if images.strides[5] != images.itemsize or images.strides[4] != job.width * images.itemsize:
         images = images[place[part.images], part.classes, part.channels(job), part.groups]
-        source = _planes_of_round(job, part, regions, images)
+        source = _planes_of_round(job, part, regions, np.ascontiguousarray(images))
     else:
         source = reading(job, regions, input)
     starts, view, flat = source
@@ -124,6 +124,9 @@ def writing(
 def _split(job: Job, images: np.ndarray) -> np.ndarray:
     """(N, classes, channels of one, groups, H, W)."""
     groups = job.groups_y * job.groups_x
+    strides = images.strides
+    if any(stride % images.itemsize for stride in strides) or not images.flags.aligned:
+        images = np.ascontiguousarray(images)  # kernels count in elements
     return images.reshape(-1, job.classes, job.channels, groups, job.height, job.width)
 
 

@@ -23,7 +23,7 @@ from cudeform.cpu.regions.patches import (
 )
 from cudeform.cpu.regions.results import add_cells, read_gradients, result_at, write_results
 
-__all__ = ["measure", "pool", "slice_in_planes", "value_at"]
+__all__ = ["blend_bins", "measure", "measure_bins", "pool", "slice_in_planes", "value_at"]
 
 _STRIP = 64  # pixels
 
@@ -64,7 +64,7 @@ def pool(given, starts, view, source, output, argmax, first, last):
                 _choose(job, tile, planes, channels, values, pixels)
                 write_results(job, tile, job.bins_x, s, pixels, argmax, to)
             else:
-                _blend(job, tile, planes, channels, strip, parts, values)
+                blend_bins(job, tile, planes, channels, strip, parts, values)
             write_results(job, tile, job.bins_x, s, values, output, to)
 
 
@@ -87,7 +87,7 @@ def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, la
                     begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
                     locate_tile(work, (t, c, s), (begin, of_group), i, i + 1, tile)
                     read_gradients(work, (t, c, s), grad, i, job.bins_x, values)
-                    _measure(job, tile, planes, channels, strip, sums, values, found)
+                    measure_bins(job, tile, planes, channels, strip, sums, values, found)
                     targets = grad_offset, grad_mask
                     add_cells(job, regions, (t, c, i), job.bins_x, tile.scale, found, targets)
 
@@ -112,7 +112,7 @@ def _gather(planes, start, channels, y, pixel, span, strip, pitch, whole):
 
 
 @inner
-def _blend(job, tile, planes, channels, strip, parts, target):
+def blend_bins(job, tile, planes, channels, strip, parts, target):
     """As `blend_tile`, of a row of bins."""
     pixel, weight, place, scales = tile
     pitch, step = job.pitch, lanes(strip)
@@ -178,7 +178,7 @@ def _choose(job, tile, planes, channels, best, chosen):
 
 
 @inner
-def _measure(job, tile, planes, channels, strip, sums, grad, found):
+def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
     """As `measure_tile`, of a row of bins."""
     pixel, weight, place, scales = tile
     pitch, step = job.pitch, lanes(strip)
