@@ -65,10 +65,11 @@ def _sum_up(pixels, strides, share, source, output, result, sums):
     channels, plane, bins, row, column = strides
     sums[:] = 0
     for y in range(y0, y1):
-        for x in range(x0, x1):
-            at = start + y * row + x * column
+        at = start + y * row + x0 * column
+        for _ in range(x0, x1):
             for k in range(channels):
                 sums[k] += widened(source[np.uint64(at + k * plane)])
+            at += column
     for k in range(channels):
         output[result + k * bins] = share * sums[k]
 
@@ -98,23 +99,26 @@ def scatter(given, starts, view, target, grad, argmax, first, last):
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
         top, left = work.regions.origin[2 * place[0]], work.regions.origin[2 * place[0] + 1]
-        above = top * job.width
-        size = np.uint64(min(job.rows, job.height - top) * job.width)
+        above, narrow = top * job.width, job.columns < job.width
+        size = min(job.rows, job.height - top) * job.width
+        if narrow:  # planes of frames, where pixel (0, 0) would lie before them
+            start += top * view.row + left - above
         for t in range(begin, end):
             results = result_at(work, t, place[1], place[3])
             for k in range(channels):
-                plane = start + k * view.channel
+                plane = target[start + above + k * view.channel :]
                 gradients, pixels = grad[results + k * bins :], argmax[results + k * bins :]
                 for n in range(bins):
-                    pixel = np.int64(pixels[n])
-                    if np.uint64(pixel - above) >= size:  # none, -1, is far outside
+                    pixel = np.uint32(np.uint32(pixels[n]) - np.uint32(above))
+                    if pixel >= size:  # none, -1, is far outside
                         continue
-                    if job.columns < job.width:
-                        y, x = pixel // job.width, pixel % job.width
-                        if x < left or x >= left + job.columns:
+                    if narrow:
+                        y, x = pixel // job.width, pixel % job.width - left
+                        if x < 0 or x >= job.columns:
                             continue
-                        pixel = y * view.row + x
-                    target[np.uint64(plane + pixel)] += gradients[n]
+                        plane[y * view.row + x] += gradients[n]
+                    else:
+                        plane[pixel] += gradients[n]
 
 
 @kernel
@@ -186,6 +190,8 @@ def _pixels(job, regions, t, i, j, like):
     y0, y1 = covered(job, regions.numbers, (t, False, i))
     x0, x1 = covered(job, regions.numbers, (t, True, j))
     share = share_of(y1 - y0, x1 - x0, like)
-    rows, columns = spans_of(job, regions, t)
-    y0, y1 = max(y0, rows[0]), min(y1, rows[1])
-    return y0, y1, max(x0, columns[0]), min(x1, columns[1]), share
+    if job.rows < job.height or job.columns < job.width:
+        rows, columns = spans_of(job, regions, t)
+        y0, y1 = max(y0, rows[0]), min(y1, rows[1])
+        x0, x1 = max(x0, columns[0]), min(x1, columns[1])
+    return y0, y1, x0, x1, share

@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 from cudeform import threads
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.dtypes import rounded
-from cudeform.cpu.language.transpose import copy_plain, transpose
+from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.words import copy_widened, words
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import AFTER_ROUND, Job, Round, job_and_round
@@ -90,6 +90,11 @@ def _share(task: Callable[[int, int], None], job: Job, part: Round) -> None:
 def reading(job: Job, regions: Regions, input: np.ndarray) -> Planes:
     """The planes of an input of any strides, as they lie; of 16 bits as `words`."""
     images = words(_split(job, input))
+    if input.flags.c_contiguous:
+        area = job.height * job.width
+        group = job.groups_y * job.groups_x * area
+        view = View(job.channels * group, group, area, job.width, 1)
+        return regions.images * (job.classes * view.of_class), view, frozen(images, images)
     strides = [stride // images.itemsize for stride in images.strides]
     spans = [stride * (count - 1) for stride, count in zip(strides, images.shape, strict=True)]
     lowest = tuple(slice(-1, None) if span < 0 else slice(0, 1) for span in spans)
@@ -124,8 +129,8 @@ def writing(
 def _split(job: Job, images: np.ndarray) -> np.ndarray:
     """(N, classes, channels of one, groups, H, W)."""
     groups = job.groups_y * job.groups_x
-    strides = images.strides
-    if any(stride % images.itemsize for stride in strides) or not images.flags.aligned:
+    flags, size = images.flags, images.itemsize
+    if not flags.c_contiguous and (not flags.aligned or any(s % size for s in images.strides)):
         images = np.ascontiguousarray(images)  # kernels count in elements
     return images.reshape(-1, job.classes, job.channels, groups, job.height, job.width)
 
