@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, kernel
-from cudeform.cpu.language.words import widened
+from cudeform.cpu.language.halves import element
 from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.cpu.regions.blocking import Job, Round, unpacked
 from cudeform.cpu.regions.patches import bins_of, covered, share_of, spans_of
@@ -68,7 +68,7 @@ def _sum_up(pixels, strides, share, source, output, result, sums):
         at = start + y * row + x0 * column
         for _ in range(x0, x1):
             for k in range(channels):
-                sums[k] += widened(source[np.uint64(at + k * plane)])
+                sums[k] += element(source, at + k * plane)
             at += column
     for k in range(channels):
         output[result + k * bins] = share * sums[k]

@@ -13,8 +13,9 @@ from numpy.lib.stride_tricks import as_strided
 from cudeform import threads
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.halves import words
+from cudeform.cpu.language.rows import read_rows
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
-from cudeform.cpu.language.words import copy_widened, words
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import AFTER_ROUND, Job, Round, job_and_round
 from cudeform.cpu.regions.extents import Regions
@@ -231,8 +232,7 @@ def _widen(numbers, origin, starts, source, staged, first, last):
     start = np.int64(0)
     for task in range(first, last):
         to, at, pixels, channels = _chunk(job, part, view, origin, starts, task)
-        for k in range(channels):
-            copy_widened(source, at + k * view.channel, rows, k * _PIXELS, pixels)
+        read_rows(source, rows, (at, view.channel, 0, _PIXELS), (channels, pixels))
         rows[channels * _PIXELS :] = 0
         transpose(rows, start, _PIXELS, job.pitch, pixels, staged, to, job.pitch)
 

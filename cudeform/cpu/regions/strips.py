@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner, kernel
+from cudeform.cpu.language.halves import element
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
-from cudeform.cpu.language.words import widened
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import (
     ELSEWHERE,
@@ -96,7 +96,7 @@ def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, la
 def value_at(planes, at, y, x):
     """A pixel of the plane that begins at `at`."""
     _, view, source = planes
-    return widened(source[np.uint64(at + y * view.row + x * view.column)])
+    return element(source, at + y * view.row + x * view.column)
 
 
 @inlined
@@ -124,7 +124,6 @@ def blend_bins(job, tile, planes, channels, strip, parts, target):
         if start == ELSEWHERE:
             continue
         y0, y1, x0, x1 = patch_of(pixel, place, n)
-        scale = scales[2 * n] * scales[2 * n + 1]
         for c in range(0, whole, step):
             store(target, at + c, zero)
         for a in range(y0, y1 if whole else y0):
@@ -143,7 +142,7 @@ def blend_bins(job, tile, planes, channels, strip, parts, target):
             w = splat(strip, weight[2 * a])
             for c in range(0, whole, step):
                 store(target, at + c, fma(w, load(parts, c), load(target, at + c)))
-        s = splat(strip, scale)
+        s = splat(strip, scales[2 * n] * scales[2 * n + 1])
         for c in range(0, whole, step):
             store(target, at + c, fma(s, load(target, at + c), zero))
         for c in range(whole, min(channels, whole + tail)):
@@ -153,7 +152,7 @@ def blend_bins(job, tile, planes, channels, strip, parts, target):
                 for b in range(x0, x1):
                     subtotal += weight[2 * b] * value_at(planes, plane, pixel[a], pixel[b])
                 value += weight[2 * a] * subtotal
-            target[at + c] = scale * value
+            target[at + c] = scales[2 * n] * scales[2 * n + 1] * value
 
 
 @inner
