@@ -50,10 +50,9 @@ def locate_regions(plan: RoiPlan, boxes: np.ndarray) -> Regions:
     images, first = np.empty(plan.batch, np.int64), np.empty(plan.batch + 1, np.int64)
     flat = boxes.reshape(-1)
     flat.flags.writeable = False
-    used = _sort(flat, place, order, images, first)
-    rule = _RULES.index(plan.region)
     scales = plan.scale, plan.offset_scale
-    _locate(rule, plan.samples, plan.bins, scales, flat, order, numbers, counts)
+    rules = _RULES.index(plan.region), plan.samples, *plan.bins
+    used = _locate(rules, scales, flat, (place, order, images, first), numbers, counts)
     origin = np.zeros(2 * used, np.int64)
     return Regions(numbers, counts, place, order, images[:used], first[: used + 1], origin)
 
@@ -97,7 +96,7 @@ def reach_of_regions(
     return found[0], found[1]
 
 
-@kernel
+@inlined
 def _sort(boxes, place, order, images, first):
     """Put the boxes in the order of their images. Returns how many images have any."""
     found = np.zeros(len(images), np.int64)
@@ -119,8 +118,11 @@ def _sort(boxes, place, order, images, first):
 
 
 @kernel
-def _locate(rule, samples, bins, scales, boxes, order, numbers, counts):
-    """Fill `numbers` and `counts`."""
+def _locate(rules, scales, boxes, places, numbers, counts):
+    """Fill all arrays. Returns how many images have boxes."""
+    rule, samples, down_bins, across_bins = rules
+    place, order, images, first = places
+    used = _sort(boxes, place, order, images, first)
     real = numbers.dtype.type
     scale, reach = real(scales[0]), real(scales[1])
     for t in range(len(order)):
@@ -130,10 +132,11 @@ def _locate(rule, samples, bins, scales, boxes, order, numbers, counts):
         if not (np.isfinite(y + height) and np.isfinite(x + width)):
             y = x = real(np.nan)  # nothing is inside,
             height = width = real(0)  # and nothing moves it
-        down = _axis(samples, bins[0], (y, height, reach), numbers, t * NUMBERS)
-        across = _axis(samples, bins[1], (x, width, reach), numbers, t * NUMBERS + 4)
+        down = _axis(samples, down_bins, (y, height, reach), numbers, t * NUMBERS)
+        across = _axis(samples, across_bins, (x, width, reach), numbers, t * NUMBERS + 4)
         counts[2 * t], counts[2 * t + 1] = down, across
         numbers[t * NUMBERS + 8] = 1 / max(np.float64(down) * np.float64(across), 1.0)
+    return used
 
 
 @inlined

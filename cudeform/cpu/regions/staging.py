@@ -63,13 +63,13 @@ def _blocks(job: Job, part: Round) -> int:
 
 def stage(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np.ndarray) -> None:
     """Lay the images of a round out with the channels of each slice last."""
-    images, place = _split(job, input), regions.images
-    if images.strides[5] != images.itemsize or images.strides[4] != job.width * images.itemsize:
-        images = images[place[part.images], part.classes, part.channels(job), part.groups]
-        source = _planes_of_round(job, part, regions, np.ascontiguousarray(images))
+    row = job.width * input.itemsize
+    if input.flags.c_contiguous or input.strides[2:] == (row, input.itemsize):
+        starts, view, flat = reading(job, regions, input)
     else:
-        source = reading(job, regions, input)
-    starts, view, flat = source
+        place = regions.images[part.images], part.classes, part.channels(job), part.groups
+        images = np.ascontiguousarray(_split(job, input)[place])
+        starts, view, flat = _planes_of_round(job, part, regions, images)
     lay_out = _stage if flat.dtype == staged.dtype else _widen
     task = partial(lay_out, numbers_of(job, part, view), regions.origin, starts, flat, staged)
     _share(task, job, part)
@@ -84,18 +84,21 @@ def unstage(job: Job, regions: Regions, part: Round, staged: np.ndarray, planes:
 
 def _share(task: Callable[[int, int], None], job: Job, part: Round) -> None:
     """Share the pixels of the slices of a round out."""
+    threads.share(task, _count_chunks(job, part), room(job, part))
+
+
+@lru_cache(maxsize=256)
+def _count_chunks(job: Job, part: Round) -> int:
     lines, _, chunks = _lines(job)
-    threads.share(task, _blocks(job, part) * lines * chunks, room(job, part))
+    return _blocks(job, part) * lines * chunks
 
 
 def reading(job: Job, regions: Regions, input: np.ndarray) -> Planes:
     """The planes of an input of any strides, as they lie; of 16 bits as `words`."""
-    images = words(_split(job, input))
     if input.flags.c_contiguous:
-        area = job.height * job.width
-        group = job.groups_y * job.groups_x * area
-        view = View(job.channels * group, group, area, job.width, 1)
-        return regions.images * (job.classes * view.of_class), view, frozen(images, images)
+        view, image = _contiguous(job)
+        return regions.images * image, view, frozen(words(input), input)
+    images = words(_split(job, input))
     strides = [stride // images.itemsize for stride in images.strides]
     spans = [stride * (count - 1) for stride, count in zip(strides, images.shape, strict=True)]
     lowest = tuple(slice(-1, None) if span < 0 else slice(0, 1) for span in spans)
@@ -103,6 +106,14 @@ def reading(job: Job, regions: Regions, input: np.ndarray) -> Planes:
     flat = as_strided(images[lowest], (size,), (images.itemsize,), writeable=False)
     starts = regions.images * strides[0] - sum(span for span in spans if span < 0)
     return starts, View(*strides[1:]), flat
+
+
+@lru_cache(maxsize=256)
+def _contiguous(job: Job) -> tuple[View, int]:
+    """The strides of planes without gaps, and that of images."""
+    area = job.height * job.width
+    group = job.groups_y * job.groups_x * area
+    return View(job.channels * group, group, area, job.width, 1), job.classes * job.channels * group
 
 
 @contextmanager
@@ -113,11 +124,11 @@ def writing(
 
     Each pixel is in one frame at most.
     """
-    images = _split(job, output)
     if output.dtype == dtype:
-        strides = [stride // output.itemsize for stride in images.strides]
-        yield regions.images * strides[0], View(*strides[1:]), output.reshape(-1)
+        view, image = _contiguous(job)
+        yield regions.images * image, view, output.reshape(-1)
         return
+    images = _split(job, output)
     frames = np.zeros((*part.shape(job)[:4], job.rows, job.columns), dtype)
     yield _planes_of_round(job, part, regions, frames)
     for values, u in zip(frames, range(part.image_begin, part.image_end), strict=True):
