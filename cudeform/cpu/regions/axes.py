@@ -62,16 +62,17 @@ def locate_axis(samples, size, corners, pixel, weight, at):
 
 
 @inner
-def keep_within(span, entries, pixel, weight, at):
-    """Leave only the entries of pixels in a span. Returns how many there are."""
-    kept = 0
-    for k in range(at, at + entries):
-        if pixel[k] >= span[0] and pixel[k] < span[1]:
-            to = at + kept
-            pixel[to] = pixel[k]
-            weight[2 * to], weight[2 * to + 1] = weight[2 * k], weight[2 * k + 1]
-            kept += 1
-    return kept
+def keep_within(span, first, last, step, slot, pixel, weight):
+    """Leave only the entries of pixels in a span, in every so many axes of a tile."""
+    for axis in range(first, last, step):
+        head = axis * slot
+        to = head + 2
+        for k in range(to, to + pixel[head]):
+            if pixel[k] >= span[0] and pixel[k] < span[1]:
+                pixel[to] = pixel[k]
+                weight[2 * to], weight[2 * to + 1] = weight[2 * k], weight[2 * k + 1]
+                to += 1
+        pixel[head] = to - head - 2
 
 
 @inlined

@@ -23,6 +23,7 @@ __all__ = [
     "blend_tile",
     "covered",
     "element_of",
+    "frame_of",
     "largest_of_tile",
     "locate_region",
     "locate_tile",
@@ -76,12 +77,15 @@ def locate_region(job, regions, t, top, bottom, tile):
         return
     numbers, counts, pixel, weight = regions.numbers, regions.counts, tile.pixel, tile.weight
     still = weight.dtype.type(0)
-    rows, columns = spans_of(job, regions, t)
     for i in range(top, bottom):
-        _locate(job, numbers, counts, (t, False, i, still), rows, pixel, weight, i * job.slot)
+        _locate(job, numbers, counts, (t, False, i, still), pixel, weight, i * job.slot)
     for j in range(job.bins_x):
         at = (job.bins_y + j) * job.slot
-        _locate(job, numbers, counts, (t, True, j, still), columns, pixel, weight, at)
+        _locate(job, numbers, counts, (t, True, j, still), pixel, weight, at)
+    if _framed(job):
+        rows, columns = frame_of(job, regions, regions.place[t])
+        keep_within(rows, top, bottom, 1, job.slot, pixel, weight)
+        keep_within(columns, job.bins_y, job.bins_y + job.bins_x, 1, job.slot, pixel, weight)
 
 
 @inner
@@ -95,7 +99,6 @@ def locate_tile(work, where, starts, top, bottom, tile):
     pixel, weight, place, scale = tile
     t, c, s = where
     row = piece.rows[t]
-    rows, columns = spans_of(job, regions, t)
     for i in range(top, bottom):
         gy = i * job.groups_y // job.bins_y
         for j in range(job.bins_x):
@@ -105,9 +108,8 @@ def locate_tile(work, where, starts, top, bottom, tile):
                 y_at, x_at = 2 * n * job.slot, (2 * n + 1) * job.slot
                 x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
                 y = x + job.part_y * job.part_x
-                down, across = (t, False, i, offset[y]), (t, True, j, offset[x])
-                _locate(job, numbers, counts, down, rows, pixel, weight, y_at)
-                _locate(job, numbers, counts, across, columns, pixel, weight, x_at)
+                _locate(job, numbers, counts, (t, False, i, offset[y]), pixel, weight, y_at)
+                _locate(job, numbers, counts, (t, True, j, offset[x]), pixel, weight, x_at)
             g = gy * job.groups_x + j * job.groups_x // job.bins_x
             inside = g >= part.group_begin and g < part.group_end
             place[3 * n], place[3 * n + 1] = y_at, x_at
@@ -118,6 +120,11 @@ def locate_tile(work, where, starts, top, bottom, tile):
             scale[2 * n + 1] = 1
             if job.modulated:
                 scale[2 * n + 1] = mask[element_of(job, row, c, job.classes, i, j)]
+    if job.deformable and _framed(job):
+        rows, columns = frame_of(job, regions, regions.place[t])
+        axes = 2 * (bottom - top) * job.bins_x
+        keep_within(rows, 0, axes, 2, job.slot, pixel, weight)
+        keep_within(columns, 1, axes, 2, job.slot, pixel, weight)
 
 
 @inlined
@@ -128,15 +135,21 @@ def share_of(down, across, like):
 
 
 @inlined
-def spans_of(job, regions, t):
-    """The rows and the columns of the frame of a region, each from the first up to the last."""
-    top, left = regions.origin[2 * regions.place[t]], regions.origin[2 * regions.place[t] + 1]
+def _framed(job):
+    """Whether a frame is a part of an image."""
+    return job.rows < job.height or job.columns < job.width
+
+
+@inlined
+def frame_of(job, regions, u):
+    """The rows and the columns of a frame, each from the first up to the last."""
+    top, left = regions.origin[2 * u], regions.origin[2 * u + 1]
     return (top, top + job.rows), (left, left + job.columns)
 
 
 @inner
-def _locate(job, numbers, counts, bin, span, pixel, weight, at):
-    """Find what a bin reads along one axis, in the span of its frame.
+def _locate(job, numbers, counts, bin, pixel, weight, at):
+    """Find what a bin reads along one axis.
 
     `bin` is (region, whether along x, bin, how many units of offset it moves).
     """
@@ -146,12 +159,10 @@ def _locate(job, numbers, counts, bin, span, pixel, weight, at):
         for n in range(end - begin):
             pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
         pixel[at] = pixel[at + 1] = end - begin
-    else:
-        samples = samples_of(job, numbers, counts, bin)
-        size = job.width if along_x else job.height
-        pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
-    if job.rows < job.height or job.columns < job.width:
-        pixel[at] = keep_within(span, pixel[at], pixel, weight, at + 2)
+        return
+    samples = samples_of(job, numbers, counts, bin)
+    size = job.width if along_x else job.height
+    pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
 
 
 @inlined

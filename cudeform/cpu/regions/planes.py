@@ -13,7 +13,7 @@ from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.halves import element
 from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.cpu.regions.blocking import Job, Round, unpacked
-from cudeform.cpu.regions.patches import bins_of, covered, share_of, spans_of
+from cudeform.cpu.regions.patches import bins_of, covered, frame_of, share_of
 from cudeform.cpu.regions.results import result_at
 
 __all__ = ["average", "count_tasks", "scatter", "scatter_samples", "spread"]
@@ -48,11 +48,16 @@ def _visit(given, starts, view, tasks, use, planes, results, values):
     for task in range(tasks[0], tasks[1]):
         place, start, channels, begin, end = _planes(work, starts, view, task)
         top, bottom, left, right = _bins_of_group(job, place[2])
+        rows, columns = frame_of(job, regions, place[0])
         for t in range(begin, end):
             at = result_at(work, t, place[1], place[3])
             for i in range(top, bottom):
                 for j in range(left, right):
-                    y0, y1, x0, x1, share = _pixels(job, regions, t, i, j, values)
+                    y0, y1 = covered(job, regions.numbers, (t, False, i))
+                    x0, x1 = covered(job, regions.numbers, (t, True, j))
+                    share = share_of(y1 - y0, x1 - x0, values)
+                    y0, y1 = max(y0, rows[0]), min(y1, rows[1])
+                    x0, x1 = max(x0, columns[0]), min(x1, columns[1])
                     pixels = start, y0, y1, x0, x1
                     strides = channels, view.channel, bins, view.row, view.column
                     result = at + i * job.bins_x + j
@@ -65,11 +70,10 @@ def _sum_up(pixels, strides, share, source, output, result, sums):
     channels, plane, bins, row, column = strides
     sums[:] = 0
     for y in range(y0, y1):
-        at = start + y * row + x0 * column
-        for _ in range(x0, x1):
+        line = start + y * row
+        for at in range(line + x0, line + x1):
             for k in range(channels):
                 sums[k] += element(source, at + k * plane)
-            at += column
     for k in range(channels):
         output[result + k * bins] = share * sums[k]
 
@@ -77,12 +81,12 @@ def _sum_up(pixels, strides, share, source, output, result, sums):
 @inlined
 def _add_to(pixels, strides, share, target, grad, result, values):
     start, y0, y1, x0, x1 = pixels
-    channels, plane, bins, row, column = strides
+    channels, plane, bins, row, _ = strides
     for k in range(channels):
         values[k] = share * grad[result + k * bins]
     for y in range(y0, y1):
-        for x in range(x0, x1):
-            at = start + y * row + x * column
+        line = start + y * row
+        for at in range(line + x0, line + x1):
             for k in range(channels):
                 target[np.uint64(at + k * plane)] += values[k]
 
@@ -131,9 +135,9 @@ def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
     one = target.dtype.type(1)
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
+        rows, columns = frame_of(job, regions, place[0])
         for t in range(begin, end):
             results = result_at(work, t, place[1], place[3])
-            rows, columns = spans_of(job, regions, t)
             for k in range(channels):
                 plane = start + k * view.channel
                 for r in range(results + k * bins, results + (k + 1) * bins):
@@ -182,16 +186,3 @@ def _bins_of_group(job, g):
     top, bottom = bins_of(job.bins_y, job.groups_y, g // job.groups_x)
     left, right = bins_of(job.bins_x, job.groups_x, g % job.groups_x)
     return top, bottom, left, right
-
-
-@inlined
-def _pixels(job, regions, t, i, j, like):
-    """The rows and the columns of pixels of a bin in its frame, and one over how many it has."""
-    y0, y1 = covered(job, regions.numbers, (t, False, i))
-    x0, x1 = covered(job, regions.numbers, (t, True, j))
-    share = share_of(y1 - y0, x1 - x0, like)
-    if job.rows < job.height or job.columns < job.width:
-        rows, columns = spans_of(job, regions, t)
-        y0, y1 = max(y0, rows[0]), min(y1, rows[1])
-        x0, x1 = max(x0, columns[0]), min(x1, columns[1])
-    return y0, y1, x0, x1, share
