@@ -71,7 +71,8 @@ def _sum_up(pixels, strides, share, source, output, result, sums):
     sums[:] = 0
     for y in range(y0, y1):
         line = start + y * row
-        for at in range(line + x0, line + x1):
+        for x in range(x0, x1):
+            at = line + x * column
             for k in range(channels):
                 sums[k] += element(source, at + k * plane)
     for k in range(channels):
