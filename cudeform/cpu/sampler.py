@@ -38,7 +38,6 @@ __all__ = [
     "locate",
     "measure",
     "point_arrays",
-    "reach",
     "spread",
     "weights_of",
 ]
@@ -281,19 +280,6 @@ def blended_some(source, at, weights, c, count):
     value = fma(weights[1], load_some(source, at[1] + c, count), value)
     value = fma(weights[2], load_some(source, at[2] + c, count), value)
     return fma(weights[3], load_some(source, at[3] + c, count), value)
-
-
-@inlined
-def reach(grid, points, count):
-    """The first pixel that a tile's points read, and one that is beyond the last."""
-    pixel, state, _ = points
-    low, high = grid.height * grid.width, 0
-    for k in range(grid.taps):
-        own, states = pixel[2 * k * PLANE :], state[2 * k * PLANE :]
-        for p in range(count):
-            if states[p]:
-                low, high = min(low, own[p]), max(high, own[p] + grid.width + 2)
-    return low, high
 
 
 @inner

@@ -100,8 +100,7 @@ def convolve(
         packed = packed_columns(job, parts[0][1], slices, weight)
     source = given = frozen(input, input)
     if not gathered and too_large(plan, slices, output.itemsize):
-        geometry = [frozen(array, output) for array in (offset, mask)]
-        found = windows(plan, slices, job, parts[0][1], geometry)
+        found = windows(plan, slices, job, parts[0][1], frozen(offset, output))
         grid = grid_of(plan.points, plan.deformable, plan.modulated)
         parts = [(part, numbers_of(grid, job, part)) for part in found]
         staged = _staged(parts)
