@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 from cases import operator
+from poolings import PEAK, POOLINGS, many
 from processes import python
-from test_cpu_roi import POOLINGS, many
 
 from cudeform import threads
 from cudeform.cases import Case
@@ -79,23 +79,8 @@ def test_inputs_of_any_strides_give_the_bytes_of_contiguous_ones(monkeypatch, dt
 
 
 MEMORY = """
-import gc
-from pathlib import Path
 import numpy, cudeform
-
-def status(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith(field))
-
-def peak(call):
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    results = call()
-    results = results if isinstance(results, tuple) else (results,)
-    touched = sum(r.nbytes for r in results if r is not None and r.any())
-    return status("VmHWM") - before, touched
-
+{peak}
 dtype, side = "{dtype}", {side}
 grad = lambda *shape: numpy.ones(shape, dtype)
 ps = dict(output_size=2, spatial_scale=1.0, output_dim=1, group_size=2)
@@ -138,7 +123,7 @@ for name in ("roi_align_b", "deform_roi_pool_b"):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_memory_is_bounded_whatever_the_image(dtype):
     """In a process of its own: 64 megapixels of four channels; a small box and a huge one."""
-    said = python(MEMORY.format(dtype=dtype, side=8000))
+    said = python(MEMORY.format(peak=PEAK, dtype=dtype, side=8000))
     lines = [line.split() for line in said.splitlines()]
     assert len(lines) == 35, said
     for name, box, taken, results in lines:
