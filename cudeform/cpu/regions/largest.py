@@ -120,12 +120,19 @@ def _choose(job, regions, bin, source, given, sample, room):
 
 
 @inlined
-def _sample(job, at, staged, start, channels, values):
-    """The sample at (y, x), inside, of a slice."""
+def _corners(job, at, like):
+    """The rows and columns of the pixels around (y, x), and their weights."""
     y0, y1, ly = cell_along(at[0], job.height)
     x0, x1, lx = cell_along(at[1], job.width)
-    one = values.dtype.type(1)
-    w00, w01, w10, w11 = (one - ly) * (one - lx), (one - ly) * lx, ly * (one - lx), ly * lx
+    one = like.dtype.type(1)
+    weights = (one - ly) * (one - lx), (one - ly) * lx, ly * (one - lx), ly * lx
+    return (y0, y1, x0, x1), weights
+
+
+@inlined
+def _sample(job, at, staged, start, channels, values):
+    """The sample at (y, x), inside, of a slice."""
+    (y0, y1, x0, x1), (w00, w01, w10, w11) = _corners(job, at, values)
     v00 = staged[start + (y0 * job.width + x0) * job.pitch :]
     v01 = staged[start + (y0 * job.width + x1) * job.pitch :]
     v10 = staged[start + (y1 * job.width + x0) * job.pitch :]
@@ -137,10 +144,7 @@ def _sample(job, at, staged, start, channels, values):
 @inlined
 def _sample_of_planes(job, at, planes, start, channels, values):
     """The same of a slice whose planes begin at `start`."""
-    y0, y1, ly = cell_along(at[0], job.height)
-    x0, x1, lx = cell_along(at[1], job.width)
-    one = values.dtype.type(1)
-    w00, w01, w10, w11 = (one - ly) * (one - lx), (one - ly) * lx, ly * (one - lx), ly * lx
+    (y0, y1, x0, x1), (w00, w01, w10, w11) = _corners(job, at, values)
     for c in range(channels):
         plane = start + c * planes[1].channel
         upper = w00 * value_at(planes, plane, y0, x0) + w01 * value_at(planes, plane, y0, x1)
