@@ -27,7 +27,7 @@ class Call(NamedTuple):
 
     kind: Kind
     plan: Plan
-    arrays: dict[str, Any]  # C-contiguous; None for those that are not given
+    arrays: dict[str, Any]  # C-contiguous but for `STRIDED`; None for those that are not given
 
     def forward(self) -> tuple[Any, ...]:
         """All results that the plan names."""
@@ -86,7 +86,9 @@ def checked(op: str, given: Arrays, options: Arrays) -> Call:
     found = _plan(op, kind, given, options)
     if kind.backend == "cuda":
         _check_counts(op, found, "grad_output" in given)
-    return Call(kind, found, {name: arrays.contiguous(array) for name, array in given.items()})
+    strided = getattr(implementation(kind, found.family), "STRIDED", ())  # taken as they lie
+    taken = {n: a if n in strided else arrays.contiguous(a) for n, a in given.items()}
+    return Call(kind, found, taken)
 
 
 def _kind(op: str, roles: Arguments, given: Arrays) -> Kind:

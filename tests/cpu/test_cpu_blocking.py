@@ -13,7 +13,7 @@ import pytest
 from cases import DTYPES, batch_of, dtype_of, problem
 
 import cudeform
-from cudeform.cpu.conv import blocking, convolve, gradients, widening
+from cudeform.cpu.conv import blocking, convolve, gradients, widening, windows
 from cudeform.cpu.language import workspace
 
 CPU = backends.BACKENDS["cpu"]
@@ -103,6 +103,33 @@ def test_points_that_read_little_give_the_bytes_of_whole_images(
     assert seen[0] == seen[1]
 
 
+def large_images(rng, dtype):
+    """Calls whose tiles read few rows, and some that read rows anywhere."""
+    arrays = {
+        "input": rng.standard_normal((2, 20, 40, 44)).astype(dtype),
+        "offset": rng.standard_normal((2, 36, 40, 44)).astype(dtype),
+        "weight": rng.standard_normal((6, 10, 3, 3)).astype(dtype),
+    }
+    arrays["offset"][1, :, 20:23] *= 30
+    arrays["offset"][0, :2, 30, 7] = np.nan, np.inf
+    yield lambda: cudeform.deform_conv2d(**arrays, padding=1)
+    yield lambda: cudeform.conv2d(arrays["input"], arrays["weight"], padding=1)
+    narrow = rng.standard_normal((20, 1, 3, 3)).astype(dtype)
+    yield lambda: cudeform.deform_conv2d(**{**arrays, "weight": narrow}, padding=1)
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 10_000, 30_000])
+def test_windows_of_rows_give_the_bytes_of_whole_images(monkeypatch, rng, bytes_at_once):
+    calls, seen = list(large_images(rng, "float32")), []
+    monkeypatch.setattr(workspace, "SCRATCH_BYTES", bytes_at_once)
+    for chosen in (windows.too_large, lambda *_: False):
+        monkeypatch.setattr(convolve, "too_large", chosen)
+        convolve._prepared.cache_clear()
+        seen.append([call().tobytes() for call in calls])
+    convolve._prepared.cache_clear()
+    assert seen[0] == seen[1]
+
+
 _MEASURE = """
 import numpy as np
 import cudeform
@@ -136,3 +163,31 @@ def test_few_points_of_a_huge_image_take_little_memory(dtype):
         check=True,
     )
     assert float(done.stdout) < 64
+
+
+_MEASURE_DENSE = """
+import numpy as np
+import cudeform
+
+
+def peak():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+weight = np.ones((1, 8, 3, 3), "float32")
+for size in (40, 2500):  # the first one compiles
+    image = np.ones((1, 8, size, size), "float32")
+    offset = np.ones((1, 18, size, size), "float32")
+    before = peak()
+    output = cudeform.deform_conv2d(image, offset, weight, padding=1)
+print(peak() - before - output.nbytes / 2**20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_dense_points_of_a_large_image_take_little_memory():
+    """In a process of its own: 200 MB of an image, every pixel of which is read."""
+    command = [sys.executable, "-c", _MEASURE_DENSE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 40

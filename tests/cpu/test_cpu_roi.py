@@ -6,6 +6,7 @@ import backends
 import numpy as np
 import pytest
 from cases import DTYPES, Problem, operator, problem, problems
+from poolings import PEAK, POOLINGS, many
 from processes import python
 from tolerances import assert_close
 
@@ -14,32 +15,11 @@ from cudeform import threads
 from cudeform.cases import Case
 from cudeform.cpu.language import workspace
 from cudeform.cpu.regions import blocking
-from cudeform.registry import OPERATORS
 
 CPU = backends.BACKENDS["cpu"]
-POOLINGS = [row.name for row in OPERATORS if row.family == "regions"]
 every_case = pytest.mark.parametrize(
     ("name", "case"), [pair for pair in problems() if pair[0] in POOLINGS]
 )
-
-
-def many(name, count, n=3, size=(30, 40), seed=0):
-    """The last registry case of a pooling with more and other boxes on larger images."""
-    rng = np.random.default_rng(seed)
-    *_, case = operator(name).cases(rng)
-    center = rng.uniform((0, 0), size[::-1], (count, 2))
-    half = rng.uniform(0.01, 0.3, (count, 2)) * size[::-1]
-    corners = np.concatenate([center - half, center + half], 1)
-    corners /= case.options.get("spatial_scale", 1.0)
-    boxes = np.concatenate([rng.integers(0, n, (count, 1)), corners], 1)
-    arrays = {
-        "input": rng.standard_normal((n, case.arrays["input"].shape[1], *size)),
-        "boxes": boxes,
-    }
-    for name in ("offset", "mask"):
-        if name in case.arrays:
-            arrays[name] = rng.standard_normal((count, *case.arrays[name].shape[1:]))
-    return Case("many", arrays, case.options)
 
 
 def assert_right(asked):
@@ -215,24 +195,9 @@ def test_averages_of_more_channels_than_are_worked_on_at_a_time(dtype):
     assert_right(Problem(operator("ps_roi_pool"), Case("many", arrays, options), dtype))
 
 
-MEMORY = """
-import gc
-from pathlib import Path
+MEMORY = f"""
 import numpy, cudeform
-from cudeform.registry import OPERATORS
-
-def status(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith(field))
-
-def peak(call):
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    results = call()
-    results = results if isinstance(results, tuple) else (results,)
-    return status("VmHWM") - before - sum(r.nbytes for r in results if r is not None)
-
+{PEAK}
 rng = numpy.random.default_rng(0)
 def arrays(n, count, dtype):
     boxes = rng.uniform(0, 100, (count, 5)).astype("float32")
@@ -247,7 +212,7 @@ for dtype in ("float32", "float16"):
         forward = peak(lambda: cudeform.roi_align(image, boxes, 7))
         backward = peak(lambda: cudeform.roi_align_backward(grad, image, boxes, 7))
         if n > 1:
-            print("peak", forward, backward)
+            print("peak", forward[0] - forward[1], backward[0] - backward[1])
 """
 
 

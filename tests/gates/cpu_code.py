@@ -113,7 +113,7 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     """The functions with vectors in their loops, and arguments of the types that they get."""
     from cudeform.cpu import located, sampler, taps
     from cudeform.cpu.language import halves, matmul, rows, transpose
-    from cudeform.cpu.regions import patches
+    from cudeform.cpu.regions import blocking, patches, staging, strips
 
     flat = np.zeros(0, dtype)
     given = transpose.frozen(flat, flat)
@@ -149,6 +149,10 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield patches.blend_tile, (tile, 0, flat, 0, 0, flat)
     yield patches.measure_tile, (tile, 0, flat, 0, 0, flat, flat)
     yield patches.spread_tile, (tile, 0, flat, 0, 0, flat)
+    job = blocking.Job(*[0] * len(blocking.Job._fields))
+    planes = whole, staging.View(*[0] * len(staging.View._fields)), given
+    yield strips.blend_bins, (job, tile, planes, 0, flat, flat, flat)
+    yield strips.measure_bins, (job, tile, planes, 0, flat, flat, flat, flat)
 
 
 def geometry(dtype: Any) -> Iterator[tuple[Any, tuple]]:

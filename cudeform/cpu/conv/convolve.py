@@ -22,6 +22,7 @@ from cudeform.cpu.conv.blocking import (
 from cudeform.cpu.conv.corners import gather, renumber
 from cudeform.cpu.conv.narrow import bias_rows, sum_rows, weight_rows
 from cudeform.cpu.conv.parts import Part, parts_of, reads_little
+from cudeform.cpu.conv.windows import too_large, windows
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.memory import remembered
@@ -98,6 +99,11 @@ def convolve(
     elif dense:
         packed = packed_columns(job, parts[0][1], slices, weight)
     source = given = frozen(input, input)
+    if not gathered and too_large(plan, slices, output.itemsize):
+        found = windows(plan, slices, job, parts[0][1], frozen(offset, output))
+        grid = grid_of(plan.points, plan.deformable, plan.modulated)
+        parts = [(part, numbers_of(grid, job, part)) for part in found]
+        staged = _staged(parts)
     if staged:
         scratch = np.empty(staged, output.dtype)
         source = frozen(scratch, output)
@@ -108,7 +114,7 @@ def convolve(
         if part.gathered:
             gather(numbers, given, arrays[0], arrays[1], scratch, part.images * tiles)
         elif staged:
-            pieces = part.images * -(-plan.points.height * plan.points.width // _STAGED_PIXELS)
+            pieces = part.images * -(-part.rows * plan.points.width // _STAGED_PIXELS)
             task = partial(_stage, numbers, given, scratch)
             threads.share(task, pieces, part.images * part.image_size)
         task = partial(kernel_of_tiles, numbers, slices, memory)
@@ -130,9 +136,14 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, gathered: bool) -> _Pr
     parts = parts_of(plan, slices, job.tile, itemsize, gathered)
     parts = [(part, numbers_of(grid, job, part)) for part in parts]
     in_place = points.channels_last and not gathered
-    staged = 0 if in_place else max(p.images * p.image_size for p, _ in parts)
+    staged = 0 if in_place else _staged(parts)
     size = points.batch * points.pixels * points.taps * points.channels
     return _Prepared(slices, job, parts, staged, size * (job.out_channels if dense else 4))
+
+
+def _staged(parts: list[tuple[Part, np.ndarray]]) -> int:
+    """Elements that the largest part lays out."""
+    return max(part.images * part.image_size for part, _ in parts)
 
 
 _read_part = record(Part)
@@ -144,13 +155,15 @@ def _stage(numbers, source, staged, first, last):
     grid, job = grid_and_job(numbers)
     part = _read_part(numbers, PART)
     channels, area = job.groups * job.in_channels, grid.height * grid.width
-    pieces = (area + _STAGED_PIXELS - 1) // _STAGED_PIXELS
+    laid_out = part.rows * grid.width
+    pieces = (laid_out + _STAGED_PIXELS - 1) // _STAGED_PIXELS
     for piece in range(first, last):
         image = piece // pieces
         pixel = (piece - image * pieces) * _STAGED_PIXELS
-        start = ((part.first_image + image) * channels + part.first_channel) * area + pixel
+        start = ((part.first_image + image) * channels + part.first_channel) * area
+        start += part.first_row * grid.width + pixel
         at = image * part.image_size + pixel * part.pitch
-        count = min(_STAGED_PIXELS, area - pixel)
+        count = min(_STAGED_PIXELS, laid_out - pixel)
         transpose(source, start, area, part.pitch, count, staged, at, part.pitch)
 
 
@@ -249,7 +262,7 @@ def _image_of(work, place, s):
     if part.gathered:
         first -= slices.offset_group[s] * part.pitch
         line = 2 * part.pitch
-    start = (place[0] - part.first_image) * part.image_size + first
+    start = (place[0] - part.first_image) * part.image_size + first - part.first_row * line
     return Image(start, part.pitch, line, slices.first[s + 1] - slices.first[s])
 
 

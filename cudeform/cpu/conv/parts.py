@@ -28,6 +28,8 @@ class Part(NamedTuple):
     first_pixel: int  # of the output
     last_pixel: int
     gathered: int  # 1: the source is no image, but the corners of points from `corners.gather`
+    first_row: int  # of the images that is in the source
+    rows: int
 
 
 def reads_little(points: Points) -> bool:
@@ -48,7 +50,7 @@ def _of_images(plan: ConvPlan, slices: Slices, itemsize: int) -> Iterator[Part]:
     """All images with their channels last; or copies of a few at a time."""
     points = plan.points
     area, count = points.height * points.width, len(slices.weight_group)
-    whole = 0, points.pixels, 0
+    whole = 0, points.pixels, 0, 0, points.height
     if points.channels_last:
         yield Part(0, points.batch, area * points.channels, points.channels, 0, 0, count, *whole)
         return
@@ -75,4 +77,4 @@ def _of_corners(plan: ConvPlan, slices: Slices, tile: int, itemsize: int) -> Ite
         for first in range(0, points.pixels, pixels):
             last = min(first + pixels, points.pixels)
             size = (last - first) * of_pixel
-            yield Part(image, here, size, points.group_channels, 0, 0, count, first, last, 1)
+            yield Part(image, here, size, points.group_channels, 0, 0, count, first, last, 1, 0, 0)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
-from numba import njit
+from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
-from numba.np.unsafe.ndarray import to_fixed_tuple
+from numba.extending import intrinsic
 
 from cudeform.cpu.language import disk
 
@@ -54,11 +54,18 @@ def record(kind: type) -> Callable[..., Any]:
 
     From Python a kernel takes an array in the time of one or two integers.
     """
-    size = len(kind._fields)
+    result = types.NamedUniTuple(types.int64, len(kind._fields), kind)
 
-    @inlined
-    def read(numbers, at):
-        return kind(*to_fixed_tuple(numbers[at : at + size], size))
+    @intrinsic
+    def read(typingctx, numbers, at):
+        def codegen(context, builder, signature, args):
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            first = builder.gep(data, [args[1]])
+            places = (context.get_constant(types.intp, i) for i in range(result.count))
+            fields = [builder.load(builder.gep(first, [place])) for place in places]
+            return context.make_tuple(builder, result, fields)
+
+        return result(numbers, types.intp), codegen
 
     return read
 

@@ -2,4 +2,6 @@
 
 from cudeform.cpu.regions.pool import backward, forward
 
-__all__ = ["backward", "forward"]
+__all__ = ["STRIDED", "backward", "forward"]
+
+STRIDED = ("input",)  # need not be contiguous

@@ -6,7 +6,7 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
 
-__all__ = ["cell_along", "locate_axis", "reachable", "reads_along"]
+__all__ = ["cell_along", "keep_within", "locate_axis", "reachable", "reads_along"]
 
 
 @inner
@@ -59,6 +59,20 @@ def locate_axis(samples, size, corners, pixel, weight, at):
             weight[2 * k] += fraction
             weight[2 * k + 1] += along
     return entries + _add_idle(idle, spare, entries, pixel, weight, at), inside
+
+
+@inner
+def keep_within(span, first, last, step, slot, pixel, weight):
+    """Leave only the entries of pixels in a span, in every so many axes of a tile."""
+    for axis in range(first, last, step):
+        head = axis * slot
+        to = head + 2
+        for k in range(to, to + pixel[head]):
+            if pixel[k] >= span[0] and pixel[k] < span[1]:
+                pixel[to] = pixel[k]
+                weight[2 * to], weight[2 * to + 1] = weight[2 * k], weight[2 * k + 1]
+                to += 1
+        pixel[head] = to - head - 2
 
 
 @inlined

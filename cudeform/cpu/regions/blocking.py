@@ -21,7 +21,7 @@ from cudeform.cpu.language.compiler import inlined, record
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
-from cudeform.cpu.regions.extents import Regions
+from cudeform.cpu.regions.extents import Regions, count_pixels
 from cudeform.plans.regions import RoiPlan
 
 __all__ = [
@@ -34,8 +34,10 @@ __all__ = [
     "effort",
     "job_and_round",
     "job_of",
+    "one_round",
     "packed",
     "pieces",
+    "reads_planes",
     "rounds",
     "unpacked",
 ]
@@ -48,6 +50,9 @@ _ENOUGH_TASKS = 8
 _PLANES = 12  # channels of a slice whose planes are used as they lie, for the cache
 _PIXELS = 8  # that a bin reads, about
 _TILE = 128  # bins, or one row of them
+_TILE_SLOTS = 2**17  # numbers for what the bins of a tile read, if it has more than one row
+_GATHERED = 4  # times what a pixel that is laid out takes, one that is read where it lies takes
+_WORTH_COUNTING = 2**20  # elements to lay out
 
 
 class Job(NamedTuple):
@@ -55,6 +60,8 @@ class Job(NamedTuple):
 
     height: int
     width: int
+    rows: int  # of a frame: how much of an image is laid out
+    columns: int
     bins_y: int
     bins_x: int
     groups_y: int
@@ -77,7 +84,7 @@ class Job(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What is worked on at a time: ranges of images with boxes, classes, groups, slices."""
+    """What is worked on at a time: ranges of frames, classes, groups, slices."""
 
     image_begin: int
     image_end: int
@@ -106,9 +113,9 @@ class Round(NamedTuple):
         return slice(self.slice_begin * job.slice_channels, last)
 
     def shape(self, job: Job) -> tuple[int, ...]:
-        """Images, classes, channels of one, groups and pixels: how the input lies in memory."""
+        """Frames, classes, channels of one, groups and pixels of a frame."""
         spans = (self.images, self.classes, self.channels(job), self.groups)
-        return (*(span.stop - span.start for span in spans), job.height * job.width)
+        return (*(span.stop - span.start for span in spans), job.rows * job.columns)
 
 
 class Piece(NamedTuple):
@@ -187,13 +194,22 @@ def effort(plan: RoiPlan) -> int:
 
 
 @lru_cache(maxsize=256)
-def job_of(plan: RoiPlan, itemsize: int, tasks: int, planes: bool = False) -> Job:
+def job_of(
+    plan: RoiPlan,
+    itemsize: int,
+    tasks: int,
+    planes: bool = False,
+    frame: tuple[int, int] | None = None,
+) -> Job:
     """How to cut a pooling up; with `planes` into slices that are not laid out.
+
+    A frame has so many rows and columns; None is a whole image.
 
     `tasks` is how many there would be if a slice had all channels of a class in a group.
     """
     channels = plan.out_channels // plan.classes
-    most = workspace.SCRATCH_BYTES // (plan.height * plan.width * itemsize)
+    rows, columns = frame or (plan.height, plan.width)
+    most = workspace.SCRATCH_BYTES // (rows * columns * itemsize)
     widest = max(min(_WIDEST, most // _LANES * _LANES), _LANES)
     while widest > _NARROW and tasks * -(-channels // widest) < _ENOUGH_TASKS:
         widest = max(widest // 2 // _LANES * _LANES, _NARROW)
@@ -203,9 +219,14 @@ def job_of(plan: RoiPlan, itemsize: int, tasks: int, planes: bool = False) -> Jo
     elif channels >= _PADDED:
         pitch = -(-channels // -(-channels // widest))  # slices about equal
         pitch = -(-pitch // _LANES) * _LANES
+    slot = 2 * max(plan.height, plan.width) + 2
+    high = min(_TILE, _TILE_SLOTS // slot) // plan.bins[1]
+    high = min(max(high, 1), plan.bins[0])
     return Job(
         plan.height,
         plan.width,
+        rows,
+        columns,
         *plan.bins,
         *plan.groups,
         plan.classes,
@@ -220,9 +241,28 @@ def job_of(plan: RoiPlan, itemsize: int, tasks: int, planes: bool = False) -> Jo
         plan.unread,
         min(pitch, channels),
         pitch,
-        min(max(_TILE // plan.bins[1], 1), plan.bins[0]) * plan.bins[1],
-        2 * max(plan.height, plan.width) + 2,
+        high * plan.bins[1],
+        slot,
     )
+
+
+def reads_planes(plan: RoiPlan, job: Job, regions: Regions, itemsize: int) -> bool:
+    """Whether planes are read as they lie, because little of them is read, or a slice of an image
+    is too large to be laid out.
+    """
+    area = job.height * job.width
+    if area * job.pitch * itemsize > workspace.SCRATCH_BYTES:
+        return True
+    pixels = len(regions.images) * area
+    if pixels * plan.channels < _WORTH_COUNTING:
+        return False
+    return _GATHERED * count_pixels(plan, regions) < pixels
+
+
+def one_round(job: Job, frames: int) -> Round:
+    """All at once."""
+    slices = -(-job.channels // job.slice_channels)
+    return Round(0, frames, 0, job.classes, 0, job.groups_y * job.groups_x, 0, slices)
 
 
 @remembered
@@ -230,7 +270,7 @@ def rounds(job: Job, images: int, itemsize: int) -> list[Round]:
     """Rounds whose slices take at most `SCRATCH_BYTES`, but one slice at least."""
     counts = [images, job.classes, job.groups_y * job.groups_x]
     counts.append(-(-job.channels // job.slice_channels))
-    most = workspace.SCRATCH_BYTES // (job.height * job.width * job.pitch * itemsize)
+    most = workspace.SCRATCH_BYTES // (job.rows * job.columns * job.pitch * itemsize)
     steps = []
     for count in reversed(counts):  # all of what is inside before more than one of what is outside
         step = max(min(most, count), 1)

@@ -1,4 +1,4 @@
-"""Where the regions of a pooling lie: all that is known of one before its offsets are."""
+"""Where the regions of a pooling lie."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["NUMBERS", "Regions", "locate_regions"]
+__all__ = [
+    "NUMBERS",
+    "Regions",
+    "count_pixels",
+    "locate_regions",
+    "reach_of_argmax",
+    "reach_of_regions",
+]
 
 NUMBERS = 9  # of a region in `Regions.numbers`
 _COUNTABLE = 2.0**40  # samples
@@ -18,16 +26,20 @@ _CORNER, _CENTER, _PIXEL, _HALF_OPEN, _MSRA, _MSRA_CENTER = range(len(_RULES))
 
 
 class Regions(NamedTuple):
-    """The regions of a call in the order of their images, for kernels."""
+    """The regions of a call in the order of their frames, for kernels.
+
+    A frame is an image that has boxes, or a part of one.
+    """
 
     # (R, 9) flat: start, size, spacing of samples and pixels per unit of offset along y, the same
     # along x, one over the number of samples
     numbers: np.ndarray
     counts: np.ndarray  # (R, 2) flat: samples of a bin along y and x
-    place: np.ndarray  # (R,): which of `images`
+    place: np.ndarray  # (R,): which frame
     order: np.ndarray  # (R,): which of the boxes
-    images: np.ndarray  # (U,): those that have boxes
+    images: np.ndarray  # (U,): that of each frame
     first: np.ndarray  # (U + 1,): the first region of each
+    origin: np.ndarray  # (U, 2) flat: the first row and column of each
 
 
 def locate_regions(plan: RoiPlan, boxes: np.ndarray) -> Regions:
@@ -38,14 +50,53 @@ def locate_regions(plan: RoiPlan, boxes: np.ndarray) -> Regions:
     images, first = np.empty(plan.batch, np.int64), np.empty(plan.batch + 1, np.int64)
     flat = boxes.reshape(-1)
     flat.flags.writeable = False
-    used = _sort(flat, place, order, images, first)
-    rule = _RULES.index(plan.region)
     scales = plan.scale, plan.offset_scale
-    _locate(rule, plan.samples, plan.bins, scales, flat, order, numbers, counts)
-    return Regions(numbers, counts, place, order, images[:used], first[: used + 1])
+    rules = _RULES.index(plan.region), plan.samples, *plan.bins
+    used = _locate(rules, scales, flat, (place, order, images, first), numbers, counts)
+    origin = np.zeros(2 * used, np.int64)
+    return Regions(numbers, counts, place, order, images[:used], first[: used + 1], origin)
 
 
-@kernel
+def count_pixels(plan: RoiPlan, regions: Regions) -> float:
+    """Pixels of a channel that the bins of all regions read, at most, if they do not move."""
+    numbers, counts = regions.numbers.reshape(-1, NUMBERS), regions.counts.reshape(-1, 2)
+    result = np.ones(plan.regions)
+    axes = zip((0, 4), plan.bins, (plan.height, plan.width), strict=True)
+    with np.errstate(over="ignore"):
+        for axis, (k, bins, size) in enumerate(axes):
+            covered = np.ceil(np.abs(numbers[:, k + 1]) / bins) + 2
+            read = covered if plan.reads == "pixels" else np.minimum(covered, 2 * counts[:, axis])
+            result *= bins * np.minimum(read, size)
+    return float(result.sum())
+
+
+def reach_of_regions(
+    plan: RoiPlan, regions: Regions, offset: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns of the image that regions can reach, each (R, 2): first and last + 1."""
+    numbers = regions.numbers.reshape(-1, NUMBERS)
+    eps = float(np.finfo(numbers.dtype).eps)
+    found = []
+    for axis, (k, size) in enumerate(zip((0, 4), (plan.height, plan.width), strict=True)):
+        start, extent, reach = (numbers[:, k + n].astype(np.float64) for n in (0, 1, 3))
+        low, high = np.minimum(extent, 0), np.maximum(extent, 0)
+        if plan.deformable and offset is not None:
+            along = offset.reshape(plan.regions, plan.classes, 2, -1)[:, :, 1 - axis]
+            moved = [
+                reach * end.reduce(along, (1, 2))[regions.order].astype(np.float64)
+                for end in (np.fmin, np.fmax)
+            ]
+            low, high = low + np.fmin(*moved), high + np.fmax(*moved)
+        slack = 3 + 8 * eps * (np.abs(start) + np.abs(low) + np.abs(high))
+        # NaN, where nothing is read or where an infinite offset meets nothing to move by
+        first = np.nan_to_num(np.floor(start + low - slack), nan=0.0)
+        last = np.nan_to_num(np.ceil(start + high + slack), nan=1.0)
+        ends = np.clip(first, 0, size - 1), np.clip(last, 1, size)
+        found.append(np.stack(ends, 1).astype(np.int64))
+    return found[0], found[1]
+
+
+@inlined
 def _sort(boxes, place, order, images, first):
     """Put the boxes in the order of their images. Returns how many images have any."""
     found = np.zeros(len(images), np.int64)
@@ -67,8 +118,11 @@ def _sort(boxes, place, order, images, first):
 
 
 @kernel
-def _locate(rule, samples, bins, scales, boxes, order, numbers, counts):
-    """Fill `numbers` and `counts`."""
+def _locate(rules, scales, boxes, places, numbers, counts):
+    """Fill all arrays. Returns how many images have boxes."""
+    rule, samples, down_bins, across_bins = rules
+    place, order, images, first = places
+    used = _sort(boxes, place, order, images, first)
     real = numbers.dtype.type
     scale, reach = real(scales[0]), real(scales[1])
     for t in range(len(order)):
@@ -78,10 +132,11 @@ def _locate(rule, samples, bins, scales, boxes, order, numbers, counts):
         if not (np.isfinite(y + height) and np.isfinite(x + width)):
             y = x = real(np.nan)  # nothing is inside,
             height = width = real(0)  # and nothing moves it
-        down = _axis(samples, bins[0], (y, height, reach), numbers, t * NUMBERS)
-        across = _axis(samples, bins[1], (x, width, reach), numbers, t * NUMBERS + 4)
+        down = _axis(samples, down_bins, (y, height, reach), numbers, t * NUMBERS)
+        across = _axis(samples, across_bins, (x, width, reach), numbers, t * NUMBERS + 4)
         counts[2 * t], counts[2 * t + 1] = down, across
         numbers[t * NUMBERS + 8] = 1 / max(np.float64(down) * np.float64(across), 1.0)
+    return used
 
 
 @inlined
@@ -127,3 +182,42 @@ def _rounded(value, like):
     whole = np.trunc(value)
     away = like.dtype.type(1) if abs(value - whole) >= like.dtype.type(0.5) else like.dtype.type(0)
     return whole + np.copysign(away, value)
+
+
+def reach_of_argmax(
+    plan: RoiPlan, regions: Regions, argmax: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of regions whose largest pixels or samples are known; they may be anywhere."""
+    rows, columns = np.empty((2, plan.regions, 2), np.int64)
+    find = _reach_of_pixels if len(argmax) == 1 else _reach_of_samples
+    flat = [array.reshape(plan.regions, -1) for array in argmax]
+    find(plan.height, plan.width, regions.order, *flat, rows, columns)
+    return rows, columns
+
+
+@kernel
+def _reach_of_pixels(height, width, order, argmax, rows, columns):
+    for t in range(len(order)):
+        top, bottom, left, right = height - 1, 1, width - 1, 1
+        for pixel in argmax[order[t]]:
+            if pixel >= 0 and pixel < height * width:
+                y, x = pixel // width, pixel % width
+                top, bottom = min(top, y), max(bottom, y + 1)
+                left, right = min(left, x), max(right, x + 1)
+        rows[t, 0], rows[t, 1] = min(top, bottom - 1), bottom
+        columns[t, 0], columns[t, 1] = min(left, right - 1), right
+
+
+@kernel
+def _reach_of_samples(height, width, order, ys, xs, rows, columns):
+    for t in range(len(order)):
+        top, bottom, left, right = height - 1, 1, width - 1, 1
+        for n in range(ys.shape[1]):
+            y, x = ys[order[t], n], xs[order[t], n]
+            if reads_along(y, height) and reads_along(x, width):
+                y0, y1, _ = cell_along(y, height)
+                x0, x1, _ = cell_along(x, width)
+                top, bottom = min(top, y0), max(bottom, y1 + 1)
+                left, right = min(left, x0), max(right, x1 + 1)
+        rows[t, 0], rows[t, 1] = min(top, bottom - 1), bottom
+        columns[t, 0], columns[t, 1] = min(left, right - 1), right

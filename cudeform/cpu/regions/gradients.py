@@ -14,10 +14,10 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.compiler import inlined, inner, kernel
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.dtypes import rounded
-from cudeform.cpu.language.transpose import frozen, transpose
-from cudeform.cpu.regions import planes
+from cudeform.cpu.language.transpose import frozen
+from cudeform.cpu.regions import planes, strips
 from cudeform.cpu.regions.blocking import (
     Job,
     Round,
@@ -25,22 +25,25 @@ from cudeform.cpu.regions.blocking import (
     averages_planes,
     effort,
     job_of,
+    one_round,
     packed,
     pieces,
+    reads_planes,
     rounds,
     unpacked,
 )
-from cudeform.cpu.regions.extents import NUMBERS, Regions, locate_regions
+from cudeform.cpu.regions.extents import Regions, locate_regions, reach_of_argmax, reach_of_regions
+from cudeform.cpu.regions.frames import framed
 from cudeform.cpu.regions.patches import (
     bins_of,
-    element_of,
     locate_region,
     locate_tile,
     measure_tile,
     spread_tile,
     tile_of,
 )
-from cudeform.cpu.regions.staging import result_at, room, stage, unstage, writing
+from cudeform.cpu.regions.results import add_cells, read_gradients
+from cudeform.cpu.regions.staging import reading, room, slice_of, stage, unstage, writing
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "group_rows"]
@@ -84,9 +87,8 @@ def backward(
 
 def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray) -> None:
     wide = sum_dtype(grad_input.dtype)
-    images = len(regions.images)
-    job = job_of(plan, wide.itemsize, images * plan.classes * plan.groups[0])
-    parts = rounds(job, images, wide.itemsize)
+    regions, job = _framed(plan, regions, given, wide.itemsize, plan.classes * plan.groups[0])
+    parts = rounds(job, len(regions.images), wide.itemsize)
     target = np.zeros(max(room(job, part) for part in parts), wide)
     for number, part in enumerate(parts):
         if number:
@@ -95,25 +97,50 @@ def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: n
             task = partial(_spread, packed(work), target, frozen(grad, target))
             threads.share(task, _tasks(job, part), effort(plan))
         with writing(job, regions, part, grad_input, wide) as written:
-            unstage(job, part, target, *written)
+            unstage(job, regions, part, target, written)
+
+
+def _framed(
+    plan: RoiPlan, regions: Regions, given: tuple, itemsize: int, tasks: int, planes: bool = False
+) -> tuple[Regions, Job]:
+    """The regions of whole images, or of their parts, and how the summing up is cut into slices.
+
+    There would be so many `tasks` in an image if a slice had all channels of a class in a group.
+    """
+    job = job_of(plan, itemsize, len(regions.images) * tasks, planes)
+    if not reads_planes(plan, job, regions, itemsize):
+        return regions, job
+    offset, _, _, argmax = given
+    reach = (
+        reach_of_argmax(plan, regions, argmax)
+        if argmax
+        else reach_of_regions(plan, regions, offset)
+    )
+    regions, frame = framed(plan, regions, reach, itemsize)
+    return regions, job_of(plan, itemsize, len(regions.images) * tasks, planes, frame)
 
 
 def _gradient_of_planes(
     plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray
 ) -> None:
     wide = sum_dtype(grad_input.dtype)
-    job = job_of(plan, wide.itemsize, 1, planes=True)
-    for part in rounds(job, len(regions.images), wide.itemsize):
+    if grad_input.dtype == wide:
+        job = job_of(plan, wide.itemsize, 1, planes=True)
+        parts = [one_round(job, len(regions.images))]
+    else:
+        regions, job = _framed(plan, regions, given, wide.itemsize, 1, planes=True)
+        parts = rounds(job, len(regions.images), wide.itemsize)
+    for part in parts:
         with writing(job, regions, part, grad_input, wide) as written:
             for work, grad, argmax in _works(job, regions, part, given):
-                arrays = packed(work), *written, frozen(grad, written[-1])
+                arrays = packed(work), *written, frozen(grad, written[2])
                 arrays += tuple(frozen(np.ascontiguousarray(array), array) for array in argmax)
                 task = partial(_PLANES[len(argmax)], *arrays)
                 threads.share(task, planes.count_tasks(job, part), effort(plan))
 
 
 def _tasks(job: Job, part: Round) -> int:
-    """Slices of images and rows of groups."""
+    """Slices of frames and rows of groups."""
     images, classes, *_ = part.shape(job)
     begin, end = group_rows(job, part)
     return images * classes * (end - begin) * (part.slice_end - part.slice_begin)
@@ -128,13 +155,22 @@ def _cell_gradients(
 ) -> None:
     wide = sum_dtype(input.dtype)
     job = job_of(plan, wide.itemsize, plan.channels)  # a task goes through all slices
-    parts = rounds(job, len(regions.images), wide.itemsize)
-    staged = np.empty(max(room(job, part) for part in parts), wide)
     flat = [sums[name].reshape(-1) for name in ("offset", "mask")]
+    as_planes = reads_planes(plan, job, regions, wide.itemsize)
+    parts = rounds(job, len(regions.images), wide.itemsize)
+    if as_planes:
+        parts = [one_round(job, len(regions.images))]
+        source = reading(job, regions, input)
+    else:
+        staged = np.empty(max(room(job, part) for part in parts), wide)
     for part in parts:
-        stage(job, regions, part, input, staged)
+        if not as_planes:
+            stage(job, regions, part, input, staged)
         for work, grad, _ in _works(job, regions, part, given):
-            task = partial(_measure, packed(work), staged, frozen(grad, staged), *flat)
+            if as_planes:
+                task = partial(strips.measure, packed(work), *source, frozen(grad, flat[0]), *flat)
+            else:
+                task = partial(_measure, packed(work), staged, frozen(grad, staged), *flat)
             threads.share(task, work.piece.end - work.piece.begin, effort(plan))
 
 
@@ -161,18 +197,19 @@ def _spread(given, target, grad, first, last):
     job, part, regions, piece = work
     tile = tile_of(job, target)
     values = np.zeros(job.tile * job.pitch, target.dtype)
-    line = job.width * job.pitch
+    line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for task in range(first, last):
         u, c, gy, s = _task(job, part, task)
         begin, end = bins_of(job.bins_y, job.groups_y, gy)
+        starts = slice_of(job, part, regions.origin, u, c, s)
         for t in range(max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)):
             locate_region(job, regions, t, begin, end, tile)
             for top in range(begin, end, high):
                 bottom = min(top + high, end)
                 count = (bottom - top) * job.bins_x
-                locate_tile(work, (t, c, s), top, bottom, tile)
-                _read(work, (t, c, s), grad, top, count, values)
+                locate_tile(work, (t, c, s), starts, top, bottom, tile)
+                read_gradients(work, (t, c, s), grad, top, count, values)
                 spread_tile(tile, count, values, job.pitch, line, target)
 
 
@@ -186,7 +223,7 @@ _group_rows = inlined(group_rows)
 
 @inlined
 def _task(job, part, task):
-    """(image with boxes, class, row of groups, slice) of a task."""
+    """(frame, class, row of groups, slice) of a task."""
     begin, end = _group_rows(job, part)
     slices = part.slice_end - part.slice_begin
     classes = part.class_end - part.class_begin
@@ -197,20 +234,6 @@ def _task(job, part, task):
     return part.image_begin + rest // classes, part.class_begin + rest % classes, gy, s
 
 
-@inner
-def _read(work, place, grad, top, count, values):
-    """The gradients of a tile that begins with row `top` of the bins, with the channels last."""
-    job = work.job
-    t, c, s = place
-    channels = min(job.slice_channels, job.channels - s * job.slice_channels)
-    at = result_at(work, t, c, s) + top * job.bins_x
-    bins = job.bins_y * job.bins_x
-    transpose(grad, at, bins, channels, count, values, np.int64(0), job.pitch)
-    for n in range(count):  # so that what is no channel cannot be NaN
-        for k in range(channels, job.pitch):
-            values[n * job.pitch + k] = 0
-
-
 @kernel
 def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
     """Tasks `first` to `last` of a round, each a region: gradients of its offsets and masks."""
@@ -219,35 +242,18 @@ def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
     tile = tile_of(job, staged)
     values = np.zeros(job.tile * job.pitch, staged.dtype)
     found = np.empty(3 * job.tile, staged.dtype)
-    line = job.width * job.pitch
+    line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for t in range(piece.begin + first, piece.begin + last):
         locate_region(job, regions, t, 0, job.bins_y, tile)
         for c in range(part.class_begin, part.class_end):
             for s in range(part.slice_begin, part.slice_end):
+                starts = slice_of(job, part, regions.origin, regions.place[t], c, s)
                 for top in range(0, job.bins_y, high):
                     bottom = min(top + high, job.bins_y)
                     count = (bottom - top) * job.bins_x
-                    locate_tile(work, (t, c, s), top, bottom, tile)
-                    _read(work, (t, c, s), grad, top, count, values)
+                    locate_tile(work, (t, c, s), starts, top, bottom, tile)
+                    read_gradients(work, (t, c, s), grad, top, count, values)
                     measure_tile(tile, count, staged, job.pitch, line, values, found)
                     sums = grad_offset, grad_mask
-                    _add_cells(job, regions, (t, c, top), count, tile.scale, found, sums)
-
-
-@inner
-def _add_cells(job, regions, place, count, scale, found, sums):
-    """Add what a slice of the bins of a tile says about their offsets and masks."""
-    grad_offset, grad_mask = sums
-    t, c, top = place
-    row = regions.order[t]
-    reach_y, reach_x = regions.numbers[t * NUMBERS + 3], regions.numbers[t * NUMBERS + 7]
-    for n in range(count):
-        i, j = top + n // job.bins_x, n % job.bins_x
-        if grad_mask.size:
-            grad_mask[element_of(job, row, c, job.classes, i, j)] += found[3 * n]
-        if grad_offset.size:
-            x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
-            y = x + job.part_y * job.part_x
-            grad_offset[y] += scale[2 * n + 1] * reach_y * found[3 * n + 1]
-            grad_offset[x] += scale[2 * n + 1] * reach_x * found[3 * n + 2]
+                    add_cells(job, regions, (t, c, top), count, tile.scale, found, sums)

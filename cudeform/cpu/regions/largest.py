@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inner, kernel
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.regions.axes import cell_along, reachable, reads_along
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import samples_of
-from cudeform.cpu.regions.staging import result_at, start_of
+from cudeform.cpu.regions.results import result_at
+from cudeform.cpu.regions.staging import slice_of
+from cudeform.cpu.regions.strips import slice_in_planes, value_at
 
-__all__ = ["pool"]
+__all__ = ["pool", "pool_planes"]
 
 _NOWHERE = -2  # where a sample is that reads nothing
 
@@ -23,31 +25,69 @@ def pool(given, staged, output, ys, xs, first, last):
     """
     work = unpacked(given)
     job, part, regions, piece = work
-    bins = job.bins_y * job.bins_x
+    room = _room(job, staged)
     slices = part.slice_end - part.slice_begin
-    values = np.empty(job.pitch, staged.dtype)
-    best = np.empty(job.pitch, staged.dtype)
-    places = np.empty(job.pitch, staged.dtype), np.empty(job.pitch, staged.dtype)
     for task in range(first, last):
         t = task // slices
         s = part.slice_begin + task - t * slices
         t += piece.begin
-        start = start_of(job, part, regions.place[t], part.class_begin, part.group_begin, s)
-        channels = min(job.slice_channels, job.channels - s * job.slice_channels)
-        at = result_at(work, t, part.class_begin, s)
-        for i in range(job.bins_y):
-            for j in range(job.bins_x):
-                _choose(job, regions, (t, i, j), staged, start, values, best, places)
-                for k in range(channels):
-                    to = at + k * bins + i * job.bins_x + j
-                    output[to], ys[to], xs[to] = best[k], places[0][k], places[1][k]
+        start, _ = slice_of(job, part, regions.origin, regions.place[t], part.class_begin, s)
+        where, results = (t, s, 0, job.bins_y), (output, ys, xs)
+        _visit(work, where, staged, (start, job.pitch), _sample, results, room)
 
 
-@inner
-def _choose(job, regions, bin, staged, start, values, best, places):
-    """Find the first sample of a bin that no other exceeds, for a slice. NaN exceeds any number."""
+@kernel
+def pool_planes(given, starts, view, source, output, ys, xs, first, last):
+    """Tasks `first` to `last`, each a row of bins of a slice of a region, of planes as they lie."""
+    work = unpacked(given)
+    job, part, regions, piece = work
+    planes = starts, view, source
+    room = _room(job, output)
+    slices = part.slice_end - part.slice_begin
+    for task in range(first, last):
+        s = part.slice_begin + task % slices
+        i = task // slices % job.bins_y
+        t = piece.begin + task // (slices * job.bins_y)
+        start, _, channels = slice_in_planes(job, regions, planes, t, part.class_begin, s)
+        where, results = (t, s, i, i + 1), (output, ys, xs)
+        _visit(work, where, planes, (start, channels), _sample_of_planes, results, room)
+
+
+@inlined
+def _room(job, like):
+    """For a slice: values of a sample, then of the largest with their places."""
+    places = np.empty(job.pitch, like.dtype), np.empty(job.pitch, like.dtype)
+    return np.empty(job.pitch, like.dtype), np.empty(job.pitch, like.dtype), places
+
+
+@inlined
+def _visit(work, where, source, given, sample, results, room):
+    """Write the largest samples of rows of bins: `where` is (region, slice, from row, to row)."""
+    job, part, regions, _ = work
+    t, s, top, bottom = where
+    output, ys, xs = results
+    _, best, places = room
+    bins = job.bins_y * job.bins_x
+    channels = min(job.slice_channels, job.channels - s * job.slice_channels)
+    at = result_at(work, t, part.class_begin, s)
+    for i in range(top, bottom):
+        for j in range(job.bins_x):
+            _choose(job, regions, (t, i, j), source, given, sample, room)
+            for k in range(channels):
+                to = at + k * bins + i * job.bins_x + j
+                output[to], ys[to], xs[to] = best[k], places[0][k], places[1][k]
+
+
+@inlined
+def _choose(job, regions, bin, source, given, sample, room):
+    """Find the first sample of a bin that no other exceeds, for a slice. NaN exceeds any number.
+
+    `given` is where the slice begins, and how many channels `sample` finds.
+    """
     t, i, j = bin
-    still = staged.dtype.type(0)
+    values, best, places = room
+    start, channels = given
+    still = best.dtype.type(0)
     down = samples_of(job, regions.numbers, regions.counts, (t, False, i, still))
     across = samples_of(job, regions.numbers, regions.counts, (t, True, j, still))
     # Where samples are left out, one that is outside as they are is among the rest.
@@ -67,10 +107,10 @@ def _choose(job, regions, bin, staged, start, values, best, places):
             y_here = y if inside else nowhere
             x_here = x if inside else nowhere
             if inside:
-                _sample(job, (y, x), staged, start, values)
+                sample(job, (y, x), source, start, channels, values)
             else:
                 values[:] = 0
-            for c in range(job.pitch):
+            for c in range(channels):
                 value, before = values[c], best[c]
                 larger = none | (value > before) | ((value != value) & (before == before))
                 best[c] = value if larger else before
@@ -79,16 +119,34 @@ def _choose(job, regions, bin, staged, start, values, best, places):
             none = False
 
 
-@inner
-def _sample(job, at, staged, start, values):
-    """The sample at (y, x), inside, of a slice."""
+@inlined
+def _corners(job, at, like):
+    """The rows and columns of the pixels around (y, x), and their weights."""
     y0, y1, ly = cell_along(at[0], job.height)
     x0, x1, lx = cell_along(at[1], job.width)
-    one = values.dtype.type(1)
-    w00, w01, w10, w11 = (one - ly) * (one - lx), (one - ly) * lx, ly * (one - lx), ly * lx
+    one = like.dtype.type(1)
+    weights = (one - ly) * (one - lx), (one - ly) * lx, ly * (one - lx), ly * lx
+    return (y0, y1, x0, x1), weights
+
+
+@inlined
+def _sample(job, at, staged, start, channels, values):
+    """The sample at (y, x), inside, of a slice."""
+    (y0, y1, x0, x1), (w00, w01, w10, w11) = _corners(job, at, values)
     v00 = staged[start + (y0 * job.width + x0) * job.pitch :]
     v01 = staged[start + (y0 * job.width + x1) * job.pitch :]
     v10 = staged[start + (y1 * job.width + x0) * job.pitch :]
     v11 = staged[start + (y1 * job.width + x1) * job.pitch :]
-    for c in range(job.pitch):
+    for c in range(channels):
         values[c] = w00 * v00[c] + w01 * v01[c] + w10 * v10[c] + w11 * v11[c]
+
+
+@inlined
+def _sample_of_planes(job, at, planes, start, channels, values):
+    """The same of a slice whose planes begin at `start`."""
+    (y0, y1, x0, x1), (w00, w01, w10, w11) = _corners(job, at, values)
+    for c in range(channels):
+        plane = start + c * planes[1].channel
+        upper = w00 * value_at(planes, plane, y0, x0) + w01 * value_at(planes, plane, y0, x1)
+        upper += w10 * value_at(planes, plane, y1, x0)
+        values[c] = upper + w11 * value_at(planes, plane, y1, x1)

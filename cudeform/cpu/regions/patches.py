@@ -13,25 +13,29 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
-from cudeform.cpu.regions.axes import locate_axis
+from cudeform.cpu.regions.axes import keep_within, locate_axis
 from cudeform.cpu.regions.extents import NUMBERS
-from cudeform.cpu.regions.staging import start_of
 
 __all__ = [
+    "ELSEWHERE",
     "Tile",
     "bins_of",
     "blend_tile",
     "covered",
     "element_of",
+    "frame_of",
     "largest_of_tile",
     "locate_region",
     "locate_tile",
     "measure_tile",
+    "patch_of",
     "samples_of",
     "share_of",
     "spread_tile",
     "tile_of",
 ]
+
+ELSEWHERE = -(2**62)  # where a bin begins that is to be passed over
 
 
 class Tile(NamedTuple):
@@ -43,7 +47,7 @@ class Tile(NamedTuple):
 
     pixel: np.ndarray
     weight: np.ndarray
-    place: np.ndarray  # of a bin: its axes, and where its channels begin; -1 to pass over it
+    place: np.ndarray  # of a bin: its axes, and where pixel (0, 0) would be
     scale: np.ndarray  # of a bin: one over the number of its samples, and its mask
 
 
@@ -78,16 +82,23 @@ def locate_region(job, regions, t, top, bottom, tile):
     for j in range(job.bins_x):
         at = (job.bins_y + j) * job.slot
         _locate(job, numbers, counts, (t, True, j, still), pixel, weight, at)
+    if _framed(job):
+        rows, columns = frame_of(job, regions, regions.place[t])
+        keep_within(rows, top, bottom, 1, job.slot, pixel, weight)
+        keep_within(columns, job.bins_y, job.bins_y + job.bins_x, 1, job.slot, pixel, weight)
 
 
 @inner
-def locate_tile(work, where, top, bottom, tile):
-    """Let a tile be the rows of bins from `top` to `bottom` of (region, class, slice)."""
+def locate_tile(work, where, starts, top, bottom, tile):
+    """Let a tile be the rows of bins from `top` to `bottom` of (region, class, slice).
+
+    `starts` is where group 0 of the slice begins, and how far the groups are from each other.
+    """
     job, part, regions, piece = work
     numbers, counts, offset, mask = regions.numbers, regions.counts, piece.offset, piece.mask
     pixel, weight, place, scale = tile
     t, c, s = where
-    row, u = piece.rows[t], regions.place[t]
+    row = piece.rows[t]
     for i in range(top, bottom):
         gy = i * job.groups_y // job.bins_y
         for j in range(job.bins_x):
@@ -102,13 +113,18 @@ def locate_tile(work, where, top, bottom, tile):
             g = gy * job.groups_x + j * job.groups_x // job.bins_x
             inside = g >= part.group_begin and g < part.group_end
             place[3 * n], place[3 * n + 1] = y_at, x_at
-            place[3 * n + 2] = start_of(job, part, u, c, g, s) if inside else -1
+            place[3 * n + 2] = starts[0] + g * starts[1] if inside else ELSEWHERE
             scale[2 * n] = numbers[t * NUMBERS + 8]
             if job.corners or job.covers:
                 scale[2 * n] = share_of(pixel[y_at + 1], pixel[x_at + 1], scale)
             scale[2 * n + 1] = 1
             if job.modulated:
                 scale[2 * n + 1] = mask[element_of(job, row, c, job.classes, i, j)]
+    if job.deformable and _framed(job):
+        rows, columns = frame_of(job, regions, regions.place[t])
+        axes = 2 * (bottom - top) * job.bins_x
+        keep_within(rows, 0, axes, 2, job.slot, pixel, weight)
+        keep_within(columns, 1, axes, 2, job.slot, pixel, weight)
 
 
 @inlined
@@ -116,6 +132,19 @@ def share_of(down, across, like):
     """One over the number of samples; 0 if there are none."""
     real = like.dtype.type
     return real(1) / (real(down) * real(across)) if down and across else real(0)
+
+
+@inlined
+def _framed(job):
+    """Whether a frame is a part of an image."""
+    return job.rows < job.height or job.columns < job.width
+
+
+@inlined
+def frame_of(job, regions, u):
+    """The rows and the columns of a frame, each from the first up to the last."""
+    top, left = regions.origin[2 * u], regions.origin[2 * u + 1]
+    return (top, top + job.rows), (left, left + job.columns)
 
 
 @inner
@@ -180,7 +209,7 @@ def bins_of(bins, groups, g):
 
 
 @inlined
-def _patch(pixel, place, n):
+def patch_of(pixel, place, n):
     """The entries of a bin along y and x, each from one index up to another."""
     y, x = place[3 * n], place[3 * n + 1]
     return y + 2, y + 2 + pixel[y], x + 2, x + 2 + pixel[x]
@@ -199,9 +228,9 @@ def blend_tile(tile, count, source, pitch, line, target):
     blocks = whole // (4 * step) * 4 * step
     for n in range(count):
         at, start = n * pitch, place[3 * n + 2]
-        if start < 0:
+        if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = _patch(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
         scale = scales[2 * n] * scales[2 * n + 1]
         s, zero = splat(source, scale), zeros(source)
         for c in range(0, blocks, 4 * step):
@@ -257,9 +286,9 @@ def measure_tile(tile, count, source, pitch, line, grad, found):
     for n in range(count):
         at, start = n * pitch, place[3 * n + 2]
         found[3 * n] = found[3 * n + 1] = found[3 * n + 2] = zero
-        if start < 0:
+        if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = _patch(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
         values, downs, acrosses = zeros(source), zeros(source), zeros(source)
         for c in range(0, whole, step):
             value, down, across = zeros(source), zeros(source), zeros(source)
@@ -305,9 +334,9 @@ def spread_tile(tile, count, grad, pitch, line, target):
     whole = pitch - tail
     for n in range(count):
         at, start = n * pitch, place[3 * n + 2]
-        if start < 0:
+        if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = _patch(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
         scale = scales[2 * n] * scales[2 * n + 1]
         for a in range(y0, y1):
             row = start + pixel[a] * line
@@ -330,9 +359,9 @@ def largest_of_tile(tile, count, source, pitch, width, best, chosen):
     pixel, _, place, _ = tile
     for n in range(count):
         start = place[3 * n + 2]
-        y0, y1, x0, x1 = _patch(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
         values, pixels = best[n * pitch :], chosen[n * pitch :]
-        if start < 0 or y0 == y1 or x0 == x1:
+        if start == ELSEWHERE or y0 == y1 or x0 == x1:
             for c in range(pitch):
                 values[c] = 0
                 pixels[c] = -1

@@ -10,111 +10,133 @@ from __future__ import annotations
 import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.halves import element
 from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.cpu.regions.blocking import Job, Round, unpacked
-from cudeform.cpu.regions.patches import bins_of, covered, share_of
-from cudeform.cpu.regions.staging import result_at
+from cudeform.cpu.regions.patches import bins_of, covered, frame_of, share_of
+from cudeform.cpu.regions.results import result_at
 
 __all__ = ["average", "count_tasks", "scatter", "scatter_samples", "spread"]
 
 
 def count_tasks(job: Job, part: Round) -> int:
-    """Slices of the channels of each group in each image."""
-    images, classes, _, groups, _ = part.shape(job)
-    return images * classes * groups * (part.slice_end - part.slice_begin)
+    """Slices of the channels of each group in each frame."""
+    frames, classes, _, groups, _ = part.shape(job)
+    return frames * classes * groups * (part.slice_end - part.slice_begin)
 
 
 @kernel
-def average(given, images, view, source, output, first, last):
+def average(given, starts, view, source, output, first, last):
     """Tasks `first` to `last` of a round, a few planes each: the averages of their bins."""
-    sums = np.empty(unpacked(given).job.slice_channels, source.dtype)
-    _visit(given, images, view, (first, last), _sum_up, source, output, sums)
+    sums = np.empty(unpacked(given).job.slice_channels, output.dtype)
+    _visit(given, starts, view, (first, last), _sum_up, source, output, sums)
 
 
 @kernel
-def spread(given, images, view, target, grad, first, last):
+def spread(given, starts, view, target, grad, first, last):
     """Tasks `first` to `last` of a round: add the gradients of the averages to the pixels read."""
     values = np.empty(unpacked(given).job.slice_channels, target.dtype)
-    _visit(given, images, view, (first, last), _add_to, target, grad, values)
+    _visit(given, starts, view, (first, last), _add_to, target, grad, values)
 
 
 @inlined
-def _visit(given, images, view, tasks, use, planes, results, values):
+def _visit(given, starts, view, tasks, use, planes, results, values):
     """Call `use` for every bin of the tasks, with its pixels and where its results are."""
     work = unpacked(given)
     job, _, regions, _ = work
     bins = job.bins_y * job.bins_x
     for task in range(tasks[0], tasks[1]):
-        place, start, channels, begin, end = _planes(work, images, view, task)
+        place, start, channels, begin, end = _planes(work, starts, view, task)
         top, bottom, left, right = _bins_of_group(job, place[2])
+        rows, columns = frame_of(job, regions, place[0])
         for t in range(begin, end):
             at = result_at(work, t, place[1], place[3])
             for i in range(top, bottom):
                 for j in range(left, right):
-                    y0, y1, x0, x1, share = _pixels(job, regions, t, i, j, values)
-                    pixels = start + x0, start + x1, y0, y1, job.width
-                    strides = channels, view.channel, bins
+                    y0, y1 = covered(job, regions.numbers, (t, False, i))
+                    x0, x1 = covered(job, regions.numbers, (t, True, j))
+                    share = share_of(y1 - y0, x1 - x0, values)
+                    y0, y1 = max(y0, rows[0]), min(y1, rows[1])
+                    x0, x1 = max(x0, columns[0]), min(x1, columns[1])
+                    pixels = start, y0, y1, x0, x1
+                    strides = channels, view.channel, bins, view.row, view.column
                     result = at + i * job.bins_x + j
                     use(pixels, strides, share, planes, results, result, values)
 
 
 @inlined
 def _sum_up(pixels, strides, share, source, output, result, sums):
-    left, right, y0, y1, width = pixels
-    channels, plane, bins = strides
+    start, y0, y1, x0, x1 = pixels
+    channels, plane, bins, row, column = strides
     sums[:] = 0
     for y in range(y0, y1):
-        for at in range(left + y * width, right + y * width):
+        line = start + y * row
+        for x in range(x0, x1):
+            at = line + x * column
             for k in range(channels):
-                sums[k] += source[np.uint64(at + k * plane)]
+                sums[k] += element(source, at + k * plane)
     for k in range(channels):
         output[result + k * bins] = share * sums[k]
 
 
 @inlined
 def _add_to(pixels, strides, share, target, grad, result, values):
-    left, right, y0, y1, width = pixels
-    channels, plane, bins = strides
+    start, y0, y1, x0, x1 = pixels
+    channels, plane, bins, row, _ = strides
     for k in range(channels):
         values[k] = share * grad[result + k * bins]
     for y in range(y0, y1):
-        for at in range(left + y * width, right + y * width):
+        line = start + y * row
+        for at in range(line + x0, line + x1):
             for k in range(channels):
                 target[np.uint64(at + k * plane)] += values[k]
 
 
 @kernel
-def scatter(given, images, view, target, grad, argmax, first, last):
+def scatter(given, starts, view, target, grad, argmax, first, last):
     """Tasks `first` to `last` of a round: add the gradients of maxima to the pixels that they are.
 
     Without groups: the results of a channel lie side by side.
     """
     work = unpacked(given)
     job = work.job
-    area = job.height * job.width
     bins = job.bins_y * job.bins_x
     for task in range(first, last):
-        place, start, channels, begin, end = _planes(work, images, view, task)
+        place, start, channels, begin, end = _planes(work, starts, view, task)
+        top, left = work.regions.origin[2 * place[0]], work.regions.origin[2 * place[0] + 1]
+        above, narrow = top * job.width, job.columns < job.width
+        size = min(job.rows, job.height - top) * job.width
+        if narrow:  # planes of frames, where pixel (0, 0) would lie before them
+            start += top * view.row + left - above
         for t in range(begin, end):
             results = result_at(work, t, place[1], place[3])
             for k in range(channels):
-                plane = target[start + k * view.channel :]
+                plane = target[start + above + k * view.channel :]
                 gradients, pixels = grad[results + k * bins :], argmax[results + k * bins :]
                 for n in range(bins):
-                    pixel = np.uint32(pixels[n])  # none, -1, is far outside
-                    if pixel < area:
+                    pixel = np.uint32(np.uint32(pixels[n]) - np.uint32(above))
+                    if pixel >= size:  # none, -1, is far outside
+                        continue
+                    if narrow:
+                        y, x = pixel // job.width, pixel % job.width - left
+                        if x < 0 or x >= job.columns:
+                            continue
+                        plane[y * view.row + x] += gradients[n]
+                    else:
                         plane[pixel] += gradients[n]
 
 
 @kernel
-def scatter_samples(given, images, view, target, grad, ys, xs, first, last):
+def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
     """The same for samples, each with its place: add to the pixels around it."""
     work = unpacked(given)
     job = work.job
+    regions = work.regions
     bins = job.bins_y * job.bins_x
     one = target.dtype.type(1)
     for task in range(first, last):
-        place, start, channels, begin, end = _planes(work, images, view, task)
+        place, start, channels, begin, end = _planes(work, starts, view, task)
+        rows, columns = frame_of(job, regions, place[0])
         for t in range(begin, end):
             results = result_at(work, t, place[1], place[3])
             for k in range(channels):
@@ -124,17 +146,25 @@ def scatter_samples(given, images, view, target, grad, ys, xs, first, last):
                         continue
                     y0, y1, ly = cell_along(ys[r], job.height)
                     x0, x1, lx = cell_along(xs[r], job.width)
-                    upper, lower = plane + y0 * job.width, plane + y1 * job.width
-                    target[upper + x0] += (one - ly) * (one - lx) * grad[r]
-                    target[upper + x1] += (one - ly) * lx * grad[r]
-                    target[lower + x0] += ly * (one - lx) * grad[r]
-                    target[lower + x1] += ly * lx * grad[r]
+                    where = plane, view.row, rows, columns
+                    _add(target, where, y0, x0, (one - ly) * (one - lx) * grad[r])
+                    _add(target, where, y0, x1, (one - ly) * lx * grad[r])
+                    _add(target, where, y1, x0, ly * (one - lx) * grad[r])
+                    _add(target, where, y1, x1, ly * lx * grad[r])
 
 
 @inlined
-def _planes(work, images, view, task):
-    """A task: (image with boxes, class, group, slice), where the first of its planes begins and
-    how many there are, and the regions of the image in the piece.
+def _add(target, where, y, x, value):
+    """Add to a pixel of a plane, if it is in the frame."""
+    plane, row, rows, columns = where
+    if y >= rows[0] and y < rows[1] and x >= columns[0] and x < columns[1]:
+        target[np.uint64(plane + y * row + x)] += value
+
+
+@inlined
+def _planes(work, starts, view, task):
+    """A task: (frame, class, group, slice), where pixel (0, 0) of its planes would be and how
+    many there are, and the regions of the frame in the piece.
     """
     job, part, regions, piece = work
     slices = part.slice_end - part.slice_begin
@@ -144,7 +174,7 @@ def _planes(work, images, view, task):
     g = part.group_begin + task // slices % groups
     c = part.class_begin + task // (slices * groups) % classes
     u = part.image_begin + task // (slices * groups * classes)
-    start = view.start + images[u] * view.image + c * view.of_class + g * view.group
+    start = starts[u] + c * view.of_class + g * view.group
     start += s * job.slice_channels * view.channel
     channels = min(job.slice_channels, job.channels - s * job.slice_channels)
     begin, end = max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)
@@ -157,11 +187,3 @@ def _bins_of_group(job, g):
     top, bottom = bins_of(job.bins_y, job.groups_y, g // job.groups_x)
     left, right = bins_of(job.bins_x, job.groups_x, g % job.groups_x)
     return top, bottom, left, right
-
-
-@inlined
-def _pixels(job, regions, t, i, j, like):
-    """The rows and the columns of pixels of a bin, and one over how many pixels that are."""
-    y0, y1 = covered(job, regions.numbers, (t, False, i))
-    x0, x1 = covered(job, regions.numbers, (t, True, j))
-    return y0, y1, x0, x1, share_of(y1 - y0, x1 - x0, like)

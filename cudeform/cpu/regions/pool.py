@@ -2,7 +2,8 @@
 
 The input is laid out with its channels last, a few images or slices of channels at a time. A task
 takes one slice of one region: it finds the patches of the bins, and sums them up for vectors of
-channels.
+channels. Where little of the images is read, or a slice of one is too large, their planes are read
+as they lie.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.compiler import inner, kernel
+from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.dtypes import rounded
-from cudeform.cpu.language.transpose import transpose
-from cudeform.cpu.regions import largest, planes
+from cudeform.cpu.regions import largest, planes, strips
 from cudeform.cpu.regions.blocking import (
     Job,
     Round,
@@ -24,8 +24,10 @@ from cudeform.cpu.regions.blocking import (
     averages_planes,
     effort,
     job_of,
+    one_round,
     packed,
     pieces,
+    reads_planes,
     rounds,
     unpacked,
 )
@@ -38,7 +40,8 @@ from cudeform.cpu.regions.patches import (
     locate_tile,
     tile_of,
 )
-from cudeform.cpu.regions.staging import reading, result_at, room, stage
+from cudeform.cpu.regions.results import result_at, write_results
+from cudeform.cpu.regions.staging import reading, room, slice_of, stage
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "forward"]
@@ -77,14 +80,16 @@ def _pool_rounds(
     """Fill `results`: output and argmax, or output and y and x of what is the largest."""
     wide = sum_dtype(input.dtype)
     regions = locate_regions(plan, boxes)
-    as_planes, work_size = averages_planes(plan), effort(plan)
-    job = job_of(plan, wide.itemsize, plan.regions, as_planes)
-    parts = rounds(job, len(regions.images), wide.itemsize)
-    staged = np.empty(0 if as_planes else max(room(job, part) for part in parts), wide)
+    averages, frames = averages_planes(plan), len(regions.images)
+    job = job_of(plan, wide.itemsize, plan.regions, averages)
+    as_planes = averages or reads_planes(plan, job, regions, wide.itemsize)
+    parts = [one_round(job, frames)] if as_planes else rounds(job, frames, wide.itemsize)
+    if as_planes:
+        source = reading(job, regions, input)
+    else:
+        staged = np.empty(max(room(job, part) for part in parts), wide)
     for part in parts:
-        if as_planes:
-            source = reading(job, regions, part, input, wide)
-        else:
+        if not as_planes:
             stage(job, regions, part, input, staged)
         for piece, chosen in pieces(job, regions, part, offset, mask, input):
             written = results
@@ -95,13 +100,16 @@ def _pool_rounds(
                 written = tuple(map(np.empty, sizes, dtypes))
             work = packed(Work(job, part, regions, piece))
             flat = [array.reshape(-1) for array in written]
-            if as_planes:
+            tasks = (piece.end - piece.begin) * (part.slice_end - part.slice_begin)
+            if averages:
                 task = partial(planes.average, work, *source, flat[0])
-                threads.share(task, planes.count_tasks(job, part), work_size)
+                tasks = planes.count_tasks(job, part)
+            elif as_planes:
+                pool = strips.pool if len(flat) == 2 else largest.pool_planes
+                task, tasks = partial(pool, work, *source, *flat), tasks * job.bins_y
             else:
                 task = partial(_pool if len(flat) == 2 else largest.pool, work, staged, *flat)
-                slices = part.slice_end - part.slice_begin
-                threads.share(task, (piece.end - piece.begin) * slices, work_size)
+            threads.share(task, tasks, effort(plan))
             if chosen is not None:
                 _keep(job, part, chosen, written, results)
 
@@ -141,7 +149,7 @@ def _pool(given, staged, output, argmax, first, last):
     values = np.zeros(job.tile * job.pitch, staged.dtype)
     pixels = np.zeros(job.tile * job.pitch if job.largest else 0, np.int32)
     slices = part.slice_end - part.slice_begin
-    line = job.width * job.pitch
+    line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for task in range(first, last):
         t = task // slices
@@ -149,31 +157,15 @@ def _pool(given, staged, output, argmax, first, last):
         t += piece.begin
         locate_region(job, regions, t, 0, job.bins_y, tile)
         for c in range(part.class_begin, part.class_end):
+            starts = slice_of(job, part, regions.origin, regions.place[t], c, s)
             for top in range(0, job.bins_y, high):
                 bottom = min(top + high, job.bins_y)
                 count = (bottom - top) * job.bins_x
-                locate_tile(work, (t, c, s), top, bottom, tile)
+                locate_tile(work, (t, c, s), starts, top, bottom, tile)
                 to = result_at(work, t, c, s) + top * job.bins_x
                 if job.largest:
                     largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
-                    _write(job, tile, count, s, pixels, argmax, to)
+                    write_results(job, tile, count, s, pixels, argmax, to)
                 else:
                     blend_tile(tile, count, staged, job.pitch, line, values)
-                _write(job, tile, count, s, values, output, to)
-
-
-@inner
-def _write(job, tile, count, s, values, output, to):
-    """Write the results of a tile with the bins last."""
-    channels = min(job.slice_channels, job.channels - s * job.slice_channels)
-    bins = job.bins_y * job.bins_x
-    whole = True
-    for n in range(count):
-        whole &= tile.place[3 * n + 2] >= 0
-    if whole:
-        transpose(values, np.int64(0), job.pitch, count, channels, output, to, bins)
-        return
-    for n in range(count):
-        if tile.place[3 * n + 2] >= 0:
-            for k in range(channels):
-                output[to + n + k * bins] = values[n * job.pitch + k]
+                write_results(job, tile, count, s, values, output, to)

@@ -1,4 +1,4 @@
-"""The images of a round of regions with their channels last, slice by slice, and back again."""
+"""The frames of a round of regions with their channels last, slice by slice, and back again."""
 
 from __future__ import annotations
 
@@ -8,129 +8,192 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from cudeform import threads
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.halves import words
+from cudeform.cpu.language.rows import read_rows
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import AFTER_ROUND, Job, Round, job_and_round
 from cudeform.cpu.regions.extents import Regions
 
-__all__ = ["View", "reading", "result_at", "room", "stage", "start_of", "unstage", "writing"]
+__all__ = [
+    "Planes",
+    "View",
+    "reading",
+    "room",
+    "slice_of",
+    "stage",
+    "unstage",
+    "writing",
+]
 
 _PIXELS = 256  # laid out in one go
 
 
 class View(NamedTuple):
-    """Strides of images (images, classes, channels, groups, pixels), with the pixels in a row."""
+    """Strides of images (images, classes, channels, groups, rows, columns), without the first."""
 
-    image: int
     of_class: int
     channel: int
     group: int
-    start: int  # of (0, 0, 0, 0, 0)
+    row: int
+    column: int
 
 
+# Where (0, 0, 0, 0, 0) of the image of each frame is in an array, its strides, and the array, flat
+Planes = tuple[np.ndarray, View, np.ndarray]
 _read_view = record(View)
 
 
 @lru_cache(maxsize=256)
 def room(job: Job, part: Round) -> int:
-    """Elements of the images of a round, slice by slice."""
-    images, classes, _, groups, pixels = part.shape(job)
-    slices = part.slice_end - part.slice_begin
-    return images * classes * groups * slices * pixels * job.pitch
+    """Elements of the frames of a round, slice by slice."""
+    return _blocks(job, part) * job.rows * job.columns * job.pitch
+
+
+def _blocks(job: Job, part: Round) -> int:
+    """Slices in the frames of a round."""
+    frames, classes, _, groups, _ = part.shape(job)
+    return frames * classes * groups * (part.slice_end - part.slice_begin)
 
 
 def stage(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np.ndarray) -> None:
     """Lay the images of a round out with the channels of each slice last."""
-    images, view, source = reading(job, regions, part, input, staged.dtype)
-    task = partial(_stage, numbers_of(job, part, view), images, source, staged)
+    row = job.width * input.itemsize
+    if input.flags.c_contiguous or input.strides[2:] == (row, input.itemsize):
+        starts, view, flat = reading(job, regions, input)
+    else:
+        place = regions.images[part.images], part.classes, part.channels(job), part.groups
+        images = np.ascontiguousarray(_split(job, input)[place])
+        starts, view, flat = _planes_of_round(job, part, regions, images)
+    lay_out = _stage if flat.dtype == staged.dtype else _widen
+    task = partial(lay_out, numbers_of(job, part, view), regions.origin, starts, flat, staged)
     _share(task, job, part)
 
 
-def unstage(
-    job: Job, part: Round, staged: np.ndarray, images: np.ndarray, view: View, output: np.ndarray
-) -> None:
-    """Write the images of a round, laid out as by `stage`, to what `writing` gave."""
-    task = partial(_unstage, numbers_of(job, part, view), images, staged, output)
-    _share(task, job, part)
+def unstage(job: Job, regions: Regions, part: Round, staged: np.ndarray, planes: Planes) -> None:
+    """Write the frames of a round, laid out as by `stage`, to what `writing` gave."""
+    starts, view, output = planes
+    numbers = numbers_of(job, part, view)
+    _share(partial(_unstage, numbers, regions.origin, starts, staged, output), job, part)
 
 
 def _share(task: Callable[[int, int], None], job: Job, part: Round) -> None:
     """Share the pixels of the slices of a round out."""
-    elements, area = room(job, part), job.height * job.width
-    threads.share(task, elements // (job.pitch * area) * -(-area // _PIXELS), elements)
+    threads.share(task, _count_chunks(job, part), room(job, part))
 
 
-def reading(
-    job: Job, regions: Regions, part: Round, input: np.ndarray, dtype: np.dtype
-) -> tuple[np.ndarray, View, np.ndarray]:
-    """Images to read those of a round from, in a dtype; which image each is comes first."""
-    images, place = _strided(job, input), regions.images
-    if input.dtype != dtype:
-        images = images[place[part.images], part.classes, part.channels(job), part.groups]
-        images = images.astype(dtype)
-        place = np.arange(len(place)) - part.image_begin
-    return place, _view(job, part, images), frozen(images, images)
+@lru_cache(maxsize=256)
+def _count_chunks(job: Job, part: Round) -> int:
+    lines, _, chunks = _lines(job)
+    return _blocks(job, part) * lines * chunks
+
+
+def reading(job: Job, regions: Regions, input: np.ndarray) -> Planes:
+    """The planes of an input of any strides, as they lie; of 16 bits as `words`."""
+    if input.flags.c_contiguous:
+        view, image = _contiguous(job)
+        return regions.images * image, view, frozen(words(input), input)
+    images = words(_split(job, input))
+    strides = [stride // images.itemsize for stride in images.strides]
+    spans = [stride * (count - 1) for stride, count in zip(strides, images.shape, strict=True)]
+    lowest = tuple(slice(-1, None) if span < 0 else slice(0, 1) for span in spans)
+    size = sum(map(abs, spans)) + 1
+    flat = as_strided(images[lowest], (size,), (images.itemsize,), writeable=False)
+    starts = regions.images * strides[0] - sum(span for span in spans if span < 0)
+    return starts, View(*strides[1:]), flat
+
+
+@lru_cache(maxsize=256)
+def _contiguous(job: Job) -> tuple[View, int]:
+    """The strides of planes without gaps, and that of images."""
+    area = job.height * job.width
+    group = job.groups_y * job.groups_x * area
+    return View(job.channels * group, group, area, job.width, 1), job.classes * job.channels * group
 
 
 @contextmanager
 def writing(
     job: Job, regions: Regions, part: Round, output: np.ndarray, dtype: np.dtype
-) -> Iterator[tuple[np.ndarray, View, np.ndarray]]:
-    """The same to write to: `output`, or zeros that are rounded to it at the end."""
+) -> Iterator[Planes]:
+    """The planes of an output to add to: its own, or of frames that are rounded to it at the end.
+
+    Each pixel is in one frame at most.
+    """
     if output.dtype == dtype:
-        images = _strided(job, output)
-        yield regions.images, _view(job, part, images), output.reshape(-1)
+        view, image = _contiguous(job)
+        yield regions.images * image, view, output.reshape(-1)
         return
-    images = np.zeros(part.shape(job), dtype)
-    place = np.arange(len(regions.images)) - part.image_begin
-    yield place, _view(job, part, images), images.reshape(-1)
-    place = regions.images[part.images], part.classes, part.channels(job), part.groups
-    _strided(job, output)[place] = rounded(images, output.dtype)
+    images = _split(job, output)
+    frames = np.zeros((*part.shape(job)[:4], job.rows, job.columns), dtype)
+    yield _planes_of_round(job, part, regions, frames)
+    for values, u in zip(frames, range(part.image_begin, part.image_end), strict=True):
+        y, x = (int(at) for at in regions.origin[2 * u : 2 * u + 2])
+        place = regions.images[u], part.classes, part.channels(job), part.groups
+        target = images[(*place, slice(y, y + job.rows), slice(x, x + job.columns))]
+        target[...] = rounded(values[..., : target.shape[3], : target.shape[4]], output.dtype)
 
 
-def _strided(job: Job, images: np.ndarray) -> np.ndarray:
+def _split(job: Job, images: np.ndarray) -> np.ndarray:
+    """(N, classes, channels of one, groups, H, W)."""
     groups = job.groups_y * job.groups_x
-    return images.reshape(-1, job.classes, job.channels, groups, job.height * job.width)
+    flags, size = images.flags, images.itemsize
+    if not flags.c_contiguous and (not flags.aligned or any(s % size for s in images.strides)):
+        images = np.ascontiguousarray(images)  # kernels count in elements
+    return images.reshape(-1, job.classes, job.channels, groups, job.height, job.width)
 
 
-def _view(job: Job, part: Round, images: np.ndarray) -> View:
-    strides = [stride // images.itemsize for stride in images.strides[:4]]
-    start = 0
-    if images.shape[1:4] != (job.classes, job.channels, job.groups_y * job.groups_x):
-        begins = part.class_begin, part.slice_begin * job.slice_channels, part.group_begin
-        start = -sum(begin * stride for begin, stride in zip(begins, strides[1:], strict=True))
-    return View(*strides, start)
+def _planes_of_round(job: Job, part: Round, regions: Regions, frames: np.ndarray) -> Planes:
+    """The planes of an array of the frames of a round alone."""
+    strides = [stride // frames.itemsize for stride in frames.strides]
+    view = View(*strides[1:])
+    begins = part.class_begin, part.slice_begin * job.slice_channels, part.group_begin
+    before = sum(begin * stride for begin, stride in zip(begins, view, strict=False))
+    starts = (np.arange(len(regions.images)) - part.image_begin) * strides[0] - before
+    starts -= regions.origin[::2] * view.row + regions.origin[1::2] * view.column
+    return starts, view, words(frames).reshape(-1)
 
 
 @inlined
-def start_of(job, part, u, c, g, s):
-    """Where a slice of an image with boxes begins in the images of a round."""
+def slice_of(job, part, origin, u, c, s):
+    """Where pixel (0, 0) of group 0 of a slice would be in the frames of a round, and how far the
+    groups are from each other.
+    """
+    area = job.rows * job.columns * job.pitch
+    slices = part.slice_end - part.slice_begin
     at = (u - part.image_begin) * (part.class_end - part.class_begin) + c - part.class_begin
-    at = at * (part.group_end - part.group_begin) + g - part.group_begin
-    at = at * (part.slice_end - part.slice_begin) + s - part.slice_begin
-    return at * job.height * job.width * job.pitch
+    at = at * (part.group_end - part.group_begin) - part.group_begin
+    at = (at * slices + s - part.slice_begin) * area
+    return at - (origin[2 * u] * job.columns + origin[2 * u + 1]) * job.pitch, slices * area
+
+
+def _lines(job: Job) -> tuple[int, int, int]:
+    """Runs of pixels that follow each other in a frame and in its image, how long they are, and in
+    how many pieces they are laid out.
+    """
+    lines, length = job.rows, job.columns
+    if length == job.width:  # the rows of the image follow each other
+        lines, length = 1, lines * length
+    return lines, length, (length + _PIXELS - 1) // _PIXELS
+
+
+_lines_of = inlined(_lines)
 
 
 @inlined
-def result_at(work, t, c, s):
-    """Where the results of a slice of a region begin."""
-    job, _, _, piece = work
-    at = piece.start + piece.rows[t] * piece.region + c * piece.of_class
-    return at + s * job.slice_channels * job.bins_y * job.bins_x
-
-
-@inlined
-def _chunk(job, part, images, view, task):
-    """Where a few pixels of a slice lie in the images of a round and in others."""
-    area = job.height * job.width
-    chunks = (area + _PIXELS - 1) // _PIXELS
-    block = task // chunks
-    pixel = (task - block * chunks) * _PIXELS
-    at = (block * area + pixel) * job.pitch
+def _chunk(job, part, view, origin, starts, task):
+    """Where a few pixels of a slice lie in the frames of a round and in planes, and how many pixels
+    and channels they are: those of the frame that are in its image.
+    """
+    lines, length, chunks = _lines_of(job)
+    block = task // (lines * chunks)
+    line = task // chunks - block * lines
+    pixel = task % chunks * _PIXELS
+    at = ((block * lines + line) * length + pixel) * job.pitch
     spans = part.slice_end - part.slice_begin
     s = part.slice_begin + block % spans
     block = block // spans
@@ -139,22 +202,27 @@ def _chunk(job, part, images, view, task):
     block = block // spans
     spans = part.class_end - part.class_begin
     c = part.class_begin + block % spans
+    u = part.image_begin + block // spans
     first = s * job.slice_channels
-    other = view.start + images[part.image_begin + block // spans] * view.image
-    other += c * view.of_class + first * view.channel + g * view.group + pixel
-    channels = min(job.slice_channels, job.channels - first)
-    return at, other, min(_PIXELS, area - pixel), channels
+    y, x = origin[2 * u] + line, origin[2 * u + 1] + pixel
+    other = starts[u] + c * view.of_class + first * view.channel + g * view.group
+    other += y * view.row + x
+    inside = job.width - x if y < job.height else 0
+    if lines == 1 and job.columns == job.width:
+        inside = (job.height - y) * job.width - x
+    pixels = max(min(min(_PIXELS, length - pixel), inside), 0)
+    return at, other, pixels, min(job.slice_channels, job.channels - first)
 
 
 @kernel
-def _stage(numbers, images, source, staged, first, last):
-    """Pieces `first` to `last`, each a few pixels of a slice of an image."""
+def _stage(numbers, origin, starts, source, staged, first, last):
+    """Pieces `first` to `last`, each a few pixels of a slice of a frame."""
     job, part = job_and_round(numbers)
     view = _read_view(numbers, AFTER_ROUND)
     rows = np.zeros(job.pitch * _PIXELS, staged.dtype)
     start = np.int64(0)
     for task in range(first, last):
-        to, at, pixels, channels = _chunk(job, part, images, view, task)
+        to, at, pixels, channels = _chunk(job, part, view, origin, starts, task)
         if job.pitch == 1:
             copy_plain(source, at, staged, to, pixels)
         elif channels == job.pitch:
@@ -167,14 +235,28 @@ def _stage(numbers, images, source, staged, first, last):
 
 
 @kernel
-def _unstage(numbers, images, staged, output, first, last):
-    """Pieces `first` to `last`, each a few pixels of a slice of an image."""
+def _widen(numbers, origin, starts, source, staged, first, last):
+    """The same from 16 bits."""
+    job, part = job_and_round(numbers)
+    view = _read_view(numbers, AFTER_ROUND)
+    rows = np.zeros(job.pitch * _PIXELS, staged.dtype)
+    start = np.int64(0)
+    for task in range(first, last):
+        to, at, pixels, channels = _chunk(job, part, view, origin, starts, task)
+        read_rows(source, rows, (at, view.channel, 0, _PIXELS), (channels, pixels))
+        rows[channels * _PIXELS :] = 0
+        transpose(rows, start, _PIXELS, job.pitch, pixels, staged, to, job.pitch)
+
+
+@kernel
+def _unstage(numbers, origin, starts, staged, output, first, last):
+    """Pieces `first` to `last`, each a few pixels of a slice of a frame."""
     job, part = job_and_round(numbers)
     view = _read_view(numbers, AFTER_ROUND)
     rows = np.empty(job.pitch * _PIXELS, staged.dtype)
     start = np.int64(0)
     for task in range(first, last):
-        at, to, pixels, channels = _chunk(job, part, images, view, task)
+        at, to, pixels, channels = _chunk(job, part, view, origin, starts, task)
         if job.pitch == 1:
             copy_plain(staged, at, output, to, pixels)
         elif channels == job.pitch:

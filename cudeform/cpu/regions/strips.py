@@ -1,0 +1,235 @@
+"""Weighted sums over patches of planes as they lie, a strip of pixels at a time.
+
+What `patches` sums up of frames that were laid out with their channels last, to the same bytes:
+here the pixels of a row of a patch are gathered in a strip, and what a bin has summed up so far
+waits in memory. A pixel takes longer, but none is touched that no bin reads, a patch may be as
+large as it likes, and planes may have any strides and 16 bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cudeform.cpu.language.compiler import inlined, inner, kernel
+from cudeform.cpu.language.halves import element
+from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
+from cudeform.cpu.regions.blocking import unpacked
+from cudeform.cpu.regions.patches import (
+    ELSEWHERE,
+    locate_region,
+    locate_tile,
+    patch_of,
+    tile_of,
+)
+from cudeform.cpu.regions.results import add_cells, read_gradients, result_at, write_results
+
+__all__ = ["blend_bins", "measure", "measure_bins", "pool", "slice_in_planes", "value_at"]
+
+_STRIP = 64  # pixels
+
+
+@inlined
+def slice_in_planes(job, regions, planes, t, c, s):
+    """Where group 0 of a slice begins in planes, how far the groups are from each other, and how
+    many channels the slice has.
+    """
+    starts, view, _ = planes
+    first = s * job.slice_channels
+    at = starts[regions.place[t]] + c * view.of_class + first * view.channel
+    return at, view.group, min(job.slice_channels, job.channels - first)
+
+
+@kernel
+def pool(given, starts, view, source, output, argmax, first, last):
+    """Tasks `first` to `last`, each a row of bins of a slice of a region."""
+    work = unpacked(given)
+    job, part, regions, piece = work
+    planes = starts, view, source
+    tile = tile_of(job, output)
+    values = np.zeros(job.tile * job.pitch, output.dtype)
+    pixels = np.zeros(job.tile * job.pitch if job.largest else 0, np.int32)
+    strip = np.zeros(_STRIP * job.pitch, output.dtype)
+    parts = np.zeros(job.pitch, output.dtype)
+    slices = part.slice_end - part.slice_begin
+    for task in range(first, last):
+        s = part.slice_begin + task % slices
+        i = task // slices % job.bins_y
+        t = piece.begin + task // (slices * job.bins_y)
+        locate_region(job, regions, t, i, i + 1, tile)
+        for c in range(part.class_begin, part.class_end):
+            begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
+            locate_tile(work, (t, c, s), (begin, of_group), i, i + 1, tile)
+            to = result_at(work, t, c, s) + i * job.bins_x
+            if job.largest:
+                _choose(job, tile, planes, channels, values, pixels)
+                write_results(job, tile, job.bins_x, s, pixels, argmax, to)
+            else:
+                blend_bins(job, tile, planes, channels, strip, parts, values)
+            write_results(job, tile, job.bins_x, s, values, output, to)
+
+
+@kernel
+def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, last):
+    """Tasks `first` to `last`, each a region: gradients of its offsets and masks."""
+    work = unpacked(given)
+    job, part, regions, piece = work
+    planes = starts, view, source
+    tile = tile_of(job, grad)
+    values = np.zeros(job.tile * job.pitch, grad.dtype)
+    found = np.empty(3 * job.tile, grad.dtype)
+    strip = np.zeros(_STRIP * job.pitch, grad.dtype)
+    sums = np.zeros(5 * job.pitch, grad.dtype)
+    for t in range(piece.begin + first, piece.begin + last):
+        for i in range(job.bins_y):
+            locate_region(job, regions, t, i, i + 1, tile)
+            for c in range(part.class_begin, part.class_end):
+                for s in range(part.slice_begin, part.slice_end):
+                    begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
+                    locate_tile(work, (t, c, s), (begin, of_group), i, i + 1, tile)
+                    read_gradients(work, (t, c, s), grad, i, job.bins_x, values)
+                    measure_bins(job, tile, planes, channels, strip, sums, values, found)
+                    targets = grad_offset, grad_mask
+                    add_cells(job, regions, (t, c, i), job.bins_x, tile.scale, found, targets)
+
+
+@inlined
+def value_at(planes, at, y, x):
+    """A pixel of the plane that begins at `at`."""
+    _, view, source = planes
+    return element(source, at + y * view.row + x * view.column)
+
+
+@inlined
+def _gather(planes, start, channels, y, pixel, span, strip, pitch, whole):
+    """Put the pixels of some entries of a row into a strip: `whole` channels, 0 what is none."""
+    for k in range(min(channels, whole)):
+        plane = start + k * planes[1].channel
+        for b in range(span[0], span[1]):
+            strip[(b - span[0]) * pitch + k] = value_at(planes, plane, y, pixel[b])
+    for k in range(channels, whole):
+        for b in range(span[1] - span[0]):
+            strip[b * pitch + k] = 0
+
+
+@inner
+def blend_bins(job, tile, planes, channels, strip, parts, target):
+    """As `blend_tile`, of a row of bins."""
+    pixel, weight, place, scales = tile
+    pitch, step = job.pitch, lanes(strip)
+    tail = pitch & (step - 1)
+    whole = pitch - tail
+    zero = zeros(strip)
+    for n in range(job.bins_x):
+        at, start = n * pitch, place[3 * n + 2]
+        if start == ELSEWHERE:
+            continue
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
+        for c in range(0, whole, step):
+            store(target, at + c, zero)
+        for a in range(y0, y1 if whole else y0):
+            for c in range(0, whole, step):
+                store(parts, c, zero)
+            for b0 in range(x0, x1, _STRIP):
+                b1 = min(b0 + _STRIP, x1)
+                span = b0, b1
+                _gather(planes, start, channels, pixel[a], pixel, span, strip, pitch, whole)
+                for c in range(0, whole, step):
+                    part = load(parts, c)
+                    for b in range(b0, b1):
+                        w = splat(strip, weight[2 * b])
+                        part = fma(w, load(strip, (b - b0) * pitch + c), part)
+                    store(parts, c, part)
+            w = splat(strip, weight[2 * a])
+            for c in range(0, whole, step):
+                store(target, at + c, fma(w, load(parts, c), load(target, at + c)))
+        s = splat(strip, scales[2 * n] * scales[2 * n + 1])
+        for c in range(0, whole, step):
+            store(target, at + c, fma(s, load(target, at + c), zero))
+        for c in range(whole, min(channels, whole + tail)):
+            plane, value = start + c * planes[1].channel, strip.dtype.type(0)
+            for a in range(y0, y1):
+                subtotal = strip.dtype.type(0)
+                for b in range(x0, x1):
+                    subtotal += weight[2 * b] * value_at(planes, plane, pixel[a], pixel[b])
+                value += weight[2 * a] * subtotal
+            target[at + c] = scales[2 * n] * scales[2 * n + 1] * value
+
+
+@inner
+def _choose(job, tile, planes, channels, best, chosen):
+    """As `largest_of_tile`, of a row of bins."""
+    pixel, _, place, _ = tile
+    for n in range(job.bins_x):
+        at, start = n * job.pitch, place[3 * n + 2]
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
+        for k in range(channels):
+            best[at + k], chosen[at + k] = 0, -1
+            if start == ELSEWHERE or y0 == y1 or x0 == x1:
+                continue
+            plane = start + k * planes[1].channel
+            largest, y, x = value_at(planes, plane, pixel[y0], pixel[x0]), pixel[y0], pixel[x0]
+            for a in range(y0, y1):
+                for b in range(x0, x1):
+                    value = value_at(planes, plane, pixel[a], pixel[b])
+                    if value > largest or (value != value and largest == largest):
+                        largest, y, x = value, pixel[a], pixel[b]
+            best[at + k], chosen[at + k] = largest, y * job.width + x
+
+
+@inner
+def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
+    """As `measure_tile`, of a row of bins."""
+    pixel, weight, place, scales = tile
+    pitch, step = job.pitch, lanes(strip)
+    tail = pitch & (step - 1)
+    whole = pitch - tail
+    value_of, down_of, across_of, part_of, slope_of = 0, pitch, 2 * pitch, 3 * pitch, 4 * pitch
+    zero = strip.dtype.type(0)
+    for n in range(job.bins_x):
+        at, start = n * pitch, place[3 * n + 2]
+        found[3 * n] = found[3 * n + 1] = found[3 * n + 2] = zero
+        if start == ELSEWHERE:
+            continue
+        y0, y1, x0, x1 = patch_of(pixel, place, n)
+        sums[: 3 * pitch] = 0
+        for a in range(y0, y1 if whole else y0):
+            sums[3 * pitch :] = 0
+            for b0 in range(x0, x1, _STRIP):
+                b1 = min(b0 + _STRIP, x1)
+                span = b0, b1
+                _gather(planes, start, channels, pixel[a], pixel, span, strip, pitch, whole)
+                for c in range(0, whole, step):
+                    part, slope = load(sums, part_of + c), load(sums, slope_of + c)
+                    for b in range(b0, b1):
+                        v = load(strip, (b - b0) * pitch + c)
+                        part = fma(splat(strip, weight[2 * b]), v, part)
+                        slope = fma(splat(strip, weight[2 * b + 1]), v, slope)
+                    store(sums, part_of + c, part)
+                    store(sums, slope_of + c, slope)
+            w, dw = splat(strip, weight[2 * a]), splat(strip, weight[2 * a + 1])
+            for c in range(0, whole, step):
+                part, slope = load(sums, part_of + c), load(sums, slope_of + c)
+                store(sums, value_of + c, fma(w, part, load(sums, value_of + c)))
+                store(sums, across_of + c, fma(w, slope, load(sums, across_of + c)))
+                store(sums, down_of + c, fma(dw, part, load(sums, down_of + c)))
+        values, downs, acrosses = zeros(strip), zeros(strip), zeros(strip)
+        for c in range(0, whole, step):
+            g = load(grad, at + c)
+            values = fma(g, load(sums, value_of + c), values)
+            downs = fma(g, load(sums, down_of + c), downs)
+            acrosses = fma(g, load(sums, across_of + c), acrosses)
+        value, down, across = total(values), total(downs), total(acrosses)
+        for c in range(whole, min(channels, whole + tail)):
+            plane, g = start + c * planes[1].channel, grad[at + c]
+            for a in range(y0, y1):
+                part, slope = zero, zero
+                for b in range(x0, x1):
+                    v = value_at(planes, plane, pixel[a], pixel[b])
+                    part += weight[2 * b] * v
+                    slope += weight[2 * b + 1] * v
+                value += g * weight[2 * a] * part
+                down += g * weight[2 * a + 1] * part
+                across += g * weight[2 * a] * slope
+        scale = scales[2 * n]
+        found[3 * n] = scale * value
+        found[3 * n + 1], found[3 * n + 2] = scale * down, scale * across

@@ -1,0 +1,49 @@
+"""Poolings of regions at sizes where work is cut up, and the memory that a call takes."""
+
+import numpy as np
+from cases import operator
+
+from cudeform.cases import Case
+from cudeform.registry import OPERATORS
+
+__all__ = ["PEAK", "POOLINGS", "many"]
+
+POOLINGS = [row.name for row in OPERATORS if row.family == "regions"]
+
+# A program's function: how far a call raises its memory, and the bytes of results that it wrote to
+PEAK = """
+import gc
+from pathlib import Path
+
+def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith(field))
+
+def peak(call):
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    results = call()
+    results = results if isinstance(results, tuple) else (results,)
+    touched = sum(r.nbytes for r in results if r is not None and r.any())
+    return status("VmHWM") - before, touched
+"""
+
+
+def many(name, count, n=3, size=(30, 40), seed=0):
+    """The last registry case of a pooling with more and other boxes on larger images."""
+    rng = np.random.default_rng(seed)
+    *_, case = operator(name).cases(rng)
+    center = rng.uniform((0, 0), size[::-1], (count, 2))
+    half = rng.uniform(0.01, 0.3, (count, 2)) * size[::-1]
+    corners = np.concatenate([center - half, center + half], 1)
+    corners /= case.options.get("spatial_scale", 1.0)
+    boxes = np.concatenate([rng.integers(0, n, (count, 1)), corners], 1)
+    arrays = {
+        "input": rng.standard_normal((n, case.arrays["input"].shape[1], *size)),
+        "boxes": boxes,
+    }
+    for name in ("offset", "mask"):
+        if name in case.arrays:
+            arrays[name] = rng.standard_normal((count, *case.arrays[name].shape[1:]))
+    return Case("many", arrays, case.options)
