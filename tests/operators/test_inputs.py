@@ -257,3 +257,29 @@ def test_an_infinite_pixel_beside_a_sample(backend, rng, place):
     given = map(backend.to_device, (image[None, None], boxes))
     output = cudeform.roi_align(*given, 1, sampling_ratio=1, aligned=True)
     np.testing.assert_allclose(backend.to_host(output).ravel(), expected, atol=1e-12)
+
+
+def sample_within(image, y, x):
+    """The corners within the image times their weights, also those of 0."""
+    total = 0.0
+    for i, v in ((np.floor(y), 1 - y % 1), (np.floor(y) + 1, y % 1)):
+        for j, h in ((np.floor(x), 1 - x % 1), (np.floor(x) + 1, x % 1)):
+            if -1 < y < image.shape[0] and -1 < x < image.shape[1]:
+                if 0 <= i < image.shape[0] and 0 <= j < image.shape[1]:
+                    total += v * h * image[int(i), int(j)]
+    return total
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("place", [(2, 0), (3, 4), (3, 2), (1, 2), (0, 4)])
+def test_an_infinite_pixel_beside_a_point(backend, rng, place):
+    """A corner outside takes no part: it is no weight of 0 for the pixel that stands for it."""
+    image = rng.standard_normal((4, 5))
+    image[place] = np.inf
+    along = [-1, -0.5, 0, 0.5, 1, 2, 2.5, 3, 3.5, 4, 4.5]
+    points = np.array([(y, x) for y in along for x in along])
+    expected = [sample_within(image, y, x) for y, x in points]
+    assert np.isnan(expected).any() and np.isinf(expected).any()
+    given = map(backend.to_device, (image[None, None], points[None]))
+    output = backend.to_host(cudeform.bilinear_sample(*given)).ravel()
+    np.testing.assert_allclose(output, expected, atol=1e-12)
