@@ -14,6 +14,7 @@ struct Params {
   int keys;       // number of different keys; a point with this key is in no bucket
   int counters;   // to clear, in fours
   int lane_bits;  // 2^lane_bits threads put a bucket in order, if it is short enough for their registers
+  int sparse;     // whether there are so few points that each of them has a thread instead
 };
 
 // From the host: THREADS; POINTS a thread that counts and places, KEYS one that finds starts; HELD points of a bucket
@@ -321,6 +322,22 @@ __device__ __forceinline__ void order_lanes(const int* __restrict__ found, const
   }
 }
 
+// Puts the points of buckets in order that one thread could hold: each counts those of its bucket that come before it.
+__device__ __forceinline__ void order_few(const int* __restrict__ keys, const int* __restrict__ starts,
+                                          const int* __restrict__ found, const Records& records, const Params& p) {
+  const int points = __ldg(starts + p.keys);
+#pragma unroll 1
+  for (int i = blockIdx.x * THREADS + threadIdx.x; i < points; i += gridDim.x * THREADS) {
+    const int point = __ldg(found + i);
+    const Bucket bucket = bucket_of(starts, __ldg(keys + point));
+    if (bucket.end - bucket.start > HELD) continue;
+    int place = bucket.start;
+#pragma unroll 1
+    for (int other = bucket.start; other < bucket.end; ++other) place += __ldg(found + other) < point;
+    records.put(place, point);
+  }
+}
+
 // Puts the buckets in order that are too long for a warp: a block takes one, or a range of one's points.
 __device__ __forceinline__ void order_longest(const int* __restrict__ starts, const int* __restrict__ found, int longer,
                                               const int* __restrict__ long_keys, const Records& records,
@@ -341,17 +358,22 @@ __device__ __forceinline__ void order_longest(const int* __restrict__ starts, co
 
 // ordered = the records by bucket, in each by the number of the point
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    order_points(const int* __restrict__ starts, const int* __restrict__ found, const int* __restrict__ long_count,
-                 const int* __restrict__ long_keys, const Record* __restrict__ given, Record* __restrict__ ordered,
-                 const Params p) {
+    order_points(const int* __restrict__ keys, const int* __restrict__ starts, const int* __restrict__ found,
+                 const int* __restrict__ long_count, const int* __restrict__ long_keys,
+                 const Record* __restrict__ given, Record* __restrict__ ordered, const Params p) {
   SHARED(unsigned, shared, [WHOLE]);
   SHARED(int, warp_sums, [WARPS]);
   const Records records = {given, ordered};
   const int longer = __ldg(long_count), warp = blockIdx.x * WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
   // First the buckets for which there are threads, then the longer ones by more lanes, and those that are longer still.
-  int held = 0;  // points of the longest bucket before
+  int held = 0, bits = p.lane_bits;  // points of the longest bucket before
+  if (p.sparse) {
+    order_few(keys, starts, found, records, p);
+    held = HELD;
+    bits = 3;
+  }
 #pragma unroll 1
-  for (int bits = p.lane_bits;; bits = min(max(bits + 2, 3), 5)) {
+  for (;; bits = min(max(bits + 2, 3), 5)) {
     const bool given = held == 0;
     const int buckets = given ? p.keys : longer;
 #pragma unroll 1

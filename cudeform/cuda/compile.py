@@ -108,7 +108,8 @@ def _format(params: np.dtype) -> tuple[struct.Struct, tuple[tuple[str, bool], ..
             text += f"{field.itemsize}s"
         else:
             text += "iIi" if is_one else codes[field.str[1:]]
-    return struct.Struct(text + "0q"), fields
+    end = "0q" if params.alignment == 8 else "0i"  # a struct is as long as an array of it needs
+    return struct.Struct(text + end), fields
 
 
 def pack(params: np.dtype, values: dict[str, Any]) -> np.ndarray:

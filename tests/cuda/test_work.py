@@ -99,7 +99,7 @@ def test_a_kernel_of_two_loops_has_its_instructions():
 def test_the_bound_of_a_call():
     """Issue slots of one kernel and sectors of another, or the memory, and launches besides."""
     gpu, slots = model.A100, 32 * model.A100.issued
-    sample, place = "sampling.cu-float-float-4-int sample", "sort.cu place_points"
+    sample, place = "sampling.cu-float-float-4-int sample", "sort.cu-uint4 place_points"
     nothing = {"accesses": 0, "read_sectors": 0, "written_sectors": 0}
     kernels = {
         sample: {**nothing, "instructions": 100 * slots},
