@@ -147,11 +147,11 @@ def results(op: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
 def gradients(op: str, fields: Any, arguments: dict[str, Any]) -> Any:
     """The gradients that the function `op` returns, in the named tuple `fields`."""
     needs = arguments.pop("needs")
-    call = checked(op, *_apart(op, arguments))
-    given = call.arrays
+    given, options = _apart(op, arguments)
     optional = ARGUMENTS[op].optional
     absent = {name: None for name in optional if name in given and given[name] is None}
-    return fields(**call.backward(checks.needs(op, needs, absent, fields._fields)))
+    needed = checks.needs(op, needs, absent, fields._fields)
+    return fields(**checked(op, given, options).backward(needed))
 
 
 def _apart(op: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

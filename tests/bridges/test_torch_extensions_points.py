@@ -351,7 +351,8 @@ def test_nothing_is_copied_but_into_the_tensors_of_the_caller():
             3, 3, 1, 1, 1, 1, 1, 1, 1, 1, False,
         )  # fmt: skip
     expected = ["aten::add_.Tensor"] * 2 + ["aten::copy_"] * 2
-    assert calls.names == ["cudeform::deform_conv2d_backward", *expected]
+    assert calls.names[0] == "cudeform::deform_conv2d_backward"
+    assert sorted(calls.names[1:]) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
