@@ -31,6 +31,7 @@ __all__ = ["Aggregator"]
 
 _TASKS = 4  # for each thread
 _FEW = 16  # queries that are not worth a task of their own
+_CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
 _RANGE_BYTES = 4 << 20  # of the sums of a range of pixels, which a thread has at a time
 _RANGES = 2  # for each thread: fewer than tasks, as each locates all points anew
 
@@ -148,7 +149,7 @@ class Aggregator:
         if size > SCRATCH_BYTES or not often:
             yield _Part(0, self.slices, False)
             return
-        most = max(min(SCRATCH_BYTES // size, threads.get_num_threads()), 1)
+        most = max(min(SCRATCH_BYTES // size, max(threads.get_num_threads(), _CACHED // size)), 1)
         for first in range(0, self.slices, most):
             yield _Part(first, min(first + most, self.slices), True)
 

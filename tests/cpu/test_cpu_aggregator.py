@@ -38,3 +38,18 @@ def test_threads_have_a_range_of_pixels_each(count, heads, least, monkeypatch):
     monkeypatch.setattr(threads, "get_num_threads", lambda: count)
     call.spread(np.zeros(300 * heads * 32, np.float32), np.zeros(PIXELS * heads * 32, np.float32))
     assert least <= tasks[0] <= max(2 * count, heads)
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "parts"), [(14, 1, 1), (14, 2, 1), (130, 1, 16), (130, 2, 8), (90, 64, 1)]
+)
+def test_copies_that_a_cache_holds_are_worked_on_together(side, count, parts, monkeypatch):
+    """There is a wait at the end of a part, which takes longer than a small one."""
+    extent = Extent(side**2, 16, 16, side**2, 9, 0, 0, 18 * 16, 18, 9 * 16, 9)
+    levels = np.repeat([side, side, 0], 9)
+    given = np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.float32)
+    monkeypatch.setattr(threads, "get_num_threads", lambda: count)
+    found = list(aggregator.Aggregator(1, extent, levels, *given)._parts())
+    assert len(found) == parts
+    assert [part.first for part in found] == [0, *(part.last for part in found[:-1])]
+    assert found[-1].last == 16
