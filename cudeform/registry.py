@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_origin
+from typing import Any, get_origin
 
 import numpy as np
 
@@ -14,19 +14,9 @@ import cudeform
 from cudeform import cases
 from cudeform.cases import Case
 from cudeform.plans import ARGUMENTS
-from cudeform.plans.arguments import Argument, Roles
+from cudeform.plans.arguments import RETURN_ARGMAX, Argument, Option, Roles
 
-__all__ = ["OPERATORS", "Operator", "Option"]
-
-
-@dataclass(frozen=True)
-class Option:
-    """An argument that is no array."""
-
-    name: str
-    # "pair": an integer, or one for each axis; "padding": also one for each side
-    # "integers": any number of them, or None
-    kind: Literal["flag", "integer", "number", "choice", "pair", "padding", "integers"]
+__all__ = ["OPERATORS", "Operator"]
 
 
 @dataclass(frozen=True)
@@ -37,11 +27,9 @@ class Operator(Roles):
     family: str  # cuda/ and cpu/ have one file of this name
     summary: str
     paper: str
-    options: tuple[Option, ...]
     cases: Callable[[np.random.Generator], Iterator[Case]]  # float64 arrays
     slopes: str = ""  # the module of cudeform.derivatives for coordinates that move
     apart: str = ""  # the operator with the same result and one array for each role
-    argmax: bool = False  # can return which pixels it chose, and takes them in the backward
 
     @property
     def forward(self) -> Callable[..., Any]:
@@ -63,6 +51,16 @@ class Operator(Roles):
         return ARGUMENTS[self.name].arguments
 
     @cached_property
+    def options(self) -> tuple[Option, ...]:
+        """The arguments that are no arrays, and say what the result is."""
+        return tuple(o for o in ARGUMENTS[self.name].options if o is not RETURN_ARGMAX)
+
+    @property
+    def argmax(self) -> bool:
+        """Whether it can return which pixels it chose, and takes them in the backward."""
+        return RETURN_ARGMAX in ARGUMENTS[self.name].options
+
+    @cached_property
     def kept(self) -> tuple[str, ...]:
         """The arrays that the backward takes, besides grad_output."""
         accepted = inspect.signature(self.backward).parameters
@@ -70,9 +68,8 @@ class Operator(Roles):
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
-        """Of the options; `inspect.Parameter.empty` for those that have to be given."""
-        parameters = inspect.signature(self.forward).parameters
-        return {option.name: parameters[option.name].default for option in self.options}
+        """Of the options; `REQUIRED` for those that have to be given."""
+        return {option.name: option.default for option in self.options}
 
     def call(self, case: Case, convert: Callable[[Any], Any] = lambda array: array) -> Any:
         """The forward on a case, each array converted first."""
@@ -96,44 +93,12 @@ class Operator(Roles):
         return {name: None if array is None else convert(array) for name, array in arrays.items()}
 
 
-_STRIDE = Option("stride", "pair")
-_PADDING = Option("padding", "padding")
-_DILATION = Option("dilation", "pair")
-_BORDER = Option("border", "choice")
-_LAYOUT = Option("layout", "choice")
-_PRECISION = Option("precision", "choice")
-_OUTPUT_SIZE = Option("output_size", "pair")
-_SPATIAL_SCALE = Option("spatial_scale", "number")
-_SAMPLING_RATIO = Option("sampling_ratio", "integer")
-_ALIGNED = Option("aligned", "flag")
-_MODE = Option("mode", "choice")
-_CONVENTION = Option("convention", "choice")
-_GAMMA = Option("gamma", "number")
-_OUTPUT_DIM = Option("output_dim", "integer")
-_GROUP_SIZE = Option("group_size", "pair")
-_PART_SIZE = Option("part_size", "pair")
-_SAMPLE_PER_PART = Option("sample_per_part", "integer")
-_TRANS_STD = Option("trans_std", "number")
-_POINTS_PER_LEVEL = Option("points_per_level", "integers")
-_METHOD = Option("method", "choice")
-_SOFTMAX = Option("softmax", "flag")
-_GRID_OF_POINTS = (
-    Option("kernel_size", "pair"),
-    _STRIDE,
-    Option("padding", "pair"),
-    _DILATION,
-    Option("groups", "integer"),
-    Option("offset_scale", "number"),
-    Option("remove_center", "flag"),
-)
-
 OPERATORS = (
     Operator(
         name="deform_conv2d",
         family="conv",
         summary="deformable convolution v1, and v2 with a mask",
         paper="Dai et al. 2017, Zhu et al. 2019",
-        options=(_STRIDE, _PADDING, _DILATION, _BORDER, _LAYOUT, _PRECISION),
         cases=cases.deform_conv2d,
         slopes="taps",
     ),
@@ -142,7 +107,6 @@ OPERATORS = (
         family="conv",
         summary="convolution without offsets",
         paper="",
-        options=(_STRIDE, _PADDING, _DILATION, _LAYOUT, _PRECISION),
         cases=cases.conv2d,
     ),
     Operator(
@@ -150,7 +114,6 @@ OPERATORS = (
         family="sampling",
         summary="bilinear sampling at given points",
         paper="Dai et al. 2017, equations 3 and 4",
-        options=(_BORDER, _LAYOUT),
         cases=cases.bilinear_sample,
         slopes="points",
     ),
@@ -159,7 +122,6 @@ OPERATORS = (
         family="aggregation",
         summary="weighted sums of samples around each pixel",
         paper="Wang et al. 2023",
-        options=(*_GRID_OF_POINTS, _SOFTMAX),
         cases=cases.dcnv3,
         slopes="grid",
     ),
@@ -168,7 +130,6 @@ OPERATORS = (
         family="aggregation",
         summary="the same, with offsets and factors in one array",
         paper="Xiong et al. 2024",
-        options=_GRID_OF_POINTS,
         cases=cases.dcnv4,
         slopes="grid",
         apart="dcnv3",
@@ -178,7 +139,6 @@ OPERATORS = (
         family="attention",
         summary="weighted sums of samples of several levels",
         paper="Zhu et al. 2021",
-        options=(_POINTS_PER_LEVEL, _METHOD, _SOFTMAX),
         cases=cases.ms_deform_attn,
         slopes="levels",
     ),
@@ -187,16 +147,13 @@ OPERATORS = (
         family="regions",
         summary="average or maximum of bilinear samples in the bins of regions",
         paper="He et al. 2017",
-        options=(_OUTPUT_SIZE, _SPATIAL_SCALE, _SAMPLING_RATIO, _ALIGNED, _MODE),
         cases=cases.roi_align,
-        argmax=True,
     ),
     Operator(
         name="ps_roi_align",
         family="regions",
         summary="average of bilinear samples from channels of each bin's own",
         paper="Dai et al. 2016, He et al. 2017",
-        options=(_OUTPUT_SIZE, _SPATIAL_SCALE, _SAMPLING_RATIO),
         cases=cases.ps_roi_align,
     ),
     Operator(
@@ -204,16 +161,13 @@ OPERATORS = (
         family="regions",
         summary="maximum or average of the pixels in the bins of regions",
         paper="Girshick 2015; Dai et al. 2017, equation 5",
-        options=(_OUTPUT_SIZE, _SPATIAL_SCALE, _MODE),
         cases=cases.roi_pool,
-        argmax=True,
     ),
     Operator(
         name="ps_roi_pool",
         family="regions",
         summary="average of pixels from channels of each bin's own",
         paper="Dai et al. 2016",
-        options=(_OUTPUT_SIZE, _SPATIAL_SCALE, _CONVENTION),
         cases=cases.ps_roi_pool,
     ),
     Operator(
@@ -221,7 +175,6 @@ OPERATORS = (
         family="regions",
         summary="RoI pooling with bins that move, and v2 with a mask",
         paper="Dai et al. 2017, equation 6; Zhu et al. 2019",
-        options=(_OUTPUT_SIZE, _SPATIAL_SCALE, _SAMPLING_RATIO, _GAMMA),
         cases=cases.deform_roi_pool,
         slopes="bins",
     ),
@@ -230,15 +183,6 @@ OPERATORS = (
         family="regions",
         summary="position-sensitive RoI pooling with bins that move, and v2 with a mask",
         paper="Dai et al. 2017; Zhu et al. 2019",
-        options=(
-            _OUTPUT_SIZE,
-            _SPATIAL_SCALE,
-            _OUTPUT_DIM,
-            _GROUP_SIZE,
-            _PART_SIZE,
-            _SAMPLE_PER_PART,
-            _TRANS_STD,
-        ),
         cases=cases.deform_ps_roi_pool,
         slopes="bins",
     ),

@@ -28,7 +28,7 @@ from cudeform.layers.plain import (
     settle,
     sigmoid,
 )
-from cudeform.plans.regions import sampling
+from cudeform.plans.regions import SAMPLE_PER_PART, SAMPLING_RATIO
 
 __all__ = ["DeformPSRoiPool", "DeformRoiPool"]
 
@@ -89,7 +89,7 @@ class DeformRoiPool:
             self,
             channels=positive_integer,
             spatial_scale=checks.positive,
-            sampling_ratio=lambda op, name, value: sampling(op, value),
+            sampling_ratio=SAMPLING_RATIO.check,
             gamma=checks.number,
             modulated=checks.flag,
             hidden=positive_integer,
@@ -233,7 +233,7 @@ class DeformPSRoiPool:
             classes=positive_integer,
             output_size=positive_integer,
             spatial_scale=checks.positive,
-            sample_per_part=lambda op, name, value: sampling(op, value, name, 1),
+            sample_per_part=SAMPLE_PER_PART.check,
             gamma=checks.number,
             branch_rate=checks.number,
         )

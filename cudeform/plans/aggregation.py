@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 from cudeform import checks
-from cudeform.plans.arguments import PIXELS, Argument
+from cudeform.plans.arguments import (
+    DILATION,
+    PIXELS,
+    SOFTMAX,
+    STRIDE,
+    Argument,
+    Option,
+    Options,
+    flag,
+    pair,
+)
 from cudeform.plans.outlines import Outline, Plan, planner
 from cudeform.plans.points import out_size
 
@@ -125,64 +134,37 @@ class AggregationPlan(PointGrid, Plan):
         return outlines
 
 
+_GRID = (
+    pair("kernel_size"),
+    STRIDE,
+    pair("padding", 0, minimum=0),
+    DILATION,
+    Option("groups", "integer", partial(checks.integer, minimum=1), 1),
+    Option("offset_scale", "number", checks.positive, 1.0),
+    flag("remove_center"),
+)
+
+
 @planner(
     PIXELS,
     Argument("offset", ("N", "Ho", "Wo", "2*G*P"), "coordinates"),
     Argument("mask", ("N", "Ho", "Wo", "G*P"), "shares"),
+    options=(*_GRID, SOFTMAX),
 )
 def dcnv3(
-    op: str,
-    input: Outline,
-    offset: Outline,
-    mask: Outline,
-    *,
-    kernel_size: Any,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-    softmax: bool = False,
+    op: str, options: Options, input: Outline, offset: Outline, mask: Outline
 ) -> AggregationPlan:
-    """Check every argument of DCNv3."""
-    grid = kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
-    softmax = checks.flag(op, "softmax", softmax)
-    return _plan(op, input, {"offset": offset, "mask": mask}, softmax, *grid)
+    """Check the shapes of DCNv3."""
+    return _plan(op, options, input, offset=offset, mask=mask)
 
 
-@planner(PIXELS, Argument("offset_mask", ("N", "Ho", "Wo", "3*G*P"), "coordinates"))
-def dcnv4(
-    op: str,
-    input: Outline,
-    offset_mask: Outline,
-    *,
-    kernel_size: Any,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-) -> AggregationPlan:
-    """Check every argument of DCNv4."""
-    grid = kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
-    return _plan(op, input, {"offset_mask": offset_mask}, False, *grid)
+@planner(PIXELS, Argument("offset_mask", ("N", "Ho", "Wo", "3*G*P"), "coordinates"), options=_GRID)
+def dcnv4(op: str, options: Options, input: Outline, offset_mask: Outline) -> AggregationPlan:
+    """Check the shapes of DCNv4."""
+    return _plan(op, options, input, offset_mask=offset_mask)
 
 
-def _plan(
-    op: str,
-    input: Outline,
-    of_points: dict[str, Outline],
-    softmax: bool,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    offset_scale: float,
-    remove_center: bool,
-) -> AggregationPlan:
+def _plan(op: str, options: Options, input: Outline, **of_points: Outline) -> AggregationPlan:
     axes = "(N, H, W, G*Cg)"
     checks.rank(op, "input", input, axes)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
@@ -190,19 +172,21 @@ def _plan(
     if height * width > _MOST:
         got = f"{height} x {width}"
         checks.fail(op, "input", f"with H*W at most {_MOST}", got, "kernels count in 32 bits")
-    groups = checks.integer(op, "groups", groups, 1)
+    groups = options["groups"]
     if channels % groups:
         expected = f"to divide the {channels} channels of `input` {axes}"
         checks.fail(op, "groups", expected, groups)
-    kernel = checks.pair(op, "kernel_size", kernel_size, 1)
-    stride, padding = checks.pair(op, "stride", stride, 1), checks.pair(op, "padding", padding, 0)
-    dilation = checks.pair(op, "dilation", dilation, 1)
+    kernel, stride = options["kernel_size"], options["stride"]
+    padding, dilation = options["padding"], options["dilation"]
     out_height, out_width = (
         out_size(op, "kernel_size", "to be a kernel", axis, size, 2 * p, k, s, d)
         for axis, size, p, k, s, d in zip(
             "yx", (height, width), padding, kernel, stride, dilation, strict=True
         )
     )
+    if options["remove_center"] and (kernel == (1, 1) or not kernel[0] % 2 or not kernel[1] % 2):
+        expected = "to be odd along both axes, and more than 1 x 1"
+        checks.fail(op, "kernel_size", expected, kernel, "`remove_center` takes its middle tap out")
     plan = AggregationPlan(
         batch=batch,
         height=height,
@@ -215,20 +199,12 @@ def _plan(
         stride=stride,
         padding=padding,
         dilation=dilation,
-        scale=checks.positive(op, "offset_scale", offset_scale),
-        remove_center=_removes(op, remove_center, kernel),
-        softmax=softmax,
+        scale=options["offset_scale"],
+        remove_center=options["remove_center"],
+        softmax=options.get("softmax", False),
         packed="offset_mask" in of_points,
     )
     for name, outline in of_points.items():
         expected = plan.gradients[name]
         checks.shape(op, name, outline, expected.shape, expected.axes)
     return plan
-
-
-def _removes(op: str, remove_center: Any, kernel: tuple[int, int]) -> bool:
-    remove_center = checks.flag(op, "remove_center", remove_center)
-    if remove_center and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0 or kernel == (1, 1)):
-        expected = "to be odd along both axes, and more than 1 x 1"
-        checks.fail(op, "kernel_size", expected, kernel, "`remove_center` takes its middle tap out")
-    return remove_center

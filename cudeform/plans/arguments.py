@@ -1,12 +1,41 @@
-"""The arrays that operators take: their axes, and what each is to its operator."""
+"""What operators take: arrays, with their axes and what each is; options, with their values."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, partial
+from inspect import Parameter
+from typing import Any, Literal
 
-__all__ = ["BIAS", "BOXES", "IMAGE", "PIXELS", "WEIGHT", "Argument", "Arguments", "Roles"]
+from cudeform import checks
+from cudeform.plans.points import BORDERS, LAYOUTS
+
+__all__ = [
+    "BIAS",
+    "BORDER",
+    "BOXES",
+    "DILATION",
+    "IMAGE",
+    "LAYOUT",
+    "PIXELS",
+    "REQUIRED",
+    "RETURN_ARGMAX",
+    "SOFTMAX",
+    "STRIDE",
+    "WEIGHT",
+    "Argument",
+    "Arguments",
+    "Option",
+    "Options",
+    "Roles",
+    "choice",
+    "flag",
+    "pair",
+]
+
+REQUIRED = Parameter.empty  # the default of an option that has to be given
+Options = Mapping[str, Any]  # by name
 
 
 @dataclass(frozen=True)
@@ -36,6 +65,41 @@ class Argument:
     def symbols(self) -> str:
         """The axes as documentation and messages write them."""
         return f"({', '.join(self.axes)}{',' if len(self.axes) == 1 else ''})"
+
+
+@dataclass(frozen=True)
+class Option:
+    """An argument of an operator that is no array."""
+
+    name: str
+    # "pair": an integer, or one for each axis; "padding": also one for each side
+    # "integers": any number of them, or None
+    kind: Literal["flag", "integer", "number", "choice", "pair", "padding", "integers"]
+    check: Callable[[str, str, Any], Any]  # takes the operator, the name and a value
+    default: Any = REQUIRED
+
+    def value(self, op: str, given: Any) -> Any:
+        """What a value of a call of `op` stands for, or an error; None may be the default."""
+        if given is REQUIRED:
+            raise TypeError(f"{op}() missing a required argument: {self.name!r}")
+        if given is None and self.default is None:
+            return None
+        return self.check(op, self.name, given)
+
+
+def flag(name: str) -> Option:
+    """False if it is not given."""
+    return Option(name, "flag", checks.flag, False)
+
+
+def choice(name: str, *values: str) -> Option:
+    """One of a few strings, the first if it is not given."""
+    return Option(name, "choice", partial(checks.choice, options=values), values[0])
+
+
+def pair(name: str, default: Any = REQUIRED, minimum: int = 1) -> Option:
+    """Integers along y and x."""
+    return Option(name, "pair", partial(checks.pair, minimum=minimum), default)
 
 
 class Roles:
@@ -110,6 +174,7 @@ class Arguments(Roles):
     """The arguments of an operator, in the order of its signature."""
 
     arguments: tuple[Argument, ...]
+    options: tuple[Option, ...] = ()
 
 
 IMAGE = Argument("input", ("N", "C", "H", "W"), "image")
@@ -117,3 +182,10 @@ PIXELS = Argument("input", ("N", "H", "W", "G*Cg"), "image")
 BOXES = Argument("boxes", ("R", "5"), "boxes")
 WEIGHT = Argument("weight", ("O", "C/groups", "kh", "kw"), "factor")
 BIAS = Argument("bias", ("O",), "addend", optional=True)
+
+STRIDE = pair("stride", 1)
+DILATION = pair("dilation", 1)
+BORDER = choice("border", *BORDERS)
+LAYOUT = choice("layout", *LAYOUTS)
+SOFTMAX = flag("softmax")
+RETURN_ARGMAX = flag("return_argmax")  # whether the forward is asked for its second result

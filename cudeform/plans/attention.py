@@ -7,12 +7,11 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.arguments import Argument
+from cudeform.plans.arguments import SOFTMAX, Argument, Option, Options, choice
 from cudeform.plans.outlines import Outline, Plan, planner
 
-__all__ = ["METHODS", "AttentionPlan", "ms_deform_attn"]
+__all__ = ["AttentionPlan", "ms_deform_attn"]
 
-METHODS = ("bilinear", "nearest")
 _SHAPES = "(L, (H, W))"
 _MOST = 2**31 - 1  # pixels of all levels
 
@@ -90,33 +89,44 @@ class AttentionPlan(Plan):
         }
 
 
+def _counts(op: str, name: str, value: Any) -> tuple[int, ...]:
+    """Points of each level."""
+    expected = "to be a sequence of integers, one for each level"
+    if not isinstance(value, (tuple, list)):
+        checks.fail(op, name, expected, checks.shown(value), error=TypeError)
+    if not value:
+        checks.fail(op, name, expected, checks.shown(value))
+    return tuple(checks.integer(op, name, count, 1, expected) for count in value)
+
+
 @planner(
     Argument("value", ("N", "S", "M", "D"), "image"),
     Argument("spatial_shapes", ("L", "2"), "shapes"),
     Argument("sampling_locations", ("N", "Lq", "M", "L", "P", "2"), "coordinates"),
     Argument("attention_weights", ("N", "Lq", "M", "L", "P"), "shares"),
+    options=(
+        Option("points_per_level", "integers", _counts, None),
+        choice("method", "bilinear", "nearest"),
+        SOFTMAX,
+    ),
 )
 def ms_deform_attn(
     op: str,
+    options: Options,
     value: Outline,
     sampling_locations: Outline,
     attention_weights: Outline,
     spatial_shapes: Any = None,
-    *,
-    points_per_level: Any = None,
-    method: str = "bilinear",
-    softmax: bool = False,
 ) -> AttentionPlan:
-    """Check every argument of attention; the shapes are pairs, or the outline of an array."""
-    checks.choice(op, "method", method, METHODS)
-    softmax = checks.flag(op, "softmax", softmax)
+    """Check the shapes of attention; those of levels are pairs, or the outline of an array."""
     symbols = "(N, S, M, D)"
     checks.rank(op, "value", value, symbols)
     checks.non_empty(op, "value", value, symbols, may_be_empty=1)
     batch, values, heads, channels = value.shape
     if values > _MOST:
         checks.fail(op, "value", f"with S at most {_MOST}", values, "kernels count in 32 bits")
-    points = _points(op, sampling_locations, points_per_level)
+    counts = options["points_per_level"]
+    points = _points(op, sampling_locations, counts)
     plan = AttentionPlan(
         batch=batch,
         values=values,
@@ -125,9 +135,9 @@ def ms_deform_attn(
         queries=sampling_locations.shape[1],
         shapes=_shapes(op, spatial_shapes, len(points), values),
         points=points,
-        method=method,
-        softmax=softmax,
-        ragged=points_per_level is not None,
+        method=options["method"],
+        softmax=options["softmax"],
+        ragged=counts is not None,
     )
     given = {"sampling_locations": sampling_locations, "attention_weights": attention_weights}
     for name, outline in given.items():
@@ -136,25 +146,18 @@ def ms_deform_attn(
     return plan
 
 
-def _points(op: str, locations: Outline, points_per_level: Any) -> tuple[int, ...]:
+def _points(op: str, locations: Outline, counts: tuple[int, ...] | None) -> tuple[int, ...]:
     """Points of each level: a number for all in the shape of the locations, or one for each."""
-    name = "points_per_level"
-    if points_per_level is None:
-        symbols = "(N, Lq, M, L, P, (x, y))"
-        if locations.ndim != 6:
-            got = f"shape {tuple(locations.shape)}"
-            why = "or (N, Lq, M, sum P, (x, y)) with `points_per_level`"
-            checks.fail(op, "sampling_locations", f"to have 6 axes {symbols}", got, why)
-        checks.non_empty(op, "sampling_locations", locations, symbols, may_be_empty=2)
-        return (locations.shape[4],) * locations.shape[3]
-    expected = "to be a sequence of integers, one for each level"
-    if not isinstance(points_per_level, (tuple, list)):
-        checks.fail(op, name, expected, checks.shown(points_per_level), error=TypeError)
-    if not points_per_level:
-        checks.fail(op, name, expected, checks.shown(points_per_level))
-    points = tuple(checks.integer(op, name, count, 1, expected) for count in points_per_level)
-    checks.rank(op, "sampling_locations", locations, "(N, Lq, M, sum P, 2)")
-    return points
+    if counts is not None:
+        checks.rank(op, "sampling_locations", locations, "(N, Lq, M, sum P, 2)")
+        return counts
+    symbols = "(N, Lq, M, L, P, (x, y))"
+    if locations.ndim != 6:
+        got = f"shape {tuple(locations.shape)}"
+        why = "or (N, Lq, M, sum P, (x, y)) with `points_per_level`"
+        checks.fail(op, "sampling_locations", f"to have 6 axes {symbols}", got, why)
+    checks.non_empty(op, "sampling_locations", locations, symbols, may_be_empty=2)
+    return (locations.shape[4],) * locations.shape[3]
 
 
 def _pair(op: str, name: str, size: Any) -> tuple[int, int]:

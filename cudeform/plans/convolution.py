@@ -8,13 +8,24 @@ from functools import cached_property
 from typing import Any
 
 from cudeform import checks
-from cudeform.plans.arguments import BIAS, IMAGE, WEIGHT, Argument
+from cudeform.plans.arguments import (
+    BIAS,
+    BORDER,
+    DILATION,
+    IMAGE,
+    LAYOUT,
+    STRIDE,
+    WEIGHT,
+    Argument,
+    Option,
+    Options,
+    choice,
+)
 from cudeform.plans.outlines import Outline, Plan, planner
-from cudeform.plans.points import BORDERS, LAYOUTS, Points, out_size
+from cudeform.plans.points import Points, out_size
 
 __all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
 
-PRECISIONS = ("ieee", "tf32")
 _WEIGHT = "(O, C/groups, kh, kw)"
 
 
@@ -81,35 +92,32 @@ class ConvPlan(Plan):
         return Outline(self.points.out_shape(channels), axes, name)
 
 
+_GRID = (STRIDE, Option("padding", "padding", checks.pad_pairs, 0), DILATION)
+_PRECISION = choice("precision", "ieee", "tf32")
+
+
 @planner(
     IMAGE,
     Argument("offset", ("N", "2*offset_groups*kh*kw", "Ho", "Wo"), "coordinates"),
     WEIGHT,
     BIAS,
     Argument("mask", ("N", "offset_groups*kh*kw", "Ho", "Wo"), "factor", optional=True),
+    options=(*_GRID, BORDER, LAYOUT, _PRECISION),
 )
 def deform_conv2d(
     op: str,
+    options: Options,
     input: Outline,
     offset: Outline,
     weight: Outline,
     bias: Outline | None = None,
     mask: Outline | None = None,
-    *,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    border: str = "zeros",
-    layout: str = "NCHW",
-    precision: str = "ieee",
 ) -> ConvPlan:
-    """Check every argument of a deformable convolution."""
-    checks.choice(op, "border", border, BORDERS)
-    checks.choice(op, "precision", precision, PRECISIONS)
-    given = _points(op, input, weight, stride, padding, dilation, layout)
-    groups = _offset_groups(op, offset, given["channels"], given["kernel"], layout)
-    points = Points(**given, offset_groups=groups, border=border)
-    plan = _plan(op, points, weight, bias, precision, True, mask is not None)
+    """Check the shapes of a deformable convolution."""
+    fields = _points(op, options, input, weight)
+    groups = _offset_groups(op, offset, fields["channels"], fields["kernel"], options["layout"])
+    points = Points(**fields, offset_groups=groups, border=options["border"])
+    plan = _plan(op, options, points, weight, bias, True, mask is not None)
     expected = plan.gradients
     checks.shape(op, "offset", offset, expected["offset"].shape, expected["offset"].axes)
     if mask is not None:
@@ -118,43 +126,23 @@ def deform_conv2d(
     return plan
 
 
-@planner(IMAGE, WEIGHT, BIAS)
+@planner(IMAGE, WEIGHT, BIAS, options=(*_GRID, LAYOUT, _PRECISION))
 def conv2d(
-    op: str,
-    input: Outline,
-    weight: Outline,
-    bias: Outline | None = None,
-    *,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    layout: str = "NCHW",
-    precision: str = "ieee",
+    op: str, options: Options, input: Outline, weight: Outline, bias: Outline | None = None
 ) -> ConvPlan:
-    """Check every argument of a convolution without offsets."""
-    checks.choice(op, "precision", precision, PRECISIONS)
-    points = Points(**_points(op, input, weight, stride, padding, dilation, layout))
-    return _plan(op, points, weight, bias, precision, False, False)
+    """Check the shapes of a convolution without offsets."""
+    return _plan(op, options, Points(**_points(op, options, input, weight)), weight, bias)
 
 
-def _points(
-    op: str,
-    input: Outline,
-    weight: Outline,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    layout: str,
-) -> dict[str, Any]:
+def _points(op: str, options: Options, input: Outline, weight: Outline) -> dict[str, Any]:
     """The fields of the points that do not depend on an offset."""
-    axes = checks.image_axes(checks.choice(op, "layout", layout, LAYOUTS))
+    layout, pad = options["layout"], options["padding"]
+    stride, dilation = options["stride"], options["dilation"]
+    axes = checks.image_axes(layout)
     checks.rank(op, "input", input, axes)
     checks.rank(op, "weight", weight, _WEIGHT)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
     checks.non_empty(op, "weight", weight, _WEIGHT)
-    stride = checks.pair(op, "stride", stride, 1)
-    dilation = checks.pair(op, "dilation", dilation, 1)
-    pad = checks.pad_pairs(op, "padding", padding)
     if layout == "NHWC":
         batch, height, width, channels = input.shape
     else:
@@ -184,12 +172,12 @@ def _points(
 
 def _plan(
     op: str,
+    options: Options,
     points: Points,
     weight: Outline,
     bias: Outline | None,
-    precision: str,
-    deformable: bool,
-    modulated: bool,
+    deformable: bool = False,
+    modulated: bool = False,
 ) -> ConvPlan:
     out_channels, in_channels = weight.shape[:2]
     groups = points.channels // in_channels
@@ -210,6 +198,7 @@ def _plan(
         )
     if bias is not None:
         checks.shape(op, "bias", bias, (out_channels,), "(O,)")
+    precision = options["precision"]
     return ConvPlan(points, out_channels, groups, precision, deformable, modulated)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 from cudeform.arrays import sum_dtype_name
-from cudeform.plans.arguments import Argument, Arguments
+from cudeform.plans.arguments import Argument, Arguments, Option
 
 __all__ = ["ARGUMENTS", "PLANNERS", "Outline", "Plan", "planner"]
 
@@ -61,21 +61,27 @@ class Plan:
         return {}
 
 
-_Planner = TypeVar("_Planner", bound=Callable[..., Plan])
-PLANNERS: dict[str, Callable[..., Plan]] = {}  # by operator
+_Planner = Callable[..., Plan]
+PLANNERS: dict[str, _Planner] = {}  # by operator
 ARGUMENTS: dict[str, Arguments] = {}  # by function: a backward has those of its operator
 
 
-def planner(*arguments: Argument) -> Callable[[_Planner], _Planner]:
-    """Let a function plan the operator of its name, which takes these arrays.
+def planner(
+    *arguments: Argument, options: tuple[Option, ...] = ()
+) -> Callable[[_Planner], _Planner]:
+    """Let a function plan the operator of its name, which takes these arrays and options.
 
-    It takes the name that messages use, an `Outline` of each array that is given, by name, and
-    the options by name.
+    It takes the name that messages use, the values of all options, each checked by itself, and by
+    name an `Outline` of each array that is given.
     """
 
     def enter(function: _Planner) -> _Planner:
-        PLANNERS[function.__name__] = function
-        name, taken = function.__name__, Arguments(arguments)
+        def planned(op: str, **given: Any) -> Plan:
+            values = {o.name: o.value(op, given.pop(o.name, o.default)) for o in options}
+            return function(op, values, **given)
+
+        name, taken = function.__name__, Arguments(arguments, options)
+        PLANNERS[name] = planned
         ARGUMENTS.update({name: taken, name + "_backward": taken})
         return function
 

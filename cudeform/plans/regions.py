@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from cudeform import checks
 from cudeform.arrays import sum_dtype
-from cudeform.plans.arguments import BOXES, IMAGE, Argument
+from cudeform.plans.arguments import (
+    BOXES,
+    IMAGE,
+    REQUIRED,
+    RETURN_ARGMAX,
+    Argument,
+    Option,
+    Options,
+    choice,
+    flag,
+    pair,
+)
 from cudeform.plans.outlines import Outline, Plan, planner
 
 __all__ = [
+    "GROUP_SIZE",
+    "OUTPUT_SIZE",
+    "PART_SIZE",
+    "SAMPLE_PER_PART",
+    "SAMPLING_RATIO",
+    "SPATIAL_SCALE",
     "RoiPlan",
     "deform_ps_roi_pool",
     "deform_roi_pool",
@@ -21,7 +38,6 @@ __all__ = [
     "ps_roi_pool",
     "roi_align",
     "roi_pool",
-    "sampling",
 ]
 
 _MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
@@ -149,93 +165,75 @@ class RoiPlan(Plan):
         return outlines
 
 
-@planner(IMAGE, BOXES)
+def _samples(op: str, name: str, value: Any, minimum: int = -1) -> int:
+    """Samples of a bin along each axis: 0 for as many as follow from its size."""
+    return max(checks.integer(op, name, value, minimum, maximum=_MOST_SAMPLES), 0)
+
+
+OUTPUT_SIZE = pair("output_size")
+SPATIAL_SCALE = Option("spatial_scale", "number", checks.positive, 1.0)
+SAMPLING_RATIO = Option("sampling_ratio", "integer", _samples, -1)
+GROUP_SIZE = pair("group_size")
+PART_SIZE = pair("part_size", None)
+SAMPLE_PER_PART = Option("sample_per_part", "integer", partial(_samples, minimum=1), 4)
+_BINS = OUTPUT_SIZE, SPATIAL_SCALE
+
+
+@planner(
+    IMAGE,
+    BOXES,
+    options=(*_BINS, SAMPLING_RATIO, flag("aligned"), choice("mode", "avg", "max"), RETURN_ARGMAX),
+)
 def roi_align(
-    op: str,
-    input: Outline,
-    boxes: Outline,
-    argmax: Outline | None = None,
-    *,
-    output_size: Any,
-    spatial_scale: Any = 1.0,
-    sampling_ratio: Any = -1,
-    aligned: bool = False,
-    mode: str = "avg",
-    return_argmax: bool = False,
+    op: str, options: Options, input: Outline, boxes: Outline, argmax: Outline | None = None
 ) -> RoiPlan:
-    """Check every argument of RoIAlign."""
-    checks.choice(op, "mode", mode, ("avg", "max"))
+    """Check the shapes of RoIAlign."""
     plan = RoiPlan(
-        **_geometry(op, input, boxes, output_size, spatial_scale),
-        region="aligned" if checks.flag(op, "aligned", aligned) else "unaligned",
+        **_geometry(op, options, input, boxes),
+        region="aligned" if options["aligned"] else "unaligned",
         reads="grid_centers",
-        largest=mode == "max",
-        samples=sampling(op, sampling_ratio),
+        largest=options["mode"] == "max",
+        samples=options["sampling_ratio"],
     )
-    return _choosing(op, plan, mode, return_argmax, argmax)
+    return _choosing(op, options, plan, argmax)
 
 
-@planner(IMAGE, BOXES)
-def ps_roi_align(
-    op: str,
-    input: Outline,
-    boxes: Outline,
-    *,
-    output_size: Any,
-    spatial_scale: Any = 1.0,
-    sampling_ratio: Any = -1,
-) -> RoiPlan:
-    """Check every argument of position-sensitive RoIAlign."""
+@planner(IMAGE, BOXES, options=(*_BINS, SAMPLING_RATIO))
+def ps_roi_align(op: str, options: Options, input: Outline, boxes: Outline) -> RoiPlan:
+    """Check the shapes of position-sensitive RoIAlign."""
     return RoiPlan(
-        **_geometry(op, input, boxes, output_size, spatial_scale),
+        **_geometry(op, options, input, boxes),
         region="aligned",
         reads="grid_centers",
-        samples=sampling(op, sampling_ratio),
-        groups=_bins_as_groups(op, input, output_size),
+        samples=options["sampling_ratio"],
+        groups=_bins_as_groups(op, options, input),
     )
 
 
-@planner(IMAGE, BOXES)
+@planner(IMAGE, BOXES, options=(*_BINS, choice("mode", "max", "avg"), RETURN_ARGMAX))
 def roi_pool(
-    op: str,
-    input: Outline,
-    boxes: Outline,
-    argmax: Outline | None = None,
-    *,
-    output_size: Any,
-    spatial_scale: Any = 1.0,
-    mode: str = "max",
-    return_argmax: bool = False,
+    op: str, options: Options, input: Outline, boxes: Outline, argmax: Outline | None = None
 ) -> RoiPlan:
-    """Check every argument of RoI pooling."""
-    checks.choice(op, "mode", mode, ("max", "avg"))
+    """Check the shapes of RoI pooling."""
     plan = RoiPlan(
-        **_geometry(op, input, boxes, output_size, spatial_scale),
+        **_geometry(op, options, input, boxes),
         region="closed",
         reads="pixels",
-        largest=mode == "max",
+        largest=options["mode"] == "max",
     )
-    return _choosing(op, plan, mode, return_argmax, argmax)
+    return _choosing(op, options, plan, argmax)
 
 
-@planner(IMAGE, BOXES)
-def ps_roi_pool(
-    op: str,
-    input: Outline,
-    boxes: Outline,
-    *,
-    output_size: Any,
-    spatial_scale: Any = 1.0,
-    convention: str = "torchvision",
-) -> RoiPlan:
-    """Check every argument of position-sensitive RoI pooling."""
-    region, unread = _CONVENTIONS[checks.choice(op, "convention", convention, tuple(_CONVENTIONS))]
+@planner(IMAGE, BOXES, options=(*_BINS, choice("convention", *_CONVENTIONS)))
+def ps_roi_pool(op: str, options: Options, input: Outline, boxes: Outline) -> RoiPlan:
+    """Check the shapes of position-sensitive RoI pooling."""
+    region, unread = _CONVENTIONS[options["convention"]]
     return RoiPlan(
-        **_geometry(op, input, boxes, output_size, spatial_scale),
+        **_geometry(op, options, input, boxes),
         region=region,
         reads="pixels",
         unread=unread,
-        groups=_bins_as_groups(op, input, output_size),
+        groups=_bins_as_groups(op, options, input),
     )
 
 
@@ -244,31 +242,26 @@ def ps_roi_pool(
     BOXES,
     Argument("offset", ("R", "2", "ph", "pw"), "coordinates", optional=True),
     Argument("mask", ("R", "1", "ph", "pw"), "factor", optional=True),
+    options=(
+        *_BINS,
+        replace(SAMPLING_RATIO, default=0),
+        Option("gamma", "number", checks.number, 0.1),
+    ),
 )
 def deform_roi_pool(
-    op: str,
-    input: Outline,
-    boxes: Outline,
-    offset: Outline | None = None,
-    mask: Outline | None = None,
-    *,
-    output_size: Any,
-    spatial_scale: Any = 1.0,
-    sampling_ratio: Any = 0,
-    gamma: Any = 0.1,
+    op: str, options: Options, input: Outline, boxes: Outline, **moved: Outline
 ) -> RoiPlan:
-    """Check every argument of deformable RoI pooling."""
-    plan = RoiPlan(
-        **_geometry(op, input, boxes, output_size, spatial_scale),
+    """Check the shapes of deformable RoI pooling."""
+    return _moved(
+        op,
+        moved,
+        **_geometry(op, options, input, boxes),
         region="aligned",
         reads="grid_centers",
-        samples=sampling(op, sampling_ratio),
-        part_size=checks.pair(op, "output_size", output_size, 1),
-        offset_scale=checks.number(op, "gamma", gamma),
-        deformable=offset is not None,
-        modulated=mask is not None,
+        samples=options["sampling_ratio"],
+        part_size=options["output_size"],
+        offset_scale=options["gamma"],
     )
-    return _moved(op, plan, offset=offset, mask=mask)
 
 
 @planner(
@@ -276,47 +269,40 @@ def deform_roi_pool(
     BOXES,
     Argument("offset", ("R", "2*classes", "part_h", "part_w"), "coordinates", optional=True),
     Argument("mask", ("R", "classes", "part_h", "part_w"), "factor", optional=True),
+    options=(
+        OUTPUT_SIZE,
+        replace(SPATIAL_SCALE, default=REQUIRED),
+        Option("output_dim", "integer", partial(checks.integer, minimum=1)),
+        GROUP_SIZE,
+        PART_SIZE,
+        SAMPLE_PER_PART,
+        Option("trans_std", "number", checks.number, 0.1),
+    ),
 )
 def deform_ps_roi_pool(
-    op: str,
-    input: Outline,
-    boxes: Outline,
-    offset: Outline | None = None,
-    mask: Outline | None = None,
-    *,
-    output_size: Any,
-    spatial_scale: Any,
-    output_dim: Any,
-    group_size: Any,
-    part_size: Any = None,
-    sample_per_part: Any = 4,
-    trans_std: Any = 0.1,
+    op: str, options: Options, input: Outline, boxes: Outline, **moved: Outline
 ) -> RoiPlan:
-    """Check every argument of deformable position-sensitive RoI pooling."""
+    """Check the shapes of deformable position-sensitive RoI pooling."""
     checks.rank(op, "input", input, "(N, C, H, W)")
-    output_dim = checks.integer(op, "output_dim", output_dim, 1)
-    groups = checks.pair(op, "group_size", group_size, 1)
+    output_dim, groups = options["output_dim"], options["group_size"]
     if input.shape[1] != output_dim * groups[0] * groups[1]:
         expected = f"{output_dim} * {groups[0]} * {groups[1]} = output_dim * group_size^2"
         checks.fail(op, "input", f"with {expected} channels", input.shape[1])
-    plan = RoiPlan(
-        **_geometry(op, input, boxes, output_size, spatial_scale),
+    return _moved(
+        op,
+        moved,
+        **_geometry(op, options, input, boxes),
         region="msra_aligned",
         reads="grid_corners",
-        samples=sampling(op, sample_per_part, "sample_per_part", 1),
+        samples=options["sample_per_part"],
         groups=groups,
-        classes=_classes(op, offset, mask, output_dim),
-        part_size=checks.pair(op, "part_size", output_size if part_size is None else part_size, 1),
-        offset_scale=checks.number(op, "trans_std", trans_std),
-        deformable=offset is not None,
-        modulated=mask is not None,
+        classes=_classes(op, moved, output_dim),
+        part_size=options["part_size"] or options["output_size"],
+        offset_scale=options["trans_std"],
     )
-    return _moved(op, plan, offset=offset, mask=mask)
 
 
-def _geometry(
-    op: str, input: Outline, boxes: Outline, output_size: Any, spatial_scale: Any
-) -> dict[str, Any]:
+def _geometry(op: str, options: Options, input: Outline, boxes: Outline) -> dict[str, Any]:
     """The fields that every pooling has: images, regions and bins."""
     axes = "(N, C, H, W)"
     checks.rank(op, "input", input, axes)
@@ -328,63 +314,56 @@ def _geometry(
         height=height,
         width=width,
         regions=boxes.shape[0],
-        bins=checks.pair(op, "output_size", output_size, 1),
-        scale=checks.positive(op, "spatial_scale", spatial_scale),
+        bins=options["output_size"],
+        scale=options["spatial_scale"],
     )
 
 
-def _choosing(
-    op: str, plan: RoiPlan, mode: str, return_argmax: bool, argmax: Outline | None
-) -> RoiPlan:
+def _choosing(op: str, options: Options, plan: RoiPlan, argmax: Outline | None) -> RoiPlan:
     """The plan, once what a call asks or says of the largest is checked."""
     pixels = plan.height * plan.width
     if plan.largest and plan.reads == "pixels" and isinstance(pixels, int):
         if pixels > _MOST_OF_ARGMAX:
             most, why = f"of at most {_MOST_OF_ARGMAX} pixels", "argmax, y*W + x, is int32"
             checks.fail(op, "input", most, pixels, why)
-    return_argmax = checks.flag(op, "return_argmax", return_argmax)
-    for name, asked in (("return_argmax", return_argmax), ("argmax", argmax is not None)):
-        if asked and not plan.largest:
-            checks.fail(op, name, "only with mode 'max'", repr(mode))
+    asked = {"return_argmax": options["return_argmax"], "argmax": argmax is not None}
+    for name in asked:
+        if asked[name] and not plan.largest:
+            checks.fail(op, name, "only with mode 'max'", repr(options["mode"]))
     if argmax is not None:
         expected = plan.results[1]
         checks.shape(op, "argmax", argmax, expected.shape, expected.axes)
     return plan
 
 
-def sampling(op: str, value: Any, argument: str = "sampling_ratio", minimum: int = -1) -> int:
-    """Samples of a bin along each axis: 0 for as many as follow from its size."""
-    return max(checks.integer(op, argument, value, minimum, maximum=_MOST_SAMPLES), 0)
-
-
-def _bins_as_groups(op: str, input: Outline, output_size: Any) -> tuple[int, int]:
+def _bins_as_groups(op: str, options: Options, input: Outline) -> tuple[int, int]:
     """Groups of channels, one for each bin."""
-    checks.rank(op, "input", input, "(N, C, H, W)")
-    height, width = checks.pair(op, "output_size", output_size, 1)
+    height, width = options["output_size"]
     if input.shape[1] % (height * width):
         expected = f"with a number of channels divisible by {height} * {width} = ph * pw"
         checks.fail(op, "input", expected, input.shape[1])
     return height, width
 
 
-def _classes(op: str, offset: Outline | None, mask: Outline | None, output_dim: int) -> int:
-    for name, array, components in (("offset", offset, 2), ("mask", mask, 1)):
-        if array is None:
+def _classes(op: str, moved: dict[str, Outline], output_dim: int) -> int:
+    for name, components in (("offset", 2), ("mask", 1)):
+        if name not in moved:
             continue
         axes = f"(R, {'2*' if components == 2 else ''}classes, part_h, part_w)"
-        checks.rank(op, name, array, axes)
-        classes = array.shape[1] // components
-        if classes < 1 or classes * components != array.shape[1] or output_dim % classes:
+        checks.rank(op, name, moved[name], axes)
+        channels = moved[name].shape[1]
+        classes = channels // components
+        if classes < 1 or classes * components != channels or output_dim % classes:
             expected = f"of shape {axes} with classes that divide output_dim = {output_dim}"
-            checks.fail(op, name, expected, tuple(array.shape))
+            checks.fail(op, name, expected, tuple(moved[name].shape))
         return classes
     return 1
 
 
-def _moved(op: str, plan: RoiPlan, **given: Outline | None) -> RoiPlan:
-    """The plan, once the shapes of what moves and weighs its bins are checked."""
-    for name, array in given.items():
-        if array is not None:
-            expected = plan.gradients[name]
-            checks.shape(op, name, array, expected.shape, expected.axes)
+def _moved(op: str, moved: dict[str, Outline], **fields: Any) -> RoiPlan:
+    """A plan, once the shapes of what moves and weighs its bins are checked."""
+    plan = RoiPlan(**fields, deformable="offset" in moved, modulated="mask" in moved)
+    for name, array in moved.items():
+        expected = plan.gradients[name]
+        checks.shape(op, name, array, expected.shape, expected.axes)
     return plan

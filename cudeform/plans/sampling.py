@@ -7,10 +7,10 @@ from functools import cached_property
 from math import prod
 
 from cudeform import checks
-from cudeform.plans.arguments import IMAGE, Argument
+from cudeform.plans.arguments import BORDER, IMAGE, LAYOUT, Argument, Options
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.outlines import Outline, Plan, planner
-from cudeform.plans.points import BORDERS, LAYOUTS, Points
+from cudeform.plans.points import Points
 
 __all__ = ["SamplePlan", "bilinear_sample"]
 
@@ -50,13 +50,11 @@ class SamplePlan(Plan):
         }
 
 
-@planner(IMAGE, Argument("points", ("N", "...", "2"), "coordinates"))
-def bilinear_sample(
-    op: str, input: Outline, points: Outline, *, border: str = "zeros", layout: str = "NCHW"
-) -> SamplePlan:
-    """Check every argument of bilinear sampling."""
-    checks.choice(op, "border", border, BORDERS)
-    axes = checks.image_axes(checks.choice(op, "layout", layout, LAYOUTS))
+@planner(IMAGE, Argument("points", ("N", "...", "2"), "coordinates"), options=(BORDER, LAYOUT))
+def bilinear_sample(op: str, options: Options, input: Outline, points: Outline) -> SamplePlan:
+    """Check the shapes of bilinear sampling."""
+    layout = options["layout"]
+    axes = checks.image_axes(layout)
     checks.rank(op, "input", input, axes)
     checks.non_empty(op, "input", input, axes, may_be_empty=1)
     if layout == "NHWC":
@@ -74,7 +72,7 @@ def bilinear_sample(
         width=width,
         out_height=1,
         out_width=prod(grid),
-        border=border,
+        border=options["border"],
         layout=layout,
         offset_layout="NHWC",
     )

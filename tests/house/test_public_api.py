@@ -14,7 +14,6 @@ from checkout import MODULES, PACKAGE
 from numpydoc.docscrape import FunctionDoc
 
 import cudeform
-from cudeform.plans.outlines import PLANNERS
 from cudeform.registry import OPERATORS
 from cudeform.types import Array
 
@@ -218,9 +217,9 @@ def test_backward_takes_and_returns_what_its_row_says(row):
 
 
 @every_row
-def test_a_plan_has_the_defaults_of_its_operator(row):
+def test_a_signature_has_the_defaults_of_its_options(row):
     """Bridges and pictures ask for plans with the options that they were given, and no more."""
-    parameters = inspect.signature(PLANNERS[row.name]).parameters
+    parameters = inspect.signature(row.forward).parameters
     assert {name: parameters[name].default for name in row.defaults} == row.defaults
 
 

@@ -30,7 +30,6 @@ def add(folder):
         family="toy",
         summary="a multiple of an image for each channel",
         paper="",
-        options=(registry.Option("gain", "number"),),
         cases=lambda rng: iter([Case("plain", arrays(rng), {"gain": 2.0})]),
     )
     registry.OPERATORS += (row,)

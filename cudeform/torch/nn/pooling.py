@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import cudeform
 from cudeform import checks
-from cudeform.plans.regions import sampling
+from cudeform.plans import regions
 from cudeform.torch.nn.module import Module
 
 __all__ = ["DCNPooling", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
@@ -50,12 +50,12 @@ class DeformRoIPoolPack(Module):
     ) -> None:
         super().__init__()
         op = type(self).__name__
-        self.output_size = checks.pair(op, "output_size", output_size, 1)
+        self.output_size = regions.OUTPUT_SIZE.value(op, output_size)
         self.output_channels = checks.integer(op, "output_channels", output_channels, 1)
         hidden = checks.integer(op, "deform_fc_channels", deform_fc_channels, 1)
         self.deform_fc_channels = hidden
-        self.spatial_scale = checks.positive(op, "spatial_scale", spatial_scale)
-        self.sampling_ratio = sampling(op, sampling_ratio)
+        self.spatial_scale = regions.SPATIAL_SCALE.value(op, spatial_scale)
+        self.sampling_ratio = regions.SAMPLING_RATIO.value(op, sampling_ratio)
         self.gamma = checks.number(op, "gamma", gamma)
         bins = self.output_size[0] * self.output_size[1]
         self.offset_fc = _fully_connected([bins * self.output_channels, hidden, hidden, 2 * bins])
@@ -123,15 +123,14 @@ class DCNPooling(Module):
         super().__init__()
         op = type(self).__name__
         output_dim = checks.integer(op, "output_dim", output_dim, 1)
-        checks.pair(op, "group_size", group_size, 1)
-        if part_size is not None:
-            checks.pair(op, "part_size", part_size, 1)
+        regions.GROUP_SIZE.value(op, group_size)
+        regions.PART_SIZE.value(op, part_size)
         self.options = {
-            "spatial_scale": checks.positive(op, "spatial_scale", spatial_scale),
+            "spatial_scale": regions.SPATIAL_SCALE.value(op, spatial_scale),
             "output_dim": output_dim,
             "group_size": group_size,
             "part_size": part_size,
-            "sample_per_part": sampling(op, sample_per_part, "sample_per_part", 1),
+            "sample_per_part": regions.SAMPLE_PER_PART.value(op, sample_per_part),
             "trans_std": checks.number(op, "trans_std", trans_std),
         }
         self.pooled_size = checks.integer(op, "pooled_size", pooled_size, 1)

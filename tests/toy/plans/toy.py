@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cudeform import checks
-from cudeform.plans.arguments import IMAGE, Argument
+from cudeform.plans.arguments import IMAGE, Argument, Option
 from cudeform.plans.outlines import Outline, Plan, planner
 
 
@@ -29,8 +29,12 @@ class ToyPlan(Plan):
         }
 
 
-@planner(IMAGE, Argument("factor", ("N", "C"), "factor"))
-def toy(op, input, factor, *, gain=1.0):
+@planner(
+    IMAGE,
+    Argument("factor", ("N", "C"), "factor"),
+    options=(Option("gain", "number", checks.number, 1.0),),
+)
+def toy(op, options, input, factor):
     checks.rank(op, "input", input, "(N, C, H, W)")
     checks.shape(op, "factor", factor, input.shape[:2], "(N, C)")
-    return ToyPlan(input.shape, checks.number(op, "gain", gain))
+    return ToyPlan(input.shape, options["gain"])
