@@ -106,6 +106,8 @@ _STAGES = {
         *_CPU_REGIONS[:1],
     ],
     "cudeform/torch/onnx.py": ["bridges/test_torch_modules -k onnx"],
+    "cudeform/torch/onnx_convolution.py": ["bridges/test_torch_modules -k onnx"],
+    "cudeform/torch/onnx_regions.py": ["bridges/test_torch_modules -k onnx"],
     "cudeform/torch/onnx_*": [
         "bridges/test_torch_attention_onnx",
         "bridges/test_torch_aggregation_onnx",
