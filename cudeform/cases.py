@@ -266,19 +266,19 @@ def _pooling(
     c: int = 6,
     size: tuple[int, int] = (9, 11),
     regions: int = 9,
-    cells: tuple[int, int, int] | None = None,
+    elements: tuple[int, int, int] | None = None,
     mask: bool = False,
     spread: float = 1.0,
     **options: Any,
 ) -> Case:
-    """Random arguments of a pooling; `cells` of the offset and the mask: (classes, y, x)."""
+    """Random arguments of a pooling; `elements` of the offset and the mask: (classes, y, x)."""
     scale = options.get("spatial_scale", 1.0)
     arrays = {
         "input": rng.standard_normal((n, c, *size)),
         "boxes": _boxes(rng, regions, n, size[0] / scale, size[1] / scale),
     }
-    if cells is not None:
-        classes, *part = cells
+    if elements is not None:
+        classes, *part = elements
         arrays["offset"] = spread * rng.standard_normal((regions, 2 * classes, *part))
         if mask:
             arrays["mask"] = rng.uniform(size=(regions, classes, *part))
@@ -313,12 +313,12 @@ def ps_roi_pool(rng: np.random.Generator) -> Iterator[Case]:
 
 def deform_roi_pool(rng: np.random.Generator) -> Iterator[Case]:
     yield _pooling(rng, "still", output_size=(3, 2), sampling_ratio=2)
-    yield _pooling(rng, "v1", output_size=3, cells=(1, 3, 3))
-    yield _pooling(rng, "v2", c=16, output_size=(2, 3), cells=(1, 2, 3), mask=True, gamma=0.3)
+    yield _pooling(rng, "v1", output_size=3, elements=(1, 3, 3))
+    yield _pooling(rng, "v2", c=16, output_size=(2, 3), elements=(1, 2, 3), mask=True, gamma=0.3)
     yield _pooling(
-        rng, "fixed", spatial_scale=0.5, sampling_ratio=2, output_size=2, cells=(1, 2, 2)
+        rng, "fixed", spatial_scale=0.5, sampling_ratio=2, output_size=2, elements=(1, 2, 2)
     )
-    far = dict(output_size=2, sampling_ratio=3, cells=(1, 2, 2), mask=True, spread=20.0)
+    far = dict(output_size=2, sampling_ratio=3, elements=(1, 2, 2), mask=True, spread=20.0)
     yield _pooling(rng, "far", c=70, **far)
 
 
@@ -329,7 +329,7 @@ def deform_ps_roi_pool(rng: np.random.Generator) -> Iterator[Case]:
     case = _pooling(rng, "plain", c=18, **plain)
     np.abs(case.arrays["boxes"], out=case.arrays["boxes"])
     yield case
-    yield _pooling(rng, "v1", c=18, cells=(1, 3, 3), **plain)
+    yield _pooling(rng, "v1", c=18, elements=(1, 3, 3), **plain)
     classes = dict(spatial_scale=0.5, output_dim=6, group_size=(2, 3), output_size=(4, 5))
     classes.update(part_size=(2, 3), sample_per_part=3, trans_std=0.2)
-    yield _pooling(rng, "classes", c=36, cells=(3, 2, 3), mask=True, **classes)
+    yield _pooling(rng, "classes", c=36, elements=(3, 2, 3), mask=True, **classes)

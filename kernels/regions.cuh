@@ -152,6 +152,6 @@ __device__ __forceinline__ Grid<S> grid_of(const Params& p, const Extent<S>& e, 
 template <class S>
 __device__ __forceinline__ Cell<S> cell_of(const Params& p, const Row<S>& row, int a, int b) {
   if (p.reads == READS_PIXELS) return {(int)row.y + a, (int)row.x + b, S(0), S(0), true, true, true};
-  const int border = p.reads == READS_CENTERS ? BORDER_ROI : BORDER_PSROI;
+  const int border = p.reads == READS_CENTERS ? BORDER_CENTERS : BORDER_CORNERS;
   return locate_in_region(position(row.y, row.step_y, a), position(row.x, row.step_x, b), p.height, p.width, border);
 }

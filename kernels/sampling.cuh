@@ -4,7 +4,7 @@
 #include "prelude.cuh"
 
 enum Border { BORDER_ZEROS = 0, BORDER_CLAMP = 1 };
-enum RegionBorder { BORDER_ROI = 0, BORDER_PSROI = 1 };  // those of samples in regions of interest
+enum RegionBorder { BORDER_CENTERS = 0, BORDER_CORNERS = 1 };  // those of samples in regions of interest
 
 // The pixel up and left of a point (it may lie one row or column outside the image) and the way from there.
 template <class S>
@@ -51,13 +51,13 @@ __device__ __forceinline__ Cell<S> locate(int base_y, int base_x, S offset_y, S 
 // One axis of a cell by the rules of regions of interest: false outside.
 template <class S>
 __device__ __forceinline__ bool settle(S at, int size, int border, int& pixel, S& fraction, bool& flat) {
-  const S margin = border == BORDER_ROI ? S(1) : S(0.5);
+  const S margin = border == BORDER_CENTERS ? S(1) : S(0.5);
   if (!(at >= -margin && at <= S(size - 1) + margin)) return false;
   const S inside = min(max(at, S(0)), S(size - 1)), floored = floor(inside);
   pixel = (int)floored;
   fraction = inside - floored;
   // Where floor and ceil are the corners both are one pixel at a whole coordinate.
-  flat = border == BORDER_ROI ? at < S(0) || pixel >= size - 1 : fraction == S(0);
+  flat = border == BORDER_CENTERS ? at < S(0) || pixel >= size - 1 : fraction == S(0);
   return true;
 }
 

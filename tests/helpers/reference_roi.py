@@ -42,8 +42,8 @@ def _rows(boxes):
     return [(n, *map(float, box)) for n, array in enumerate(boxes) for box in array]
 
 
-def _roi_axis(at, size):
-    """Sampler `roi` along one axis, or None outside."""
+def _centers_axis(at, size):
+    """A sample of "grid_centers" along one axis, or None outside."""
     if not -1 <= at <= size:
         return None
     inside = max(at, 0.0)
@@ -54,8 +54,8 @@ def _roi_axis(at, size):
     return [(first, 1 - fraction, -slope), (first + 1, fraction, slope)]
 
 
-def _psroi_axis(at, size):
-    """Sampler `psroi` along one axis, or None outside."""
+def _corners_axis(at, size):
+    """A sample of "grid_corners" along one axis, or None outside."""
     if not -0.5 <= at <= size - 0.5:
         return None
     inside = min(max(at, 0.0), size - 1.0)
@@ -148,7 +148,7 @@ def _align_bins(
                     (i, j),
                     out,
                     _position_sensitive(out, i, j, groups, (ph, pw)),
-                    _grid(_roi_axis, height, width, ys, xs, outside),
+                    _grid(_centers_axis, height, width, ys, xs, outside),
                     max(ny * nx, 1),
                     1.0 if mask is None else mask[r, 0, i, j],
                     (0, i, j),
@@ -337,7 +337,7 @@ def _deform_ps_bins(
                     dx = 0.0 if offset is None else reach[1] * offset[r, 2 * group, py, px]
                     ys = [top + dy + i * h / ph + a * h / ph / n for a in range(n)]
                     xs = [left + dx + j * w / pw + a * w / pw / n for a in range(n)]
-                    samples = _grid(_psroi_axis, height, width, ys, xs)
+                    samples = _grid(_corners_axis, height, width, ys, xs)
                     yield Bin(
                         r,
                         image,

@@ -1,4 +1,4 @@
-"""Where samples of regions of interest read, along one axis: by the rules "roi" and "psroi"."""
+"""Where samples of regions read, along one axis: those of "grid_centers" and "grid_corners"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["cell_along", "keep_within", "locate_axis", "reachable", "reads_along
 
 @inner
 def locate_axis(samples, size, corners, pixel, weight, at):
-    """The pixels that a row of samples reads along one axis, by the rule "roi" or "psroi".
+    """The pixels that a row of samples reads along one axis, of "grid_corners" with `corners`.
 
     `samples` is (first, spacing, count). Samples that read the same pixel share an entry, `size` at
     most, in order of pixels: entry k is pixel[at + k], with the sum of its weights in
@@ -91,13 +91,13 @@ def _add_idle(idle, spare, entries, pixel, weight, at):
 
 @inlined
 def reads_along(at, size):
-    """Whether a sample reads anything along one axis, by the rule "roi"."""
+    """Whether a sample of "grid_centers" reads anything along one axis."""
     return at >= -1 and at <= size  # NaN fails every comparison
 
 
 @inlined
 def cell_along(at, size):
-    """The two pixels around a sample that is inside, and how far it is from the first: "roi"."""
+    """The two pixels around such a sample that is inside, and how far it is from the first."""
     y = max(at, type(at)(0))
     first = min(np.int64(y), size - 1)
     second = min(first + 1, size - 1)

@@ -36,19 +36,19 @@ def framed(
     region = np.repeat(np.arange(len(pairs)), pairs)
     n = np.arange(len(region)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
     down, across = -(-plan.height // side), -(-plan.width // side)
-    cell = regions.place[region] * down + first[0][region] + n // counts[1][region]
-    cell = cell * across + first[1][region] + n % counts[1][region]
-    by_cell = np.argsort(cell, kind="stable")
-    cell, region = cell[by_cell], region[by_cell]
-    cells, begins, place = np.unique(cell, return_index=True, return_inverse=True)
-    origin = np.stack([cells // across % down * side, cells % across * side], 1)
+    frame = regions.place[region] * down + first[0][region] + n // counts[1][region]
+    frame = frame * across + first[1][region] + n % counts[1][region]
+    by_frame = np.argsort(frame, kind="stable")
+    frame, region = frame[by_frame], region[by_frame]
+    frames, begins, place = np.unique(frame, return_index=True, return_inverse=True)
+    origin = np.stack([frames // across % down * side, frames % across * side], 1)
     numbers = regions.numbers.reshape(-1, NUMBERS)[region]
     found = Regions(
         numbers.reshape(-1),
         regions.counts.reshape(-1, 2)[region].reshape(-1),
         place,
         regions.order[region],
-        regions.images[cells // (across * down)],
+        regions.images[frames // (across * down)],
         np.append(begins, len(region)),
         origin.reshape(-1),
     )

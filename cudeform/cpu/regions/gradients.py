@@ -42,7 +42,7 @@ from cudeform.cpu.regions.patches import (
     spread_tile,
     tile_of,
 )
-from cudeform.cpu.regions.results import add_cells, read_gradients
+from cudeform.cpu.regions.results import add_elements, read_gradients
 from cudeform.cpu.regions.staging import reading, room, slice_of, stage, unstage, writing
 from cudeform.plans.regions import RoiPlan
 
@@ -65,8 +65,8 @@ def backward(
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`, each in the dtype of its argument."""
     wide = sum_dtype(input.dtype)
-    cells = {"offset": plan.offset_shape, "mask": plan.mask_shape}
-    sums = {name: np.zeros(shape if name in needs else 0, wide) for name, shape in cells.items()}
+    shapes = {"offset": plan.offset_shape, "mask": plan.mask_shape}
+    sums = {name: np.zeros(shape if name in needs else 0, wide) for name, shape in shapes.items()}
     grad_input = np.zeros(input.shape if "input" in needs else 0, input.dtype)
     if grad_output.size:
         regions = locate_regions(plan, boxes)
@@ -78,10 +78,10 @@ def backward(
             as_planes = plan.largest or averages_planes(plan)
             compute = _gradient_of_planes if as_planes else _input_gradient
             compute(plan, regions, given, grad_input)
-        if needs & cells.keys():
-            _cell_gradients(plan, regions, given, input, sums)
+        if needs & shapes.keys():
+            _element_gradients(plan, regions, given, input, sums)
     like = {"offset": offset, "mask": mask}
-    result = {name: rounded(sums[name], like[name].dtype) for name in needs & cells.keys()}
+    result = {name: rounded(sums[name], like[name].dtype) for name in needs & shapes.keys()}
     return result | ({"input": grad_input} if "input" in needs else {})
 
 
@@ -146,7 +146,7 @@ def _tasks(job: Job, part: Round) -> int:
     return images * classes * (end - begin) * (part.slice_end - part.slice_begin)
 
 
-def _cell_gradients(
+def _element_gradients(
     plan: RoiPlan,
     regions: Regions,
     given: tuple,
@@ -256,4 +256,4 @@ def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
                     read_gradients(work, (t, c, s), grad, top, count, values)
                     measure_tile(tile, count, staged, job.pitch, line, values, found)
                     sums = grad_offset, grad_mask
-                    add_cells(job, regions, (t, c, top), count, tile.scale, found, sums)
+                    add_elements(job, regions, (t, c, top), count, tile.scale, found, sums)

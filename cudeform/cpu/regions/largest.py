@@ -10,7 +10,7 @@ from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import samples_of
 from cudeform.cpu.regions.results import result_at
 from cudeform.cpu.regions.staging import slice_of
-from cudeform.cpu.regions.strips import slice_in_planes, value_at
+from cudeform.cpu.regions.strips import row_of_bins, slice_in_planes, value_at
 
 __all__ = ["pool", "pool_planes"]
 
@@ -43,11 +43,8 @@ def pool_planes(given, starts, view, source, output, ys, xs, first, last):
     job, part, regions, piece = work
     planes = starts, view, source
     room = _room(job, output)
-    slices = part.slice_end - part.slice_begin
     for task in range(first, last):
-        s = part.slice_begin + task % slices
-        i = task // slices % job.bins_y
-        t = piece.begin + task // (slices * job.bins_y)
+        t, s, i = row_of_bins(job, part, piece, task)
         start, _, channels = slice_in_planes(job, regions, planes, t, part.class_begin, s)
         where, results = (t, s, i, i + 1), (output, ys, xs)
         _visit(work, where, planes, (start, channels), _sample_of_planes, results, room)

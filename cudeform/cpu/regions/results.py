@@ -9,7 +9,7 @@ from cudeform.cpu.language.transpose import transpose
 from cudeform.cpu.regions.extents import NUMBERS
 from cudeform.cpu.regions.patches import ELSEWHERE, element_of
 
-__all__ = ["add_cells", "read_gradients", "result_at", "write_results"]
+__all__ = ["add_elements", "read_gradients", "result_at", "write_results"]
 
 
 @inlined
@@ -52,7 +52,7 @@ def read_gradients(work, place, grad, top, count, values):
 
 
 @inner
-def add_cells(job, regions, place, count, scale, found, sums):
+def add_elements(job, regions, place, count, scale, found, sums):
     """Add what a slice of the bins of a tile says about their offsets and masks."""
     grad_offset, grad_mask = sums
     t, c, top = place

@@ -214,54 +214,65 @@ def _chunk(job, part, view, origin, starts, task):
     return at, other, pixels, min(job.slice_channels, job.channels - first)
 
 
-@kernel
-def _stage(numbers, origin, starts, source, staged, first, last):
-    """Pieces `first` to `last`, each a few pixels of a slice of a frame."""
+@inlined
+def _visit(numbers, origin, starts, staged, flat, first, last, copy):
+    """Copy pieces `first` to `last`, each a few pixels of a slice of a frame."""
     job, part = job_and_round(numbers)
     view = _read_view(numbers, AFTER_ROUND)
     rows = np.zeros(job.pitch * _PIXELS, staged.dtype)
-    start = np.int64(0)
     for task in range(first, last):
-        to, at, pixels, channels = _chunk(job, part, view, origin, starts, task)
-        if job.pitch == 1:
-            copy_plain(source, at, staged, to, pixels)
-        elif channels == job.pitch:
-            transpose(source, at, view.channel, channels, pixels, staged, to, job.pitch)
-        else:  # whole vectors are quicker, and what is no channel must not be NaN
-            for k in range(channels):
-                copy_plain(source, at + k * view.channel, rows, k * _PIXELS, pixels)
-            rows[channels * _PIXELS :] = 0
-            transpose(rows, start, _PIXELS, job.pitch, pixels, staged, to, job.pitch)
+        at, other, pixels, channels = _chunk(job, part, view, origin, starts, task)
+        copy(staged, flat, (at, job.pitch), (other, view.channel), (channels, pixels), rows)
+
+
+@kernel
+def _stage(numbers, origin, starts, source, staged, first, last):
+    _visit(numbers, origin, starts, staged, source, first, last, _lay_out)
 
 
 @kernel
 def _widen(numbers, origin, starts, source, staged, first, last):
-    """The same from 16 bits."""
-    job, part = job_and_round(numbers)
-    view = _read_view(numbers, AFTER_ROUND)
-    rows = np.zeros(job.pitch * _PIXELS, staged.dtype)
-    start = np.int64(0)
-    for task in range(first, last):
-        to, at, pixels, channels = _chunk(job, part, view, origin, starts, task)
-        read_rows(source, rows, (at, view.channel, 0, _PIXELS), (channels, pixels))
-        rows[channels * _PIXELS :] = 0
-        transpose(rows, start, _PIXELS, job.pitch, pixels, staged, to, job.pitch)
+    _visit(numbers, origin, starts, staged, source, first, last, _lay_out_wide)
 
 
 @kernel
 def _unstage(numbers, origin, starts, staged, output, first, last):
-    """Pieces `first` to `last`, each a few pixels of a slice of a frame."""
-    job, part = job_and_round(numbers)
-    view = _read_view(numbers, AFTER_ROUND)
-    rows = np.empty(job.pitch * _PIXELS, staged.dtype)
-    start = np.int64(0)
-    for task in range(first, last):
-        at, to, pixels, channels = _chunk(job, part, view, origin, starts, task)
-        if job.pitch == 1:
-            copy_plain(staged, at, output, to, pixels)
-        elif channels == job.pitch:
-            transpose(staged, at, job.pitch, pixels, channels, output, to, view.channel)
-        else:
-            transpose(staged, at, job.pitch, pixels, job.pitch, rows, start, _PIXELS)
-            for k in range(channels):
-                copy_plain(rows, k * _PIXELS, output, to + k * view.channel, pixels)
+    _visit(numbers, origin, starts, staged, output, first, last, _lay_back)
+
+
+@inlined
+def _lay_out(staged, source, frame, plane, size, rows):
+    """From planes into a frame; `size` is (channels, pixels)."""
+    (to, pitch), (at, of_channel), (channels, pixels) = frame, plane, size
+    if pitch == 1:
+        copy_plain(source, at, staged, to, pixels)
+    elif channels == pitch:
+        transpose(source, at, of_channel, channels, pixels, staged, to, pitch)
+    else:  # whole vectors are quicker, and what is no channel must not be NaN
+        for k in range(channels):
+            copy_plain(source, at + k * of_channel, rows, k * _PIXELS, pixels)
+        rows[channels * _PIXELS :] = 0
+        transpose(rows, np.int64(0), _PIXELS, pitch, pixels, staged, to, pitch)
+
+
+@inlined
+def _lay_out_wide(staged, source, frame, plane, size, rows):
+    """The same from 16 bits."""
+    (to, pitch), (at, of_channel), (channels, pixels) = frame, plane, size
+    read_rows(source, rows, (at, of_channel, 0, _PIXELS), size)
+    rows[channels * _PIXELS :] = 0
+    transpose(rows, np.int64(0), _PIXELS, pitch, pixels, staged, to, pitch)
+
+
+@inlined
+def _lay_back(staged, output, frame, plane, size, rows):
+    """From a frame into planes."""
+    (at, pitch), (to, of_channel), (channels, pixels) = frame, plane, size
+    if pitch == 1:
+        copy_plain(staged, at, output, to, pixels)
+    elif channels == pitch:
+        transpose(staged, at, pitch, pixels, channels, output, to, of_channel)
+    else:
+        transpose(staged, at, pitch, pixels, pitch, rows, np.int64(0), _PIXELS)
+        for k in range(channels):
+            copy_plain(rows, k * _PIXELS, output, to + k * of_channel, pixels)

@@ -21,9 +21,17 @@ from cudeform.cpu.regions.patches import (
     patch_of,
     tile_of,
 )
-from cudeform.cpu.regions.results import add_cells, read_gradients, result_at, write_results
+from cudeform.cpu.regions.results import add_elements, read_gradients, result_at, write_results
 
-__all__ = ["blend_bins", "measure", "measure_bins", "pool", "slice_in_planes", "value_at"]
+__all__ = [
+    "blend_bins",
+    "measure",
+    "measure_bins",
+    "pool",
+    "row_of_bins",
+    "slice_in_planes",
+    "value_at",
+]
 
 _STRIP = 64  # pixels
 
@@ -39,6 +47,14 @@ def slice_in_planes(job, regions, planes, t, c, s):
     return at, view.group, min(job.slice_channels, job.channels - first)
 
 
+@inlined
+def row_of_bins(job, part, piece, task):
+    """(region, slice, row of bins) of a task."""
+    slices = part.slice_end - part.slice_begin
+    t = piece.begin + task // (slices * job.bins_y)
+    return t, part.slice_begin + task % slices, task // slices % job.bins_y
+
+
 @kernel
 def pool(given, starts, view, source, output, argmax, first, last):
     """Tasks `first` to `last`, each a row of bins of a slice of a region."""
@@ -50,11 +66,8 @@ def pool(given, starts, view, source, output, argmax, first, last):
     pixels = np.zeros(job.tile * job.pitch if job.largest else 0, np.int32)
     strip = np.zeros(_STRIP * job.pitch, output.dtype)
     parts = np.zeros(job.pitch, output.dtype)
-    slices = part.slice_end - part.slice_begin
     for task in range(first, last):
-        s = part.slice_begin + task % slices
-        i = task // slices % job.bins_y
-        t = piece.begin + task // (slices * job.bins_y)
+        t, s, i = row_of_bins(job, part, piece, task)
         locate_region(job, regions, t, i, i + 1, tile)
         for c in range(part.class_begin, part.class_end):
             begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
@@ -89,7 +102,7 @@ def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, la
                     read_gradients(work, (t, c, s), grad, i, job.bins_x, values)
                     measure_bins(job, tile, planes, channels, strip, sums, values, found)
                     targets = grad_offset, grad_mask
-                    add_cells(job, regions, (t, c, i), job.bins_x, tile.scale, found, targets)
+                    add_elements(job, regions, (t, c, i), job.bins_x, tile.scale, found, targets)
 
 
 @inlined
