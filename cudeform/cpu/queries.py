@@ -195,6 +195,17 @@ def _displace(job, levels, queries, first, rows, block, scale):
             reals[X + to + k] = (real(taps_x[k]) + reals[X + to + k]) * factor
 
 
+@inlined
+def _slice(job, task):
+    """The image and the head of a task, its range of queries, and where its values lie."""
+    number, first, last = _place(job, task, job.queries)
+    image, head = number // job.heads, number % job.heads
+    start = image * job.image + head * job.head
+    if job.pixel == job.channels:  # copied side by side
+        start -= job.first * job.head
+    return image, head, (first, last), View(start, job.pixel, job.channels)
+
+
 @kernel
 def aggregate(numbers, levels, source, locations, weights, scale, output, first_task, last_task):
     """The results of queries of slices."""
@@ -204,12 +215,7 @@ def aggregate(numbers, levels, source, locations, weights, scale, output, first_
     shares = np.empty(job.rows * points, scale.dtype)
     sums = np.empty(job.rows * channels, scale.dtype)
     for task in range(first_task, last_task):
-        number, first, last = _place(job, task, job.queries)
-        image, head = number // job.heads, number % job.heads
-        start = image * job.image + head * job.head
-        if job.pixel == channels:
-            start -= job.first * job.head
-        view = View(start, job.pixel, channels)
+        image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
             count = min(job.rows, last - q)
             queries = _Queries(q, image * job.queries + q, head, count)
@@ -264,12 +270,7 @@ def point_gradients(
     )
     grads = np.empty(job.rows * channels, scale.dtype)
     for task in range(first_task, last_task):
-        number, first, last = _place(job, task, job.queries)
-        image, head = number // job.heads, number % job.heads
-        start = image * job.image + head * job.head
-        if job.pixel == channels:
-            start -= job.first * job.head
-        view = View(start, job.pixel, channels)
+        image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
             count = min(job.rows, last - q)
             queries = _Queries(q, image * job.queries + q, head, count)

@@ -189,6 +189,24 @@ def _choose(job, tile, planes, channels, best, chosen):
             best[at + k], chosen[at + k] = largest, y * job.width + x
 
 
+@inlined
+def _add_plane(planes, start, tile, patch, g, sums):
+    """Add what one channel with gradient `g`, whose plane begins at `start`, says of a bin."""
+    pixel, weight, _, _ = tile
+    y0, y1, x0, x1 = patch
+    value, down, across = sums
+    for a in range(y0, y1):
+        part, slope = weight.dtype.type(0), weight.dtype.type(0)
+        for b in range(x0, x1):
+            v = value_at(planes, start, pixel[a], pixel[b])
+            part += weight[2 * b] * v
+            slope += weight[2 * b + 1] * v
+        value += g * weight[2 * a] * part
+        down += g * weight[2 * a + 1] * part
+        across += g * weight[2 * a] * slope
+    return value, down, across
+
+
 @inner
 def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
     """As `measure_tile`, of a row of bins."""
@@ -231,18 +249,11 @@ def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
             values = fma(g, load(sums, value_of + c), values)
             downs = fma(g, load(sums, down_of + c), downs)
             acrosses = fma(g, load(sums, across_of + c), acrosses)
-        value, down, across = total(values), total(downs), total(acrosses)
+        measured = total(values), total(downs), total(acrosses)
         for c in range(whole, min(channels, whole + tail)):
-            plane, g = start + c * planes[1].channel, grad[at + c]
-            for a in range(y0, y1):
-                part, slope = zero, zero
-                for b in range(x0, x1):
-                    v = value_at(planes, plane, pixel[a], pixel[b])
-                    part += weight[2 * b] * v
-                    slope += weight[2 * b + 1] * v
-                value += g * weight[2 * a] * part
-                down += g * weight[2 * a + 1] * part
-                across += g * weight[2 * a] * slope
+            plane = start + c * planes[1].channel
+            measured = _add_plane(planes, plane, tile, (y0, y1, x0, x1), grad[at + c], measured)
+        value, down, across = measured
         scale = scales[2 * n]
         found[3 * n] = scale * value
         found[3 * n + 1], found[3 * n + 2] = scale * down, scale * across
