@@ -55,7 +55,7 @@ class ConvPlan(Plan):
     def mask_channels(self) -> int:
         return self.points.offset_groups * self.points.taps
 
-    @property
+    @cached_property
     def out_shape(self) -> tuple[int, ...]:
         return self.points.out_shape(self.out_channels)
 

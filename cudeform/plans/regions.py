@@ -109,11 +109,11 @@ class RoiPlan(Plan):
 
     family = "regions"
 
-    @property
+    @cached_property
     def out_channels(self) -> int:
         return self.channels // (self.groups[0] * self.groups[1])
 
-    @property
+    @cached_property
     def out_shape(self) -> tuple[int, int, int, int]:
         return (self.regions, self.out_channels, *self.bins)
 

@@ -56,12 +56,11 @@ def forward(
 ) -> tuple[np.ndarray, ...]:
     """What `plan` pools, (R, C, ph, pw), and for the largest their argmax."""
     output = np.empty(plan.out_shape, input.dtype)
-    chosen = plan.argmax_dtype(input.dtype)
-    if plan.largest and plan.reads == "grid_centers":
-        ys, xs = np.empty(plan.out_shape, chosen), np.empty(plan.out_shape, chosen)
-        results: tuple[np.ndarray, ...] = output, ys, xs
-    else:
-        results = output, np.empty(plan.out_shape if plan.largest else 0, chosen)
+    results: tuple[np.ndarray, ...] = output, np.empty(0, np.int32)
+    if plan.largest:
+        chosen = plan.argmax_dtype(input.dtype)
+        places = 1 if plan.reads == "pixels" else 2
+        results = output, *(np.empty(plan.out_shape, chosen) for _ in range(places))
     if output.size:
         _pool_rounds(plan, input, boxes, offset, mask, results)
     if not plan.largest:
