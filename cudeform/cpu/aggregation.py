@@ -67,7 +67,6 @@ def _apart(
 def _aggregator(
     plan: AggregationPlan, input: np.ndarray, offset: np.ndarray, mask: np.ndarray
 ) -> Aggregator:
-    row = plan.groups * plan.points
     origin_y, origin_x = (c - p for c, p in zip(plan.center, plan.padding, strict=True))
     extent = Extent(
         pixels=plan.height * plan.width,
@@ -77,10 +76,7 @@ def _aggregator(
         points=plan.points,
         nearest=0,
         softmax=int(plan.softmax),
-        location_query=plan.packed_channels if plan.packed else 2 * row,
-        location_head=(3 if plan.packed else 2) * plan.points,
-        weight_query=plan.packed_channels if plan.packed else row,
-        weight_head=(3 if plan.packed else 1) * plan.points,
+        **plan.steps,
         out_width=plan.out_width,
         stride_y=plan.stride[0],
         stride_x=plan.stride[1],

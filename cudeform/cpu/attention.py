@@ -61,10 +61,7 @@ def _aggregator(
         points=plan.samples,
         nearest=int(plan.method == "nearest"),
         softmax=int(plan.softmax),
-        location_query=2 * plan.heads * plan.samples,
-        location_head=2 * plan.samples,
-        weight_query=plan.heads * plan.samples,
-        weight_head=plan.samples,
+        **plan.steps,
     )
     return Aggregator(plan.batch, extent, _levels(plan), value, locations, weights)
 

@@ -94,8 +94,6 @@ def _fields(plan: AggregationPlan) -> dict[str, Any]:
     """What of a Params follows from the kernel and the layout of its points."""
     only = (plan.height, plan.width, plan.points)
     levels = zip(("heights", "widths", "ends"), only, strict=True)
-    row = plan.groups * plan.points
-    location, weight = (plan.packed_channels,) * 2 if plan.packed else (2 * row, row)
     y, x = ("stride_y", "origin_y", "center_y"), ("stride_x", "origin_x", "center_x")
     along = zip(plan.stride, plan.padding, plan.center, strict=True)
     axes = [(step, center - padding, center) for step, padding, center in along]
@@ -103,10 +101,7 @@ def _fields(plan: AggregationPlan) -> dict[str, Any]:
         **{name: np.array([n] + [0] * (MOST_LEVELS - 1), "i4").tobytes() for name, n in levels},
         "levels": 1,
         "wide_sizes": 0,
-        "location_query": location,
-        "location_head": (3 if plan.packed else 2) * plan.points,
-        "weight_query": weight,
-        "weight_head": (3 if plan.packed else 1) * plan.points,
+        **plan.steps,
         "nearest": 0,
         "softmax": int(plan.softmax),
         "out_width": plan.out_width,

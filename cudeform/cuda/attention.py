@@ -96,10 +96,7 @@ def _fields(plan: AttentionPlan) -> dict[str, Any]:
         "widths": widths,
         "ends": ends,
         "levels": plan.levels,
-        "location_query": 2 * plan.heads * plan.samples,
-        "location_head": 2 * plan.samples,
-        "weight_query": plan.heads * plan.samples,
-        "weight_head": plan.samples,
+        **plan.steps,
         "nearest": int(plan.method == "nearest"),
         "softmax": int(plan.softmax),
     }

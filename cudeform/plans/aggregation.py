@@ -101,6 +101,18 @@ class AggregationPlan(PointGrid, Plan):
         """The axes of the factors, of which the last has the points of a group."""
         return self.batch, self.out_height, self.out_width, self.groups, self.points
 
+    @cached_property
+    def steps(self) -> dict[str, int]:
+        """Elements from an output pixel (query) or a group (head) to the next, of both arrays."""
+        offsets, masks = (3, 3) if self.packed else (2, 1)
+        row = self.groups * self.points
+        return {
+            "location_query": self.packed_channels if self.packed else offsets * row,
+            "location_head": offsets * self.points,
+            "weight_query": self.packed_channels if self.packed else masks * row,
+            "weight_head": masks * self.points,
+        }
+
     def counts(self, backward: bool) -> dict[str, int]:
         outputs = self.out_height * self.out_width
         points = {"Ho*Wo*P": outputs * self.points} if backward else {}

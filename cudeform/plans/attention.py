@@ -60,6 +60,16 @@ class AttentionPlan(Plan):
         """The axes of the factors, of which the last has the points of a head of a query."""
         return self.batch, self.queries, self.heads, self.samples
 
+    @cached_property
+    def steps(self) -> dict[str, int]:
+        """Elements from a query or a head to the next, of locations and weights."""
+        return {
+            "location_query": 2 * self.heads * self.samples,
+            "location_head": 2 * self.samples,
+            "weight_query": self.heads * self.samples,
+            "weight_head": self.samples,
+        }
+
     def counts(self, backward: bool) -> dict[str, int]:
         points = {"Lq*sum P": self.queries * self.samples} if backward else {}
         return {
