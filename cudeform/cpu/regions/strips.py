@@ -65,7 +65,7 @@ def pool(given, starts, view, source, output, argmax, first, last):
     values = np.zeros(job.tile * job.pitch, output.dtype)
     pixels = np.zeros(job.tile * job.pitch if job.largest else 0, np.int32)
     strip = np.zeros(_STRIP * job.pitch, output.dtype)
-    parts = np.zeros(job.pitch, output.dtype)
+    subtotals = np.zeros(job.pitch, output.dtype)
     for task in range(first, last):
         t, s, i = row_of_bins(job, part, piece, task)
         locate_region(job, regions, t, i, i + 1, tile)
@@ -77,7 +77,7 @@ def pool(given, starts, view, source, output, argmax, first, last):
                 _choose(job, tile, planes, channels, values, pixels)
                 write_results(job, tile, job.bins_x, s, pixels, argmax, to)
             else:
-                blend_bins(job, tile, planes, channels, strip, parts, values)
+                blend_bins(job, tile, planes, channels, strip, subtotals, values)
             write_results(job, tile, job.bins_x, s, values, output, to)
 
 
@@ -125,7 +125,7 @@ def _gather(planes, start, channels, y, pixel, span, strip, pitch, whole):
 
 
 @inner
-def blend_bins(job, tile, planes, channels, strip, parts, target):
+def blend_bins(job, tile, planes, channels, strip, subtotals, target):
     """As `blend_tile`, of a row of bins."""
     pixel, weight, place, scales = tile
     pitch, step = job.pitch, lanes(strip)
@@ -141,20 +141,20 @@ def blend_bins(job, tile, planes, channels, strip, parts, target):
             store(target, at + c, zero)
         for a in range(y0, y1 if whole else y0):
             for c in range(0, whole, step):
-                store(parts, c, zero)
+                store(subtotals, c, zero)
             for b0 in range(x0, x1, _STRIP):
                 b1 = min(b0 + _STRIP, x1)
                 span = b0, b1
                 _gather(planes, start, channels, pixel[a], pixel, span, strip, pitch, whole)
                 for c in range(0, whole, step):
-                    part = load(parts, c)
+                    subtotal = load(subtotals, c)
                     for b in range(b0, b1):
                         w = splat(strip, weight[2 * b])
-                        part = fma(w, load(strip, (b - b0) * pitch + c), part)
-                    store(parts, c, part)
+                        subtotal = fma(w, load(strip, (b - b0) * pitch + c), subtotal)
+                    store(subtotals, c, subtotal)
             w = splat(strip, weight[2 * a])
             for c in range(0, whole, step):
-                store(target, at + c, fma(w, load(parts, c), load(target, at + c)))
+                store(target, at + c, fma(w, load(subtotals, c), load(target, at + c)))
         s = splat(strip, scales[2 * n] * scales[2 * n + 1])
         for c in range(0, whole, step):
             store(target, at + c, fma(s, load(target, at + c), zero))
@@ -196,13 +196,13 @@ def _add_plane(planes, start, tile, patch, g, sums):
     y0, y1, x0, x1 = patch
     value, down, across = sums
     for a in range(y0, y1):
-        part, slope = weight.dtype.type(0), weight.dtype.type(0)
+        subtotal, slope = weight.dtype.type(0), weight.dtype.type(0)
         for b in range(x0, x1):
             v = value_at(planes, start, pixel[a], pixel[b])
-            part += weight[2 * b] * v
+            subtotal += weight[2 * b] * v
             slope += weight[2 * b + 1] * v
-        value += g * weight[2 * a] * part
-        down += g * weight[2 * a + 1] * part
+        value += g * weight[2 * a] * subtotal
+        down += g * weight[2 * a + 1] * subtotal
         across += g * weight[2 * a] * slope
     return value, down, across
 
@@ -214,7 +214,7 @@ def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
     pitch, step = job.pitch, lanes(strip)
     tail = pitch & (step - 1)
     whole = pitch - tail
-    value_of, down_of, across_of, part_of, slope_of = 0, pitch, 2 * pitch, 3 * pitch, 4 * pitch
+    value_of, down_of, across_of, subtotal_of, slope_of = 0, pitch, 2 * pitch, 3 * pitch, 4 * pitch
     zero = strip.dtype.type(0)
     for n in range(job.bins_x):
         at, start = n * pitch, place[3 * n + 2]
@@ -230,19 +230,19 @@ def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
                 span = b0, b1
                 _gather(planes, start, channels, pixel[a], pixel, span, strip, pitch, whole)
                 for c in range(0, whole, step):
-                    part, slope = load(sums, part_of + c), load(sums, slope_of + c)
+                    subtotal, slope = load(sums, subtotal_of + c), load(sums, slope_of + c)
                     for b in range(b0, b1):
                         v = load(strip, (b - b0) * pitch + c)
-                        part = fma(splat(strip, weight[2 * b]), v, part)
+                        subtotal = fma(splat(strip, weight[2 * b]), v, subtotal)
                         slope = fma(splat(strip, weight[2 * b + 1]), v, slope)
-                    store(sums, part_of + c, part)
+                    store(sums, subtotal_of + c, subtotal)
                     store(sums, slope_of + c, slope)
             w, dw = splat(strip, weight[2 * a]), splat(strip, weight[2 * a + 1])
             for c in range(0, whole, step):
-                part, slope = load(sums, part_of + c), load(sums, slope_of + c)
-                store(sums, value_of + c, fma(w, part, load(sums, value_of + c)))
+                subtotal, slope = load(sums, subtotal_of + c), load(sums, slope_of + c)
+                store(sums, value_of + c, fma(w, subtotal, load(sums, value_of + c)))
                 store(sums, across_of + c, fma(w, slope, load(sums, across_of + c)))
-                store(sums, down_of + c, fma(dw, part, load(sums, down_of + c)))
+                store(sums, down_of + c, fma(dw, subtotal, load(sums, down_of + c)))
         values, downs, acrosses = zeros(strip), zeros(strip), zeros(strip)
         for c in range(0, whole, step):
             g = load(grad, at + c)
