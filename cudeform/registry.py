@@ -27,7 +27,6 @@ class Operator(Roles):
     family: str  # cuda/ and cpu/ have one file of this name
     summary: str
     paper: str
-    cases: Callable[[np.random.Generator], Iterator[Case]]  # float64 arrays
     slopes: str = ""  # the module of cudeform.derivatives for coordinates that move
     apart: str = ""  # the operator with the same result and one array for each role
 
@@ -39,6 +38,11 @@ class Operator(Roles):
     def backward(self) -> Callable[..., Any]:
         """Called with grad_output first, then the arguments of the forward that it needs."""
         return getattr(cudeform, self.name + "_backward")
+
+    @property
+    def cases(self) -> Callable[[np.random.Generator], Iterator[Case]]:
+        """What gives its cases, of float64 arrays: the function of its name in `cudeform.cases`."""
+        return getattr(cases, self.name)
 
     @cached_property
     def gradients(self) -> type:
@@ -99,7 +103,6 @@ OPERATORS = (
         family="conv",
         summary="deformable convolution v1, and v2 with a mask",
         paper="Dai et al. 2017, Zhu et al. 2019",
-        cases=cases.deform_conv2d,
         slopes="taps",
     ),
     Operator(
@@ -107,14 +110,12 @@ OPERATORS = (
         family="conv",
         summary="convolution without offsets",
         paper="",
-        cases=cases.conv2d,
     ),
     Operator(
         name="bilinear_sample",
         family="sampling",
         summary="bilinear sampling at given points",
         paper="Dai et al. 2017, equations 3 and 4",
-        cases=cases.bilinear_sample,
         slopes="points",
     ),
     Operator(
@@ -122,7 +123,6 @@ OPERATORS = (
         family="aggregation",
         summary="weighted sums of samples around each pixel",
         paper="Wang et al. 2023",
-        cases=cases.dcnv3,
         slopes="grid",
     ),
     Operator(
@@ -130,7 +130,6 @@ OPERATORS = (
         family="aggregation",
         summary="the same, with offsets and factors in one array",
         paper="Xiong et al. 2024",
-        cases=cases.dcnv4,
         slopes="grid",
         apart="dcnv3",
     ),
@@ -139,7 +138,6 @@ OPERATORS = (
         family="attention",
         summary="weighted sums of samples of several levels",
         paper="Zhu et al. 2021",
-        cases=cases.ms_deform_attn,
         slopes="levels",
     ),
     Operator(
@@ -147,35 +145,30 @@ OPERATORS = (
         family="regions",
         summary="average or maximum of bilinear samples in the bins of regions",
         paper="He et al. 2017",
-        cases=cases.roi_align,
     ),
     Operator(
         name="ps_roi_align",
         family="regions",
         summary="average of bilinear samples from channels of each bin's own",
         paper="Dai et al. 2016, He et al. 2017",
-        cases=cases.ps_roi_align,
     ),
     Operator(
         name="roi_pool",
         family="regions",
         summary="maximum or average of the pixels in the bins of regions",
         paper="Girshick 2015; Dai et al. 2017, equation 5",
-        cases=cases.roi_pool,
     ),
     Operator(
         name="ps_roi_pool",
         family="regions",
         summary="average of pixels from channels of each bin's own",
         paper="Dai et al. 2016",
-        cases=cases.ps_roi_pool,
     ),
     Operator(
         name="deform_roi_pool",
         family="regions",
         summary="RoI pooling with bins that move, and v2 with a mask",
         paper="Dai et al. 2017, equation 6; Zhu et al. 2019",
-        cases=cases.deform_roi_pool,
         slopes="bins",
     ),
     Operator(
@@ -183,7 +176,6 @@ OPERATORS = (
         family="regions",
         summary="position-sensitive RoI pooling with bins that move, and v2 with a mask",
         paper="Dai et al. 2017; Zhu et al. 2019",
-        cases=cases.deform_ps_roi_pool,
         slopes="bins",
     ),
 )
