@@ -49,6 +49,16 @@ def _split_backward(bridge: Bridge, values: Sequence[Any]) -> tuple[Any, ...]:
     return grad_output, tuple(values[:count]), nested(bridge, values[count:end]), needs
 
 
+def _mapped(name: str, size: int, in_dims: Any, values: Any, batched: list[bool]) -> Any:
+    """An operator under vmap; `batched` says which tensors, the first of the values, may grow."""
+    count, operator = len(batched), getattr(torch.ops.cudeform, name)
+
+    def apply(*tensors: Any) -> Any:
+        return operator(*tensors, *values[count:])
+
+    return mapped(apply, size, in_dims[:count], values[:count], batched)
+
+
 def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
     """With `argmax` as an operator <name>_argmax, whose results are not differentiable."""
     name = bridge.name + ("_argmax" if argmax else "")
@@ -84,14 +94,8 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
         return *result, *[None] * len(bridge.options)
 
     def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
-        count = len(bridge.names)
-        operator = getattr(torch.ops.cudeform, name)
-        batched = [name in bridge.batched for name in bridge.names]
-
-        def apply(*tensors: Any) -> Any:
-            return operator(*tensors, *values[count:])
-
-        return mapped(apply, info.batch_size, in_dims[:count], values[:count], batched)
+        batched = [n in bridge.batched for n in bridge.names]
+        return _mapped(name, info.batch_size, in_dims, values, batched)
 
     schema = bridge.schemas[0]
     if argmax:
@@ -106,6 +110,8 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
 
 
 def _define_backward(bridge: Bridge) -> None:
+    name = bridge.name + "_backward"
+
     def run(*values: Any) -> Any:
         grad_output, tensors, options, needs = _split_backward(bridge, values)
         given = dict(zip(bridge.kept, tensors, strict=True), grad_output=grad_output)
@@ -116,10 +122,10 @@ def _define_backward(bridge: Bridge) -> None:
     def fake(*values: Any) -> Any:
         grad_output, tensors, options, needs = _split_backward(bridge, values)
         given = {"grad_output": grad_output, **_named(bridge.kept, tensors)}
-        _, plan = outlined(bridge.name + "_backward", given, options)
-        result = []
-        for name in bridge.differentiable:
-            outline = plan.gradients[name] if name in needs else Outline((0,), like="grad_output")
+        _, plan = outlined(name, given, options)
+        result, absent = [], Outline((0,), like="grad_output")
+        for argument in bridge.differentiable:
+            outline = plan.gradients[argument] if argument in needs else absent
             result.append(_empty(outline, given))
         return tuple(result) if len(result) > 1 else result[0]
 
@@ -136,24 +142,18 @@ def _define_backward(bridge: Bridge) -> None:
         return *found, *[None] * (len(bridge.options) + 1)
 
     def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
-        count = 1 + len(bridge.kept)
-        operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
         needs = _split_backward(bridge, values)[3]
         shared = not set(needs) <= set(bridge.batched)  # what images share is summed over a batch
-        batched = [not shared and n in ("grad_output", *bridge.batched) for n in bridge.kept]
-
-        def apply(*tensors: Any) -> Any:
-            return operator(*tensors, *values[count:])
-
+        batched = [not shared and n in bridge.batched for n in bridge.kept]
         batched = [bool(bridge.batched) and not shared, *batched]
-        return mapped(apply, info.batch_size, in_dims[:count], values[:count], batched)
+        return _mapped(name, info.batch_size, in_dims, values, batched)
 
     def narrow(results: Any, values: Sequence[Any]) -> Any:
         many = results if isinstance(results, tuple) else (results,)
         found = autocast.narrowed_gradients(bridge, many, values[1 : 1 + len(bridge.kept)])
         return tuple(found) if isinstance(results, tuple) else found[0]
 
-    operator = _custom(bridge.name + "_backward", run, bridge.schemas[1], fake, vmap, narrow)
+    operator = _custom(name, run, bridge.schemas[1], fake, vmap, narrow)
     operator.register_autograd(backward, setup_context=setup_context)
 
 
