@@ -21,6 +21,7 @@ __all__ = [
     "is_plain",
     "is_under_autocast",
     "is_watched",
+    "settled",
     "transformed",
     "untraced",
     "unwrapped",
@@ -64,6 +65,15 @@ def is_watched() -> bool:
         or torch._C._get_tracing_state() is not None
         or bool(torch._C._functorch.maybe_current_level())
     )
+
+
+def settled(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose memory holds its numbers.
+
+    Of the imaginary part of a conjugate it holds the negative ones, and of a zero that torch has
+    not written anywhere it is null. DLPack says nothing of either.
+    """
+    return tensor.clone() if tensor.is_neg() or tensor._is_zerotensor() else tensor
 
 
 def is_forward_mode() -> bool:

@@ -71,6 +71,28 @@ def test_strides_do_not_matter(layer):
     assert torch.equal(conv(layer[0], wide, layer[2]), conv(layer[0], wide.contiguous(), layer[2]))
 
 
+def imaginary(tensor):
+    """The same numbers, whose memory holds the negative ones."""
+    conjugate = torch.complex(torch.zeros_like(tensor), -tensor).conj()
+    assert conjugate.imag.is_neg() and torch.equal(conjugate.imag, tensor)
+    return conjugate.imag
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_that_memory_does_not_hold(layer, dtype):
+    layer = [tensor.to(dtype).requires_grad_() for tensor in layer]
+    images, offset, weight = layer
+    output = conv(*layer)
+    assert torch.equal(conv(imaginary(images), *layer[1:]), output)
+    assert torch.equal(conv(*map(imaginary, layer)), output)
+    zero = torch._efficientzerotensor(images.shape, dtype=dtype)
+    assert not conv(zero, offset, weight).any()
+    direction = torch.randn_like(output)
+    expected = torch.autograd.grad(output, layer, direction, retain_graph=True)
+    found = torch.autograd.grad(output, layer, imaginary(direction))
+    assert all(map(torch.equal, found, expected))
+
+
 def test_grad_output_may_be_expanded(layer):
     images = layer[0].requires_grad_()
     conv(*layer).sum().backward()
