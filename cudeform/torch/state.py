@@ -52,10 +52,16 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:
-    """Whether all tensors are memory that can be computed on, and nobody listens."""
+    """Whether all tensors are memory that can be computed on, and nobody listens.
+
+    `torch.autograd.grad` with `is_grads_batched`, and what is made of it, has a vmap of its own,
+    whose tensors say that they are of the CPU, and have no memory.
+    """
     for tensor in tensors:
         if tensor is not None and (
-            type(tensor) not in PLAIN or not (tensor.is_cpu or tensor.is_cuda)
+            type(tensor) not in PLAIN
+            or not (tensor.is_cpu or tensor.is_cuda)
+            or torch._C._functorch.is_legacy_batchedtensor(tensor)
         ):
             return False
     return not is_watched()

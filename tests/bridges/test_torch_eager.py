@@ -102,6 +102,26 @@ def test_grad_output_may_be_expanded(layer):
     assert torch.equal(images.grad, expected.input)
 
 
+def test_many_directions_at_once(layer):
+    """By the older vmap, whose tensors have no memory and look as if they had."""
+    offset = layer[1].requires_grad_()
+    output = conv(*layer)
+    many = torch.randn(3, *output.shape)
+    found = torch.autograd.grad(output, offset, many, is_grads_batched=True, retain_graph=True)[0]
+    for direction, gradient in zip(many, found, strict=True):
+        assert torch.equal(
+            torch.autograd.grad(output, offset, direction, retain_graph=True)[0], gradient
+        )
+
+    def few(weight):
+        return conv(layer[0][:1], offset[:1].detach(), weight)[0, :, 2, 2]
+
+    expected = torch.autograd.functional.jacobian(few, layer[2])
+    for strategy in ("reverse-mode", "forward-mode"):
+        found = torch.autograd.functional.jacobian(few, layer[2], vectorize=True, strategy=strategy)
+        torch.testing.assert_close(found, expected)
+
+
 def test_arguments_that_need_a_gradient(layer):
     """DLPack itself refuses them."""
     for tensor in layer:
