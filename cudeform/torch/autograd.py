@@ -13,6 +13,7 @@ from cudeform.plans import plan
 from cudeform.torch.exchange import compute
 from cudeform.torch.signatures import BRIDGES, Bridge, flat
 from cudeform.torch.state import (
+    below,
     is_forward_mode,
     is_plain,
     transformed,
@@ -149,9 +150,14 @@ class ForwardDual(Forward):
 
     @staticmethod
     def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
-        bridge = ctx.bound.bridge
-        given = dict(zip(bridge.kept, ctx.saved_tensors, strict=True))
-        return _directional(ctx.bound, given, dict(zip(bridge.names, tangents, strict=True)))
+        bridge, saved = ctx.bound.bridge, ctx.saved_tensors
+
+        def rule(*tensors: Any) -> Any:
+            given = dict(zip(bridge.kept, tensors, strict=False))
+            moving = dict(zip(bridge.names, tensors[len(saved) :], strict=True))
+            return _directional(ctx.bound, given, moving)
+
+        return below(rule, *saved, *tangents)
 
 
 class Backward(Function):
@@ -200,28 +206,41 @@ class BackwardDual(Backward):
 
     @staticmethod
     def jvp(ctx: Any, _: Any, __: Any, grad_tangent: Any, *tangents: Any) -> Any:
-        bridge = ctx.bound.bridge
-        grad_output, *tensors = ctx.saved_tensors
-        result = [None] * len(bridge.differentiable)
-        if grad_tangent is not None:
-            result = BackwardDual.apply(ctx.bound, ctx.needs, grad_tangent, *tensors)
-        moving = {
-            name: tangent
-            for name, tangent in zip(bridge.kept, tangents, strict=True)
-            if tangent is not None and name in bridge.differentiable
-        }
-        if moving:
-            given = dict(zip(bridge.kept, tensors, strict=True))
-            wanted = [n for n in bridge.differentiable if n in ctx.needs and n in given]
-            _, pulled = _pull(ctx.bound, given, moving, wanted, grad_output)
-            result = [
-                r if n not in pulled else pulled[n] if r is None else r + pulled[n]
-                for n, r in zip(bridge.differentiable, result, strict=True)
-            ]
-        return tuple(
-            _zeros(ctx.bound, name if name in ctx.needs else None, tensors) if r is None else r
-            for name, r in zip(bridge.differentiable, result, strict=True)
-        )
+        saved = ctx.saved_tensors
+
+        def rule(*tensors: Any) -> Any:
+            count = len(saved)
+            return _tangents(ctx.bound, ctx.needs, tensors[:count], tensors[count:])
+
+        return below(rule, *saved, grad_tangent, *tangents)
+
+
+def _tangents(
+    bound: Bound, needs: tuple[str, ...], saved: Sequence[Any], tangents: Sequence[Any]
+) -> tuple[Any, ...]:
+    """The tangents of a backward's gradients; both sequences begin with that of the output."""
+    bridge = bound.bridge
+    (grad_output, *tensors), (grad_tangent, *tangents) = saved, tangents
+    result = [None] * len(bridge.differentiable)
+    if grad_tangent is not None:
+        result = BackwardDual.apply(bound, needs, grad_tangent, *tensors)
+    moving = {
+        name: tangent
+        for name, tangent in zip(bridge.kept, tangents, strict=True)
+        if tangent is not None and name in bridge.differentiable
+    }
+    if moving:
+        given = dict(zip(bridge.kept, tensors, strict=True))
+        wanted = [n for n in bridge.differentiable if n in needs and n in given]
+        _, pulled = _pull(bound, given, moving, wanted, grad_output)
+        result = [
+            r if n not in pulled else pulled[n] if r is None else r + pulled[n]
+            for n, r in zip(bridge.differentiable, result, strict=True)
+        ]
+    return tuple(
+        _zeros(bound, name if name in needs else None, tensors) if r is None else r
+        for name, r in zip(bridge.differentiable, result, strict=True)
+    )
 
 
 def _zeros(bound: Bound, name: str | None, tensors: Sequence[Any]) -> Any:

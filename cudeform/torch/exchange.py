@@ -14,6 +14,7 @@ from torch.utils.dlpack import to_dlpack
 
 from cudeform import checks
 from cudeform.arrays import DTYPES, dtype_name
+from cudeform.torch.state import settled
 
 __all__ = ["check_dense", "compute", "numpy_dtype", "on_host", "to_array", "to_tensor"]
 
@@ -65,6 +66,7 @@ def check_dense(op: str, tensors: Mapping[str, Any]) -> None:
 
 def to_array(tensor: torch.Tensor) -> Any:
     """The tensor's memory as a read-only NumPy array, or as a CuPy array."""
+    tensor = settled(tensor)
     if not tensor.is_cpu:
         import cupy
 

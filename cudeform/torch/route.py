@@ -13,12 +13,13 @@ from cudeform.torch import (
     library,  # noqa: F401  defines torch.ops.cudeform
     sharding,
 )
-from cudeform.torch.autograd import Backward, Bound, Eager
+from cudeform.torch.autograd import Backward, BackwardDual, Bound, Eager
 from cudeform.torch.autograd import call as transformed_call
 from cudeform.torch.exchange import check_dense, compute, on_host
 from cudeform.torch.signatures import BRIDGES, Bridge, flat
 from cudeform.torch.state import (
     PLAIN,
+    is_forward_mode,
     is_plain,
     is_under_autocast,
     is_watched,
@@ -114,7 +115,7 @@ _untraced_call = untraced(transformed_call)
 
 @untraced
 def _untraced_gradients(bound: Bound, needs: tuple[str, ...], tensors: Sequence[Any]) -> Any:
-    return Backward.apply(bound, needs, *tensors)
+    return (BackwardDual if is_forward_mode() else Backward).apply(bound, needs, *tensors)
 
 
 def _traced(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:

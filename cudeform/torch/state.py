@@ -13,14 +13,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType, _unwrap_for_grad, _wrap_for_grad
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import unwrap_dead_wrappers
 
 __all__ = [
     "PLAIN",
+    "below",
     "is_forward_mode",
     "is_plain",
     "is_under_autocast",
     "is_watched",
+    "settled",
     "transformed",
     "untraced",
     "unwrapped",
@@ -48,10 +52,16 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:
-    """Whether all tensors are memory that can be computed on, and nobody listens."""
+    """Whether all tensors are memory that can be computed on, and nobody listens.
+
+    `torch.autograd.grad` with `is_grads_batched`, and what is made of it, has a vmap of its own,
+    whose tensors say that they are of the CPU, and have no memory.
+    """
     for tensor in tensors:
         if tensor is not None and (
-            type(tensor) not in PLAIN or not (tensor.is_cpu or tensor.is_cuda)
+            type(tensor) not in PLAIN
+            or not (tensor.is_cpu or tensor.is_cuda)
+            or torch._C._functorch.is_legacy_batchedtensor(tensor)
         ):
             return False
     return not is_watched()
@@ -66,6 +76,15 @@ def is_watched() -> bool:
     )
 
 
+def settled(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose memory holds its numbers.
+
+    Of the imaginary part of a conjugate it holds the negative ones, and of a zero that torch has
+    not written anywhere it is null. DLPack says nothing of either.
+    """
+    return tensor.clone() if tensor.is_neg() or tensor._is_zerotensor() else tensor
+
+
 def is_forward_mode() -> bool:
     """Whether tangents are carried along."""
     return torch.autograd.forward_ad._current_level >= 0
@@ -74,6 +93,28 @@ def is_forward_mode() -> bool:
 def transformed() -> bool:
     """Whether torch.func is at work, or tangents are carried along."""
     return torch._C._are_functorch_transforms_active() or is_forward_mode()
+
+
+def below(rule: Callable[..., Any], *tensors: Any) -> Any:
+    """What a rule for tangents makes of tensors, with tangents of its own.
+
+    torch.func calls a rule at the level of its transform, where forward mode is switched off: to
+    a transform around it what comes out would be constant, in silence. A level further down it is
+    not.
+    """
+    top = torch._C._functorch.peek_interpreter_stack()
+    if top is None or top.key() != TransformType.Jvp:
+        return rule(*tensors)
+    level = top.level()
+    lower = [None if t is None else _unwrap_for_grad(t, level) for t in tensors]
+    with (
+        torch.autograd.forward_ad._set_fwd_grad_enabled(True),
+        retrieve_current_functorch_interpreter().lower(),
+    ):
+        found = rule(*lower)
+    if isinstance(found, tuple):
+        return tuple(_wrap_for_grad(tensor, level) for tensor in found)
+    return _wrap_for_grad(found, level)
 
 
 def is_under_autocast() -> bool:

@@ -71,6 +71,28 @@ def test_strides_do_not_matter(layer):
     assert torch.equal(conv(layer[0], wide, layer[2]), conv(layer[0], wide.contiguous(), layer[2]))
 
 
+def imaginary(tensor):
+    """The same numbers, whose memory holds the negative ones."""
+    conjugate = torch.complex(torch.zeros_like(tensor), -tensor).conj()
+    assert conjugate.imag.is_neg() and torch.equal(conjugate.imag, tensor)
+    return conjugate.imag
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_that_memory_does_not_hold(layer, dtype):
+    layer = [tensor.to(dtype).requires_grad_() for tensor in layer]
+    images, offset, weight = layer
+    output = conv(*layer)
+    assert torch.equal(conv(imaginary(images), *layer[1:]), output)
+    assert torch.equal(conv(*map(imaginary, layer)), output)
+    zero = torch._efficientzerotensor(images.shape, dtype=dtype)
+    assert not conv(zero, offset, weight).any()
+    direction = torch.randn_like(output)
+    expected = torch.autograd.grad(output, layer, direction, retain_graph=True)
+    found = torch.autograd.grad(output, layer, imaginary(direction))
+    assert all(map(torch.equal, found, expected))
+
+
 def test_grad_output_may_be_expanded(layer):
     images = layer[0].requires_grad_()
     conv(*layer).sum().backward()
@@ -78,6 +100,26 @@ def test_grad_output_may_be_expanded(layer):
         torch.ones(2, 3, 5, 6), *layer, padding=1, needs=["input"]
     )
     assert torch.equal(images.grad, expected.input)
+
+
+def test_many_directions_at_once(layer):
+    """By the older vmap, whose tensors have no memory and look as if they had."""
+    offset = layer[1].requires_grad_()
+    output = conv(*layer)
+    many = torch.randn(3, *output.shape)
+    found = torch.autograd.grad(output, offset, many, is_grads_batched=True, retain_graph=True)[0]
+    for direction, gradient in zip(many, found, strict=True):
+        assert torch.equal(
+            torch.autograd.grad(output, offset, direction, retain_graph=True)[0], gradient
+        )
+
+    def few(weight):
+        return conv(layer[0][:1], offset[:1].detach(), weight)[0, :, 2, 2]
+
+    expected = torch.autograd.functional.jacobian(few, layer[2])
+    for strategy in ("reverse-mode", "forward-mode"):
+        found = torch.autograd.functional.jacobian(few, layer[2], vectorize=True, strategy=strategy)
+        torch.testing.assert_close(found, expected)
 
 
 def test_arguments_that_need_a_gradient(layer):
