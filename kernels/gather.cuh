@@ -49,7 +49,7 @@ __device__ __forceinline__ Runs runs_of(const int* __restrict__ starts, int imag
 struct Gatherer {
   int lanes, lane;
   int part_bits, part;
-  int slices, slice;
+  int slice;
   int task;  // its number; there may be none
 };
 
@@ -65,8 +65,7 @@ __device__ __forceinline__ Gatherer gatherer_of(int bits) {
   me.lanes = 1 << lane_bits;
   me.lane = threadIdx.x & (me.lanes - 1);
   me.part = threadIdx.x >> lane_bits & ((1 << me.part_bits) - 1);
-  me.slices = 1 << slice_bits;
-  me.slice = team & (me.slices - 1);
+  me.slice = team & ((1 << slice_bits) - 1);
   me.task = team >> slice_bits;
   return me;
 }

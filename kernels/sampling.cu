@@ -392,7 +392,7 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_co
   if (SPLIT) runs = part_of(runs, me.part, me.part_bits);
   find_most(runs);
   const int most = min(p.group_channels, p.channels);
-  for (int first = me.slice * me.lanes * VEC; first < most; first += me.slices * me.lanes * VEC) {
+  for (int first = me.slice * me.lanes * VEC; first < most; first += me.lanes * VEC) {
     const int c = span.begin + first + me.lane * VEC;
     const bool active = exists && c < span.end;
     const Scalar* from = grad_columns + (active ? column_of(p, c) : 0);
@@ -425,6 +425,7 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_co
       for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
       result.store(out);
     }
+    if (SPLIT) break;  // other slices have other warps
   }
 }
 

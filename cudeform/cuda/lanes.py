@@ -30,9 +30,7 @@ LANES = 8  # whose vectors are a line of the cache
 # Enough warps for a gather: about as many as a large GPU has at once. The same number on every GPU,
 # so that all of them add in one order.
 ENOUGH_WARPS = 2048
-PART_POINTS = (
-    4  # of a pixel on average, that are worth a part: their values are on their way together
-)
+PART_POINTS = 4  # points of a pixel, on average, that make a part: read together
 
 
 def vector_of(dtype: Any, *channels: int) -> int:
