@@ -43,6 +43,46 @@ __device__ __forceinline__ Runs runs_of(const int* __restrict__ starts, int imag
   return {above_first, __ldg(above + 1) - above_first, above_count, own_first, middle - own_first, end - own_first, 0};
 }
 
+// What a thread gathers. Some lanes share the channels of a task, which is a pixel, of one offset group. Where tasks are
+// few the work is SPLIT: 2^part_bits such groups of lanes, neighbours in a warp, have some of the points each, and in
+// other warps are those of other slices of the channels.
+struct Gatherer {
+  int lanes, lane;
+  int part_bits, part;
+  int slice;
+  int task;  // its number; there may be none
+};
+
+// bits: the logarithm of the lanes; where the work is SPLIT those of parts and slices are 8 and 16 bits further.
+template <bool SPLIT>
+__device__ __forceinline__ Gatherer gatherer_of(int bits) {
+  const int lane_bits = SPLIT ? bits & 255 : bits;
+  const int slice_bits = SPLIT ? bits >> 16 : 0;
+  Gatherer me;
+  me.part_bits = SPLIT ? bits >> 8 & 255 : 0;
+  const int team_bits = lane_bits + me.part_bits;
+  const int team = blockIdx.x * (GATHER_THREADS >> team_bits) + (threadIdx.x >> team_bits);
+  me.lanes = 1 << lane_bits;
+  me.lane = threadIdx.x & (me.lanes - 1);
+  me.part = threadIdx.x >> lane_bits & ((1 << me.part_bits) - 1);
+  me.slice = team & ((1 << slice_bits) - 1);
+  me.task = team >> slice_bits;
+  return me;
+}
+
+// The points of one part of 2^bits: half of them, half of a half and so on, under every schedule the same.
+__device__ __forceinline__ Runs part_of(const Runs& runs, int part, int bits) {
+  const int length = (runs.count + (1 << bits) - 1) >> bits, first = min(part * length, runs.count);
+  Runs own = runs;
+  own.above += first;
+  own.above_middle -= first;
+  own.above_count -= first;
+  own.own += first;
+  own.own_middle -= first;
+  own.count = min(length, runs.count - first);
+  return own;
+}
+
 constexpr int HELD = 2;  // points that a lane fetches at a time for all lanes of its pixel
 
 // What a pixel adds of a point: a row of values, so many times.

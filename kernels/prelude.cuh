@@ -85,11 +85,12 @@ __device__ __forceinline__ typename SumOf<T>::type read(const T* p) {
   return widen(one.lane[0]);
 }
 
-// Replaces each value by its sum over this thread's group of `width` neighbours in the warp, a power of two. Every
-// thread of the warp must come here: where the compiler does not know that, each shuffle becomes a search for its lanes.
+// Replaces each value by its sum over this thread's group of `width` neighbours in the warp, a power of two, or over
+// those that are `apart`. Every thread of the warp must come here: where the compiler does not know that, each shuffle
+// becomes a search for its lanes.
 template <class S, int N>
-__device__ __forceinline__ void group_sums(S (&values)[N], int width) {
-  for (int step = width / 2; step > 0; step /= 2) {
+__device__ __forceinline__ void group_sums(S (&values)[N], int width, int apart = 1) {
+  for (int step = width / 2; step >= apart; step /= 2) {
 #pragma unroll
     for (int i = 0; i < N; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], step);
   }

@@ -342,35 +342,35 @@ struct Collected {
 
 // grad_input = every pixel's share of the grad_values of the rows that touched it; with an argmax only of those that
 // chose it
-template <bool LARGEST, class Target>
+template <bool LARGEST, bool SPLIT, class Target>
 __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
                                               const int* __restrict__ starts,
                                               const Fraction<Sum>* __restrict__ fractions,
                                               Target* __restrict__ grad_input, const Params& p) {
   SHARED(Share<Sum>, shares, [HELD * GATHER_THREADS]);
-  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
-  const int number = blockIdx.x * (GATHER_THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
-  const bool exists = number < p.images * p.height * p.width;
-  const int task = exists ? number : 0;  // (image, y, x)
+  const Gatherer me = gatherer_of<SPLIT>(p.lane_bits);
+  const bool exists = me.task < p.images * p.height * p.width;
+  const int task = exists ? me.task : 0;  // (image, y, x)
   const int line = quotient(task, p.width), image = quotient(line, p.height);
   const int y = line - image * p.height, x = task - line * p.width;
   Runs runs = runs_of(starts, image, y, x, p.height, p.width, p.reads == READS_PIXELS);
   if (!exists) runs.count = 0;
+  if (SPLIT) runs = part_of(runs, me.part, me.part_bits);
   find_most(runs);
-  for (int slice = 0; slice < p.channels; slice += lanes * VEC) {
-    const int c = slice + lane * VEC;
+  for (int first = me.slice * me.lanes * VEC; first < p.channels; first += me.lanes * VEC) {
+    const int c = first + me.lane * VEC;
     const bool active = exists && c < p.channels;
     const int channel = active ? c : 0;
     Target* out = grad_input + ((Index)task * p.channels + c);
     Sum sum[VEC] = {};
     Pack<Target, VEC> result;
-    if (p.accumulate && active) {
+    if (p.accumulate && active && me.part == 0) {
       result.load_written(out);
 #pragma unroll
       for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
     }
     gather(
-        runs, active, fractions, lanes, shares, [&](const Fraction<Sum>& f) { return (int)f.source; },
+        runs, active, fractions, me.lanes, shares, [&](const Fraction<Sum>& f) { return (int)f.source; },
         [&](int row) {
           const Index from = (Index)row * p.channels + channel;
           Collected values;
@@ -384,37 +384,53 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
             if (!LARGEST || values.chosen.lane[v] == y * p.width + x) sum[v] += weight * widen(values.grad.lane[v]);
           }
         });
-    if (active) {
+    if (SPLIT) group_sums(sum, me.lanes << me.part_bits, me.lanes);
+    if (active && me.part == 0) {
 #pragma unroll
       for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
       result.store(out);
     }
+    if (SPLIT) break;  // other slices have other warps
   }
 }
 
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_rows(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                 const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<false>(grad_values, nullptr, starts, fractions, grad_input, p);
+  gather_pixels<false, false>(grad_values, nullptr, starts, fractions, grad_input, p);
+}
+
+// The same of few pixels
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
+    gather_rows_split(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
+                      const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
+  gather_pixels<false, true>(grad_values, nullptr, starts, fractions, grad_input, p);
 }
 
 // The same into unrounded sums, for rows whose samples come in several chunks
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_rows_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                      const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels<false>(grad_values, nullptr, starts, fractions, grad_input, p);
+  gather_pixels<false, false>(grad_values, nullptr, starts, fractions, grad_input, p);
 }
 
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
     gather_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
                    const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
                    Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<true>(grad_values, argmax, starts, fractions, grad_input, p);
+  gather_pixels<true, false>(grad_values, argmax, starts, fractions, grad_input, p);
+}
+
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
+    gather_largest_split(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
+                         const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
+                         Scalar* __restrict__ grad_input, const Params p) {
+  gather_pixels<true, true>(grad_values, argmax, starts, fractions, grad_input, p);
 }
 
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
     gather_largest_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
                         const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
                         Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels<true>(grad_values, argmax, starts, fractions, grad_input, p);
+  gather_pixels<true, false>(grad_values, argmax, starts, fractions, grad_input, p);
 }

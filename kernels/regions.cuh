@@ -17,7 +17,7 @@ struct Params {
   int classes, groups_y, groups_x, bins_y, bins_x, part_y, part_x;
   int first_row, rows;      // of this launch
   int first_image, images;  // of which the gradient is computed
-  int lane_bits;            // 2^lane_bits threads share a row, or a pixel
+  int lane_bits;            // 2^lane_bits threads share a row; of a gather see Gatherer
   int accumulate;
 };
 

@@ -26,7 +26,7 @@ struct Params {
   int even;       // one block, and as many channels for every point
   int points;     // of this launch
   int tile;       // of them, whose geometry a block keeps in shared memory: up to THREADS
-  int lane_bits;  // 2^lane_bits threads share one point
+  int lane_bits;  // 2^lane_bits threads share one point; of a gather see Gatherer
   int accumulate;
   long long offset_image, offset_channel, offset_pixel;
   long long mask_image, mask_channel, mask_pixel;
@@ -374,38 +374,38 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // grad_input = every pixel's share of the grad_columns that touched it
-template <class Target>
+template <bool SPLIT, class Target>
 __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_columns, const int* __restrict__ starts,
                                               const Fraction<Sum>* __restrict__ fractions,
                                               Target* __restrict__ grad_input, const Params& p) {
   SHARED(Share<Sum>, shares, [HELD * GATHER_THREADS]);
-  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
-  const int number = blockIdx.x * (GATHER_THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  const Gatherer me = gatherer_of<SPLIT>(p.lane_bits);
   const int pixels = p.height * p.width, bits = tap_bits(p);
-  const bool exists = number < p.images * pixels * p.offset_groups;
-  const int task = exists ? number : 0;  // (image, y, x, offset group)
+  const bool exists = me.task < p.images * pixels * p.offset_groups;
+  const int task = exists ? me.task : 0;  // (image, y, x, offset group)
   const int pixel = quotient(task, p.offset_groups), group = task - pixel * p.offset_groups;
   const int image = quotient(pixel, pixels), y = quotient(pixel - image * pixels, p.width);
   const int x = pixel - image * pixels - y * p.width;
   const Span span = span_of(p, group);
   Runs runs = runs_of(starts, image * p.offset_groups + group, y, x, p.height, p.width, p.plain);
   if (!exists || span.begin >= span.end) runs.count = 0;
+  if (SPLIT) runs = part_of(runs, me.part, me.part_bits);
   find_most(runs);
   const int most = min(p.group_channels, p.channels);
-  for (int slice = 0; slice < most; slice += lanes * VEC) {
-    const int c = span.begin + slice + lane * VEC;
+  for (int first = me.slice * me.lanes * VEC; first < most; first += me.lanes * VEC) {
+    const int c = span.begin + first + me.lane * VEC;
     const bool active = exists && c < span.end;
     const Scalar* from = grad_columns + (active ? column_of(p, c) : 0);
     Target* out = grad_input + ((Index)pixel * p.input_channels + c);
     Sum sum[VEC] = {};
     Pack<Target, VEC> result;
-    if (p.accumulate && active) {
+    if (p.accumulate && active && me.part == 0) {
       result.load_written(out);
 #pragma unroll
       for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
     }
     gather(
-        runs, active, fractions, lanes, shares,
+        runs, active, fractions, me.lanes, shares,
         [&](const Fraction<Sum>& f) {
           const int tap = f.source & ((1u << bits) - 1u);
           return (int)(f.source >> bits) * (p.blocks * p.taps) + tap;
@@ -419,23 +419,32 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_co
 #pragma unroll
           for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
         });
-    if (active) {
+    if (SPLIT) group_sums(sum, me.lanes << me.part_bits, me.lanes);
+    if (active && me.part == 0) {
 #pragma unroll
       for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
       result.store(out);
     }
+    if (SPLIT) break;  // other slices have other warps
   }
 }
 
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_input(const Scalar* __restrict__ grad_columns, const int* __restrict__ starts,
                  const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels(grad_columns, starts, fractions, grad_input, p);
+  gather_pixels<false>(grad_columns, starts, fractions, grad_input, p);
+}
+
+// The same of few pixels
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
+    gather_input_split(const Scalar* __restrict__ grad_columns, const int* __restrict__ starts,
+                       const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
+  gather_pixels<true>(grad_columns, starts, fractions, grad_input, p);
 }
 
 // The same into unrounded sums, for an image whose points come in several chunks
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_input_sums(const Scalar* __restrict__ grad_columns, const int* __restrict__ starts,
                       const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels(grad_columns, starts, fractions, grad_input, p);
+  gather_pixels<false>(grad_columns, starts, fractions, grad_input, p);
 }

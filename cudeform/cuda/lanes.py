@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,9 +12,12 @@ from cudeform.cuda.device import address
 
 __all__ = [
     "GATHER_THREADS",
+    "LANES",
     "THREADS",
     "WARP",
+    "Shares",
     "aligned",
+    "gather_shares",
     "is_aligned",
     "lane_bits",
     "vector_of",
@@ -23,6 +26,11 @@ __all__ = [
 
 THREADS, GATHER_THREADS, WARP = 256, 64, 32  # of a block, of one that gathers, of a warp
 VECTOR_BYTES = 16  # that a thread moves at once, at most
+LANES = 8  # whose vectors are a line of the cache
+# Enough warps for a gather: about as many as a large GPU has at once. The same number on every GPU,
+# so that all of them add in one order.
+ENOUGH_WARPS = 2048
+PART_POINTS = 4  # points of a pixel, on average, that make a part: read together
 
 
 def vector_of(dtype: Any, *channels: int) -> int:
@@ -39,6 +47,47 @@ def vectors(dtype: str) -> Iterator[int]:
 def lane_bits(threads: int, most: int = WARP) -> int:
     """The logarithm of the threads that share a task, for so many threads or up to `most`."""
     return min(most.bit_length() - 1, (threads - 1).bit_length())
+
+
+class Shares(NamedTuple):
+    """How a gather is shared among threads: the logarithms of how many there are of each."""
+
+    lanes: int  # threads that share the channels of a slice
+    parts: int = 0  # of the points of a pixel; a warp has all of them
+    slices: int = 0  # of the channels of a pixel
+
+    @property
+    def are_split(self) -> bool:
+        """Whether it takes a kernel for that."""
+        return self.parts + self.slices > 0
+
+    @property
+    def bits(self) -> int:
+        """As `Gatherer` of ``gather.cuh`` reads them."""
+        return self.lanes | self.parts << 8 | self.slices << 16
+
+
+def gather_shares(tasks: int, packs: int, points: int) -> Shares:
+    """How to share tasks of so many packs of channels, and so many points together.
+
+    Lanes share the channels. Where that makes too few warps, slices of the channels become tasks of
+    their own, and the points of a pixel are halved and halved again, whose sums are added up at
+    the end. Lanes make room for that in their warp as long as their vectors fill a line.
+    """
+    lanes, channels = lane_bits(packs), (packs - 1).bit_length()
+    enough = ENOUGH_WARPS * WARP
+    if tasks << lanes >= enough:
+        return Shares(lanes)
+    most = lane_bits(WARP) - min(lanes, lane_bits(LANES))
+    parts = 0
+    while (
+        parts < most
+        and tasks << channels + parts < enough
+        and points >= tasks * PART_POINTS << parts + 1
+    ):
+        parts += 1
+    lanes = min(lanes, lane_bits(WARP) - parts)
+    return Shares(lanes, parts, channels - lanes)
 
 
 def is_aligned(array: Any) -> bool:

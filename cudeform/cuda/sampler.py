@@ -14,7 +14,17 @@ from cudeform.cuda import layout, sort
 from cudeform.cuda.chunks import Chunk, chunks
 from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device
-from cudeform.cuda.lanes import GATHER_THREADS, THREADS, aligned, lane_bits, vector_of, vectors
+from cudeform.cuda.lanes import (
+    GATHER_THREADS,
+    LANES,
+    THREADS,
+    Shares,
+    aligned,
+    gather_shares,
+    lane_bits,
+    vector_of,
+    vectors,
+)
 from cudeform.plans.points import BORDERS, Points
 
 __all__ = [
@@ -46,7 +56,6 @@ PARAMS = np.dtype(
     )],
     align=True,
 )  # fmt: skip
-LANES = 8  # threads that share a point, at most: their vectors are a line of the cache
 LEAST_TILE = 64  # points of a block where there are few, so that there are some blocks
 BLOCKS = 512  # enough for every GPU: with more, a block gets as many points as it has threads
 _SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("LANES", LANES))
@@ -262,19 +271,23 @@ class Sampler:
         grad_input: Any,
     ) -> None:
         """Set this block's channels of grad_input (channels last); later chunks of an image add."""
-        vector = self._vector(block)
-        bits = lane_bits(self._packs(block, vector))
-        kernel = "gather_input" if chunk.whole(self.points) else "gather_input_sums"
+        points, vector = self.points, self._vector(block)
+        tasks = chunk.images * points.height * points.width * points.offset_groups
+        packs, corners = self._packs(block, vector), 1 if self._params["plain"] else 4
+        kernel, shares = "gather_input_sums", Shares(lane_bits(packs))
+        if chunk.whole(points):
+            shares = gather_shares(tasks, packs, corners * self.point_count(chunk))
+            kernel = "gather_input_split" if shares.are_split else "gather_input"
         self._launch(
             kernel,
             chunk,
             block,
             (columns, buckets.starts, buckets.records, grad_input),
-            tasks=chunk.images * self.points.height * self.points.width * self.points.offset_groups,
-            per_block=GATHER_THREADS >> bits,
+            tasks=tasks << shares.slices,
+            per_block=GATHER_THREADS >> shares.lanes + shares.parts,
             threads=GATHER_THREADS,
             vector=vector,
-            lane_bits=bits,
+            lane_bits=shares.bits,
             accumulate=chunk.pixel > 0,
         )
 

@@ -17,7 +17,7 @@ from kernel_runs import kernel_names
 from tolerances import assert_close
 
 import cudeform
-from cudeform.cuda import chunks, conv, layout, sampler, sort
+from cudeform.cuda import chunks, conv, lanes, layout, sampler, sort
 from cudeform.cuda.compile import SCALARS, flatten
 from cudeform.cuda.cupy_device import CupyDevice
 from cudeform.cuda.gemm import gemm_arguments
@@ -153,8 +153,14 @@ def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, fi
         want = reference.deform_conv2d(**exact, padding=1)
         assert_close(emulator.to_host(output), want, dtype, what="output")
         on_device.pop("bias"), exact.pop("bias")
-        for limit in (sampler.GRADIENT_BYTES, 1 << 10):
+        # Gathers whole, split, and of an image in parts
+        for limit, least in (
+            (sampler.GRADIENT_BYTES, 1 << 10),
+            (sampler.GRADIENT_BYTES, 0),
+            (1 << 10, 0),
+        ):
             monkeypatch.setattr(sampler, "GRADIENT_BYTES", limit)
+            monkeypatch.setattr(lanes, "PART_POINTS", least)
             got = cudeform.deform_conv2d_backward(to_device(grad_output), **on_device, padding=1)
             want = reference.deform_conv2d_backward(
                 grad_output.astype(np.float64), **exact, padding=1

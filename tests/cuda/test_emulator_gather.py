@@ -1,12 +1,21 @@
-"""What is easy to forget in the gather, planted and found: its lanes fetch for each other."""
+"""The gather: lanes fetch for each other, and share channels and points where pixels are few.
+
+What is easy to forget there is planted, and found.
+"""
+
+from itertools import product
 
 import backends
 import numpy as np
 import pytest
-from emulator.device import EmulatorDevice, EmulatorError, install, to_device
+import reference
+from emulator.device import EmulatorDevice, EmulatorError, install, to_device, to_host
 from kernel_runs import SCHEDULES, planted
+from tolerances import assert_close
 
 import cudeform
+from cudeform.cuda import lanes
+from cudeform.cuda.lanes import Shares, gather_shares
 
 BARRIER = "    __syncwarp(0xffffffffu);\n"
 READY = "    const int ready"
@@ -31,3 +40,140 @@ def test_planted_bug_is_caught(bug, order, seed):
     with install(EmulatorDevice(order=order, seed=seed, flatten=flatten)):
         with pytest.raises(EmulatorError, match="race|divergent|uninitialised"):
             cudeform.roi_align_backward(*map(to_device, (grad, input, boxes)), 3)
+
+
+# -- split gathers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks, packs, points, shares", [
+    (576, 8, 36 * 576, Shares(3, 2, 0)),  # the rest of the warp has points
+    (576, 16, 36 * 576, Shares(3, 2, 1)),  # lanes make room for them, down to a line of the cache
+    (576, 2, 36 * 576, Shares(1, 3, 0)),  # as many points as are worth it
+    (576, 1, 1000 * 576, Shares(0, 5, 0)),
+    (576, 64, 7 * 576, Shares(5, 0, 1)),  # too few points: slices alone
+    (576, 8, 7 * 576, Shares(3)),
+    (4000, 16, 36 * 4000, Shares(4, 1, 0)),  # no more than makes enough warps
+    (4096, 16, 36 * 4096, Shares(4)),
+    (2047, 40, 36 * 2047, Shares(5, 0, 1)),
+    (2048, 40, 36 * 2048, Shares(5)),
+])  # fmt: skip
+def test_how_a_gather_is_shared(tasks, packs, points, shares):
+    assert gather_shares(tasks, packs, points) == shares
+
+
+def test_slices_are_of_whole_warps_and_all_channels_are_shared():
+    """What the kernels take for granted."""
+    sizes = [1, 2, 3, 7, 8, 9, 16, 31, 32, 33, 64, 100]
+    for tasks, packs, each in product((1, 60, 576, 2047, 5000), sizes, (0, 1, 9, 36, 5000)):
+        shares = gather_shares(tasks, packs, each * tasks)
+        assert shares.lanes + shares.parts <= 5, (tasks, packs, each)
+        if shares.are_split:
+            assert packs <= 1 << shares.lanes + shares.slices < 2 * packs
+            assert not shares.slices or shares.lanes + shares.parts == 5
+
+
+def convolved(channels, dtype, groups=1):
+    """deform_conv2d_backward of few pixels, some with many points and some with none."""
+    rng = np.random.default_rng(channels)
+    arrays = {
+        "grad_output": rng.standard_normal((1, 2, 5, 6)),
+        "input": rng.standard_normal((1, channels, 5, 6)),
+        "offset": rng.standard_normal((1, 18 * groups, 5, 6)),
+        "weight": rng.standard_normal((2, channels, 3, 3)),
+    }
+    arrays["offset"][..., :3, :] -= rng.uniform(0, 3, (5, 6))[:3]
+    options = {"padding": 1, "needs": ["input"]}
+    return "deform_conv2d_backward", arrays, options
+
+
+def pooled(name, channels):
+    """The backward of a pooling whose regions lie on each other, but for one pixel beside them."""
+    rng = np.random.default_rng(channels)
+    arrays = {
+        "grad_output": rng.standard_normal((30, channels, 3, 3)),
+        "input": rng.standard_normal((1, channels, 5, 6)),
+        "boxes": np.tile(np.array([[0, 1, 1, 3, 4]], np.float64), (30, 1)),
+    }
+    arrays["boxes"][0, 1:] = 0
+    return name, arrays, {"output_size": 3}
+
+
+SPLIT = {  # a call, its dtype, and lanes, parts and slices of its gather
+    "points": (convolved(4, "float32"), "float32", Shares(0, 3, 0)),
+    "a warp": (convolved(32, "float32"), "float32", Shares(3, 2, 0)),
+    "channels": (convolved(64, "float32"), "float32", Shares(3, 2, 1)),
+    "a slice that is not full": (convolved(44, "float64"), "float64", Shares(3, 2, 2)),
+    "offset groups": (convolved(48, "float16", 2), "float16", Shares(2, 3, 0)),
+    "regions": (pooled("roi_align_backward", 48), "float32", Shares(3, 2, 1)),
+    "the largest": (pooled("roi_pool_backward", 12), "float32", Shares(2, 2, 0)),
+}
+
+
+def run(call, dtype, device):
+    """The gradient of the input, and how its gather was split."""
+    name, arrays, options = call
+    shares, launch = [], device.launch
+
+    def recorded(unit, kernel, *rest):
+        if kernel.endswith("_split"):
+            bits = int(rest[3]["lane_bits"][0])
+            shares.append(Shares(bits & 255, bits >> 8 & 255, bits >> 16))
+        launch(unit, kernel, *rest)
+
+    device.launch = recorded
+    with install(device):
+        given = [to_device(array.astype(dtype)) for array in arrays.values()]
+        return to_host(getattr(cudeform, name)(*given, **options).input), shares
+
+
+def exact(call, dtype):
+    """What the reference makes of a call."""
+    name, arrays, options = call
+    given = [array.astype(dtype).astype(np.float64) for array in arrays.values()]
+    options = {k: v for k, v in options.items() if k != "needs"}
+    return getattr(reference, name)(*given, **options)["input"]
+
+
+@pytest.mark.parametrize("split", SPLIT)
+def test_split_gathers_give_one_sum_under_every_schedule(split):
+    backends.require(backends.BACKENDS["emulator"])
+    call, dtype, shares = SPLIT[split]
+    found = []
+    for order, seed in SCHEDULES:
+        gradient, launched = run(call, dtype, EmulatorDevice(order=order, seed=seed))
+        assert launched == [shares]
+        found.append(gradient)
+    assert_close(found[0], exact(call, dtype), dtype)
+    for other in found[1:]:
+        assert other.tobytes() == found[0].tobytes()
+
+
+@pytest.mark.parametrize("split", ["channels", "a slice that is not full", "offset groups"])
+def test_slices_alone_change_no_byte(monkeypatch, split):
+    """Each channel is added up as in a gather that is not split."""
+    backends.require(backends.BACKENDS["emulator"])
+    call, dtype, _ = SPLIT[split]
+    monkeypatch.setattr(lanes, "PART_POINTS", 1 << 10)
+    few, _ = run(call, dtype, EmulatorDevice())
+    monkeypatch.setattr(lanes, "ENOUGH_WARPS", 0)
+    whole, launched = run(call, dtype, EmulatorDevice())
+    assert not launched and few.tobytes() == whole.tobytes()
+
+
+LOST = {  # text of the kernels, with what
+    "points that no part has": ("(runs.count + (1 << bits) - 1) >> bits", "runs.count >> bits"),
+    "a part that nobody adds": (
+        "group_sums(sum, me.lanes << me.part_bits, me.lanes)",
+        "group_sums(sum, me.lanes << me.part_bits, 2 * me.lanes)",
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", LOST)
+def test_lost_points_are_noticed(bug):
+    backends.require(backends.BACKENDS["emulator"])
+    call, dtype, _ = SPLIT["a warp"]
+    device = EmulatorDevice(flatten=planted(*LOST[bug], "sampling.cu"))
+    gradient, _ = run(call, dtype, device)
+    with pytest.raises(AssertionError, match="elements are off"):
+        assert_close(gradient, exact(call, dtype), dtype)

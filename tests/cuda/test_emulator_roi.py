@@ -1,5 +1,7 @@
 """The kernels of regions of interest in the emulator, beyond what the registry's cases reach."""
 
+from itertools import product
+
 import backends
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from kernel_runs import SCHEDULES, kernel_names, planted
 from tolerances import assert_close
 
 import cudeform
-from cudeform.cuda import layout
+from cudeform.cuda import lanes, layout
 from cudeform.cuda.compile import SCALARS
 from cudeform.cuda.regions import pooling, rows
 
@@ -128,12 +130,14 @@ def check(op, given, dtype):
 @pytest.mark.parametrize("index", ["int", "long long"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_every_variant_runs_clean_on_small_arrays(monkeypatch, device, dtype, index):
-    """Both widths of the index, which are forced, every vector width, several chunks."""
+    """Both widths of the index, which are forced, every vector width, split gathers, chunks."""
     monkeypatch.setattr(layout, "index_type", lambda elements: index)
     widest = 16 // dtype_of(dtype).itemsize
-    for channels in {widest, widest // 2, 2, 3}:
+    for channels, least in product({widest, widest // 2, 2, 3}, (0, 1 << 10)):
+        monkeypatch.setattr(lanes, "PART_POINTS", least)
         for op, given in calls(channels, dtype):
             check(op, given, dtype)
+    monkeypatch.setattr(lanes, "PART_POINTS", 0)
     monkeypatch.setattr(pooling, "WORKSPACE_BYTES", 1 << 9)
     for op, given in calls(3, dtype):
         if op in ("roi_align", "roi_pool"):

@@ -74,6 +74,13 @@ def test_instructions_and_what_the_model_makes_of_them(counted):
     same(record["whole"][direction], work.whole(scaled, direction, record[direction]))
 
 
+def test_gathers_are_split_where_pixels_are_few(recorded):
+    """And in no workload whose counts follow from a smaller one: there they are kept whole."""
+    for scaled in work.SCALED:
+        split = recorded["workloads"][scaled.name]["whole"]["backward"]["split"]
+        assert (split > 0) == (scaled.work == scaled.of), scaled.name
+
+
 def test_more_work_is_found(recorded):
     workload = recorded["workloads"]["a"]["forward"]
     kernel = "sampling.cu-float-float-4-int sample"

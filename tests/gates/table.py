@@ -57,6 +57,7 @@ HOT = {
     ("sampling.cu", "sample"): sass.Hot(4, 1),
     ("sampling.cu", "corner_dots"): sass.Hot(5, 0),
     ("sampling.cu", "gather_input"): sass.Hot(1, 0, chained=False),
+    ("sampling.cu", "gather_input_split"): sass.Hot(1, 0, chained=False),
     ("sampling.cu", "gather_input_sums"): sass.Hot(1, 0, chained=False),
     ("aggregate.cu", "aggregate"): sass.Hot(4, 0),
     ("aggregate.cu", "aggregate_nearest"): sass.Hot(1, 0),
@@ -68,6 +69,7 @@ HOT = {
     ("regions.cu", "pool_mean"): sass.Hot(1, 0),
     ("regions.cu", "pool_max"): sass.Hot(1, 0),
     ("regions.cu", "gather_rows"): sass.Hot(1, 0, chained=False),
+    ("regions.cu", "gather_rows_split"): sass.Hot(1, 0, chained=False),
     ("regions.cu", "gather_rows_sums"): sass.Hot(1, 0, chained=False),
 }
 

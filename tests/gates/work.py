@@ -1,6 +1,7 @@
 """The work of calls: what the emulator counts, and what follows of it. Nothing is timed."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from cudeform.bench.workload import (
     Pooling,
     Workload,
 )
+from cudeform.cuda import lanes
 from cudeform.registry import OPERATORS
 
 from . import model, table
@@ -46,7 +48,8 @@ class Scaled(NamedTuple):
     queries for each pixel; the larger one is `times` as large in output pixels, queries or regions.
     Points are independent of each other, so a kernel does so much once, as when the weight is
     packed, and so much for each image: both follow from one image and from two. Only, a small
-    image has more points outside.
+    image has more points outside. Gathers are those of the larger one, which is large enough that
+    they are not split. A workload that is not scaled is counted as it is.
     """
 
     name: str
@@ -80,6 +83,8 @@ def _scaled() -> Iterator[Scaled]:
     pooled = {"sampling_ratio": 2}
     large = Pooling("roi_align", 2, 256, 50, 76, 500, pooled)
     yield Scaled("e", Pooling("roi_align", 1, 256, 10, 19, 25, pooled), large, 2 * 500 / 25)
+    few = Convolution(1, 32, 24, 24, 32)
+    yield Scaled("few", few, few, 1)
 
 
 SCALED = tuple(_scaled())
@@ -91,9 +96,11 @@ class _Dry(EmulatorDevice):
     def __init__(self) -> None:
         super().__init__()
         self.counted = 0
+        self.split = 0  # gathers
 
     def launch(self, unit: Any, *given: Any, **options: Any) -> None:
         self.counted += 1
+        self.split += given[0].endswith("_split")
         if unit.file == "region_rows.cu":
             super().launch(unit, *given, **options)
 
@@ -122,25 +129,39 @@ def _single(array: np.ndarray) -> Any:
 
 
 def launches_of(work: Workload, backward: bool) -> dict[str, int]:
-    """Kernels and products of a call, none of which is run."""
+    """Kernels, products and split gathers of a call, none of which is run."""
     device = _Dry()
     with install(device):
         arrays = {name: to_device(array) for name, array in work.arrays().items()}
         call = work.call(arrays, backward)
-        device.counted = device.products = 0
+        device.counted = device.products = device.split = 0
         call()
-    return {"launches": device.counted, "products": device.products}
+    return {"launches": device.counted, "products": device.products, "split": device.split}
 
 
 def counts(scaled: Scaled, direction: str) -> dict[str, Any]:
     """Of a call in float32: kernels, matrix products, and what kernels do, also for two images."""
-    device = _counted(scaled.work, direction)
+    with _gathers_of(scaled):
+        device = _counted(scaled.work, direction)
+        two = _counted(scaled.two, direction)
     return {
         "launches": len(device.launches),
         "products": device.products,
         "kernels": totals(device.launches),
-        "kernels_of_two": totals(_counted(scaled.two, direction).launches),
+        "kernels_of_two": totals(two.launches),
     }
+
+
+@contextmanager
+def _gathers_of(scaled: Scaled) -> Iterator[None]:
+    """Split gathers only where the larger workload is as small."""
+    enough = lanes.ENOUGH_WARPS
+    if scaled.work != scaled.of:
+        lanes.ENOUGH_WARPS = 0
+    try:
+        yield
+    finally:
+        lanes.ENOUGH_WARPS = enough
 
 
 def _counted(work: Workload, direction: str) -> EmulatorDevice:

@@ -18,7 +18,15 @@ from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import Device
-from cudeform.cuda.lanes import GATHER_THREADS, THREADS, lane_bits, vector_of, vectors
+from cudeform.cuda.lanes import (
+    GATHER_THREADS,
+    THREADS,
+    Shares,
+    gather_shares,
+    lane_bits,
+    vector_of,
+    vectors,
+)
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["ROW_ITEMS", "Launcher", "Part", "units"]
@@ -94,6 +102,7 @@ class Launcher:
         self.images = plan.batch * plan.classes * self.groups  # of a row's channels each
         self.region_rows = plan.classes * plan.bins[0] * plan.bins[1]
         self.vector = vector_of(self.dtype, self.channels)
+        self._lanes = Shares(lane_bits(self.channels // self.vector))
         self._dtype_name = dtype_name(self.dtype)
         offset_name = self._dtype_name if offset is None else dtype_name(offset.dtype)
         self._rows_unit = _rows_unit(self._dtype_name, offset_name)
@@ -115,7 +124,7 @@ class Launcher:
             "first_row": 0,
             "first_image": 0,
             "images": self.images,
-            "lane_bits": lane_bits(self.channels // self.vector),
+            "lane_bits": self._lanes.bits,
             "accumulate": 0,
         }
 
@@ -123,18 +132,23 @@ class Launcher:
         self,
         unit: Unit,
         kernel: str,
-        tasks: int,
+        threads: int,
         arrays: tuple[Any, ...],
-        threads: int = THREADS,
+        block: int = THREADS,
         **how: int,
     ) -> None:
-        """`tasks`: threads, or groups of lanes where `how` says lane_bits; blocks of `threads`."""
+        """So many threads, in blocks; `how` are values of Params."""
         params = pack(PARAMS, {**self._params, **how})
-        grid = -(-(tasks << how.get("lane_bits", 0)) // threads)
-        self.device.launch(unit, kernel, grid, threads, arrays, params)
+        self.device.launch(unit, kernel, -(-threads // block), block, arrays, params)
 
     def _wide(
-        self, kernel: str, tasks: int, rows: int, arrays: tuple[Any, ...], **how: int
+        self,
+        kernel: str,
+        tasks: int,
+        rows: int,
+        arrays: tuple[Any, ...],
+        shares: Shares | None = None,
+        **how: int,
     ) -> None:
         """A kernel of ``regions.cu``, where the lanes of a task are its channels."""
         plan = self.plan
@@ -142,8 +156,9 @@ class Launcher:
             self.images * plan.height * plan.width * self.channels, rows * max(self.channels, 4)
         )
         unit = _unit(self._dtype_name, self.vector, layout.index_type(largest))
-        how |= {"rows": rows, "lane_bits": self._params["lane_bits"]}
-        self._launch(unit, kernel, tasks, arrays, **how)
+        shares = shares or self._lanes
+        how |= {"rows": rows, "lane_bits": shares.bits}
+        self._launch(unit, kernel, tasks << sum(shares), arrays, **how)
 
     def stage(self, input: Any) -> Any:
         """(N, C, H, W) -> (images, pixels, channels); the same memory for rows of one channel."""
@@ -242,15 +257,15 @@ class Launcher:
         """The samples of a part of the rows in some images of the batch, with their fractions."""
         keys = self.device.empty((part.samples,), np.int32)
         fractions = self.device.empty((part.samples, 4), self.sums)
-        how = self._images(images)
+        how, bits = self._images(images), lane_bits(-(-part.samples // part.rows))
         self._launch(
             self._rows_unit,
             "sample_keys",
-            part.rows,
+            part.rows << bits,
             (rows, part.starts, keys, fractions),
             first_row=part.first,
             rows=part.rows,
-            lane_bits=lane_bits(-(-part.samples // part.rows)),
+            lane_bits=bits,
             **how,
         )
         cells = (self.plan.height + 1) * (self.plan.width + 1)
@@ -271,16 +286,23 @@ class Launcher:
     ) -> None:
         """Set grad_input (images, pixels, channels) of some images of the batch, or add to it."""
         kernel = "gather_rows" if argmax is None else "gather_largest"
+        values = (grad_values,) if argmax is None else (grad_values, argmax)
+        how, shares = self._images(images), self._lanes
+        tasks = how["images"] * self.plan.height * self.plan.width
         if grad_input.dtype != self.dtype:
             kernel += "_sums"
-        values = (grad_values,) if argmax is None else (grad_values, argmax)
-        how = self._images(images)
+        else:
+            corners = 1 if self.plan.reads == "pixels" else 4
+            points = corners * samples.records.shape[0]
+            shares = gather_shares(tasks, self.channels // self.vector, points)
+            kernel += "_split" if shares.are_split else ""
         self._wide(
             kernel,
-            how["images"] * self.plan.height * self.plan.width,
+            tasks,
             grad_values.shape[0],
             (*values, samples.starts, samples.records, grad_input),
-            threads=GATHER_THREADS,
+            shares,
+            block=GATHER_THREADS,
             accumulate=int(accumulate),
             **how,
         )
