@@ -206,7 +206,7 @@ def _inserted(a, b, position, length):
 
 
 def _permuted(a, b, selection):
-    """Four of the eight bytes of two numbers; with the highest bit of a selector, copies of its sign."""
+    """Four of the eight bytes of two numbers, or, with a selector's highest bit, of their signs."""
     both = b.astype(np.uint64) << np.uint64(32) | a
     result = np.uint32(0)
     for i in range(4):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from emulator.device import EmulatorDevice, Launched
 from gates import nvrtc
 

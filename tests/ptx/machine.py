@@ -13,7 +13,7 @@ from .warps import MEETINGS, WARP, Meeting, meeting
 __all__ = ["Machine", "Ran"]
 
 AT_ONCE = 1 << 14  # threads: what is in their registers fits a processor's cache
-POISON = 0xA5
+POISON = 1  # bytes of a register that a thread has not written
 BRANCHES = ("bra", "ret", "exit")
 
 
@@ -66,7 +66,7 @@ class Frame:
             return
         held = self.registers.get(number)
         if held is None:
-            poison = np.full(self.count * dtype.itemsize, POISON if dtype != bool else 1, np.uint8)
+            poison = np.full(self.count * dtype.itemsize, POISON, np.uint8)
             held = self.registers[number] = poison.view(dtype)
         held[at] = values.view(dtype)
 

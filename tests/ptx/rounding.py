@@ -1,8 +1,8 @@
 """Floating-point numbers, rounded as PTX says where NumPy has no function that does.
 
-An exact sum of two float64 is a float64 and what rounding it left out, which is one as well. Rounded
-to odd, the last bit of the first is set if the second is not 0: then another rounding, to half as
-many bits, sees on which side the sum was.
+An exact sum of two float64 is a float64 and what rounding it left out, which is one as well.
+Rounded to odd, the last bit of the first is set if the second is not 0: then another rounding, to
+half as many bits, sees on which side the sum was.
 """
 
 import ml_dtypes
