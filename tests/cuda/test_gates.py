@@ -1,9 +1,9 @@
 """The kernels compile for every GPU, and their machine code is what is recorded of it."""
 
-import os
 import re
 from dataclasses import replace
 
+import needs
 import numpy as np
 import pytest
 from gates import nvrtc, sass, table
@@ -11,17 +11,6 @@ from gates import nvrtc, sass, table
 from cudeform.cuda.compile import flatten
 
 RECORD_ANEW = "if that is meant, run `python -m tests.gates` and commit tests/gates/resources.json"
-
-
-def needs(*wheels):
-    """Skip the running test without these wheels, or fail it where CI must have them."""
-    missing = [wheel for wheel in wheels if table.compilers()[wheel] is None]
-    if not missing:
-        return
-    why = f"needs pip install -c constraints.txt {' '.join(missing)}"
-    if os.environ.get("CI", "").lower() in ("", "0", "false"):
-        pytest.skip(why)
-    pytest.fail(f"{why}, and CI is set", pytrace=False)
 
 
 def same_compilers(*wheels):
@@ -41,7 +30,7 @@ def cases(pairs):
 @pytest.mark.parametrize(("unit", "arch"), cases(table.compilations()))
 def test_resources(unit, arch):
     wheel = nvrtc.WHEELS[table.cuda_of(arch)]
-    needs(wheel)
+    needs.wheels(wheel)
     for kernel, used in table.binary(unit, arch).resources.items():
         assert (used.spill, used.stack) == (0, 0), f"{kernel} spills on {arch}: {used}"
     same_compilers(wheel)
@@ -53,7 +42,7 @@ def test_resources(unit, arch):
 @pytest.mark.parametrize(("unit", "arch"), cases(table.lints()))
 def test_machine_code(unit, arch):
     wheels = (nvrtc.WHEELS[table.cuda_of(arch)], sass.WHEEL)
-    needs(*wheels)
+    needs.wheels(*wheels)
     for kernel, listing in table.listings_of(unit, arch).items():
         faults = sass.faults(listing, table.HOT.get((unit.file, kernel)))
         assert not faults, "\n".join([f"{table.name_of(unit)} {kernel} {arch}:", *faults])
@@ -100,7 +89,7 @@ def test_record_is_of_the_pinned_compilers(pytestconfig):
 
 def test_every_architecture():
     """All that CUDA 13 compiles for; of CUDA 12's, those it dropped and the kernels can run on."""
-    needs(*nvrtc.WHEELS.values())
+    needs.wheels(*nvrtc.WHEELS.values())
     same_compilers(*nvrtc.WHEELS.values())
     assert set(nvrtc.architectures(13)) == set(table.ARCHITECTURES[13])
     assert set(table.ARCHITECTURES[12]) <= set(nvrtc.architectures(12))
@@ -150,7 +139,7 @@ def faults_of(binary, stores=0):
 
 
 def test_planted_nothing():
-    needs(nvrtc.WHEELS[13], sass.WHEEL)
+    needs.wheels(nvrtc.WHEELS[13], sass.WHEEL)
     binary = compile_planted(body=GOOD)
     assert faults_of(binary) == ""
     assert binary.resources["planted"].stack == 0
@@ -158,7 +147,7 @@ def test_planted_nothing():
 
 def test_a_load_of_the_step_before_is_no_chain():
     """Nor is one that went through shared memory before the loads of this step."""
-    needs(nvrtc.WHEELS[13], sass.WHEEL)
+    needs.wheels(nvrtc.WHEELS[13], sass.WHEEL)
     before = "__shared__ int next[32]; int held = __ldg((const int*)in + threadIdx.x);"
     before += "\n#pragma unroll 1\n"
     ahead = "held = __ldg((const int*)in + i + 32);"
@@ -171,12 +160,12 @@ def test_a_load_of_the_step_before_is_no_chain():
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_planted_fault_is_found(fault):
-    needs(nvrtc.WHEELS[13], sass.WHEEL)
+    needs.wheels(nvrtc.WHEELS[13], sass.WHEEL)
     assert fault in faults_of(compile_planted(**PLANTED[fault]), stores=fault == "no 128-bit store")
 
 
 def test_planted_spill_is_found():
-    needs(nvrtc.WHEELS[13])
+    needs.wheels(nvrtc.WHEELS[13])
     used = compile_planted(**PLANTED["local memory"]).resources["planted"]
     assert used.stack > 0
     values = range(80)
@@ -191,7 +180,7 @@ def test_planted_spill_is_found():
 @pytest.mark.parametrize("major", nvrtc.WHEELS)
 @pytest.mark.parametrize("field", ["sizes", "order"])
 def test_planted_params_mismatch_is_found(major, field):
-    needs(nvrtc.WHEELS[major])
+    needs.wheels(nvrtc.WHEELS[major])
     arch = table.ARCHITECTURES[major][0]
     unit = next(unit for unit in table.units() if unit.file == "sort.cu")
     fields = [(name, unit.params[name]) for name in unit.params.names]

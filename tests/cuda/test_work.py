@@ -3,10 +3,11 @@
 import json
 
 import backends
+import needs
 import numpy as np
 import pytest
 from emulator.device import EmulatorDevice, install, to_device
-from gates import model, nvrtc, sass, table, work
+from gates import instructions, model, nvrtc, sass, table, work
 
 import cudeform
 
@@ -63,14 +64,24 @@ def test_work_of_emulated_kernels(counted):
     same(before, work.counts(scaled, direction))
 
 
+def same_compilers(*wheels):
+    """Skip the test with other versions than the record's: their numbers differ."""
+    needs.wheels(*wheels)
+    if any(table.compilers()[wheel] != table.read()["compilers"][wheel] for wheel in wheels):
+        pytest.skip(f"the record is of other versions of {' and '.join(wheels)}")
+
+
+NVRTC = nvrtc.WHEELS[table.cuda_of(model.A100.arch)]
+
+
 def test_instructions_and_what_the_model_makes_of_them(counted):
     """From the recorded counts, and from the machine code as it is now."""
     scaled, direction, record = counted
-    wheels = (nvrtc.WHEELS[table.cuda_of(model.A100.arch)], sass.WHEEL)
-    if any(table.compilers()[wheel] != table.read()["compilers"][wheel] for wheel in wheels):
-        pytest.skip(f"the record is of other versions of {' and '.join(wheels)}")
+    same_compilers(NVRTC, sass.WHEEL)
     for name in ("kernels", "kernels_of_two"):
-        same(record[direction][name], work.with_instructions(record[direction][name]))
+        kernels = record[direction][name]
+        cold = {kernel: n["instructions"] for kernel, n in kernels.items() if not is_hot(kernel)}
+        same(kernels, work.with_instructions(kernels, cold))
     same(record["whole"][direction], work.whole(scaled, direction, record[direction]))
 
 
@@ -79,6 +90,33 @@ def test_gathers_are_split_where_pixels_are_few(recorded):
     for scaled in work.SCALED:
         split = recorded["workloads"][scaled.name]["whole"]["backward"]["split"]
         assert (split > 0) == (scaled.work == scaled.of), scaled.name
+
+
+def is_hot(name):
+    unit, kernel = name.split()
+    return any(unit.startswith(file) and kernel == one for file, one in table.HOT)
+
+
+def test_instructions_that_are_executed(counted):
+    """Of kernels without a hot loop."""
+    backends.require(backends.BACKENDS["emulator"])
+    same_compilers(NVRTC)
+    scaled, direction, record = counted
+    before = {
+        name: {
+            kernel: numbers["instructions"]
+            for kernel, numbers in record[direction][name].items()
+            if not is_hot(kernel)
+        }
+        for name in ("kernels", "kernels_of_two")
+    }
+    same(before, work.executed(scaled, direction))
+
+
+@pytest.mark.parametrize("name", instructions.SORTS)
+def test_instructions_of_a_sort(name, recorded):
+    same_compilers(NVRTC)
+    same(recorded["sort"][name], instructions.of_sort(name))
 
 
 def test_more_work_is_found(recorded):
@@ -90,17 +128,6 @@ def test_more_work_is_found(recorded):
     assert line.startswith(f"kernels {kernel} read_sectors: ")
     fewer = {name: numbers for name, numbers in workload["kernels"].items() if name != kernel}
     assert work.difference(workload, {**workload, "kernels": fewer})
-
-
-def test_a_kernel_of_two_loops_has_its_instructions():
-    """What is in no loop once for every thread, a loop's in proportion to its accesses."""
-    listing = ["S2R R0, SR_TID.X", "LDG.E R1, [R2.64]", ".L_x_1:", "LDS R4, [R0]"]
-    listing += ["IADD3 R5, R5, R4, RZ", "@P0 BRA `(.L_x_1)", "NOP", "EXIT"]
-    census = sass.census(listing)
-    assert census == (3, 1, 3, 1)
-    numbers = {"threads": 10, "accesses": 10 + 70}
-    assert model.estimated(census, numbers) == 10 * 3 + 70 * 3
-    assert model.estimated(census, {"threads": 10, "accesses": 5}) == 5 * 3
 
 
 def test_the_bound_of_a_call():

@@ -2,8 +2,8 @@
 
 A model and no time. Of a kernel with a hot loop the instructions are the trips of that loop, which
 the emulator counts as its wide loads, times what one takes in machine code, and what each thread
-runs before. Of the other kernels they are estimated, see `estimated`, and the model takes
-only their accesses to memory, which are instructions too. All are of sm_80.
+runs before. Of the other kernels they are counted in PTX, see `instructions.py`, which machine code
+is made of: the model takes only their accesses to memory. All are of sm_80.
 
 A kernel takes as many cycles as the slower of two: its instructions where every scheduler
 issues one in each cycle, and its sectors where the L2 cache delivers what it can. Launches come one
@@ -18,7 +18,7 @@ from cudeform.cuda.compile import Unit
 
 from . import sass, table
 
-__all__ = ["A100", "Gpu", "cycles", "estimated", "instructions"]
+__all__ = ["A100", "Gpu", "cycles", "instructions"]
 
 LANES = 32
 SECTOR_BYTES = 32
@@ -44,28 +44,12 @@ def _units() -> dict[str, Unit]:
 
 
 def instructions(name: str, numbers: dict[str, int]) -> int:
-    """Of all threads of a kernel's launches; `name` is that of the unit, and of the kernel."""
+    """Of a kernel with a hot loop, all its threads; `name` is that of the unit, and its own."""
     unit_name, kernel = name.split()
     unit = _units()[unit_name]
-    listing = table.listings_of(unit, A100.arch)[kernel]
-    hot = table.HOT.get((unit.file, kernel))
-    if hot is None:
-        return estimated(sass.census(listing), numbers)
-    cost = sass.cost(listing, hot.loads)
+    hot = table.HOT[unit.file, kernel]
+    cost = sass.cost(table.listings_of(unit, A100.arch)[kernel], hot.loads)
     return numbers["wide_reads"] // hot.loads * cost.pack + numbers["threads"] * cost.before
-
-
-def estimated(census: sass.Census, numbers: dict[str, int]) -> int:
-    """Of a kernel whose trips nobody counts, but its accesses to memory are.
-
-    Every thread runs what is in no loop, unless there are fewer accesses than that; those that
-    are left are in loops, each with its share of a loop's other instructions.
-    """
-    accesses, threads = numbers["accesses"], numbers["threads"]
-    first = min(threads * census.once_memory, accesses)
-    ran = first / census.once_memory if census.once_memory else threads
-    trips = (accesses - first) / census.looped_memory if census.looped_memory else 0
-    return round(ran * census.once + trips * census.looped)
 
 
 def _kernel_cycles(name: str, numbers: dict[str, Any]) -> float:

@@ -6,12 +6,20 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from typing import NamedTuple
 
-__all__ = ["WHEELS", "Binary", "CompileError", "Missing", "Resources", "compile", "wheel_file"]
+__all__ = [
+    "WHEELS",
+    "Binary",
+    "CompileError",
+    "Missing",
+    "Resources",
+    "compile",
+    "ptx",
+    "wheel_file",
+]
 
 WHEELS = {12: "nvidia-cuda-nvrtc-cu12", 13: "nvidia-cuda-nvrtc"}  # by CUDA's major version
 
-# What CuPy gives NVRTC besides a unit's own options, and the table of registers.
-OPTIONS = ("-ftz=true", "--ptxas-options=-v")
+OPTIONS = ("-ftz=true",)  # what CuPy gives NVRTC besides a unit's own
 
 
 class Missing(Exception):
@@ -72,6 +80,19 @@ def architectures(major: int) -> list[str]:
 
 def compile(text: str, arch: str, major: int, options=("-std=c++17",)) -> Binary:
     """Compile a unit's text; CompileError if that fails."""
+    given = (*options, *OPTIONS, "--ptxas-options=-v", f"-arch={arch}")
+    log, cubin = _compiled(text, major, given, "CUBIN")
+    return Binary(cubin, _resources(log))
+
+
+def ptx(text: str, arch: str, options=("-std=c++17",), major: int = 13) -> str:
+    """What a unit's text is before it becomes machine code; `arch` is a virtual one, compute_80."""
+    _, found = _compiled(text, major, (*options, *OPTIONS, f"-arch={arch}"), "PTX")
+    return found.rstrip(b"\0").decode()
+
+
+def _compiled(text: str, major: int, options: tuple[str, ...], what: str) -> tuple[str, bytes]:
+    """NVRTC's log, and what it was asked for."""
     library = _library(major)
     program = ctypes.c_void_p()
     _checked(
@@ -85,13 +106,12 @@ def compile(text: str, arch: str, major: int, options=("-std=c++17",)) -> Binary
         None,
     )
     try:
-        given = [option.encode() for option in (*options, *OPTIONS, f"-arch={arch}")]
-        array = (ctypes.c_char_p * len(given))(*given)
-        status = library.nvrtcCompileProgram(program, len(given), array)
+        array = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
+        status = library.nvrtcCompileProgram(program, len(options), array)
         log = _output(library, program, "ProgramLog").rstrip(b"\0").decode()
         if status:
             raise CompileError(log)
-        return Binary(_output(library, program, "CUBIN"), _resources(log))
+        return log, _output(library, program, what)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 

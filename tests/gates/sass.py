@@ -9,11 +9,9 @@ from .nvrtc import wheel_file
 
 __all__ = [
     "WHEEL",
-    "Census",
     "Cost",
     "Hot",
     "Loop",
-    "census",
     "chained_loads",
     "cost",
     "disassemble",
@@ -134,27 +132,6 @@ def cost(listing: list[str], loads: int) -> Cost:
     outer = min((len(other.instructions) for other in around), default=size)
     pack = -(-size * loads // wide_loads(loop.instructions))
     return Cost(pack, outer - size, len(_before(listing, loop)))
-
-
-class Census(NamedTuple):
-    """Instructions of a kernel that are in no loop, and in one; those among them for memory."""
-
-    once: int
-    once_memory: int
-    looped: int
-    looped_memory: int
-
-
-def census(listing: list[str]) -> Census:
-    """Count a kernel's instructions, and how many of them load, store or are atomics."""
-    inside = {n for loop in loops(listing) for n in range(loop.first, loop.last + 1)}
-    found = [0, 0, 0, 0]
-    for number, line in enumerate(listing):
-        if not line.endswith(":") and opcode(line) != "NOP":
-            part = 2 * (number in inside)
-            found[part] += 1
-            found[part + 1] += bool(re.match(r"(LD|ST|ATOM|RED)(G|S|GSTS)?\b", opcode(line)))
-    return Census(*found)
 
 
 def _before(listing: list[str], loop: Loop) -> list[str]:

@@ -25,6 +25,7 @@ __all__ = [
     "cuda_of",
     "difference",
     "is_recorded",
+    "kernel_name",
     "kernels_of",
     "lints",
     "listings_of",
@@ -84,6 +85,16 @@ def units() -> list[Unit]:
 def name_of(unit: Unit) -> str:
     """A unit as the record and the tests call it: sampling.cu-float16-8-int."""
     return "-".join([unit.file, *(value.replace(" ", "_") for _, value in unit.defines)])
+
+
+@cache
+def _names() -> dict[tuple[Any, ...], str]:
+    return {(unit.file, unit.defines): name_of(unit) for unit in units()}
+
+
+def kernel_name(launched: Any) -> str:
+    """A launch's kernel as the record of work calls it: by its unit's name and its own."""
+    return f"{_names()[launched.file, launched.defines]} {launched.kernel}"
 
 
 def _is_widest(unit: Unit) -> bool:

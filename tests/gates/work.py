@@ -21,6 +21,7 @@ from cudeform.cuda import lanes
 from cudeform.registry import OPERATORS
 
 from . import model, table
+from .instructions import SORTS, Counter, of_kernels, of_sort
 
 __all__ = [
     "DIRECTIONS",
@@ -29,6 +30,7 @@ __all__ = [
     "Scaled",
     "counts",
     "difference",
+    "executed",
     "larger",
     "launches",
     "launches_of",
@@ -164,9 +166,19 @@ def _gathers_of(scaled: Scaled) -> Iterator[None]:
         lanes.ENOUGH_WARPS = enough
 
 
-def _counted(work: Workload, direction: str) -> EmulatorDevice:
+def executed(scaled: Scaled, direction: str) -> dict[str, dict[str, int]]:
+    """Instructions of the kernels that have no hot loop, for one image and for two."""
+    with _gathers_of(scaled):
+        devices = {
+            "kernels": _counted(scaled.work, direction, Counter()),
+            "kernels_of_two": _counted(scaled.two, direction, Counter()),
+        }
+    return {name: of_kernels(device) for name, device in devices.items()}
+
+
+def _counted(work: Workload, direction: str, device: Any = None) -> Any:
     """The device that a call ran on."""
-    device = EmulatorDevice(count=True)
+    device = device or EmulatorDevice(count=True)
     with install(device):
         arrays = {name: to_device(array) for name, array in work.arrays().items()}
         call = work.call(arrays, direction == "backward")
@@ -183,10 +195,15 @@ def _array_bytes(work: Workload) -> list[int]:
     return [sum(sizes.values()), sum(sizes.values()) + sum(sizes[name] for name in gradients)]
 
 
-def with_instructions(kernels: dict[str, Any]) -> dict[str, Any]:
-    """The counts of kernels with the instructions that each ran."""
+def with_instructions(kernels: dict[str, Any], executed: dict[str, int]) -> dict[str, Any]:
+    """The counts of kernels with the instructions that each ran; see `executed`."""
     return {
-        name: {**numbers, "instructions": model.instructions(name, numbers)}
+        name: {
+            **numbers,
+            "instructions": executed[name]
+            if name in executed
+            else model.instructions(name, numbers),
+        }
         for name, numbers in kernels.items()
     }
 
@@ -219,8 +236,8 @@ def _one(scaled: Scaled) -> dict[str, Any]:
     }
     for direction in DIRECTIONS:
         counted = counts(scaled, direction)
-        for name in ("kernels", "kernels_of_two"):
-            counted[name] = with_instructions(counted[name])
+        for name, ran in executed(scaled, direction).items():
+            counted[name] = with_instructions(counted[name], ran)
         found[direction] = counted
         found["whole"][direction] = whole(scaled, direction, counted)
     return found
@@ -231,6 +248,7 @@ def record() -> dict[str, Any]:
     return {
         "what": "counts and a model of them; no time was measured, see benchmarks/work.py",
         "model": model.A100._asdict(),
+        "sort": {name: of_sort(name) for name in SORTS},
         "workloads": {scaled.name: _one(scaled) for scaled in SCALED},
         "launches": launches(),
     }
@@ -247,11 +265,10 @@ def difference(before: Any, now: Any, where: str = "") -> list[str]:
 
 def totals(launched: list[Any]) -> dict[str, dict[str, int]]:
     """What the launches of each kernel did together, by the name of its unit and its own."""
-    names = {(unit.file, unit.defines): table.name_of(unit) for unit in table.units()}
     found: dict[str, dict[str, int]] = {}
     for one in launched:
         numbers = {"launches": 1, "blocks": one.blocks, "threads": one.blocks * one.threads}
-        kernel = found.setdefault(f"{names[one.file, one.defines]} {one.kernel}", {})
+        kernel = found.setdefault(table.kernel_name(one), {})
         for name, number in {**numbers, **one.work}.items():
             kernel[name] = kernel.get(name, 0) + number
     return found

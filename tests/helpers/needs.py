@@ -1,0 +1,19 @@
+"""Wheels that a test cannot do without."""
+
+import os
+
+import pytest
+from gates import table
+
+__all__ = ["wheels"]
+
+
+def wheels(*names):
+    """Skip the running test without these wheels, or fail it where CI must have them."""
+    missing = [wheel for wheel in names if table.compilers()[wheel] is None]
+    if not missing:
+        return
+    why = f"needs pip install -c constraints.txt {' '.join(missing)}"
+    if os.environ.get("CI", "").lower() in ("", "0", "false"):
+        pytest.skip(why)
+    pytest.fail(f"{why}, and CI is set", pytrace=False)
