@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, inner, kernel
+from cudeform.cpu.language.compiler import inlined, inner, kernel, unrolled
 from cudeform.cpu.language.halves import element
+from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import (
@@ -46,10 +47,10 @@ def pool(given, starts, view, source, output, argmax, first, last):
     job, part, regions, piece = work
     planes = starts, view, source
     tile = tile_of(job, output)
-    values = np.zeros(job.tile * job.pitch, output.dtype)
-    pixels = np.zeros(job.tile * job.pitch if job.largest else 0, np.int32)
-    strip = np.zeros(_STRIP * job.pitch, output.dtype)
-    parts = np.zeros(job.pitch, output.dtype)
+    values = zeroed(job.tile * job.pitch, output.dtype)
+    pixels = zeroed(job.tile * job.pitch if job.largest else 0, np.int32)
+    strip = zeroed(_STRIP * job.pitch, output.dtype)
+    parts = zeroed(job.pitch, output.dtype)
     slices = part.slice_end - part.slice_begin
     for task in range(first, last):
         s = part.slice_begin + task % slices
@@ -75,10 +76,10 @@ def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, la
     job, part, regions, piece = work
     planes = starts, view, source
     tile = tile_of(job, grad)
-    values = np.zeros(job.tile * job.pitch, grad.dtype)
-    found = np.empty(3 * job.tile, grad.dtype)
-    strip = np.zeros(_STRIP * job.pitch, grad.dtype)
-    sums = np.zeros(5 * job.pitch, grad.dtype)
+    values = zeroed(job.tile * job.pitch, grad.dtype)
+    found = empty(3 * job.tile, grad.dtype)
+    strip = zeroed(_STRIP * job.pitch, grad.dtype)
+    sums = zeroed(5 * job.pitch, grad.dtype)
     for t in range(piece.begin + first, piece.begin + last):
         for i in range(job.bins_y):
             locate_region(job, regions, t, i, i + 1, tile)
@@ -111,7 +112,7 @@ def _gather(planes, start, channels, y, pixel, span, strip, pitch, whole):
             strip[b * pitch + k] = 0
 
 
-@inner
+@unrolled
 def blend_bins(job, tile, planes, channels, strip, parts, target):
     """As `blend_tile`, of a row of bins."""
     pixel, weight, place, scales = tile
@@ -176,7 +177,7 @@ def _choose(job, tile, planes, channels, best, chosen):
             best[at + k], chosen[at + k] = largest, y * job.width + x
 
 
-@inner
+@unrolled
 def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
     """As `measure_tile`, of a row of bins."""
     pixel, weight, place, scales = tile
