@@ -15,11 +15,13 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.halves import element, load_wide, load_wide_some, put
+from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import (
     fma,
     lanes,
     load,
     load_some,
+    select,
     splat,
     store,
     store_some,
@@ -82,7 +84,7 @@ class View(NamedTuple):
 @inlined
 def block_arrays(like):
     """Room for what is known of a block."""
-    return np.empty(_REALS, like.dtype), np.empty(_INTEGERS, np.int32)
+    return empty(_REALS, like.dtype), empty(_INTEGERS, np.int32)
 
 
 @inner
@@ -95,7 +97,7 @@ def locate_points(block, count):
         x, y = reals[X + p], reals[Y + p]
         height, width = real(whole[HEIGHT + p]), real(whole[WIDTH + p])
         inside = (y > -one) & (y < height) & (x > -one) & (x < width)  # NaN fails
-        x, y = x if inside else zero, y if inside else zero
+        x, y = select(inside, x, zero), select(inside, y, zero)
         row, column = np.floor(y), np.floor(x)
         reals[X + p], reals[Y + p] = x - column, y - row
         whole[BASE_Y + p], whole[BASE_X + p] = np.int32(row), np.int32(column)
@@ -119,8 +121,8 @@ def locate_beside(block, count):
         inside &= (column >= 0) | ((column == -1) & (lx > zero))
         inside &= (row < whole[HEIGHT + p]) & (column < whole[WIDTH + p])
         whole[_INSIDE + p] = inside
-        reals[X + p], reals[Y + p] = lx if inside else zero, ly if inside else zero
-        row, column = row if inside else 0.0, column if inside else 0.0
+        reals[X + p], reals[Y + p] = select(inside, lx, zero), select(inside, ly, zero)
+        row, column = select(inside, row, 0.0), select(inside, column, 0.0)
         whole[BASE_Y + p], whole[BASE_X + p] = np.int32(row), np.int32(column)
     _find_corners(block, count)
     _weigh_corners(block, count)
@@ -138,12 +140,12 @@ def _find_corners(block, count):
         height, width, start = whole[HEIGHT + p], whole[WIDTH + p], whole[START + p]
         top, left = row >= zero, column >= zero
         bottom, right = row < np.int32(height - 1), column < np.int32(width - 1)
-        pixel = start + (row if top else zero) * width + (column if left else zero)
-        sides = (_TOP if top else 0) | (_BOTTOM if bottom else 0)
-        whole[SIDES + p] = sides | (_LEFT if left else 0) | (_RIGHT if right else 0)
-        whole[PIXEL + p] = pixel if inside else -1
-        whole[RIGHT + p] = 1 if left & right else 0
-        whole[DOWN + p] = width if top & bottom else 0
+        pixel = start + select(top, row, zero) * width + select(left, column, zero)
+        sides = select(top, _TOP, 0) | select(bottom, _BOTTOM, 0)
+        whole[SIDES + p] = sides | select(left, _LEFT, 0) | select(right, _RIGHT, 0)
+        whole[PIXEL + p] = select(inside, pixel, -1)
+        whole[RIGHT + p] = select(left & right, 1, 0)
+        whole[DOWN + p] = select(top & bottom, width, 0)
 
 
 @inner
@@ -158,10 +160,10 @@ def _weigh_corners(block, count):
         left, right = (sides & _LEFT) != 0, (sides & _RIGHT) != 0
         # A corner outside and its neighbour, for which it stands, each have half of that one's
         # weight: with a weight of 0, an infinite pixel would be NaN.
-        share_y, share_x = one if top & bottom else half, one if left & right else half
+        share_y, share_x = select(top & bottom, one, half), select(left & right, one, half)
         wt, wb, wl, wr = one - ly, ly, one - lx, lx
-        wt, wb = share_y * (wt if top else wb), share_y * (wb if bottom else wt)
-        wl, wr = share_x * (wl if left else wr), share_x * (wr if right else wl)
+        wt, wb = share_y * select(top, wt, wb), share_y * select(bottom, wb, wt)
+        wl, wr = share_x * select(left, wl, wr), share_x * select(right, wr, wl)
         reals[W00 + p] = share * (wt * wl)
         reals[W01 + p] = share * (wt * wr)
         reals[W10 + p] = share * (wb * wl)
@@ -178,11 +180,11 @@ def locate_nearest(block, count):
         # In float64: the last pixel of a long axis is no number of float32.
         bottom, right = np.float64(whole[HEIGHT + p] - 1), np.float64(whole[WIDTH + p] - 1)
         reads = (x == x) & (y == y)
-        x, y = x if reads else zero, y if reads else zero
+        x, y = select(reads, x, zero), select(reads, y, zero)
         row = min(max(np.float64(np.floor(y)), 0.0), bottom)
         column = min(max(np.float64(np.floor(x)), 0.0), right)
         pixel = whole[START + p] + np.int32(row) * whole[WIDTH + p] + np.int32(column)
-        whole[PIXEL + p] = pixel if reads else -1
+        whole[PIXEL + p] = select(reads, pixel, -1)
         whole[RIGHT + p] = _SINGLE
         reals[W00 + p] = reals[SHARE + p]
 
@@ -359,8 +361,8 @@ def slopes(block, count, dots):
         sides, share = whole[SIDES + p], reals[SHARE + p]
         top, bottom = (sides & _TOP) != 0, (sides & _BOTTOM) != 0
         left, right = (sides & _LEFT) != 0, (sides & _RIGHT) != 0
-        t00, t01 = t00 if top & left else zero, t01 if top & right else zero
-        t10, t11 = t10 if bottom & left else zero, t11 if bottom & right else zero
+        t00, t01 = select(top & left, t00, zero), select(top & right, t01, zero)
+        t10, t11 = select(bottom & left, t10, zero), select(bottom & right, t11, zero)
         lx, ly = reals[X + p], reals[Y + p]
         upper, lower = (one - lx) * t00 + lx * t01, (one - lx) * t10 + lx * t11
         dots[p] = (one - ly) * upper + ly * lower

@@ -16,6 +16,7 @@ from cudeform.cpu.language.rows import (
     split_pairs,
     write_rows,
 )
+from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.located import (
     BASE_X,
     BASE_Y,
@@ -212,8 +213,8 @@ def aggregate(numbers, levels, source, locations, weights, scale, output, first_
     job = _read_job(numbers, 0)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
-    shares = np.empty(job.rows * points, scale.dtype)
-    sums = np.empty(job.rows * channels, scale.dtype)
+    shares = empty(job.rows * points, scale.dtype)
+    sums = empty(job.rows * channels, scale.dtype)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
@@ -263,12 +264,12 @@ def point_gradients(
     job = _read_job(numbers, 0)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
-    dots = np.empty(4 * PLANE, scale.dtype)
+    dots = empty(4 * PLANE, scale.dtype)
     shares, found = (
-        np.empty(job.rows * points, scale.dtype),
-        np.empty(job.rows * points, scale.dtype),
+        empty(job.rows * points, scale.dtype),
+        empty(job.rows * points, scale.dtype),
     )
-    grads = np.empty(job.rows * channels, scale.dtype)
+    grads = empty(job.rows * channels, scale.dtype)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
@@ -332,12 +333,12 @@ def value_gradients(
     job = _read_job(numbers, 0)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
-    shares = np.empty(job.rows * points, scale.dtype)
-    grads = np.empty(job.rows * channels, scale.dtype)
+    shares = empty(job.rows * points, scale.dtype)
+    grads = empty(job.rows * channels, scale.dtype)
     longest = 0
     for piece in range(job.pieces):
         longest = max(longest, cuts[piece + 1] - cuts[piece])
-    sums = np.empty(longest * channels, scale.dtype)
+    sums = empty(longest * channels, scale.dtype)
     view = View(0, channels, channels)
     for task in range(first_task, last_task):
         number, piece = task // job.pieces, task % job.pieces

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import (
     fma,
     lanes,
     load,
     load_some,
+    select,
     splat,
     store,
     store_some,
@@ -115,10 +117,10 @@ def point_arrays(like, taps):
     writing one leaves the others alone, and makes vectors of points.
     """
     # of the first corner that is in the image; before, row and column of the point without offset
-    pixel = np.empty(taps * 2 * PLANE, np.int64)
-    state = np.empty(taps * 2 * PLANE, np.uint8)
+    pixel = empty(taps * 2 * PLANE, np.int64)
+    state = empty(taps * 2 * PLANE, np.uint8)
     # ly, lx, mask; weights of the corners, times the mask
-    numbers = np.empty(taps * 7 * PLANE, like.dtype)
+    numbers = empty(taps * 7 * PLANE, like.dtype)
     return pixel, state, numbers
 
 
@@ -191,6 +193,7 @@ def _resolver(border):
     Without a branch, and with indices that cannot be negative: so LLVM makes vectors of points.
     """
     clamp = border == "clamp"
+    free = not clamp
 
     @inner
     def resolve(grid, points, count):
@@ -202,8 +205,7 @@ def _resolver(border):
             y, x = pixel[p], pixel[PLANE + p]
             ly, lx, m = numbers[p], numbers[PLANE + p], numbers[2 * PLANE + p]
             near = (abs(ly) < beyond) & (abs(lx) < beyond)  # NaN fails every comparison
-            ly = ly if near else zero
-            lx = lx if near else zero
+            ly, lx = select(near, ly, zero), select(near, lx, zero)
             below, before = np.floor(ly), np.floor(lx)
             ly, lx = ly - below, lx - before
             y, x = y + np.int64(below), x + np.int64(before)
@@ -213,27 +215,24 @@ def _resolver(border):
             else:
                 inside &= (y >= 0) | ((y == -1) & (ly > zero))
                 inside &= (x >= 0) | ((x == -1) & (lx > zero))
-            y = y if inside else 0
-            x = x if inside else 0
+            y, x = select(inside, y, 0), select(inside, x, 0)
             down, across = y < grid.height - 1, x < grid.width - 1  # there is another row, column
             top, left = y >= 0, x >= 0
             if clamp:
-                ly = ly if down else zero
-                lx = lx if across else zero
-            bits = (TOP if top else 0) | (BOTTOM if down else 0)
-            bits |= (LEFT if left else 0) | (RIGHT if across else 0)
-            bits |= (ALONG_Y if down or not clamp else 0) | (ALONG_X if across or not clamp else 0)
+                ly, lx = select(down, ly, zero), select(across, lx, zero)
+            bits = select(top, TOP, 0) | select(down, BOTTOM, 0)
+            bits |= select(left, LEFT, 0) | select(across, RIGHT, 0)
+            bits |= select(down | free, ALONG_Y, 0) | select(across | free, ALONG_X, 0)
             wt, wb, wl, wr = one - ly, ly, one - lx, lx
             if not clamp:
                 # Two halves of the neighbour that a corner outside stands for, see `corners`: with
                 # a weight of 0 for that, an infinite pixel would be NaN.
-                share_y, share_x = one if top & down else half, one if left & across else half
-                wt, wb = share_y * (wt if top else wb), share_y * (wb if down else wt)
-                wl, wr = share_x * (wl if left else wr), share_x * (wr if across else wl)
-            wt = wt if inside else zero
-            wb = wb if inside else zero
-            pixel[p] = max(y, 0) * grid.width + max(x, 0)
-            state[p] = bits if inside else 0
+                share_y, share_x = select(top & down, one, half), select(left & across, one, half)
+                wt, wb = share_y * select(top, wt, wb), share_y * select(down, wb, wt)
+                wl, wr = share_x * select(left, wl, wr), share_x * select(across, wr, wl)
+            wt, wb = select(inside, wt, zero), select(inside, wb, zero)
+            pixel[p] = select(top, y, 0) * grid.width + select(left, x, 0)
+            state[p] = select(inside, bits, 0)
             numbers[p], numbers[PLANE + p] = ly, lx
             numbers[3 * PLANE + p] = m * wt * wl
             numbers[4 * PLANE + p] = m * wt * wr

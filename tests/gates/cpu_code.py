@@ -188,10 +188,10 @@ def with_vectors() -> set[str]:
 
 def main(cpu: str, triple: str | None = None) -> None:
     aim(cpu, triple)
-    from numba import typeof
+    from numba import jit, typeof
     from numba.core.registry import cpu_target
 
-    from cudeform.cpu.language import simd
+    from cudeform.cpu.language import compiler, simd
 
     cpu_target.target_context.codegen()._tm.set_asm_verbosity(True)
     found: dict[str, Any] = {"bytes": simd.BLOCK_BYTES, "rows": simd.BLOCK_ROWS}
@@ -200,8 +200,10 @@ def main(cpu: str, triple: str | None = None) -> None:
         points = list(geometry(dtype))
         for function, arguments in [*hot(dtype), *points]:
             types = tuple(map(typeof, arguments))
-            function.compile(types)
-            code = function.inspect_asm(types)
+            # down to machine code, which is not written of what kernels call
+            whole = jit(pipeline_class=compiler.Kernels, **function.targetoptions)(function.py_func)
+            whole.compile(types)
+            code = whole.inspect_asm(types)
             name = function.py_func.__name__
             where = f"{np.dtype(dtype)}, "
             if function not in [each for each, _ in points]:

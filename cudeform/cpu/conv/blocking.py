@@ -15,6 +15,7 @@ from cudeform import threads
 from cudeform.cpu.language import workspace
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of
+from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import BLOCK_BYTES, BLOCK_ROWS, block_columns
 from cudeform.cpu.language.transpose import add_row, copy_row, frozen, transpose
 from cudeform.cpu.sampler import PLANE, Grid
@@ -232,7 +233,7 @@ def _pack_columns(numbers, slices, weight, packed, begin, end):
     _, job = grid_and_job(numbers)
     block = block_columns(packed)
     size = job.widest * columns_of(packed, job.out_channels)
-    panel = np.zeros(job.widest * block, packed.dtype)
+    panel = zeroed(job.widest * block, packed.dtype)
     for s in range(begin, end):
         channels = slices.first[s + 1] - slices.first[s]
         depth = job.taps * channels
@@ -297,7 +298,7 @@ def collect_weight(numbers, slices, sums, images, grad_weight, begin, end):
     block = block_columns(sums)
     size = sums.size // images  # of an image
     rows = size // (len(slices.weight_group) * job.out_pitch)
-    panel = np.zeros(job.widest * block, sums.dtype)
+    panel = zeroed(job.widest * block, sums.dtype)
     for s in range(begin, end):
         channels = slices.first[s + 1] - slices.first[s]
         for o in range(0, job.out_channels, block):

@@ -34,6 +34,7 @@ from cudeform.cpu.conv.narrow import bias_of_rows, tile_gradients, weight_of_row
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
@@ -314,8 +315,8 @@ def _each_slice(numbers, slices, given, sums, first, last, add_tile):
     work = Work(grid, job, wanted, part, slices, given, sums)
     like = given.input
     points = point_arrays(like, job.taps)
-    columns = np.zeros(job.tile * job.pitch, like.dtype)
-    tile = np.zeros(job.tile * job.out_pitch, like.dtype)
+    columns = zeroed(job.tile * job.pitch, like.dtype)
+    tile = zeroed(job.tile * job.out_pitch, like.dtype)
     count = part.end - part.begin
     for task in range(first, last):
         image = task // count
@@ -395,7 +396,7 @@ def _tile_gradients(work, scratch, image, s, pixel):
 @inlined
 def _add_rows(tile, pitch, count, channels, target, at):
     """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
-    subtotal = np.zeros(channels, tile.dtype)
+    subtotal = zeroed(channels, tile.dtype)
     for p in range(count):
         row = tile[p * pitch :]
         for c in range(channels):

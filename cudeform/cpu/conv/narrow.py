@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import copy_plain, transpose
 from cudeform.cpu.sampler import blend, locate, measure, spread
 from cudeform.cpu.taps import grad_samples, grad_weights, sum_taps
@@ -162,7 +163,7 @@ def _read(grid, job, grad_output, place, first, channels, rows):
 @inlined
 def _add_rows(job, rows, count, channels, target, at):
     """Add the sums over a tile's pixels: summing tile by tile keeps the rounding error small."""
-    subtotal = np.zeros(channels, rows.dtype)
+    subtotal = zeroed(channels, rows.dtype)
     for j in range(job.out_channels):
         subtotal[:] = 0
         for p in range(count):

@@ -12,6 +12,7 @@ from cudeform.cpu.conv.blocking import Job, Slices, grid_and_job, rounds
 from cudeform.cpu.conv.parts import CORNERS, Part
 from cudeform.cpu.language import workspace
 from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.sampler import PLANE
 from cudeform.plans.convolution import ConvPlan
 
@@ -85,8 +86,8 @@ def _runs(rows: np.ndarray, most: int, together: int) -> Iterator[tuple[int, int
 def _reach(numbers, offset, rows, image, first_tile, last_tile):
     """The first row of an image that each tile reads, and one that is beyond the last, at least."""
     grid, job = grid_and_job(numbers)
-    low, high = np.empty(PLANE, offset.dtype), np.empty(PLANE, offset.dtype)
-    odd = np.empty(PLANE, offset.dtype)
+    low, high = empty(PLANE, offset.dtype), empty(PLANE, offset.dtype)
+    odd = empty(PLANE, offset.dtype)
     for tile in range(first_tile, last_tile):
         pixel = tile * job.tile
         count = min(job.tile, grid.pixels - pixel)

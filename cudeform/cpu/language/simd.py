@@ -30,6 +30,7 @@ __all__ = [
     "masked_load",
     "masked_store",
     "pointer_to",
+    "select",
     "splat",
     "store",
     "store_some",
@@ -282,6 +283,21 @@ def fma(typingctx, a, b, c):
         return _fused(context, builder, a, *args)
 
     return a(a, a, a), codegen
+
+
+@intrinsic
+def select(typingctx, condition, value, other):
+    """The value where the condition holds, else the other, without a branch.
+
+    What `value if condition else other` becomes in the end: but that is three blocks of code for
+    Numba, and in a long row of them it spends most of its time.
+    """
+    kind = typingctx.unify_types(types.unliteral(value), types.unliteral(other))
+
+    def codegen(context, builder, signature, args):
+        return builder.select(*args)
+
+    return kind(types.boolean, kind, kind), codegen
 
 
 @intrinsic

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.plans.regions import RoiPlan
 
@@ -99,7 +100,7 @@ def reach_of_regions(
 @inlined
 def _sort(boxes, place, order, images, first):
     """Put the boxes in the order of their images. Returns how many images have any."""
-    found = np.zeros(len(images), np.int64)
+    found = zeroed(len(images), np.int64)
     for r in range(len(order)):
         found[np.int64(boxes[5 * r])] += 1
     used, begin = 0, 0

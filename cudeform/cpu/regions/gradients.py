@@ -16,6 +16,7 @@ from cudeform import threads
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.regions import planes, strips
 from cudeform.cpu.regions.blocking import (
@@ -196,7 +197,7 @@ def _spread(given, target, grad, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
     tile = tile_of(job, target)
-    values = np.zeros(job.tile * job.pitch, target.dtype)
+    values = zeroed(job.tile * job.pitch, target.dtype)
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for task in range(first, last):
@@ -240,8 +241,8 @@ def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
     tile = tile_of(job, staged)
-    values = np.zeros(job.tile * job.pitch, staged.dtype)
-    found = np.empty(3 * job.tile, staged.dtype)
+    values = zeroed(job.tile * job.pitch, staged.dtype)
+    found = empty(3 * job.tile, staged.dtype)
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for t in range(piece.begin + first, piece.begin + last):

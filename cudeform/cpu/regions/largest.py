@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.regions.axes import cell_along, reachable, reads_along
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import samples_of
@@ -53,8 +52,8 @@ def pool_planes(given, starts, view, source, output, ys, xs, first, last):
 @inlined
 def _room(job, like):
     """For a slice: values of a sample, then of the largest with their places."""
-    places = np.empty(job.pitch, like.dtype), np.empty(job.pitch, like.dtype)
-    return np.empty(job.pitch, like.dtype), np.empty(job.pitch, like.dtype), places
+    places = empty(job.pitch, like.dtype), empty(job.pitch, like.dtype)
+    return empty(job.pitch, like.dtype), empty(job.pitch, like.dtype), places
 
 
 @inlined

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.compiler import inlined, inner, unrolled
+from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.cpu.regions.axes import keep_within, locate_axis
 from cudeform.cpu.regions.extents import NUMBERS
@@ -56,10 +57,10 @@ def tile_of(job, like):
     """Room for a tile."""
     axes = 2 * job.tile if job.deformable else job.bins_y + job.bins_x
     return Tile(
-        np.empty(axes * job.slot, np.int64),
-        np.empty(2 * axes * job.slot, like.dtype),
-        np.empty(3 * job.tile, np.int64),
-        np.empty(2 * job.tile, like.dtype),
+        empty(axes * job.slot, np.int64),
+        empty(2 * axes * job.slot, like.dtype),
+        empty(3 * job.tile, np.int64),
+        empty(2 * job.tile, like.dtype),
     )
 
 
@@ -215,7 +216,7 @@ def patch_of(pixel, place, n):
     return y + 2, y + 2 + pixel[y], x + 2, x + 2 + pixel[x]
 
 
-@inner
+@unrolled
 def blend_tile(tile, count, source, pitch, line, target):
     """Write the weighted sums of the bins of a tile, times their scales, for a slice.
 
@@ -273,7 +274,7 @@ def blend_tile(tile, count, source, pitch, line, target):
             target[at + c] = scale * value
 
 
-@inner
+@unrolled
 def measure_tile(tile, count, source, pitch, line, grad, found):
     """Write three numbers for each bin of a tile: the sum over a slice of gradient times value,
     and its derivatives when the bin moves along y and x; without the mask.
@@ -325,7 +326,7 @@ def measure_tile(tile, count, source, pitch, line, grad, found):
         )
 
 
-@inner
+@unrolled
 def spread_tile(tile, count, grad, pitch, line, target):
     """Add the gradient of what `blend_tile` writes to that of the pixels it reads."""
     pixel, weight, place, scales = tile

@@ -11,6 +11,7 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.halves import element
+from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.cpu.regions.blocking import Job, Round, unpacked
 from cudeform.cpu.regions.patches import bins_of, covered, frame_of, share_of
@@ -28,14 +29,14 @@ def count_tasks(job: Job, part: Round) -> int:
 @kernel
 def average(given, starts, view, source, output, first, last):
     """Tasks `first` to `last` of a round, a few planes each: the averages of their bins."""
-    sums = np.empty(unpacked(given).job.slice_channels, output.dtype)
+    sums = empty(unpacked(given).job.slice_channels, output.dtype)
     _visit(given, starts, view, (first, last), _sum_up, source, output, sums)
 
 
 @kernel
 def spread(given, starts, view, target, grad, first, last):
     """Tasks `first` to `last` of a round: add the gradients of the averages to the pixels read."""
-    values = np.empty(unpacked(given).job.slice_channels, target.dtype)
+    values = empty(unpacked(given).job.slice_channels, target.dtype)
     _visit(given, starts, view, (first, last), _add_to, target, grad, values)
 
 

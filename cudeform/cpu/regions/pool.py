@@ -16,6 +16,7 @@ from cudeform import threads
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.regions import largest, planes, strips
 from cudeform.cpu.regions.blocking import (
     Job,
@@ -145,8 +146,8 @@ def _pool(given, staged, output, argmax, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
     tile = tile_of(job, staged)
-    values = np.zeros(job.tile * job.pitch, staged.dtype)
-    pixels = np.zeros(job.tile * job.pitch if job.largest else 0, np.int32)
+    values = zeroed(job.tile * job.pitch, staged.dtype)
+    pixels = zeroed(job.tile * job.pitch if job.largest else 0, np.int32)
     slices = part.slice_end - part.slice_begin
     line = job.columns * job.pitch
     high = job.tile // job.bins_x

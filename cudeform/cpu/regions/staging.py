@@ -15,6 +15,7 @@ from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import read_rows
+from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import AFTER_ROUND, Job, Round, job_and_round
@@ -219,7 +220,7 @@ def _visit(numbers, origin, starts, staged, flat, first, last, copy):
     """Copy pieces `first` to `last`, each a few pixels of a slice of a frame."""
     job, part = job_and_round(numbers)
     view = _read_view(numbers, AFTER_ROUND)
-    rows = np.zeros(job.pitch * _PIXELS, staged.dtype)
+    rows = zeroed(job.pitch * _PIXELS, staged.dtype)
     for task in range(first, last):
         at, other, pixels, channels = _chunk(job, part, view, origin, starts, task)
         copy(staged, flat, (at, job.pitch), (other, view.channel), (channels, pixels), rows)

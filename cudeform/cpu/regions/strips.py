@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, inner, kernel
+from cudeform.cpu.language.compiler import inlined, inner, kernel, unrolled
 from cudeform.cpu.language.halves import element
+from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import (
@@ -62,10 +63,10 @@ def pool(given, starts, view, source, output, argmax, first, last):
     job, part, regions, piece = work
     planes = starts, view, source
     tile = tile_of(job, output)
-    values = np.zeros(job.tile * job.pitch, output.dtype)
-    pixels = np.zeros(job.tile * job.pitch if job.largest else 0, np.int32)
-    strip = np.zeros(_STRIP * job.pitch, output.dtype)
-    subtotals = np.zeros(job.pitch, output.dtype)
+    values = zeroed(job.tile * job.pitch, output.dtype)
+    pixels = zeroed(job.tile * job.pitch if job.largest else 0, np.int32)
+    strip = zeroed(_STRIP * job.pitch, output.dtype)
+    subtotals = zeroed(job.pitch, output.dtype)
     for task in range(first, last):
         t, s, i = row_of_bins(job, part, piece, task)
         locate_region(job, regions, t, i, i + 1, tile)
@@ -88,10 +89,10 @@ def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, la
     job, part, regions, piece = work
     planes = starts, view, source
     tile = tile_of(job, grad)
-    values = np.zeros(job.tile * job.pitch, grad.dtype)
-    found = np.empty(3 * job.tile, grad.dtype)
-    strip = np.zeros(_STRIP * job.pitch, grad.dtype)
-    sums = np.zeros(5 * job.pitch, grad.dtype)
+    values = zeroed(job.tile * job.pitch, grad.dtype)
+    found = empty(3 * job.tile, grad.dtype)
+    strip = zeroed(_STRIP * job.pitch, grad.dtype)
+    sums = zeroed(5 * job.pitch, grad.dtype)
     for t in range(piece.begin + first, piece.begin + last):
         for i in range(job.bins_y):
             locate_region(job, regions, t, i, i + 1, tile)
