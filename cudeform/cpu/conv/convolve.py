@@ -175,7 +175,7 @@ def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
     work = Work(grid, job, part, slices, memory)
     source, packed = memory.source, memory.packed
     points = point_arrays(source, job.taps)
-    columns = np.zeros(job.tile * job.pitch, source.dtype)
+    columns = np.empty(job.tile * job.pitch, source.dtype)
     width = job.out_pitch
     sums = np.zeros(job.tile * width, source.dtype)
     size = job.widest * columns_of(source, job.out_channels)  # of a slice's packed weights
