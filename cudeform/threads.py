@@ -7,6 +7,7 @@ Python's own, as those of `threading` and `concurrent.futures` do: it might be h
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import threading
@@ -23,7 +24,7 @@ VARIABLE = "CUDEFORM_NUM_THREADS"
 
 _count: int | None = None  # None until the first question: the environment is read late
 _SMALL = 2**16
-_PIECES = 8  # for each thread: enough that a slow thread holds nobody up
+_PIECES = 8  # for each thread at least: enough that a slow thread holds nobody up
 
 
 def _from_environment() -> int | None:
@@ -213,7 +214,7 @@ def _pool() -> _Pool:
     return _pools.get(count) or _pools.setdefault(count, _Pool(max(count - 1, 1)))
 
 
-def share(task: Callable[[int, int], None], count: int, work: float = _SMALL) -> None:
+def share(task: Callable[[int, int], None], count: int, work: float = math.inf) -> None:
     """Call task(first, last) on several threads, for pieces that make up range(count).
 
     The caller does a `work` of less than `_SMALL` multiplications alone: waking a thread takes
@@ -222,8 +223,21 @@ def share(task: Callable[[int, int], None], count: int, work: float = _SMALL) ->
     if work < _SMALL:
         task(0, count)
         return
-    pieces = min(count, _PIECES * get_num_threads()) if get_num_threads() > 1 else min(count, 1)
-    run(lambda i: task(count * i // pieces, count * (i + 1) // pieces), pieces)
+    ends = _ends(count, get_num_threads(), int(count * _SMALL // work))
+    run(lambda i: task(ends[i], ends[i + 1]), len(ends) - 1)
+
+
+def _ends(count: int, threads: int, least: int) -> list[int]:
+    """Where pieces of range(count) end: the last are ever smaller, so that threads end together,
+    but of `least` at the least.
+    """
+    if threads == 1:
+        return [0, count] if count else [0]
+    ends, most = [0], -(-count // (_PIECES * threads))
+    while (left := count - ends[-1]) > 0:
+        length = max(min(left // (2 * threads), most), least, 1)
+        ends.append(min(ends[-1] + length, count))
+    return ends
 
 
 def _after_fork() -> None:

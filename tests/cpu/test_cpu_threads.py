@@ -46,7 +46,19 @@ def test_pieces_make_up_the_whole(count):
     threads.share(lambda first, last: pieces.append((first, last)), count)
     assert sorted(i for first, last in pieces for i in range(first, last)) == list(range(count))
     assert all(first < last for first, last in pieces)
-    assert len(pieces) == min(count, 4 * threads._PIECES)  # so many for each thread
+    if count > 1000:
+        assert len(pieces) >= 4 * threads._PIECES  # so many for each thread
+        lengths = [last - first for first, last in sorted(pieces)]
+        assert max(lengths) <= -(-count // len(pieces)) * 2
+        assert lengths == sorted(lengths, reverse=True)
+        assert lengths[-8:] == [1] * 8  # that threads end together
+
+
+def test_pieces_are_worth_waking_a_thread_for():
+    pieces = []
+    threads.share(lambda first, last: pieces.append(last - first), 1000, 10 * threads._SMALL)
+    assert sum(pieces) == 1000
+    assert len(pieces) == 10
 
 
 def test_tasks_run_on_as_many_threads_as_asked_for():

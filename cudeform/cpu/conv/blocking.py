@@ -218,7 +218,7 @@ def packed_columns(job: Job, numbers: np.ndarray, slices: Slices, weight: np.nda
     block = BLOCK_BYTES // weight.itemsize
     width = -(-job.out_channels // block) * block
     count = len(slices.weight_group)
-    packed = np.zeros(count * job.widest * width, weight.dtype)
+    packed = np.empty(count * job.widest * width, weight.dtype)
     task = partial(_pack_columns, numbers, slices, frozen(weight, weight), packed)
     threads.share(task, count, weight.size)
     return packed

@@ -26,7 +26,7 @@ from cudeform.cpu.conv.windows import too_large, windows
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.memory import remembered
-from cudeform.cpu.language.scratch import zeroed
+from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.simd import block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
@@ -176,7 +176,7 @@ def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
     work = Work(grid, job, part, slices, memory)
     source, packed = memory.source, memory.packed
     points = point_arrays(source, job.taps)
-    columns = zeroed(job.tile * job.pitch, source.dtype)
+    columns = empty(job.tile * job.pitch, source.dtype)
     width = job.out_pitch
     sums = zeroed(job.tile * width, source.dtype)
     size = job.widest * columns_of(source, job.out_channels)  # of a slice's packed weights
