@@ -70,6 +70,7 @@ class _Prepared(NamedTuple):
     parts: list[tuple[Part, np.ndarray]]  # with the numbers that their kernels read
     staged: int  # elements of images laid out channels last
     size: int  # multiplications
+    large: bool  # a slice of an image is too large to be laid out
 
 
 def convolve(
@@ -89,7 +90,7 @@ def convolve(
     direct = plan.points.channels_last and input.dtype == output.dtype
     gathered = reads_little(plan.points) and not direct
     dense = weight is not None
-    slices, job, parts, staged, size = _prepared(plan, output.itemsize, dense, gathered)
+    slices, job, parts, staged, size, large = _prepared(plan, output.itemsize, dense, gathered)
     packed = None
     bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
     kernel_of_tiles = _convolve_tiles
@@ -99,7 +100,7 @@ def convolve(
     elif dense:
         packed = packed_columns(job, parts[0][1], slices, weight)
     source = given = frozen(input, input)
-    if not gathered and too_large(plan, slices, output.itemsize):
+    if large:
         found = windows(plan, slices, job, parts[0][1], frozen(offset, output))
         grid = grid_of(plan.points, plan.deformable, plan.modulated)
         parts = [(part, numbers_of(grid, job, part)) for part in found]
@@ -138,7 +139,9 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, gathered: bool) -> _Pr
     in_place = points.channels_last and not gathered
     staged = 0 if in_place else _staged(parts)
     size = points.batch * points.pixels * points.taps * points.channels
-    return _Prepared(slices, job, parts, staged, size * (job.out_channels if dense else 4))
+    size *= job.out_channels if dense else 4
+    large = not gathered and too_large(plan, slices, itemsize)
+    return _Prepared(slices, job, parts, staged, size, large)
 
 
 def _staged(parts: list[tuple[Part, np.ndarray]]) -> int:
