@@ -7,6 +7,7 @@ Python's own, as those of `threading` and `concurrent.futures` do: it might be h
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import threading
@@ -22,7 +23,9 @@ __all__ = ["get_num_threads", "run", "set_num_threads", "share"]
 VARIABLE = "CUDEFORM_NUM_THREADS"
 
 _count: int | None = None  # None until the first question: the environment is read late
-_SMALL = 2**16
+# In multiplications as samples are blended with: four of these take about a nanosecond.
+_SMALL = 2**18  # what takes no longer than to wake a thread and wait for it
+_LEAST = 2**16  # of a piece: to begin one takes microseconds
 _PIECES = 8  # for each thread: enough that a slow thread holds nobody up
 
 
@@ -213,16 +216,17 @@ def _pool() -> _Pool:
     return _pools.get(count) or _pools.setdefault(count, _Pool(max(count - 1, 1)))
 
 
-def share(task: Callable[[int, int], None], count: int, work: float = _SMALL) -> None:
+def share(task: Callable[[int, int], None], count: int, work: float = math.inf) -> None:
     """Call task(first, last) on several threads, for pieces that make up range(count).
 
-    The caller does a `work` of less than `_SMALL` multiplications alone: waking a thread takes
-    longer.
+    The caller does a `work` of less than `_SMALL` multiplications alone.
     """
-    if work < _SMALL:
+    if work < _SMALL or count == 1 or get_num_threads() == 1:
         task(0, count)
         return
-    pieces = min(count, _PIECES * get_num_threads()) if get_num_threads() > 1 else min(count, 1)
+    pieces = min(count, _PIECES * get_num_threads())
+    if work < pieces * _LEAST:
+        pieces = max(int(work // _LEAST), 1)
     run(lambda i: task(count * i // pieces, count * (i + 1) // pieces), pieces)
 
 

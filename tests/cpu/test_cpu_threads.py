@@ -49,6 +49,22 @@ def test_pieces_make_up_the_whole(count):
     assert len(pieces) == min(count, 4 * threads._PIECES)  # so many for each thread
 
 
+@pytest.mark.parametrize(
+    "work, count",
+    [
+        (0, 1),
+        (threads._SMALL - 1, 1),
+        (threads._SMALL, threads._SMALL // threads._LEAST),
+        (1e9, 4 * threads._PIECES),
+    ],
+)
+def test_a_piece_is_worth_its_beginning(work, count):
+    pieces = []
+    threads.share(lambda first, last: pieces.append((first, last)), 100, work)
+    assert sorted(i for first, last in pieces for i in range(first, last)) == list(range(100))
+    assert len(pieces) == count
+
+
 def test_tasks_run_on_as_many_threads_as_asked_for():
     together = threading.Barrier(4, timeout=60)
     threads.run(lambda i: together.wait(), 4)

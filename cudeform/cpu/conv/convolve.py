@@ -10,6 +10,7 @@ import numpy as np
 from cudeform import threads
 from cudeform.cpu.conv.blocking import (
     PART,
+    PRODUCTS,
     Job,
     Slices,
     cut,
@@ -139,7 +140,7 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, gathered: bool) -> _Pr
     in_place = points.channels_last and not gathered
     staged = 0 if in_place else _staged(parts)
     size = points.batch * points.pixels * points.taps * points.channels
-    size *= job.out_channels if dense else 4
+    size *= 4 + (job.out_channels // PRODUCTS if dense else 0)
     large = not gathered and too_large(plan, slices, itemsize)
     return _Prepared(slices, job, parts, staged, size, large)
 

@@ -17,6 +17,7 @@ import numpy as np
 from cudeform import threads
 from cudeform.cpu.conv.blocking import (
     PART,
+    PRODUCTS,
     Blocking,
     Job,
     Slices,
@@ -150,14 +151,16 @@ def gradients(
         threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
         if wanted.points:
             task = partial(_collect_points, numbers, slices, sums.points, *shared)
-            threads.share(task, part.images * (part.last_pixel - part.first_pixel), size)
+            pixels = part.images * (part.last_pixel - part.first_pixel)
+            sums_of = 3 * job.taps * (part.end - part.begin)  # of a pixel
+            threads.share(task, pixels, 4 * pixels * sums_of)
     if wanted.weight and job.narrow:
         weight_of_rows(plan, sums.weight, result["weight"])
     elif wanted.weight:
         flat = result["weight"].reshape(-1)
         numbers = parts[0][1]
         task = partial(collect_weight, numbers, slices, sums.weight, blocking.images, flat)
-        threads.share(task, len(slices.weight_group), size)
+        threads.share(task, len(slices.weight_group), 2 * blocking.images * flat.size)
     if wanted.bias and job.narrow:
         result["bias"][...] = bias_of_rows(plan, sums.bias)
     elif wanted.bias:
@@ -184,8 +187,9 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Pr
     grid = grid_of(points, plan.deformable, plan.modulated)
     blocking = gradient_blocking(plan, job, slices, itemsize)
     parts = [(part, numbers_of(grid, job, part, wanted)) for part in _parts(plan, blocking)]
-    size = 3 * points.batch * points.pixels * points.taps * points.channels
-    return _Prepared(slices, job, blocking, parts, size * (job.out_channels if dense else 4))
+    size = 2 * points.batch * points.pixels * points.taps * points.channels
+    size *= 4 + (job.out_channels // PRODUCTS if dense else 0)
+    return _Prepared(slices, job, blocking, parts, size)
 
 
 _WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
