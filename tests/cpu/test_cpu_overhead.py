@@ -17,11 +17,11 @@ IMAGE, OFFSET, WEIGHT = array(1, 4, 8, 8), array(1, 18, 8, 8), array(4, 4, 3, 3)
 BOXES = np.array([[0, 0, 0, 5, 5], [0, 1, 1, 6, 7]], np.float32)
 HEADS = array(1, 20, 2, 8), [(4, 4), (2, 2)], array(1, 3, 2, 2, 4, 2), array(1, 3, 2, 2, 4)
 CALLS = {  # with how many functions each may call, of Python or C: a tenth more than it does
-    "deform_conv2d": ((IMAGE, OFFSET, WEIGHT, None, 1, 1), 112),
-    "deform_conv2d_backward": ((IMAGE, IMAGE, OFFSET, WEIGHT, 1, 1), 180),
-    "bilinear_sample": ((IMAGE, array(1, 5, 2)), 90),
-    "roi_align": ((IMAGE, BOXES, 2, 1.0, 2), 147),
-    "ms_deform_attn": (HEADS, 157),
+    "deform_conv2d": ((IMAGE, OFFSET, WEIGHT, None, 1, 1), 97),
+    "deform_conv2d_backward": ((IMAGE, IMAGE, OFFSET, WEIGHT, 1, 1), 166),
+    "bilinear_sample": ((IMAGE, array(1, 5, 2)), 78),
+    "roi_align": ((IMAGE, BOXES, 2, 1.0, 2), 138),
+    "ms_deform_attn": (HEADS, 146),
 }
 
 

@@ -89,9 +89,8 @@ def convolve(
     """
     # an image with its channels last is read where it lies
     direct = plan.points.channels_last and input.dtype == output.dtype
-    gathered = reads_little(plan.points) and not direct
     dense = weight is not None
-    slices, job, parts, staged, size, large = _prepared(plan, output.itemsize, dense, gathered)
+    slices, job, parts, staged, size, large = _prepared(plan, output.itemsize, dense, direct)
     packed = None
     bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
     kernel_of_tiles = _convolve_tiles
@@ -129,8 +128,9 @@ def _no_bias(channels: int, dtype: np.dtype) -> np.ndarray:
 
 
 @remembered
-def _prepared(plan: ConvPlan, itemsize: int, dense: bool, gathered: bool) -> _Prepared:
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool, direct: bool) -> _Prepared:
     points = plan.points
+    gathered = reads_little(points) and not direct
     narrow = is_narrow(plan, backward=False)
     slices = cut(plan, widest_slice(plan), narrow)
     job = job_of(plan, slices, itemsize, dense, narrow)
