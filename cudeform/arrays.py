@@ -172,7 +172,7 @@ def kind_of(
         if first is None:
             first, first_name, first_dtype, mixed = kind, name, dtype, False
             first_device = kind.device(array)
-        elif kind is not first or kind.device(array) != first_device:
+        elif kind is not first or kind is not _HOST and kind.device(array) != first_device:
             same_place(op, name, array, first_name, arrays[first_name])
     if mixed:  # or equal, but not the same object
         allowed = offset_dtypes(first.dtype_name(first_dtype))

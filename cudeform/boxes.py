@@ -105,7 +105,7 @@ def _check(op: str, name: str, boxes: Any, input: Any, kind: Kind, columns: int)
     if not hasattr(boxes, "dtype"):
         checks.fail(op, name, "to be an array", arrays.type_name(boxes), _WHY, TypeError)
     if kind.dtype_name(boxes.dtype) == arrays.sum_dtype_name(kind.dtype_name(input.dtype)):
-        own = arrays.kind_of(op, given)  # 16-bit images may have finer boxes
+        own = arrays.known(op, name, boxes)  # 16-bit images may have finer boxes
         if own is not kind or kind.device(boxes) != kind.device(input):
             arrays.kind_of(op, {"input": input, **given})
     else:

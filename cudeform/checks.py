@@ -219,18 +219,21 @@ def needs(op: str, value: Any, given: dict[str, Any], names: tuple[str, ...]) ->
     absent = {name for name, array in given.items() if array is None}
     if value is None:
         return frozenset(names) - absent
-    expected = "to be None or some of " + ", ".join(map(repr, names))
     if isinstance(value, _NO_NAMES) or not isinstance(value, Iterable) or _is_array(value):
-        fail(op, "needs", expected, shown(value), error=TypeError)
+        fail(op, "needs", _some_of(names), shown(value), error=TypeError)
     value = tuple(islice(value, MOST_NEEDED))
     for name in value:
         if not isinstance(name, str) or name not in names:
-            fail(op, "needs", expected, shown(value))
+            fail(op, "needs", _some_of(names), shown(value))
         if name in absent:
             fail(op, "needs", f"without {name!r}", shown(value), f"no `{name}` was given")
     if len(value) == MOST_NEEDED:  # or more: an iterator may have no end
-        fail(op, "needs", expected, shown(value))
+        fail(op, "needs", _some_of(names), shown(value))
     return frozenset(value)
+
+
+def _some_of(names: tuple[str, ...]) -> str:
+    return "to be None or some of " + ", ".join(map(repr, names))
 
 
 _NO_NAMES = (str, bytes, bytearray, Mapping)

@@ -6,7 +6,6 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -33,7 +32,7 @@ def _load(ours: str) -> None:
         warnings.warn(f"cudeform: {ours} cannot be used; {reason}", RuntimeWarning, stacklevel=2)
 
 
-class _Follower(MetaPathFinder):
+class _Follower:
     """Finds nothing; has what others find load ours after it."""
 
     def __init__(self, framework: str, ours: str) -> None:

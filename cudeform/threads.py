@@ -23,7 +23,9 @@ __all__ = ["get_num_threads", "run", "set_num_threads", "share"]
 VARIABLE = "CUDEFORM_NUM_THREADS"
 
 _count: int | None = None  # None until the first question: the environment is read late
-_SMALL = 2**16
+# In multiplications as samples are blended with: four of these take about a nanosecond.
+_SMALL = 2**18  # what takes no longer than to wake a thread and wait for it
+_LEAST = 2**16  # of a piece: to begin one takes microseconds
 _PIECES = 8  # for each thread at least: enough that a slow thread holds nobody up
 
 
@@ -217,13 +219,12 @@ def _pool() -> _Pool:
 def share(task: Callable[[int, int], None], count: int, work: float = math.inf) -> None:
     """Call task(first, last) on several threads, for pieces that make up range(count).
 
-    The caller does a `work` of less than `_SMALL` multiplications alone: waking a thread takes
-    longer.
+    The caller does a `work` of less than `_SMALL` multiplications alone.
     """
-    if work < _SMALL:
+    if work < _SMALL or count == 1 or get_num_threads() == 1:
         task(0, count)
         return
-    ends = _ends(count, get_num_threads(), int(count * _SMALL // work))
+    ends = _ends(count, get_num_threads(), int(count * _LEAST // work))
     run(lambda i: task(ends[i], ends[i + 1]), len(ends) - 1)
 
 
@@ -231,8 +232,6 @@ def _ends(count: int, threads: int, least: int) -> list[int]:
     """Where pieces of range(count) end: the last are ever smaller, so that threads end together,
     but of `least` at the least.
     """
-    if threads == 1:
-        return [0, count] if count else [0]
     ends, most = [0], -(-count // (_PIECES * threads))
     while (left := count - ends[-1]) > 0:
         length = max(min(left // (2 * threads), most), least, 1)

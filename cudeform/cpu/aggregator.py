@@ -139,7 +139,7 @@ class Aggregator:
         threads.share(task, part.last * pieces, self._work(grad_output))
 
     def _work(self, output: np.ndarray) -> int:
-        return output.size * self.extent.points * 4
+        return output.size * self.extent.points * 2  # four corners, at twice the usual speed
 
     def _parts(self) -> Iterator[_Part]:
         """All slices, so many at a time that copies of them are small."""

@@ -86,9 +86,12 @@ def checked(op: str, given: Arrays, options: Arrays) -> Call:
     found = _plan(op, kind, given, options)
     if kind.backend == "cuda":
         _check_counts(op, found, "grad_output" in given)
-    strided = getattr(implementation(kind, found.family), "STRIDED", ())  # taken as they lie
-    taken = {n: a if n in strided else arrays.contiguous(a) for n, a in given.items()}
-    return Call(kind, found, taken)
+    module = implementation(kind, found.family)
+    for name, array in given.items():
+        if array is not None and not array.flags.c_contiguous:
+            if name not in getattr(module, "STRIDED", ()):  # taken as they lie
+                given = {**given, name: arrays.contiguous(array)}
+    return Call(kind, found, given)
 
 
 def _kind(op: str, roles: Arguments, given: Arrays) -> Kind:
@@ -157,7 +160,9 @@ def gradients(op: str, fields: Any, arguments: dict[str, Any]) -> Any:
 def _apart(op: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arrays and options of a call: an array of sizes is one of those, pairs are one of these."""
     roles = ARGUMENTS[op]
-    given = {name: arguments.pop(name) for name in _TAKEN.get(op) or _taken(op, arguments)}
+    given = {}
+    for name in _TAKEN.get(op) or _taken(op, arguments):
+        given[name] = arguments.pop(name)
     for name in roles.static:
         sizes = given[name]
         if sizes is None or isinstance(sizes, (list, tuple)):

@@ -51,12 +51,11 @@ class Bound(NamedTuple):
         return getattr(torch.ops.cudeform, name)(*tensors, *flat(bridge, self.options))
 
     def backward(self, needs: tuple[str, ...], grad_output: Any, tensors: Sequence[Any]) -> tuple:
-        """The gradients by differentiable argument; what is not needed is empty."""
+        """The gradients by differentiable argument; what is not needed is None, or empty."""
         bridge = self.bridge
         if is_plain((grad_output, *tensors)):
             given = dict(zip(bridge.kept, tensors, strict=True), grad_output=grad_output)
-            found = compute(bridge.backward, given, {**self.options, "needs": needs})
-            return tuple(grad_output.new_empty(0) if g is None else g for g in found)
+            return compute(bridge.backward, given, {**self.options, "needs": needs})
         wanted = [name in needs for name in bridge.differentiable]
         operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
         found = operator(grad_output, *tensors, *flat(bridge, self.options), wanted)
@@ -165,7 +164,8 @@ class Backward(Function):
 
     @staticmethod
     def forward(bound: Bound, needs: tuple[str, ...], grad_output: Any, *tensors: Any) -> Any:
-        return bound.backward(needs, grad_output, tensors)
+        found = bound.backward(needs, grad_output, tensors)
+        return tuple(grad_output.new_empty(0) if g is None else g for g in found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

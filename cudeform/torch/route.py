@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -49,8 +49,11 @@ def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
 
 
 def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
-    if _is_direct(bridge, given):
-        return on_host(bridge.forward, given)
+    if _is_direct(bridge, bridge.names, given):
+        if not (torch.is_grad_enabled() and _is_differentiated(map(given.get, bridge.names))):
+            return on_host(bridge.forward, given)
+        if not given.get("return_argmax"):
+            return _differentiable(bridge, given)
     if "return_argmax" in given:
         given = dict(given)
         if given.pop("return_argmax"):
@@ -63,6 +66,16 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
             result = _answer(bridge, [autocast.wide(t) for t in tensors], options)
             return autocast.narrowed(result, tensors[0])
     return _answer(bridge, tensors, options)
+
+
+def _differentiable(bridge: Bridge, given: dict[str, Any]) -> Any:
+    """The result of a call that is direct but for the gradients."""
+    options = {k: v for k, v in given.items() if k != "return_argmax"}
+    tensors = [options.pop(name, None) for name in bridge.names]
+    for position, name in enumerate(bridge.names):
+        if name in bridge.static and isinstance(tensors[position], (list, tuple)):
+            options[name], tensors[position] = tensors[position], None
+    return Eager.apply(Bound(bridge, options), *tensors)
 
 
 def _answer(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
@@ -89,22 +102,19 @@ def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
     return (_untraced_call(bound, tensors) if transformed() else bound.forward(tensors))[1]
 
 
-def _is_direct(bridge: Bridge, given: dict[str, Any]) -> bool:
-    """Whether a call only computes: on memory of the host, and nobody asks how.
+def _is_direct(bridge: Bridge, names: Sequence[str], given: dict[str, Any]) -> bool:
+    """Whether a call computes on memory of the host, and nobody asks how.
 
-    For most calls of a trained network it is, and the longer way is left for the others.
+    For most calls of a network it does, and the longer way is left for the others.
     """
     if torch.compiler.is_compiling() or is_under_autocast() or transformed():
         return False
-    differentiated = torch.is_grad_enabled()
-    for name in bridge.names:
+    for name in names:
         tensor = given.get(name)
         if tensor is None or name in bridge.static and isinstance(tensor, (list, tuple)):
             if name in bridge.required:
                 return False
         elif type(tensor) not in PLAIN or not tensor.is_cpu or not _is_memory(tensor):
-            return False
-        elif differentiated and tensor.requires_grad:
             return False
     return not is_watched()
 
@@ -133,15 +143,19 @@ def _traced_backward(
     return found if isinstance(found, tuple) else (found,)
 
 
-def _is_differentiated(tensors: Sequence[Any]) -> bool:
-    for tensor in tensors:
-        if tensor is not None and tensor.requires_grad:
+def _is_differentiated(values: Iterable[Any]) -> bool:
+    """Whether one of them, which may be no tensor, has a gradient."""
+    for value in values:
+        if getattr(value, "requires_grad", False):
             return True
     return False
 
 
 def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
     names = ("grad_output", *bridge.kept)
+    if _is_direct(bridge, (*names, "argmax"), given) and given.get("grad_output") is not None:
+        if not (torch.is_grad_enabled() and _is_differentiated(map(given.get, names))):
+            return on_host(bridge.backward, given)
     op = bridge.name + "_backward"
     tensors, options = _arguments(bridge, names, given, "_backward")
     kept = dict(zip(bridge.kept, tensors[1:], strict=True))

@@ -54,11 +54,19 @@ def test_pieces_make_up_the_whole(count):
         assert lengths[-8:] == [1] * 8  # that threads end together
 
 
-def test_pieces_are_worth_waking_a_thread_for():
+@pytest.mark.parametrize(
+    "work, count",
+    [
+        (0, 1),
+        (threads._SMALL - 1, 1),
+        (threads._SMALL, threads._SMALL // threads._LEAST),
+    ],
+)
+def test_a_piece_is_worth_its_beginning(work, count):
     pieces = []
-    threads.share(lambda first, last: pieces.append(last - first), 1000, 10 * threads._SMALL)
-    assert sum(pieces) == 1000
-    assert len(pieces) == 10
+    threads.share(lambda first, last: pieces.append((first, last)), 100, work)
+    assert sorted(i for first, last in pieces for i in range(first, last)) == list(range(100))
+    assert len(pieces) == count
 
 
 def test_tasks_run_on_as_many_threads_as_asked_for():

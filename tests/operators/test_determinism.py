@@ -42,10 +42,12 @@ def test_crowded_points_give_equal_bytes(backend, name, dtype):
 
 
 @pytest.fixture
-def threads():
-    """cudeform.threads, its number of threads put back afterwards."""
+def threads(monkeypatch):
+    """cudeform.threads, which shares the smallest call out; its number is put back afterwards."""
     from cudeform import threads
 
+    monkeypatch.setattr(threads, "_SMALL", 0)
+    monkeypatch.setattr(threads, "_LEAST", 1)
     before = threads.get_num_threads()
     yield threads
     threads.set_num_threads(before)

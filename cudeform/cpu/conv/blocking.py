@@ -23,6 +23,7 @@ from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
     "PART",
+    "PRODUCTS",
     "Blocking",
     "Job",
     "Slices",
@@ -45,6 +46,7 @@ __all__ = [
 _COLUMN_BYTES = 256 << 10  # of the columns of a tile: they stay in the L2 cache
 _DEPTH = 640  # about as many rows of a matrix at a time
 _LANES = 16  # slices are multiples of so many channels where they can be
+PRODUCTS = 16  # of matrices: so many multiplications take the time of one of samples
 _PARTIAL_BYTES = 12 << 20  # of sums that are still to be added up
 _MOST_IMAGES = 16  # at a time
 _ENOUGH_TASKS = 8  # images times slices: fewer are cut into narrower slices,
@@ -262,7 +264,7 @@ def packed_rows(job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarra
     count = len(slices.weight_group)
     packed = np.zeros(count * job.out_channels * job.pitch, weight.dtype)
     task = partial(_pack_rows, numbers, slices, frozen(weight, weight), packed)
-    threads.share(task, count, weight.size)
+    threads.share(task, count, 4 * weight.size)  # one by one
     return packed
 
 

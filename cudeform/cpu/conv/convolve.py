@@ -10,6 +10,7 @@ import numpy as np
 from cudeform import threads
 from cudeform.cpu.conv.blocking import (
     PART,
+    PRODUCTS,
     Job,
     Slices,
     cut,
@@ -71,6 +72,7 @@ class _Prepared(NamedTuple):
     parts: list[tuple[Part, np.ndarray]]  # with the numbers that their kernels read
     staged: int  # elements of images laid out channels last
     size: int  # multiplications
+    large: bool  # a slice of an image is too large to be laid out
 
 
 def convolve(
@@ -88,9 +90,8 @@ def convolve(
     """
     # an image with its channels last is read where it lies
     direct = plan.points.channels_last and input.dtype == output.dtype
-    gathered = reads_little(plan.points) and not direct
     dense = weight is not None
-    slices, job, parts, staged, size = _prepared(plan, output.itemsize, dense, gathered)
+    slices, job, parts, staged, size, large = _prepared(plan, output.itemsize, dense, direct)
     packed = None
     bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
     kernel_of_tiles = _convolve_tiles
@@ -100,7 +101,7 @@ def convolve(
     elif dense:
         packed = packed_columns(job, parts[0][1], slices, weight)
     source = given = frozen(input, input)
-    if not gathered and too_large(plan, slices, output.itemsize):
+    if large:
         found = windows(plan, slices, job, parts[0][1], frozen(offset, output))
         grid = grid_of(plan.points, plan.deformable, plan.modulated)
         parts = [(part, numbers_of(grid, job, part)) for part in found]
@@ -128,8 +129,9 @@ def _no_bias(channels: int, dtype: np.dtype) -> np.ndarray:
 
 
 @remembered
-def _prepared(plan: ConvPlan, itemsize: int, dense: bool, gathered: bool) -> _Prepared:
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool, direct: bool) -> _Prepared:
     points = plan.points
+    gathered = reads_little(points) and not direct
     narrow = is_narrow(plan, backward=False)
     slices = cut(plan, widest_slice(plan), narrow)
     job = job_of(plan, slices, itemsize, dense, narrow)
@@ -139,7 +141,9 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, gathered: bool) -> _Pr
     in_place = points.channels_last and not gathered
     staged = 0 if in_place else _staged(parts)
     size = points.batch * points.pixels * points.taps * points.channels
-    return _Prepared(slices, job, parts, staged, size * (job.out_channels if dense else 4))
+    size *= 4 + (job.out_channels // PRODUCTS if dense else 0)
+    large = not gathered and too_large(plan, slices, itemsize)
+    return _Prepared(slices, job, parts, staged, size, large)
 
 
 def _staged(parts: list[tuple[Part, np.ndarray]]) -> int:

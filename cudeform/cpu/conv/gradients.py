@@ -17,6 +17,7 @@ import numpy as np
 from cudeform import threads
 from cudeform.cpu.conv.blocking import (
     PART,
+    PRODUCTS,
     Blocking,
     Job,
     Slices,
@@ -134,9 +135,8 @@ def gradients(
         return result
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
     prepared = _prepared(plan, input.itemsize, weight is not None, wanted)
-    slices, job, blocking, parts, size = prepared
-    sums = _allocate(plan, job, slices, wanted, blocking, result, input.dtype)
-    packed = None
+    slices, job, blocking, parts, size, _ = prepared
+    sums, packed = _allocate(plan, prepared, result, input.dtype), None
     kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
     if job.narrow:
         packed = weight_rows(plan, weight)
@@ -151,18 +151,19 @@ def gradients(
         threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
         if wanted.points:
             task = partial(_collect_points, numbers, slices, sums.points, *shared)
-            threads.share(task, part.images * (part.last_pixel - part.first_pixel), size)
+            pixels = part.images * (part.last_pixel - part.first_pixel)
+            threads.share(task, pixels, 12 * pixels * job.taps * (part.end - part.begin))
     if wanted.weight and job.narrow:
         weight_of_rows(plan, sums.weight, result["weight"])
     elif wanted.weight:
         flat = result["weight"].reshape(-1)
         numbers = parts[0][1]
         task = partial(collect_weight, numbers, slices, sums.weight, blocking.images, flat)
-        threads.share(task, len(slices.weight_group), size)
+        threads.share(task, len(slices.weight_group), 2 * blocking.images * flat.size)
     if wanted.bias and job.narrow:
         result["bias"][...] = bias_of_rows(plan, sums.bias)
     elif wanted.bias:
-        result["bias"][...] = sums.bias.reshape(blocking.images, -1).sum(axis=0)
+        np.add.reduce(sums.bias.reshape(blocking.images, -1), 0, out=result["bias"])
     return result
 
 
@@ -174,6 +175,7 @@ class _Prepared(NamedTuple):
     blocking: Blocking
     parts: list[tuple[Part, np.ndarray]]  # with the numbers that their kernels read
     size: int  # multiplications
+    sizes: tuple[int, ...]  # of what is allocated for `Sums`
 
 
 @remembered
@@ -185,8 +187,28 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Pr
     grid = grid_of(points, plan.deformable, plan.modulated)
     blocking = gradient_blocking(plan, job, slices, itemsize)
     parts = [(part, numbers_of(grid, job, part, wanted)) for part in _parts(plan, blocking)]
-    size = 3 * points.batch * points.pixels * points.taps * points.channels
-    return _Prepared(slices, job, blocking, parts, size * (job.out_channels if dense else 4))
+    size = 2 * points.batch * points.pixels * points.taps * points.channels
+    size *= 4 + (job.out_channels // PRODUCTS if dense else 0)
+    sizes = _sizes(plan, job, slices, wanted, blocking)
+    return _Prepared(slices, job, blocking, parts, size, sizes)
+
+
+def _sizes(
+    plan: ConvPlan, job: Job, slices: Slices, wanted: Wanted, blocking: Blocking
+) -> tuple[int, ...]:
+    """Elements of source, target, weight, bias and points of `Sums`."""
+    points, (images, cuts, pixels) = plan.points, blocking
+    widest = max(int(slices.first[e] - slices.first[b]) for b, e in cuts)
+    staged = 0 if points.channels_last else images * widest * points.height * points.width
+    bias = job.out_channels * points.channels if job.narrow else plan.out_channels
+    most = max(e - b for b, e in cuts)
+    return (
+        staged if wanted.points or wanted.weight else 0,
+        staged if wanted.input else 0,
+        images * weight_sums(job, slices) if wanted.weight else 0,
+        images * bias if wanted.bias else 0,
+        images * most * pixels * 3 * job.taps if wanted.points else 0,
+    )
 
 
 _WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
@@ -197,29 +219,17 @@ def _flat(array: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
 
 
 def _allocate(
-    plan: ConvPlan,
-    job: Job,
-    slices: Slices,
-    wanted: Wanted,
-    blocking: Blocking,
-    result: dict[str, np.ndarray],
-    dtype: np.dtype,
+    plan: ConvPlan, prepared: _Prepared, result: dict[str, np.ndarray], dtype: np.dtype
 ) -> Sums:
-    points = plan.points
-    images, cuts, pixels = blocking
-    widest = max(int(slices.first[e] - slices.first[b]) for b, e in cuts)
-    staged = 0 if points.channels_last else images * widest * points.height * points.width
+    source, target, weight, bias, points = prepared.sizes
     grad_input = _flat(result.get("input"), dtype)
-    scratch = np.empty(staged if wanted.input else 0, dtype)
-    bias = job.out_channels * points.channels if job.narrow else plan.out_channels
-    most = max(e - b for b, e in cuts)
     return Sums(
-        source=np.empty(staged if wanted.points or wanted.weight else 0, dtype),
-        target=grad_input if points.channels_last else scratch,
+        source=np.empty(source, dtype),
+        target=grad_input if plan.points.channels_last else np.empty(target, dtype),
         grad_input=grad_input,
-        weight=np.zeros(images * weight_sums(job, slices) if wanted.weight else 0, dtype),
-        bias=np.zeros(images * bias if wanted.bias else 0, dtype),
-        points=np.empty(images * most * pixels * 3 * job.taps if wanted.points else 0, dtype),
+        weight=np.zeros(weight, dtype),
+        bias=np.zeros(bias, dtype),
+        points=np.empty(points, dtype),
     )
 
 

@@ -295,11 +295,11 @@ def pieces(
 
     With those comes which regions they are.
     """
-    begin, end = (int(regions.first[u]) for u in (part.image_begin, part.image_end))
+    begin, end = int(regions.first[part.image_begin]), int(regions.first[part.image_end])
     bins = job.bins_y * job.bins_x
     wide = sum_dtype(like.dtype)
     if like.dtype == wide:
-        flat = [frozen(array, like) for array in (offset, mask)]
+        flat = frozen(offset, like), frozen(mask, like)
         of_class = job.channels * bins
         yield Piece(begin, end, job.classes * of_class, of_class, 0, regions.order, *flat), None
         return
