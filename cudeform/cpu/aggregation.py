@@ -22,7 +22,7 @@ def forward(
     """Sums of samples, for offset and mask or for both in one array."""
     output = np.empty(plan.results[0].shape, input.dtype)
     if output.size:
-        _aggregator(plan, input, *_apart(plan, offset, mask, offset_mask)).aggregate(output)
+        _aggregator(plan, input, *plan.apart(offset, mask, offset_mask)).aggregate(output)
     return (output,)
 
 
@@ -42,26 +42,13 @@ def backward(
     grads = {name: np.zeros_like(given[name]) for name in needs}
     if grad_output.size == 0:
         return grads
-    call = _aggregator(plan, input, *_apart(plan, offset, mask, offset_mask))
+    call = _aggregator(plan, input, *plan.apart(offset, mask, offset_mask))
     if needs - {"input"}:
         of_points = map(grads.get, ("offset", "mask", "offset_mask"))
-        call.differentiate(grad_output, *_apart(plan, *of_points))
+        call.differentiate(grad_output, *plan.apart(*of_points))
     if "input" in needs:
         call.spread(grad_output, grads["input"])
     return grads
-
-
-def _apart(
-    plan: AggregationPlan,
-    offset: np.ndarray | None,
-    mask: np.ndarray | None,
-    offset_mask: np.ndarray | None,
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Offsets and masks; where both are in one array, that from the first of each on."""
-    if offset_mask is None:
-        return offset, mask
-    flat = offset_mask.reshape(-1)
-    return flat, flat[2 * plan.points :]
 
 
 def _aggregator(

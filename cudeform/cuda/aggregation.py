@@ -34,7 +34,7 @@ def forward(
     with device_of(input) as device:
         output = device.empty(plan.results[0].shape, input.dtype)
         if plan.batch:
-            points = _apart(plan, offset, mask, offset_mask)
+            points = plan.apart(offset, mask, offset_mask)
             _aggregator(device, plan, input, *points).aggregate(output)
     return (output,)
 
@@ -55,24 +55,16 @@ def backward(
         grads = {n: device.empty(a.shape, a.dtype) for n, a in given.items() if n in needs}
         if not plan.batch:
             return grads
-        call = _aggregator(device, plan, input, *_apart(plan, offset, mask, offset_mask))
+        call = _aggregator(device, plan, input, *plan.apart(offset, mask, offset_mask))
         grad_output = aligned(grad_output)
         if needs - {"input"}:
             if "offset_mask" in grads:
                 grads["offset_mask"].fill(0)  # what is behind the last point
             of_points = map(grads.get, ("offset", "mask", "offset_mask"))
-            call.differentiate(grad_output, *_apart(plan, *of_points))
+            call.differentiate(grad_output, *plan.apart(*of_points))
         if "input" in needs:
             call.gather(grad_output, grads["input"])
     return grads
-
-
-def _apart(plan: AggregationPlan, offset: Any, mask: Any, offset_mask: Any) -> tuple[Any, Any]:
-    """Offsets and masks; where both are in one array, that from the first of each."""
-    if offset_mask is None:
-        return offset, mask
-    flat = offset_mask.reshape(-1)
-    return flat, flat[2 * plan.points :]
 
 
 def _aggregator(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 from cudeform import checks
 from cudeform.plans.arguments import (
@@ -112,6 +113,13 @@ class AggregationPlan(PointGrid, Plan):
             "weight_query": self.packed_channels if self.packed else masks * row,
             "weight_head": masks * self.points,
         }
+
+    def apart(self, offset: Any, mask: Any, offset_mask: Any) -> tuple[Any, Any]:
+        """Offsets and masks; where both are in one array, that from the first of each on."""
+        if offset_mask is None:
+            return offset, mask
+        flat = offset_mask.reshape(-1)
+        return flat, flat[2 * self.points :]
 
     def counts(self, backward: bool) -> dict[str, int]:
         outputs = self.out_height * self.out_width

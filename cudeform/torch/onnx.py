@@ -16,6 +16,7 @@ from cudeform.torch import (
     onnx_regions,
 )
 from cudeform.torch.onnx_values import Target
+from cudeform.torch.signatures import BRIDGES
 
 __all__ = ["translations"]
 
@@ -63,17 +64,40 @@ def translations(
     decompose = checks.flag("translations", "decompose", decompose)
     plugin = _plugin() if checks.flag("translations", "tensorrt", tensorrt) else None
     linear = "bilinear" if version < 20 else "linear"  # one, under two names
-    target = Target(standard, linear, plugin)
+    target = Target(standard, linear, plugin, decompose)
     ours = torch.ops.cudeform
-    return {
-        ours.deform_conv2d.default: onnx_convolution.deform_conv2d(target, decompose),
-        ours.conv2d.default: onnx_convolution.conv2d(target),
-        ours.dcnv3.default: onnx_aggregation.dcnv3(target),
-        ours.dcnv4.default: onnx_aggregation.dcnv4(target),
-        ours.ms_deform_attn.default: onnx_attention.ms_deform_attn(target),
-        ours.roi_align.default: onnx_regions.roi_align(target),
-        ours.roi_pool.default: onnx_regions.roi_pool(target),
-    }
+    return {getattr(ours, f.__name__).default: _translation(f, target) for f in _FUNCTIONS}
+
+
+_FUNCTIONS = (
+    onnx_convolution.deform_conv2d,
+    onnx_convolution.conv2d,
+    onnx_aggregation.dcnv3,
+    onnx_aggregation.dcnv4,
+    onnx_attention.ms_deform_attn,
+    onnx_regions.roi_align,
+    onnx_regions.roi_pool,
+)
+
+
+def _translation(function: Callable[..., Any], target: Target) -> Callable[..., Any]:
+    """What becomes of a call: a function with the signature of the operator, which exporters read.
+
+    `function` takes the target, the options by name as the operator in torch has them, and arrays.
+    """
+    bridge = BRIDGES[function.__name__]
+    signature = bridge.signature
+
+    def translation(*values: Any, **named: Any) -> Any:
+        given = signature.bind(*values, **named)
+        given.apply_defaults()
+        arrays = {name: given.arguments.pop(name) for name in bridge.names}
+        return function(target, given.arguments, **arrays)
+
+    hints = {name: p.annotation for name, p in signature.parameters.items()}
+    translation.__annotations__ = {**hints, "return": signature.return_annotation}
+    translation.__signature__ = signature  # type: ignore[attr-defined]
+    return translation
 
 
 def _plugin() -> Any:

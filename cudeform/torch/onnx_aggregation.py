@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from cudeform.plans.aggregation import PointGrid
+from cudeform.plans.arguments import Options
 from cudeform.torch.onnx_attention import Call, attended
 from cudeform.torch.onnx_values import (
     Target,
@@ -22,78 +22,41 @@ from cudeform.torch.onnx_values import (
 __all__ = ["dcnv3", "dcnv4"]
 
 
-def dcnv3(target: Target) -> Callable[..., Any]:
-    """What becomes of a call."""
-    standard = target.standard
-
-    def translation(
-        input: Any,
-        offset: Any,
-        mask: Any,
-        kernel_size: Any,
-        stride: Any = (1,),
-        padding: Any = (0,),
-        dilation: Any = (1,),
-        groups: int = 1,
-        offset_scale: float = 1.0,
-        remove_center: bool = False,
-        softmax: bool = False,
-    ) -> Any:
-        grid = _grid(kernel_size, stride, padding, dilation, offset_scale, remove_center)
-        moves = widened(standard, offset)
-        wide, mask = beside(standard, moves, input, mask)
-        moves = shaped(standard, moves, 0, 0, 0, groups, grid.points, 2)
-        mask = shaped(standard, mask, 0, 0, 0, groups, grid.points)
-        locations = _locations(standard, moves, wide, grid, offset)
-        output = _aggregated(target, wide, locations, mask, grid.points, softmax)
-        return output if wide is input else standard.CastLike(output, input)
-
-    return translation
+def dcnv3(target: Target, options: Options, input: Any, offset: Any, mask: Any) -> Any:
+    """An attention with the points of all groups."""
+    standard, groups, grid = target.standard, options["groups"], _grid(options)
+    moves = widened(standard, offset)
+    wide, mask = beside(standard, moves, input, mask)
+    moves = shaped(standard, moves, 0, 0, 0, groups, grid.points, 2)
+    mask = shaped(standard, mask, 0, 0, 0, groups, grid.points)
+    locations = _locations(standard, moves, wide, grid, offset)
+    output = _aggregated(target, wide, locations, mask, grid.points, options["softmax"])
+    return output if wide is input else standard.CastLike(output, input)
 
 
-def dcnv4(target: Target) -> Callable[..., Any]:
-    """What becomes of a call."""
-    standard = target.standard
+def dcnv4(target: Target, options: Options, input: Any, offset_mask: Any) -> Any:
+    """The same, of parts of one array."""
+    standard, groups, grid = target.standard, options["groups"], _grid(options)
 
     def part(array: Any, begin: int, end: int) -> Any:
         return standard.Slice(array, *(indices(standard, i) for i in (begin, end, -1)))
 
-    def translation(
-        input: Any,
-        offset_mask: Any,
-        kernel_size: Any,
-        stride: Any = (1,),
-        padding: Any = (0,),
-        dilation: Any = (1,),
-        groups: int = 1,
-        offset_scale: float = 1.0,
-        remove_center: bool = False,
-    ) -> Any:
-        grid = _grid(kernel_size, stride, padding, dilation, offset_scale, remove_center)
-        points = grid.points
-        packed = widened(standard, offset_mask)
-        (wide,) = beside(standard, packed, input)
-        packed = part(packed, 0, 3 * groups * points)  # what comes after is not read
-        packed = shaped(standard, packed, 0, 0, 0, groups, 3 * points)
-        moves = shaped(standard, part(packed, 0, 2 * points), 0, 0, 0, 0, points, 2)
-        mask = part(packed, 2 * points, 3 * points)
-        locations = _locations(standard, moves, wide, grid, offset_mask)
-        output = _aggregated(target, wide, locations, mask, points, softmax=False)
-        return output if wide is input else standard.CastLike(output, input)
-
-    return translation
+    points = grid.points
+    packed = widened(standard, offset_mask)
+    (wide,) = beside(standard, packed, input)
+    packed = part(packed, 0, 3 * groups * points)  # what comes after is not read
+    packed = shaped(standard, packed, 0, 0, 0, groups, 3 * points)
+    moves = shaped(standard, part(packed, 0, 2 * points), 0, 0, 0, 0, points, 2)
+    mask = part(packed, 2 * points, 3 * points)
+    locations = _locations(standard, moves, wide, grid, offset_mask)
+    output = _aggregated(target, wide, locations, mask, points, softmax=False)
+    return output if wide is input else standard.CastLike(output, input)
 
 
-def _grid(
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    offset_scale: float,
-    remove_center: bool,
-) -> PointGrid:
-    pairs = map(twice, (kernel_size, stride, padding, dilation))
-    return PointGrid(*pairs, scale=offset_scale, remove_center=remove_center)
+def _grid(options: Options) -> PointGrid:
+    pairs = (twice(options[n]) for n in ("kernel_size", "stride", "padding", "dilation"))
+    scale, remove_center = options["offset_scale"], options["remove_center"]
+    return PointGrid(*pairs, scale=scale, remove_center=remove_center)
 
 
 def _locations(standard: Any, moves: Any, input: Any, grid: PointGrid, given: Any) -> Any:

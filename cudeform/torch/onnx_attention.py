@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cudeform import checks
+from cudeform.plans.arguments import Options
 from cudeform.torch.onnx_values import Target, beside, concrete, indices, shaped, sizes, widened
 
 __all__ = ["Call", "attended", "ms_deform_attn"]
@@ -23,32 +23,26 @@ class Call(NamedTuple):
     points: tuple[int, ...]  # of each level
 
 
-def ms_deform_attn(target: Target) -> Callable[..., Any]:
-    """What becomes of a call."""
-    standard = target.standard
-
-    def translation(
-        value: Any,
-        spatial_shapes: Any,
-        sampling_locations: Any,
-        attention_weights: Any,
-        spatial_shapes_pairs: Any = (),
-        points_per_level: Any = (),
-        method: str = "bilinear",
-        softmax: bool = False,
-    ) -> Any:
-        shapes = _shapes(standard, spatial_shapes, spatial_shapes_pairs)
-        points = _points(sampling_locations, points_per_level)
-        locations = widened(standard, sampling_locations)
-        wide, weights = beside(standard, locations, value, attention_weights)
-        if not points_per_level:
-            locations = shaped(standard, locations, 0, 0, 0, -1, 2)
-            weights = shaped(standard, weights, 0, 0, 0, -1)
-        call = Call(wide, locations, weights, shapes, points)
-        output = attended(target, call, softmax, method)
-        return output if wide is value else standard.CastLike(output, value)
-
-    return translation
+def ms_deform_attn(
+    target: Target,
+    options: Options,
+    value: Any,
+    spatial_shapes: Any,
+    sampling_locations: Any,
+    attention_weights: Any,
+) -> Any:
+    """What `attended` makes of points in an array for each level, or in one for all."""
+    standard, counts = target.standard, options["points_per_level"]
+    shapes = _shapes(standard, spatial_shapes, options["spatial_shapes_pairs"])
+    points = _points(sampling_locations, counts)
+    locations = widened(standard, sampling_locations)
+    wide, weights = beside(standard, locations, value, attention_weights)
+    if not counts:
+        locations = shaped(standard, locations, 0, 0, 0, -1, 2)
+        weights = shaped(standard, weights, 0, 0, 0, -1)
+    call = Call(wide, locations, weights, shapes, points)
+    output = attended(target, call, options["softmax"], options["method"])
+    return output if wide is value else standard.CastLike(output, value)
 
 
 def attended(target: Target, call: Call, softmax: bool, method: str = "bilinear") -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from cudeform import checks
+from cudeform.plans.arguments import Options
 from cudeform.torch.onnx_values import (
     Target,
     beside,
@@ -20,65 +20,38 @@ from cudeform.torch.onnx_values import (
 __all__ = ["conv2d", "deform_conv2d"]
 
 
-def deform_conv2d(target: Target, decompose: bool) -> Callable[..., Any]:
-    """What becomes of a call; with `decompose` where there is no DeformConv."""
+def deform_conv2d(
+    target: Target, options: Options, input: Any, offset: Any, weight: Any, bias: Any, mask: Any
+) -> Any:
+    """DeformConv, or with `decompose` samples and a convolution of one tap."""
     standard = target.standard
-
-    def translation(
-        input: Any,
-        offset: Any,
-        weight: Any,
-        bias: Any = None,
-        mask: Any = None,
-        stride: Any = (1,),
-        padding: Any = (0,),
-        dilation: Any = (1,),
-        border: str = "zeros",
-        layout: str = "NCHW",
-        precision: str = "ieee",
-    ) -> Any:
-        if border != "zeros":
-            checks.fail("deform_conv2d", "border", "to be 'zeros' for ONNX", repr(border))
-        attributes = _convolution("deform_conv2d", input, weight, stride, padding, dilation, layout)
-        taps = attributes["kernel_shape"][0] * attributes["kernel_shape"][1]
-        offset_groups = _size("deform_conv2d", "offset", offset, 1) // (2 * taps)
-        channels = _size("deform_conv2d", "input", input, 1)
-        if decompose:  # GridSample's points are of the whole image
-            offset = widened(standard, offset)
-        wide, weight, bias, mask = beside(standard, offset, input, weight, bias, mask)
-        if decompose:
-            images = _groups(standard, wide, channels // offset_groups)
-            points = _points(standard, wide, offset, attributes)
-            samples = standard.GridSample(images, points, mode=target.linear, align_corners=0)
-            columns = _columns(standard, samples, offset, mask, channels, taps)
-            weight = standard.Reshape(weight, indices(standard, 0, -1, 1, 1))
-            output = standard.Conv(columns, weight, bias, group=attributes["group"])
-        else:
-            attributes["offset_group"] = offset_groups
-            output = standard.DeformConv(wide, weight, offset, bias, mask, **attributes)
-        return output if wide is input else standard.CastLike(output, input)
-
-    return translation
+    if options["border"] != "zeros":
+        got = repr(options["border"])
+        checks.fail("deform_conv2d", "border", "to be 'zeros' for ONNX", got)
+    attributes = _convolution("deform_conv2d", options, input, weight)
+    taps = attributes["kernel_shape"][0] * attributes["kernel_shape"][1]
+    offset_groups = _size("deform_conv2d", "offset", offset, 1) // (2 * taps)
+    channels = _size("deform_conv2d", "input", input, 1)
+    if target.decompose:  # GridSample's points are of the whole image
+        offset = widened(standard, offset)
+    wide, weight, bias, mask = beside(standard, offset, input, weight, bias, mask)
+    if target.decompose:
+        images = _groups(standard, wide, channels // offset_groups)
+        points = _points(standard, wide, offset, attributes)
+        samples = standard.GridSample(images, points, mode=target.linear, align_corners=0)
+        columns = _columns(standard, samples, offset, mask, channels, taps)
+        weight = standard.Reshape(weight, indices(standard, 0, -1, 1, 1))
+        output = standard.Conv(columns, weight, bias, group=attributes["group"])
+    else:
+        attributes["offset_group"] = offset_groups
+        output = standard.DeformConv(wide, weight, offset, bias, mask, **attributes)
+    return output if wide is input else standard.CastLike(output, input)
 
 
-def conv2d(target: Target) -> Callable[..., Any]:
-    """What becomes of a call."""
-    standard = target.standard
-
-    def translation(
-        input: Any,
-        weight: Any,
-        bias: Any = None,
-        stride: Any = (1,),
-        padding: Any = (0,),
-        dilation: Any = (1,),
-        layout: str = "NCHW",
-        precision: str = "ieee",
-    ) -> Any:
-        attributes = _convolution("conv2d", input, weight, stride, padding, dilation, layout)
-        return standard.Conv(input, weight, bias, **attributes)
-
-    return translation
+def conv2d(target: Target, options: Options, input: Any, weight: Any, bias: Any) -> Any:
+    """Conv."""
+    attributes = _convolution("conv2d", options, input, weight)
+    return target.standard.Conv(input, weight, bias, **attributes)
 
 
 def _groups(standard: Any, input: Any, channels: int) -> Any:
@@ -133,21 +106,19 @@ def _size(op: str, name: str, value: Any, axis: int) -> int:
     return size
 
 
-def _convolution(
-    op: str, input: Any, weight: Any, stride: Any, padding: Any, dilation: Any, layout: str
-) -> dict[str, Any]:
+def _convolution(op: str, options: Options, input: Any, weight: Any) -> dict[str, Any]:
     """The attributes that Conv and DeformConv share."""
-    if layout != "NCHW":
-        checks.fail(op, "layout", "to be 'NCHW' for ONNX", repr(layout))
-    padding = list(padding)
+    if options["layout"] != "NCHW":
+        checks.fail(op, "layout", "to be 'NCHW' for ONNX", repr(options["layout"]))
+    padding = list(options["padding"])
     if len(padding) == 4:  # (top, bottom), (left, right)
         top, bottom, left, right = padding
     else:
         top, left = bottom, right = twice(padding)
     return {
         "kernel_shape": [_size(op, "weight", weight, axis) for axis in (2, 3)],
-        "strides": list(twice(stride)),
+        "strides": list(twice(options["stride"])),
         "pads": [top, left, bottom, right],
-        "dilations": list(twice(dilation)),
+        "dilations": list(twice(options["dilation"])),
         "group": _size(op, "input", input, 1) // _size(op, "weight", weight, 1),
     }

@@ -26,6 +26,7 @@ class Target(NamedTuple):
     standard: Any  # onnxscript's operators of an opset
     linear: str  # GridSample's mode
     plugin: Any  # TensorRT's operator of attention, or None for the standard's
+    decompose: bool  # there is no DeformConv
 
 
 def widened(standard: Any, coordinates: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cudeform import checks
+from cudeform.plans.arguments import REQUIRED
 from cudeform.registry import OPERATORS, Operator
 
 __all__ = ["BRIDGES", "Bridge", "flat", "nested"]
@@ -23,6 +24,7 @@ _TYPES = {  # of options in a schema, by their kind
     "integers": _MANY,
     "pairs": _MANY,  # of integers: an array that is on the host
 }
+_PYTHON = {"flag": bool, "integer": int, "number": float, "choice": str}  # of one value
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Bridge:
     def schemas(self) -> tuple[str, str]:
         """What torch.library is told of the forward and of the backward."""
         options = [
-            f"{_TYPES[kind]} {name}{'_pairs' if name in self.static else ''}"
+            f"{_TYPES[kind]} {self._known_as(name)}"
             for kind, name in zip(self.kinds, self.options, strict=True)
         ]
 
@@ -66,6 +68,25 @@ class Bridge:
             ["Tensor grad_output", *tensors(self.kept), *options, "bool[] needs"],
         )
         return f"({forward}) -> Tensor", f"({backward}) -> {results}"
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """The forward as the first of `schemas` has it, with the defaults of the options."""
+        parameters, order = [], inspect.Parameter.POSITIONAL_OR_KEYWORD
+        for at, name in enumerate(self.names):
+            default = REQUIRED if set(self.names[at:]) & set(self.required) else None
+            parameters.append(inspect.Parameter(name, order, default=default, annotation=Any))
+        for name, kind in zip(self.options, self.kinds, strict=True):
+            default, annotation = self.defaults[name], _PYTHON.get(kind, Any)
+            if _TYPES[kind] == _MANY and default is not REQUIRED:
+                default = tuple(_integers(self.name, name, kind, default))
+            parameter = inspect.Parameter(self._known_as(name), order, default=default)
+            parameters.append(parameter.replace(annotation=annotation))
+        return inspect.Signature(parameters, return_annotation=Any)
+
+    def _known_as(self, option: str) -> str:
+        """An array may have the name of an option."""
+        return option + "_pairs" if option in self.static else option
 
 
 def _bridge(row: Operator) -> Bridge:
@@ -99,7 +120,7 @@ def flat(bridge: Bridge, options: dict[str, Any]) -> list[Any]:
     values = []
     for name, kind in zip(bridge.options, bridge.kinds, strict=True):
         value = options[name] if name in options else bridge.defaults[name]
-        if value is inspect.Parameter.empty:
+        if value is REQUIRED:
             raise TypeError(f"{bridge.name}() missing a required argument: {name!r}")
         if _TYPES[kind] == _MANY:
             value = _integers(bridge.name, name, kind, value)
