@@ -1,7 +1,10 @@
-"""Kernels on disk: whatever happens to the files, the answer is right; and what a fork finds."""
+"""Kernels on disk: whatever happens to the files, the answer is right; what a fork finds; and what
+a first call compiles.
+"""
 
 import hashlib
 import importlib
+import json
 import os
 import pickle
 import pkgutil
@@ -292,6 +295,46 @@ def test_functions_of_one_factory_are_named_apart():
 
     names = {factory(shift).py_func.__qualname__ for shift in (1, 2)}
     assert len(names) == 2
+
+
+FIRST_CALL = """
+import json
+import numpy as np
+from numba.core import event
+from numba.core.codegen import JitEngine
+import cudeform
+
+compiled, written = [], []
+add_module = JitEngine.add_module
+
+class Listener(event.Listener):
+    def on_start(self, found):
+        function = found.data["dispatcher"].py_func
+        compiled.append((function.__module__.split(".")[0], function.__name__))
+
+    def on_end(self, found):
+        pass
+
+def write(engine, module):
+    written.append(module.name)
+    return add_module(engine, module)
+
+event.register("numba:compile", Listener())
+JitEngine.add_module = write
+image, weight = np.ones((1, 2, 4, 4), "float32"), np.ones((2, 2, 1, 1), "float32")
+offset = np.zeros((1, 2, 4, 4), "float32")
+assert cudeform.deform_conv2d(image, offset, weight)[0, 0, 0, 0] == 2
+print(json.dumps([compiled, written]))
+"""
+
+
+def test_a_first_call_compiles_few_functions_and_writes_machine_code_of_kernels_alone(tmp_path):
+    """What a first call takes, without a clock."""
+    compiled, written = json.loads(python(FIRST_CALL, NUMBA_CACHE_DIR=str(tmp_path)))
+    of_numba = {name for package, name in compiled if package == "numba"}
+    assert len(compiled) <= 11, compiled
+    assert len(of_numba) <= 1, of_numba  # min
+    assert len(written) <= 5, written  # three kernels, min and Numba's counts of references
 
 
 CALLS = [(border, of) for border in ("zeros", "clamp") for of in ("values", "input", "points")]

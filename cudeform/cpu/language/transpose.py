@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.compiler import inlined, unrolled
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, transpose_square
 
 __all__ = ["add_row", "copy_plain", "copy_row", "frozen", "transpose"]
@@ -26,7 +26,7 @@ def _nothing(dtype: np.dtype) -> np.ndarray:
     return frozen(np.empty(0, dtype), np.empty(0, dtype))
 
 
-@inner
+@unrolled
 def transpose(source, at, step, rows, columns, target, to, pitch):
     """target[to + j*pitch + i] = source[at + i*step + j] for i < rows, j < columns."""
     width = lanes(source)
