@@ -27,9 +27,10 @@ __all__ = [
 THREADS, GATHER_THREADS, WARP = 256, 64, 32  # of a block, of one that gathers, of a warp
 VECTOR_BYTES = 16  # that a thread moves at once, at most
 LANES = 8  # whose vectors are a line of the cache
-# Enough warps for a gather: about as many as a large GPU has at once. The same number on every GPU,
-# so that all of them add in one order.
-ENOUGH_WARPS = 2048
+# Warps that are enough for a gather: two for each scheduler of a large GPU. With more a small one
+# would wait for what each does before its first point. One number for all, so that all GPUs add in
+# the same order.
+ENOUGH_WARPS = 1024
 PART_POINTS = 4  # points of a pixel, on average, that make a part: read together
 
 

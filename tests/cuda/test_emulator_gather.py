@@ -52,10 +52,10 @@ def test_planted_bug_is_caught(bug, order, seed):
     (576, 1, 1000 * 576, Shares(0, 5, 0)),
     (576, 64, 7 * 576, Shares(5, 0, 1)),  # too few points: slices alone
     (576, 8, 7 * 576, Shares(3)),
-    (4000, 16, 36 * 4000, Shares(4, 1, 0)),  # no more than makes enough warps
-    (4096, 16, 36 * 4096, Shares(4)),
-    (2047, 40, 36 * 2047, Shares(5, 0, 1)),
-    (2048, 40, 36 * 2048, Shares(5)),
+    (2000, 16, 36 * 2000, Shares(4, 1, 0)),  # no more than makes enough warps
+    (2048, 16, 36 * 2048, Shares(4)),
+    (1023, 40, 36 * 1023, Shares(5, 0, 1)),
+    (1024, 40, 36 * 1024, Shares(5)),
 ])  # fmt: skip
 def test_how_a_gather_is_shared(tasks, packs, points, shares):
     assert gather_shares(tasks, packs, points) == shares
@@ -64,7 +64,7 @@ def test_how_a_gather_is_shared(tasks, packs, points, shares):
 def test_slices_are_of_whole_warps_and_all_channels_are_shared():
     """What the kernels take for granted."""
     sizes = [1, 2, 3, 7, 8, 9, 16, 31, 32, 33, 64, 100]
-    for tasks, packs, each in product((1, 60, 576, 2047, 5000), sizes, (0, 1, 9, 36, 5000)):
+    for tasks, packs, each in product((1, 60, 576, 1023, 5000), sizes, (0, 1, 9, 36, 5000)):
         shares = gather_shares(tasks, packs, each * tasks)
         assert shares.lanes + shares.parts <= 5, (tasks, packs, each)
         if shares.are_split:
