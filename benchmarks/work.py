@@ -3,8 +3,9 @@
 The emulator of the tests runs small parts of the benchmark's workloads in float32 and counts:
 kernels, blocks, bytes that threads move, 32-byte sectors that warps ask for, traffic of shared
 memory, atomics. Instructions are trips of hot loops times what those take in machine code, and
-estimated elsewhere. What is printed is for the whole workload, by the law that `Scaled` in
-`tests/gates/work.py` states. Matrix products are counted, their work is not.
+elsewhere those of PTX, which `tests/ptx` runs. What is printed is for the whole workload, by the
+law that `Scaled` in `tests/gates/work.py` states. Matrix products are counted, their work is not.
+The record has the instructions of some sorts of points besides.
 
 The model, `tests/gates/model.py`, gives a lower bound in clock cycles. It knows nothing of latency,
 and a GPU takes longer. No time is measured here.

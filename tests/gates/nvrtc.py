@@ -85,7 +85,7 @@ def compile(text: str, arch: str, major: int, options=("-std=c++17",)) -> Binary
     return Binary(cubin, _resources(log))
 
 
-def ptx(text: str, arch: str, options=("-std=c++17",), major: int = 13) -> str:
+def ptx(text: str, arch: str, major: int, options=("-std=c++17",)) -> str:
     """What a unit's text is before it becomes machine code; `arch` is a virtual one, compute_80."""
     _, found = _compiled(text, major, (*options, *OPTIONS, f"-arch={arch}"), "PTX")
     return found.rstrip(b"\0").decode()

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from emulator.device import EmulatorDevice, Launched
-from gates import nvrtc
+from gates import nvrtc, table
 
 from cudeform.cuda.compile import flatten
 
@@ -24,11 +24,11 @@ class PtxDevice(EmulatorDevice):
     Parameters
     ----------
     arch : str
-        The architecture that NVRTC is told of.
+        The architecture that NVRTC is told of, the one of the version of CUDA that has it here.
     options : tuple of str
         For NVRTC, besides those that CuPy gives it.
     edit : callable, optional
-        ``text -> text`` of PTX, before it is run.
+        ``(unit, text) -> text`` of PTX, before it is run.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class PtxDevice(EmulatorDevice):
     def machine(self, unit: Any, kernel: str) -> Machine:
         """A kernel, ready to run."""
         text = _ptx(unit, self.arch, self.options)
-        return _machine(text if self._edit is None else self._edit(text), kernel)
+        return _machine(text if self._edit is None else self._edit(unit, text), kernel)
 
     def launch(self, unit, kernel, grid, block, arrays, params, shared_bytes=0) -> None:
         """Run `kernel` of `unit` and return when it is done."""
@@ -63,7 +63,8 @@ class PtxDevice(EmulatorDevice):
 
 @cache
 def _ptx(unit: Any, arch: str, options: tuple[str, ...]) -> str:
-    return nvrtc.ptx(flatten(unit), arch, (*unit.options, *options))
+    major = table.cuda_of(arch.replace("compute", "sm"))
+    return nvrtc.ptx(flatten(unit), arch, major, (*unit.options, *options))
 
 
 @cache

@@ -52,7 +52,7 @@ class Operands:
             return self._packed(operand, kind)
         if operand in SPECIAL:
             return lambda frame, at: frame.special[operand][at].astype(DTYPES[kind])
-        if operand.startswith("%"):
+        if operand.startswith("%") or operand in self._declared:
             return self._register_reader(operand, kind)
         value = self._immediate(operand, kind)
         return lambda frame, at: value

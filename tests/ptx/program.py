@@ -1,6 +1,7 @@
 """The text of PTX, taken apart: kernels with their instructions, registers and memory."""
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ PARAMETER = re.compile(
     r"\.param (?:\.align (\d+) )?\.[a-z](\d+) (?:\.ptr .*)?\b(\w+?)(?:\[(\d+)\])?,?"
 )
 SHARED = re.compile(r"\.shared \.align (\d+) \.b8 ([\w$]+)\[(\d*)\];")
-REGISTER = re.compile(r"\.reg \.(\w+)\s+(%[a-z]+)(?:<\d+>)?\s*;")
+REGISTER = re.compile(r"\.reg \.(\w+)\s+(%?[a-z]+)(?:<\d+>)?\s*;")
 CODE = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.]*)\s*(.*?)\s*;")
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 
@@ -68,7 +69,7 @@ def _kernel(name: str, parameters: str, body: str, outside: str) -> Kernel:
     code: list[Instruction] = []
     labels: dict[str, int] = {}
     registers: dict[str, np.dtype] = {}
-    for line in (line.partition("//")[0].strip() for line in body.splitlines()):
+    for line in _lines(body):
         register = REGISTER.fullmatch(line)
         if register:
             registers[register[2]] = np.dtype(REGISTERS[register[1]])
@@ -78,6 +79,14 @@ def _kernel(name: str, parameters: str, body: str, outside: str) -> Kernel:
             code.append(_instruction(name, line))
     shared, size = _shared(f"{outside}\n{body}")
     return Kernel(name, tuple(code), labels, registers, _parameters(parameters), shared, size)
+
+
+def _lines(body: str) -> Iterator[str]:
+    """Without comments, and what an inline assembly has in braces line by line."""
+    for line in body.splitlines():
+        line = line.partition("//")[0].strip()
+        inner = re.fullmatch(r"\{ (\.reg .*;) \}", line)
+        yield from (f"{part.strip()};" for part in inner[1].split(";")[:-1]) if inner else [line]
 
 
 def _instruction(kernel: str, line: str) -> Instruction:

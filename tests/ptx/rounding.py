@@ -15,7 +15,8 @@ __all__ = ["add", "convert", "flush", "fma"]
 TINY = np.finfo(np.float32).tiny
 INTEGRAL = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 EXACT = {("f32", "f16"), ("f32", "bf16"), ("f64", "f32"), ("f64", "f16")}
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DIRECTED = {"rm": -np.inf, "rp": np.inf, "rz": 0.0}  # to where
+FLOATS = {"bf16": ml_dtypes.bfloat16, "f16": np.float16, "f32": np.float32, "f64": np.float64}
 NAN_BITS = np.uint16(0x7FFF)  # what a conversion to 16 bits makes of any NaN
 
 
@@ -53,8 +54,7 @@ def _to_odd(total, rest):
 
 def _directed(rounded, error, mode):
     """Of a number that was rounded to the nearest by `error` upward: rounded as `mode` says."""
-    toward = {"rm": -np.inf, "rp": np.inf, "rz": 0.0}[mode]
-    toward = rounded.dtype.type(toward)
+    toward = rounded.dtype.type(DIRECTED[mode])
     beyond = error * np.sign(toward - rounded) < 0
     return np.where(beyond, np.nextafter(rounded, toward), rounded)
 
@@ -99,9 +99,13 @@ def convert(x, to, came, parts):
         x = INTEGRAL[rounding](x)
     if to[0] != "f" and to != "bf16":
         return x.astype(_integer(to)) if came[0] != "f" else _clamped(x, _integer(to))
-    if "rn" not in parts and to != came and (to, came) not in EXACT:
-        raise Fault("this conversion rounds otherwise than to the nearest")
-    x = x.astype({"bf16": BFLOAT16, "f16": np.float16, "f32": np.float32, "f64": np.float64}[to])
+    near = x.astype(FLOATS[to])
+    mode = next((part for part in parts if part in DIRECTED), "rn")
+    if mode in DIRECTED:
+        near = _directed(near, near.astype(np.float64) - x.astype(np.float64), mode)
+    elif "rn" not in parts and to != came and (to, came) not in EXACT:
+        raise Fault("a conversion that is not told how to round")
+    x = near
     if "sat" in parts:
         x = np.where(np.isnan(x), x.dtype.type(0), np.clip(x, 0, 1))
     if to in ("f16", "bf16"):
