@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,16 @@ class Kernels(Compiler):
         passes.passes = [each for each in passes.passes if each[0].__name__ not in _UNNEEDED]
         passes.finalize()
         return [passes]
+
+    def _compile_core(self) -> Any:
+        """Without looks for garbage: of the thousands of objects that are made none is, yet."""
+        if not gc.isenabled():
+            return super()._compile_core()
+        gc.disable()
+        try:
+            return super()._compile_core()
+        finally:
+            gc.enable()
 
 
 # What they look for is not in our kernels: `with`, closures, expressions of whole arrays.
