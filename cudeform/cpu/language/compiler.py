@@ -15,6 +15,7 @@ from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.runtime.context import NRTContext
+from numba.core.typing import Context
 from numba.extending import intrinsic
 
 from cudeform.cpu.language import disk
@@ -83,7 +84,7 @@ class _References(NRTContext):
         return found
 
 
-class _Typing(type(cpu_target.typing_context)):
+class _Typing(Context):
     """Numba's, with a memory: to find the type of a sum it tries all sums that there are."""
 
     def __init__(self, context: Any) -> None:
