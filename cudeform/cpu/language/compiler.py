@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.runtime.context import NRTContext
+from numba.core.typing import Context
 from numba.extending import intrinsic
 
 from cudeform.cpu.language import disk
@@ -49,6 +51,16 @@ class Kernels(Compiler):
         passes.finalize()
         return [passes]
 
+    def _compile_core(self) -> Any:
+        """Without looks for garbage: of the thousands of objects that are made none is, yet."""
+        if not gc.isenabled():
+            return super()._compile_core()
+        gc.disable()
+        try:
+            return super()._compile_core()
+        finally:
+            gc.enable()
+
 
 # What they look for is not in our kernels: `with`, closures, expressions of whole arrays.
 _UNNEEDED = {"WithLifting", "InlineClosureLikes", "NopythonRewrites"}
@@ -72,7 +84,7 @@ class _References(NRTContext):
         return found
 
 
-class _Typing(type(cpu_target.typing_context)):
+class _Typing(Context):
     """Numba's, with a memory: to find the type of a sum it tries all sums that there are."""
 
     def __init__(self, context: Any) -> None:

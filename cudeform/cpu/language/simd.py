@@ -287,11 +287,7 @@ def fma(typingctx, a, b, c):
 
 @intrinsic
 def select(typingctx, condition, value, other):
-    """The value where the condition holds, else the other, without a branch.
-
-    What `value if condition else other` becomes in the end: but that is three blocks of code for
-    Numba, and in a long row of them it spends most of its time.
-    """
+    """The value where the condition holds, else the other: for Numba one step, no branch."""
     kind = typingctx.unify_types(types.unliteral(value), types.unliteral(other))
 
     def codegen(context, builder, signature, args):
