@@ -65,30 +65,38 @@ def _computation(instruction: Instruction, operands: Operands) -> Step:
     return lambda frame, at: write(frame, at, function(*(read(frame, at) for read in reads)))
 
 
-def _space(instruction: Instruction) -> str:
-    """Which memory: "" if that depends on the address."""
-    if {"local", "const"} & set(instruction.parts):
-        raise Fault("memory that no kernel has")
-    return next((space for space in SPACES if space in instruction.parts), "")
+class Access:
+    """Where an instruction reaches, and for numbers of which kind."""
+
+    def __init__(self, instruction: Instruction, operands: Operands, address: str, count: int = 1):
+        if {"local", "const"} & set(instruction.parts):
+            raise Fault("memory that no kernel has")
+        # "": which memory it is depends on the address
+        self._space = next((space for space in SPACES if space in instruction.parts), "")
+        self.dtype = DTYPES[instruction.parts[-1]]
+        self.addresses = operands.address(address)
+        self._count = count
+
+    def places(self, frame: Any, at: Any, addresses: Any, write: bool = False) -> Any:
+        """As `Memory.places` has them."""
+        given = self._space, addresses, frame.block[at], self.dtype, self._count
+        return frame.memory.places(*given, write)
 
 
 def _load(instruction: Instruction, operands: Operands) -> Step:
     to, address = instruction.operands
-    space, kind = _space(instruction), instruction.parts[-1]
-    where = operands.address(address)
-    writes = [operands.writer(name, kind) for name in operands.members(to)]
-    dtype = DTYPES[kind]
+    writes = [operands.writer(name, instruction.parts[-1]) for name in operands.members(to)]
+    access = Access(instruction, operands, address, len(writes))
 
     def load(frame, at):
-        addresses = where(frame, at)
+        addresses = access.addresses(frame, at)
         found: list[Any] = []
-        places = frame.memory.places(space, addresses, frame.block[at], dtype, len(writes))
-        for memory, index, chosen in places:
+        for memory, index, chosen in access.places(frame, at, addresses):
             values = [memory[index + i] for i in range(len(writes))]
             if chosen is ...:
                 found = values
                 continue
-            found = found or [np.empty(addresses.shape, dtype) for _ in writes]
+            found = found or [np.empty(addresses.shape, access.dtype) for _ in writes]
             for every, some in zip(found, values, strict=True):
                 every[chosen] = some
         for write, values in zip(writes, found, strict=True):
@@ -99,15 +107,13 @@ def _load(instruction: Instruction, operands: Operands) -> Step:
 
 def _store(instruction: Instruction, operands: Operands) -> Step:
     address, given = instruction.operands
-    space, kind = _space(instruction), instruction.parts[-1]
-    where = operands.address(address)
-    reads = [operands.reader(name, kind) for name in operands.members(given)]
-    dtype = DTYPES[kind]
+    reads = [operands.reader(name, instruction.parts[-1]) for name in operands.members(given)]
+    access = Access(instruction, operands, address, len(reads))
 
     def store(frame, at):
-        addresses, block = where(frame, at), frame.block[at]
-        places = frame.memory.places(space, addresses, block, dtype, len(reads), write=True)
-        values = [np.broadcast_to(read(frame, at), block.shape) for read in reads]
+        count = frame.block[at].shape
+        values = [np.broadcast_to(read(frame, at), count) for read in reads]
+        places = access.places(frame, at, access.addresses(frame, at), write=True)
         for memory, index, chosen in places:
             for i, one in enumerate(values):
                 memory[index + i] = one[chosen]
@@ -117,20 +123,18 @@ def _store(instruction: Instruction, operands: Operands) -> Step:
 
 def _atomic(instruction: Instruction, operands: Operands) -> Step:
     """Threads come one after the other, by number."""
-    space, kind = _space(instruction), instruction.parts[-1]
     *to, address, given = instruction.operands
-    write = operands.writer(to[0] if to else "_", kind)
-    where, read = operands.address(address), operands.reader(given, kind)
+    kind = instruction.parts[-1]
+    write, read = operands.writer(to[0] if to else "_", kind), operands.reader(given, kind)
+    access = Access(instruction, operands, address)
     what = next((part for part in instruction.parts if part in ATOMICS), None)
-    dtype = DTYPES[kind]
     if what is None or kind[0] == "f":
         raise Fault("no such atomic is known here")
 
     def atomic(frame, at):
-        addresses, block = where(frame, at), frame.block[at]
-        values = np.broadcast_to(read(frame, at), block.shape)
-        old = np.empty(block.shape, dtype)
-        places = frame.memory.places(space, addresses, block, dtype, write=True)
+        values = np.broadcast_to(read(frame, at), frame.block[at].shape)
+        old = np.empty(values.shape, access.dtype)
+        places = access.places(frame, at, access.addresses(frame, at), write=True)
         for memory, index, chosen in places:
             old[chosen] = _in_turn(ATOMICS[what], memory, index, values[chosen])
         write(frame, at, old)
