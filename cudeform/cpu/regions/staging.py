@@ -15,7 +15,7 @@ from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import read_rows
-from cudeform.cpu.language.scratch import empty, zeroed
+from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import AFTER_ROUND, Job, Round, job_and_round

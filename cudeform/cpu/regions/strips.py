@@ -125,7 +125,7 @@ def _gather(planes, start, channels, y, pixel, span, strip, pitch, whole):
             strip[b * pitch + k] = 0
 
 
-@inner
+@unrolled
 def blend_bins(job, tile, planes, channels, strip, subtotals, target):
     """As `blend_tile`, of a row of bins."""
     pixel, weight, place, scales = tile
@@ -208,7 +208,7 @@ def _add_plane(planes, start, tile, patch, g, sums):
     return value, down, across
 
 
-@inner
+@unrolled
 def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
     """As `measure_tile`, of a row of bins."""
     pixel, weight, place, scales = tile
