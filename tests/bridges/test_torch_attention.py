@@ -100,6 +100,16 @@ def test_fewer_channels_of_values():
     np.testing.assert_allclose(found, expected(module, *given(), [3, 3]), rtol=1e-12, atol=1e-12)
 
 
+def test_the_arguments_of_mmcv_by_place():
+    module = nn.MultiScaleDeformableAttention(32, 4, 2, 3, 64, 0.3, True, None, None, 0.5)
+    assert module.dropout.p == 0.3 and module.batch_first
+    assert module.value_proj.weight.shape == (16, 32)
+    nn.MultiScaleDeformableAttention(32, 4, 2, 3, img2col_step=64, norm_cfg=None)
+    for wrong in ({"im2col_step": 0}, {"img2col_step": 1.5}, {"init_cfg": {"type": "Xavier"}}):
+        with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+            nn.MultiScaleDeformableAttention(32, 4, 2, 3, **wrong)
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_the_module_of_mmcv(batch_first):
     plain = scattered(nn.MSDeformAttn(32, 2, 4, 3).double())

@@ -155,6 +155,10 @@ class MultiScaleDeformableAttention(Attention):
         Whether arrays are (N, length, C) instead of (length, N, C).
     value_proj_ratio : float
         Channels of the values as a part of all.
+    im2col_step, img2col_step : int
+        How many images mmcv and detrex work on at a time; nothing here depends on it.
+    norm_cfg, init_cfg : None
+        Arguments of mmcv, for configurations that say that there are none.
     """
 
     def __init__(
@@ -163,12 +167,21 @@ class MultiScaleDeformableAttention(Attention):
         num_heads: int = 8,
         num_levels: int = 4,
         num_points: int = 4,
-        *,
+        im2col_step: int = 64,
         dropout: float = 0.1,
         batch_first: bool = False,
+        norm_cfg: None = None,
+        init_cfg: None = None,
         value_proj_ratio: float = 1.0,
+        *,
+        img2col_step: int = 64,
     ) -> None:
         op = type(self).__name__
+        checks.integer(op, "im2col_step", im2col_step, 1)
+        checks.integer(op, "img2col_step", img2col_step, 1)
+        for name, config in {"norm_cfg": norm_cfg, "init_cfg": init_cfg}.items():
+            if config is not None:
+                checks.fail(op, name, "to be None", checks.shown(config), "it is not built here")
         width, heads = width_and_heads(op, "embed_dims", embed_dims, "num_heads", num_heads)
         points = points_by_level(op, "num_levels", num_levels, "num_points", num_points)
         inner = value_width(op, "value_proj_ratio", value_proj_ratio, width, heads)
