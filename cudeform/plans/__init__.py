@@ -61,9 +61,11 @@ def plan(
     try:
         planned = _REMEMBERED.get(key)
     except TypeError:  # not hashable
-        return _planned(op or operator, operator, arrays, options)
+        key = planned = None  # and on: an error from here would be shown as one after this
     if planned is None:
         planned = _planned(op or operator, operator, arrays, options)
+        if key is None:
+            return planned
         if len(_REMEMBERED) >= _MOST_REMEMBERED:
             _REMEMBERED.clear()
         _REMEMBERED[key] = planned

@@ -35,6 +35,8 @@ def outcome(call, argument, value):
             message = str(error)
             assert message.startswith(f"{call.op}: expected `"), repr(error)
             assert type(error) in (TypeError, ValueError)
+            hidden = error.__suppress_context__  # else a traceback begins with another error
+            assert hidden or error.__context__ is None, repr(error.__context__)
             assert len(message) < 700 and "\n" not in message
             return None, message
 
