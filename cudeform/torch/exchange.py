@@ -109,11 +109,14 @@ def on_host(
     function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any] = _NONE
 ) -> Any:
     """The same where no device has to be chosen; `given` may be other arguments as well."""
+    failure = None
     try:
         arrays = {k: to_array(v) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
-    except (BufferError, RuntimeError, TypeError):
+    except (BufferError, RuntimeError, TypeError) as error:
+        failure = error
+    if failure is not None:
         check_dense(function.__name__, given)
-        raise
+        raise failure
     result = function(**{**arrays, **options})
     if not isinstance(result, tuple):
         return to_tensor(result)

@@ -372,3 +372,10 @@ def test_kernels_of_several_processes_give_what_those_of_one_do(tmp_path):
     together = python(COMPUTE.format(alike=False, calls=CALLS), **cached).splitlines()
     assert together == python(COMPUTE.format(alike=False, calls=CALLS)).splitlines()
     assert len(set(together)) == len(CALLS)
+
+
+def test_other_versions_of_numba_compile_without_our_shortcuts():
+    compute = COMPUTE.format(alike=False, calls=CALLS[:2])
+    other = "import sys, numba\nnumba.__version__ = '0.60.0'\n"
+    absent = "assert 'cudeform.cpu.language.pipeline' not in sys.modules\n"
+    assert python(other + compute + absent) == python(compute)

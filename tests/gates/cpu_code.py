@@ -191,7 +191,7 @@ def main(cpu: str, triple: str | None = None) -> None:
     from numba import jit, typeof
     from numba.core.registry import cpu_target
 
-    from cudeform.cpu.language import compiler, simd
+    from cudeform.cpu.language import pipeline, simd
 
     cpu_target.target_context.codegen()._tm.set_asm_verbosity(True)
     found: dict[str, Any] = {"bytes": simd.BLOCK_BYTES, "rows": simd.BLOCK_ROWS}
@@ -201,7 +201,7 @@ def main(cpu: str, triple: str | None = None) -> None:
         for function, arguments in [*hot(dtype), *points]:
             types = tuple(map(typeof, arguments))
             # down to machine code, which is not written of what kernels call
-            whole = jit(pipeline_class=compiler.Kernels, **function.targetoptions)(function.py_func)
+            whole = jit(pipeline_class=pipeline.Kernels, **function.targetoptions)(function.py_func)
             whole.compile(types)
             code = whole.inspect_asm(types)
             name = function.py_func.__name__
