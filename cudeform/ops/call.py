@@ -27,7 +27,7 @@ class Call(NamedTuple):
 
     kind: Kind
     plan: Plan
-    arrays: dict[str, Any]  # C-contiguous but for `STRIDED`; None for those that are not given
+    arrays: Mapping[str, Any]  # C-contiguous but for `STRIDED`; None for those that are not given
 
     def forward(self) -> tuple[Any, ...]:
         """All results that the plan names."""

@@ -24,6 +24,7 @@ _MOST_REMEMBERED = 1024
 _LONGEST = 16  # of a tuple among the options: longer ones are wrong, or too large to keep
 _REMEMBERED: dict[Any, Plan] = {}
 _PLAIN = frozenset((int, str, type(None)))
+_TYPED = frozenset((float, bool))  # 1.0 == True == 1
 
 
 def plan(
@@ -56,7 +57,11 @@ def plan(
     for array in arrays.values():
         key.append(None if array is None else array.shape)
     for value in options.values():
-        key.append(value if type(value) in _PLAIN else _option(value))
+        kind = type(value)
+        if kind in _PLAIN:
+            key.append(value)
+        else:
+            key.append((kind, value) if kind in _TYPED else _option(value))
     key = tuple(key)
     try:
         planned = _REMEMBERED.get(key)
@@ -82,4 +87,4 @@ def _option(value: Any, depth: int = 2) -> Any:
     kind = type(value)
     if kind is tuple and len(value) <= _LONGEST and depth:
         return tuple([v if type(v) in _PLAIN else _option(v, depth - 1) for v in value])
-    return (kind, value) if kind is float or kind is bool else []  # 1.0 == True == 1
+    return (kind, value) if kind in _TYPED else []

@@ -50,7 +50,7 @@ def locate_regions(plan: RoiPlan, boxes: np.ndarray) -> Regions:
     place, order = np.empty(plan.regions, np.int64), np.empty(plan.regions, np.int64)
     images, first = np.empty(plan.batch, np.int64), np.empty(plan.batch + 1, np.int64)
     flat = boxes.reshape(-1)
-    flat.flags.writeable = False
+    flat.setflags(write=False)
     scales = plan.scale, plan.offset_scale
     rules = _RULES.index(plan.region), plan.samples, *plan.bins
     used = _locate(rules, scales, flat, (place, order, images, first), numbers, counts)
