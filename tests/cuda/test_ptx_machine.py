@@ -208,6 +208,20 @@ def test_instructions_are_counted():
     assert ran == (32 * once + 3 * sum(range(1, 33)), once + 3 * 32)
 
 
+def test_numbers_in_instructions():
+    """Decimal, hexadecimal as NVRTC marks it, and the bits of floats."""
+    lines = ["mov.f32 %f1, 0f3F800000;", "mov.b32 %r3, %f1;", "sub.s32 %r3, %r3, 0x3F800000U;"]
+    found, _ = run([*lines, "add.s32 %r2, %r3, -7;", STORE], LANES)
+    np.testing.assert_array_equal(found, np.uint32(2**32 - 7))
+
+
+def test_inline_assembly_in_braces():
+    """Has registers of its own."""
+    split = "{ .reg .b16 tmp; mov.b32 {tmp, %rs4}, %r1; }"
+    found, _ = run([LOAD, split, "cvt.u32.u16 %r2, %rs4;", STORE], LANES * 70_000)
+    np.testing.assert_array_equal(found, LANES * 70_000 >> 16)
+
+
 def test_atomics_come_in_turn():
     place = "ld.param.u64 %rd1, [planted_param_0];"
     found, _ = run([place, "atom.global.add.u32 %r2, [%rd1], 5;", STORE], LANES + 7)

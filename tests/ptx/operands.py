@@ -98,7 +98,7 @@ class Operands:
             bits = np.array([int(operand[2:], 16)], f"u{len(operand[2:]) // 2}")
             return bits.view(dtype)[0]
         try:
-            number = int(operand, 0)
+            number = int(operand.removesuffix("U"), 0)
         except ValueError:
             raise Fault(f"what is {operand}?") from None
         if kind == "pred":
