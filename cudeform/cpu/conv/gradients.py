@@ -71,7 +71,6 @@ class Wanted(NamedTuple):
 class Part(NamedTuple):
     """What is worked on at a time: a few images, a range of slices and a range of pixels."""
 
-    first_image: int
     images: int
     begin: int  # slices
     end: int
@@ -124,7 +123,7 @@ def gradients(
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`; all arrays are of one dtype, float32 or float64."""
     like = {"input": input, "offset": offset, "mask": mask, "weight": weight}
-    result = {name: np.empty_like(like[name]) for name in needs & like.keys()}
+    result = {n: np.empty(like[n].shape, input.dtype) for n in needs & like.keys()}
     if "bias" in needs:
         result["bias"] = np.empty(plan.out_channels, input.dtype)
     if plan.points.batch == 0:
@@ -134,28 +133,24 @@ def gradients(
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
     prepared = _prepared(plan, input.itemsize, weight is not None, wanted)
     slices, job, blocking, parts, size = prepared
-    sums = _allocate(plan, job, slices, wanted, blocking, result, input.dtype)
+    numbers = parts[blocking.images][0][1]
+    sums = _allocate(prepared, plan, wanted, input.dtype)
     packed = None
-    kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
     if job.narrow:
         packed = weight_rows(plan, weight)
     elif job.dense and (wanted.input or wanted.points):
-        packed = packed_rows(job, parts[0][1], slices, weight)
-    source = input if plan.points.channels_last else sums.source
-    arrays = (grad_output, input, source, offset, mask, packed)
-    given = Given(*(frozen(array, input) for array in arrays))
-    shared = [_flat(result.get(name), input.dtype) for name in ("offset", "mask")]
-    for part, numbers in parts:
-        tasks = part.images * (part.end - part.begin)
-        threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
-        if wanted.points:
-            task = partial(_collect_points, numbers, slices, sums.points, *shared)
-            threads.share(task, part.images * (part.last_pixel - part.first_pixel), size)
+        packed = packed_rows(job, numbers, slices, weight)
+    packed = frozen(packed, input)
+    for first in range(0, plan.points.batch, blocking.images):
+        images = slice(first, min(first + blocking.images, plan.points.batch))
+        arrays = [_of(images, array, input) for array in (grad_output, input, offset, mask)]
+        found = {name: result[name][images] for name in result.keys() & {*_OF_IMAGES}}
+        count = images.stop - images.start
+        _add_images(prepared, wanted, count, (*arrays, packed), sums, found)
     if wanted.weight and job.narrow:
         weight_of_rows(plan, sums.weight, result["weight"])
     elif wanted.weight:
         flat = result["weight"].reshape(-1)
-        numbers = parts[0][1]
         task = partial(collect_weight, numbers, slices, sums.weight, blocking.images, flat)
         threads.share(task, len(slices.weight_group), size)
     if wanted.bias and job.narrow:
@@ -165,13 +160,45 @@ def gradients(
     return result
 
 
+def _of(images: slice, array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
+    """Some images of an array, flat; copied only if it is not contiguous."""
+    return frozen(None if array is None else array[images], like)
+
+
+def _add_images(
+    prepared: _Prepared,
+    wanted: Wanted,
+    images: int,
+    given: tuple[np.ndarray, ...],
+    sums: Sums,
+    found: dict[str, np.ndarray],
+) -> None:
+    """Add what a few images add to the sums over all of them, and fill the gradients of these."""
+    grad_output, input, offset, mask, packed = given
+    slices, job, size = prepared.slices, prepared.job, prepared.size
+    nothing = sums.bias[:0]
+    grads = [found[n].reshape(-1) if n in found else nothing for n in _OF_IMAGES]
+    source = input if job.channels_last else sums.source
+    given = Given(grad_output, input, source, offset, mask, packed)
+    target = grads[0] if job.channels_last else sums.target
+    sums = sums._replace(grad_input=grads[0], target=target)
+    kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
+    for part, numbers in prepared.parts[images]:
+        tasks = part.images * (part.end - part.begin)
+        threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
+        if wanted.points:
+            task = partial(_collect_points, numbers, slices, sums.points, *grads[1:])
+            threads.share(task, part.images * (part.last_pixel - part.first_pixel), size)
+
+
 class _Prepared(NamedTuple):
     """What follows from a plan and what is wanted alone."""
 
     slices: Slices
     job: Job
     blocking: Blocking
-    parts: list[tuple[Part, np.ndarray]]  # with the numbers that their kernels read
+    # by the number of images, each with the numbers that its kernels read
+    parts: dict[int, list[tuple[Part, np.ndarray]]]
     size: int  # multiplications
 
 
@@ -183,54 +210,61 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Pr
     job = job_of(plan, slices, itemsize, dense, narrow)
     grid = grid_of(points, plan.deformable, plan.modulated)
     blocking = gradient_blocking(plan, job, slices, itemsize)
-    parts = [(part, numbers_of(grid, job, part, wanted)) for part in _parts(plan, blocking)]
+    parts = {
+        images: [(part, numbers_of(grid, job, part, wanted)) for part in parts]
+        for images in (blocking.images, points.batch % blocking.images)
+        for parts in [_parts(plan, blocking, images)]
+    }
     size = 3 * points.batch * points.pixels * points.taps * points.channels
     return _Prepared(slices, job, blocking, parts, size * (job.out_channels if dense else 4))
 
 
 _WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
+_OF_IMAGES = ("input", "offset", "mask")
 
 
-def _flat(array: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
-    return np.empty(0, dtype) if array is None else array.reshape(-1)
+def workspace_bytes(plan: ConvPlan, dtype: np.dtype, dense: bool, needs: frozenset[str]) -> int:
+    """What `gradients` takes besides what it is given and returns."""
+    wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
+    prepared = _prepared(plan, dtype.itemsize, dense, wanted)
+    packed = prepared.job.out_channels * prepared.job.pitch * len(prepared.slices.weight_group)
+    sizes = _sizes(prepared, plan, wanted)
+    return (sum(sizes) + (packed if dense else 0)) * dtype.itemsize
 
 
-def _allocate(
-    plan: ConvPlan,
-    job: Job,
-    slices: Slices,
-    wanted: Wanted,
-    blocking: Blocking,
-    result: dict[str, np.ndarray],
-    dtype: np.dtype,
-) -> Sums:
+def _sizes(prepared: _Prepared, plan: ConvPlan, wanted: Wanted) -> Sums:
+    """Elements of the arrays that are no results."""
+    slices, job, (images, cuts, pixels), _, _ = prepared
     points = plan.points
-    images, cuts, pixels = blocking
     widest = max(int(slices.first[e] - slices.first[b]) for b, e in cuts)
     staged = 0 if points.channels_last else images * widest * points.height * points.width
-    grad_input = _flat(result.get("input"), dtype)
-    scratch = np.empty(staged if wanted.input else 0, dtype)
     bias = job.out_channels * points.channels if job.narrow else plan.out_channels
     most = max(e - b for b, e in cuts)
     return Sums(
-        source=np.empty(staged if wanted.points or wanted.weight else 0, dtype),
-        target=grad_input if points.channels_last else scratch,
-        grad_input=grad_input,
-        weight=np.zeros(images * weight_sums(job, slices) if wanted.weight else 0, dtype),
-        bias=np.zeros(images * bias if wanted.bias else 0, dtype),
-        points=np.empty(images * most * pixels * 3 * job.taps if wanted.points else 0, dtype),
+        source=staged if wanted.points or wanted.weight else 0,
+        target=staged if wanted.input else 0,
+        grad_input=0,
+        weight=images * weight_sums(job, slices) if wanted.weight else 0,
+        bias=images * bias if wanted.bias else 0,
+        points=images * most * pixels * 3 * job.taps if wanted.points else 0,
     )
 
 
-def _parts(plan: ConvPlan, blocking: Blocking) -> Iterator[Part]:
+def _allocate(prepared: _Prepared, plan: ConvPlan, wanted: Wanted, dtype: np.dtype) -> Sums:
+    made = {
+        name: np.empty(size, dtype)
+        for name, size in _sizes(prepared, plan, wanted)._asdict().items()
+    }
+    made["weight"][:] = made["bias"][:] = 0
+    return Sums(**made)
+
+
+def _parts(plan: ConvPlan, blocking: Blocking, images: int) -> Iterator[Part]:
     points = plan.points
-    images, cuts, pixels = blocking
-    for image in range(0, points.batch, images):
-        count = min(images, points.batch - image)
-        for begin, end in cuts:
-            for pixel in range(0, points.pixels, pixels):
-                last = min(pixel + pixels, points.pixels)
-                yield Part(image, count, begin, end, pixel, last)
+    for begin, end in blocking.cuts if images else ():
+        for pixel in range(0, points.pixels, blocking.pixels):
+            last = min(pixel + blocking.pixels, points.pixels)
+            yield Part(images, begin, end, pixel, last)
 
 
 @inlined
@@ -240,7 +274,7 @@ def _image_of(grid, job, part, slices, image, s):
     channels = slices.first[s + 1] - slices.first[s]
     if job.channels_last:
         pitch = job.groups * job.in_channels
-        start = (part.first_image + image) * area * pitch + slices.first[s]
+        start = image * area * pitch + slices.first[s]
         return Image(start, pitch, grid.width * pitch, channels)
     at = image * (slices.first[part.end] - slices.first[part.begin])
     start = (at + slices.first[s] - slices.first[part.begin]) * area
@@ -255,7 +289,7 @@ def _begin_slice(work, image, s):
     view = _image_of(grid, job, part, slices, image, s)
     if not job.channels_last and (wanted.points or wanted.weight):
         channels = job.groups * job.in_channels
-        start = ((part.first_image + image) * channels + slices.first[s]) * area
+        start = (image * channels + slices.first[s]) * area
         transpose(
             given.input, start, area, view.channels, area, sums.source, view.start, view.pitch
         )
@@ -272,7 +306,7 @@ def _end_slice(work, image, s):
     area = grid.height * grid.width
     view = _image_of(grid, job, part, slices, image, s)
     channels = job.groups * job.in_channels
-    to = ((part.first_image + image) * channels + slices.first[s]) * area
+    to = (image * channels + slices.first[s]) * area
     transpose(sums.target, view.start, view.pitch, area, view.channels, sums.grad_input, to, area)
 
 
@@ -343,7 +377,7 @@ def _tile_gradients(work, scratch, image, s, pixel):
     width = job.out_pitch
     count = min(job.tile, part.last_pixel - pixel)
     group = slices.weight_group[s]
-    place = (part.first_image + image, pixel, count)
+    place = (image, pixel, count)
     view = _image_of(grid, job, part, slices, image, s)
     if job.dense:
         o0 = group * job.out_channels
@@ -424,7 +458,7 @@ def _collect_points(numbers, slices, points, grad_offset, grad_mask, first, last
             for k in range(job.taps):
                 tap = group * job.taps + k
                 if grad_offset.size:
-                    at = (part.first_image + image) * grid.offset_image
+                    at = image * grid.offset_image
                     at += 2 * tap * grid.offset_channel + part.first_pixel * grid.offset_pixel
                     for axis in range(2):
                         for p in range(p0, p1):
@@ -432,7 +466,7 @@ def _collect_points(numbers, slices, points, grad_offset, grad_mask, first, last
                             to = at + axis * grid.offset_channel + p * grid.offset_pixel
                             grad_offset[to] = value if fresh else grad_offset[to] + value
                 if grad_mask.size:
-                    at = (part.first_image + image) * grid.mask_image
+                    at = image * grid.mask_image
                     at += tap * grid.mask_channel + part.first_pixel * grid.mask_pixel
                     for p in range(p0, p1):
                         value = points[start + 3 * (p * job.taps + k) + 2]

@@ -1,0 +1,169 @@
+"""The gradients of convolutions that are too large for a workspace, one piece at a time.
+
+What has more bits than its gradient is summed up apart and rounded once: of an offset and a mask
+while their pixels are gone through, and of an input, which points anywhere may read, in cells, each
+with all pieces that reach it.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+
+from cudeform.cpu.conv.gradients import gradients
+from cudeform.cpu.conv.large import Arrays, Box, add, boxes, copied, flat, only, views
+from cudeform.cpu.conv.pieces import (
+    Piece,
+    Range,
+    Rectangle,
+    corners_of,
+    fitted,
+    plan_of,
+    rectangles,
+)
+from cudeform.cpu.language.dtypes import rounded
+from cudeform.plans.convolution import ConvPlan
+
+__all__ = ["piece_gradients"]
+
+_CHANNELS = 32  # of a cell
+_PARTS = 4  # as many pixels as there is room for, because what reaches two cells is computed twice
+_OF_IMAGES = ("input", "offset", "mask")
+
+Sums = dict[str, np.ndarray]
+
+
+def piece_gradients(
+    plan: ConvPlan, given: dict[str, np.ndarray | None], result: Sums, wide: np.dtype
+) -> None:
+    """Fill the gradients in `result`, from arrays of any dtype and strides."""
+    images = {name: given.get(name) for name in _OF_IMAGES}
+    call = views(plan, wide, given.get("weight"), **images, output=given["grad_output"])
+    found = views(plan, wide, None, **{name: result.get(name) for name in _OF_IMAGES})
+    sums = {}
+    for name, gradient in result.items():
+        gradient[...] = 0
+        if name not in _OF_IMAGES:
+            own = gradient.dtype == wide
+            sums[name] = gradient if own else np.zeros(gradient.shape, wide)
+    apart = "input" in result and result["input"].dtype != wide
+    needs = result.keys() - ({"input"} if apart else set())
+    for image in range(plan.points.batch):
+        for pixels in call.rectangles() if needs else ():
+            _add_pixels(call, found, sums, image, pixels, needs)
+        if apart:
+            _add_cells(call, found.input[image], image)
+    for name, values in sums.items():
+        if values is not result[name]:
+            result[name][...] = rounded(values, result[name].dtype)
+
+
+def _add_pixels(
+    call: Arrays, found: Arrays, sums: Sums, image: int, pixels: Rectangle, needs: set[str]
+) -> None:
+    """Add what some output pixels add; what belongs to their points alone is whole then."""
+    own, views = dict(sums), {}
+    if "input" in needs:
+        own["input"] = found.input[image]
+    for name in needs & {"offset", "mask"}:
+        views[name] = view = getattr(found, name)[image][(..., *pixels.place)]
+        own[name] = view if view.dtype == call.wide else np.zeros(view.shape, call.wide)
+    for piece in call.pieces(image, pixels):
+        for box in boxes(call, piece):
+            _add_box(call, pixels, own, box)
+    for name, view in views.items():
+        if own[name] is not view:
+            view[...] = rounded(own[name], view.dtype)
+
+
+def _add_box(call: Arrays, pixels: Rectangle, sums: Sums, found: Box) -> None:
+    """Add the gradients that the points of a piece in one box make."""
+    plan = call.plan
+    piece, box, offset, mask, first = found
+    own = plan_of(plan, piece, box, call.dense)
+    begins = first and piece.channels[0] % plan.in_channels == 0
+    needs = sums.keys() - (set() if begins and piece.has_first_tap else {"bias"})
+    if not needs:
+        return
+    if needs <= {"input", "bias"}:
+        image = np.empty((1, own.points.channels, box.height, box.width), call.wide)  # is not read
+    else:
+        image = call.image(piece, box)
+    grad = copied(call.output[call.outputs(piece)], call.wide)[None]
+    given = grad, image, offset, call.weights(piece), mask
+    points = piece.offset_groups(plan), *piece.taps.place, ..., *piece.pixels.within(pixels)
+    places = {
+        "input": (slice(*piece.channels), *box.place),
+        "offset": points,
+        "mask": points,
+        "bias": piece.outputs(plan, call.dense),
+    }
+    if call.dense:
+        places["weight"] = piece.weights(plan)
+    for name, gradient in gradients(own, *given, frozenset(needs)).items():
+        target = sums[name][places[name]]
+        add(gradient.reshape(target.shape), target)
+
+
+def _add_cells(call: Arrays, target: np.ndarray, image: int) -> None:
+    """Fill the gradient of an image of fewer bits, cell by cell."""
+    points = call.plan.points
+    most = min(_CHANNELS, points.channels)
+    somewhere = next(call.rectangles())
+    for channels in dict.fromkeys(p.channels for p in call.pieces(image, somewhere, most)):
+        reach = _reach(call, image, channels, most)
+        for cell in rectangles(points.height, points.width, 2 * call.room // most):
+            sums = np.zeros((channels[1] - channels[0], cell.height, cell.width), call.wide)
+            (top, bottom), (left, right) = cell
+            overlap = (reach[:, 0] < bottom) & (reach[:, 1] > top)
+            overlap &= (reach[:, 2] < right) & (reach[:, 3] > left)
+            for entry in reach[overlap].tolist():
+                _add_to_cell(call, image, channels, entry, cell, sums)
+            target[(slice(*channels), *cell.place)] = rounded(sums, target.dtype)
+
+
+def _reach(call: Arrays, image: int, channels: Range, most: int) -> np.ndarray:
+    """A row for each part of the pieces of some channels: its box, whether that is no more than a
+    guess, taps and output pixels.
+    """
+    found = array("q")  # millions of them would take gigabytes as tuples
+    everywhere = Rectangle((0, call.plan.points.height), (0, call.plan.points.width))
+    for pixels in call.rectangles(_PARTS):
+        for piece in call.pieces(image, pixels, most):
+            if piece.channels != channels:
+                continue
+            for part, box in fitted(call.plan, piece, call.points(piece)[0], call.room):
+                spans = box or everywhere, part.taps, part.pixels
+                numbers = [n for whole in spans for span in whole for n in span]
+                found.extend([*numbers, box is None])
+    return np.frombuffer(found, np.int64).reshape(-1, 13)
+
+
+def _add_to_cell(
+    call: Arrays, image: int, channels: Range, entry: list, cell: Rectangle, sums: np.ndarray
+) -> None:
+    """Add what a part, as `_reach` describes it, adds to the gradient of a cell."""
+    *spans, anywhere = entry
+    box, taps, pixels = (
+        Rectangle(tuple(spans[i : i + 2]), tuple(spans[i + 2 : i + 4])) for i in (0, 4, 8)
+    )
+    piece = Piece(image, channels, taps, pixels)
+    offset, mask = call.points(piece)
+    if anywhere:
+        box = cell.grown(call.plan.points)
+        here = np.ones((), bool)
+        for at, (first, last) in zip(corners_of(call.plan, piece, offset), cell, strict=True):
+            here = here & (at >= first - 1) & (at < last)
+        if not here.any():
+            return
+        offset, mask = only(here, offset, mask)
+    else:
+        offset, mask = flat(offset), flat(mask)
+    own = plan_of(call.plan, piece, box, call.dense)
+    nothing = np.empty((1, own.points.channels, box.height, box.width), call.wide)  # is not read
+    grad = copied(call.output[call.outputs(piece)], call.wide)[None]
+    given = grad, nothing, offset, call.weights(piece), mask
+    gradient = gradients(own, *given, frozenset({"input"}))["input"][0]
+    both = box.common(cell)
+    add(gradient[(..., *both.within(box))], sums[(..., *both.within(cell))])
