@@ -37,16 +37,14 @@ Sums = dict[str, np.ndarray]
 def piece_gradients(
     plan: ConvPlan, given: dict[str, np.ndarray | None], result: Sums, wide: np.dtype
 ) -> None:
-    """Fill the gradients in `result`, from arrays of any dtype and strides."""
+    """Fill the gradients in `result`, which are 0, from arrays of any dtype and strides."""
     images = {name: given.get(name) for name in _OF_IMAGES}
     call = views(plan, wide, given.get("weight"), **images, output=given["grad_output"])
     found = views(plan, wide, None, **{name: result.get(name) for name in _OF_IMAGES})
     sums = {}
-    for name, gradient in result.items():
-        gradient[...] = 0
-        if name not in _OF_IMAGES:
-            own = gradient.dtype == wide
-            sums[name] = gradient if own else np.zeros(gradient.shape, wide)
+    for name in result.keys() - {*_OF_IMAGES}:
+        own = result[name].dtype == wide
+        sums[name] = result[name] if own else np.zeros(result[name].shape, wide)
     apart = "input" in result and result["input"].dtype != wide
     needs = result.keys() - ({"input"} if apart else set())
     for image in range(plan.points.batch):
@@ -114,10 +112,12 @@ def _add_cells(call: Arrays, target: np.ndarray, image: int) -> None:
     for channels in dict.fromkeys(p.channels for p in call.pieces(image, somewhere, most)):
         reach = _reach(call, image, channels, most)
         for cell in rectangles(points.height, points.width, 2 * call.room // most):
-            sums = np.zeros((channels[1] - channels[0], cell.height, cell.width), call.wide)
             (top, bottom), (left, right) = cell
             overlap = (reach[:, 0] < bottom) & (reach[:, 1] > top)
             overlap &= (reach[:, 2] < right) & (reach[:, 3] > left)
+            if not overlap.any():
+                continue
+            sums = np.zeros((channels[1] - channels[0], cell.height, cell.width), call.wide)
             for entry in reach[overlap].tolist():
                 _add_to_cell(call, image, channels, entry, cell, sums)
             target[(slice(*channels), *cell.place)] = rounded(sums, target.dtype)

@@ -35,6 +35,7 @@ MOST_TAPS = 2048  # of a piece: a thread has about 6 kB for each
 MOST_WEIGHTS = 4 << 20  # elements
 _WIDE = 16  # channels that are worth a piece
 _SMALLER = 0.9  # times the box of a piece: halves of it are worth their while
+_SPARSE = 64  # pixels of a box for each point: it is worth looking for smaller ones
 _FAR = 2**40  # pixels: no image is as large
 
 Range = tuple[int, int]
@@ -205,7 +206,8 @@ def fitted(
     of this piece alone.  # (offset_groups, kh, kw, 2, Ho, Wo)
     """
     box = _box(plan, piece, offset)
-    if box.area * (piece.channels[1] - piece.channels[0]) <= room:
+    fits = box.area * (piece.channels[1] - piece.channels[0]) <= room
+    if fits and box.area <= _SPARSE * piece.pixels.area * piece.taps.area:
         yield piece, box
         return
     for name in ("pixels", "taps"):
@@ -214,7 +216,7 @@ def fitted(
             for part in cut:
                 yield from fitted(plan, *part, room)
             return
-    yield piece, None
+    yield piece, box if fits else None
 
 
 def inside(array: np.ndarray | None, whole: Piece, part: Piece) -> np.ndarray | None:

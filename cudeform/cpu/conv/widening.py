@@ -69,22 +69,31 @@ def backward(
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`, each in the dtype of its argument."""
-    given = {"input": input, "offset": offset, "mask": mask, "weight": weight, "bias": weight}
-    shapes = plan.gradients
+    given = {"input": input, "offset": offset, "mask": mask, "weight": weight}
     if grad_output.size == 0:
-        return {name: np.zeros(shapes[name].shape, given[name].dtype) for name in needs}
+        return _zeros(plan, given, needs)
     wide = sum_dtype(input.dtype)
     per_image = _copied((grad_output, input, offset, mask), wide)
     images = _images(plan, per_image) if input.dtype != wide else plan.points.batch
     copies = 2 * images * per_image  # of what is given, and of gradients
     taken = workspace_bytes(_of_images(plan, images), wide, weight is not None, needs) + copies
     if not _is_small(plan, weight) or taken > _MOST:
-        result = {name: np.empty(shapes[name].shape, given[name].dtype) for name in needs}
+        result = _zeros(plan, given, needs)
         piece_gradients(plan, {**given, "grad_output": grad_output}, result, wide)
         return result
     if input.dtype == wide:
         return gradients(plan, grad_output, input, offset, weight, mask, needs)
     return _gradients_in_parts(plan, given, grad_output, needs, per_image)
+
+
+def _zeros(
+    plan: ConvPlan, given: dict[str, np.ndarray | None], needs: frozenset[str]
+) -> dict[str, np.ndarray]:
+    """The gradients, to be filled or added to."""
+    found = {n: np.zeros(given[n].shape, given[n].dtype) for n in needs & given.keys()}
+    if "bias" in needs:
+        found["bias"] = np.zeros(plan.out_channels, given["weight"].dtype)
+    return found
 
 
 def _gradients_in_parts(
@@ -95,8 +104,8 @@ def _gradients_in_parts(
     per_image: int,
 ) -> dict[str, np.ndarray]:
     """From 16 bits, which are widened a few images at a time."""
-    wide, shapes = sum_dtype(grad_output.dtype), plan.gradients
-    result = {name: np.empty(shapes[name].shape, given[name].dtype) for name in needs}
+    wide = sum_dtype(grad_output.dtype)
+    result = _zeros(plan, given, needs)
     sums = {name: np.zeros(result[name].shape, wide) for name in needs & {"weight", "bias"}}
     (weight,) = _widened((given["weight"],), wide)
     arrays = grad_output, given["input"], given["offset"], given["mask"]
