@@ -25,7 +25,7 @@ from cudeform.plans.convolution import ConvPlan
 __all__ = ["Arrays", "Box", "add", "boxes", "convolve_pieces", "copied", "flat", "only", "views"]
 
 
-_ROOM = 6 << 20  # bytes of each array of a piece
+_ROOM = 3 << 20  # bytes of each array of a piece
 
 Points = np.ndarray | None  # an offset or a mask
 

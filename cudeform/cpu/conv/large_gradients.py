@@ -8,9 +8,13 @@ with all pieces that reach it.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
+from cudeform import threads
 from cudeform.cpu.conv.gradients import gradients
 from cudeform.cpu.conv.large import Arrays, Box, add, boxes, copied, flat, only, views
 from cudeform.cpu.conv.pieces import (
@@ -29,9 +33,20 @@ __all__ = ["piece_gradients"]
 
 _CHANNELS = 32  # of a cell
 _PARTS = 4  # as many pixels as there is room for, because what reaches two cells is computed twice
+_STEPS = 4  # for each thread, at a time
+_MOST_STEPS = 12  # whose gradients wait to be added up, but one for each thread
 _OF_IMAGES = ("input", "offset", "mask")
 
 Sums = dict[str, np.ndarray]
+
+
+class _Step(NamedTuple):
+    """A box to compute; or the end of some output pixels, of which nothing is to come any more."""
+
+    pixels: Rectangle
+    sums: Sums  # to add to
+    box: Box | None
+    ends: Sums  # what the sums of these pixels are rounded to
 
 
 def piece_gradients(
@@ -48,8 +63,8 @@ def piece_gradients(
     apart = "input" in result and result["input"].dtype != wide
     needs = result.keys() - ({"input"} if apart else set())
     for image in range(plan.points.batch):
-        for pixels in call.rectangles() if needs else ():
-            _add_pixels(call, found, sums, image, pixels, needs)
+        if needs:
+            _add_together(call, _steps(call, found, sums, image, needs))
         if apart:
             _add_cells(call, found.input[image], image)
     for name, values in sums.items():
@@ -57,51 +72,76 @@ def piece_gradients(
             result[name][...] = rounded(values, result[name].dtype)
 
 
-def _add_pixels(
-    call: Arrays, found: Arrays, sums: Sums, image: int, pixels: Rectangle, needs: set[str]
-) -> None:
-    """Add what some output pixels add; what belongs to their points alone is whole then."""
-    own, views = dict(sums), {}
-    if "input" in needs:
-        own["input"] = found.input[image]
-    for name in needs & {"offset", "mask"}:
-        views[name] = view = getattr(found, name)[image][(..., *pixels.place)]
-        own[name] = view if view.dtype == call.wide else np.zeros(view.shape, call.wide)
-    for piece in call.pieces(image, pixels):
-        for box in boxes(call, piece):
-            _add_box(call, pixels, own, box)
-    for name, view in views.items():
-        if own[name] is not view:
-            view[...] = rounded(own[name], view.dtype)
+def _steps(call: Arrays, found: Arrays, sums: Sums, image: int, needs: set[str]) -> Iterator[_Step]:
+    """All of an image, in the order in which it is added up."""
+    for pixels in call.rectangles():
+        own, views = dict(sums), {}
+        if "input" in needs:
+            own["input"] = found.input[image]
+        for name in needs & {"offset", "mask"}:
+            views[name] = view = getattr(found, name)[image][(..., *pixels.place)]
+            own[name] = view if view.dtype == call.wide else np.zeros(view.shape, call.wide)
+        for piece in call.pieces(image, pixels):
+            for box in boxes(call, piece):
+                yield _Step(pixels, own, box, {})
+        yield _Step(pixels, own, None, views)
 
 
-def _add_box(call: Arrays, pixels: Rectangle, sums: Sums, found: Box) -> None:
-    """Add the gradients that the points of a piece in one box make."""
+def _add_together(call: Arrays, steps: Iterator[_Step]) -> None:
+    """Compute several steps at a time, each on one thread, and add what they make in their order:
+    so the number of threads does not change a bit of it.
+    """
+    count = threads.get_num_threads()
+    together = max(min(_STEPS * count, _MOST_STEPS), count)
+    while some := list(islice(steps, together)):
+        made: list[Sums] = [{}] * len(some)
+
+        def compute(i: int, some: list[_Step] = some, made: list[Sums] = made) -> None:
+            made[i] = _gradients_of(call, some[i])
+
+        threads.run(compute, len(some))
+        for step, found in zip(some, made, strict=True):
+            places = _places(call, step) if found else {}
+            for name, gradient in found.items():
+                target = step.sums[name][places[name]]
+                add(gradient.reshape(target.shape), target)
+            for name, view in step.ends.items():
+                if step.sums[name] is not view:
+                    view[...] = rounded(step.sums[name], view.dtype)
+
+
+def _gradients_of(call: Arrays, step: _Step) -> Sums:
+    """The gradients that the points of a piece in one box make."""
+    if step.box is None:
+        return {}
     plan = call.plan
-    piece, box, offset, mask, first = found
+    piece, box, offset, mask, first = step.box
     own = plan_of(plan, piece, box, call.dense)
     begins = first and piece.channels[0] % plan.in_channels == 0
-    needs = sums.keys() - (set() if begins and piece.has_first_tap else {"bias"})
+    needs = step.sums.keys() - (set() if begins and piece.has_first_tap else {"bias"})
     if not needs:
-        return
+        return {}
     if needs <= {"input", "bias"}:
         image = np.empty((1, own.points.channels, box.height, box.width), call.wide)  # is not read
     else:
         image = call.image(piece, box)
     grad = copied(call.output[call.outputs(piece)], call.wide)[None]
     given = grad, image, offset, call.weights(piece), mask
-    points = piece.offset_groups(plan), *piece.taps.place, ..., *piece.pixels.within(pixels)
+    return gradients(own, *given, frozenset(needs))
+
+
+def _places(call: Arrays, step: _Step) -> dict[str, tuple]:
+    """Where in the sums these are added."""
+    plan, (piece, box, *_) = call.plan, step.box
+    within = piece.pixels.within(step.pixels)
+    points = piece.offset_groups(plan), *piece.taps.place, ..., *within
     places = {
         "input": (slice(*piece.channels), *box.place),
         "offset": points,
         "mask": points,
         "bias": piece.outputs(plan, call.dense),
     }
-    if call.dense:
-        places["weight"] = piece.weights(plan)
-    for name, gradient in gradients(own, *given, frozenset(needs)).items():
-        target = sums[name][places[name]]
-        add(gradient.reshape(target.shape), target)
+    return {**places, "weight": piece.weights(plan)} if call.dense else places
 
 
 def _add_cells(call: Arrays, target: np.ndarray, image: int) -> None:

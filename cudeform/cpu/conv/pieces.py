@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 MOST_TAPS = 2048  # of a piece: a thread has about 6 kB for each
-MOST_WEIGHTS = 4 << 20  # elements
+MOST_WEIGHTS = 2 << 20  # elements of a piece
 _WIDE = 16  # channels that are worth a piece
 _SMALLER = 0.9  # times the box of a piece: halves of it are worth their while
 _SPARSE = 64  # pixels of a box for each point: it is worth looking for smaller ones
@@ -158,12 +158,17 @@ def _whole_numbers(plan: ConvPlan, piece: Piece) -> list[Range]:
 
 def rectangles(height: int, width: int, most: int) -> Iterator[Rectangle]:
     """Rectangles of at most so many pixels that make up an image, about as high as wide."""
-    columns = min(max(isqrt(most), most // height), width)
-    rows = min(max(most // columns, 1), height)
+    columns = _equal(width, min(max(isqrt(most), most // height), width))
+    rows = _equal(height, min(max(most // columns, 1), height))
     for top in range(0, height, rows):
         for left in range(0, width, columns):
             bottom, right = min(top + rows, height), min(left + columns, width)
             yield Rectangle((top, bottom), (left, right))
+
+
+def _equal(size: int, most: int) -> int:
+    """The length of ranges, about equal ones, of at most so many that make up `size`."""
+    return -(-size // -(-size // most))
 
 
 def pieces(

@@ -12,7 +12,7 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.conv.convolve import convolve
-from cudeform.cpu.conv.gradients import gradients, workspace_bytes
+from cudeform.cpu.conv.gradients import gradients, one_by_one, workspace_bytes
 from cudeform.cpu.conv.large import convolve_pieces
 from cudeform.cpu.conv.large_gradients import piece_gradients
 from cudeform.cpu.conv.parts import reads_little
@@ -76,8 +76,9 @@ def backward(
     per_image = _copied((grad_output, input, offset, mask), wide)
     images = _images(plan, per_image) if input.dtype != wide else plan.points.batch
     copies = 2 * images * per_image  # of what is given, and of gradients
-    taken = workspace_bytes(_of_images(plan, images), wide, weight is not None, needs) + copies
-    if not _is_small(plan, weight) or taken > _MOST:
+    asked = _of_images(plan, images), wide, weight is not None, needs
+    too_large = not _is_small(plan, weight) or workspace_bytes(*asked) + copies > _MOST
+    if too_large or one_by_one(*asked):
         result = _zeros(plan, given, needs)
         piece_gradients(plan, {**given, "grad_output": grad_output}, result, wide)
         return result
@@ -127,7 +128,7 @@ def _widened(arrays: tuple, dtype: np.dtype, images: slice = slice(None)) -> lis
 
 def _is_small(plan: ConvPlan, weight: np.ndarray | None) -> bool:
     """Whether tiles and what is made of the weight are."""
-    return plan.points.taps <= MOST_TAPS and (weight is None or weight.size <= MOST_WEIGHTS)
+    return plan.points.taps <= MOST_TAPS and (weight is None or weight.size <= 2 * MOST_WEIGHTS)
 
 
 def _copied(arrays: tuple[np.ndarray | None, ...], dtype: np.dtype) -> int:
