@@ -31,6 +31,7 @@ from cudeform.cpu.conv.blocking import (
     weight_sums,
 )
 from cudeform.cpu.conv.narrow import bias_of_rows, tile_gradients, weight_of_rows, weight_rows
+from cudeform.cpu.conv.sums import Given, Part, Sums, Wanted, Work, collect_points, read_part
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.memory import remembered
@@ -38,7 +39,6 @@ from cudeform.cpu.language.simd import block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sampler import (
-    Grid,
     Image,
     blend,
     grid_of,
@@ -49,69 +49,7 @@ from cudeform.cpu.sampler import (
 )
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = [
-    "Given",
-    "Part",
-    "Sums",
-    "Wanted",
-    "Work",
-    "gradients",
-    "one_by_one",
-    "workspace_bytes",
-]
-
-
-class Wanted(NamedTuple):
-    """Which gradients are computed."""
-
-    input: int
-    points: int  # of offset or mask
-    weight: int
-    bias: int
-
-
-class Part(NamedTuple):
-    """What is worked on at a time: a few images, a range of slices and a range of pixels."""
-
-    images: int
-    begin: int  # slices
-    end: int
-    first_pixel: int
-    last_pixel: int
-
-
-class Given(NamedTuple):
-    """What the kernels read, flat."""
-
-    grad_output: np.ndarray
-    input: np.ndarray
-    source: np.ndarray  # input, or copies of it by slice with the channels last
-    offset: np.ndarray
-    mask: np.ndarray
-    packed: np.ndarray  # the weight
-
-
-class Sums(NamedTuple):
-    """What the kernels write, flat. Empty where it is not needed."""
-
-    source: np.ndarray  # the memory under `Given.source`
-    target: np.ndarray  # like `source`, for the gradient of the input
-    grad_input: np.ndarray
-    weight: np.ndarray  # (images, slices, columns of samples, output channels), see also `narrow`
-    bias: np.ndarray  # (images, O)
-    points: np.ndarray  # (images, slices, pixels, taps, 3): of y, x and mask
-
-
-class Work(NamedTuple):
-    """All that a task needs to know."""
-
-    grid: Grid
-    job: Job
-    wanted: Wanted
-    part: Part
-    slices: Slices
-    given: Given
-    sums: Sums
+__all__ = ["gradients", "one_by_one", "workspace_bytes"]
 
 
 def gradients(
@@ -135,7 +73,7 @@ def gradients(
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
     prepared = _prepared(plan, input.itemsize, weight is not None, wanted)
     slices, job, blocking, parts, size = prepared
-    numbers = parts[blocking.images][0][1]
+    numbers = parts[0][0][1]
     sums = _allocate(prepared, plan, wanted, input.dtype)
     packed = None
     if job.narrow:
@@ -147,8 +85,8 @@ def gradients(
         images = slice(first, min(first + blocking.images, plan.points.batch))
         arrays = [_of(images, array, input) for array in (grad_output, input, offset, mask)]
         found = {name: result[name][images] for name in result.keys() & {*_OF_IMAGES}}
-        count = images.stop - images.start
-        _add_images(prepared, wanted, count, (*arrays, packed), sums, found)
+        here = parts[images.stop - first < blocking.images]
+        _add_images(prepared, wanted, here, (*arrays, packed), sums, found)
     if wanted.weight and job.narrow:
         weight_of_rows(plan, sums.weight, result["weight"])
     elif wanted.weight:
@@ -170,7 +108,7 @@ def _of(images: slice, array: np.ndarray | None, like: np.ndarray) -> np.ndarray
 def _add_images(
     prepared: _Prepared,
     wanted: Wanted,
-    images: int,
+    parts: list[tuple[Part, np.ndarray]],
     given: tuple[np.ndarray, ...],
     sums: Sums,
     found: dict[str, np.ndarray],
@@ -185,11 +123,11 @@ def _add_images(
     target = grads[0] if job.channels_last else sums.target
     sums = sums._replace(grad_input=grads[0], target=target)
     kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
-    for part, numbers in prepared.parts[images]:
+    for part, numbers in parts:
         tasks = part.images * (part.end - part.begin)
         threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
         if wanted.points:
-            task = partial(_collect_points, numbers, slices, sums.points, *grads[1:])
+            task = partial(collect_points, numbers, slices, sums.points, *grads[1:])
             threads.share(task, part.images * (part.last_pixel - part.first_pixel), size)
 
 
@@ -199,8 +137,9 @@ class _Prepared(NamedTuple):
     slices: Slices
     job: Job
     blocking: Blocking
-    # by the number of images, each with the numbers that its kernels read
-    parts: dict[int, list[tuple[Part, np.ndarray]]]
+    # Of as many images as are worked on at a time, and of the last ones, which may be fewer; with
+    # the numbers that kernels read
+    parts: tuple[list[tuple[Part, np.ndarray]], ...]
     size: int  # multiplications
 
 
@@ -212,11 +151,11 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Pr
     job = job_of(plan, slices, itemsize, dense, narrow)
     grid = grid_of(points, plan.deformable, plan.modulated)
     blocking = gradient_blocking(plan, job, slices, itemsize)
-    parts = {
-        images: [(part, numbers_of(grid, job, part, wanted)) for part in parts]
+    parts = tuple(
+        [(part, numbers_of(grid, job, part, wanted)) for part in parts]
         for images in (blocking.images, points.batch % blocking.images)
         for parts in [_parts(plan, blocking, images)]
-    }
+    )
     size = 3 * points.batch * points.pixels * points.taps * points.channels
     return _Prepared(slices, job, blocking, parts, size * (job.out_channels if dense else 4))
 
@@ -333,7 +272,7 @@ def _output_tile(grid, job, given, place, first, channels, tile, pitch):
         transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
 
 
-_read_part, _read_wanted = record(Part), record(Wanted)
+_read_wanted = record(Wanted)
 _PART_NUMBERS = len(Part._fields)
 
 
@@ -352,7 +291,7 @@ def _narrow_gradients(numbers, slices, given, sums, first, last):
 @inlined
 def _each_slice(numbers, slices, given, sums, first, last, add_tile):
     grid, job = grid_and_job(numbers)
-    part = _read_part(numbers, PART)
+    part = read_part(numbers, PART)
     wanted = _read_wanted(numbers, PART + _PART_NUMBERS)
     work = Work(grid, job, wanted, part, slices, given, sums)
     like = given.input
@@ -445,39 +384,3 @@ def _add_rows(tile, pitch, count, channels, target, at):
             subtotal[c] += row[c]
     for c in range(channels):
         target[at + c] += subtotal[c]
-
-
-@kernel
-def _collect_points(numbers, slices, points, grad_offset, grad_mask, first, last):
-    """Add up what slices found for the gradients of offset and mask, in their order.
-
-    `first` to `last` counts pixels of the part, image after image.
-    """
-    grid, job = grid_and_job(numbers)
-    part = _read_part(numbers, PART)
-    pixels = part.last_pixel - part.first_pixel
-    slice_channels = job.groups * job.in_channels // job.offset_groups
-    for image in range(first // pixels, (last - 1) // pixels + 1):
-        p0 = max(first - image * pixels, 0)
-        p1 = min(last - image * pixels, pixels)
-        for s in range(part.begin, part.end):
-            group = slices.offset_group[s]
-            fresh = slices.first[s] == group * slice_channels
-            start = 3 * job.taps * pixels * (image * (part.end - part.begin) + s - part.begin)
-            for k in range(job.taps):
-                tap = group * job.taps + k
-                if grad_offset.size:
-                    at = image * grid.offset_image
-                    at += 2 * tap * grid.offset_channel + part.first_pixel * grid.offset_pixel
-                    for axis in range(2):
-                        for p in range(p0, p1):
-                            value = points[start + 3 * (p * job.taps + k) + axis]
-                            to = at + axis * grid.offset_channel + p * grid.offset_pixel
-                            grad_offset[to] = value if fresh else grad_offset[to] + value
-                if grad_mask.size:
-                    at = image * grid.mask_image
-                    at += tap * grid.mask_channel + part.first_pixel * grid.mask_pixel
-                    for p in range(p0, p1):
-                        value = points[start + 3 * (p * job.taps + k) + 2]
-                        to = at + p * grid.mask_pixel
-                        grad_mask[to] = value if fresh else grad_mask[to] + value

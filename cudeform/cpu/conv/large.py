@@ -12,6 +12,7 @@ from cudeform.cpu.conv.convolve import convolve
 from cudeform.cpu.conv.pieces import (
     Piece,
     Rectangle,
+    box_of,
     fitted,
     inside,
     pieces,
@@ -22,7 +23,18 @@ from cudeform.cpu.conv.pieces import (
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = ["Arrays", "Box", "add", "boxes", "convolve_pieces", "copied", "flat", "only", "views"]
+__all__ = [
+    "Arrays",
+    "Box",
+    "add",
+    "boxes",
+    "convolve_pieces",
+    "copied",
+    "flat",
+    "is_compact",
+    "only",
+    "views",
+]
 
 
 _ROOM = 3 << 20  # bytes of each array of a piece
@@ -106,6 +118,18 @@ def views(plan: ConvPlan, wide: np.dtype, weight: np.ndarray | None, **arrays) -
             array = np.moveaxis(array, -1, 1)
         found[name] = array
     return Arrays(plan, wide, weight=weight, **found)
+
+
+def is_compact(
+    plan: ConvPlan, offset: np.ndarray | None, weight: np.ndarray | None, wide: np.dtype
+) -> bool:
+    """Whether offsets differ so little that each rectangle of output pixels reads one box."""
+    call = views(plan, wide, weight, offset=offset)
+    some = list(call.rectangles())
+    piece = next(call.pieces(0, some[len(some) // 2]))
+    offsets = [None] if call.offset is None else call.offset
+    most = call.room // (piece.channels[1] - piece.channels[0])
+    return all(box_of(plan, piece, each).area <= most for each in offsets)
 
 
 def copied(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -8,9 +8,10 @@ with all pieces that reach it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -38,6 +39,7 @@ _MOST_STEPS = 12  # whose gradients wait to be added up, but one for each thread
 _OF_IMAGES = ("input", "offset", "mask")
 
 Sums = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 class _Step(NamedTuple):
@@ -64,7 +66,8 @@ def piece_gradients(
     needs = result.keys() - ({"input"} if apart else set())
     for image in range(plan.points.batch):
         if needs:
-            _add_together(call, _steps(call, found, sums, image, needs))
+            steps = _steps(call, found, sums, image, needs)
+            _in_order(steps, partial(_gradients_of, call), partial(_finish, call))
         if apart:
             _add_cells(call, found.input[image], image)
     for name, values in sums.items():
@@ -75,39 +78,46 @@ def piece_gradients(
 def _steps(call: Arrays, found: Arrays, sums: Sums, image: int, needs: set[str]) -> Iterator[_Step]:
     """All of an image, in the order in which it is added up."""
     for pixels in call.rectangles():
-        own, views = dict(sums), {}
+        own, ends = dict(sums), {}
         if "input" in needs:
             own["input"] = found.input[image]
         for name in needs & {"offset", "mask"}:
-            views[name] = view = getattr(found, name)[image][(..., *pixels.place)]
+            ends[name] = view = getattr(found, name)[image][(..., *pixels.place)]
             own[name] = view if view.dtype == call.wide else np.zeros(view.shape, call.wide)
         for piece in call.pieces(image, pixels):
             for box in boxes(call, piece):
                 yield _Step(pixels, own, box, {})
-        yield _Step(pixels, own, None, views)
+        yield _Step(pixels, own, None, ends)
 
 
-def _add_together(call: Arrays, steps: Iterator[_Step]) -> None:
-    """Compute several steps at a time, each on one thread, and add what they make in their order:
-    so the number of threads does not change a bit of it.
+def _in_order(
+    items: Iterable[T], compute: Callable[[T], Sums], finish: Callable[[T, Sums], None]
+) -> None:
+    """Compute several items at a time, each on one thread, and finish them in their order: so the
+    number of threads does not change a bit of it.
     """
-    count = threads.get_num_threads()
+    items, count = iter(items), threads.get_num_threads()
     together = max(min(_STEPS * count, _MOST_STEPS), count)
-    while some := list(islice(steps, together)):
+    while some := list(islice(items, together)):
         made: list[Sums] = [{}] * len(some)
 
-        def compute(i: int, some: list[_Step] = some, made: list[Sums] = made) -> None:
-            made[i] = _gradients_of(call, some[i])
+        def task(i: int, some: list[T] = some, made: list[Sums] = made) -> None:
+            made[i] = compute(some[i])
 
-        threads.run(compute, len(some))
-        for step, found in zip(some, made, strict=True):
-            places = _places(call, step) if found else {}
-            for name, gradient in found.items():
-                target = step.sums[name][places[name]]
-                add(gradient.reshape(target.shape), target)
-            for name, view in step.ends.items():
-                if step.sums[name] is not view:
-                    view[...] = rounded(step.sums[name], view.dtype)
+        threads.run(task, len(some))
+        for item, found in zip(some, made, strict=True):
+            finish(item, found)
+
+
+def _finish(call: Arrays, step: _Step, found: Sums) -> None:
+    """Add what a step made; round what is complete."""
+    places = _places(call, step) if found else {}
+    for name, gradient in found.items():
+        target = step.sums[name][places[name]]
+        add(gradient.reshape(target.shape), target)
+    for name, view in step.ends.items():
+        if step.sums[name] is not view:
+            view[...] = rounded(step.sums[name], view.dtype)
 
 
 def _gradients_of(call: Arrays, step: _Step) -> Sums:
@@ -158,8 +168,10 @@ def _add_cells(call: Arrays, target: np.ndarray, image: int) -> None:
             if not overlap.any():
                 continue
             sums = np.zeros((channels[1] - channels[0], cell.height, cell.width), call.wide)
-            for entry in reach[overlap].tolist():
-                _add_to_cell(call, image, channels, entry, cell, sums)
+            compute = partial(_gradient_in_cell, call, image, channels, cell)
+            _in_order(
+                reach[overlap].tolist(), compute, partial(_add_to_cell, call.plan, cell, sums)
+            )
             target[(slice(*channels), *cell.place)] = rounded(sums, target.dtype)
 
 
@@ -180,23 +192,20 @@ def _reach(call: Arrays, image: int, channels: Range, most: int) -> np.ndarray:
     return np.frombuffer(found, np.int64).reshape(-1, 13)
 
 
-def _add_to_cell(
-    call: Arrays, image: int, channels: Range, entry: list, cell: Rectangle, sums: np.ndarray
-) -> None:
-    """Add what a part, as `_reach` describes it, adds to the gradient of a cell."""
-    *spans, anywhere = entry
-    box, taps, pixels = (
-        Rectangle(tuple(spans[i : i + 2]), tuple(spans[i + 2 : i + 4])) for i in (0, 4, 8)
-    )
+def _gradient_in_cell(
+    call: Arrays, image: int, channels: Range, cell: Rectangle, entry: list[int]
+) -> Sums:
+    """The gradient of a box, by the points of a part, see `_reach`, that reach a cell."""
+    _, taps, pixels, anywhere = _entry(entry)
     piece = Piece(image, channels, taps, pixels)
     offset, mask = call.points(piece)
+    box = _box_in_cell(call.plan, cell, entry)
     if anywhere:
-        box = cell.grown(call.plan.points)
         here = np.ones((), bool)
         for at, (first, last) in zip(corners_of(call.plan, piece, offset), cell, strict=True):
             here = here & (at >= first - 1) & (at < last)
         if not here.any():
-            return
+            return {}
         offset, mask = only(here, offset, mask)
     else:
         offset, mask = flat(offset), flat(mask)
@@ -204,6 +213,25 @@ def _add_to_cell(
     nothing = np.empty((1, own.points.channels, box.height, box.width), call.wide)  # is not read
     grad = copied(call.output[call.outputs(piece)], call.wide)[None]
     given = grad, nothing, offset, call.weights(piece), mask
-    gradient = gradients(own, *given, frozenset({"input"}))["input"][0]
-    both = box.common(cell)
-    add(gradient[(..., *both.within(box))], sums[(..., *both.within(cell))])
+    return gradients(own, *given, frozenset({"input"}))
+
+
+def _add_to_cell(
+    plan: ConvPlan, cell: Rectangle, sums: np.ndarray, entry: list[int], found: Sums
+) -> None:
+    for gradient in found.values():
+        box = _box_in_cell(plan, cell, entry)
+        both = box.common(cell)
+        add(gradient[0][(..., *both.within(box))], sums[(..., *both.within(cell))])
+
+
+def _entry(entry: list[int]) -> tuple[Rectangle, Rectangle, Rectangle, int]:
+    """Box, taps, pixels and whether the box is a guess."""
+    *spans, anywhere = entry
+    pairs = [tuple(spans[i : i + 2]) for i in range(0, len(spans), 2)]
+    return Rectangle(*pairs[:2]), Rectangle(*pairs[2:4]), Rectangle(*pairs[4:]), anywhere
+
+
+def _box_in_cell(plan: ConvPlan, cell: Rectangle, entry: list[int]) -> Rectangle:
+    box, _, _, anywhere = _entry(entry)
+    return cell.grown(plan.points) if anywhere else box
