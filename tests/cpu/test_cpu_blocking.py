@@ -24,7 +24,6 @@ def small_workspace(monkeypatch, request):
     """Bytes for copies of images and for sums that are still to be added up."""
     monkeypatch.setattr(workspace, "SCRATCH_BYTES", request.param)
     monkeypatch.setattr(blocking, "_PARTIAL_BYTES", request.param)
-    monkeypatch.setattr(widening, "one_by_one", lambda *_: False)
     prepared = convolve._prepared, gradients._prepared
     for remembered in prepared:
         remembered.cache_clear()

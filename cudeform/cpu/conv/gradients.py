@@ -49,7 +49,7 @@ from cudeform.cpu.sampler import (
 )
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = ["gradients", "one_by_one", "workspace_bytes"]
+__all__ = ["gradients", "workspace_bytes"]
 
 
 def gradients(
@@ -171,13 +171,6 @@ def workspace_bytes(plan: ConvPlan, dtype: np.dtype, dense: bool, needs: frozens
     packed = prepared.job.out_channels * prepared.job.pitch * len(prepared.slices.weight_group)
     sizes = _sizes(prepared, plan, wanted)
     return (sum(sizes) + (packed if dense else 0)) * dtype.itemsize
-
-
-def one_by_one(plan: ConvPlan, dtype: np.dtype, dense: bool, needs: frozenset[str]) -> bool:
-    """Whether `gradients` would have one task at a time: an image, and a few of its channels."""
-    wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
-    slices, _, (images, cuts, _), _, _ = _prepared(plan, dtype.itemsize, dense, wanted)
-    return images == 1 and len(slices.weight_group) > 1 and len(cuts) == len(slices.weight_group)
 
 
 def _sizes(prepared: _Prepared, plan: ConvPlan, wanted: Wanted) -> Sums:

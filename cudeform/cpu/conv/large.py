@@ -12,7 +12,6 @@ from cudeform.cpu.conv.convolve import convolve
 from cudeform.cpu.conv.pieces import (
     Piece,
     Rectangle,
-    box_of,
     fitted,
     inside,
     pieces,
@@ -31,7 +30,6 @@ __all__ = [
     "convolve_pieces",
     "copied",
     "flat",
-    "is_compact",
     "only",
     "views",
 ]
@@ -118,18 +116,6 @@ def views(plan: ConvPlan, wide: np.dtype, weight: np.ndarray | None, **arrays) -
             array = np.moveaxis(array, -1, 1)
         found[name] = array
     return Arrays(plan, wide, weight=weight, **found)
-
-
-def is_compact(
-    plan: ConvPlan, offset: np.ndarray | None, weight: np.ndarray | None, wide: np.dtype
-) -> bool:
-    """Whether offsets differ so little that each rectangle of output pixels reads one box."""
-    call = views(plan, wide, weight, offset=offset)
-    some = list(call.rectangles())
-    piece = next(call.pieces(0, some[len(some) // 2]))
-    offsets = [None] if call.offset is None else call.offset
-    most = call.room // (piece.channels[1] - piece.channels[0])
-    return all(box_of(plan, piece, each).area <= most for each in offsets)
 
 
 def copied(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

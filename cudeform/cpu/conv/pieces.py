@@ -22,7 +22,6 @@ __all__ = [
     "MOST_WEIGHTS",
     "Piece",
     "Rectangle",
-    "box_of",
     "corners_of",
     "fitted",
     "inside",
@@ -211,14 +210,14 @@ def fitted(
     Where that does not make boxes smaller, as points lie anywhere, there is no box. The offset is
     of this piece alone.  # (offset_groups, kh, kw, 2, Ho, Wo)
     """
-    box = box_of(plan, piece, offset)
+    box = _box(plan, piece, offset)
     fits = box.area * (piece.channels[1] - piece.channels[0]) <= room
     if fits and box.area <= _SPARSE * piece.pixels.area * piece.taps.area:
         yield piece, box
         return
     for name in ("pixels", "taps"):
         cut = [(part, inside(offset, piece, part)) for part in _halves(piece, name)]
-        if cut and min(box_of(plan, *part).area for part in cut) <= _SMALLER * box.area:
+        if cut and min(_box(plan, *part).area for part in cut) <= _SMALLER * box.area:
             for part in cut:
                 yield from fitted(plan, *part, room)
             return
@@ -245,7 +244,7 @@ def _halves(piece: Piece, name: str) -> list[Piece]:
     return [piece._replace(**{name: half}) for half in cut]
 
 
-def box_of(plan: ConvPlan, piece: Piece, offset: np.ndarray | None) -> Rectangle:
+def _box(plan: ConvPlan, piece: Piece, offset: np.ndarray | None) -> Rectangle:
     """What holds all pixels that a piece reads."""
     points, sides = plan.points, []
     for axis, size in enumerate((points.height, points.width)):

@@ -12,8 +12,8 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.conv.convolve import convolve
-from cudeform.cpu.conv.gradients import gradients, one_by_one, workspace_bytes
-from cudeform.cpu.conv.large import convolve_pieces, is_compact
+from cudeform.cpu.conv.gradients import gradients, workspace_bytes
+from cudeform.cpu.conv.large import convolve_pieces
 from cudeform.cpu.conv.large_gradients import piece_gradients
 from cudeform.cpu.conv.parts import reads_little
 from cudeform.cpu.conv.pieces import MOST_TAPS, MOST_WEIGHTS
@@ -77,8 +77,7 @@ def backward(
     images = _images(plan, per_image) if input.dtype != wide else plan.points.batch
     copies = 2 * images * per_image  # of what is given, and of gradients
     asked = _of_images(plan, images), wide, weight is not None, needs
-    too_large = not _is_small(plan, weight) or workspace_bytes(*asked) + copies > _MOST
-    if too_large or (one_by_one(*asked) and is_compact(plan, offset, weight, wide)):
+    if not _is_small(plan, weight) or workspace_bytes(*asked) + copies > _MOST:
         result = _zeros(plan, given, needs)
         piece_gradients(plan, {**given, "grad_output": grad_output}, result, wide)
         return result
