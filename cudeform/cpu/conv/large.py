@@ -99,6 +99,7 @@ class Arrays:
 
 
 def views(plan: ConvPlan, wide: np.dtype, weight: np.ndarray | None, **arrays) -> Arrays:
+    """The arrays of a call, or of its gradients, as they lie."""
     points = plan.points
     shape = points.offset_groups, *points.kernel
     found = {}
@@ -135,9 +136,7 @@ def add(values: np.ndarray, target: np.ndarray) -> None:
 
 
 def boxes(call: Arrays, piece: Piece) -> Iterator[Box]:
-    """A piece in parts that fit: each with its box, offset and mask, and whether it is the first or
-    only one of its points.
-    """
+    """A piece in parts that fit, where the points of one lie too far apart box by box."""
     offset, mask = call.points(piece)
     for part, box in fitted(call.plan, piece, offset, call.room):
         own, shares = inside(offset, piece, part), inside(mask, piece, part)
@@ -163,22 +162,16 @@ def flat(array: Points) -> Points:
 
 
 def convolve_pieces(
-    plan: ConvPlan,
-    input: np.ndarray,
-    offset: np.ndarray | None,
-    weight: np.ndarray | None,
-    bias: np.ndarray | None,
-    mask: np.ndarray | None,
-    output: np.ndarray,
-    wide: np.dtype,
+    plan: ConvPlan, given: dict[str, np.ndarray | None], output: np.ndarray, wide: np.dtype
 ) -> None:
     """Fill `output`, in any dtype, from arrays of any strides."""
-    call = views(plan, wide, weight, input=input, offset=offset, mask=mask, output=output)
+    images = {name: given[name] for name in ("input", "offset", "mask")}
+    call = views(plan, wide, given["weight"], **images, output=output)
     for image in range(plan.points.batch):
         for pixels in call.rectangles():
             sums = np.zeros((plan.out_channels, pixels.height, pixels.width), wide)
             for piece in call.pieces(image, pixels):
-                _convolve_piece(call, piece, bias, sums)
+                _convolve_piece(call, piece, given["bias"], sums)
             call.output[(image, slice(None), *pixels.place)] = rounded(sums, output.dtype)
 
 

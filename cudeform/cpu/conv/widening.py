@@ -45,7 +45,8 @@ def forward(
     little = reads_little(plan.points) and input.flags.c_contiguous
     per_image = _copied((None if little else input, offset, mask, output), wide)
     if not _is_small(plan, weight) or per_image > _MOST_COPIES:
-        convolve_pieces(plan, input, offset, weight, bias, mask, output, wide)
+        arrays = {"input": input, "offset": offset, "mask": mask, "weight": weight, "bias": bias}
+        convolve_pieces(plan, arrays, output, wide)
         return (output,)
     weight, bias = _widened((weight, bias), wide)
     for part, images in _parts(plan, per_image):
