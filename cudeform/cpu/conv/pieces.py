@@ -21,6 +21,7 @@ __all__ = [
     "MOST_TAPS",
     "MOST_WEIGHTS",
     "Piece",
+    "Range",
     "Rectangle",
     "corners_of",
     "fitted",
