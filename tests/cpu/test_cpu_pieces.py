@@ -41,7 +41,7 @@ def test_pieces_give_the_same_results(in_pieces, name, dtype, cut):
 @pytest.mark.parametrize("name", ["conv2d", "bilinear_sample"])
 def test_pieces_of_relatives_give_the_same_results(in_pieces, name):
     """Without offsets, and with points of no grid; each with all its cases."""
-    in_pieces(1000, 2)
+    in_pieces(4000, 2)
     for case in cases(name):
         problem(name, case, "float16").assert_right(CPU)
 
@@ -97,7 +97,7 @@ def test_an_image_of_few_slices_is_work_for_many_threads(in_pieces, monkeypatch)
         results(arrays_of("float32", 1, (1, 16, 100, 100)))
     finally:
         threads.set_num_threads(before)
-    assert counts.count(12) > 4
+    assert counts.count(12) >= 2  # groups of pieces, of which there are 28
 
 
 MEMORY = """

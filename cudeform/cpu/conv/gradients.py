@@ -164,6 +164,7 @@ _WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
 _OF_IMAGES = ("input", "offset", "mask")
 
 
+@remembered
 def workspace_bytes(plan: ConvPlan, dtype: np.dtype, dense: bool, needs: frozenset[str]) -> int:
     """What `gradients` takes besides what it is given and returns."""
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
