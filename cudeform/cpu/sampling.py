@@ -7,7 +7,9 @@ import numpy as np
 from cudeform.cpu.conv import widening
 from cudeform.plans.sampling import SamplePlan
 
-__all__ = ["backward", "forward"]
+__all__ = ["STRIDED", "backward", "forward"]
+
+STRIDED = ("input",)  # need not be contiguous
 
 
 def forward(plan: SamplePlan, input: np.ndarray, points: np.ndarray) -> tuple[np.ndarray]:

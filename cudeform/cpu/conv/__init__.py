@@ -1,5 +1,5 @@
 """Deformable and plain convolution."""
 
-from cudeform.cpu.conv.widening import backward, forward
+from cudeform.cpu.conv.widening import STRIDED, backward, forward
 
-__all__ = ["backward", "forward"]
+__all__ = ["STRIDED", "backward", "forward"]

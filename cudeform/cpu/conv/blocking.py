@@ -49,6 +49,7 @@ _LANES = 16  # slices are multiples of so many channels where they can be
 PRODUCTS = 16  # of matrices: so many multiplications take the time of one of samples
 _PARTIAL_BYTES = 12 << 20  # of sums that are still to be added up
 _MOST_IMAGES = 16  # at a time
+_STAGED = 2.5  # times the workspace, of an image and its gradient: each slice is a task
 _ENOUGH_TASKS = 8  # images times slices: fewer are cut into narrower slices,
 _NARROW = 32  # but a slice narrower than this spends its time on geometry
 _FEW_WEIGHTS = 16, 64  # of a group and a tap, forward and backward: products of more are faster
@@ -172,9 +173,11 @@ def grid_and_job(numbers):
     return _read_grid(numbers, 0), _read_job(numbers, _JOB)
 
 
-def rounds(slices: Slices, channel_bytes: int) -> list[tuple[int, int]]:
-    """Ranges of slices whose channels take at most `SCRATCH_BYTES`, but one slice at least."""
-    most = workspace.SCRATCH_BYTES // channel_bytes
+def rounds(slices: Slices, channel_bytes: int, times: float = 1) -> list[tuple[int, int]]:
+    """Ranges of slices whose channels take at most `times` the `SCRATCH_BYTES`, but one slice at
+    least.
+    """
+    most = int(times * workspace.SCRATCH_BYTES) // channel_bytes
     result, start = [], 0
     for s in range(1, len(slices.weight_group)):
         if slices.first[s + 1] - slices.first[start] > most:
@@ -198,7 +201,7 @@ def gradient_blocking(plan: ConvPlan, job: Job, slices: Slices, itemsize: int) -
     cuts = [(0, count)]
     images = points.batch
     if not points.channels_last:
-        cuts = rounds(slices, image_bytes // points.channels)
+        cuts = rounds(slices, image_bytes // points.channels, _STAGED)
         images = min(images, workspace.SCRATCH_BYTES // image_bytes)
     pixel_bytes = max(e - b for b, e in cuts) * points.taps * 3 * itemsize
     weight_bytes = weight_sums(job, slices) * itemsize

@@ -32,6 +32,7 @@ from cudeform.cpu.conv.blocking import (
     weight_sums,
 )
 from cudeform.cpu.conv.narrow import bias_of_rows, tile_gradients, weight_of_rows, weight_rows
+from cudeform.cpu.conv.sums import Given, Part, Sums, Wanted, Work, collect_points, read_part
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.memory import remembered
@@ -40,7 +41,6 @@ from cudeform.cpu.language.simd import block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sampler import (
-    Grid,
     Image,
     blend,
     grid_of,
@@ -51,68 +51,7 @@ from cudeform.cpu.sampler import (
 )
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = [
-    "Given",
-    "Part",
-    "Sums",
-    "Wanted",
-    "Work",
-    "gradients",
-]
-
-
-class Wanted(NamedTuple):
-    """Which gradients are computed."""
-
-    input: int
-    points: int  # of offset or mask
-    weight: int
-    bias: int
-
-
-class Part(NamedTuple):
-    """What is worked on at a time: a few images, a range of slices and a range of pixels."""
-
-    first_image: int
-    images: int
-    begin: int  # slices
-    end: int
-    first_pixel: int
-    last_pixel: int
-
-
-class Given(NamedTuple):
-    """What the kernels read, flat."""
-
-    grad_output: np.ndarray
-    input: np.ndarray
-    source: np.ndarray  # input, or copies of it by slice with the channels last
-    offset: np.ndarray
-    mask: np.ndarray
-    packed: np.ndarray  # the weight
-
-
-class Sums(NamedTuple):
-    """What the kernels write, flat. Empty where it is not needed."""
-
-    source: np.ndarray  # the memory under `Given.source`
-    target: np.ndarray  # like `source`, for the gradient of the input
-    grad_input: np.ndarray
-    weight: np.ndarray  # (images, slices, columns of samples, output channels), see also `narrow`
-    bias: np.ndarray  # (images, O)
-    points: np.ndarray  # (images, slices, pixels, taps, 3): of y, x and mask
-
-
-class Work(NamedTuple):
-    """All that a task needs to know."""
-
-    grid: Grid
-    job: Job
-    wanted: Wanted
-    part: Part
-    slices: Slices
-    given: Given
-    sums: Sums
+__all__ = ["gradients", "workspace_bytes"]
 
 
 def gradients(
@@ -126,7 +65,7 @@ def gradients(
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`; all arrays are of one dtype, float32 or float64."""
     like = {"input": input, "offset": offset, "mask": mask, "weight": weight}
-    result = {name: np.empty_like(like[name]) for name in needs & like.keys()}
+    result = {n: np.empty(like[n].shape, input.dtype) for n in needs & like.keys()}
     if "bias" in needs:
         result["bias"] = np.empty(plan.out_channels, input.dtype)
     if plan.points.batch == 0:
@@ -135,29 +74,25 @@ def gradients(
         return result
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
     prepared = _prepared(plan, input.itemsize, weight is not None, wanted)
-    slices, job, blocking, parts, size, _ = prepared
-    sums, packed = _allocate(plan, prepared, result, input.dtype), None
-    kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
+    slices, job, blocking, parts, _, sizes = prepared
+    numbers = parts[0][0][1]
+    sums = _allocate(sizes, input.dtype)
+    packed = None
     if job.narrow:
         packed = weight_rows(plan, weight)
     elif job.dense and (wanted.input or wanted.points):
-        packed = packed_rows(job, parts[0][1], slices, weight)
-    source = input if plan.points.channels_last else sums.source
-    arrays = (grad_output, input, source, offset, mask, packed)
-    given = Given(*(frozen(array, input) for array in arrays))
-    shared = [_flat(result.get(name), input.dtype) for name in ("offset", "mask")]
-    for part, numbers in parts:
-        tasks = part.images * (part.end - part.begin)
-        threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
-        if wanted.points:
-            task = partial(_collect_points, numbers, slices, sums.points, *shared)
-            pixels = part.images * (part.last_pixel - part.first_pixel)
-            threads.share(task, pixels, 12 * pixels * job.taps * (part.end - part.begin))
+        packed = packed_rows(job, numbers, slices, weight)
+    packed = frozen(packed, input)
+    for first in range(0, plan.points.batch, blocking.images):
+        images = slice(first, min(first + blocking.images, plan.points.batch))
+        arrays = [_of(images, array, input) for array in (grad_output, input, offset, mask)]
+        found = {name: result[name][images] for name in result.keys() & {*_OF_IMAGES}}
+        here = parts[images.stop - first < blocking.images]
+        _add_images(prepared, wanted, here, (*arrays, packed), sums, found)
     if wanted.weight and job.narrow:
         weight_of_rows(plan, sums.weight, result["weight"])
     elif wanted.weight:
         flat = result["weight"].reshape(-1)
-        numbers = parts[0][1]
         task = partial(collect_weight, numbers, slices, sums.weight, blocking.images, flat)
         threads.share(task, len(slices.weight_group), 2 * blocking.images * flat.size)
     if wanted.bias and job.narrow:
@@ -167,15 +102,49 @@ def gradients(
     return result
 
 
+def _of(images: slice, array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
+    """Some images of an array, flat; copied only if it is not contiguous."""
+    return frozen(None if array is None else array[images], like)
+
+
+def _add_images(
+    prepared: _Prepared,
+    wanted: Wanted,
+    parts: list[tuple[Part, np.ndarray]],
+    given: tuple[np.ndarray, ...],
+    sums: Sums,
+    found: dict[str, np.ndarray],
+) -> None:
+    """Add what a few images add to the sums over all of them, and fill the gradients of these."""
+    grad_output, input, offset, mask, packed = given
+    slices, job, size = prepared.slices, prepared.job, prepared.size
+    nothing = sums.bias[:0]
+    grads = [found[n].reshape(-1) if n in found else nothing for n in _OF_IMAGES]
+    source = input if job.channels_last else sums.source
+    given = Given(grad_output, input, source, offset, mask, packed)
+    target = grads[0] if job.channels_last else sums.target
+    sums = sums._replace(grad_input=grads[0], target=target)
+    kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
+    for part, numbers in parts:
+        tasks = part.images * (part.end - part.begin)
+        threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
+        if wanted.points:
+            task = partial(collect_points, numbers, slices, sums.points, *grads[1:])
+            pixels = part.images * (part.last_pixel - part.first_pixel)
+            threads.share(task, pixels, 12 * pixels * job.taps * (part.end - part.begin))
+
+
 class _Prepared(NamedTuple):
     """What follows from a plan and what is wanted alone."""
 
     slices: Slices
     job: Job
     blocking: Blocking
-    parts: list[tuple[Part, np.ndarray]]  # with the numbers that their kernels read
+    # Of as many images as are worked on at a time, and of the last ones, which may be fewer; with
+    # the numbers that kernels read
+    parts: tuple[list[tuple[Part, np.ndarray]], ...]
     size: int  # multiplications
-    sizes: tuple[int, ...]  # of what is allocated for `Sums`
+    sizes: Sums  # elements of its arrays that are no results
 
 
 @remembered
@@ -186,62 +155,59 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Pr
     job = job_of(plan, slices, itemsize, dense, narrow)
     grid = grid_of(points, plan.deformable, plan.modulated)
     blocking = gradient_blocking(plan, job, slices, itemsize)
-    parts = [(part, numbers_of(grid, job, part, wanted)) for part in _parts(plan, blocking)]
+    parts = tuple(
+        [(part, numbers_of(grid, job, part, wanted)) for part in parts]
+        for images in (blocking.images, points.batch % blocking.images)
+        for parts in [_parts(plan, blocking, images)]
+    )
     size = 2 * points.batch * points.pixels * points.taps * points.channels
     size *= 4 + (job.out_channels // PRODUCTS if dense else 0)
-    sizes = _sizes(plan, job, slices, wanted, blocking)
+    sizes = _sizes(plan, slices, job, blocking, wanted)
     return _Prepared(slices, job, blocking, parts, size, sizes)
 
 
-def _sizes(
-    plan: ConvPlan, job: Job, slices: Slices, wanted: Wanted, blocking: Blocking
-) -> tuple[int, ...]:
-    """Elements of source, target, weight, bias and points of `Sums`."""
-    points, (images, cuts, pixels) = plan.points, blocking
+_WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
+_OF_IMAGES = ("input", "offset", "mask")
+
+
+@remembered
+def workspace_bytes(plan: ConvPlan, dtype: np.dtype, dense: bool, needs: frozenset[str]) -> int:
+    """What `gradients` takes besides what it is given and returns."""
+    wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
+    prepared = _prepared(plan, dtype.itemsize, dense, wanted)
+    packed = prepared.job.out_channels * prepared.job.pitch * len(prepared.slices.weight_group)
+    return (sum(prepared.sizes) + (packed if dense else 0)) * dtype.itemsize
+
+
+def _sizes(plan: ConvPlan, slices: Slices, job: Job, blocking: Blocking, wanted: Wanted) -> Sums:
+    images, cuts, pixels = blocking
+    points = plan.points
     widest = max(int(slices.first[e] - slices.first[b]) for b, e in cuts)
     staged = 0 if points.channels_last else images * widest * points.height * points.width
     bias = job.out_channels * points.channels if job.narrow else plan.out_channels
     most = max(e - b for b, e in cuts)
-    return (
-        staged if wanted.points or wanted.weight else 0,
-        staged if wanted.input else 0,
-        images * weight_sums(job, slices) if wanted.weight else 0,
-        images * bias if wanted.bias else 0,
-        images * most * pixels * 3 * job.taps if wanted.points else 0,
-    )
-
-
-_WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
-
-
-def _flat(array: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
-    return np.empty(0, dtype) if array is None else array.reshape(-1)
-
-
-def _allocate(
-    plan: ConvPlan, prepared: _Prepared, result: dict[str, np.ndarray], dtype: np.dtype
-) -> Sums:
-    source, target, weight, bias, points = prepared.sizes
-    grad_input = _flat(result.get("input"), dtype)
     return Sums(
-        source=np.empty(source, dtype),
-        target=grad_input if plan.points.channels_last else np.empty(target, dtype),
-        grad_input=grad_input,
-        weight=np.zeros(weight, dtype),
-        bias=np.zeros(bias, dtype),
-        points=np.empty(points, dtype),
+        source=staged if wanted.points or wanted.weight else 0,
+        target=staged if wanted.input else 0,
+        grad_input=0,
+        weight=images * weight_sums(job, slices) if wanted.weight else 0,
+        bias=images * bias if wanted.bias else 0,
+        points=images * most * pixels * 3 * job.taps if wanted.points else 0,
     )
 
 
-def _parts(plan: ConvPlan, blocking: Blocking) -> Iterator[Part]:
+def _allocate(sizes: Sums, dtype: np.dtype) -> Sums:
+    sums = Sums(*(np.empty(size, dtype) for size in sizes))
+    sums.weight[:] = sums.bias[:] = 0
+    return sums
+
+
+def _parts(plan: ConvPlan, blocking: Blocking, images: int) -> Iterator[Part]:
     points = plan.points
-    images, cuts, pixels = blocking
-    for image in range(0, points.batch, images):
-        count = min(images, points.batch - image)
-        for begin, end in cuts:
-            for pixel in range(0, points.pixels, pixels):
-                last = min(pixel + pixels, points.pixels)
-                yield Part(image, count, begin, end, pixel, last)
+    for begin, end in blocking.cuts if images else ():
+        for pixel in range(0, points.pixels, blocking.pixels):
+            last = min(pixel + blocking.pixels, points.pixels)
+            yield Part(images, begin, end, pixel, last)
 
 
 @inlined
@@ -251,7 +217,7 @@ def _image_of(grid, job, part, slices, image, s):
     channels = slices.first[s + 1] - slices.first[s]
     if job.channels_last:
         pitch = job.groups * job.in_channels
-        start = (part.first_image + image) * area * pitch + slices.first[s]
+        start = image * area * pitch + slices.first[s]
         return Image(start, pitch, grid.width * pitch, channels)
     at = image * (slices.first[part.end] - slices.first[part.begin])
     start = (at + slices.first[s] - slices.first[part.begin]) * area
@@ -266,7 +232,7 @@ def _begin_slice(work, image, s):
     view = _image_of(grid, job, part, slices, image, s)
     if not job.channels_last and (wanted.points or wanted.weight):
         channels = job.groups * job.in_channels
-        start = ((part.first_image + image) * channels + slices.first[s]) * area
+        start = (image * channels + slices.first[s]) * area
         transpose(
             given.input, start, area, view.channels, area, sums.source, view.start, view.pitch
         )
@@ -283,7 +249,7 @@ def _end_slice(work, image, s):
     area = grid.height * grid.width
     view = _image_of(grid, job, part, slices, image, s)
     channels = job.groups * job.in_channels
-    to = ((part.first_image + image) * channels + slices.first[s]) * area
+    to = (image * channels + slices.first[s]) * area
     transpose(sums.target, view.start, view.pitch, area, view.channels, sums.grad_input, to, area)
 
 
@@ -301,7 +267,7 @@ def _output_tile(grid, job, given, place, first, channels, tile, pitch):
         transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
 
 
-_read_part, _read_wanted = record(Part), record(Wanted)
+_read_wanted = record(Wanted)
 _PART_NUMBERS = len(Part._fields)
 
 
@@ -320,7 +286,7 @@ def _narrow_gradients(numbers, slices, given, sums, first, last):
 @inlined
 def _each_slice(numbers, slices, given, sums, first, last, add_tile):
     grid, job = grid_and_job(numbers)
-    part = _read_part(numbers, PART)
+    part = read_part(numbers, PART)
     wanted = _read_wanted(numbers, PART + _PART_NUMBERS)
     work = Work(grid, job, wanted, part, slices, given, sums)
     like = given.input
@@ -354,7 +320,7 @@ def _tile_gradients(work, scratch, image, s, pixel):
     width = job.out_pitch
     count = min(job.tile, part.last_pixel - pixel)
     group = slices.weight_group[s]
-    place = (part.first_image + image, pixel, count)
+    place = (image, pixel, count)
     view = _image_of(grid, job, part, slices, image, s)
     if job.dense:
         o0 = group * job.out_channels
@@ -413,39 +379,3 @@ def _add_rows(tile, pitch, count, channels, target, at):
             subtotal[c] += row[c]
     for c in range(channels):
         target[at + c] += subtotal[c]
-
-
-@kernel
-def _collect_points(numbers, slices, points, grad_offset, grad_mask, first, last):
-    """Add up what slices found for the gradients of offset and mask, in their order.
-
-    `first` to `last` counts pixels of the part, image after image.
-    """
-    grid, job = grid_and_job(numbers)
-    part = _read_part(numbers, PART)
-    pixels = part.last_pixel - part.first_pixel
-    slice_channels = job.groups * job.in_channels // job.offset_groups
-    for image in range(first // pixels, (last - 1) // pixels + 1):
-        p0 = max(first - image * pixels, 0)
-        p1 = min(last - image * pixels, pixels)
-        for s in range(part.begin, part.end):
-            group = slices.offset_group[s]
-            fresh = slices.first[s] == group * slice_channels
-            start = 3 * job.taps * pixels * (image * (part.end - part.begin) + s - part.begin)
-            for k in range(job.taps):
-                tap = group * job.taps + k
-                if grad_offset.size:
-                    at = (part.first_image + image) * grid.offset_image
-                    at += 2 * tap * grid.offset_channel + part.first_pixel * grid.offset_pixel
-                    for axis in range(2):
-                        for p in range(p0, p1):
-                            value = points[start + 3 * (p * job.taps + k) + axis]
-                            to = at + axis * grid.offset_channel + p * grid.offset_pixel
-                            grad_offset[to] = value if fresh else grad_offset[to] + value
-                if grad_mask.size:
-                    at = (part.first_image + image) * grid.mask_image
-                    at += tap * grid.mask_channel + part.first_pixel * grid.mask_pixel
-                    for p in range(p0, p1):
-                        value = points[start + 3 * (p * job.taps + k) + 2]
-                        to = at + p * grid.mask_pixel
-                        grad_mask[to] = value if fresh else grad_mask[to] + value

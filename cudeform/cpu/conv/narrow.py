@@ -110,7 +110,7 @@ def tile_gradients(work, scratch, view, image, s, pixel):
     points, columns, rows = scratch
     first, channels = slices.first[s], view.channels
     count = min(job.tile, part.last_pixel - pixel)
-    place = (part.first_image + image, pixel, count)
+    place = (image, pixel, count)
     all_channels = job.groups * job.in_channels
     _read(grid, job, given.grad_output, place, first, channels, rows)
     if wanted.bias:

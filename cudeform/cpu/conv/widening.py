@@ -1,4 +1,7 @@
-"""float16 and bfloat16: computed in float32, a few images at a time, and rounded once."""
+"""Which way a convolution goes: at once, a few images at a time, or in pieces of an image.
+
+What has 16 bits is computed in float32 and rounded once.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,21 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.conv.convolve import convolve
-from cudeform.cpu.conv.gradients import gradients
+from cudeform.cpu.conv.gradients import gradients, workspace_bytes
+from cudeform.cpu.conv.large import convolve_pieces
+from cudeform.cpu.conv.large_gradients import piece_gradients
 from cudeform.cpu.conv.parts import reads_little
+from cudeform.cpu.conv.pieces import MOST_TAPS, MOST_WEIGHTS
 from cudeform.cpu.language import workspace
+from cudeform.cpu.language.dtypes import rounded
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = ["backward", "forward"]
+__all__ = ["STRIDED", "backward", "forward"]
+
+STRIDED = ("grad_output", "input", "offset", "mask")  # need not be contiguous
+
+_MOST_COPIES = 24 << 20  # bytes of copies of an image and what belongs to its output
+_MOST = 56 << 20  # bytes of a backward
 
 
 def forward(
@@ -30,17 +42,23 @@ def forward(
     if output.size == 0:
         return (output,)
     wide = sum_dtype(input.dtype)
-    if input.dtype == wide:
+    little = reads_little(plan.points) and input.flags.c_contiguous
+    per_image = _copied((None if little else input, offset, mask, output), wide)
+    if not _is_small(plan, weight) or per_image > _MOST_COPIES:
+        arrays = {"input": input, "offset": offset, "mask": mask, "weight": weight, "bias": bias}
+        convolve_pieces(plan, arrays, output, wide)
+        return (output,)
+    if per_image == 0:  # nothing is copied
         convolve(plan, input, offset, weight, bias, mask, output)
         return (output,)
     weight, bias = _widened((weight, bias), wide)
-    little = reads_little(plan.points)
-    for part, images in _parts(plan, wide, 0 if little else _pixels(plan)):
+    for part, images in _parts(plan, per_image):
         offsets, masks = _widened((offset, mask), wide, images)
-        source = input[images] if little else input[images].astype(wide)
-        sums = np.empty(part.out_shape, wide)
+        source = input[images] if little else input[images].astype(wide, copy=False)
+        sums = output[images] if output.dtype == wide else np.empty(part.out_shape, wide)
         convolve(part, source, offsets, weight, bias, masks, sums)
-        _round(sums, output[images])
+        if sums.dtype != output.dtype:
+            output[images] = rounded(sums, output.dtype)
     return (output,)
 
 
@@ -55,29 +73,55 @@ def backward(
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`, each in the dtype of its argument."""
-    per_image = {"input": input, "offset": offset, "mask": mask}
+    given = {"input": input, "offset": offset, "mask": mask, "weight": weight}
     if grad_output.size == 0:
-        given = {**per_image, "weight": weight, "bias": weight}
-        shapes = plan.gradients
-        return {n: np.zeros(shapes[n].shape, given[n].dtype) for n in needs}
+        return _zeros(plan, given, needs)
     wide = sum_dtype(input.dtype)
+    per_image = _copied((grad_output, input, offset, mask), wide)
+    images = _images(plan, per_image) if input.dtype != wide else plan.points.batch
+    copies = 2 * images * per_image  # of what is given, and of gradients
+    asked = _of_images(plan, images), wide, weight is not None, needs
+    if not _is_small(plan, weight) or workspace_bytes(*asked) + copies > _MOST:
+        result = _zeros(plan, given, needs)
+        piece_gradients(plan, {**given, "grad_output": grad_output}, result, wide)
+        return result
     if input.dtype == wide:
         return gradients(plan, grad_output, input, offset, weight, mask, needs)
-    result = {name: np.empty_like(per_image[name]) for name in needs & per_image.keys()}
-    shapes = {"weight": plan.weight_shape, "bias": plan.out_channels}
-    sums = {name: np.zeros(shapes[name], wide) for name in needs & shapes.keys()}
-    (weight,) = _widened((weight,), wide)
-    for part, images in _parts(plan, wide, _pixels(plan)):
-        grad, *given = _widened((grad_output, input, offset, mask), wide, images)
-        found = gradients(part, grad, given[0], given[1], weight, given[2], needs)
-        for name, gradient in found.items():
+    return _gradients_in_parts(plan, given, grad_output, needs, per_image)
+
+
+def _zeros(
+    plan: ConvPlan, given: dict[str, np.ndarray | None], needs: frozenset[str]
+) -> dict[str, np.ndarray]:
+    """The gradients, to be filled or added to."""
+    found = {n: np.zeros(given[n].shape, given[n].dtype) for n in needs & given.keys()}
+    if "bias" in needs:
+        found["bias"] = np.zeros(plan.out_channels, given["weight"].dtype)
+    return found
+
+
+def _gradients_in_parts(
+    plan: ConvPlan,
+    given: dict[str, np.ndarray | None],
+    grad_output: np.ndarray,
+    needs: frozenset[str],
+    per_image: int,
+) -> dict[str, np.ndarray]:
+    """From 16 bits, which are widened a few images at a time."""
+    wide = sum_dtype(grad_output.dtype)
+    result = _zeros(plan, given, needs)
+    sums = {name: np.zeros(result[name].shape, wide) for name in needs & {"weight", "bias"}}
+    (weight,) = _widened((given["weight"],), wide)
+    arrays = grad_output, given["input"], given["offset"], given["mask"]
+    for part, images in _parts(plan, per_image):
+        grad, input, offset, mask = _widened(arrays, wide, images)
+        for name, gradient in gradients(part, grad, input, offset, weight, mask, needs).items():
             if name in sums:
                 sums[name] += gradient
             else:
-                _round(gradient, result[name][images])
+                result[name][images] = rounded(gradient, result[name].dtype)
     for name, gradient in sums.items():
-        result[name] = np.empty(gradient.shape, input.dtype)
-        _round(gradient, result[name])
+        result[name][...] = rounded(gradient, result[name].dtype)
     return result
 
 
@@ -85,26 +129,34 @@ def _widened(arrays: tuple, dtype: np.dtype, images: slice = slice(None)) -> lis
     return [None if array is None else array[images].astype(dtype, copy=False) for array in arrays]
 
 
-def _round(values: np.ndarray, output: np.ndarray) -> None:
-    with np.errstate(over="ignore"):
-        output[...] = values
+def _is_small(plan: ConvPlan, weight: np.ndarray | None) -> bool:
+    """Whether tiles and what is made of the weight are."""
+    return plan.points.taps <= MOST_TAPS and (weight is None or weight.size <= 2 * MOST_WEIGHTS)
 
 
-def _pixels(plan: ConvPlan) -> int:
-    """Elements of an image."""
-    return plan.points.channels * plan.points.height * plan.points.width
+def _copied(arrays: tuple[np.ndarray | None, ...], dtype: np.dtype) -> int:
+    """Bytes of the copies of an image and what belongs to it: in a dtype, and contiguous."""
+    given = [array for array in arrays if array is not None]
+    if any(array.dtype != dtype for array in given):
+        return sum(array[0].size for array in given) * dtype.itemsize
+    return sum(array[0].nbytes for array in given if not array.flags.c_contiguous)
 
 
-def _parts(plan: ConvPlan, dtype: np.dtype, copied: int) -> Iterator[tuple[ConvPlan, slice]]:
-    """The batch in parts small enough to keep copies in a wider dtype, `copied` elements of each
-    image and all that belongs to its output.
-    """
-    points = plan.points
-    per_image = copied + points.pixels * (
-        plan.out_channels + plan.offset_channels + plan.mask_channels
-    )
-    images = max(workspace.SCRATCH_BYTES // 2 // (per_image * dtype.itemsize), 1)
-    for first in range(0, points.batch, images):
-        last = min(first + images, points.batch)
-        part = replace(plan, points=replace(points, batch=last - first))
-        yield part, slice(first, last)
+def _images(plan: ConvPlan, per_image: int) -> int:
+    """How many are copied at a time."""
+    most = plan.points.batch
+    return min(max(workspace.SCRATCH_BYTES // 2 // per_image, 1), most) if per_image else most
+
+
+def _of_images(plan: ConvPlan, images: int) -> ConvPlan:
+    if images == plan.points.batch:
+        return plan
+    return replace(plan, points=replace(plan.points, batch=images))
+
+
+def _parts(plan: ConvPlan, per_image: int) -> Iterator[tuple[ConvPlan, slice]]:
+    """The batch in parts small enough to keep copies of."""
+    images = _images(plan, per_image)
+    for first in range(0, plan.points.batch, images):
+        last = min(first + images, plan.points.batch)
+        yield _of_images(plan, last - first), slice(first, last)

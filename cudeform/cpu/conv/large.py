@@ -1,0 +1,193 @@
+"""Convolutions too large for a workspace, and of arrays that lie anyhow: one piece at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from cudeform import threads
+from cudeform.cpu.conv.convolve import convolve
+from cudeform.cpu.conv.pieces import (
+    Piece,
+    Rectangle,
+    fitted,
+    inside,
+    pieces,
+    plan_of,
+    rectangles,
+    regions,
+)
+from cudeform.cpu.language.dtypes import rounded
+from cudeform.plans.convolution import ConvPlan
+
+__all__ = [
+    "Arrays",
+    "Box",
+    "add",
+    "boxes",
+    "convolve_pieces",
+    "copied",
+    "flat",
+    "only",
+    "views",
+]
+
+
+_ROOM = 3 << 20  # bytes of each array of a piece
+
+Points = np.ndarray | None  # an offset or a mask
+
+
+# Part of a piece, the pixels it reads, offset, mask, and whether it is its first or only box
+Box = tuple[Piece, Rectangle, Points, Points, bool]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What a call reads, or writes, as views with the channels first."""
+
+    plan: ConvPlan
+    wide: np.dtype  # of what is computed
+    input: np.ndarray | None = None  # (N, C, H, W)
+    offset: np.ndarray | None = None  # (N, offset_groups, kh, kw, 2, Ho, Wo)
+    mask: np.ndarray | None = None  # (N, offset_groups, kh, kw, Ho, Wo)
+    weight: np.ndarray | None = None  # (O, C/groups, kh, kw)
+    output: np.ndarray | None = None  # (N, O, Ho, Wo), or its gradient
+
+    @property
+    def dense(self) -> bool:
+        return self.weight is not None
+
+    @property
+    def room(self) -> int:
+        return _ROOM // self.wide.itemsize
+
+    def image(self, piece: Piece, box: Rectangle) -> np.ndarray:
+        """What of the input a piece reads, copied."""
+        place = piece.image, slice(*piece.channels), *box.place
+        return copied(self.input[place], self.wide)[None]
+
+    def weights(self, piece: Piece) -> np.ndarray | None:
+        """The weight of a piece, copied."""
+        return copied(self.weight[piece.weights(self.plan)], self.wide) if self.dense else None
+
+    def points(self, piece: Piece) -> tuple[Points, Points]:
+        """Offset and mask of a piece, copied."""
+        groups, kernel = piece.offset_groups(self.plan), piece.taps.place
+        place = (piece.image, groups, *kernel)
+        return tuple(
+            None if array is None else copied(array[place][(..., *piece.pixels.place)], self.wide)
+            for array in (self.offset, self.mask)
+        )
+
+    def outputs(self, piece: Piece) -> tuple[slice | int, ...]:
+        """Where the output of a piece is."""
+        return piece.image, piece.outputs(self.plan, self.dense), *piece.pixels.place
+
+    def rectangles(self, times: int = 1) -> Iterator[Rectangle]:
+        """Of output pixels, of which no array has more elements than there is room for."""
+        points = self.plan.points
+        taps = 6 * points.offset_groups * points.taps if self.plan.deformable else 1
+        most = max(self.plan.out_channels, taps, 2 * points.channels) * times
+        return rectangles(points.out_height, points.out_width, max(self.room // most, 1))
+
+    def pieces(self, image: int, pixels: Rectangle, most: int | None = None) -> Iterator[Piece]:
+        most = min(most or self.plan.points.channels, max(self.room // 64, 1))
+        return pieces(self.plan, image, pixels, self.dense, most)
+
+
+def views(plan: ConvPlan, wide: np.dtype, weight: np.ndarray | None, **arrays) -> Arrays:
+    """The arrays of a call, or of its gradients, as they lie."""
+    points = plan.points
+    shape = points.offset_groups, *points.kernel
+    found = {}
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        last = points.offset_layout if name in ("offset", "mask") else points.layout
+        if name in ("offset", "mask"):
+            pixels = points.out_height, points.out_width
+            if last == "NHWC":
+                array = np.moveaxis(array.reshape(points.batch, *pixels, -1), -1, 1)
+            pair = (2,) if name == "offset" else ()
+            array = array.reshape(points.batch, *shape, *pair, *pixels)
+        elif last == "NHWC":
+            array = np.moveaxis(array, -1, 1)
+        found[name] = array
+    return Arrays(plan, wide, weight=weight, **found)
+
+
+def copied(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy."""
+    copy = np.empty(array.shape, dtype)
+    threads.share(lambda a, b: np.copyto(copy[a:b], array[a:b]), len(array), array.size)
+    return copy
+
+
+def add(values: np.ndarray, target: np.ndarray) -> None:
+    """In place, where the target is a view too."""
+
+    def task(first: int, last: int) -> None:
+        np.add(target[first:last], values[first:last], out=target[first:last])
+
+    threads.share(task, len(target), values.size)
+
+
+def boxes(call: Arrays, piece: Piece) -> Iterator[Box]:
+    """A piece in parts that fit, where the points of one lie too far apart box by box."""
+    offset, mask = call.points(piece)
+    for part, box in fitted(call.plan, piece, offset, call.room):
+        own, shares = inside(offset, piece, part), inside(mask, piece, part)
+        if box is not None:
+            yield part, box, flat(own), flat(shares), True
+            continue
+        first = True
+        for box, here in regions(call.plan, part, own, call.room):
+            yield part, box, *only(here, own, shares), first
+            first = False
+
+
+def only(here: np.ndarray, offset: np.ndarray, mask: Points) -> tuple[Points, Points]:
+    """Offset and mask with which the points that are not `here` read nothing."""
+    offset = np.where(here[:, :, :, None], offset, offset.dtype.type(np.nan))
+    mask = None if mask is None else np.where(here, mask, mask.dtype.type(0))
+    return flat(offset), flat(mask)
+
+
+def flat(array: Points) -> Points:
+    """The offset or mask of a piece as a convolution takes it."""
+    return None if array is None else array.reshape(1, -1, *array.shape[-2:])
+
+
+def convolve_pieces(
+    plan: ConvPlan, given: dict[str, np.ndarray | None], output: np.ndarray, wide: np.dtype
+) -> None:
+    """Fill `output`, in any dtype, from arrays of any strides."""
+    images = {name: given[name] for name in ("input", "offset", "mask")}
+    call = views(plan, wide, given["weight"], **images, output=output)
+    for image in range(plan.points.batch):
+        for pixels in call.rectangles():
+            sums = np.zeros((plan.out_channels, pixels.height, pixels.width), wide)
+            for piece in call.pieces(image, pixels):
+                _convolve_piece(call, piece, given["bias"], sums)
+            call.output[(image, slice(None), *pixels.place)] = rounded(sums, output.dtype)
+
+
+def _convolve_piece(call: Arrays, piece: Piece, bias: np.ndarray | None, sums: np.ndarray) -> None:
+    """Add what a piece adds to the output of its pixels; the first one begins with the bias."""
+    plan, wide = call.plan, call.wide
+    outputs = piece.outputs(plan, call.dense)
+    begins = not call.dense or piece.channels[0] % plan.in_channels == 0
+    for part, box, offset, mask, first in boxes(call, piece):
+        own = plan_of(plan, part, box, call.dense)
+        fresh = first and begins and part.has_first_tap
+        start = copied(bias[outputs], wide) if fresh and bias is not None else None
+        found = np.empty(own.out_shape, wide)
+        convolve(own, call.image(part, box), offset, call.weights(part), start, mask, found)
+        target = sums[(outputs, *part.pixels.within(piece.pixels))]
+        if fresh:
+            target[...] = found[0]
+        else:
+            add(found[0], target)

@@ -1,0 +1,150 @@
+"""Convolutions too large for a workspace are computed in pieces, in little memory, at any size."""
+
+import sys
+
+import backends
+import numpy as np
+import pytest
+from cases import cases, problem
+from poolings import PEAK
+from processes import python
+
+import cudeform
+from cudeform import threads
+from cudeform.cpu.conv import large, large_gradients, pieces, widening
+
+CPU = backends.BACKENDS["cpu"]
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """Call it with bytes of the arrays of a piece, its taps and weights: all calls go that way."""
+
+    def choose(room, taps=2048, weights=2 << 20):
+        monkeypatch.setattr(widening, "_is_small", lambda *_: False)
+        monkeypatch.setattr(large, "_ROOM", room)
+        monkeypatch.setattr(pieces, "MOST_TAPS", taps)
+        monkeypatch.setattr(pieces, "MOST_WEIGHTS", weights)
+
+    return choose
+
+
+@pytest.mark.parametrize("cut", [(2000,), (20_000, 4, 300)], ids=["pixels", "taps and channels"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["wide", "wide-channels-last", "groups"])
+def test_pieces_give_the_same_results(in_pieces, name, dtype, cut):
+    """Where points lie in one box, and where they are gone through box by box."""
+    in_pieces(*cut)
+    problem("deform_conv2d", name, dtype).assert_right(CPU)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "bilinear_sample"])
+def test_pieces_of_relatives_give_the_same_results(in_pieces, name):
+    """Without offsets, and with points of no grid; each with all its cases."""
+    in_pieces(4000, 2)
+    for case in cases(name):
+        problem(name, case, "float16").assert_right(CPU)
+
+
+def arrays_of(dtype, scale, shape=(2, 20, 30, 36)):
+    rng = np.random.default_rng(0)
+    batch, channels, height, width = shape
+    counts = {"input": channels, "offset": 18, "mask": 9}
+    made = {n: rng.standard_normal((batch, c, height, width)) for n, c in counts.items()}
+    made["offset"] *= scale
+    made["weight"] = rng.standard_normal((channels, channels, 3, 3))
+    return {name: array.astype(dtype) for name, array in made.items()}
+
+
+def results(arrays, strided=lambda array: array):
+    given = {name: a if name == "weight" else strided(a) for name, a in arrays.items()}
+    needs = ("input", "offset", "weight", "mask", "bias")
+    grad = strided(arrays["input"])
+    found = cudeform.deform_conv2d_backward(grad, **given, padding=1, needs=needs)
+    output = cudeform.deform_conv2d(**given, padding=1)
+    return [array.tobytes() for array in (output, *found)]
+
+
+@pytest.mark.parametrize("scale", [1, 40], ids=["near", "anywhere"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_bytes_are_equal_for_every_number_of_threads_and_any_strides(in_pieces, dtype, scale):
+    in_pieces(30_000)
+    before, arrays = threads.get_num_threads(), arrays_of(dtype, scale)
+    expected = results(arrays)
+    try:
+        for count in (1, 2, 3, 8, 64):
+            threads.set_num_threads(count)
+            assert results(arrays) == expected
+    finally:
+        threads.set_num_threads(before)
+    assert results(arrays, np.asfortranarray) == expected
+    assert results(arrays, lambda array: np.repeat(array, 2, 3)[..., ::2]) == expected
+
+
+def test_an_image_of_few_slices_is_work_for_many_threads(in_pieces, monkeypatch):
+    """Four pieces for each thread, however few its channels are."""
+    in_pieces(100_000)
+    counts, run = [], threads.run
+
+    def counting(task, count):
+        counts.append(count)
+        run(task, count)
+
+    monkeypatch.setattr(large_gradients.threads, "run", counting)
+    before = threads.get_num_threads()
+    threads.set_num_threads(3)
+    try:
+        results(arrays_of("float32", 1, (1, 16, 100, 100)))
+    finally:
+        threads.set_num_threads(before)
+    assert counts.count(12) >= 2  # groups of pieces, of which there are 28
+
+
+MEMORY = """
+import numpy, cudeform
+from cudeform import threads
+{peak}
+threads.set_num_threads(2)
+dtype = "{dtype}"
+
+def ones(*shape):
+    return numpy.ones(shape, dtype)
+
+def few(side):  # points, of an image of which only what is touched is there
+    image, grad, weight = numpy.zeros((1, 4, side, side), dtype), ones(1, 2, 3, 3), ones(2, 4, 3, 3)
+    offset, grid = ones(1, 18, 3, 3), dict(stride=side // 3)
+    for image in image, numpy.broadcast_to(ones(1, 1, 1, 1), image.shape):
+        yield cudeform.deform_conv2d, (image, offset, weight), grid
+        yield cudeform.deform_conv2d_backward, (grad, image, offset, weight), grid
+        yield cudeform.conv2d_backward, (grad, image, weight), grid
+        points = numpy.full((1, 9, 2), side / 2, dtype)
+        yield cudeform.bilinear_sample_backward, (ones(1, 4, 9), image, points), dict()
+
+def kernel(size):
+    image = weight = ones(1, 1, size, size)
+    offset = ones(1, 2 * size**2, 1, 1)
+    yield cudeform.deform_conv2d, (image, offset, weight), dict()
+    yield cudeform.deform_conv2d_backward, (ones(1, 1, 1, 1), image, offset, weight), dict()
+
+def dense(side, layout="NHWC"):
+    image, offset, weight = ones(1, side, side, 16), ones(1, side, side, 18), ones(16, 16, 3, 3)
+    options = dict(padding=1, layout=layout)
+    yield cudeform.deform_conv2d, (image, offset, weight), options
+    yield cudeform.deform_conv2d_backward, (image, image, offset, weight), options
+
+for made, small, large in ((few, 60, 8000), (kernel, 3, 1500), (dense, 30, 900)):
+    for call, given, options in made(small):
+        call(*given, **options)  # compiles
+    for call, given, options in made(large):
+        print(call.__name__, *peak(lambda: call(*given, **options)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_memory_is_bounded_whatever_the_size(dtype):
+    """In a process of its own: 64 megapixels, kernels of 1500 x 1500 taps, and many points."""
+    said = python(MEMORY.format(peak=PEAK, dtype=dtype))
+    found = [line.split()[1:] for line in said.splitlines()]
+    assert len(found) == 12, said
+    assert all(int(taken) - int(results) < 64e6 for taken, results in found), said
