@@ -136,10 +136,14 @@ def _is_small(plan: ConvPlan, weight: np.ndarray | None) -> bool:
 
 def _copied(arrays: tuple[np.ndarray | None, ...], dtype: np.dtype) -> int:
     """Bytes of the copies of an image and what belongs to it: in a dtype, and contiguous."""
-    given = [array for array in arrays if array is not None]
-    if any(array.dtype != dtype for array in given):
-        return sum(array[0].size for array in given) * dtype.itemsize
-    return sum(array[0].nbytes for array in given if not array.flags.c_contiguous)
+    elements, strided, mixed = 0, 0, False
+    for array in arrays:
+        if array is not None:
+            count = array.size // array.shape[0]
+            elements += count
+            mixed |= array.dtype != dtype
+            strided += 0 if array.flags.c_contiguous else count
+    return (elements if mixed else strided) * dtype.itemsize
 
 
 def _images(plan: ConvPlan, per_image: int) -> int:

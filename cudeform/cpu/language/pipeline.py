@@ -19,6 +19,8 @@ from numba.core.typing import Context
 
 __all__ = ["Drafts", "Kernels", "Parts", "called"]
 
+_MOST = 4096  # answers that are kept
+
 
 class Kernels(Compiler):
     """Numba's compiler without the passes that change nothing here."""
@@ -37,7 +39,7 @@ class Kernels(Compiler):
 _UNNEEDED = {"WithLifting", "InlineClosureLikes", "NopythonRewrites"}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=_MOST)
 def _size_of(kind: Any) -> int:
     """Bytes of a type, which Numba asks for each variable, and LLVM reads a module to answer."""
     return cpu_target.target_context.get_abi_sizeof(kind)
@@ -64,13 +66,14 @@ class _Typing(Context):
     def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
         if type(func) is not types.Function or kws:
             return super().resolve_function_type(func, args, kws)
-        key = func, tuple(args)
-        if key not in _SIGNATURES:
-            _SIGNATURES[key] = super().resolve_function_type(func, args, kws)
-        return _SIGNATURES[key]
+        return _signature(func, tuple(args))
 
 
-_SIGNATURES: dict[Any, Any] = {}
+@functools.lru_cache(maxsize=_MOST)
+def _signature(func: types.Function, args: tuple[Any, ...]) -> Any:
+    return Context.resolve_function_type(_TYPING, func, args, {})
+
+
 _TYPING = _Typing(cpu_target.typing_context)
 
 
