@@ -324,6 +324,7 @@ def _operator(bridge: Bridge) -> Any:
 _OPERATORS = {name: _operator(bridge) for name, bridge in BRIDGES.items()}
 _TORCH = derivatives.Namespace.of(
     torch,
+    moveaxis=torch.movedim,  # the other has no rule for vmap
     constant=lambda array, like: torch.as_tensor(array, dtype=like.dtype, device=like.device),
     arange=lambda n, like: torch.arange(n, dtype=like.dtype, device=like.device),
     dtype_name=lambda tensor: str(tensor.dtype).removeprefix("torch."),
