@@ -37,11 +37,10 @@ __all__ = [
 
 _ROOM = 3 << 20  # bytes of each array of a piece
 
-Points = np.ndarray | None  # an offset or a mask
-
+OffsetOrMask = np.ndarray | None
 
 # Part of a piece, the pixels it reads, offset, mask, and whether it is its first or only box
-Box = tuple[Piece, Rectangle, Points, Points, bool]
+Box = tuple[Piece, Rectangle, OffsetOrMask, OffsetOrMask, bool]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Arrays:
         """The weight of a piece, copied."""
         return copied(self.weight[piece.weights(self.plan)], self.wide) if self.dense else None
 
-    def points(self, piece: Piece) -> tuple[Points, Points]:
+    def points(self, piece: Piece) -> tuple[OffsetOrMask, OffsetOrMask]:
         """Offset and mask of a piece, copied."""
         groups, kernel = piece.offset_groups(self.plan), piece.taps.place
         place = (piece.image, groups, *kernel)
@@ -149,14 +148,16 @@ def boxes(call: Arrays, piece: Piece) -> Iterator[Box]:
             first = False
 
 
-def only(here: np.ndarray, offset: np.ndarray, mask: Points) -> tuple[Points, Points]:
+def only(
+    here: np.ndarray, offset: np.ndarray, mask: OffsetOrMask
+) -> tuple[OffsetOrMask, OffsetOrMask]:
     """Offset and mask with which the points that are not `here` read nothing."""
     offset = np.where(here[:, :, :, None], offset, offset.dtype.type(np.nan))
     mask = None if mask is None else np.where(here, mask, mask.dtype.type(0))
     return flat(offset), flat(mask)
 
 
-def flat(array: Points) -> Points:
+def flat(array: OffsetOrMask) -> OffsetOrMask:
     """The offset or mask of a piece as a convolution takes it."""
     return None if array is None else array.reshape(1, -1, *array.shape[-2:])
 

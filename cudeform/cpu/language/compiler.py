@@ -19,9 +19,8 @@ __all__ = ["TRIED", "inlined", "inner", "kernel", "record", "unrolled"]
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 _PART = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
-TRIED = numba.__version__.startswith(
-    "0.68."
-)  # with other versions a first call takes twice as long
+# With other versions a first call takes twice as long.
+TRIED = numba.__version__.startswith("0.68.")
 if TRIED:
     from cudeform.cpu.language import pipeline
 
