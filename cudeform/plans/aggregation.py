@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import prod
 from typing import Any
 
 from cudeform import checks
@@ -132,6 +133,10 @@ class AggregationPlan(PointGrid, Plan):
             **points,
             **{f"{symbol} + 2*padding": size + 2 * pad for symbol, size, pad in padded},
         }
+
+    @property
+    def blended(self) -> int:
+        return 4 * prod(self.shares) * self.group_channels
 
     @cached_property
     def results(self) -> tuple[Outline, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from cudeform import checks
@@ -78,6 +79,11 @@ class AttentionPlan(Plan):
             "Lq*M": self.queries * self.heads,
             **points,
         }
+
+    @property
+    def blended(self) -> int:
+        each = 4 if self.method == "bilinear" else 1
+        return each * prod(self.shares) * self.channels
 
     @cached_property
     def results(self) -> tuple[Outline, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from cudeform import checks
@@ -65,6 +66,14 @@ class ConvPlan(Plan):
 
     def counts(self, backward: bool) -> dict[str, int]:
         return self.points.counts(backward)
+
+    @property
+    def blended(self) -> int:
+        return self.points.blended if self.deformable else 0
+
+    @property
+    def products(self) -> int:
+        return prod(self.out_shape) * self.in_channels * self.points.taps
 
     @cached_property
     def results(self) -> tuple[Outline, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from cudeform.arrays import sum_dtype_name
@@ -59,6 +59,30 @@ class Plan:
     def counts(self, backward: bool) -> Mapping[str, int]:
         """What the kernels of a GPU count in 32 bits, by the name that a message uses."""
         return {}
+
+    @property
+    def blended(self) -> int:
+        """Pixels that samples are blended of, each of all channels counted."""
+        return 0
+
+    @property
+    def products(self) -> int:
+        """Multiplications of samples by a weight."""
+        return 0
+
+    def flops(self, needs: Collection[str] | None = None) -> int:
+        """Floating-point operations of the forward, or of the gradients in `needs`.
+
+        A multiplication and the addition of what it gives are two. Not counted is what only says
+        where to read and how much, nor are poolings, whose work is in the values of boxes.
+        """
+        image = self.results[0].like
+        blends, products = 1, 1
+        if needs is not None:
+            samples = not {"weight", "bias"}.issuperset(needs)  # whether their gradient is needed
+            blends = (image in needs) + (not {image, "bias"}.issuperset(needs))
+            products = ("weight" in needs) + samples
+        return 2 * (self.blended * blends + self.products * products)
 
 
 _Planner = Callable[..., Plan]

@@ -59,6 +59,11 @@ class Points:
         """Input channels that share one offset."""
         return self.channels // self.offset_groups
 
+    @property
+    def blended(self) -> int:
+        """Pixels that all samples are blended of, each of all channels counted."""
+        return 4 * self.batch * self.pixels * self.taps * self.channels
+
     def counts(self, backward: bool) -> dict[str, int]:
         """What kernels count: in a backward with the cells between the pixels of all planes."""
         cells, symbols = (self.height + 1) * (self.width + 1), "(H + 1)*(W + 1)"

@@ -27,6 +27,10 @@ class SamplePlan(Plan):
     def counts(self, backward: bool) -> dict[str, int]:
         return self.points.counts(backward)
 
+    @property
+    def blended(self) -> int:
+        return self.points.blended
+
     @cached_property
     def convolution(self) -> ConvPlan:
         """The same as a convolution of one tap that has nothing to multiply."""

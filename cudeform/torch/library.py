@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 from cudeform.ops.call import outlined
 from cudeform.plans import Outline
@@ -97,6 +98,10 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
         batched = [n in bridge.batched for n in bridge.names]
         return _mapped(name, info.batch_size, in_dims, values, batched)
 
+    def flops(*values: Any, out_val: Any) -> int:
+        tensors, options = _split(bridge, values)
+        return outlined(bridge.name, _named(bridge.names, tensors), options)[1].flops()
+
     schema = bridge.schemas[0]
     if argmax:
         schema = schema.replace("-> Tensor", "-> (Tensor, Tensor)")
@@ -104,7 +109,7 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
     def narrow(results: Any, values: Sequence[Any]) -> Any:
         return autocast.narrowed(results, values[0])
 
-    operator = _custom(name, run, schema, fake, vmap, narrow)
+    operator = _custom(name, run, schema, fake, vmap, narrow, flops)
     if not argmax:
         operator.register_autograd(backward, setup_context=setup_context)
 
@@ -153,17 +158,23 @@ def _define_backward(bridge: Bridge) -> None:
         found = autocast.narrowed_gradients(bridge, many, values[1 : 1 + len(bridge.kept)])
         return tuple(found) if isinstance(results, tuple) else found[0]
 
-    operator = _custom(name, run, bridge.schemas[1], fake, vmap, narrow)
+    def flops(*values: Any, out_val: Any) -> int:
+        grad_output, tensors, options, needs = _split_backward(bridge, values)
+        given = {"grad_output": grad_output, **_named(bridge.kept, tensors)}
+        return outlined(name, given, options)[1].flops(needs)
+
+    operator = _custom(name, run, bridge.schemas[1], fake, vmap, narrow, flops)
     operator.register_autograd(backward, setup_context=setup_context)
 
 
 _LIBRARY = torch.library.Library("cudeform", "FRAGMENT")  # for as long as it lives
 
 
-def _custom(name: str, run: Any, schema: str, fake: Any, vmap: Any, narrow: Any) -> Any:
+def _custom(name: str, run: Any, schema: str, fake: Any, vmap: Any, narrow: Any, flops: Any) -> Any:
     operator = torch.library.custom_op(f"cudeform::{name}", run, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     operator.register_vmap(vmap)
+    register_flop_formula(getattr(torch.ops.cudeform, name), get_raw=True)(flops)
 
     # Not `register_autocast`, which would leave results in float32.
     def under_autocast(*values: Any) -> Any:
