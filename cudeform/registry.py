@@ -13,8 +13,8 @@ import numpy as np
 import cudeform
 from cudeform import cases
 from cudeform.cases import Case
-from cudeform.plans import ARGUMENTS
 from cudeform.plans.arguments import RETURN_ARGMAX, Argument, Option, Roles
+from cudeform.plans.outlines import ARGUMENTS, PLANNERS
 
 __all__ = ["OPERATORS", "Operator"]
 
@@ -24,11 +24,15 @@ class Operator(Roles):
     """What there is to know of an operator without calling it."""
 
     name: str
-    family: str  # cuda/ and cpu/ have one file of this name
     summary: str
     paper: str
     slopes: str = ""  # the module of cudeform.derivatives for coordinates that move
     apart: str = ""  # the operator with the same result and one array for each role
+
+    @cached_property
+    def family(self) -> str:
+        """That of its plan; cuda/ and cpu/ have one module of this name."""
+        return inspect.signature(PLANNERS[self.name], eval_str=True).return_annotation.family
 
     @property
     def forward(self) -> Callable[..., Any]:
@@ -100,34 +104,29 @@ class Operator(Roles):
 OPERATORS = (
     Operator(
         name="deform_conv2d",
-        family="conv",
         summary="deformable convolution v1, and v2 with a mask",
         paper="Dai et al. 2017, Zhu et al. 2019",
         slopes="taps",
     ),
     Operator(
         name="conv2d",
-        family="conv",
         summary="convolution without offsets",
         paper="",
     ),
     Operator(
         name="bilinear_sample",
-        family="sampling",
         summary="bilinear sampling at given points",
         paper="Dai et al. 2017, equations 3 and 4",
         slopes="points",
     ),
     Operator(
         name="dcnv3",
-        family="aggregation",
         summary="weighted sums of samples around each pixel",
         paper="Wang et al. 2023",
         slopes="grid",
     ),
     Operator(
         name="dcnv4",
-        family="aggregation",
         summary="the same, with offsets and factors in one array",
         paper="Xiong et al. 2024",
         slopes="grid",
@@ -135,45 +134,38 @@ OPERATORS = (
     ),
     Operator(
         name="ms_deform_attn",
-        family="attention",
         summary="weighted sums of samples of several levels",
         paper="Zhu et al. 2021",
         slopes="levels",
     ),
     Operator(
         name="roi_align",
-        family="regions",
         summary="average or maximum of bilinear samples in the bins of regions",
         paper="He et al. 2017",
     ),
     Operator(
         name="ps_roi_align",
-        family="regions",
         summary="average of bilinear samples from channels of each bin's own",
         paper="Dai et al. 2016, He et al. 2017",
     ),
     Operator(
         name="roi_pool",
-        family="regions",
         summary="maximum or average of the pixels in the bins of regions",
         paper="Girshick 2015; Dai et al. 2017, equation 5",
     ),
     Operator(
         name="ps_roi_pool",
-        family="regions",
         summary="average of pixels from channels of each bin's own",
         paper="Dai et al. 2016",
     ),
     Operator(
         name="deform_roi_pool",
-        family="regions",
         summary="RoI pooling with bins that move, and v2 with a mask",
         paper="Dai et al. 2017, equation 6; Zhu et al. 2019",
         slopes="bins",
     ),
     Operator(
         name="deform_ps_roi_pool",
-        family="regions",
         summary="position-sensitive RoI pooling with bins that move, and v2 with a mask",
         paper="Dai et al. 2017; Zhu et al. 2019",
         slopes="bins",

@@ -28,6 +28,7 @@ from cudeform.cpu.language.simd import (
     totals,
     zeros,
 )
+from cudeform.cpu.sampler import add_dots, weights_along
 
 __all__ = [
     "BASE_X",
@@ -152,18 +153,13 @@ def _find_corners(block, count):
 def _weigh_corners(block, count):
     """The weights of corners; X and Y are the distances of points from whole coordinates."""
     reals, whole = block
-    real = reals.dtype.type
-    half, one = real(0.5), real(1)
+    one = reals.dtype.type(1)
     for p in range(count):
         ly, lx, share, sides = reals[Y + p], reals[X + p], reals[SHARE + p], whole[SIDES + p]
         top, bottom = (sides & _TOP) != 0, (sides & _BOTTOM) != 0
         left, right = (sides & _LEFT) != 0, (sides & _RIGHT) != 0
-        # A corner outside and its neighbour, for which it stands, each have half of that one's
-        # weight: with a weight of 0, an infinite pixel would be NaN.
-        share_y, share_x = select(top & bottom, one, half), select(left & right, one, half)
-        wt, wb, wl, wr = one - ly, ly, one - lx, lx
-        wt, wb = share_y * select(top, wt, wb), share_y * select(bottom, wb, wt)
-        wl, wr = share_x * select(left, wl, wr), share_x * select(right, wr, wl)
+        wt, wb = weights_along(top, bottom, ly, one)
+        wl, wr = weights_along(left, right, lx, one)
         reals[W00 + p] = share * (wt * wl)
         reals[W01 + p] = share * (wt * wr)
         reals[W10 + p] = share * (wb * wl)
@@ -217,9 +213,9 @@ def sum_points(block, rows, source, view, target):
     for c in range(blocks, pairs, 2 * step):
         _sum_two(block, rows, source, view, target, c)
     for c in range(pairs, whole, step):
-        _sum_one(block, rows, source, view, target, c)
+        _sum_one(block, rows, source, view, target, c, step)
     if tail:
-        _sum_some(block, rows, source, view, target, whole, tail)
+        _sum_one(block, rows, source, view, target, whole, tail)
 
 
 @inlined
@@ -278,37 +274,22 @@ def _sum_two(block, rows, source, view, target, c):
 
 
 @inlined
-def _sum_one(block, rows, source, view, target, c):
+def _sum_one(block, rows, source, view, target, c, count):
+    """One vector of `count` channels."""
     reals, whole = block
     for r in range(rows.count):
-        sums = load(target, r * view.channels + c)
+        to = r * view.channels + c
+        sums = load_some(target, to, count)
         for p in range(r * rows.each, (r + 1) * rows.each):
             if element(whole, PIXEL + p) < 0:
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
-            if element(whole, RIGHT + p) == _SINGLE:
-                sums = fma(w[0], load_wide(source, at[0] + c), sums)
-            else:
-                sums = _blend(source, at, w, c, sums)
-        store(target, r * view.channels + c, sums)
-
-
-@inlined
-def _sum_some(block, rows, source, view, target, c, tail):
-    """The last channels, fewer than a vector has lanes."""
-    reals, whole = block
-    for r in range(rows.count):
-        sums = load_some(target, r * view.channels + c, tail)
-        for p in range(r * rows.each, (r + 1) * rows.each):
-            if element(whole, PIXEL + p) < 0:
-                continue
-            at, w = _corners(whole, view, p), _weights(reals, target, p)
-            sums = fma(w[0], load_wide_some(source, at[0] + c, tail), sums)
+            sums = fma(w[0], load_wide_some(source, at[0] + c, count), sums)
             if element(whole, RIGHT + p) != _SINGLE:
-                sums = fma(w[1], load_wide_some(source, at[1] + c, tail), sums)
-                sums = fma(w[2], load_wide_some(source, at[2] + c, tail), sums)
-                sums = fma(w[3], load_wide_some(source, at[3] + c, tail), sums)
-        store_some(target, r * view.channels + c, sums, tail)
+                sums = fma(w[1], load_wide_some(source, at[1] + c, count), sums)
+                sums = fma(w[2], load_wide_some(source, at[2] + c, count), sums)
+                sums = fma(w[3], load_wide_some(source, at[3] + c, count), sums)
+        store_some(target, to, sums, count)
 
 
 @inner
@@ -322,27 +303,21 @@ def dot_points(block, rows, source, view, grad, dots):
         row = r * view.channels
         for p in range(r * rows.each, (r + 1) * rows.each):
             at = _corners(whole, view, p)
-            d00, d01, d10, d11 = zeros(grad), zeros(grad), zeros(grad), zeros(grad)
+            dot = zeros(grad), zeros(grad), zeros(grad), zeros(grad)
             if element(whole, PIXEL + p) >= 0 and element(whole, RIGHT + p) == _SINGLE:
+                only = dot[0]
                 for c in range(0, end, step):
-                    d00 = fma(load(grad, row + c), load_wide(source, at[0] + c), d00)
+                    only = fma(load(grad, row + c), load_wide(source, at[0] + c), only)
                 if tail:
                     value = load_wide_some(source, at[0] + end, tail)
-                    d00 = fma(load_some(grad, row + end, tail), value, d00)
+                    only = fma(load_some(grad, row + end, tail), value, only)
+                dot = only, dot[1], dot[2], dot[3]
             elif element(whole, PIXEL + p) >= 0:
                 for c in range(0, end, step):
-                    g = load(grad, row + c)
-                    d00 = fma(g, load_wide(source, at[0] + c), d00)
-                    d01 = fma(g, load_wide(source, at[1] + c), d01)
-                    d10 = fma(g, load_wide(source, at[2] + c), d10)
-                    d11 = fma(g, load_wide(source, at[3] + c), d11)
+                    dot = add_dots(grad, row, source, at, c, step, dot)
                 if tail:
-                    g = load_some(grad, row + end, tail)
-                    d00 = fma(g, load_wide_some(source, at[0] + end, tail), d00)
-                    d01 = fma(g, load_wide_some(source, at[1] + end, tail), d01)
-                    d10 = fma(g, load_wide_some(source, at[2] + end, tail), d10)
-                    d11 = fma(g, load_wide_some(source, at[3] + end, tail), d11)
-            t00, t01, t10, t11 = totals(d00, d01, d10, d11)
+                    dot = add_dots(grad, row, source, at, end, tail, dot)
+            t00, t01, t10, t11 = totals(dot[0], dot[1], dot[2], dot[3])
             put(dots, p, t00)
             put(dots, PLANE + p, t01)
             put(dots, 2 * PLANE + p, t10)
@@ -383,9 +358,9 @@ def spread_points(block, rows, grad, target, view, bounds):
     for c in range(0, pairs, 2 * step):
         _spread_two(block, rows, grad, target, view, bounds, c)
     if pairs < whole:
-        _spread_one(block, rows, grad, target, view, bounds, pairs)
+        _spread_one(block, rows, grad, target, view, bounds, pairs, step)
     if tail:
-        _spread_some(block, rows, grad, target, view, bounds, whole, tail)
+        _spread_one(block, rows, grad, target, view, bounds, whole, tail)
 
 
 @inlined
@@ -420,31 +395,16 @@ def _spread_two(block, rows, grad, target, view, bounds, c):
 
 
 @inlined
-def _spread_one(block, rows, grad, target, view, bounds, c):
-    """One vector."""
+def _spread_one(block, rows, grad, target, view, bounds, c, count):
+    """One vector of `count` channels."""
     first, end = bounds
     for r in range(rows.count):
-        g = load(grad, r * view.channels + c)
+        g = load_some(grad, r * view.channels + c, count)
         for p in range(r * rows.each, (r + 1) * rows.each):
             for corner in range(4):
                 pixel, weight = _corner(block, p, corner)
                 if pixel < first or pixel >= end:
                     continue
                 to = view.start + (pixel - first) * view.pitch + c
-                store(target, to, fma(splat(grad, weight), g, load(target, to)))
-
-
-@inlined
-def _spread_some(block, rows, grad, target, view, bounds, c, tail):
-    """The last channels, fewer than a vector has lanes."""
-    first, end = bounds
-    for r in range(rows.count):
-        g = load_some(grad, r * view.channels + c, tail)
-        for p in range(r * rows.each, (r + 1) * rows.each):
-            for corner in range(4):
-                pixel, weight = _corner(block, p, corner)
-                if pixel < first or pixel >= end:
-                    continue
-                to = view.start + (pixel - first) * view.pitch + c
-                value = fma(splat(grad, weight), g, load_some(target, to, tail))
-                store_some(target, to, value, tail)
+                value = fma(splat(grad, weight), g, load_some(target, to, count))
+                store_some(target, to, value, count)

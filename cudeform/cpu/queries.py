@@ -102,6 +102,13 @@ class _Queries(NamedTuple):
 
 
 @inlined
+def _queries(job, image, head, first, last):
+    """A block of queries, from the first on."""
+    count = min(job.rows, last - first)
+    return _Queries(first, image * job.queries + first, head, count)
+
+
+@inlined
 def _place(job, task, count):
     """The slice of a task, and the range of `count` queries or pixels."""
     piece = task % job.pieces
@@ -156,9 +163,15 @@ def _locations(job, queries, first):
 
 
 @inlined
-def _locate(job, levels, locations, queries, shares, first, rows, block, scale):
-    """The points of a block, from point `first` of each row on."""
+def _locate(job, given, queries, first, block, fresh):
+    """Locate the points of a block, from point `first` of each query on; levels of a `fresh` block
+    are not known. Returns its rows.
+    """
+    levels, locations, shares, scale = given
     reals, whole = block
+    rows = Rows(queries.count, min(PLANE, job.points - first))
+    if fresh or job.points > PLANE:
+        _fill_levels(levels, job.points, first, rows, block)
     places = *_locations(job, queries, first), X, rows.each
     split_pairs(locations, reals, places, rows, Y - X)
     read_rows(shares, reals, (first, job.points, SHARE, rows.each), rows)
@@ -166,7 +179,7 @@ def _locate(job, levels, locations, queries, shares, first, rows, block, scale):
     if job.out_width:
         _displace(job, levels, queries, first, rows, block, scale)
         locate_beside(block, count)
-        return
+        return rows
     half = reals.dtype.type(0.5 if job.nearest else -0.5)
     for p in range(count):
         reals[X + p] = reals[X + p] * reals.dtype.type(whole[WIDTH + p]) + half
@@ -175,6 +188,7 @@ def _locate(job, levels, locations, queries, shares, first, rows, block, scale):
         locate_nearest(block, count)
     else:
         locate_points(block, count)
+    return rows
 
 
 @inlined
@@ -218,17 +232,15 @@ def aggregate(numbers, levels, source, locations, weights, scale, output, first_
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
-            count = min(job.rows, last - q)
-            queries = _Queries(q, image * job.queries + q, head, count)
-            sums[: count * channels] = 0
+            queries = _queries(job, image, head, q, last)
+            sums[: queries.count * channels] = 0
             _fill_shares(job, weights, queries, shares)
             for k in range(0, points, PLANE):
-                rows = Rows(count, min(PLANE, points - k))
-                if q == first or points > PLANE:
-                    _fill_levels(levels, points, k, rows, block)
-                _locate(job, levels, locations, queries, shares, k, rows, block, scale)
+                given = levels, locations, shares, scale
+                rows = _locate(job, given, queries, k, block, q == first)
                 sum_points(block, rows, source, view, sums)
-            write_rows(sums, output, (0, channels, *_results(job, queries)), (count, channels))
+            size = queries.count, channels
+            write_rows(sums, output, (0, channels, *_results(job, queries)), size)
 
 
 @inlined
@@ -265,23 +277,17 @@ def point_gradients(
     channels, points = job.channels, job.points
     block = block_arrays(scale)
     dots = empty(4 * PLANE, scale.dtype)
-    shares, found = (
-        empty(job.rows * points, scale.dtype),
-        empty(job.rows * points, scale.dtype),
-    )
+    shares, found = empty(job.rows * points, scale.dtype), empty(job.rows * points, scale.dtype)
     grads = empty(job.rows * channels, scale.dtype)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
-            count = min(job.rows, last - q)
-            queries = _Queries(q, image * job.queries + q, head, count)
+            queries = _queries(job, image, head, q, last)
             _fill_shares(job, weights, queries, shares)
             _fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
-                rows = Rows(count, min(PLANE, points - k))
-                if q == first or points > PLANE:
-                    _fill_levels(levels, points, k, rows, block)
-                _locate(job, levels, locations, queries, shares, k, rows, block, scale)
+                given = levels, locations, shares, scale
+                rows = _locate(job, given, queries, k, block, q == first)
                 dot_points(block, rows, source, view, grads, dots)
                 _write_locations(job, block, rows, dots, grad_locations, queries, k, scale)
                 read_rows(dots, found, (0, rows.each, k, points), rows)
@@ -346,15 +352,12 @@ def value_gradients(
         image, head = number // job.heads, number % job.heads
         sums[: (end - first) * channels] = 0
         for q in range(0, job.queries, job.rows):
-            count = min(job.rows, job.queries - q)
-            queries = _Queries(q, image * job.queries + q, head, count)
+            queries = _queries(job, image, head, q, job.queries)
             _fill_shares(job, weights, queries, shares)
             _fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
-                rows = Rows(count, min(PLANE, points - k))
-                if q == 0 or points > PLANE:
-                    _fill_levels(levels, points, k, rows, block)
-                _locate(job, levels, locations, queries, shares, k, rows, block, scale)
+                given = levels, locations, shares, scale
+                rows = _locate(job, given, queries, k, block, q == 0)
                 spread_points(block, rows, grads, sums, view, (first, end))
         to = ((image * job.pixels + first) * job.heads + head) * channels
         places = 0, channels, to, job.heads * channels

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.halves import load_wide_some
 from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import (
     fma,
@@ -32,15 +33,16 @@ __all__ = [
     "PLANE",
     "Grid",
     "Image",
+    "add_dots",
     "blend",
     "blended",
-    "blended_some",
     "corners",
     "grid_of",
     "locate",
     "measure",
     "point_arrays",
     "spread",
+    "weights_along",
     "weights_of",
 ]
 
@@ -185,6 +187,18 @@ def _add(source, step, target, count):
             target[p] += source[p * step]
 
 
+@inlined
+def weights_along(before, after, fraction, one):
+    """The weights of two pixels along an axis, and whether each is in the image; one outside stands
+    for its neighbour.
+
+    Each has a half of that one's weight then: with a weight of 0, an infinite pixel would be NaN.
+    """
+    share = select(before & after, one, type(one)(0.5))
+    low, high = one - fraction, fraction
+    return share * select(before, low, high), share * select(after, high, low)
+
+
 def _resolver(border):
     """From coordinates to corners, by the rule of `border`: the points of one tap.
 
@@ -199,7 +213,7 @@ def _resolver(border):
     def resolve(grid, points, count):
         pixel, state, numbers = points
         real = numbers.dtype.type
-        zero, half, one = real(0), real(0.5), real(1)
+        zero, one = real(0), real(1)
         beyond = real(_BEYOND)
         for p in range(count):
             y, x = pixel[p], pixel[PLANE + p]
@@ -225,11 +239,8 @@ def _resolver(border):
             bits |= select(down | free, ALONG_Y, 0) | select(across | free, ALONG_X, 0)
             wt, wb, wl, wr = one - ly, ly, one - lx, lx
             if not clamp:
-                # Two halves of the neighbour that a corner outside stands for, see `corners`: with
-                # a weight of 0 for that, an infinite pixel would be NaN.
-                share_y, share_x = select(top & down, one, half), select(left & across, one, half)
-                wt, wb = share_y * select(top, wt, wb), share_y * select(down, wb, wt)
-                wl, wr = share_x * select(left, wl, wr), share_x * select(across, wr, wl)
+                wt, wb = weights_along(top, down, ly, one)
+                wl, wr = weights_along(left, across, lx, one)
             wt, wb = select(inside, wt, zero), select(inside, wb, zero)
             pixel[p] = select(top, y, 0) * grid.width + select(left, x, 0)
             state[p] = select(inside, bits, 0)
@@ -264,17 +275,10 @@ def weights_of(like, numbers, n):
 # What is inlined into a loop with an array may not branch: Numba would count references on the way,
 # in calls for which every vector leaves its register.
 @inlined
-def blended(source, at, weights, c):
-    """The vector of a point's channels from c on; `at` and `weights` are those of its corners."""
-    value = fma(weights[0], load(source, at[0] + c), zeros(source))
-    value = fma(weights[1], load(source, at[1] + c), value)
-    value = fma(weights[2], load(source, at[2] + c), value)
-    return fma(weights[3], load(source, at[3] + c), value)
-
-
-@inlined
-def blended_some(source, at, weights, c, count):
-    """The last `count` of a point's channels, fewer than a vector has lanes."""
+def blended(source, at, weights, c, count):
+    """The vector of `count` channels of a point from c on; `at` and `weights` are those of its
+    corners.
+    """
     value = fma(weights[0], load_some(source, at[0] + c, count), zeros(source))
     value = fma(weights[1], load_some(source, at[1] + c, count), value)
     value = fma(weights[2], load_some(source, at[2] + c, count), value)
@@ -309,10 +313,22 @@ def blend(grid, points, count, source, image, target, pitch):
                     store_some(target, to + whole, fma(weights[0], value, zeros(source)), tail)
             else:
                 for c in range(0, whole, step):
-                    store(target, to + c, blended(source, at, weights, c))
+                    store(target, to + c, blended(source, at, weights, c, step))
                 if tail:
-                    value = blended_some(source, at, weights, whole, tail)
+                    value = blended(source, at, weights, whole, tail)
                     store_some(target, to + whole, value, tail)
+
+
+@inlined
+def add_dots(grad, row, source, at, c, count, dots):
+    """Add the products of `count` channels of a gradient from c on with those of four corners."""
+    g = load_some(grad, row + c, count)
+    return (
+        fma(g, load_wide_some(source, at[0] + c, count), dots[0]),
+        fma(g, load_wide_some(source, at[1] + c, count), dots[1]),
+        fma(g, load_wide_some(source, at[2] + c, count), dots[2]),
+        fma(g, load_wide_some(source, at[3] + c, count), dots[3]),
+    )
 
 
 @inner
@@ -336,21 +352,13 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
             if bits == 0:
                 out[to] = out[to + 1] = out[to + 2] = zero
                 continue
-            v00, v01, v10, v11 = corners(bits, pixel[r], image)
-            d00, d01, d10, d11 = zeros(source), zeros(source), zeros(source), zeros(source)
+            where = corners(bits, pixel[r], image)
+            dots = zeros(source), zeros(source), zeros(source), zeros(source)
             for c in range(0, whole, step):
-                g = load(grad, at + c)
-                d00 = fma(g, load(source, v00 + c), d00)
-                d01 = fma(g, load(source, v01 + c), d01)
-                d10 = fma(g, load(source, v10 + c), d10)
-                d11 = fma(g, load(source, v11 + c), d11)
+                dots = add_dots(grad, at, source, where, c, step, dots)
             if tail:
-                g = load_some(grad, at + whole, tail)
-                d00 = fma(g, load_some(source, v00 + whole, tail), d00)
-                d01 = fma(g, load_some(source, v01 + whole, tail), d01)
-                d10 = fma(g, load_some(source, v10 + whole, tail), d10)
-                d11 = fma(g, load_some(source, v11 + whole, tail), d11)
-            t00, t01, t10, t11 = total(d00), total(d01), total(d10), total(d11)
+                dots = add_dots(grad, at, source, where, whole, tail, dots)
+            t00, t01, t10, t11 = total(dots[0]), total(dots[1]), total(dots[2]), total(dots[3])
             if not bits & LEFT:
                 t00 = t10 = zero
             if not bits & RIGHT:
@@ -366,6 +374,11 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
             out[to] = m * (bottom - top) if bits & ALONG_Y else zero
             out[to + 1] = m * slope if bits & ALONG_X else zero
             out[to + 2] = (one - ly) * top + ly * bottom
+
+
+@inlined
+def _add_product(target, at, weight, g, count):
+    store_some(target, at, fma(weight, g, load_some(target, at, count)), count)
 
 
 @inner
@@ -386,15 +399,15 @@ def spread(grid, points, count, grad, pitch, target, image):
             w00, w01, w10, w11 = weights_of(grad, numbers, n)
             for c in range(0, whole, step):
                 g = load(grad, at + c)
-                store(target, v00 + c, fma(w00, g, load(target, v00 + c)))
+                _add_product(target, v00 + c, w00, g, step)
                 if bits != ON_PIXEL:
-                    store(target, v01 + c, fma(w01, g, load(target, v01 + c)))
-                    store(target, v10 + c, fma(w10, g, load(target, v10 + c)))
-                    store(target, v11 + c, fma(w11, g, load(target, v11 + c)))
+                    _add_product(target, v01 + c, w01, g, step)
+                    _add_product(target, v10 + c, w10, g, step)
+                    _add_product(target, v11 + c, w11, g, step)
             if tail:
-                g, c = load_some(grad, at + whole, tail), whole
-                store_some(target, v00 + c, fma(w00, g, load_some(target, v00 + c, tail)), tail)
+                g = load_some(grad, at + whole, tail)
+                _add_product(target, v00 + whole, w00, g, tail)
                 if bits != ON_PIXEL:
-                    store_some(target, v01 + c, fma(w01, g, load_some(target, v01 + c, tail)), tail)
-                    store_some(target, v10 + c, fma(w10, g, load_some(target, v10 + c, tail)), tail)
-                    store_some(target, v11 + c, fma(w11, g, load_some(target, v11 + c, tail)), tail)
+                    _add_product(target, v01 + whole, w01, g, tail)
+                    _add_product(target, v10 + whole, w10, g, tail)
+                    _add_product(target, v11 + whole, w11, g, tail)

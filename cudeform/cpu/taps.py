@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.simd import fma, lanes, load, load_some, splat, store, store_some, zeros
-from cudeform.cpu.sampler import ON_PIXEL, PLANE, blended, blended_some, corners, weights_of
+from cudeform.cpu.sampler import ON_PIXEL, PLANE, blended, corners, weights_of
 
 __all__ = ["grad_samples", "grad_weights", "sum_taps"]
 
@@ -29,9 +29,9 @@ def sum_taps(grid, points, count, source, image, weights, rows, target, pitch):
     for c in range(0, blocks, _AT_ONCE * step):
         _sum_block(grid, points, count, source, image, weights, rows, target, pitch, c)
     for c in range(blocks, whole, step):
-        _sum_vector(grid, points, count, source, image, weights, rows, target, pitch, c)
+        _sum_vector(grid, points, count, source, image, weights, rows, target, pitch, c, step)
     if tail:
-        _sum_some(grid, points, count, source, image, weights, rows, target, pitch, whole, tail)
+        _sum_vector(grid, points, count, source, image, weights, rows, target, pitch, whole, tail)
 
 
 @inlined
@@ -56,8 +56,8 @@ def _sum_block(grid, points, count, source, image, weights, rows, target, pitch,
                 v2 = fma(w[0], load(source, at[0] + c2), zeros(source))
                 v3 = fma(w[0], load(source, at[0] + c3), zeros(source))
             else:
-                v0, v1 = blended(source, at, w, c), blended(source, at, w, c1)
-                v2, v3 = blended(source, at, w, c2), blended(source, at, w, c3)
+                v0, v1 = blended(source, at, w, c, step), blended(source, at, w, c1, step)
+                v2, v3 = blended(source, at, w, c2, step), blended(source, at, w, c3, step)
             row = rows[0] + k * rows[1]
             s0 = fma(load(weights, row + c), v0, s0)
             s1 = fma(load(weights, row + c1), v1, s1)
@@ -70,41 +70,22 @@ def _sum_block(grid, points, count, source, image, weights, rows, target, pitch,
 
 
 @inlined
-def _sum_vector(grid, points, count, source, image, weights, rows, target, pitch, c):
-    """One vector of channels from c on."""
+def _sum_vector(grid, points, count, source, image, weights, rows, target, pitch, c, some):
+    """One vector of `some` channels from c on."""
     pixel, state, numbers = points
     for p in range(count):
-        sums = load(target, p * pitch + c)
+        sums = load_some(target, p * pitch + c, some)
         for k in range(grid.taps):
             bits = state[2 * k * PLANE + p]
             at = corners(bits, pixel[2 * k * PLANE + p], image)
             w = weights_of(source, numbers, 7 * k * PLANE + p)
             value = w[0]
             if bits == ON_PIXEL:
-                value = fma(w[0], load(source, at[0] + c), zeros(source))
+                value = fma(w[0], load_some(source, at[0] + c, some), zeros(source))
             elif bits:
-                value = blended(source, at, w, c)
-            sums = fma(load(weights, rows[0] + k * rows[1] + c), value, sums)
-        store(target, p * pitch + c, sums)
-
-
-@inlined
-def _sum_some(grid, points, count, source, image, weights, rows, target, pitch, c, tail):
-    """The last channels, from c on: fewer than a vector has lanes."""
-    pixel, state, numbers = points
-    for p in range(count):
-        sums = load_some(target, p * pitch + c, tail)
-        for k in range(grid.taps):
-            bits = state[2 * k * PLANE + p]
-            at = corners(bits, pixel[2 * k * PLANE + p], image)
-            w = weights_of(source, numbers, 7 * k * PLANE + p)
-            value = w[0]
-            if bits == ON_PIXEL:
-                value = fma(w[0], load_some(source, at[0] + c, tail), zeros(source))
-            elif bits:
-                value = blended_some(source, at, w, c, tail)
-            sums = fma(load_some(weights, rows[0] + k * rows[1] + c, tail), value, sums)
-        store_some(target, p * pitch + c, sums, tail)
+                value = blended(source, at, w, c, some)
+            sums = fma(load_some(weights, rows[0] + k * rows[1] + c, some), value, sums)
+        store_some(target, p * pitch + c, sums, some)
 
 
 @inner
@@ -167,27 +148,25 @@ def grad_weights(size, samples, pitch, grad, layout, target, rows):
                 s1 = fma(load(samples, a + step), load(grad, b + step), s1)
                 s2 = fma(load(samples, a + 2 * step), load(grad, b + 2 * step), s2)
                 s3 = fma(load(samples, a + 3 * step), load(grad, b + 3 * step), s3)
-            _add(target, to + c, s0)
-            _add(target, to + c + step, s1)
-            _add(target, to + c + 2 * step, s2)
-            _add(target, to + c + 3 * step, s3)
+            _add(target, to + c, s0, step)
+            _add(target, to + c + step, s1, step)
+            _add(target, to + c + 2 * step, s2, step)
+            _add(target, to + c + 3 * step, s3, step)
         for c in range(blocks, whole, step):
             total = zeros(grad)
             for p in range(count):
                 a, b = p * pitch + at + c, p * layout + other + c
                 total = fma(load(samples, a), load(grad, b), total)
-            _add(target, to + c, total)
+            _add(target, to + c, total, step)
         if tail:
             total = zeros(grad)
             for p in range(count):
                 a, b = p * pitch + at + whole, p * layout + other + whole
                 total = fma(load_some(samples, a, tail), load_some(grad, b, tail), total)
-            one = splat(grad, grad.dtype.type(1))
-            total = fma(one, total, load_some(target, to + whole, tail))
-            store_some(target, to + whole, total, tail)
+            _add(target, to + whole, total, tail)
 
 
 @inlined
-def _add(target, at, value):
+def _add(target, at, value, count):
     one = splat(target, target.dtype.type(1))
-    store(target, at, fma(one, value, load(target, at)))
+    store_some(target, at, fma(one, value, load_some(target, at, count)), count)

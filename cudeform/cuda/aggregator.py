@@ -13,7 +13,15 @@ from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import sort
 from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import Device
-from cudeform.cuda.lanes import THREADS, WARP, aligned, lane_bits, vector_of, vectors
+from cudeform.cuda.lanes import (
+    THREADS,
+    WARP,
+    Choice,
+    aligned,
+    choose,
+    vector_of,
+    vectors,
+)
 
 __all__ = ["MOST_LEVELS", "POINT_BYTES", "Aggregator", "Extent", "Part", "units"]
 
@@ -102,7 +110,7 @@ class Aggregator:
         self.sums = sum_dtype(value.dtype)
         vector = vector_of(value.dtype, extent.channels)
         self._points = (*levels, locations, weights)
-        self._lane_bits = lane_bits(extent.channels // vector)
+        self._packs = extent.channels // vector, vector
         self._unit = _unit(dtype_name(value.dtype), vector, "out_width" in fields)
         counts = extent._asdict()
         del counts["batch"]
@@ -115,12 +123,11 @@ class Aggregator:
         }
         self._nearest = "_nearest" if fields["nearest"] else ""
 
-    def _launch(
-        self, kernel: str, part: Part, threads: int, arrays: tuple[Any, ...], lane_bits: int
-    ) -> None:
-        params = pack(PARAMS, {**self._params, **part._asdict(), "lane_bits": lane_bits})
-        grid, shared = -(-threads // THREADS), LEVEL_BYTES * self._params["levels"]
-        self.device.launch(self._unit, kernel, grid, THREADS, arrays, params, shared)
+    def _launch(self, choice: Choice, part: Part, arrays: tuple[Any, ...]) -> None:
+        how = {**part._asdict(), "lane_bits": choice.shares.bits}
+        params, shared = pack(PARAMS, {**self._params, **how}), LEVEL_BYTES * self._params["levels"]
+        blocks = choice.grid, choice.threads
+        self.device.launch(self._unit, choice.kernel, *blocks, arrays, params, shared)
 
     def _tasks(self, part: Part) -> int:
         """Heads of queries."""
@@ -129,9 +136,8 @@ class Aggregator:
     def aggregate(self, output: Any) -> None:
         """Set the output."""
         for part in _whole_images(self.extent, _MOST_TASKS):
-            threads = self._tasks(part) << self._lane_bits
-            arrays = (self.value, *self._points, output)
-            self._launch("aggregate" + self._nearest, part, threads, arrays, self._lane_bits)
+            choice = choose("aggregate" + self._nearest, self._tasks(part), *self._packs)
+            self._launch(choice, part, (self.value, *self._points, output))
 
     def differentiate(self, grad_output: Any, grad_locations: Any, grad_weights: Any) -> None:
         """Set the gradients of locations and weights; each may be None."""
@@ -142,8 +148,8 @@ class Aggregator:
                 samples = self.device.empty((self._tasks(part), extent.points), self.sums)
             arrays = (self.value, *self._points, grad_output)
             arrays = (*arrays, grad_locations, grad_weights, samples)
-            threads = self._tasks(part) << self._lane_bits
-            self._launch("point_gradients" + self._nearest, part, threads, arrays, self._lane_bits)
+            choice = choose("point_gradients" + self._nearest, self._tasks(part), *self._packs)
+            self._launch(choice, part, arrays)
 
     def gather(self, grad_output: Any, grad_value: Any) -> None:
         """Set the gradient of the values."""
@@ -152,13 +158,13 @@ class Aggregator:
             tasks, pixels = self._tasks(part), part.count * extent.pixels
             keys = self.device.empty((tasks * extent.points,), np.int32)
             ways = self.device.empty((tasks * extent.points, 4), self.sums)
-            bits = lane_bits(extent.points)
-            arrays = (*self._points, keys, ways)
-            self._launch("point_keys", part, tasks << bits, arrays, bits)
+            choice = choose("point_keys", tasks, extent.points)
+            self._launch(choice, part, (*self._points, keys, ways))
             buckets = sort.sort_points(self.device, keys, pixels, ways)
             levels = self._points[:2]
             arrays = (grad_output, *levels, buckets.starts, buckets.records, grad_value)
-            self._launch("gather_value", part, pixels * WARP, arrays, self._lane_bits)
+            of_warps = choose("gather_value", pixels, *self._packs)
+            self._launch(of_warps._replace(per_block=THREADS // WARP), part, arrays)
 
 
 def _whole_images(extent: Extent, most_tasks: int) -> Iterator[Part]:

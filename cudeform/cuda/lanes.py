@@ -1,4 +1,7 @@
-"""How threads divide channels among them: sizes that host and kernels have in common."""
+"""How the tasks of a launch are shared among threads: all that is chosen for a GPU.
+
+`choose` and its like look at sizes alone, so that the same call adds in the same order everywhere.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,12 @@ __all__ = [
     "LANES",
     "THREADS",
     "WARP",
+    "Choice",
     "Shares",
     "aligned",
-    "gather_shares",
+    "choose",
+    "choose_gather",
+    "choose_tiles",
     "is_aligned",
     "lane_bits",
     "vector_of",
@@ -31,6 +37,8 @@ LANES = 8  # whose vectors are a line of the cache
 # would wait for what each does before its first point. One number for all, so that all GPUs add in
 # the same order.
 ENOUGH_WARPS = 1024
+LEAST_TILE = 64  # points of a block where there are few, so that there are some blocks
+BLOCKS = 512  # enough for every GPU: with more, a block gets as many points as it has threads
 PART_POINTS = 4  # points of a pixel, on average, that make a part: read together
 
 
@@ -51,9 +59,9 @@ def lane_bits(threads: int, most: int = WARP) -> int:
 
 
 class Shares(NamedTuple):
-    """How a gather is shared among threads: the logarithms of how many there are of each."""
+    """How tasks are shared among threads: the logarithms of how many there are of each."""
 
-    lanes: int  # threads that share the channels of a slice
+    lanes: int = 0  # threads that share the channels of a slice, or the points of a task
     parts: int = 0  # of the points of a pixel; a warp has all of them
     slices: int = 0  # of the channels of a pixel
 
@@ -68,13 +76,53 @@ class Shares(NamedTuple):
         return self.lanes | self.parts << 8 | self.slices << 16
 
 
-def gather_shares(tasks: int, packs: int, points: int) -> Shares:
-    """How to share tasks of so many packs of channels, and so many points together.
+class Choice(NamedTuple):
+    """A kernel, and how its tasks are shared among the threads of its blocks."""
+
+    kernel: str
+    tasks: int  # where they are sliced, slices of such
+    per_block: int  # tasks
+    threads: int = THREADS  # of a block
+    vector: int = 1  # channels that a thread moves at once
+    shares: Shares = Shares()
+
+    @property
+    def grid(self) -> int:
+        return -(-self.tasks // self.per_block)
+
+
+def choose(kernel: str, tasks: int, packs: int = 1, vector: int = 1) -> Choice:
+    """For tasks of so many packs of a vector of channels each, which are alike: lanes alone."""
+    lanes = lane_bits(packs)
+    return Choice(kernel, tasks, THREADS >> lanes, vector=vector, shares=Shares(lanes))
+
+
+def choose_tiles(kernel: str, points: int, packs: int, vector: int) -> Choice:
+    """For a kernel whose blocks find the corners of a tile of points for all their channels."""
+    lanes, tile = lane_bits(packs, LANES), THREADS
+    while tile > max(LEAST_TILE, THREADS >> lanes) and points < BLOCKS * tile:
+        tile //= 2
+    return Choice(kernel, points, tile, vector=vector, shares=Shares(lanes))
+
+
+def choose_gather(kernel: str, tasks: int, packs: int, vector: int, points: int | None) -> Choice:
+    """For a kernel that gathers so many points together, or None: what later launches add to.
 
     Lanes share the channels. Where that makes too few warps, slices of the channels become tasks of
     their own, and the points of a pixel are halved and halved again, whose sums are added up at
     the end. Lanes make room for that in their warp as long as their vectors fill a line.
     """
+    shares = Shares(lane_bits(packs))
+    if points is None:
+        kernel += "_sums"
+    else:
+        shares = _gather_shares(tasks, packs, points)
+        kernel += "_split" if shares.are_split else ""
+    per_block = GATHER_THREADS >> shares.lanes + shares.parts
+    return Choice(kernel, tasks << shares.slices, per_block, GATHER_THREADS, vector, shares)
+
+
+def _gather_shares(tasks: int, packs: int, points: int) -> Shares:
     lanes, channels = lane_bits(packs), (packs - 1).bit_length()
     enough = ENOUGH_WARPS * WARP
     if tasks << lanes >= enough:

@@ -18,10 +18,11 @@ from cudeform.cuda.lanes import (
     GATHER_THREADS,
     LANES,
     THREADS,
-    Shares,
+    Choice,
     aligned,
-    gather_shares,
-    lane_bits,
+    choose,
+    choose_gather,
+    choose_tiles,
     vector_of,
     vectors,
 )
@@ -56,8 +57,6 @@ PARAMS = np.dtype(
     )],
     align=True,
 )  # fmt: skip
-LEAST_TILE = 64  # points of a block where there are few, so that there are some blocks
-BLOCKS = 512  # enough for every GPU: with more, a block gets as many points as it has threads
 _SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("LANES", LANES))
 GRADIENT_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
 
@@ -150,13 +149,21 @@ class Sampler:
     def point_count(self, chunk: Chunk) -> int:
         return chunk.size * self.points.offset_groups * self.points.taps
 
-    def _vector(self, block: Block) -> int:
-        """Channels that move at once."""
-        return vector_of(self.dtype, self.points.group_channels, block.first, block.width)
+    def _packs(self, block: Block) -> tuple[int, int]:
+        """Of the channels of a point: how many, and how many channels each moves at once."""
+        points = self.points
+        vector = vector_of(self.dtype, points.group_channels, block.first, block.width)
+        return -(-min(points.group_channels, block.channels) // vector), vector
 
-    def _launch(self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any):
-        """`how`: tasks (groups of lanes, or points), per_block of them; vector, and more."""
-        points, vector = self.points, how["vector"]
+    def _launch(
+        self,
+        choice: Choice,
+        chunk: Chunk,
+        block: Block,
+        arrays: tuple[Any, ...],
+        accumulate: bool = False,
+    ) -> None:
+        points = self.points
         params = {
             **self._params,
             "first_pixel": chunk.pixel,
@@ -171,9 +178,9 @@ class Sampler:
                 and (points.offset_groups == 1 or block.channels == points.channels)
             ),
             "points": self.point_count(chunk),
-            "tile": how["per_block"],
-            "lane_bits": how["lane_bits"],
-            "accumulate": int(how.get("accumulate", False)),
+            "tile": choice.per_block,
+            "lane_bits": choice.shares.bits,
+            "accumulate": int(accumulate),
         }
         largest = max(
             chunk.images * points.height * points.width * points.channels,
@@ -182,27 +189,9 @@ class Sampler:
             4 * self.point_count(chunk),
         )
         index = layout.index_type(largest)
-        unit = _unit(self._dtype_name, self._offset_name, vector, index)
-        grid = -(-how["tasks"] // how["per_block"])
-        threads = how.get("threads", THREADS)
-        self.device.launch(unit, kernel, grid, threads, arrays, pack(PARAMS, params))
-
-    def _packs(self, block: Block, vector: int) -> int:
-        """Of the channels of a point: what a thread moves at once."""
-        return -(-min(self.points.group_channels, block.channels) // vector)
-
-    def _on_points(
-        self, kernel: str, chunk: Chunk, block: Block, arrays: tuple[Any, ...], **how: Any
-    ) -> None:
-        """A kernel whose blocks find the corners of a tile of points for all their channels."""
-        vector = self._vector(block)
-        bits = lane_bits(self._packs(block, vector), LANES)
-        tasks = self.point_count(chunk)
-        tile = THREADS
-        while tile > max(LEAST_TILE, THREADS >> bits) and tasks < BLOCKS * tile:
-            tile //= 2
-        how |= {"tasks": tasks, "per_block": tile, "vector": vector, "lane_bits": bits}
-        self._launch(kernel, chunk, block, arrays, **how)
+        unit = _unit(self._dtype_name, self._offset_name, choice.vector, index)
+        params = pack(PARAMS, params)
+        self.device.launch(unit, choice.kernel, choice.grid, choice.threads, arrays, params)
 
     def columns(self, chunk: Chunk, block: Block, input: Any, offset: Any, mask: Any) -> Any:
         """Samples of a chunk: (pixels, channels / width, taps, width), `input` channels last."""
@@ -215,7 +204,8 @@ class Sampler:
         self, chunk: Chunk, block: Block, input: Any, offset: Any, mask: Any, columns: Any
     ) -> None:
         """Fill the columns of a chunk."""
-        self._on_points("sample", chunk, block, (input, offset, mask, columns))
+        choice = choose_tiles("sample", self.point_count(chunk), *self._packs(block))
+        self._launch(choice, chunk, block, (input, offset, mask, columns))
 
     def prepare(self, chunk: Chunk, blocks: int, needs: frozenset[str]) -> PointSums:
         """Places for what `add_dots` or `find_keys` write, for so many blocks of channels."""
@@ -231,8 +221,8 @@ class Sampler:
     def find_keys(self, chunk: Chunk, sums: PointSums, offset: Any, mask: Any) -> None:
         """Set keys and fractions, where `add_dots` does not."""
         one = Block(0, self.points.channels, self.points.channels)
-        how = {"tasks": self.point_count(chunk), "per_block": THREADS, "vector": 1, "lane_bits": 0}
-        self._launch("point_keys", chunk, one, (offset, mask, sums.keys, sums.fractions), **how)
+        choice = choose("point_keys", self.point_count(chunk))
+        self._launch(choice, chunk, one, (offset, mask, sums.keys, sums.fractions))
 
     def add_dots(
         self,
@@ -253,7 +243,8 @@ class Sampler:
         """
         keys = (sums.keys, sums.fractions) if block.first == 0 else (None, None)
         arrays = (input, offset, mask, columns, sums.dots, *keys, grad_offset, grad_mask)
-        self._on_points("corner_dots", chunk, block, arrays, accumulate=block.first > 0)
+        choice = choose_tiles("corner_dots", self.point_count(chunk), *self._packs(block))
+        self._launch(choice, chunk, block, arrays, accumulate=block.first > 0)
 
     def buckets(self, chunk: Chunk, sums: PointSums) -> sort.Buckets:
         """The fractions of the points by the pixels they touch, from their keys."""
@@ -271,25 +262,13 @@ class Sampler:
         grad_input: Any,
     ) -> None:
         """Set this block's channels of grad_input (channels last); later chunks of an image add."""
-        points, vector = self.points, self._vector(block)
+        points = self.points
         tasks = chunk.images * points.height * points.width * points.offset_groups
-        packs, corners = self._packs(block, vector), 1 if self._params["plain"] else 4
-        kernel, shares = "gather_input_sums", Shares(lane_bits(packs))
-        if chunk.whole(points):
-            shares = gather_shares(tasks, packs, corners * self.point_count(chunk))
-            kernel = "gather_input_split" if shares.are_split else "gather_input"
-        self._launch(
-            kernel,
-            chunk,
-            block,
-            (columns, buckets.starts, buckets.records, grad_input),
-            tasks=tasks << shares.slices,
-            per_block=GATHER_THREADS >> shares.lanes + shares.parts,
-            threads=GATHER_THREADS,
-            vector=vector,
-            lane_bits=shares.bits,
-            accumulate=chunk.pixel > 0,
-        )
+        corners = (1 if self._params["plain"] else 4) * self.point_count(chunk)
+        together = corners if chunk.whole(points) else None
+        choice = choose_gather("gather_input", tasks, *self._packs(block), together)
+        arrays = (columns, buckets.starts, buckets.records, grad_input)
+        self._launch(choice, chunk, block, arrays, accumulate=chunk.pixel > 0)
 
 
 class Gradients(NamedTuple):

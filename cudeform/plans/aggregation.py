@@ -20,7 +20,7 @@ from cudeform.plans.arguments import (
     pair,
 )
 from cudeform.plans.outlines import Outline, Plan, planner
-from cudeform.plans.points import out_size
+from cudeform.plans.points import out_sizes
 
 __all__ = ["AggregationPlan", "PointGrid", "dcnv3", "dcnv4"]
 
@@ -201,14 +201,9 @@ def _plan(op: str, options: Options, input: Outline, **of_points: Outline) -> Ag
     if channels % groups:
         expected = f"to divide the {channels} channels of `input` {axes}"
         checks.fail(op, "groups", expected, groups)
-    kernel, stride = options["kernel_size"], options["stride"]
-    padding, dilation = options["padding"], options["dilation"]
-    out_height, out_width = (
-        out_size(op, "kernel_size", "to be a kernel", axis, size, 2 * p, k, s, d)
-        for axis, size, p, k, s, d in zip(
-            "yx", (height, width), padding, kernel, stride, dilation, strict=True
-        )
-    )
+    kernel, (down, across) = options["kernel_size"], options["padding"]
+    padded = height + 2 * down, width + 2 * across
+    out_height, out_width = out_sizes(op, "kernel_size", "to be a kernel", options, kernel, padded)
     if options["remove_center"] and (kernel == (1, 1) or not kernel[0] % 2 or not kernel[1] % 2):
         expected = "to be odd along both axes, and more than 1 x 1"
         checks.fail(op, "kernel_size", expected, kernel, "`remove_center` takes its middle tap out")
@@ -221,9 +216,9 @@ def _plan(op: str, options: Options, input: Outline, **of_points: Outline) -> Ag
         groups=groups,
         group_channels=channels // groups,
         kernel=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
+        stride=options["stride"],
+        padding=options["padding"],
+        dilation=options["dilation"],
         scale=options["offset_scale"],
         remove_center=options["remove_center"],
         softmax=options.get("softmax", False),

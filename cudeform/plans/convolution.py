@@ -23,7 +23,7 @@ from cudeform.plans.arguments import (
     choice,
 )
 from cudeform.plans.outlines import Outline, Plan, planner
-from cudeform.plans.points import Points, out_size
+from cudeform.plans.points import Points, out_sizes
 
 __all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
 
@@ -146,7 +146,6 @@ def conv2d(
 def _points(op: str, options: Options, input: Outline, weight: Outline) -> dict[str, Any]:
     """The fields of the points that do not depend on an offset."""
     layout, pad = options["layout"], options["padding"]
-    stride, dilation = options["stride"], options["dilation"]
     axes = checks.image_axes(layout)
     checks.rank(op, "input", input, axes)
     checks.rank(op, "weight", weight, _WEIGHT)
@@ -157,12 +156,8 @@ def _points(op: str, options: Options, input: Outline, weight: Outline) -> dict[
     else:
         batch, channels, height, width = input.shape
     kernel = tuple(weight.shape[2:])
-    out_height, out_width = (
-        out_size(op, "weight", "to have a kernel", axis, size, sum(p), k, s, d)
-        for axis, size, p, k, s, d in zip(
-            "yx", (height, width), pad, kernel, stride, dilation, strict=True
-        )
-    )
+    padded = height + sum(pad[0]), width + sum(pad[1])
+    out_height, out_width = out_sizes(op, "weight", "to have a kernel", options, kernel, padded)
     return dict(
         batch=batch,
         channels=channels,
@@ -171,9 +166,9 @@ def _points(op: str, options: Options, input: Outline, weight: Outline) -> dict[
         out_height=out_height,
         out_width=out_width,
         kernel=kernel,
-        stride=stride,
+        stride=options["stride"],
         origin=(-pad[0][0], -pad[1][0]),
-        dilation=dilation,
+        dilation=options["dilation"],
         layout=layout,
         offset_layout=layout,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -100,6 +101,7 @@ def planner(
     """
 
     def enter(function: _Planner) -> _Planner:
+        @functools.wraps(function)
         def planned(op: str, **given: Any) -> Plan:
             values = {o.name: o.value(op, given.pop(o.name, o.default)) for o in options}
             return function(op, values, **given)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cudeform import checks
 
-__all__ = ["BORDERS", "LAYOUTS", "Points", "out_size", "sampling_points"]
+__all__ = ["BORDERS", "LAYOUTS", "Points", "out_sizes", "sampling_points"]
 
 BORDERS = ("zeros", "clamp")
 LAYOUTS = ("NCHW", "NHWC")
@@ -113,18 +115,22 @@ def sampling_points(points: Points, offset: np.ndarray) -> np.ndarray:
     return located
 
 
-def out_size(
-    op: str, argument: str, expected: str, axis: str, size: int, pad: int, k: int, s: int, d: int
-) -> int:
-    """Pixels of the output along an axis; `pad` is on both sides together."""
-    extent = d * (k - 1) + 1
-    padded = size + pad
-    if extent > padded:
-        checks.fail(
-            op,
-            argument,
-            f"{expected} that fits the padded input, {padded} pixels along {axis}",
-            f"{extent} pixels",
-            f"dilation*(k - 1) + 1 with k = {k}, dilation = {d}",
-        )
-    return (padded - extent) // s + 1
+def out_sizes(
+    op: str, argument: str, expected: str, options: Mapping[str, Any], kernel: Any, padded: Any
+) -> tuple[int, ...]:
+    """Pixels of the output along y and x, from those of the input with its padding."""
+    sizes = []
+    for axis, k, size, s, d in zip(
+        "yx", kernel, padded, options["stride"], options["dilation"], strict=True
+    ):
+        extent = d * (k - 1) + 1
+        if extent > size:
+            checks.fail(
+                op,
+                argument,
+                f"{expected} that fits the padded input, {size} pixels along {axis}",
+                f"{extent} pixels",
+                f"dilation*(k - 1) + 1 with k = {k}, dilation = {d}",
+            )
+        sizes.append((size - extent) // s + 1)
+    return tuple(sizes)

@@ -15,7 +15,7 @@ from tolerances import assert_close
 
 import cudeform
 from cudeform.cuda import lanes
-from cudeform.cuda.lanes import Shares, gather_shares
+from cudeform.cuda.lanes import Choice, Shares, choose, choose_gather, choose_tiles
 
 BARRIER = "    __syncwarp(0xffffffffu);\n"
 READY = "    const int ready"
@@ -58,14 +58,33 @@ def test_planted_bug_is_caught(bug, order, seed):
     (1024, 40, 36 * 1024, Shares(5)),
 ])  # fmt: skip
 def test_how_a_gather_is_shared(tasks, packs, points, shares):
-    assert gather_shares(tasks, packs, points) == shares
+    choice = choose_gather("gather", tasks, packs, 4, points)
+    assert choice.shares == shares and choice.vector == 4
+    assert choice.kernel == ("gather_split" if sum(shares[1:]) else "gather")
+    assert choice.tasks == tasks << shares.slices
+    assert choice.per_block << shares.lanes + shares.parts == choice.threads == 64
+    unrounded = choose_gather("gather", tasks, packs, 4, None)
+    assert unrounded.kernel == "gather_sums" and not unrounded.shares.are_split
+
+
+@pytest.mark.parametrize("choice, expected, grid", [
+    (choose("pool", 1000), Choice("pool", 1000, 256), 4),
+    (choose("pool", 1000, 6, 4), Choice("pool", 1000, 32, vector=4, shares=Shares(3)), 32),
+    (choose("pool", 7, 100), Choice("pool", 7, 8, shares=Shares(5)), 1),
+    # Small tiles where there are few points, but none smaller than a block's groups of lanes
+    (choose_tiles("sample", 2**20, 16, 8), Choice("sample", 2**20, 256, 256, 8, Shares(3)), 4096),
+    (choose_tiles("sample", 9000, 16, 8), Choice("sample", 9000, 64, 256, 8, Shares(3)), 141),
+    (choose_tiles("sample", 9000, 2, 8), Choice("sample", 9000, 128, 256, 8, Shares(1)), 71),
+])  # fmt: skip
+def test_how_a_launch_is_shared(choice, expected, grid):
+    assert choice == expected and choice.grid == grid
 
 
 def test_slices_are_of_whole_warps_and_all_channels_are_shared():
     """What the kernels take for granted."""
     sizes = [1, 2, 3, 7, 8, 9, 16, 31, 32, 33, 64, 100]
     for tasks, packs, each in product((1, 60, 576, 1023, 5000), sizes, (0, 1, 9, 36, 5000)):
-        shares = gather_shares(tasks, packs, each * tasks)
+        shares = choose_gather("gather", tasks, packs, 1, each * tasks).shares
         assert shares.lanes + shares.parts <= 5, (tasks, packs, each)
         if shares.are_split:
             assert packs <= 1 << shares.lanes + shares.slices < 2 * packs

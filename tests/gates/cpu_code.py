@@ -120,7 +120,7 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     whole, tiny = np.zeros(0, np.int64), np.zeros(0, np.uint8)
     grid = sampler.Grid(*[0] * len(sampler.Grid._fields))
     image, points = sampler.Image(*[0] * len(sampler.Image._fields)), (whole, tiny, flat)
-    tile = patches.Tile(whole, flat, whole, flat)
+    tile = patches.Tile(whole, flat, whole, whole, whole, flat, flat)
     yield matmul.multiply, (flat, (0, 0, 0), given, (0, 0, 0), flat, (0, 0), (0, 0, 0), False)
     for product in products():
         yield product, (flat, given, flat, 0)
@@ -168,7 +168,7 @@ def geometry(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield located.slopes, (block, 0, flat)
 
 
-_NAMES = {"fma", "add_product", "transpose_square", "load_wide", "put_vector"}
+_NAMES = {"fma", "add_product", "transpose_square", "lanes"}
 
 
 def with_vectors() -> set[str]:

@@ -28,7 +28,6 @@ def add(folder):
     cases.toy = lambda rng: iter([Case("plain", arrays(rng), {"gain": 2.0})])
     row = registry.Operator(
         name="toy",
-        family="toy",
         summary="a multiple of an image for each channel",
         paper="",
     )

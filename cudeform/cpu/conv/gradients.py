@@ -32,7 +32,16 @@ from cudeform.cpu.conv.blocking import (
     weight_sums,
 )
 from cudeform.cpu.conv.narrow import bias_of_rows, tile_gradients, weight_of_rows, weight_rows
-from cudeform.cpu.conv.sums import Given, Part, Sums, Wanted, Work, collect_points, read_part
+from cudeform.cpu.conv.sums import (
+    Given,
+    Part,
+    Sums,
+    Wanted,
+    Work,
+    collect_points,
+    read_part,
+    use_columns,
+)
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.memory import remembered
@@ -40,15 +49,7 @@ from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
-from cudeform.cpu.sampler import (
-    Image,
-    blend,
-    grid_of,
-    locate,
-    measure,
-    point_arrays,
-    spread,
-)
+from cudeform.cpu.sampler import Image, grid_of, locate, point_arrays
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["gradients", "workspace_bytes"]
@@ -280,7 +281,7 @@ def _slice_gradients(numbers, slices, given, sums, first, last):
 @kernel
 def _narrow_gradients(numbers, slices, given, sums, first, last):
     """As `_slice_gradients`, where groups are narrow."""
-    _each_slice(numbers, slices, given, sums, first, last, _narrow_tile)
+    _each_slice(numbers, slices, given, sums, first, last, tile_gradients)
 
 
 @inlined
@@ -299,71 +300,54 @@ def _each_slice(numbers, slices, given, sums, first, last, add_tile):
         s = part.begin + task - image * count
         if part.first_pixel == 0:
             _begin_slice(work, image, s)
+        view = _image_of(grid, job, part, slices, image, s)
         for pixel in range(part.first_pixel, part.last_pixel, job.tile):
-            add_tile(work, (points, columns, tile), image, s, pixel)
+            add_tile(work, (points, columns, tile), view, image, s, pixel)
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
             _end_slice(work, image, s)
 
 
 @inlined
-def _narrow_tile(work, scratch, image, s, pixel):
-    view = _image_of(work.grid, work.job, work.part, work.slices, image, s)
-    tile_gradients(work, scratch, view, image, s, pixel)
-
-
-@inlined
-def _tile_gradients(work, scratch, image, s, pixel):
-    """What a tile of pixels adds to the gradients of a slice of an image."""
+def _tile_gradients(work, scratch, view, image, s, pixel):
+    """What a tile of pixels adds to the gradients of a slice of an image, which is at `view`."""
     grid, job, wanted, part, slices, given, sums = work
     points, columns, tile = scratch
-    block = block_columns(tile)
-    width = job.out_pitch
     count = min(job.tile, part.last_pixel - pixel)
-    group = slices.weight_group[s]
-    place = (image, pixel, count)
-    view = _image_of(grid, job, part, slices, image, s)
+    place, first, group = (image, pixel, count), slices.first[s], slices.weight_group[s]
     if job.dense:
         o0 = group * job.out_channels
-        _output_tile(grid, job, given, place, o0, job.out_channels, tile, width)
+        _output_tile(grid, job, given, place, o0, job.out_channels, tile, job.out_pitch)
     else:
-        first = slices.first[s]
         _output_tile(grid, job, given, place, first, view.channels, columns, job.pitch)
-    if wanted.bias and slices.first[s] == group * job.in_channels:
+    if wanted.bias and first == group * job.in_channels:
         at = (image * job.groups + group) * job.out_channels
-        _add_rows(tile, width, count, job.out_channels, sums.bias, at)
+        _add_rows(tile, job.out_pitch, count, job.out_channels, sums.bias, at)
     if not (wanted.input or wanted.points or wanted.weight):
         return
     locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
-    depth = job.taps * view.channels
+    depth, block = job.taps * view.channels, block_columns(tile)
     if job.dense and (wanted.input or wanted.points):
+        start = s * job.out_channels * job.pitch
         multiply(
             tile,
-            (0, width, 1),
+            (0, job.out_pitch, 1),
             given.packed,
-            (s * job.out_channels * job.pitch, block, job.out_channels * block),
+            (start, block, job.out_channels * block),
             columns,
             (0, job.pitch),
             (rows_of(tile, count), columns_of(tile, depth), job.out_channels),
             True,
         )
-    if wanted.points:
-        at = image * (part.end - part.begin) + s - part.begin
-        at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
-        out_at = 3 * job.taps * at
-        measure(grid, points, count, given.source, view, columns, job.pitch, sums.points, out_at)
-    if wanted.input:
-        spread(grid, points, count, columns, job.pitch, sums.target, view)
+    use_columns(work, points, columns, view, place, s)
     if wanted.weight:
-        blend(grid, points, count, given.source, view, columns, job.pitch)
-        rows = rows_of(tile, job.widest)
-        at = (image * len(slices.weight_group) + s) * rows * width
+        at = image * len(slices.weight_group) + s
         multiply(
             columns,
             (0, 1, job.pitch),
             tile,
-            (0, width, block),
+            (0, job.out_pitch, block),
             sums.weight,
-            (at, width),
+            (at * rows_of(tile, job.widest) * job.out_pitch, job.out_pitch),
             (rows_of(tile, depth), columns_of(tile, job.out_channels), count),
             False,
         )

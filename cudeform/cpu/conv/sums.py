@@ -7,10 +7,19 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.conv.blocking import PART, Job, Slices, grid_and_job
-from cudeform.cpu.language.compiler import kernel, record
-from cudeform.cpu.sampler import Grid
+from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.sampler import Grid, blend, measure, spread
 
-__all__ = ["Given", "Part", "Sums", "Wanted", "Work", "collect_points", "read_part"]
+__all__ = [
+    "Given",
+    "Part",
+    "Sums",
+    "Wanted",
+    "Work",
+    "collect_points",
+    "read_part",
+    "use_columns",
+]
 
 
 class Wanted(NamedTuple):
@@ -67,6 +76,24 @@ class Work(NamedTuple):
 
 
 read_part = record(Part)
+
+
+@inlined
+def use_columns(work, points, columns, view, place, s):
+    """Add what the gradients of the columns of a tile say of its points and of the input; where
+    the gradient of the weight is wanted, put the columns themselves in their place.
+    """
+    grid, job, wanted, part, _, given, sums = work
+    image, pixel, count = place
+    if wanted.points:
+        at = image * (part.end - part.begin) + s - part.begin
+        at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
+        to = 3 * job.taps * at
+        measure(grid, points, count, given.source, view, columns, job.pitch, sums.points, to)
+    if wanted.input:
+        spread(grid, points, count, columns, job.pitch, sums.target, view)
+    if wanted.weight:
+        blend(grid, points, count, given.source, view, columns, job.pitch)
 
 
 @kernel

@@ -12,7 +12,13 @@ from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.plans.regions import RoiPlan
 
 __all__ = [
+    "ALONG_X",
     "NUMBERS",
+    "REACH",
+    "SHARE",
+    "SIZE",
+    "SPACING",
+    "START",
     "Regions",
     "count_pixels",
     "locate_regions",
@@ -20,7 +26,9 @@ __all__ = [
     "reach_of_regions",
 ]
 
-NUMBERS = 9  # of a region in `Regions.numbers`
+# Columns of `Regions.numbers`: four along y, the same along x, and one for both
+START, SIZE, SPACING, REACH = range(4)
+ALONG_X, SHARE, NUMBERS = 4, 8, 9
 _COUNTABLE = 2.0**40  # samples
 _RULES = ("unaligned", "aligned", "closed", "half_open", "msra", "msra_aligned")
 _CORNER, _CENTER, _PIXEL, _HALF_OPEN, _MSRA, _MSRA_CENTER = range(len(_RULES))
@@ -32,8 +40,8 @@ class Regions(NamedTuple):
     A frame is an image that has boxes, or a part of one.
     """
 
-    # (R, 9) flat: start, size, spacing of samples and pixels per unit of offset along y, the same
-    # along x, one over the number of samples
+    # (R, NUMBERS) flat: start, size, spacing of samples and pixels per unit of offset along y, the
+    # same along x, one over the number of samples
     numbers: np.ndarray
     counts: np.ndarray  # (R, 2) flat: samples of a bin along y and x
     place: np.ndarray  # (R,): which frame
@@ -62,10 +70,10 @@ def count_pixels(plan: RoiPlan, regions: Regions) -> float:
     """Pixels of a channel that the bins of all regions read, at most, if they do not move."""
     numbers, counts = regions.numbers.reshape(-1, NUMBERS), regions.counts.reshape(-1, 2)
     result = np.ones(plan.regions)
-    axes = zip((0, 4), plan.bins, (plan.height, plan.width), strict=True)
+    axes = zip((0, ALONG_X), plan.bins, (plan.height, plan.width), strict=True)
     with np.errstate(over="ignore"):
         for axis, (k, bins, size) in enumerate(axes):
-            covered = np.ceil(np.abs(numbers[:, k + 1]) / bins) + 2
+            covered = np.ceil(np.abs(numbers[:, k + SIZE]) / bins) + 2
             read = covered if plan.reads == "pixels" else np.minimum(covered, 2 * counts[:, axis])
             result *= bins * np.minimum(read, size)
     return float(result.sum())
@@ -78,8 +86,8 @@ def reach_of_regions(
     numbers = regions.numbers.reshape(-1, NUMBERS)
     eps = float(np.finfo(numbers.dtype).eps)
     found = []
-    for axis, (k, size) in enumerate(zip((0, 4), (plan.height, plan.width), strict=True)):
-        start, extent, reach = (numbers[:, k + n].astype(np.float64) for n in (0, 1, 3))
+    for axis, (k, size) in enumerate(zip((0, ALONG_X), (plan.height, plan.width), strict=True)):
+        start, extent, reach = (numbers[:, k + n].astype(np.float64) for n in (START, SIZE, REACH))
         low, high = np.minimum(extent, 0), np.maximum(extent, 0)
         if plan.deformable and offset is not None:
             along = offset.reshape(plan.regions, plan.classes, 2, -1)[:, :, 1 - axis]
@@ -134,9 +142,9 @@ def _locate(rules, scales, boxes, places, numbers, counts):
             y = x = real(np.nan)  # nothing is inside,
             height = width = real(0)  # and nothing moves it
         down = _axis(samples, down_bins, (y, height, reach), numbers, t * NUMBERS)
-        across = _axis(samples, across_bins, (x, width, reach), numbers, t * NUMBERS + 4)
+        across = _axis(samples, across_bins, (x, width, reach), numbers, t * NUMBERS + ALONG_X)
         counts[2 * t], counts[2 * t + 1] = down, across
-        numbers[t * NUMBERS + 8] = 1 / max(np.float64(down) * np.float64(across), 1.0)
+        numbers[t * NUMBERS + SHARE] = 1 / max(np.float64(down) * np.float64(across), 1.0)
     return used
 
 
@@ -148,8 +156,8 @@ def _axis(samples, bins, extent, numbers, k):
     bin_size = size / real(bins)
     count = real(samples) if samples else np.ceil(bin_size)
     count = min(max(count, real(0)), real(_COUNTABLE))
-    numbers[k], numbers[k + 1] = start, size
-    numbers[k + 2], numbers[k + 3] = bin_size / max(count, real(1)), reach * size
+    numbers[k + START], numbers[k + SIZE] = start, size
+    numbers[k + SPACING], numbers[k + REACH] = bin_size / max(count, real(1)), reach * size
     return np.int64(count)
 
 

@@ -44,7 +44,7 @@ from cudeform.cpu.regions.patches import (
     tile_of,
 )
 from cudeform.cpu.regions.results import add_elements, read_gradients
-from cudeform.cpu.regions.staging import reading, room, slice_of, stage, unstage, writing
+from cudeform.cpu.regions.staging import room, slice_of, staged_rounds, unstage, writing
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "group_rows"]
@@ -158,20 +158,10 @@ def _element_gradients(
     job = job_of(plan, wide.itemsize, plan.channels)  # a task goes through all slices
     flat = [sums[name].reshape(-1) for name in ("offset", "mask")]
     as_planes = reads_planes(plan, job, regions, wide.itemsize)
-    parts = rounds(job, len(regions.images), wide.itemsize)
-    if as_planes:
-        parts = [one_round(job, len(regions.images))]
-        source = reading(job, regions, input)
-    else:
-        staged = np.empty(max(room(job, part) for part in parts), wide)
-    for part in parts:
-        if not as_planes:
-            stage(job, regions, part, input, staged)
+    measure = strips.measure if as_planes else _measure
+    for part, source in staged_rounds(job, regions, input, wide, as_planes):
         for work, grad, _ in _works(job, regions, part, given):
-            if as_planes:
-                task = partial(strips.measure, packed(work), *source, frozen(grad, flat[0]), *flat)
-            else:
-                task = partial(_measure, packed(work), staged, frozen(grad, staged), *flat)
+            task = partial(measure, packed(work), *source, frozen(grad, flat[0]), *flat)
             threads.share(task, work.piece.end - work.piece.begin, effort(plan))
 
 
@@ -257,4 +247,4 @@ def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
                     read_gradients(work, (t, c, s), grad, top, count, values)
                     measure_tile(tile, count, staged, job.pitch, line, values, found)
                     sums = grad_offset, grad_mask
-                    add_elements(job, regions, (t, c, top), count, tile.scale, found, sums)
+                    add_elements(job, regions, (t, c, top), count, tile.factor, found, sums)

@@ -15,7 +15,7 @@ from cudeform.cpu.language.compiler import inlined, inner, unrolled
 from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.cpu.regions.axes import keep_within, locate_axis
-from cudeform.cpu.regions.extents import NUMBERS
+from cudeform.cpu.regions.extents import ALONG_X, NUMBERS, REACH, SHARE, SIZE, SPACING, START
 
 __all__ = [
     "ELSEWHERE",
@@ -30,6 +30,7 @@ __all__ = [
     "locate_tile",
     "measure_tile",
     "patch_of",
+    "put_found",
     "samples_of",
     "share_of",
     "spread_tile",
@@ -48,8 +49,12 @@ class Tile(NamedTuple):
 
     pixel: np.ndarray
     weight: np.ndarray
-    place: np.ndarray  # of a bin: its axes, and where pixel (0, 0) would be
-    scale: np.ndarray  # of a bin: one over the number of its samples, and its mask
+    # Of each bin
+    down: np.ndarray  # where its axes along y and x are
+    across: np.ndarray
+    start: np.ndarray  # where pixel (0, 0) would be
+    share: np.ndarray  # one over the number of its samples
+    factor: np.ndarray  # its mask
 
 
 @inlined
@@ -59,8 +64,11 @@ def tile_of(job, like):
     return Tile(
         empty(axes * job.slot, np.int64),
         empty(2 * axes * job.slot, like.dtype),
-        empty(3 * job.tile, np.int64),
-        empty(2 * job.tile, like.dtype),
+        empty(job.tile, np.int64),
+        empty(job.tile, np.int64),
+        empty(job.tile, np.int64),
+        empty(job.tile, like.dtype),
+        empty(job.tile, like.dtype),
     )
 
 
@@ -97,7 +105,7 @@ def locate_tile(work, where, starts, top, bottom, tile):
     """
     job, part, regions, piece = work
     numbers, counts, offset, mask = regions.numbers, regions.counts, piece.offset, piece.mask
-    pixel, weight, place, scale = tile
+    pixel, weight = tile.pixel, tile.weight
     t, c, s = where
     row = piece.rows[t]
     for i in range(top, bottom):
@@ -113,14 +121,13 @@ def locate_tile(work, where, starts, top, bottom, tile):
                 _locate(job, numbers, counts, (t, True, j, offset[x]), pixel, weight, x_at)
             g = gy * job.groups_x + j * job.groups_x // job.bins_x
             inside = g >= part.group_begin and g < part.group_end
-            place[3 * n], place[3 * n + 1] = y_at, x_at
-            place[3 * n + 2] = starts[0] + g * starts[1] if inside else ELSEWHERE
-            scale[2 * n] = numbers[t * NUMBERS + 8]
+            tile.down[n], tile.across[n] = y_at, x_at
+            tile.start[n] = starts[0] + g * starts[1] if inside else ELSEWHERE
+            tile.share[n], tile.factor[n] = numbers[t * NUMBERS + SHARE], 1
             if job.corners or job.covers:
-                scale[2 * n] = share_of(pixel[y_at + 1], pixel[x_at + 1], scale)
-            scale[2 * n + 1] = 1
+                tile.share[n] = share_of(pixel[y_at + 1], pixel[x_at + 1], weight)
             if job.modulated:
-                scale[2 * n + 1] = mask[element_of(job, row, c, job.classes, i, j)]
+                tile.factor[n] = mask[element_of(job, row, c, job.classes, i, j)]
     if job.deformable and _framed(job):
         rows, columns = frame_of(job, regions, regions.place[t])
         axes = 2 * (bottom - top) * job.bins_x
@@ -170,15 +177,15 @@ def _locate(job, numbers, counts, bin, pixel, weight, at):
 def samples_of(job, numbers, counts, bin):
     """The samples of a bin along one axis: (first, spacing, count); `bin` as in `_locate`."""
     t, along_x, i, shift = bin
-    k = t * NUMBERS + (4 if along_x else 0)
+    k = t * NUMBERS + (ALONG_X if along_x else 0)
     bins = job.bins_x if along_x else job.bins_y
     real = numbers.dtype.type
-    first = numbers[k] + real(i) * numbers[k + 1] / real(bins)
+    first = numbers[k + START] + real(i) * numbers[k + SIZE] / real(bins)
     if job.deformable:
-        first += numbers[k + 3] * shift
+        first += numbers[k + REACH] * shift
     if not job.corners:
-        first += real(0.5) * numbers[k + 2]
-    return first, numbers[k + 2], counts[2 * t + (1 if along_x else 0)]
+        first += real(0.5) * numbers[k + SPACING]
+    return first, numbers[k + SPACING], counts[2 * t + (1 if along_x else 0)]
 
 
 @inlined
@@ -188,11 +195,11 @@ def covered(job, numbers, bin):
     `bin` is (region, whether along x, bin).
     """
     t, along_x, i = bin
-    k = t * NUMBERS + (4 if along_x else 0)
+    k = t * NUMBERS + (ALONG_X if along_x else 0)
     bins = job.bins_x if along_x else job.bins_y
     real = numbers.dtype.type
     zero, limit = real(0), real((job.width if along_x else job.height) - job.unread)
-    start, size = numbers[k], numbers[k + 1] / real(bins)
+    start, size = numbers[k + START], numbers[k + SIZE] / real(bins)
     before = zero if job.whole else start
     after = start if job.whole else zero
     begin = np.floor(real(i) * size + before) + after
@@ -210,10 +217,24 @@ def bins_of(bins, groups, g):
 
 
 @inlined
-def patch_of(pixel, place, n):
+def patch_of(tile, n):
     """The entries of a bin along y and x, each from one index up to another."""
-    y, x = place[3 * n], place[3 * n + 1]
+    pixel, y, x = tile.pixel, tile.down[n], tile.across[n]
     return y + 2, y + 2 + pixel[y], x + 2, x + 2 + pixel[x]
+
+
+@inlined
+def _summed(pixel, weight, patch, source, start, pitch, line):
+    """The weighted sum of a patch of one channel, whose pixel (0, 0) would be at `start`."""
+    y0, y1, x0, x1 = patch
+    value = source.dtype.type(0)
+    for a in range(y0, y1):
+        row = start + pixel[a] * line
+        subtotal = source.dtype.type(0)
+        for b in range(x0, x1):
+            subtotal += weight[2 * b] * source[row + pixel[b] * pitch]
+        value += weight[2 * a] * subtotal
+    return value
 
 
 @unrolled
@@ -222,17 +243,17 @@ def blend_tile(tile, count, source, pitch, line, target):
 
     Pixels are `pitch` elements apart, in rows of `line` elements. Bin n is from n*pitch on.
     """
-    pixel, weight, place, scales = tile
+    pixel, weight = tile.pixel, tile.weight
     step = lanes(source)
     tail = pitch & (step - 1)  # LLVM sees that this is too short to vectorise
     whole = pitch - tail
     blocks = whole // (4 * step) * 4 * step
     for n in range(count):
-        at, start = n * pitch, place[3 * n + 2]
+        at, start = n * pitch, tile.start[n]
         if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = patch_of(pixel, place, n)
-        scale = scales[2 * n] * scales[2 * n + 1]
+        y0, y1, x0, x1 = patch_of(tile, n)
+        scale = tile.share[n] * tile.factor[n]
         s, zero = splat(source, scale), zeros(source)
         for c in range(0, blocks, 4 * step):
             sum0, sum1, sum2, sum3 = zero, zero, zero, zero
@@ -264,14 +285,14 @@ def blend_tile(tile, count, source, pitch, line, target):
                 summed = fma(splat(source, weight[2 * a]), part, summed)
             store(target, at + c, fma(s, summed, zero))
         for c in range(whole, whole + tail):
-            value = source.dtype.type(0)
-            for a in range(y0, y1):
-                row = start + pixel[a] * line + c
-                subtotal = source.dtype.type(0)
-                for b in range(x0, x1):
-                    subtotal += weight[2 * b] * source[row + pixel[b] * pitch]
-                value += weight[2 * a] * subtotal
+            value = _summed(pixel, weight, (y0, y1, x0, x1), source, start + c, pitch, line)
             target[at + c] = scale * value
+
+
+@inlined
+def put_found(found, n, value, down, across):
+    """Write the three numbers of a bin."""
+    found[3 * n], found[3 * n + 1], found[3 * n + 2] = value, down, across
 
 
 @unrolled
@@ -279,17 +300,17 @@ def measure_tile(tile, count, source, pitch, line, grad, found):
     """Write three numbers for each bin of a tile: the sum over a slice of gradient times value,
     and its derivatives when the bin moves along y and x; without the mask.
     """
-    pixel, weight, place, scales = tile
+    pixel, weight = tile.pixel, tile.weight
     step = lanes(source)
     tail = pitch & (step - 1)
     whole = pitch - tail
     zero = source.dtype.type(0)
     for n in range(count):
-        at, start = n * pitch, place[3 * n + 2]
-        found[3 * n] = found[3 * n + 1] = found[3 * n + 2] = zero
+        at, start = n * pitch, tile.start[n]
+        put_found(found, n, zero, zero, zero)
         if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = patch_of(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(tile, n)
         values, downs, acrosses = zeros(source), zeros(source), zeros(source)
         for c in range(0, whole, step):
             value, down, across = zeros(source), zeros(source), zeros(source)
@@ -318,27 +339,23 @@ def measure_tile(tile, count, source, pitch, line, grad, found):
                 value += g * weight[2 * a] * part
                 down += g * weight[2 * a + 1] * part
                 across += g * weight[2 * a] * slope
-        scale = scales[2 * n]
-        found[3 * n], found[3 * n + 1], found[3 * n + 2] = (
-            scale * value,
-            scale * down,
-            scale * across,
-        )
+        share = tile.share[n]
+        put_found(found, n, share * value, share * down, share * across)
 
 
 @unrolled
 def spread_tile(tile, count, grad, pitch, line, target):
     """Add the gradient of what `blend_tile` writes to that of the pixels it reads."""
-    pixel, weight, place, scales = tile
+    pixel, weight = tile.pixel, tile.weight
     step = lanes(grad)
     tail = pitch & (step - 1)
     whole = pitch - tail
     for n in range(count):
-        at, start = n * pitch, place[3 * n + 2]
+        at, start = n * pitch, tile.start[n]
         if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = patch_of(pixel, place, n)
-        scale = scales[2 * n] * scales[2 * n + 1]
+        y0, y1, x0, x1 = patch_of(tile, n)
+        scale = tile.share[n] * tile.factor[n]
         for a in range(y0, y1):
             row = start + pixel[a] * line
             for b in range(x0, x1):
@@ -357,10 +374,10 @@ def largest_of_tile(tile, count, source, pitch, width, best, chosen):
 
     An empty bin has 0 and no pixel, -1. NaN is larger than any number.
     """
-    pixel, _, place, _ = tile
+    pixel = tile.pixel
     for n in range(count):
-        start = place[3 * n + 2]
-        y0, y1, x0, x1 = patch_of(pixel, place, n)
+        start = tile.start[n]
+        y0, y1, x0, x1 = patch_of(tile, n)
         values, pixels = best[n * pitch :], chosen[n * pitch :]
         if start == ELSEWHERE or y0 == y1 or x0 == x1:
             for c in range(pitch):

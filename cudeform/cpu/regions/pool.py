@@ -25,11 +25,9 @@ from cudeform.cpu.regions.blocking import (
     averages_planes,
     effort,
     job_of,
-    one_round,
     packed,
     pieces,
     reads_planes,
-    rounds,
     unpacked,
 )
 from cudeform.cpu.regions.extents import locate_regions
@@ -42,7 +40,7 @@ from cudeform.cpu.regions.patches import (
     tile_of,
 )
 from cudeform.cpu.regions.results import result_at, write_results
-from cudeform.cpu.regions.staging import reading, room, slice_of, stage
+from cudeform.cpu.regions.staging import slice_of, staged_rounds
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "forward"]
@@ -80,17 +78,10 @@ def _pool_rounds(
     """Fill `results`: output and argmax, or output and y and x of what is the largest."""
     wide = sum_dtype(input.dtype)
     regions = locate_regions(plan, boxes)
-    averages, frames = averages_planes(plan), len(regions.images)
+    averages = averages_planes(plan)
     job = job_of(plan, wide.itemsize, plan.regions, averages)
     as_planes = averages or reads_planes(plan, job, regions, wide.itemsize)
-    parts = [one_round(job, frames)] if as_planes else rounds(job, frames, wide.itemsize)
-    if as_planes:
-        source = reading(job, regions, input)
-    else:
-        staged = np.empty(max(room(job, part) for part in parts), wide)
-    for part in parts:
-        if not as_planes:
-            stage(job, regions, part, input, staged)
+    for part, source in staged_rounds(job, regions, input, wide, as_planes):
         for piece, chosen in pieces(job, regions, part, offset, mask, input):
             written = results
             if chosen is not None:
@@ -108,7 +99,7 @@ def _pool_rounds(
                 pool = strips.pool if len(flat) == 2 else largest.pool_planes
                 task, tasks = partial(pool, work, *source, *flat), tasks * job.bins_y
             else:
-                task = partial(_pool if len(flat) == 2 else largest.pool, work, staged, *flat)
+                task = partial(_pool if len(flat) == 2 else largest.pool, work, *source, *flat)
             threads.share(task, tasks, effort(plan))
             if chosen is not None:
                 _keep(job, part, chosen, written, results)

@@ -6,7 +6,7 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.transpose import transpose
-from cudeform.cpu.regions.extents import NUMBERS
+from cudeform.cpu.regions.extents import ALONG_X, NUMBERS, REACH
 from cudeform.cpu.regions.patches import ELSEWHERE, element_of
 
 __all__ = ["add_elements", "read_gradients", "result_at", "write_results"]
@@ -27,12 +27,12 @@ def write_results(job, tile, count, s, values, output, to):
     bins = job.bins_y * job.bins_x
     whole = True
     for n in range(count):
-        whole &= tile.place[3 * n + 2] != ELSEWHERE
+        whole &= tile.start[n] != ELSEWHERE
     if whole:
         transpose(values, np.int64(0), job.pitch, count, channels, output, to, bins)
         return
     for n in range(count):
-        if tile.place[3 * n + 2] != ELSEWHERE:
+        if tile.start[n] != ELSEWHERE:
             for k in range(channels):
                 output[to + n + k * bins] = values[n * job.pitch + k]
 
@@ -52,18 +52,20 @@ def read_gradients(work, place, grad, top, count, values):
 
 
 @inner
-def add_elements(job, regions, place, count, scale, found, sums):
+def add_elements(job, regions, place, count, factor, found, sums):
     """Add what a slice of the bins of a tile says about their offsets and masks."""
     grad_offset, grad_mask = sums
     t, c, top = place
     row = regions.order[t]
-    reach_y, reach_x = regions.numbers[t * NUMBERS + 3], regions.numbers[t * NUMBERS + 7]
+    reach_y = regions.numbers[t * NUMBERS + REACH]
+    reach_x = regions.numbers[t * NUMBERS + ALONG_X + REACH]
     for n in range(count):
         i, j = top + n // job.bins_x, n % job.bins_x
+        value, down, across = found[3 * n], found[3 * n + 1], found[3 * n + 2]
         if grad_mask.size:
-            grad_mask[element_of(job, row, c, job.classes, i, j)] += found[3 * n]
+            grad_mask[element_of(job, row, c, job.classes, i, j)] += value
         if grad_offset.size:
             x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
             y = x + job.part_y * job.part_x
-            grad_offset[y] += scale[2 * n + 1] * reach_y * found[3 * n + 1]
-            grad_offset[x] += scale[2 * n + 1] * reach_x * found[3 * n + 2]
+            grad_offset[y] += factor[n] * reach_y * down
+            grad_offset[x] += factor[n] * reach_x * across

@@ -18,7 +18,14 @@ from cudeform.cpu.language.rows import read_rows
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
-from cudeform.cpu.regions.blocking import AFTER_ROUND, Job, Round, job_and_round
+from cudeform.cpu.regions.blocking import (
+    AFTER_ROUND,
+    Job,
+    Round,
+    job_and_round,
+    one_round,
+    rounds,
+)
 from cudeform.cpu.regions.extents import Regions
 
 __all__ = [
@@ -27,7 +34,7 @@ __all__ = [
     "reading",
     "room",
     "slice_of",
-    "stage",
+    "staged_rounds",
     "unstage",
     "writing",
 ]
@@ -62,7 +69,7 @@ def _blocks(job: Job, part: Round) -> int:
     return frames * classes * groups * (part.slice_end - part.slice_begin)
 
 
-def stage(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np.ndarray) -> None:
+def _fill(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np.ndarray) -> None:
     """Lay the images of a round out with the channels of each slice last."""
     row = job.width * input.itemsize
     if input.flags.c_contiguous or input.strides[2:] == (row, input.itemsize):
@@ -76,8 +83,23 @@ def stage(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np
     _share(task, job, part)
 
 
+def staged_rounds(
+    job: Job, regions: Regions, input: np.ndarray, dtype: np.dtype, as_planes: bool
+) -> Iterator[tuple[Round, Planes | tuple[np.ndarray]]]:
+    """Each round, and what its kernels read: the planes as they lie, or frames laid out."""
+    frames = len(regions.images)
+    if as_planes:
+        yield one_round(job, frames), reading(job, regions, input)
+        return
+    parts = rounds(job, frames, dtype.itemsize)
+    staged = np.empty(max(room(job, part) for part in parts), dtype)
+    for part in parts:
+        _fill(job, regions, part, input, staged)
+        yield part, (staged,)
+
+
 def unstage(job: Job, regions: Regions, part: Round, staged: np.ndarray, planes: Planes) -> None:
-    """Write the frames of a round, laid out as by `stage`, to what `writing` gave."""
+    """Write the frames of a round, laid out as by `staged_rounds`, to what `writing` gave."""
     starts, view, output = planes
     numbers = numbers_of(job, part, view)
     _share(partial(_unstage, numbers, regions.origin, starts, staged, output), job, part)

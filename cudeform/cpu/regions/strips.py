@@ -20,6 +20,7 @@ from cudeform.cpu.regions.patches import (
     locate_region,
     locate_tile,
     patch_of,
+    put_found,
     tile_of,
 )
 from cudeform.cpu.regions.results import add_elements, read_gradients, result_at, write_results
@@ -103,7 +104,7 @@ def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, la
                     read_gradients(work, (t, c, s), grad, i, job.bins_x, values)
                     measure_bins(job, tile, planes, channels, strip, sums, values, found)
                     targets = grad_offset, grad_mask
-                    add_elements(job, regions, (t, c, i), job.bins_x, tile.scale, found, targets)
+                    add_elements(job, regions, (t, c, i), job.bins_x, tile.factor, found, targets)
 
 
 @inlined
@@ -128,16 +129,16 @@ def _gather(planes, start, channels, y, pixel, span, strip, pitch, whole):
 @unrolled
 def blend_bins(job, tile, planes, channels, strip, subtotals, target):
     """As `blend_tile`, of a row of bins."""
-    pixel, weight, place, scales = tile
+    pixel, weight = tile.pixel, tile.weight
     pitch, step = job.pitch, lanes(strip)
     tail = pitch & (step - 1)
     whole = pitch - tail
     zero = zeros(strip)
     for n in range(job.bins_x):
-        at, start = n * pitch, place[3 * n + 2]
+        at, start = n * pitch, tile.start[n]
         if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = patch_of(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(tile, n)
         for c in range(0, whole, step):
             store(target, at + c, zero)
         for a in range(y0, y1 if whole else y0):
@@ -156,7 +157,7 @@ def blend_bins(job, tile, planes, channels, strip, subtotals, target):
             w = splat(strip, weight[2 * a])
             for c in range(0, whole, step):
                 store(target, at + c, fma(w, load(subtotals, c), load(target, at + c)))
-        s = splat(strip, scales[2 * n] * scales[2 * n + 1])
+        s = splat(strip, tile.share[n] * tile.factor[n])
         for c in range(0, whole, step):
             store(target, at + c, fma(s, load(target, at + c), zero))
         for c in range(whole, min(channels, whole + tail)):
@@ -166,16 +167,16 @@ def blend_bins(job, tile, planes, channels, strip, subtotals, target):
                 for b in range(x0, x1):
                     subtotal += weight[2 * b] * value_at(planes, plane, pixel[a], pixel[b])
                 value += weight[2 * a] * subtotal
-            target[at + c] = scales[2 * n] * scales[2 * n + 1] * value
+            target[at + c] = tile.share[n] * tile.factor[n] * value
 
 
 @inner
 def _choose(job, tile, planes, channels, best, chosen):
     """As `largest_of_tile`, of a row of bins."""
-    pixel, _, place, _ = tile
+    pixel = tile.pixel
     for n in range(job.bins_x):
-        at, start = n * job.pitch, place[3 * n + 2]
-        y0, y1, x0, x1 = patch_of(pixel, place, n)
+        at, start = n * job.pitch, tile.start[n]
+        y0, y1, x0, x1 = patch_of(tile, n)
         for k in range(channels):
             best[at + k], chosen[at + k] = 0, -1
             if start == ELSEWHERE or y0 == y1 or x0 == x1:
@@ -193,7 +194,7 @@ def _choose(job, tile, planes, channels, best, chosen):
 @inlined
 def _add_plane(planes, start, tile, patch, g, sums):
     """Add what one channel with gradient `g`, whose plane begins at `start`, says of a bin."""
-    pixel, weight, _, _ = tile
+    pixel, weight = tile.pixel, tile.weight
     y0, y1, x0, x1 = patch
     value, down, across = sums
     for a in range(y0, y1):
@@ -211,18 +212,18 @@ def _add_plane(planes, start, tile, patch, g, sums):
 @unrolled
 def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
     """As `measure_tile`, of a row of bins."""
-    pixel, weight, place, scales = tile
+    pixel, weight = tile.pixel, tile.weight
     pitch, step = job.pitch, lanes(strip)
     tail = pitch & (step - 1)
     whole = pitch - tail
     value_of, down_of, across_of, subtotal_of, slope_of = 0, pitch, 2 * pitch, 3 * pitch, 4 * pitch
     zero = strip.dtype.type(0)
     for n in range(job.bins_x):
-        at, start = n * pitch, place[3 * n + 2]
-        found[3 * n] = found[3 * n + 1] = found[3 * n + 2] = zero
+        at, start = n * pitch, tile.start[n]
+        put_found(found, n, zero, zero, zero)
         if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = patch_of(pixel, place, n)
+        y0, y1, x0, x1 = patch_of(tile, n)
         sums[: 3 * pitch] = 0
         for a in range(y0, y1 if whole else y0):
             sums[3 * pitch :] = 0
@@ -255,6 +256,5 @@ def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
             plane = start + c * planes[1].channel
             measured = _add_plane(planes, plane, tile, (y0, y1, x0, x1), grad[at + c], measured)
         value, down, across = measured
-        scale = scales[2 * n]
-        found[3 * n] = scale * value
-        found[3 * n + 1], found[3 * n + 2] = scale * down, scale * across
+        share = tile.share[n]
+        put_found(found, n, share * value, share * down, share * across)

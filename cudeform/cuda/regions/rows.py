@@ -21,9 +21,9 @@ from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
     GATHER_THREADS,
     THREADS,
-    Shares,
-    gather_shares,
-    lane_bits,
+    Choice,
+    choose,
+    choose_gather,
     vector_of,
     vectors,
 )
@@ -102,7 +102,7 @@ class Launcher:
         self.images = plan.batch * plan.classes * self.groups  # of a row's channels each
         self.region_rows = plan.classes * plan.bins[0] * plan.bins[1]
         self.vector = vector_of(self.dtype, self.channels)
-        self._lanes = Shares(lane_bits(self.channels // self.vector))
+        self._packs = self.channels // self.vector, self.vector
         self._dtype_name = dtype_name(self.dtype)
         offset_name = self._dtype_name if offset is None else dtype_name(offset.dtype)
         self._rows_unit = _rows_unit(self._dtype_name, offset_name)
@@ -124,41 +124,22 @@ class Launcher:
             "first_row": 0,
             "first_image": 0,
             "images": self.images,
-            "lane_bits": self._lanes.bits,
             "accumulate": 0,
         }
 
-    def _launch(
-        self,
-        unit: Unit,
-        kernel: str,
-        threads: int,
-        arrays: tuple[Any, ...],
-        block: int = THREADS,
-        **how: int,
-    ) -> None:
-        """So many threads, in blocks; `how` are values of Params."""
-        params = pack(PARAMS, {**self._params, **how})
-        self.device.launch(unit, kernel, -(-threads // block), block, arrays, params)
+    def _launch(self, unit: Unit, choice: Choice, arrays: tuple[Any, ...], **how: int) -> None:
+        """`how` are values of Params."""
+        params = pack(PARAMS, {**self._params, "lane_bits": choice.shares.bits, **how})
+        self.device.launch(unit, choice.kernel, choice.grid, choice.threads, arrays, params)
 
-    def _wide(
-        self,
-        kernel: str,
-        tasks: int,
-        rows: int,
-        arrays: tuple[Any, ...],
-        shares: Shares | None = None,
-        **how: int,
-    ) -> None:
+    def _wide(self, choice: Choice, rows: int, arrays: tuple[Any, ...], **how: int) -> None:
         """A kernel of ``regions.cu``, where the lanes of a task are its channels."""
         plan = self.plan
         largest = max(
             self.images * plan.height * plan.width * self.channels, rows * max(self.channels, 4)
         )
-        unit = _unit(self._dtype_name, self.vector, layout.index_type(largest))
-        shares = shares or self._lanes
-        how |= {"rows": rows, "lane_bits": shares.bits}
-        self._launch(unit, kernel, tasks << sum(shares), arrays, **how)
+        unit = _unit(self._dtype_name, choice.vector, layout.index_type(largest))
+        self._launch(unit, choice, arrays, rows=rows, **how)
 
     def stage(self, input: Any) -> Any:
         """(N, C, H, W) -> (images, pixels, channels); the same memory for rows of one channel."""
@@ -216,7 +197,7 @@ class Launcher:
         count = boxes.shape[0] * self.region_rows
         rows = self.device.empty((count, ROW_ITEMS), self.sums)
         arrays = (boxes, offset, mask, rows, counts)
-        self._launch(self._rows_unit, "locate_rows", count, arrays, rows=count)
+        self._launch(self._rows_unit, choose("locate_rows", count), arrays, rows=count)
         return rows
 
     def chosen_rows(self, boxes: Any, argmax: Any, channels: int) -> Any:
@@ -224,7 +205,8 @@ class Launcher:
         count = argmax.size // 2
         rows = self.device.empty((count, ROW_ITEMS), self.sums)
         how = {"rows": count, "classes": channels}
-        self._launch(self._rows_unit, "locate_chosen", count, (boxes, argmax, rows), **how)
+        choice = choose("locate_chosen", count)
+        self._launch(self._rows_unit, choice, (boxes, argmax, rows), **how)
         return rows
 
     def pool(self, input: Any, rows: Any, values: Any, argmax: Any) -> None:
@@ -233,7 +215,7 @@ class Launcher:
         if self.plan.reads == "pixels":
             kernel = "pool_max" if self.plan.largest else "pool_mean"
         arrays = (input, rows, values) if argmax is None else (input, rows, values, argmax)
-        self._wide(kernel, rows.shape[0], rows.shape[0], arrays)
+        self._wide(choose(kernel, rows.shape[0], *self._packs), rows.shape[0], arrays)
 
     def point_gradients(
         self,
@@ -248,26 +230,19 @@ class Launcher:
         """Set the gradients of offset and mask, each may be None; `rows` are those without mask."""
         count = rows.shape[0]
         sums = self.device.empty((count, 4), self.sums)
-        self._wide("row_gradients", count, count, (input, rows, grad_values, sums))
+        choice = choose("row_gradients", count, *self._packs)
+        self._wide(choice, count, (input, rows, grad_values, sums))
         elements = boxes.shape[0] * prod(self.plan.mask_shape[1:])
         arrays = (boxes, mask, sums, grad_offset, grad_mask)
-        self._launch(self._rows_unit, "offset_gradients", elements, arrays, rows=count)
+        self._launch(self._rows_unit, choose("offset_gradients", elements), arrays, rows=count)
 
     def samples(self, rows: Any, part: Part, images: range) -> sort.Buckets:
         """The samples of a part of the rows in some images of the batch, with their fractions."""
-        keys = self.device.empty((part.samples,), np.int32)
+        keys, each = self.device.empty((part.samples,), np.int32), -(-part.samples // part.rows)
         fractions = self.device.empty((part.samples, 4), self.sums)
-        how, bits = self._images(images), lane_bits(-(-part.samples // part.rows))
-        self._launch(
-            self._rows_unit,
-            "sample_keys",
-            part.rows << bits,
-            (rows, part.starts, keys, fractions),
-            first_row=part.first,
-            rows=part.rows,
-            lane_bits=bits,
-            **how,
-        )
+        choice, how = choose("sample_keys", part.rows, each), self._images(images)
+        arrays = (rows, part.starts, keys, fractions)
+        self._launch(self._rows_unit, choice, arrays, first_row=part.first, rows=part.rows, **how)
         cells = (self.plan.height + 1) * (self.plan.width + 1)
         return sort.sort_points(self.device, keys, how["images"] * cells, fractions)
 
@@ -287,25 +262,12 @@ class Launcher:
         """Set grad_input (images, pixels, channels) of some images of the batch, or add to it."""
         kernel = "gather_rows" if argmax is None else "gather_largest"
         values = (grad_values,) if argmax is None else (grad_values, argmax)
-        how, shares = self._images(images), self._lanes
+        how, corners = self._images(images), 1 if self.plan.reads == "pixels" else 4
         tasks = how["images"] * self.plan.height * self.plan.width
-        if grad_input.dtype != self.dtype:
-            kernel += "_sums"
-        else:
-            corners = 1 if self.plan.reads == "pixels" else 4
-            points = corners * samples.records.shape[0]
-            shares = gather_shares(tasks, self.channels // self.vector, points)
-            kernel += "_split" if shares.are_split else ""
-        self._wide(
-            kernel,
-            tasks,
-            grad_values.shape[0],
-            (*values, samples.starts, samples.records, grad_input),
-            shares,
-            block=GATHER_THREADS,
-            accumulate=int(accumulate),
-            **how,
-        )
+        points = corners * samples.records.shape[0] if grad_input.dtype == self.dtype else None
+        choice = choose_gather(kernel, tasks, *self._packs, points)
+        arrays = (*values, samples.starts, samples.records, grad_input)
+        self._wide(choice, grad_values.shape[0], arrays, accumulate=int(accumulate), **how)
 
 
 def _axes(name: str, pair: tuple[int, int]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 import cudeform
-from cudeform.torch.extensions.calls import Y_FIRST, add, compiled, expect, fill, named
+from cudeform.torch.extensions.calls import Y_FIRST, add, by_name, compiled, expect, fill, named
 
 __all__ = [
     "dcn_backward",
@@ -251,7 +251,5 @@ def modulated_dcn_backward(
 def _dcn_options(
     op: str, input: Tensor, offset: Tensor, weight: Tensor, numbers: tuple[int, ...]
 ) -> dict[str, Any]:
-    if len(numbers) != 11:
-        raise TypeError(f"{op}: expected 11 numbers after the tensors, got {len(numbers)}")
-    by_name = dict(zip([*Y_FIRST.split(), "group", "deformable_group"], numbers, strict=False))
-    return _y_first(op, input, offset, weight, by_name)
+    names = f"{Y_FIRST} group deformable_group im2col_step"
+    return _y_first(op, input, offset, weight, by_name(op, names, numbers))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import cudeform
-from cudeform.torch.extensions.calls import add, compiled, fill, named
+from cudeform.torch.extensions.calls import add, by_name, compiled, fill, named
 from cudeform.torch.state import untraced
 
 __all__ = [
@@ -228,31 +228,20 @@ def _counts(input: Tensor, bbox: Tensor, trans: Tensor | None, options: dict[str
     )
 
 
+_OF_PSROI = (
+    "no_trans spatial_scale output_dim group_size output_size part_size sample_per_part trans_std"
+)
+
+
 def _psroi(
-    bbox: Tensor,
-    trans: Tensor,
-    no_trans: int,
-    spatial_scale: float,
-    output_dim: int,
-    group_size: int,
-    pooled_size: int,
-    part_size: int,
-    sample_per_part: int,
-    trans_std: float,
+    op: str, bbox: Tensor, trans: Tensor, numbers: tuple[Any, ...]
 ) -> tuple[Tensor | None, dict[str, Any]]:
     """The offsets, if there are any, and the options as they are named here.
 
     Callers pass offsets for more regions than there are; the others have none.
     """
-    return None if no_trans else trans[: len(bbox)], dict(
-        output_size=pooled_size,
-        spatial_scale=spatial_scale,
-        output_dim=output_dim,
-        group_size=group_size,
-        part_size=part_size,
-        sample_per_part=sample_per_part,
-        trans_std=trans_std,
-    )
+    options = by_name(op, _OF_PSROI, numbers)
+    return None if options.pop("no_trans") else trans[: len(bbox)], options
 
 
 @compiled
@@ -264,7 +253,7 @@ def deform_psroi_pooling_forward(
     `numbers`: no_trans, spatial_scale, output_dim, group_size, pooled_size, part_size,
     sample_per_part, trans_std.
     """
-    offset, options = _psroi(bbox, trans, *numbers)
+    offset, options = _psroi("deform_psroi_pooling_forward", bbox, trans, numbers)
     pooled = cudeform.deform_ps_roi_pool(input, bbox, offset, **options)
     return pooled, _counts(input, bbox, offset, options)
 
@@ -279,7 +268,7 @@ def deform_psroi_pooling_backward(
     *numbers: Any,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of input and trans."""
-    offset, options = _psroi(bbox, trans, *numbers)
+    offset, options = _psroi("deform_psroi_pooling_backward", bbox, trans, numbers)
     found = cudeform.deform_ps_roi_pool_backward(out_grad, input, bbox, offset, **options)
     if offset is not None and len(offset) == len(trans):
         return found.input, found.offset

@@ -34,7 +34,7 @@ class ToyPlan(Plan):
     Argument("factor", ("N", "C"), "factor"),
     options=(Option("gain", "number", checks.number, 1.0),),
 )
-def toy(op, options, input, factor):
+def toy(op, options, input, factor) -> ToyPlan:
     checks.rank(op, "input", input, "(N, C, H, W)")
     checks.shape(op, "factor", factor, input.shape[:2], "(N, C)")
     return ToyPlan(input.shape, options["gain"])
