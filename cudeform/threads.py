@@ -18,7 +18,7 @@ from queue import SimpleQueue
 
 from cudeform import checks
 
-__all__ = ["get_num_threads", "run", "set_num_threads", "share"]
+__all__ = ["get_num_threads", "run", "set_num_threads", "share", "wanted_tasks"]
 
 VARIABLE = "CUDEFORM_NUM_THREADS"
 
@@ -26,6 +26,7 @@ _count: int | None = None  # None until the first question: the environment is r
 # In multiplications as samples are blended with: four of these take about a nanosecond.
 _SMALL = 2**18  # what takes no longer than to wake a thread and wait for it
 _LEAST = 2**16  # of a piece: to begin one takes microseconds
+_TASKS = 4  # for each thread, where a pass can be cut into so many
 _PIECES = 8  # for each thread at least: enough that a slow thread holds nobody up
 
 
@@ -214,6 +215,14 @@ def run(task: Callable[[int], None], count: int) -> None:
 def _pool() -> _Pool:
     count = get_num_threads()
     return _pools.get(count) or _pools.setdefault(count, _Pool(max(count - 1, 1)))
+
+
+def wanted_tasks(work: float = math.inf) -> int:
+    """How many tasks a pass of so much `work` should have, none of which is small: one for one
+    thread, several for each of more.
+    """
+    count = get_num_threads()
+    return 1 if count == 1 else int(max(min(_TASKS * count, work // _SMALL), 1))
 
 
 def share(task: Callable[[int, int], None], count: int, work: float = math.inf) -> None:

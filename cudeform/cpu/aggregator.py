@@ -29,7 +29,6 @@ from cudeform.cpu.queries import (
 
 __all__ = ["Aggregator"]
 
-_TASKS = 4  # for each thread
 _FEW = 16  # queries that are not worth a task of their own
 _CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
 _RANGE_BYTES = 4 << 20  # of the sums of a range of pixels, which a thread has at a time
@@ -46,9 +45,7 @@ class _Part(NamedTuple):
 
 def _pieces(part: _Part, count: int) -> int:
     """How many pieces to cut each slice of a part into, of `count` queries or pixels."""
-    tasks = threads.get_num_threads()
-    tasks = 1 if tasks == 1 else _TASKS * tasks
-    return max(min(-(-tasks // (part.last - part.first)), count // _FEW), 1)
+    return max(min(-(-threads.wanted_tasks() // (part.last - part.first)), count // _FEW), 1)
 
 
 def _cuts(levels: np.ndarray, pixels: int, pieces: int) -> np.ndarray:

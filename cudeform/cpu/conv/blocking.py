@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _COLUMN_BYTES = 256 << 10  # of the columns of a tile: they stay in the L2 cache
+_LEAST_PIXELS = BLOCK_ROWS  # of a tile, but of the last
 _DEPTH = 640  # about as many rows of a matrix at a time
 _LANES = 16  # slices are multiples of so many channels where they can be
 PRODUCTS = 16  # of matrices: so many multiplications take the time of one of samples
@@ -124,10 +125,15 @@ def widest_slice(plan: ConvPlan) -> int:
     return max(_DEPTH // plan.points.taps // _LANES * _LANES, _LANES)
 
 
-def tile_pixels(plan: ConvPlan, columns: int, itemsize: int) -> int:
-    """Pixels of a tile whose columns fit in the L2 cache; the tiles of an image are about equal."""
+def tile_pixels(plan: ConvPlan, columns: int, itemsize: int, tasks: int = 1) -> int:
+    """Pixels of a tile whose columns fit in the L2 cache; the tiles of an image are about equal.
+
+    Smaller ones where there are not so many `tasks`, as long as products are worth their weights.
+    """
     most = _COLUMN_BYTES // (columns * itemsize) // BLOCK_ROWS * BLOCK_ROWS
     most = min(max(most, BLOCK_ROWS), PLANE // BLOCK_ROWS * BLOCK_ROWS)
+    fewer = plan.points.batch * plan.points.pixels // tasks // BLOCK_ROWS * BLOCK_ROWS
+    most = min(most, max(fewer, _LEAST_PIXELS))
     tiles = -(-plan.points.pixels // most)
     pixels = -(-plan.points.pixels // tiles)
     return -(-pixels // BLOCK_ROWS) * BLOCK_ROWS
@@ -141,7 +147,9 @@ def padded(columns: int, itemsize: int) -> int:
     return pitch + (block if pitch * itemsize % 1024 == 0 else 0)
 
 
-def job_of(plan: ConvPlan, slices: Slices, itemsize: int, dense: bool, narrow: bool) -> Job:
+def job_of(
+    plan: ConvPlan, slices: Slices, itemsize: int, dense: bool, narrow: bool, tasks: int = 1
+) -> Job:
     channels = int(np.diff(slices.first).max())
     widest = channels * plan.points.taps
     pitch = padded(widest, itemsize)
@@ -152,7 +160,7 @@ def job_of(plan: ConvPlan, slices: Slices, itemsize: int, dense: bool, narrow: b
         each,
         plan.groups,
         int(plan.points.channels_last),
-        tile_pixels(plan, pitch, itemsize),
+        tile_pixels(plan, pitch, itemsize, tasks),
         widest,
         pitch,
         padded(each * channels if narrow else each, itemsize),

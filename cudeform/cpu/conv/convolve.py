@@ -91,7 +91,9 @@ def convolve(
     # an image with its channels last is read where it lies
     direct = plan.points.channels_last and input.dtype == output.dtype
     dense = weight is not None
-    slices, job, parts, staged, size, large = _prepared(plan, output.itemsize, dense, direct)
+    tasks = threads.wanted_tasks(_size(plan, dense))
+    prepared = _prepared(plan, output.itemsize, dense, direct, tasks)
+    slices, job, parts, staged, size, large = prepared
     packed = None
     bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
     kernel_of_tiles = _convolve_tiles
@@ -129,21 +131,28 @@ def _no_bias(channels: int, dtype: np.dtype) -> np.ndarray:
 
 
 @remembered
-def _prepared(plan: ConvPlan, itemsize: int, dense: bool, direct: bool) -> _Prepared:
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool, direct: bool, tasks: int) -> _Prepared:
+    """The cut into `tasks` does not change a bit: every pixel is computed by itself."""
     points = plan.points
     gathered = reads_little(points) and not direct
     narrow = is_narrow(plan, backward=False)
     slices = cut(plan, widest_slice(plan), narrow)
-    job = job_of(plan, slices, itemsize, dense, narrow)
+    job = job_of(plan, slices, itemsize, dense, narrow, tasks)
     grid = grid_of(points, plan.deformable, plan.modulated)
     parts = parts_of(plan, slices, job.tile, itemsize, gathered)
     parts = [(part, numbers_of(grid, job, part)) for part in parts]
     in_place = points.channels_last and not gathered
     staged = 0 if in_place else _staged(parts)
-    size = points.batch * points.pixels * points.taps * points.channels
-    size *= 4 + (job.out_channels // PRODUCTS if dense else 0)
+    size = _size(plan, dense)
     large = not gathered and too_large(plan, slices, itemsize)
     return _Prepared(slices, job, parts, staged, size, large)
+
+
+def _size(plan: ConvPlan, dense: bool) -> int:
+    """Multiplications."""
+    points, each = plan.points, plan.out_channels // plan.groups
+    size = points.batch * points.pixels * points.taps * points.channels
+    return size * (4 + (each // PRODUCTS if dense else 0))
 
 
 def _staged(parts: list[tuple[Part, np.ndarray]]) -> int:

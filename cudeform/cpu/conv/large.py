@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cudeform import threads
 from cudeform.cpu.conv.convolve import convolve
 from cudeform.cpu.conv.pieces import (
     Piece,
@@ -19,16 +18,14 @@ from cudeform.cpu.conv.pieces import (
     rectangles,
     regions,
 )
-from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.dtypes import add, copied, copy
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
     "Arrays",
     "Box",
-    "add",
     "boxes",
     "convolve_pieces",
-    "copied",
     "flat",
     "only",
     "views",
@@ -118,22 +115,6 @@ def views(plan: ConvPlan, wide: np.dtype, weight: np.ndarray | None, **arrays) -
     return Arrays(plan, wide, weight=weight, **found)
 
 
-def copied(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A contiguous copy."""
-    copy = np.empty(array.shape, dtype)
-    threads.share(lambda a, b: np.copyto(copy[a:b], array[a:b]), len(array), array.size)
-    return copy
-
-
-def add(values: np.ndarray, target: np.ndarray) -> None:
-    """In place, where the target is a view too."""
-
-    def task(first: int, last: int) -> None:
-        np.add(target[first:last], values[first:last], out=target[first:last])
-
-    threads.share(task, len(target), values.size)
-
-
 def boxes(call: Arrays, piece: Piece) -> Iterator[Box]:
     """A piece in parts that fit, where the points of one lie too far apart box by box."""
     offset, mask = call.points(piece)
@@ -173,7 +154,7 @@ def convolve_pieces(
             sums = np.zeros((plan.out_channels, pixels.height, pixels.width), wide)
             for piece in call.pieces(image, pixels):
                 _convolve_piece(call, piece, given["bias"], sums)
-            call.output[(image, slice(None), *pixels.place)] = rounded(sums, output.dtype)
+            copy(sums, call.output[(image, slice(None), *pixels.place)])
 
 
 def _convolve_piece(call: Arrays, piece: Piece, bias: np.ndarray | None, sums: np.ndarray) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.cpu.conv.gradients import gradients
-from cudeform.cpu.conv.large import Arrays, Box, add, boxes, copied, flat, only, views
+from cudeform.cpu.conv.large import Arrays, Box, boxes, flat, only, views
 from cudeform.cpu.conv.pieces import (
     Piece,
     Range,
@@ -27,7 +27,7 @@ from cudeform.cpu.conv.pieces import (
     plan_of,
     rectangles,
 )
-from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.dtypes import add, copied, copy
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["piece_gradients"]
@@ -72,7 +72,7 @@ def piece_gradients(
             _add_cells(call, found.input[image], image)
     for name, values in sums.items():
         if values is not result[name]:
-            result[name][...] = rounded(values, result[name].dtype)
+            copy(values, result[name])
 
 
 def _steps(call: Arrays, found: Arrays, sums: Sums, image: int, needs: set[str]) -> Iterator[_Step]:
@@ -117,7 +117,7 @@ def _finish(call: Arrays, step: _Step, found: Sums) -> None:
         add(gradient.reshape(target.shape), target)
     for name, view in step.ends.items():
         if step.sums[name] is not view:
-            view[...] = rounded(step.sums[name], view.dtype)
+            copy(step.sums[name], view)
 
 
 def _gradients_of(call: Arrays, step: _Step) -> Sums:
@@ -172,7 +172,7 @@ def _add_cells(call: Arrays, target: np.ndarray, image: int) -> None:
             _in_order(
                 reach[overlap].tolist(), compute, partial(_add_to_cell, call.plan, cell, sums)
             )
-            target[(slice(*channels), *cell.place)] = rounded(sums, target.dtype)
+            copy(sums, target[(slice(*channels), *cell.place)])
 
 
 def _reach(call: Arrays, image: int, channels: Range, most: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from cudeform.cpu.conv.large_gradients import piece_gradients
 from cudeform.cpu.conv.parts import reads_little
 from cudeform.cpu.conv.pieces import MOST_TAPS, MOST_WEIGHTS
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.dtypes import copied, copy
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["STRIDED", "backward", "forward"]
@@ -54,11 +54,11 @@ def forward(
     weight, bias = _widened((weight, bias), wide)
     for part, images in _parts(plan, per_image):
         offsets, masks = _widened((offset, mask), wide, images)
-        source = input[images] if little else input[images].astype(wide, copy=False)
+        source = input[images] if little else _widened((input,), wide, images)[0]
         sums = output[images] if output.dtype == wide else np.empty(part.out_shape, wide)
         convolve(part, source, offsets, weight, bias, masks, sums)
         if sums.dtype != output.dtype:
-            output[images] = rounded(sums, output.dtype)
+            copy(sums, output[images])
     return (output,)
 
 
@@ -119,14 +119,19 @@ def _gradients_in_parts(
             if name in sums:
                 sums[name] += gradient
             else:
-                result[name][images] = rounded(gradient, result[name].dtype)
+                copy(gradient, result[name][images])
     for name, gradient in sums.items():
-        result[name][...] = rounded(gradient, result[name].dtype)
+        copy(gradient, result[name])
     return result
 
 
 def _widened(arrays: tuple, dtype: np.dtype, images: slice = slice(None)) -> list:
-    return [None if array is None else array[images].astype(dtype, copy=False) for array in arrays]
+    return [None if array is None else _as(array[images], dtype) for array in arrays]
+
+
+def _as(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Contiguous and of a dtype, copied only if it is not."""
+    return array if array.dtype == dtype and array.flags.c_contiguous else copied(array, dtype)
 
 
 def _is_small(plan: ConvPlan, weight: np.ndarray | None) -> bool:

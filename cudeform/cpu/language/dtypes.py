@@ -1,13 +1,63 @@
-"""Values in dtypes of fewer bits than they are computed in."""
+"""Values in other dtypes than they are given or computed in, and copies, by all threads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-__all__ = ["rounded"]
+from cudeform import threads
+
+__all__ = ["add", "copied", "copy", "rounded"]
+
+_AT_ONCE = 1 << 12  # elements of arrays without gaps: of a task at least
+_EFFORT = 2  # multiplications in the time of one element, from memory to memory
 
 
 def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The values in a dtype of fewer bits, or themselves."""
-    with np.errstate(over="ignore"):  # too large for float16 is infinite, which is no accident
-        return values.astype(dtype, copy=False)
+    if values.dtype == dtype:
+        return values
+    result = np.empty(values.shape, dtype)
+    copy(values, result)
+    return result
+
+
+def copied(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy."""
+    result = np.empty(array.shape, dtype)
+    copy(array, result)
+    return result
+
+
+def copy(values: np.ndarray, target: np.ndarray) -> None:
+    """Fill an array of the same shape, of any strides and perhaps of fewer bits."""
+
+    def task(values: np.ndarray, target: np.ndarray) -> None:
+        with np.errstate(over="ignore"):  # too large for float16 is infinite, which is no accident
+            np.copyto(target, values, casting="same_kind")
+
+    _share(task, values, target)
+
+
+def add(values: np.ndarray, target: np.ndarray) -> None:
+    """In place, where the target is a view too."""
+    _share(lambda values, target: np.add(target, values, out=target), values, target)
+
+
+def _share(
+    task: Callable[[np.ndarray, np.ndarray], object], values: np.ndarray, target: np.ndarray
+) -> None:
+    """Call task(some of the values, the same of the target) until all are done."""
+    if values.flags.c_contiguous and target.flags.c_contiguous:
+        values, target = values.reshape(-1), target.reshape(-1)
+        step, axis = _AT_ONCE, 0
+    else:
+        step, axis = 1, int(np.argmax(target.shape))
+        values, target = np.moveaxis(values, axis, 0), np.moveaxis(target, axis, 0)
+
+    def some(first: int, last: int) -> None:
+        here = slice(first * step, last * step)
+        task(values[here], target[here])
+
+    threads.share(some, -(-len(target) // step), _EFFORT * target.size)

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from cudeform import threads
 from cudeform.cpu.language.compiler import inlined, kernel, record
-from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.dtypes import copy
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import read_rows
 from cudeform.cpu.language.scratch import zeroed
@@ -158,7 +158,7 @@ def writing(
         y, x = (int(at) for at in regions.origin[2 * u : 2 * u + 2])
         place = regions.images[u], part.classes, part.channels(job), part.groups
         target = images[(*place, slice(y, y + job.rows), slice(x, x + job.columns))]
-        target[...] = rounded(values[..., : target.shape[3], : target.shape[4]], output.dtype)
+        copy(values[..., : target.shape[3], : target.shape[4]], target)
 
 
 def _split(job: Job, images: np.ndarray) -> np.ndarray:
