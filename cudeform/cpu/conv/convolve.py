@@ -30,7 +30,7 @@ from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.simd import block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
-from cudeform.cpu.language.workspace import numbers_of
+from cudeform.cpu.language.workspace import aligned, numbers_of
 from cudeform.cpu.sampler import Grid, Image, blend, grid_of, locate, point_arrays
 from cudeform.plans.convolution import ConvPlan
 
@@ -107,7 +107,7 @@ def convolve(
         parts = [(part, numbers_of(grid, job, part)) for part in found]
         staged = _staged(parts)
     if staged:
-        scratch = np.empty(staged, output.dtype)
+        scratch = aligned(staged, output.dtype)
         source = frozen(scratch, output)
     arrays = [frozen(array, output) for array in (offset, mask, packed)]
     memory = Memory(source, *arrays, bias, output.ravel())
@@ -117,7 +117,7 @@ def convolve(
             gather(numbers, given, arrays[0], arrays[1], scratch, part.images * tiles)
         elif staged:
             pieces = part.images * -(-part.rows * plan.points.width // _STAGED_PIXELS)
-            task = partial(_stage, numbers, given, scratch)
+            task = partial(_stage, numbers, slices, given, scratch)
             threads.share(task, pieces, part.images * part.image_size)
         task = partial(kernel_of_tiles, numbers, slices, memory)
         threads.share(task, part.images * tiles, size)
@@ -155,7 +155,7 @@ _read_part = record(Part)
 
 
 @kernel
-def _stage(numbers, source, staged, first, last):
+def _stage(numbers, slices, source, staged, first, last):
     """Lay pieces `first` to `last` of the images of a part out with their channels last."""
     grid, job = grid_and_job(numbers)
     part = _read_part(numbers, PART)
@@ -165,11 +165,15 @@ def _stage(numbers, source, staged, first, last):
     for piece in range(first, last):
         image = piece // pieces
         pixel = (piece - image * pieces) * _STAGED_PIXELS
-        start = ((part.first_image + image) * channels + part.first_channel) * area
-        start += part.first_row * grid.width + pixel
-        at = image * part.image_size + pixel * part.pitch
+        start = (part.first_image + image) * channels * area + part.first_row * grid.width + pixel
         count = min(_STAGED_PIXELS, laid_out - pixel)
-        transpose(source, start, area, part.pitch, count, staged, at, part.pitch)
+        s = part.begin
+        while s < part.end:
+            end = part.end if part.pitch else s + 1
+            channel, pitch = slices.first[s], slices.first[end] - slices.first[s]
+            at = image * part.image_size + (channel - part.first_channel) * laid_out + pixel * pitch
+            transpose(source, start + channel * area, area, pitch, count, staged, at, pitch)
+            s = end
 
 
 @kernel
@@ -262,13 +266,17 @@ def _locate(work, points, place, group):
 def _image_of(work, place, s):
     """Where a slice of an image lies in the source."""
     grid, job, part, slices, _ = work
-    first = slices.first[s] - part.first_channel
-    line = grid.width * part.pitch
+    channels = slices.first[s + 1] - slices.first[s]
+    first, pitch = slices.first[s] - part.first_channel, part.pitch
+    width = grid.width
     if part.gathered:
-        first -= slices.offset_group[s] * part.pitch
-        line = 2 * part.pitch
+        first -= slices.offset_group[s] * pitch
+        width = 2
+    elif pitch == 0:
+        first, pitch = first * part.rows * width, channels
+    line = width * pitch
     start = (place[0] - part.first_image) * part.image_size + first - part.first_row * line
-    return Image(start, part.pitch, line, slices.first[s + 1] - slices.first[s])
+    return Image(start, pitch, line, channels)
 
 
 @inlined
