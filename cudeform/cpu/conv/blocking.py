@@ -219,15 +219,18 @@ def weight_sums(job: Job, slices: Slices) -> int:
     return len(slices.weight_group) * -(-job.widest // BLOCK_ROWS) * BLOCK_ROWS * job.out_pitch
 
 
-def packed_columns(job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray) -> np.ndarray:
-    """The weights as right-hand sides of ``columns @ weights``: see `_pack_columns`."""
+def packed_columns(
+    job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray
+) -> tuple[np.ndarray, threads.Loop]:
+    """The weights as right-hand sides of ``columns @ weights``, see `_pack_columns`; and how they
+    are packed.
+    """
     block = BLOCK_BYTES // weight.itemsize
     width = -(-job.out_channels // block) * block
     count = len(slices.weight_group)
     packed = np.empty(count * job.widest * width, weight.dtype)
     task = partial(_pack_columns, numbers, slices, frozen(weight, weight), packed)
-    threads.share(task, count, weight.size)
-    return packed
+    return packed, (task, count, weight.size)
 
 
 @kernel

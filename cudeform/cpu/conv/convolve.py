@@ -25,7 +25,7 @@ from cudeform.cpu.conv.narrow import bias_rows, sum_rows, weight_rows
 from cudeform.cpu.conv.parts import Part, parts_of, reads_little
 from cudeform.cpu.conv.windows import too_large, windows
 from cudeform.cpu.language.compiler import inlined, kernel, record
-from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
+from cudeform.cpu.language.matmul import columns_of, multiply
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.simd import block_columns
@@ -92,14 +92,15 @@ def convolve(
     direct = plan.points.channels_last and input.dtype == output.dtype
     dense = weight is not None
     slices, job, parts, staged, size, large = _prepared(plan, output.itemsize, dense, direct)
-    packed = None
+    packed, loops = None, []
     bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
     kernel_of_tiles = _convolve_tiles
     if job.narrow:
         kernel_of_tiles = _sum_tiles
         packed, bias = weight_rows(plan, weight), frozen(bias_rows(plan, bias), output)
     elif dense:
-        packed = packed_columns(job, parts[0][1], slices, weight)
+        packed, loop = packed_columns(job, parts[0][1], slices, weight)
+        loops.append(loop)
     source = given = frozen(input, input)
     if large:
         found = windows(plan, slices, job, parts[0][1], frozen(offset, output))
@@ -118,7 +119,9 @@ def convolve(
         elif staged:
             pieces = part.images * -(-part.rows * plan.points.width // _STAGED_PIXELS)
             task = partial(_stage, numbers, slices, given, scratch)
-            threads.share(task, pieces, part.images * part.image_size)
+            loops.append((task, pieces, part.images * part.image_size))
+        threads.share_all(loops)
+        loops.clear()
         task = partial(kernel_of_tiles, numbers, slices, memory)
         threads.share(task, part.images * tiles, size)
 
@@ -217,7 +220,7 @@ def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
                 (s * size, block, depth * block),
                 sums,
                 (0, width),
-                (rows_of(source, count), columns_of(source, job.out_channels), depth),
+                (count, columns_of(source, job.out_channels), depth),
                 False,
             )
             if s + 1 == part.end or slices.weight_group[s + 1] != group:

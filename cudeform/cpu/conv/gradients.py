@@ -343,7 +343,7 @@ def _tile_gradients(work, scratch, image, s, pixel):
             (s * job.out_channels * job.pitch, block, job.out_channels * block),
             columns,
             (0, job.pitch),
-            (rows_of(tile, count), columns_of(tile, depth), job.out_channels),
+            (count, columns_of(tile, depth), job.out_channels),
             True,
         )
     if wanted.points:
@@ -364,7 +364,7 @@ def _tile_gradients(work, scratch, image, s, pixel):
             (0, width, block),
             sums.weight,
             (at, width),
-            (rows_of(tile, depth), columns_of(tile, job.out_channels), count),
+            (depth, columns_of(tile, job.out_channels), count),
             False,
         )
 
