@@ -14,11 +14,13 @@ import threading
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from queue import SimpleQueue
 
 from cudeform import checks
 
-__all__ = ["get_num_threads", "run", "set_num_threads", "share", "wanted_tasks"]
+__all__ = ["get_num_threads", "run", "set_num_threads", "share", "share_all", "wanted_tasks"]
 
 VARIABLE = "CUDEFORM_NUM_THREADS"
 
@@ -28,6 +30,8 @@ _SMALL = 2**18  # what takes no longer than to wake a thread and wait for it
 _LEAST = 2**16  # of a piece: to begin one takes microseconds
 _TASKS = 4  # for each thread, where a pass can be cut into so many
 _PIECES = 8  # for each thread at least: enough that a slow thread holds nobody up
+
+Loop = tuple[Callable[[int, int], None], int, float]  # the arguments of `share`
 
 
 def _from_environment() -> int | None:
@@ -235,6 +239,22 @@ def share(task: Callable[[int, int], None], count: int, work: float = math.inf) 
         return
     ends = _ends(count, get_num_threads(), int(count * _LEAST // work))
     run(lambda i: task(ends[i], ends[i + 1]), len(ends) - 1)
+
+
+def share_all(loops: list[Loop]) -> None:
+    """`share` with the arguments of several calls, of which none needs what another does: so the
+    other threads are woken once.
+    """
+    threads = get_num_threads()
+    if threads == 1 or sum(work for _, _, work in loops) < _SMALL:
+        for task, count, _ in loops:
+            task(0, count)
+        return
+    pieces = []
+    for task, count, work in loops:
+        ends = _ends(count, threads, int(count * _LEAST // work))
+        pieces += [partial(task, *piece) for piece in pairwise(ends)]
+    run(lambda i: pieces[i](), len(pieces))
 
 
 def _ends(count: int, threads: int, least: int) -> list[int]:

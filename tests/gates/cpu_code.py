@@ -168,7 +168,7 @@ def geometry(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield located.slopes, (block, 0, flat)
 
 
-_NAMES = {"fma", "add_product", "transpose_square", "lanes"}
+_NAMES = {"fma", "add_product", "add_low_product", "transpose_square", "lanes"}
 
 
 def with_vectors() -> set[str]:

@@ -22,6 +22,7 @@ from cudeform.cpu.sampler import PLANE, Grid
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
+    "LANES",
     "PART",
     "PRODUCTS",
     "Blocking",
@@ -46,7 +47,7 @@ __all__ = [
 _COLUMN_BYTES = 256 << 10  # of the columns of a tile: they stay in the L2 cache
 _LEAST_PIXELS = BLOCK_ROWS  # of a tile, but of the last
 _DEPTH = 640  # about as many rows of a matrix at a time
-_LANES = 16  # slices are multiples of so many channels where they can be
+LANES = 16  # slices are multiples of so many channels where they can be
 PRODUCTS = 16  # of matrices: so many multiplications take the time of one of samples
 _PARTIAL_BYTES = 12 << 20  # of sums that are still to be added up
 _MOST_IMAGES = 16  # at a time
@@ -97,7 +98,7 @@ def is_narrow(plan: ConvPlan, backward: bool) -> bool:
 
     They are where a group has few weights, and where slices can be groups as a whole.
     """
-    whole = _LANES % plan.in_channels == 0 and plan.points.group_channels % plan.in_channels == 0
+    whole = LANES % plan.in_channels == 0 and plan.points.group_channels % plan.in_channels == 0
     weights = plan.in_channels * plan.out_channels // plan.groups
     return whole and plan.groups > 1 and weights <= _FEW_WEIGHTS[backward]
 
@@ -114,7 +115,7 @@ def cut(plan: ConvPlan, most: int, narrow: bool) -> Slices:
     for start, end in zip(bounds, bounds[1:], strict=False):
         count = -(-(end - start) // most)
         step = -(-(end - start) // count)
-        step = min(-(-step // _LANES) * _LANES, most)
+        step = min(-(-step // LANES) * LANES, most)
         first += range(start, end, step)
     table = np.array([*first, channels], np.int64)
     return Slices(table, table[:-1] // plan.in_channels, table[:-1] // by_offset)
@@ -122,7 +123,7 @@ def cut(plan: ConvPlan, most: int, narrow: bool) -> Slices:
 
 def widest_slice(plan: ConvPlan) -> int:
     """Channels whose columns make a matrix of the depth that suits the caches."""
-    return max(_DEPTH // plan.points.taps // _LANES * _LANES, _LANES)
+    return max(_DEPTH // plan.points.taps // LANES * LANES, LANES)
 
 
 def tile_pixels(plan: ConvPlan, columns: int, itemsize: int, tasks: int = 1) -> int:
@@ -143,7 +144,7 @@ def padded(columns: int, itemsize: int) -> int:
     """A pitch of whole blocks both ways that does not put all rows in one set of the cache."""
     block = BLOCK_BYTES // itemsize
     pitch = max(-(-columns // BLOCK_ROWS) * BLOCK_ROWS, -(-columns // block) * block)
-    pitch = -(-pitch // _LANES) * _LANES
+    pitch = -(-pitch // LANES) * LANES
     return pitch + (block if pitch * itemsize % 1024 == 0 else 0)
 
 
@@ -226,15 +227,18 @@ def weight_sums(job: Job, slices: Slices) -> int:
     return len(slices.weight_group) * -(-job.widest // BLOCK_ROWS) * BLOCK_ROWS * job.out_pitch
 
 
-def packed_columns(job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray) -> np.ndarray:
-    """The weights as right-hand sides of ``columns @ weights``: see `_pack_columns`."""
+def packed_columns(
+    job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray
+) -> tuple[np.ndarray, threads.Loop]:
+    """The weights as right-hand sides of ``columns @ weights``, see `_pack_columns`; and how they
+    are packed.
+    """
     block = BLOCK_BYTES // weight.itemsize
     width = -(-job.out_channels // block) * block
     count = len(slices.weight_group)
     packed = np.empty(count * job.widest * width, weight.dtype)
     task = partial(_pack_columns, numbers, slices, frozen(weight, weight), packed)
-    threads.share(task, count, weight.size)
-    return packed
+    return packed, (task, count, weight.size)
 
 
 @kernel

@@ -25,12 +25,12 @@ from cudeform.cpu.conv.narrow import bias_rows, sum_rows, weight_rows
 from cudeform.cpu.conv.parts import Part, parts_of, reads_little
 from cudeform.cpu.conv.windows import too_large, windows
 from cudeform.cpu.language.compiler import inlined, kernel, record
-from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
+from cudeform.cpu.language.matmul import columns_of, multiply
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.simd import block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
-from cudeform.cpu.language.workspace import numbers_of
+from cudeform.cpu.language.workspace import aligned, numbers_of
 from cudeform.cpu.sampler import Grid, Image, blend, grid_of, locate, point_arrays
 from cudeform.plans.convolution import ConvPlan
 
@@ -94,14 +94,15 @@ def convolve(
     tasks = threads.wanted_tasks(_size(plan, dense))
     prepared = _prepared(plan, output.itemsize, dense, direct, tasks)
     slices, job, parts, staged, size, large = prepared
-    packed = None
+    packed, loops = None, []
     bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
     kernel_of_tiles = _convolve_tiles
     if job.narrow:
         kernel_of_tiles = _sum_tiles
         packed, bias = weight_rows(plan, weight), frozen(bias_rows(plan, bias), output)
     elif dense:
-        packed = packed_columns(job, parts[0][1], slices, weight)
+        packed, loop = packed_columns(job, parts[0][1], slices, weight)
+        loops.append(loop)
     source = given = frozen(input, input)
     if large:
         found = windows(plan, slices, job, parts[0][1], frozen(offset, output))
@@ -109,7 +110,7 @@ def convolve(
         parts = [(part, numbers_of(grid, job, part)) for part in found]
         staged = _staged(parts)
     if staged:
-        scratch = np.empty(staged, output.dtype)
+        scratch = aligned(staged, output.dtype)
         source = frozen(scratch, output)
     arrays = [frozen(array, output) for array in (offset, mask, packed)]
     memory = Memory(source, *arrays, bias, output.ravel())
@@ -119,8 +120,10 @@ def convolve(
             gather(numbers, given, arrays[0], arrays[1], scratch, part.images * tiles)
         elif staged:
             pieces = part.images * -(-part.rows * plan.points.width // _STAGED_PIXELS)
-            task = partial(_stage, numbers, given, scratch)
-            threads.share(task, pieces, part.images * part.image_size)
+            task = partial(_stage, numbers, slices, given, scratch)
+            loops.append((task, pieces, part.images * part.image_size))
+        threads.share_all(loops)
+        loops.clear()
         task = partial(kernel_of_tiles, numbers, slices, memory)
         threads.share(task, part.images * tiles, size)
 
@@ -164,7 +167,7 @@ _read_part = record(Part)
 
 
 @kernel
-def _stage(numbers, source, staged, first, last):
+def _stage(numbers, slices, source, staged, first, last):
     """Lay pieces `first` to `last` of the images of a part out with their channels last."""
     grid, job = grid_and_job(numbers)
     part = _read_part(numbers, PART)
@@ -174,11 +177,15 @@ def _stage(numbers, source, staged, first, last):
     for piece in range(first, last):
         image = piece // pieces
         pixel = (piece - image * pieces) * _STAGED_PIXELS
-        start = ((part.first_image + image) * channels + part.first_channel) * area
-        start += part.first_row * grid.width + pixel
-        at = image * part.image_size + pixel * part.pitch
+        start = (part.first_image + image) * channels * area + part.first_row * grid.width + pixel
         count = min(_STAGED_PIXELS, laid_out - pixel)
-        transpose(source, start, area, part.pitch, count, staged, at, part.pitch)
+        s = part.begin
+        while s < part.end:
+            end = part.end if part.pitch else s + 1
+            channel, pitch = slices.first[s], slices.first[end] - slices.first[s]
+            at = image * part.image_size + (channel - part.first_channel) * laid_out + pixel * pitch
+            transpose(source, start + channel * area, area, pitch, count, staged, at, pitch)
+            s = end
 
 
 @kernel
@@ -222,7 +229,7 @@ def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
                 (s * size, block, depth * block),
                 sums,
                 (0, width),
-                (rows_of(source, count), columns_of(source, job.out_channels), depth),
+                (count, columns_of(source, job.out_channels), depth),
                 False,
             )
             if s + 1 == part.end or slices.weight_group[s + 1] != group:
@@ -271,13 +278,17 @@ def _locate(work, points, place, group):
 def _image_of(work, place, s):
     """Where a slice of an image lies in the source."""
     grid, job, part, slices, _ = work
-    first = slices.first[s] - part.first_channel
-    line = grid.width * part.pitch
+    channels = slices.first[s + 1] - slices.first[s]
+    first, pitch = slices.first[s] - part.first_channel, part.pitch
+    width = grid.width
     if part.gathered:
-        first -= slices.offset_group[s] * part.pitch
-        line = 2 * part.pitch
+        first -= slices.offset_group[s] * pitch
+        width = 2
+    elif pitch == 0:
+        first, pitch = first * part.rows * width, channels
+    line = width * pitch
     start = (place[0] - part.first_image) * part.image_size + first - part.first_row * line
-    return Image(start, part.pitch, line, slices.first[s + 1] - slices.first[s])
+    return Image(start, pitch, line, channels)
 
 
 @inlined

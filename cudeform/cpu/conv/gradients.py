@@ -335,7 +335,7 @@ def _tile_gradients(work, scratch, view, image, s, pixel):
             (start, block, job.out_channels * block),
             columns,
             (0, job.pitch),
-            (rows_of(tile, count), columns_of(tile, depth), job.out_channels),
+            (count, columns_of(tile, depth), job.out_channels),
             True,
         )
     use_columns(work, points, columns, view, place, s)
@@ -348,7 +348,7 @@ def _tile_gradients(work, scratch, view, image, s, pixel):
             (0, job.out_pitch, block),
             sums.weight,
             (at * rows_of(tile, job.widest) * job.out_pitch, job.out_pitch),
-            (rows_of(tile, depth), columns_of(tile, job.out_channels), count),
+            (depth, columns_of(tile, job.out_channels), count),
             False,
         )
 

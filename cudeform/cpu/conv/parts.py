@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cudeform.cpu.conv.blocking import Slices, rounds
+import numpy as np
+
+from cudeform.cpu.conv.blocking import LANES, Slices, rounds
 from cudeform.cpu.language import workspace
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.points import Points
 
-__all__ = ["CORNERS", "Part", "parts_of", "reads_little"]
+__all__ = ["CORNERS", "Part", "parts_of", "pitch_of", "reads_little"]
 
 CORNERS = 4  # of a point
 
@@ -21,7 +23,7 @@ class Part(NamedTuple):
     first_image: int
     images: int
     image_size: int  # elements from one image to the next in the source
-    pitch: int  # elements from one pixel to the next
+    pitch: int  # elements from one pixel to the next; 0: slices lie one after the other
     first_channel: int  # of the source
     begin: int  # slices
     end: int
@@ -62,7 +64,18 @@ def _of_images(plan: ConvPlan, slices: Slices, itemsize: int) -> Iterator[Part]:
         for begin, end in cuts:
             first, last = int(slices.first[begin]), int(slices.first[end])
             size = area * (last - first)
-            yield Part(image, images, size, last - first, first, begin, end, *whole)
+            pitch = pitch_of(slices, begin, end)
+            yield Part(image, images, size, pitch, first, begin, end, *whole)
+
+
+def pitch_of(slices: Slices, begin: int, end: int) -> int:
+    """The `pitch` of a copy of some slices.
+
+    Of slices that lie by themselves more pixels fit in the cache, unless they are narrow: to lay
+    such out takes longer than to lay all channels out together.
+    """
+    channels = np.diff(slices.first[begin : end + 1])
+    return 0 if channels.min() >= LANES else int(channels.sum())
 
 
 def _of_corners(plan: ConvPlan, slices: Slices, tile: int, itemsize: int) -> Iterator[Part]:

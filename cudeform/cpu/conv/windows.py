@@ -9,7 +9,7 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.cpu.conv.blocking import Job, Slices, grid_and_job, rounds
-from cudeform.cpu.conv.parts import CORNERS, Part
+from cudeform.cpu.conv.parts import CORNERS, Part, pitch_of
 from cudeform.cpu.language import workspace
 from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.scratch import empty
@@ -54,7 +54,8 @@ def windows(
             area = (high - low) * points.width
             for begin, end in rounds(slices, area * itemsize):
                 channels = int(slices.first[end] - slices.first[begin])
-                of_image = area * channels, channels, int(slices.first[begin]), begin, end
+                pitch = pitch_of(slices, begin, end)
+                of_image = area * channels, pitch, int(slices.first[begin]), begin, end
                 yield Part(image, 1, *of_image, *pixels, 0, low, high - low)
 
 

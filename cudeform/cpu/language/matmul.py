@@ -7,14 +7,20 @@ caller alone, and its sums may depend on it. At the size of a tile this is as fa
 from __future__ import annotations
 
 from cudeform.cpu.language.compiler import inlined, inner
-from cudeform.cpu.language.simd import add_product, block_columns, block_rows
+from cudeform.cpu.language.simd import (
+    add_low_product,
+    add_product,
+    block_columns,
+    block_rows,
+    low_rows,
+)
 
 __all__ = ["columns_of", "multiply", "rows_of"]
 
 
 @inlined
 def rows_of(like, count):
-    """`count` rounded up to whole blocks of rows: what `multiply` writes."""
+    """`count` rounded up to whole blocks of rows: as far as `multiply` reads and writes."""
     block = block_rows(like)
     return (count + block - 1) // block * block
 
@@ -32,16 +38,20 @@ def multiply(a, a_layout, b, b_layout, c, c_layout, size, fresh):
 
     `a_layout` is (a_at, a_row, a_step) and `c_layout` (c_at, c_row). `b_layout` is (b_at, b_step,
     b_panel): b(k, j) stands at b_at + (j // block)*b_panel + k*b_step + j % block. `size` is (rows,
-    columns, depth), the first two of whole blocks: all three arrays must reach that far.
+    columns, depth); the columns are whole blocks, and rows up to `rows_of` them must be there.
     """
     a_at, a_row, a_step = a_layout
     b_at, b_step, b_panel = b_layout
     c_at, c_row = c_layout
     rows, columns, depth = size
     across = block_columns(a)
+    down, few = block_rows(a), low_rows(a)
+    whole = (rows + few - 1) // down * down  # a block once more where nearly all of one is left
     for j in range(0, columns, across):  # a panel of b stays in the cache for all rows
         panel = b_at + j // across * b_panel
-        for i in range(0, rows, block_rows(a)):
-            block = c_at + i * c_row + j
-            row = a_at + i * a_row
-            add_product(a, row, a_row, a_step, b, panel, b_step, c, block, c_row, depth, fresh)
+        for i in range(0, whole, down):
+            to, row = c_at + i * c_row + j, a_at + i * a_row
+            add_product(a, row, a_row, a_step, b, panel, b_step, c, to, c_row, depth, fresh)
+        for i in range(whole, rows, few):
+            to, row = c_at + i * c_row + j, a_at + i * a_row
+            add_low_product(a, row, a_row, a_step, b, panel, b_step, c, to, c_row, depth, fresh)

@@ -5,6 +5,8 @@ Rows are short, and LLVM's own loops take many vectors at a time; so these are w
 
 from __future__ import annotations
 
+from typing import Any
+
 import llvmlite.ir as ir
 import numpy as np
 from numba import types
@@ -20,11 +22,35 @@ from cudeform.cpu.language.simd import (
     splat,
     store,
     store_some,
-    unzipped,
-    zipped,
 )
 
 __all__ = ["join_pairs", "read_rows", "softmax_rows", "split_pairs", "write_rows"]
+
+
+def _rearranged(a: Any, masks: Any) -> Any:
+    """An intrinsic's type and code: two vectors whose lanes are picked from those of two."""
+
+    def codegen(context, builder, signature, args):
+        found = []
+        for mask in masks:
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), a.lanes), mask)
+            found.append(builder.shuffle_vector(*args, lanes))
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.UniTuple(a, 2)(a, a), codegen
+
+
+@intrinsic
+def unzipped(typingctx, a, b):
+    """The first of each pair that lies in two vectors one after the other, and the second."""
+    return _rearranged(a, [list(range(first, 2 * a.lanes, 2)) for first in (0, 1)])
+
+
+@intrinsic
+def zipped(typingctx, a, b):
+    """The inverse of `unzipped`."""
+    pairs = [lane for i in range(a.lanes) for lane in (i, a.lanes + i)]
+    return _rearranged(a, [pairs[: a.lanes], pairs[a.lanes :]])
 
 
 # `places` are where the first row begins and how far the next one is, in the source and then in

@@ -20,6 +20,7 @@ __all__ = [
     "BLOCK_BYTES",
     "BLOCK_ROWS",
     "Vector",
+    "add_low_product",
     "add_product",
     "block_columns",
     "block_rows",
@@ -27,6 +28,7 @@ __all__ = [
     "lanes",
     "load",
     "load_some",
+    "low_rows",
     "masked_load",
     "masked_store",
     "pointer_to",
@@ -37,9 +39,7 @@ __all__ = [
     "total",
     "totals",
     "transpose_square",
-    "unzipped",
     "zeros",
-    "zipped",
 ]
 
 
@@ -70,6 +70,7 @@ def _register_file() -> tuple[int, int, int]:
 
 _BYTES, BLOCK_ROWS, _VECTORS = _register_file()
 BLOCK_BYTES = _VECTORS * _BYTES  # of a row of the block
+_LOW_ROWS = BLOCK_ROWS // 3
 
 
 class Vector(types.Type):
@@ -153,6 +154,12 @@ def lanes(typingctx, array):
 def block_rows(typingctx, array):
     """Rows of the block that `add_product` computes."""
     return types.intp(array), _constant(BLOCK_ROWS)
+
+
+@intrinsic
+def low_rows(typingctx, array):
+    """Rows of the block that `add_low_product` computes; `block_rows` is a multiple of them."""
+    return types.intp(array), _constant(_LOW_ROWS)
 
 
 @intrinsic
@@ -342,32 +349,6 @@ def totals(typingctx, a, b, c, d):
     return types.UniTuple(a.dtype, 4)(a, a, a, a), codegen
 
 
-def _rearranged(a: Any, masks: Any) -> Any:
-    """An intrinsic's type and code: two vectors whose lanes are picked from those of two."""
-
-    def codegen(context, builder, signature, args):
-        found = []
-        for mask in masks:
-            lanes = ir.Constant(ir.VectorType(ir.IntType(32), a.lanes), mask)
-            found.append(builder.shuffle_vector(*args, lanes))
-        return context.make_tuple(builder, signature.return_type, found)
-
-    return types.UniTuple(a, 2)(a, a), codegen
-
-
-@intrinsic
-def unzipped(typingctx, a, b):
-    """The first of each pair that lies in two vectors one after the other, and the second."""
-    return _rearranged(a, [list(range(first, 2 * a.lanes, 2)) for first in (0, 1)])
-
-
-@intrinsic
-def zipped(typingctx, a, b):
-    """The inverse of `unzipped`."""
-    pairs = [lane for i in range(a.lanes) for lane in (i, a.lanes + i)]
-    return _rearranged(a, [pairs[: a.lanes], pairs[a.lanes :]])
-
-
 @intrinsic
 def transpose_square(typingctx, source, at, step, target, to, pitch):
     """target[to + j*pitch + i] = source[at + i*step + j] for i and j below `lanes`."""
@@ -400,13 +381,8 @@ def transpose_square(typingctx, source, at, step, target, to, pitch):
     return types.void(source, i, i, target, i, i), codegen
 
 
-@intrinsic
-def add_product(typingctx, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_row, depth, fresh):
-    """Add a product of two matrices to a block, or set the block to it where `fresh`.
-
-    c[c_at + i*c_row + j] += sum over k of a[a_at + i*a_row + k*a_step] * b[b_at + k*b_step + j]
-    for i < block_rows, j < block_columns, k < depth; the block stays in registers meanwhile.
-    """
+def _product(rows: int, a: Any, b: Any, c: Any) -> tuple[Any, Any]:
+    """Type and code of `add_product` for a block of so many rows."""
     vector = Vector(a.dtype)
 
     def codegen(context, builder, signature, args):
@@ -424,7 +400,7 @@ def add_product(typingctx, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_r
                 pointer = builder.gep(base, [_index(v * vector.lanes)])
                 yield _as_vector(context, builder, vector, pointer)
 
-        block = [p for i in range(BLOCK_ROWS) for p in vectors(row(c_base, c_row, _index(i)))]
+        block = [p for i in range(rows) for p in vectors(row(c_base, c_row, _index(i)))]
         zero = ir.Constant(context.get_value_type(vector), [0.0] * vector.lanes)
         sums = []  # LLVM makes registers of them
         for pointer in block:
@@ -435,7 +411,7 @@ def add_product(typingctx, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_r
             b_row = row(b_base, b_step, loop.index)
             across = [builder.load(p, align=bytes_each) for p in vectors(b_row)]
             a_column = row(a_base, a_step, loop.index)
-            for i in range(BLOCK_ROWS):
+            for i in range(rows):
                 element = builder.load(row(a_column, a_row, _index(i)))
                 down = _in_register(builder, _broadcast(context, builder, vector, element))
                 for v, value in enumerate(sums[i * _VECTORS : (i + 1) * _VECTORS]):
@@ -447,3 +423,21 @@ def add_product(typingctx, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_r
 
     i = types.intp
     return types.void(a, i, i, i, b, i, i, c, i, i, i, types.boolean), codegen
+
+
+@intrinsic
+def add_product(typingctx, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_row, depth, fresh):
+    """Add a product of two matrices to a block, or set the block to it where `fresh`.
+
+    c[c_at + i*c_row + j] += sum over k of a[a_at + i*a_row + k*a_step] * b[b_at + k*b_step + j]
+    for i < block_rows, j < block_columns, k < depth; the block stays in registers meanwhile.
+    """
+    return _product(BLOCK_ROWS, a, b, c)
+
+
+@intrinsic
+def add_low_product(
+    typingctx, a, a_at, a_row, a_step, b, b_at, b_step, c, c_at, c_row, depth, fresh
+):
+    """The same for i < low_rows, where fewer rows are left."""
+    return _product(_LOW_ROWS, a, b, c)

@@ -32,15 +32,18 @@ def transpose(source, at, step, rows, columns, target, to, pitch):
     width = lanes(source)
     across = (columns + width - 1) // width
     down = (rows + width - 1) // width
+    whole = rows >= width and columns >= width
     for block in range(down * across):
         # along the rows of the array whose rows are further apart: a page of memory each
         if step > pitch:
             i0, j0 = block // across * width, block % across * width
         else:
             i0, j0 = block % down * width, block // down * width
+        if whole:  # the last squares write again what is in the ones before
+            i0, j0 = min(i0, rows - width), min(j0, columns - width)
         start = at + i0 * step + j0
         end = to + j0 * pitch + i0
-        if j0 + width <= columns and i0 + width <= rows:
+        if whole:
             transpose_square(source, start, step, target, end, pitch)
         else:
             for i in range(min(width, rows - i0)):

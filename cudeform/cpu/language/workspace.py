@@ -6,9 +6,17 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["SCRATCH_BYTES", "numbers_of"]
+__all__ = ["SCRATCH_BYTES", "aligned", "numbers_of"]
 
 SCRATCH_BYTES = 16 << 20  # of images laid out channels last at a time
+_ALIGNMENT = 64  # bytes: a line of the cache
+
+
+def aligned(size: int, dtype: np.dtype) -> np.ndarray:
+    """`numpy.empty` of one axis, whose vectors do not lie across lines of the cache."""
+    room = np.empty(size + _ALIGNMENT // dtype.itemsize, dtype)
+    first = -room.ctypes.data % _ALIGNMENT // dtype.itemsize
+    return room[first : first + size]
 
 
 @lru_cache(maxsize=256)
