@@ -13,13 +13,13 @@ from cudeform.descriptions import described
 from cudeform.layers.plain import (
     Array,
     Conv2d,
+    Convolution,
     branch_gradient,
     check_input,
     inner,
     nested,
     positive_integer,
     settle,
-    settle_convolution,
     sigmoid,
 )
 
@@ -28,7 +28,7 @@ __all__ = ["DeformConv2d"]
 
 @dataclass(frozen=True)
 @described
-class DeformConv2d:
+class DeformConv2d(Convolution):
     """Deformable convolution whose offsets, and with v2 masks, a convolution of its input gives.
 
     The branch is zero at first: the layer starts as its plain counterpart in version 1 [1]_, and
@@ -68,44 +68,23 @@ class DeformConv2d:
     ((2, 18, 5, 4), (2, 9, 5, 4), 0.5)
     """
 
-    in_channels: int
-    out_channels: int
-    kernel_size: int | tuple[int, int]
-    stride: int | tuple[int, int] = 1
-    padding: Any = 0
-    dilation: int | tuple[int, int] = 1
-    groups: int = 1
     offset_groups: int = 1
     bias: bool = True
     modulated: bool = False
     branch_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        settle_convolution(self)
-        settle(
-            self,
-            offset_groups=positive_integer,
-            modulated=checks.flag,
-            branch_rate=checks.number,
-        )
-        op = "DeformConv2d"
+        super().__post_init__()
+        own = dict(modulated=checks.flag, branch_rate=checks.number)
+        settle(self, offset_groups=positive_integer, **own)
         if self.in_channels % self.offset_groups:
             expected = f"divisible by offset_groups = {self.offset_groups}"
-            checks.fail(op, "in_channels", expected, self.in_channels)
+            checks.fail("DeformConv2d", "in_channels", expected, self.in_channels)
 
     @property
     def plain(self) -> Conv2d:
         """The same layer without a branch."""
-        return Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.bias,
-        )
+        return Conv2d(self.in_channels, self.out_channels, *self._window, self.groups, self.bias)
 
     @property
     def taps(self) -> int:
@@ -115,14 +94,8 @@ class DeformConv2d:
     @property
     def branch(self) -> Conv2d:
         """The convolution that gives offsets and masks."""
-        return Conv2d(
-            self.in_channels,
-            (3 if self.modulated else 2) * self.taps,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-        )
+        fields = (3 if self.modulated else 2) * self.taps
+        return Conv2d(self.in_channels, fields, *self._window)
 
     @property
     def rate_factors(self) -> dict[str, float]:
@@ -146,7 +119,7 @@ class DeformConv2d:
         """The result (N, O, Ho, Wo) for x (N, C, H, W), and what `backward` needs."""
         check_input("DeformConv2d", x, self.in_channels)
         offset, mask = self.deformation(params, x)
-        options = (self.stride, self.padding, self.dilation, mask)
+        options = (*self._window[1:], mask)
         y = deform_conv2d(x, offset, params["weight"], params.get("bias"), *options)
         return y, (x, offset, mask)
 
@@ -157,7 +130,7 @@ class DeformConv2d:
         x, offset, mask = saved
         needs = ["input", "offset", "weight"]
         needs += ["bias"] * self.bias + ["mask"] * self.modulated
-        options = (self.stride, self.padding, self.dilation, mask)
+        options = (*self._window[1:], mask)
         grads = deform_conv2d_backward(grad_y, x, offset, params["weight"], *options, needs=needs)
         branch, grad_fields = inner(params, "conv_offset"), branch_gradient(grads, mask)
         grad_x, grad_branch = self.branch.backward(branch, x, grad_fields)

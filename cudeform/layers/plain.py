@@ -18,6 +18,7 @@ from cudeform.descriptions import described
 __all__ = [
     "Array",
     "Conv2d",
+    "Convolution",
     "Linear",
     "branch_gradient",
     "check_input",
@@ -26,7 +27,6 @@ __all__ = [
     "nested",
     "positive_integer",
     "settle",
-    "settle_convolution",
     "sigmoid",
     "zeros",
 ]
@@ -55,15 +55,30 @@ def _padding(op: str, name: str, value: Any) -> Any:
     return value
 
 
-def settle_convolution(layer: Any) -> None:
-    """Check the fields of a convolution, and that its counts fit each other."""
-    counts = dict.fromkeys(("in_channels", "out_channels", "groups"), positive_integer)
-    sizes = dict.fromkeys(("kernel_size", "stride", "dilation"), _strides)
-    settle(layer, **counts, **sizes, padding=_padding, bias=checks.flag)
-    op = type(layer).__name__
-    for name in ("in_channels", "out_channels"):
-        if getattr(layer, name) % layer.groups:
-            checks.fail(op, name, f"divisible by groups = {layer.groups}", getattr(layer, name))
+@dataclass(frozen=True)
+class Convolution:
+    """The fields that convolutions have in common, beside `bias`."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: int | tuple[int, int]
+    stride: int | tuple[int, int] = 1
+    padding: Any = 0
+    dilation: int | tuple[int, int] = 1
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("in_channels", "out_channels", "groups"), positive_integer)
+        sizes = dict.fromkeys(("kernel_size", "stride", "dilation"), _strides)
+        settle(self, **counts, **sizes, padding=_padding, bias=checks.flag)
+        op = type(self).__name__
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) % self.groups:
+                checks.fail(op, name, f"divisible by groups = {self.groups}", getattr(self, name))
+
+    @property
+    def _window(self) -> tuple[Any, ...]:
+        return self.kernel_size, self.stride, self.padding, self.dilation
 
 
 def check_input(op: str, x: Any, channels: int) -> None:
@@ -121,7 +136,7 @@ def inner(params: Mapping[str, Any], layer: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 @described
-class Conv2d:
+class Conv2d(Convolution):
     """Convolution: the plain counterpart of `DeformConv2d`, and its branch.
 
     Parameters
@@ -143,17 +158,7 @@ class Conv2d:
     ((2, 8, 5, 4), (2, 3, 5, 4), ['bias', 'weight'])
     """
 
-    in_channels: int
-    out_channels: int
-    kernel_size: int | tuple[int, int]
-    stride: int | tuple[int, int] = 1
-    padding: Any = 0
-    dilation: int | tuple[int, int] = 1
-    groups: int = 1
     bias: bool = True
-
-    def __post_init__(self) -> None:
-        settle_convolution(self)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -176,16 +181,14 @@ class Conv2d:
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, O, Ho, Wo) for x (N, C, H, W), and what `backward` needs."""
         check_input("Conv2d", x, self.in_channels)
-        options = (self.stride, self.padding, self.dilation)
-        return conv2d(x, params["weight"], params.get("bias"), *options), x
+        return conv2d(x, params["weight"], params.get("bias"), *self._window[1:]), x
 
     def backward(
         self, params: Mapping[str, Array], saved: Any, grad_y: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Gradients of x and of the parameters."""
         needs = ("input", "weight", "bias") if self.bias else ("input", "weight")
-        options = (self.stride, self.padding, self.dilation)
-        grads = conv2d_backward(grad_y, saved, params["weight"], *options, needs=needs)
+        grads = conv2d_backward(grad_y, saved, params["weight"], *self._window[1:], needs=needs)
         return grads.input, {name: getattr(grads, name) for name in needs[1:]}
 
 

@@ -40,6 +40,7 @@ LW_DETR = dict(
     num_queries=5,
     group_detr=2,
 )
+TRANSFORMER = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
 MASKS = dict(
     hidden_dim=32,
     encoder_feedforward_dim=16,
@@ -147,11 +148,7 @@ def d_fine(method="default", name="DFine"):
 
 
 def pp_doclayout_v2():
-    order = dict(
-        hidden_size=16,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_hidden_layers=1,
+    order = TRANSFORMER | dict(
         coordinate_size=4,
         shape_size=4,
         global_pointer_head_size=8,
@@ -225,13 +222,10 @@ def rf_detr():
 def grounding_dino(name="GroundingDino"):
     text = new(
         "BertConfig",
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
         vocab_size=1100,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        **TRANSFORMER,
     )
     config = new(
         f"{name}Config",
@@ -249,16 +243,13 @@ def grounding_dino(name="GroundingDino"):
 def omdet_turbo():
     text = new(
         "CLIPTextConfig",
-        hidden_size=16,
-        intermediate_size=16,
-        num_attention_heads=2,
-        num_hidden_layers=1,
         vocab_size=50,
         max_position_embeddings=16,
         projection_dim=16,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
+        **TRANSFORMER,
     )
     config = new(
         "OmDetTurboConfig",
