@@ -15,6 +15,7 @@ import numpy as np
 from cudeform import arrays, checks
 from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
+from cudeform.plans.aggregation import packed_channels
 from cudeform.plans.points import LAYOUTS
 from cudeform.types import Array, Layout, Pair
 
@@ -264,10 +265,6 @@ def convert_mask(
     return kind.contiguous(taps.write(taps.read(mask, source, xp), target, xp))
 
 
-def _packed_channels(groups: int, points: int) -> int:
-    return -(-3 * groups * points // 8) * 8
-
-
 @dispatched("offset_mask")
 @described
 def unpack_dcnv4(offset_mask: Array, groups: int, points: int) -> tuple[Array, Array]:
@@ -306,7 +303,7 @@ def unpack_dcnv4(offset_mask: Array, groups: int, points: int) -> tuple[Array, A
     groups = checks.integer(op, "groups", groups, 1)
     points = checks.integer(op, "points", points, 1)
     shape = tuple(offset_mask.shape)
-    want = _packed_channels(groups, points)
+    want = packed_channels(groups * points)
     if not shape or shape[-1] != want:
         expected = f"of shape (..., {want}) = (..., 3*groups*points up to a multiple of 8)"
         checks.fail(op, "offset_mask", expected, shape)
@@ -348,5 +345,5 @@ def pack_dcnv4(offset: Array, mask: Array, groups: int) -> Array:
     used = xp.concatenate(
         [offset.reshape(*grid, groups, 2 * points), mask.reshape(*grid, groups, points)], -1
     ).reshape(*grid, 3 * channels)
-    unused = kind.constant(xp.zeros((*grid, _packed_channels(groups, points) - 3 * channels)), used)
+    unused = kind.constant(xp.zeros((*grid, packed_channels(channels) - 3 * channels)), used)
     return xp.concatenate([used, unused], -1)

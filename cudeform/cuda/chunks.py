@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cudeform.plans.points import Points
 
@@ -28,6 +28,10 @@ class Chunk(NamedTuple):
     @property
     def batch(self) -> slice:
         return slice(self.image, self.image + self.images)
+
+    def of(self, *arrays: Any) -> Iterator[Any]:
+        """Its images of each array; None stays None."""
+        return (None if array is None else array[self.batch] for array in arrays)
 
     def within(self, images: range) -> slice:
         """The chunk's images, counted from the first of a range."""

@@ -76,13 +76,8 @@ def forward(
             last = channels_last(batch, points, input, images)
             batch.run()
             for chunk in chunks(points, images, most):
-                columns = sampler.columns(
-                    chunk,
-                    _all_channels(plan),
-                    last[chunk.within(images)],
-                    None if offset is None else offset[chunk.batch],
-                    None if mask is None else mask[chunk.batch],
-                )
+                part = last[chunk.within(images)], *chunk.of(offset, mask)
+                columns = sampler.columns(chunk, _all_channels(plan), *part)
                 for product in _products(plan, chunk, columns, packed, output):
                     device.gemm(*product, accumulate=bias is not None, precision=plan.precision)
     return (output,)
@@ -212,13 +207,8 @@ class _Backward:
         plan = self.plan
         most = _most_pixels(plan, self.sampler.dtype)
         for chunk in chunks(plan.points, images, most):
-            columns = self.sampler.columns(
-                chunk,
-                _all_channels(plan),
-                input[chunk.within(images)],
-                None if offset is None else offset[chunk.batch],
-                None if mask is None else mask[chunk.batch],
-            )
+            part = input[chunk.within(images)], *chunk.of(offset, mask)
+            columns = self.sampler.columns(chunk, _all_channels(plan), *part)
             self.device.gemm(
                 self._by_group(chunk, images, grad_output).transpose(1, 2, 0),
                 columns.reshape(chunk.size, plan.groups, -1).swapaxes(0, 1),

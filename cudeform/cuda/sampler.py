@@ -317,9 +317,7 @@ def backpropagate(
         grad_input = gradients.input[batch] if in_place else device.empty(input.shape, dtype)
     for chunk in parts:
         local = chunk.within(images)
-        offsets = None if offset is None else offset[chunk.batch]
-        masks = None if mask is None else mask[chunk.batch]
-        grads = [g if g is None else g[chunk.batch] for g in (gradients.offset, gradients.mask)]
+        offsets, masks, *grads = chunk.of(offset, mask, gradients.offset, gradients.mask)
         sums = sampler.prepare(chunk, len(blocks), needs)
         if needs == {"input"}:
             sampler.find_keys(chunk, sums, offsets, masks)

@@ -22,10 +22,14 @@ from cudeform.plans.arguments import (
 from cudeform.plans.outlines import Outline, Plan, planner
 from cudeform.plans.points import out_sizes
 
-__all__ = ["AggregationPlan", "PointGrid", "dcnv3", "dcnv4"]
+__all__ = ["AggregationPlan", "PointGrid", "dcnv3", "dcnv4", "packed_channels"]
 
-_PACKED = 8  # channels of a packed offset and mask are a multiple of it
 _MOST = 2**31 - 1  # pixels of an image
+
+
+def packed_channels(points: int) -> int:
+    """Of an array with offsets and masks of so many points: a multiple of 8."""
+    return -(-3 * points // 8) * 8
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class AggregationPlan(PointGrid, Plan):
 
     @property
     def packed_channels(self) -> int:
-        return -(-3 * self.groups * self.points // _PACKED) * _PACKED
+        return packed_channels(self.groups * self.points)
 
     @property
     def shares(self) -> tuple[int, ...]:

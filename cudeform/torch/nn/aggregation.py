@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import cudeform
 from cudeform import checks
+from cudeform.plans.aggregation import packed_channels
 from cudeform.torch.nn.module import Module
 
 __all__ = ["DCNv3", "DCNv4"]
@@ -262,7 +263,7 @@ class DCNv4(_Aggregation):
         if dw_kernel_size is not None:
             size = checks.pair(op, "dw_kernel_size", dw_kernel_size, 1)
             self.offset_mask_dw = self._depthwise(size)
-        self.offset_mask = nn.Linear(channels, -(-3 * self._points // 8) * 8)
+        self.offset_mask = nn.Linear(channels, packed_channels(self._points))
         self.without_pointwise = checks.flag(op, "without_pointwise", without_pointwise)
         output_bias = checks.flag(op, "output_bias", output_bias)
         if not without_pointwise:

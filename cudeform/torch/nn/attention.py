@@ -134,13 +134,6 @@ class MSDeformAttn(Attention):
             padding = ~keep
         return self._attend(query, reference_points, input_flatten, input_spatial_shapes, padding)
 
-    def extra_repr(self) -> str:
-        return (
-            f"d_model={self.d_model}, n_levels={self.n_levels}, n_heads={self.n_heads}, "
-            f"n_points={self.n_points}, ratio={self.ratio}, method={self.method!r}, "
-            f"offset_scale={self.offset_scale}"
-        )
-
 
 class MultiScaleDeformableAttention(Attention):
     """mmcv's and detrex's module, which adds position and identity by itself.
@@ -247,13 +240,6 @@ class MultiScaleDeformableAttention(Attention):
         output = output if self.batch_first else output.transpose(0, 1)
         return self.dropout(output) + identity
 
-    def extra_repr(self) -> str:
-        return (
-            f"embed_dims={self.embed_dims}, num_heads={self.num_heads}, "
-            f"num_levels={self.num_levels}, num_points={self.num_points}, "
-            f"batch_first={self.batch_first}, value_proj_ratio={self.value_proj_ratio}"
-        )
-
 
 class MSDeformableAttention(Attention):
     """The module of RT-DETR and RT-DETRv2, and without projections that of D-FINE and DEIM.
@@ -325,10 +311,3 @@ class MSDeformableAttention(Attention):
         keep = boolean(op, "value_mask", value_mask)
         padding = None if keep is None else ~keep
         return self._attend(query, reference_points, value, value_spatial_shapes, padding)
-
-    def extra_repr(self) -> str:
-        return (
-            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
-            f"num_levels={self.num_levels}, num_points={self.num_points}, "
-            f"method={self.method!r}, offset_scale={self.offset_scale}, projected={self.projected}"
-        )

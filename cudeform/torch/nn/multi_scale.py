@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,10 @@ class Attention(Module):
             if projection is not None:
                 nn.init.xavier_uniform_(projection.weight)
                 nn.init.zeros_(projection.bias)
+
+    def extra_repr(self) -> str:
+        own, names = vars(self), inspect.signature(type(self)).parameters
+        return ", ".join(f"{name}={own[name]!r}" for name in names if name in own)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *others: Any, **more: Any
