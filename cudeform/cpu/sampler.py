@@ -1,8 +1,8 @@
 """The samplers: with `axes`, where regions are sampled, the only bilinear code on the CPU.
 
 A tile is some pixels of the output in a row. `locate` computes the geometry of its sampling points
-once, whatever the number of channels; `blend`, `measure` and `spread` then go through the points
-with vectors along the channels of one slice, which lie side by side in memory.
+once, whatever the number of channels; `blend` then goes through the points with vectors along the
+channels of one slice, which lie side by side in memory.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ from cudeform.cpu.language.simd import (
     splat,
     store,
     store_some,
-    total,
     zeros,
 )
 from cudeform.plans.points import Points
 
 __all__ = [
+    "ALONG_X",
+    "ALONG_Y",
+    "BOTTOM",
+    "LEFT",
     "ON_PIXEL",
     "PLANE",
+    "RIGHT",
+    "TOP",
     "Grid",
     "Image",
     "blend",
@@ -37,10 +42,11 @@ __all__ = [
     "blended_some",
     "corners",
     "grid_of",
+    "load_corners",
+    "load_corners_of_some",
     "locate",
-    "measure",
+    "mixed",
     "point_arrays",
-    "spread",
     "weights_of",
 ]
 
@@ -264,21 +270,37 @@ def weights_of(like, numbers, n):
 # What is inlined into a loop with an array may not branch: Numba would count references on the way,
 # in calls for which every vector leaves its register.
 @inlined
+def load_corners(source, at, c):
+    """Vectors of a point's corners, of channels from c on."""
+    top = load(source, at[0] + c), load(source, at[1] + c)
+    return *top, load(source, at[2] + c), load(source, at[3] + c)
+
+
+@inlined
+def load_corners_of_some(source, at, c, count):
+    """The same for the last `count` channels, fewer than a vector has lanes."""
+    top = load_some(source, at[0] + c, count), load_some(source, at[1] + c, count)
+    return *top, load_some(source, at[2] + c, count), load_some(source, at[3] + c, count)
+
+
+@inlined
+def mixed(source, weights, values):
+    value = fma(weights[0], values[0], zeros(source))
+    value = fma(weights[1], values[1], value)
+    value = fma(weights[2], values[2], value)
+    return fma(weights[3], values[3], value)
+
+
+@inlined
 def blended(source, at, weights, c):
     """The vector of a point's channels from c on; `at` and `weights` are those of its corners."""
-    value = fma(weights[0], load(source, at[0] + c), zeros(source))
-    value = fma(weights[1], load(source, at[1] + c), value)
-    value = fma(weights[2], load(source, at[2] + c), value)
-    return fma(weights[3], load(source, at[3] + c), value)
+    return mixed(source, weights, load_corners(source, at, c))
 
 
 @inlined
 def blended_some(source, at, weights, c, count):
     """The last `count` of a point's channels, fewer than a vector has lanes."""
-    value = fma(weights[0], load_some(source, at[0] + c, count), zeros(source))
-    value = fma(weights[1], load_some(source, at[1] + c, count), value)
-    value = fma(weights[2], load_some(source, at[2] + c, count), value)
-    return fma(weights[3], load_some(source, at[3] + c, count), value)
+    return mixed(source, weights, load_corners_of_some(source, at, c, count))
 
 
 @inner
@@ -313,88 +335,3 @@ def blend(grid, points, count, source, image, target, pitch):
                 if tail:
                     value = blended_some(source, at, weights, whole, tail)
                     store_some(target, to + whole, value, tail)
-
-
-@inner
-def measure(grid, points, count, source, image, grad, pitch, out, out_at):
-    """Write what the slice adds to the gradients of y, x and mask of the tile's points.
-
-    The gradient of the sampled values lies in `grad` as `blend` writes those; `out` takes three
-    numbers a point from `out_at` on.
-    """
-    pixel, state, numbers = points
-    step = lanes(source)
-    tail = image.channels & (step - 1)
-    whole = image.channels - tail
-    one, zero = source.dtype.type(1), source.dtype.type(0)
-    for p in range(count):
-        for k in range(grid.taps):
-            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
-            at = p * pitch + k * image.channels
-            to = out_at + 3 * (p * grid.taps + k)
-            bits = state[r]
-            if bits == 0:
-                out[to] = out[to + 1] = out[to + 2] = zero
-                continue
-            v00, v01, v10, v11 = corners(bits, pixel[r], image)
-            d00, d01, d10, d11 = zeros(source), zeros(source), zeros(source), zeros(source)
-            for c in range(0, whole, step):
-                g = load(grad, at + c)
-                d00 = fma(g, load(source, v00 + c), d00)
-                d01 = fma(g, load(source, v01 + c), d01)
-                d10 = fma(g, load(source, v10 + c), d10)
-                d11 = fma(g, load(source, v11 + c), d11)
-            if tail:
-                g = load_some(grad, at + whole, tail)
-                d00 = fma(g, load_some(source, v00 + whole, tail), d00)
-                d01 = fma(g, load_some(source, v01 + whole, tail), d01)
-                d10 = fma(g, load_some(source, v10 + whole, tail), d10)
-                d11 = fma(g, load_some(source, v11 + whole, tail), d11)
-            t00, t01, t10, t11 = total(d00), total(d01), total(d10), total(d11)
-            if not bits & LEFT:
-                t00 = t10 = zero
-            if not bits & RIGHT:
-                t01 = t11 = zero
-            if not bits & TOP:
-                t00 = t01 = zero
-            if not bits & BOTTOM:
-                t10 = t11 = zero
-            ly, lx, m = numbers[n], numbers[n + PLANE], numbers[n + 2 * PLANE]
-            top = (one - lx) * t00 + lx * t01
-            bottom = (one - lx) * t10 + lx * t11
-            slope = (one - ly) * (t01 - t00) + ly * (t11 - t10)
-            out[to] = m * (bottom - top) if bits & ALONG_Y else zero
-            out[to + 1] = m * slope if bits & ALONG_X else zero
-            out[to + 2] = (one - ly) * top + ly * bottom
-
-
-@inner
-def spread(grid, points, count, grad, pitch, target, image):
-    """Add the gradient of the sampled values to that of the pixels they were blended from."""
-    pixel, state, numbers = points
-    step = lanes(grad)
-    tail = image.channels & (step - 1)
-    whole = image.channels - tail
-    for p in range(count):
-        for k in range(grid.taps):
-            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
-            at = p * pitch + k * image.channels
-            bits = state[r]
-            if bits == 0:
-                continue
-            v00, v01, v10, v11 = corners(bits, pixel[r], image)
-            w00, w01, w10, w11 = weights_of(grad, numbers, n)
-            for c in range(0, whole, step):
-                g = load(grad, at + c)
-                store(target, v00 + c, fma(w00, g, load(target, v00 + c)))
-                if bits != ON_PIXEL:
-                    store(target, v01 + c, fma(w01, g, load(target, v01 + c)))
-                    store(target, v10 + c, fma(w10, g, load(target, v10 + c)))
-                    store(target, v11 + c, fma(w11, g, load(target, v11 + c)))
-            if tail:
-                g, c = load_some(grad, at + whole, tail), whole
-                store_some(target, v00 + c, fma(w00, g, load_some(target, v00 + c, tail)), tail)
-                if bits != ON_PIXEL:
-                    store_some(target, v01 + c, fma(w01, g, load_some(target, v01 + c, tail)), tail)
-                    store_some(target, v10 + c, fma(w10, g, load_some(target, v10 + c, tail)), tail)
-                    store_some(target, v11 + c, fma(w11, g, load_some(target, v11 + c, tail)), tail)

@@ -32,22 +32,28 @@ from cudeform.cpu.conv.blocking import (
     weight_sums,
 )
 from cudeform.cpu.conv.narrow import bias_of_rows, tile_gradients, weight_of_rows, weight_rows
-from cudeform.cpu.conv.sums import Given, Part, Sums, Wanted, Work, collect_points, read_part
+from cudeform.cpu.conv.sums import (
+    Given,
+    Part,
+    Sums,
+    Wanted,
+    Work,
+    collect_points,
+    read_part,
+    use_samples,
+)
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
-from cudeform.cpu.language.workspace import numbers_of
+from cudeform.cpu.language.workspace import aligned, numbers_of
 from cudeform.cpu.sampler import (
     Image,
-    blend,
     grid_of,
     locate,
-    measure,
     point_arrays,
-    spread,
 )
 from cudeform.plans.convolution import ConvPlan
 
@@ -197,7 +203,7 @@ def _sizes(plan: ConvPlan, slices: Slices, job: Job, blocking: Blocking, wanted:
 
 
 def _allocate(sizes: Sums, dtype: np.dtype) -> Sums:
-    sums = Sums(*(np.empty(size, dtype) for size in sizes))
+    sums = Sums(*(aligned(size, dtype) for size in sizes))
     sums.weight[:] = sums.bias[:] = 0
     return sums
 
@@ -346,15 +352,8 @@ def _tile_gradients(work, scratch, image, s, pixel):
             (count, columns_of(tile, depth), job.out_channels),
             True,
         )
-    if wanted.points:
-        at = image * (part.end - part.begin) + s - part.begin
-        at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
-        out_at = 3 * job.taps * at
-        measure(grid, points, count, given.source, view, columns, job.pitch, sums.points, out_at)
-    if wanted.input:
-        spread(grid, points, count, columns, job.pitch, sums.target, view)
+    use_samples(work, points, view, place, s, columns)
     if wanted.weight:
-        blend(grid, points, count, given.source, view, columns, job.pitch)
         rows = rows_of(tile, job.widest)
         at = (image * len(slices.weight_group) + s) * rows * width
         multiply(

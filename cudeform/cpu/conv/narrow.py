@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from cudeform.cpu.conv.sums import use_samples
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import copy_plain, transpose
-from cudeform.cpu.sampler import blend, locate, measure, spread
+from cudeform.cpu.sampler import locate
 from cudeform.cpu.taps import grad_samples, grad_weights, sum_taps
 from cudeform.plans.convolution import ConvPlan
 
@@ -123,15 +124,8 @@ def tile_gradients(work, scratch, view, image, s, pixel):
     if wanted.input or wanted.points:
         layout = (first, all_channels)
         grad_samples(size, rows, job.out_pitch, given.packed, layout, columns, job.pitch)
-    if wanted.points:
-        at = image * (part.end - part.begin) + s - part.begin
-        at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
-        to = 3 * job.taps * at
-        measure(grid, points, count, given.source, view, columns, job.pitch, sums.points, to)
-    if wanted.input:
-        spread(grid, points, count, columns, job.pitch, sums.target, view)
+    use_samples(work, points, view, place, s, columns)
     if wanted.weight:
-        blend(grid, points, count, given.source, view, columns, job.pitch)
         layout = (image * job.out_channels * job.taps * all_channels + first, all_channels)
         grad_weights(size, columns, job.pitch, rows, job.out_pitch, sums.weight, layout)
 

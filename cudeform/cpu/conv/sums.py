@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.conv.blocking import PART, Job, Slices, grid_and_job
-from cudeform.cpu.language.compiler import kernel, record
-from cudeform.cpu.sampler import Grid
+from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.sample_gradients import differentiate, measure, spread
+from cudeform.cpu.sampler import Grid, blend
 
-__all__ = ["Given", "Part", "Sums", "Wanted", "Work", "collect_points", "read_part"]
+__all__ = ["Given", "Part", "Sums", "Wanted", "Work", "collect_points", "read_part", "use_samples"]
 
 
 class Wanted(NamedTuple):
@@ -67,6 +68,29 @@ class Work(NamedTuple):
 
 
 read_part = record(Part)
+
+
+@inlined
+def use_samples(work, points, view, place, s, columns):
+    """Let a tile's gradients of samples add to those of input and points, and put the samples, of
+    which that of the weight is made, in their place.
+    """
+    grid, job, wanted, part, _, given, sums = work
+    image, pixel, count = place
+    at = image * (part.end - part.begin) + s - part.begin
+    at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
+    at *= 3 * job.taps
+    tile = grid, points, count
+    if wanted.input and wanted.points and wanted.weight:
+        source, target, out = given.source, sums.target, sums.points
+        differentiate(*tile, source, view, columns, job.pitch, out, at, target)
+        return
+    if wanted.points:
+        measure(*tile, given.source, view, columns, job.pitch, sums.points, at)
+    if wanted.input:
+        spread(*tile, columns, job.pitch, sums.target, view)
+    if wanted.weight:
+        blend(*tile, given.source, view, columns, job.pitch)
 
 
 @kernel
