@@ -28,7 +28,8 @@ from cudeform.cpu.language.simd import (
     totals,
     zeros,
 )
-from cudeform.cpu.sampler import add_dots, weights_along
+from cudeform.cpu.sample_gradients import add_dots
+from cudeform.cpu.sampler import load_corners, weights_along
 
 __all__ = [
     "BASE_X",
@@ -314,9 +315,11 @@ def dot_points(block, rows, source, view, grad, dots):
                 dot = only, dot[1], dot[2], dot[3]
             elif element(whole, PIXEL + p) >= 0:
                 for c in range(0, end, step):
-                    dot = add_dots(grad, row, source, at, c, step, dot)
+                    values = load_corners(source, at, c, step)
+                    dot = add_dots(load(grad, row + c), values, dot)
                 if tail:
-                    dot = add_dots(grad, row, source, at, end, tail, dot)
+                    values = load_corners(source, at, end, tail)
+                    dot = add_dots(load_some(grad, row + end, tail), values, dot)
             t00, t01, t10, t11 = totals(dot[0], dot[1], dot[2], dot[3])
             put(dots, p, t00)
             put(dots, PLANE + p, t01)

@@ -1,8 +1,8 @@
 """The samplers: with `axes`, where regions are sampled, the only bilinear code on the CPU.
 
 A tile is some pixels of the output in a row. `locate` computes the geometry of its sampling points
-once, whatever the number of channels; `blend`, `measure` and `spread` then go through the points
-with vectors along the channels of one slice, which lie side by side in memory.
+once, whatever the number of channels; `blend` then goes through the points with vectors along the
+channels of one slice, which lie side by side in memory.
 """
 
 from __future__ import annotations
@@ -23,25 +23,29 @@ from cudeform.cpu.language.simd import (
     splat,
     store,
     store_some,
-    total,
     zeros,
 )
 from cudeform.plans.points import Points
 
 __all__ = [
+    "ALONG_X",
+    "ALONG_Y",
+    "BOTTOM",
+    "LEFT",
     "ON_PIXEL",
     "PLANE",
+    "RIGHT",
+    "TOP",
     "Grid",
     "Image",
-    "add_dots",
     "blend",
     "blended",
     "corners",
     "grid_of",
+    "load_corners",
     "locate",
-    "measure",
+    "mixed",
     "point_arrays",
-    "spread",
     "weights_along",
     "weights_of",
 ]
@@ -275,14 +279,31 @@ def weights_of(like, numbers, n):
 # What is inlined into a loop with an array may not branch: Numba would count references on the way,
 # in calls for which every vector leaves its register.
 @inlined
+def load_corners(source, at, c, count):
+    """Vectors of a point's corners, of `count` channels from c on."""
+    return (
+        load_wide_some(source, at[0] + c, count),
+        load_wide_some(source, at[1] + c, count),
+        load_wide_some(source, at[2] + c, count),
+        load_wide_some(source, at[3] + c, count),
+    )
+
+
+@inlined
+def mixed(source, weights, values):
+    """The vectors of a point's corners, blended."""
+    value = fma(weights[0], values[0], zeros(source))
+    value = fma(weights[1], values[1], value)
+    value = fma(weights[2], values[2], value)
+    return fma(weights[3], values[3], value)
+
+
+@inlined
 def blended(source, at, weights, c, count):
     """The vector of `count` channels of a point from c on; `at` and `weights` are those of its
     corners.
     """
-    value = fma(weights[0], load_some(source, at[0] + c, count), zeros(source))
-    value = fma(weights[1], load_some(source, at[1] + c, count), value)
-    value = fma(weights[2], load_some(source, at[2] + c, count), value)
-    return fma(weights[3], load_some(source, at[3] + c, count), value)
+    return mixed(source, weights, load_corners(source, at, c, count))
 
 
 @inner
@@ -317,97 +338,3 @@ def blend(grid, points, count, source, image, target, pitch):
                 if tail:
                     value = blended(source, at, weights, whole, tail)
                     store_some(target, to + whole, value, tail)
-
-
-@inlined
-def add_dots(grad, row, source, at, c, count, dots):
-    """Add the products of `count` channels of a gradient from c on with those of four corners."""
-    g = load_some(grad, row + c, count)
-    return (
-        fma(g, load_wide_some(source, at[0] + c, count), dots[0]),
-        fma(g, load_wide_some(source, at[1] + c, count), dots[1]),
-        fma(g, load_wide_some(source, at[2] + c, count), dots[2]),
-        fma(g, load_wide_some(source, at[3] + c, count), dots[3]),
-    )
-
-
-@inner
-def measure(grid, points, count, source, image, grad, pitch, out, out_at):
-    """Write what the slice adds to the gradients of y, x and mask of the tile's points.
-
-    The gradient of the sampled values lies in `grad` as `blend` writes those; `out` takes three
-    numbers a point from `out_at` on.
-    """
-    pixel, state, numbers = points
-    step = lanes(source)
-    tail = image.channels & (step - 1)
-    whole = image.channels - tail
-    one, zero = source.dtype.type(1), source.dtype.type(0)
-    for p in range(count):
-        for k in range(grid.taps):
-            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
-            at = p * pitch + k * image.channels
-            to = out_at + 3 * (p * grid.taps + k)
-            bits = state[r]
-            if bits == 0:
-                out[to] = out[to + 1] = out[to + 2] = zero
-                continue
-            where = corners(bits, pixel[r], image)
-            dots = zeros(source), zeros(source), zeros(source), zeros(source)
-            for c in range(0, whole, step):
-                dots = add_dots(grad, at, source, where, c, step, dots)
-            if tail:
-                dots = add_dots(grad, at, source, where, whole, tail, dots)
-            t00, t01, t10, t11 = total(dots[0]), total(dots[1]), total(dots[2]), total(dots[3])
-            if not bits & LEFT:
-                t00 = t10 = zero
-            if not bits & RIGHT:
-                t01 = t11 = zero
-            if not bits & TOP:
-                t00 = t01 = zero
-            if not bits & BOTTOM:
-                t10 = t11 = zero
-            ly, lx, m = numbers[n], numbers[n + PLANE], numbers[n + 2 * PLANE]
-            top = (one - lx) * t00 + lx * t01
-            bottom = (one - lx) * t10 + lx * t11
-            slope = (one - ly) * (t01 - t00) + ly * (t11 - t10)
-            out[to] = m * (bottom - top) if bits & ALONG_Y else zero
-            out[to + 1] = m * slope if bits & ALONG_X else zero
-            out[to + 2] = (one - ly) * top + ly * bottom
-
-
-@inlined
-def _add_product(target, at, weight, g, count):
-    store_some(target, at, fma(weight, g, load_some(target, at, count)), count)
-
-
-@inner
-def spread(grid, points, count, grad, pitch, target, image):
-    """Add the gradient of the sampled values to that of the pixels they were blended from."""
-    pixel, state, numbers = points
-    step = lanes(grad)
-    tail = image.channels & (step - 1)
-    whole = image.channels - tail
-    for p in range(count):
-        for k in range(grid.taps):
-            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
-            at = p * pitch + k * image.channels
-            bits = state[r]
-            if bits == 0:
-                continue
-            v00, v01, v10, v11 = corners(bits, pixel[r], image)
-            w00, w01, w10, w11 = weights_of(grad, numbers, n)
-            for c in range(0, whole, step):
-                g = load(grad, at + c)
-                _add_product(target, v00 + c, w00, g, step)
-                if bits != ON_PIXEL:
-                    _add_product(target, v01 + c, w01, g, step)
-                    _add_product(target, v10 + c, w10, g, step)
-                    _add_product(target, v11 + c, w11, g, step)
-            if tail:
-                g = load_some(grad, at + whole, tail)
-                _add_product(target, v00 + whole, w00, g, tail)
-                if bits != ON_PIXEL:
-                    _add_product(target, v01 + whole, w01, g, tail)
-                    _add_product(target, v10 + whole, w10, g, tail)
-                    _add_product(target, v11 + whole, w11, g, tail)

@@ -111,7 +111,7 @@ def products() -> Iterator[Any]:
 
 def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     """The functions with vectors in their loops, and arguments of the types that they get."""
-    from cudeform.cpu import located, sampler, taps
+    from cudeform.cpu import located, sample_gradients, sampler, taps
     from cudeform.cpu.language import halves, matmul, rows, transpose
     from cudeform.cpu.regions import blocking, patches, staging, strips
 
@@ -126,8 +126,9 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
         yield product, (flat, given, flat, 0)
     yield transpose.transpose, (given, 0, 0, 0, 0, flat, 0, 0)
     yield sampler.blend, (grid, points, 0, given, image, flat, 0)
-    yield sampler.measure, (grid, points, 0, given, image, flat, 0, flat, 0)
-    yield sampler.spread, (grid, points, 0, flat, 0, flat, image)
+    yield sample_gradients.measure, (grid, points, 0, given, image, flat, 0, flat, 0)
+    yield sample_gradients.spread, (grid, points, 0, flat, 0, flat, image)
+    yield sample_gradients.differentiate, (grid, points, 0, given, image, flat, 0, flat, 0, flat)
     place, size = (0, 0), (0, 0, 0, 0)
     yield taps.sum_taps, (grid, points, 0, given, image, given, place, flat, 0)
     yield taps.grad_samples, (size, flat, 0, given, place, flat, 0)

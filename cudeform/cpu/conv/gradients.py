@@ -40,7 +40,7 @@ from cudeform.cpu.conv.sums import (
     Work,
     collect_points,
     read_part,
-    use_columns,
+    use_samples,
 )
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
@@ -48,7 +48,7 @@ from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
-from cudeform.cpu.language.workspace import numbers_of
+from cudeform.cpu.language.workspace import aligned, numbers_of
 from cudeform.cpu.sampler import Image, grid_of, locate, point_arrays
 from cudeform.plans.convolution import ConvPlan
 
@@ -198,7 +198,7 @@ def _sizes(plan: ConvPlan, slices: Slices, job: Job, blocking: Blocking, wanted:
 
 
 def _allocate(sizes: Sums, dtype: np.dtype) -> Sums:
-    sums = Sums(*(np.empty(size, dtype) for size in sizes))
+    sums = Sums(*(aligned(size, dtype) for size in sizes))
     sums.weight[:] = sums.bias[:] = 0
     return sums
 
@@ -338,7 +338,7 @@ def _tile_gradients(work, scratch, view, image, s, pixel):
             (count, columns_of(tile, depth), job.out_channels),
             True,
         )
-    use_columns(work, points, columns, view, place, s)
+    use_samples(work, points, view, place, s, columns)
     if wanted.weight:
         at = image * len(slices.weight_group) + s
         multiply(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.conv.sums import use_columns
+from cudeform.cpu.conv.sums import use_samples
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import copy_plain, transpose
@@ -124,7 +124,7 @@ def tile_gradients(work, scratch, view, image, s, pixel):
     if wanted.input or wanted.points:
         layout = (first, all_channels)
         grad_samples(size, rows, job.out_pitch, given.packed, layout, columns, job.pitch)
-    use_columns(work, points, columns, view, place, s)
+    use_samples(work, points, view, place, s, columns)
     if wanted.weight:
         layout = (image * job.out_channels * job.taps * all_channels + first, all_channels)
         grad_weights(size, columns, job.pitch, rows, job.out_pitch, sums.weight, layout)

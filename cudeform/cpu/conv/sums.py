@@ -8,18 +8,10 @@ import numpy as np
 
 from cudeform.cpu.conv.blocking import PART, Job, Slices, grid_and_job
 from cudeform.cpu.language.compiler import inlined, kernel, record
-from cudeform.cpu.sampler import Grid, blend, measure, spread
+from cudeform.cpu.sample_gradients import differentiate, measure, spread
+from cudeform.cpu.sampler import Grid, blend
 
-__all__ = [
-    "Given",
-    "Part",
-    "Sums",
-    "Wanted",
-    "Work",
-    "collect_points",
-    "read_part",
-    "use_columns",
-]
+__all__ = ["Given", "Part", "Sums", "Wanted", "Work", "collect_points", "read_part", "use_samples"]
 
 
 class Wanted(NamedTuple):
@@ -79,21 +71,26 @@ read_part = record(Part)
 
 
 @inlined
-def use_columns(work, points, columns, view, place, s):
-    """Add what the gradients of the columns of a tile say of its points and of the input; where
-    the gradient of the weight is wanted, put the columns themselves in their place.
+def use_samples(work, points, view, place, s, columns):
+    """Let a tile's gradients of samples add to those of input and points, and put the samples, of
+    which that of the weight is made, in their place.
     """
     grid, job, wanted, part, _, given, sums = work
     image, pixel, count = place
+    at = image * (part.end - part.begin) + s - part.begin
+    at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
+    at *= 3 * job.taps
+    tile = grid, points, count
+    if wanted.input and wanted.points and wanted.weight:
+        source, target, out = given.source, sums.target, sums.points
+        differentiate(*tile, source, view, columns, job.pitch, out, at, target)
+        return
     if wanted.points:
-        at = image * (part.end - part.begin) + s - part.begin
-        at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
-        to = 3 * job.taps * at
-        measure(grid, points, count, given.source, view, columns, job.pitch, sums.points, to)
+        measure(*tile, given.source, view, columns, job.pitch, sums.points, at)
     if wanted.input:
-        spread(grid, points, count, columns, job.pitch, sums.target, view)
+        spread(*tile, columns, job.pitch, sums.target, view)
     if wanted.weight:
-        blend(grid, points, count, given.source, view, columns, job.pitch)
+        blend(*tile, given.source, view, columns, job.pitch)
 
 
 @kernel
