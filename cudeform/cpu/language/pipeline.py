@@ -238,4 +238,5 @@ def called(function: Callable[..., Any], pipeline: type[Compiler], options: Any)
 def _general(kind: Any) -> Any:
     if isinstance(kind, types.Array):
         return kind.copy(readonly=False)
-    return types.unliteral(kind)
+    # Those in a tuple are steps in the loop of a product, which LLVM is to know.
+    return kind if isinstance(kind, types.BaseTuple) else types.unliteral(kind)
