@@ -90,7 +90,8 @@ class Aggregator:
     ) -> None:
         self.extent = extent
         self.slices = batch * extent.heads
-        self.levels = levels
+        end = 3 * extent.points
+        self.levels = levels[:end], levels[end:] if extent.out_width else None  # and the taps
         self.value = value
         self.dtypes = locations.dtype, weights.dtype
         self.points = [frozen(words(array), array) for array in (locations, weights)]
@@ -101,7 +102,7 @@ class Aggregator:
         target = words(output.reshape(-1))
         for part in self._parts():
             tasks, job = self._tasks(part)
-            given = (job, self.levels, self._source(part), *self.points, self.scale, target)
+            given = (job, *self.levels, self._source(part), *self.points, self.scale, target)
             threads.share(partial(aggregate, *given), tasks, self._work(output))
 
     def differentiate(
@@ -118,7 +119,7 @@ class Aggregator:
         grads = frozen(words(grad_output), grad_output)
         for part in self._parts():
             tasks, job = self._tasks(part)
-            given = (job, self.levels, self._source(part), *self.points, grads, self.scale)
+            given = (job, *self.levels, self._source(part), *self.points, grads, self.scale)
             task = partial(point_gradients, *given, *targets)
             threads.share(task, tasks, self._work(grad_output))
 
@@ -129,9 +130,9 @@ class Aggregator:
         count = threads.get_num_threads()
         ranges = 1 if count == 1 else min(-(-_RANGES * count // self.slices), extent.pixels // _FEW)
         pieces = max(ranges, -(-size // _RANGE_BYTES))
-        cuts = _cuts(self.levels.reshape(-1, extent.points)[:3], extent.pixels, pieces)
+        cuts = _cuts(self.levels[0].reshape(3, -1), extent.pixels, pieces)
         grads = frozen(words(grad_output), grad_output)
-        given = (self._job(part, pieces), self.levels, cuts, *self.points, grads, self.scale)
+        given = (self._job(part, pieces), *self.levels, cuts, *self.points, grads, self.scale)
         task = partial(value_gradients, *given, words(grad_value.reshape(-1)))
         threads.share(task, part.last * pieces, self._work(grad_output))
 

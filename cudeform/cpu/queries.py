@@ -90,6 +90,7 @@ class Strides(NamedTuple):
 
 _Job = namedtuple("_Job", Extent._fields + Strides._fields)
 _read_job = record(_Job)
+# Kernels get the taps of a grid as an array, and None for locations: a call compiles one of both.
 
 
 class _Queries(NamedTuple):
@@ -163,7 +164,7 @@ def _locations(job, queries, first):
 
 
 @inlined
-def _locate(job, given, queries, first, block, fresh):
+def _locate(job, taps, given, queries, first, block, fresh):
     """Locate the points of a block, from point `first` of each query on; levels of a `fresh` block
     are not known. Returns its rows.
     """
@@ -176,27 +177,27 @@ def _locate(job, given, queries, first, block, fresh):
     split_pairs(locations, reals, places, rows, Y - X)
     read_rows(shares, reals, (first, job.points, SHARE, rows.each), rows)
     count = rows.count * rows.each
-    if job.out_width:
-        _displace(job, levels, queries, first, rows, block, scale)
+    if taps is not None:
+        _displace(job, taps, queries, first, rows, block, scale)
         locate_beside(block, count)
-        return rows
-    half = reals.dtype.type(0.5 if job.nearest else -0.5)
-    for p in range(count):
-        reals[X + p] = reals[X + p] * reals.dtype.type(whole[WIDTH + p]) + half
-        reals[Y + p] = reals[Y + p] * reals.dtype.type(whole[HEIGHT + p]) + half
-    if job.nearest:
-        locate_nearest(block, count)
     else:
-        locate_points(block, count)
+        half = reals.dtype.type(0.5 if job.nearest else -0.5)
+        for p in range(count):
+            reals[X + p] = reals[X + p] * reals.dtype.type(whole[WIDTH + p]) + half
+            reals[Y + p] = reals[Y + p] * reals.dtype.type(whole[HEIGHT + p]) + half
+        if job.nearest:
+            locate_nearest(block, count)
+        else:
+            locate_points(block, count)
     return rows
 
 
 @inlined
-def _displace(job, levels, queries, first, rows, block, scale):
+def _displace(job, taps, queries, first, rows, block, scale):
     """From the offsets of a block to bases, and how far its points are from them."""
     reals, whole = block
     real, factor = reals.dtype.type, scale[0]
-    taps_y, taps_x = levels[3 * job.points + first :], levels[4 * job.points + first :]
+    taps_y, taps_x = taps[first:], taps[job.points + first :]
     for r in range(rows.count):
         to, q = r * rows.each, queries.first + r
         i = q // job.out_width
@@ -222,7 +223,9 @@ def _slice(job, task):
 
 
 @kernel
-def aggregate(numbers, levels, source, locations, weights, scale, output, first_task, last_task):
+def aggregate(
+    numbers, levels, taps, source, locations, weights, scale, output, first_task, last_task
+):
     """The results of queries of slices."""
     job = _read_job(numbers, 0)
     channels, points = job.channels, job.points
@@ -237,7 +240,7 @@ def aggregate(numbers, levels, source, locations, weights, scale, output, first_
             _fill_shares(job, weights, queries, shares)
             for k in range(0, points, PLANE):
                 given = levels, locations, shares, scale
-                rows = _locate(job, given, queries, k, block, q == first)
+                rows = _locate(job, taps, given, queries, k, block, q == first)
                 sum_points(block, rows, source, view, sums)
             size = queries.count, channels
             write_rows(sums, output, (0, channels, *_results(job, queries)), size)
@@ -262,6 +265,7 @@ def _fill_grads(job, grad_output, queries, grads):
 def point_gradients(
     numbers,
     levels,
+    taps,
     source,
     locations,
     weights,
@@ -287,16 +291,16 @@ def point_gradients(
             _fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
                 given = levels, locations, shares, scale
-                rows = _locate(job, given, queries, k, block, q == first)
+                rows = _locate(job, taps, given, queries, k, block, q == first)
                 dot_points(block, rows, source, view, grads, dots)
-                _write_locations(job, block, rows, dots, grad_locations, queries, k, scale)
+                _write_locations(job, taps, block, rows, dots, grad_locations, queries, k, scale)
                 read_rows(dots, found, (0, rows.each, k, points), rows)
             if len(grad_weights):
                 _write_weights(job, shares, found, grad_weights, queries)
 
 
 @inlined
-def _write_locations(job, block, rows, dots, target, queries, first, scale):
+def _write_locations(job, taps, block, rows, dots, target, queries, first, scale):
     """From the dots of a block to gradients of its locations, and of its shares in their place."""
     _, whole = block
     count = rows.count * rows.each
@@ -304,7 +308,7 @@ def _write_locations(job, block, rows, dots, target, queries, first, scale):
         dots[PLANE : 3 * PLANE] = 0
     else:
         slopes(block, count, dots)
-        if job.out_width:
+        if taps is not None:
             for p in range(count):
                 dots[PLANE + p] *= scale[0]
                 dots[2 * PLANE + p] *= scale[0]
@@ -333,7 +337,17 @@ def _write_weights(job, shares, found, target, queries):
 
 @kernel
 def value_gradients(
-    numbers, levels, cuts, locations, weights, grad_output, scale, target, first_task, last_task
+    numbers,
+    levels,
+    taps,
+    cuts,
+    locations,
+    weights,
+    grad_output,
+    scale,
+    target,
+    first_task,
+    last_task,
 ):
     """The gradients of ranges of pixels of slices: from each cut to the next."""
     job = _read_job(numbers, 0)
@@ -357,7 +371,7 @@ def value_gradients(
             _fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
                 given = levels, locations, shares, scale
-                rows = _locate(job, given, queries, k, block, q == 0)
+                rows = _locate(job, taps, given, queries, k, block, q == 0)
                 spread_points(block, rows, grads, sums, view, (first, end))
         to = ((image * job.pixels + first) * job.heads + head) * channels
         places = 0, channels, to, job.heads * channels

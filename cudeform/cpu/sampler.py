@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, inner
-from cudeform.cpu.language.halves import load_wide_some
+from cudeform.cpu.language.compiler import folded, inlined, inner
+from cudeform.cpu.language.halves import element, load_wide_some
 from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import (
     fma,
@@ -136,36 +136,35 @@ def locate(grid, offset, mask, place, group, points):
     image, first, count = place
     pixel, state, numbers = points
     for k in range(grid.taps):
+        # from 0 on, so that LLVM sees that no index is negative
         rows, states = pixel[2 * k * PLANE :], state[2 * k * PLANE :]
-        ys = numbers[k * 7 * PLANE :]
-        xs, ms = ys[PLANE:], ys[2 * PLANE :]
-        _start_coordinates(grid, first, count, k, rows, rows[PLANE:])
-        ys[:count] = 0
-        xs[:count] = 0
+        own = numbers[k * 7 * PLANE :]
+        _start_coordinates(grid, first, count, k, rows)
+        share = 0 if grid.modulated else 1
+        for p in range(count):
+            own[p], own[PLANE + p], own[2 * PLANE + p] = 0, 0, share
         channel = group * grid.taps + k
         if grid.deformable:
             at = image * grid.offset_image + first * grid.offset_pixel
             at += 2 * channel * grid.offset_channel
-            _add(offset[at:], grid.offset_pixel, ys, count)
-            _add(offset[at + grid.offset_channel :], grid.offset_pixel, xs, count)
-        ms[:count] = 0 if grid.modulated else 1
+            _add(offset, at, grid.offset_pixel, own, 0, count)
+            _add(offset, at + grid.offset_channel, grid.offset_pixel, own, PLANE, count)
         if grid.modulated:
             at = image * grid.mask_image + first * grid.mask_pixel + channel * grid.mask_channel
-            _add(mask[at:], grid.mask_pixel, ms, count)
-        own = rows, states, ys
+            _add(mask, at, grid.mask_pixel, own, 2 * PLANE, count)
         if grid.clamp:
-            _resolve_clamp(grid, own, count)
+            _resolve(grid, rows, states, own, count, True)
         else:
-            _resolve_zeros(grid, own, count)
+            _resolve(grid, rows, states, own, count, False)
         if not grid.deformable:
             for p in range(count):
                 if states[p]:
                     states[p] = ON_PIXEL
-                    ys[3 * PLANE + p] = ms[p]
+                    own[3 * PLANE + p] = own[2 * PLANE + p]
 
 
 @inlined
-def _start_coordinates(grid, first, count, k, ys, xs):
+def _start_coordinates(grid, first, count, k, rows):
     """Where tap k would read without an offset: whole numbers, which do not lose its fraction."""
     origin_y = grid.origin_y + k // grid.kernel_width * grid.dilation_y
     origin_x = grid.origin_x + k % grid.kernel_width * grid.dilation_x
@@ -174,21 +173,21 @@ def _start_coordinates(grid, first, count, k, ys, xs):
         row = (first + p) // grid.out_width
         column = first + p - row * grid.out_width
         pixels = min(grid.out_width - column, count - p)
-        ys[p : p + pixels] = row * grid.stride_y + origin_y
-        x = xs[p:]
+        y, x = rows[p:], rows[PLANE + p :]
         for i in range(pixels):
+            y[i] = row * grid.stride_y + origin_y
             x[i] = (column + i) * grid.stride_x + origin_x
         p += pixels
 
 
 @inlined
-def _add(source, step, target, count):
+def _add(source, at, step, target, to, count):
     if step == 1:
         for p in range(count):
-            target[p] += source[p]
+            target[to + p] += element(source, at + p)
     else:
         for p in range(count):
-            target[p] += source[p * step]
+            target[to + p] += element(source, at + p * step)
 
 
 @inlined
@@ -203,61 +202,51 @@ def weights_along(before, after, fraction, one):
     return share * select(before, low, high), share * select(after, high, low)
 
 
-def _resolver(border):
-    """From coordinates to corners, by the rule of `border`: the points of one tap.
+@folded
+def _resolve(grid, pixel, state, numbers, count, clamp):
+    """From coordinates to corners, by the rule of the border: the points of one tap.
 
     A coordinate is a whole number and an offset. Only the offset is split into a whole number and
     a fraction, so that no bit of it is lost where the image is large.
     Without a branch, and with indices that cannot be negative: so LLVM makes vectors of points.
     """
-    clamp = border == "clamp"
-    free = not clamp
-
-    @inner
-    def resolve(grid, points, count):
-        pixel, state, numbers = points
-        real = numbers.dtype.type
-        zero, one = real(0), real(1)
-        beyond = real(_BEYOND)
-        for p in range(count):
-            y, x = pixel[p], pixel[PLANE + p]
-            ly, lx, m = numbers[p], numbers[PLANE + p], numbers[2 * PLANE + p]
-            near = (abs(ly) < beyond) & (abs(lx) < beyond)  # NaN fails every comparison
-            ly, lx = select(near, ly, zero), select(near, lx, zero)
-            below, before = np.floor(ly), np.floor(lx)
-            ly, lx = ly - below, lx - before
-            y, x = y + np.int64(below), x + np.int64(before)
-            inside = near & (y < grid.height) & (x < grid.width)
-            if clamp:
-                inside &= (y >= 0) & (x >= 0)
-            else:
-                inside &= (y >= 0) | ((y == -1) & (ly > zero))
-                inside &= (x >= 0) | ((x == -1) & (lx > zero))
-            y, x = select(inside, y, 0), select(inside, x, 0)
-            down, across = y < grid.height - 1, x < grid.width - 1  # there is another row, column
-            top, left = y >= 0, x >= 0
-            if clamp:
-                ly, lx = select(down, ly, zero), select(across, lx, zero)
-            bits = select(top, TOP, 0) | select(down, BOTTOM, 0)
-            bits |= select(left, LEFT, 0) | select(across, RIGHT, 0)
-            bits |= select(down | free, ALONG_Y, 0) | select(across | free, ALONG_X, 0)
-            wt, wb, wl, wr = one - ly, ly, one - lx, lx
-            if not clamp:
-                wt, wb = weights_along(top, down, ly, one)
-                wl, wr = weights_along(left, across, lx, one)
-            wt, wb = select(inside, wt, zero), select(inside, wb, zero)
-            pixel[p] = select(top, y, 0) * grid.width + select(left, x, 0)
-            state[p] = select(inside, bits, 0)
-            numbers[p], numbers[PLANE + p] = ly, lx
-            numbers[3 * PLANE + p] = m * wt * wl
-            numbers[4 * PLANE + p] = m * wt * wr
-            numbers[5 * PLANE + p] = m * wb * wl
-            numbers[6 * PLANE + p] = m * wb * wr
-
-    return resolve
-
-
-_resolve_zeros, _resolve_clamp = _resolver("zeros"), _resolver("clamp")
+    real = numbers.dtype.type
+    zero, one = real(0), real(1)
+    beyond = real(_BEYOND)
+    for p in range(count):
+        y, x = pixel[p], pixel[PLANE + p]
+        ly, lx, m = numbers[p], numbers[PLANE + p], numbers[2 * PLANE + p]
+        near = (abs(ly) < beyond) & (abs(lx) < beyond)  # NaN fails every comparison
+        ly, lx = select(near, ly, zero), select(near, lx, zero)
+        below, before = np.floor(ly), np.floor(lx)
+        ly, lx = ly - below, lx - before
+        y, x = y + np.int64(below), x + np.int64(before)
+        inside = near & (y < grid.height) & (x < grid.width)
+        if clamp:
+            inside &= (y >= 0) & (x >= 0)
+        else:
+            inside &= (y >= 0) | ((y == -1) & (ly > zero))
+            inside &= (x >= 0) | ((x == -1) & (lx > zero))
+        y, x = select(inside, y, 0), select(inside, x, 0)
+        down, across = y < grid.height - 1, x < grid.width - 1  # there is another row, column
+        top, left = y >= 0, x >= 0
+        if clamp:
+            ly, lx = select(down, ly, zero), select(across, lx, zero)
+        bits = select(top, TOP, 0) | select(down, BOTTOM, 0)
+        bits |= select(left, LEFT, 0) | select(across, RIGHT, 0)
+        bits |= select(down | (not clamp), ALONG_Y, 0) | select(across | (not clamp), ALONG_X, 0)
+        wt, wb, wl, wr = one - ly, ly, one - lx, lx
+        if not clamp:
+            wt, wb = weights_along(top, down, ly, one)
+            wl, wr = weights_along(left, across, lx, one)
+        wt, wb = select(inside, wt, zero), select(inside, wb, zero)
+        pixel[p] = select(top, y, 0) * grid.width + select(left, x, 0)
+        state[p] = select(inside, bits, 0)
+        numbers[p], numbers[PLANE + p] = ly, lx
+        numbers[3 * PLANE + p] = m * wt * wl
+        numbers[4 * PLANE + p] = m * wt * wr
+        numbers[5 * PLANE + p] = m * wb * wl
+        numbers[6 * PLANE + p] = m * wb * wr
 
 
 @inlined

@@ -7,15 +7,21 @@ business but Numba's, so `compiler` asks for it with those versions alone that i
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from numba import njit, types
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+from numba.core.compiler import Compiler, Flags
+from numba.core.compiler_machinery import register_pass
+from numba.core.imputils import builtin_registry
+from numba.core.inline_closurecall import InlineWorker
 from numba.core.registry import cpu_target
 from numba.core.runtime.context import NRTContext
 from numba.core.typing import Context
+from numba.core.untyped_passes import InlineInlinables
+from numba.cpython.builtins import do_minmax
 
 __all__ = ["Drafts", "Kernels", "Parts", "called"]
 
@@ -25,18 +31,87 @@ _MOST = 4096  # answers that are kept
 class Kernels(Compiler):
     """Numba's compiler without the passes that change nothing here."""
 
+    library: type[JITCodeLibrary]
+
+    def _compile_core(self) -> Any:
+        self.state.flags = _Flags(self.state.flags)
+        return super()._compile_core()
+
     def define_pipelines(self) -> Any:
         state = self.state
+        state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
         state.typingctx, state.targetctx.get_abi_sizeof = _TYPING, _size_of
         state.targetctx.nrt = _References(state.targetctx, state.targetctx.enable_nrt)
+        state.targetctx.get_function = functools.partial(_implementation, state.targetctx)
         (passes,) = super().define_pipelines()
-        passes.passes = [each for each in passes.passes if each[0].__name__ not in _UNNEEDED]
+        passes.passes = [
+            (_INSTEAD.get(each, each), what)
+            for each, what in passes.passes
+            if each.__name__ not in _UNNEEDED
+        ]
         passes.finalize()
         return [passes]
 
 
 # What they look for is not in our kernels: `with`, closures, expressions of whole arrays.
 _UNNEEDED = {"WithLifting", "InlineClosureLikes", "NopythonRewrites"}
+
+
+class _Flags(Flags):
+    """Numba's, which it compares for each call of a function of its own, by all that there are."""
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Flags) and self._values == other._values
+        return same or super().__eq__(other)
+
+    __hash__ = Flags.__hash__
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Inline(InlineInlinables):
+    """Numba's, which reads a function anew wherever it is called."""
+
+    def _do_work(self, state: Any, work: Any, block: Any, i: int, call: Any, worker: Any) -> Any:
+        worker.run_untyped_passes = functools.partial(_read, worker)
+        return super()._do_work(state, work, block, i, call, worker)
+
+
+_INSTEAD = {InlineInlinables: _Inline}
+
+
+def _read(worker: Any, function: Callable[..., Any]) -> Any:
+    """What a function does, of which callers make copies."""
+    worker.flags.enable_ssa = False  # as if it was read here
+    if function not in _READ:
+        _READ[function] = InlineWorker.run_untyped_passes(worker, function)
+    return _READ[function]
+
+
+_READ: dict[Callable[..., Any], Any] = {}
+
+
+def _implementation(context: Any, function: Any, signature: Any, _firstcall: bool = True) -> Any:
+    """How a function is lowered, one perhaps that was declared while this kernel is compiled.
+
+    Numba would ask all of its modules for what they declare.
+    """
+    compare = _COMPARED.get(getattr(function, "typing_key", None))
+    if compare is not None:
+        return _pick(context, signature.args, compare)
+    context.install_registry(builtin_registry)
+    return type(context).get_function(context, function, signature, _firstcall)
+
+
+# For each pair of types Numba compiles a function of two numbers.
+_COMPARED = {min: operator.lt, max: operator.gt}
+
+
+def _pick(context: Any, kinds: Any, compare: Any) -> Any:
+    def pick(builder: Any, numbers: Any, loc: Any = None) -> Any:
+        return do_minmax(context, builder, kinds, numbers, compare)
+
+    return pick
 
 
 @functools.lru_cache(maxsize=_MOST)
@@ -71,17 +146,36 @@ class _Typing(Context):
 
 @functools.lru_cache(maxsize=_MOST)
 def _signature(func: types.Function, args: tuple[Any, ...]) -> Any:
+    if func.typing_key in _COMPARED:
+        kind = _TYPING.unify_types(*map(types.unliteral, args))
+        return kind(*[kind] * len(args))
     return Context.resolve_function_type(_TYPING, func, args, {})
 
 
 _TYPING = _Typing(cpu_target.typing_context)
 
 
-class _Part(JITCodeLibrary):
+class _Whole(JITCodeLibrary):
+    """The code of a kernel, with that of all it calls: LLVM sees it once, as a whole."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+    def add_linking_library(self, library: Any) -> None:
+        super().add_linking_library(library)
+        if isinstance(library, _Draft):
+            for called in library._linking_libraries:
+                self.add_linking_library(called)
+
+
+class _Part(_Whole):
     """The code of a function that only kernels call, as LLVM made it by itself.
 
     Machine code of it is written as a part of kernels; Numba would do so here as well, for nobody.
     """
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        JITCodeLibrary._optimize_functions(self, ll_module)
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()
@@ -100,13 +194,17 @@ class _Part(JITCodeLibrary):
 
 
 class _Draft(_Part):
-    """The same, which LLVM gets to see as a part of kernels only."""
+    """The same, which LLVM gets to see as a part of kernels only, beside what it calls."""
+
+    def add_linking_library(self, library: Any) -> None:
+        JITCodeLibrary.add_linking_library(self, library)
 
     def _optimize_functions(self, ll_module: Any) -> None:
-        ll_module.data_layout = self._codegen._data_layout
+        _Whole._optimize_functions(self, ll_module)
 
-    def _optimize_final_module(self) -> None:
-        pass
+    def finalize(self) -> None:
+        self._raise_if_finalized()
+        self._finalize_final_module()
 
 
 class Parts(Kernels):
@@ -114,28 +212,31 @@ class Parts(Kernels):
 
     library = _Part
 
-    def define_pipelines(self) -> Any:
-        state = self.state
-        state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
-        return super().define_pipelines()
 
-
-class Drafts(Parts):
+class Drafts(Kernels):
     library = _Draft
 
 
+Kernels.library = _Whole
+
+
 def called(function: Callable[..., Any], pipeline: type[Compiler], options: Any) -> Any:
-    """Compile for kernels to call: once for all integers that are written out."""
+    """Compile for kernels to call: once for all numbers that are written out, and for an array
+    whether or not it may be written. What writes to one that may not is found with other versions.
+    """
     compiled = njit(pipeline_class=pipeline, _nrt=False, **options)(function)
     template = getattr(compiled, "get_call_template", None)
     if template is not None:  # else NUMBA_DISABLE_JIT
 
-        def of_any_number(args: Any, kws: Any) -> Any:
-            return template(tuple(map(_any_number, args)), kws)
+        def in_general(args: Any, kws: Any) -> Any:
+            return template(tuple(map(_general, args)), kws)
 
-        compiled.get_call_template = of_any_number
+        compiled.get_call_template = in_general
     return compiled
 
 
-def _any_number(kind: Any) -> Any:
-    return types.int64 if isinstance(kind, types.IntegerLiteral) else kind
+def _general(kind: Any) -> Any:
+    if isinstance(kind, types.Array):
+        return kind.copy(readonly=False)
+    # Those in a tuple are steps in the loop of a product, which LLVM is to know.
+    return kind if isinstance(kind, types.BaseTuple) else types.unliteral(kind)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.compiler import inlined, inner, kernel
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.plans.regions import RoiPlan
@@ -148,7 +148,7 @@ def _locate(rules, scales, boxes, places, numbers, counts):
     return used
 
 
-@inlined
+@inner
 def _axis(samples, bins, extent, numbers, k):
     """Write the four numbers of an axis. Returns the samples of a bin along it."""
     real = numbers.dtype.type
@@ -161,7 +161,7 @@ def _axis(samples, bins, extent, numbers, k):
     return np.int64(count)
 
 
-@inlined
+@inner
 def _extent(rule, first, last, scale, like):
     """Start and size along an axis, by the rules that `RoiPlan` lists."""
     real = like.dtype.type

@@ -87,10 +87,10 @@ def locate_region(job, regions, t, top, bottom, tile):
     numbers, counts, pixel, weight = regions.numbers, regions.counts, tile.pixel, tile.weight
     still = weight.dtype.type(0)
     for i in range(top, bottom):
-        _locate(job, numbers, counts, (t, False, i, still), pixel, weight, i * job.slot)
+        _locate(job, numbers, counts, t, False, i, still, pixel, weight, i * job.slot)
     for j in range(job.bins_x):
         at = (job.bins_y + j) * job.slot
-        _locate(job, numbers, counts, (t, True, j, still), pixel, weight, at)
+        _locate(job, numbers, counts, t, True, j, still, pixel, weight, at)
     if _framed(job):
         rows, columns = frame_of(job, regions, regions.place[t])
         keep_within(rows, top, bottom, 1, job.slot, pixel, weight)
@@ -117,8 +117,8 @@ def locate_tile(work, where, starts, top, bottom, tile):
                 y_at, x_at = 2 * n * job.slot, (2 * n + 1) * job.slot
                 x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
                 y = x + job.part_y * job.part_x
-                _locate(job, numbers, counts, (t, False, i, offset[y]), pixel, weight, y_at)
-                _locate(job, numbers, counts, (t, True, j, offset[x]), pixel, weight, x_at)
+                _locate(job, numbers, counts, t, False, i, offset[y], pixel, weight, y_at)
+                _locate(job, numbers, counts, t, True, j, offset[x], pixel, weight, x_at)
             g = gy * job.groups_x + j * job.groups_x // job.bins_x
             inside = g >= part.group_begin and g < part.group_end
             tile.down[n], tile.across[n] = y_at, x_at
@@ -156,26 +156,25 @@ def frame_of(job, regions, u):
 
 
 @inner
-def _locate(job, numbers, counts, bin, pixel, weight, at):
-    """Find what a bin reads along one axis.
-
-    `bin` is (region, whether along x, bin, how many units of offset it moves).
-    """
-    t, along_x, i, shift = bin
+def _locate(job, numbers, counts, t, along_x, i, shift, pixel, weight, at):
+    """Find what bin i of region t reads along one axis, moved by so many units of offset."""
     if job.covers:
         begin, end = covered(job, numbers, (t, along_x, i))
         for n in range(end - begin):
             pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
         pixel[at] = pixel[at + 1] = end - begin
         return
-    samples = samples_of(job, numbers, counts, bin)
+    samples = samples_of(job, numbers, counts, (t, along_x, i, shift))
     size = job.width if along_x else job.height
     pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
 
 
 @inlined
 def samples_of(job, numbers, counts, bin):
-    """The samples of a bin along one axis: (first, spacing, count); `bin` as in `_locate`."""
+    """The samples of a bin along one axis: (first, spacing, count).
+
+    `bin` is (region, whether along x, bin, how many units of offset it moves).
+    """
     t, along_x, i, shift = bin
     k = t * NUMBERS + (ALONG_X if along_x else 0)
     bins = job.bins_x if along_x else job.bins_y

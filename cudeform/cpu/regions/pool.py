@@ -14,7 +14,7 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.compiler import kernel
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.regions import largest, planes, strips
@@ -55,7 +55,7 @@ def forward(
 ) -> tuple[np.ndarray, ...]:
     """What `plan` pools, (R, C, ph, pw), and for the largest their argmax."""
     output = np.empty(plan.out_shape, input.dtype)
-    results: tuple[np.ndarray, ...] = output, np.empty(0, np.int32)
+    results: tuple[np.ndarray, ...] = (output,)
     if plan.largest:
         chosen = plan.argmax_dtype(input.dtype)
         places = 1 if plan.reads == "pixels" else 2
@@ -75,7 +75,7 @@ def _pool_rounds(
     mask: np.ndarray | None,
     results: tuple[np.ndarray, ...],
 ) -> None:
-    """Fill `results`: output and argmax, or output and y and x of what is the largest."""
+    """Fill `results`: the output, and of what is the largest, argmax or y and x."""
     wide = sum_dtype(input.dtype)
     regions = locate_regions(plan, boxes)
     averages = averages_planes(plan)
@@ -86,20 +86,21 @@ def _pool_rounds(
             written = results
             if chosen is not None:
                 size = len(chosen) * piece.region
-                dtypes = [wide, *(array.dtype for array in results[1:])]
-                sizes = [size, *(size if array.size else 0 for array in results[1:])]
-                written = tuple(map(np.empty, sizes, dtypes))
+                dtypes = wide, *(array.dtype for array in results[1:])
+                written = tuple(np.empty(size, dtype) for dtype in dtypes)
             work = packed(Work(job, part, regions, piece))
             flat = [array.reshape(-1) for array in written]
             tasks = (piece.end - piece.begin) * (part.slice_end - part.slice_begin)
             if averages:
-                task = partial(planes.average, work, *source, flat[0])
+                task = partial(planes.average, work, *source, *flat)
                 tasks = planes.count_tasks(job, part)
             elif as_planes:
-                pool = strips.pool if len(flat) == 2 else largest.pool_planes
-                task, tasks = partial(pool, work, *source, *flat), tasks * job.bins_y
+                task, tasks = (
+                    partial(_OF_PLANES[len(flat)], work, *source, *flat),
+                    tasks * job.bins_y,
+                )
             else:
-                task = partial(_pool if len(flat) == 2 else largest.pool, work, *source, *flat)
+                task = partial(_OF_FRAMES[len(flat)], work, *source, *flat)
             threads.share(task, tasks, effort(plan))
             if chosen is not None:
                 _keep(job, part, chosen, written, results)
@@ -119,8 +120,6 @@ def _keep(
     bins = np.flatnonzero((groups >= part.group_begin) & (groups < part.group_end))
     place = chosen, part.classes, part.channels(job)
     for values, result in zip(written, results, strict=True):
-        if result.size == 0:
-            continue
         result = result.reshape(-1, job.classes, job.channels, len(groups))
         shape = (len(chosen), *(span.stop - span.start for span in place[1:]), len(groups))
         values = rounded(values.reshape(shape), result.dtype)
@@ -132,15 +131,27 @@ def _keep(
 
 
 @kernel
-def _pool(given, staged, output, argmax, first, last):
-    """Tasks `first` to `last` of a round, each a slice of a region."""
+def _average(given, staged, output, first, last):
+    """Tasks `first` to `last` of a round, each a slice of a region: weighted sums."""
+    _visit(given, staged, (output,), first, last, _blend)
+
+
+@kernel
+def _choose(given, staged, output, argmax, first, last):
+    """The same: the largest pixels, and which they are."""
+    job = unpacked(given).job
+    pixels = zeroed(job.tile * job.pitch, np.int32)
+    _visit(given, staged, (output, argmax, pixels), first, last, _largest)
+
+
+@inlined
+def _visit(given, staged, results, first, last, use):
+    """Call `use` for every tile of the tasks, with where its results begin."""
     work = unpacked(given)
     job, part, regions, piece = work
     tile = tile_of(job, staged)
     values = zeroed(job.tile * job.pitch, staged.dtype)
-    pixels = zeroed(job.tile * job.pitch if job.largest else 0, np.int32)
     slices = part.slice_end - part.slice_begin
-    line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for task in range(first, last):
         t = task // slices
@@ -154,9 +165,23 @@ def _pool(given, staged, output, argmax, first, last):
                 count = (bottom - top) * job.bins_x
                 locate_tile(work, (t, c, s), starts, top, bottom, tile)
                 to = result_at(work, t, c, s) + top * job.bins_x
-                if job.largest:
-                    largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
-                    write_results(job, tile, count, s, pixels, argmax, to)
-                else:
-                    blend_tile(tile, count, staged, job.pitch, line, values)
-                write_results(job, tile, count, s, values, output, to)
+                use(job, tile, (count, s, to), staged, values, results)
+                write_results(job, tile, count, s, values, results[0], to)
+
+
+@inlined
+def _blend(job, tile, place, staged, values, results):
+    blend_tile(tile, place[0], staged, job.pitch, job.columns * job.pitch, values)
+
+
+@inlined
+def _largest(job, tile, place, staged, values, results):
+    count, s, to = place
+    _, argmax, pixels = results
+    largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
+    write_results(job, tile, count, s, pixels, argmax, to)
+
+
+# By the number of arrays that are filled
+_OF_FRAMES = {1: _average, 2: _choose, 3: largest.pool}
+_OF_PLANES = {1: strips.pool, 2: strips.choose, 3: largest.pool_planes}

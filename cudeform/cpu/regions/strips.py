@@ -27,6 +27,7 @@ from cudeform.cpu.regions.results import add_elements, read_gradients, result_at
 
 __all__ = [
     "blend_bins",
+    "choose",
     "measure",
     "measure_bins",
     "pool",
@@ -58,29 +59,50 @@ def row_of_bins(job, part, piece, task):
 
 
 @kernel
-def pool(given, starts, view, source, output, argmax, first, last):
-    """Tasks `first` to `last`, each a row of bins of a slice of a region."""
+def pool(given, starts, view, source, output, first, last):
+    """Tasks `first` to `last`, each a row of bins of a slice of a region: weighted sums."""
+    job = unpacked(given).job
+    strip, subtotals = zeroed(_STRIP * job.pitch, output.dtype), zeroed(job.pitch, output.dtype)
+    planes, room = (starts, view, source), (strip, subtotals)
+    _visit(given, planes, (output,), (first, last), _blend, room)
+
+
+@kernel
+def choose(given, starts, view, source, output, argmax, first, last):
+    """The same: the largest pixels, and which they are."""
+    job = unpacked(given).job
+    planes, room = (starts, view, source), zeroed(job.tile * job.pitch, np.int32)
+    _visit(given, planes, (output, argmax), (first, last), _largest, room)
+
+
+@inlined
+def _visit(given, planes, results, tasks, use, room):
+    """Call `use` for every row of bins of the tasks, with where its results begin."""
     work = unpacked(given)
     job, part, regions, piece = work
-    planes = starts, view, source
-    tile = tile_of(job, output)
-    values = zeroed(job.tile * job.pitch, output.dtype)
-    pixels = zeroed(job.tile * job.pitch if job.largest else 0, np.int32)
-    strip = zeroed(_STRIP * job.pitch, output.dtype)
-    subtotals = zeroed(job.pitch, output.dtype)
-    for task in range(first, last):
+    tile = tile_of(job, results[0])
+    values = zeroed(job.tile * job.pitch, results[0].dtype)
+    for task in range(tasks[0], tasks[1]):
         t, s, i = row_of_bins(job, part, piece, task)
         locate_region(job, regions, t, i, i + 1, tile)
         for c in range(part.class_begin, part.class_end):
             begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
             locate_tile(work, (t, c, s), (begin, of_group), i, i + 1, tile)
             to = result_at(work, t, c, s) + i * job.bins_x
-            if job.largest:
-                _choose(job, tile, planes, channels, values, pixels)
-                write_results(job, tile, job.bins_x, s, pixels, argmax, to)
-            else:
-                blend_bins(job, tile, planes, channels, strip, subtotals, values)
-            write_results(job, tile, job.bins_x, s, values, output, to)
+            use(job, tile, (channels, s, to), planes, values, results, room)
+            write_results(job, tile, job.bins_x, s, values, results[0], to)
+
+
+@inlined
+def _blend(job, tile, place, planes, values, results, room):
+    blend_bins(job, tile, planes, place[0], room[0], room[1], values)
+
+
+@inlined
+def _largest(job, tile, place, planes, values, results, room):
+    channels, s, to = place
+    _choose(job, tile, planes, channels, values, room)
+    write_results(job, tile, job.bins_x, s, room, results[1], to)
 
 
 @kernel
