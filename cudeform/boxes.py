@@ -40,24 +40,23 @@ def box_outline(op: str, boxes: Any, input: Any, kind: Kind) -> Outline:
 
 
 def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
-    """Boxes as one C-contiguous array (R, 5), of the dtype that coordinates have.
+    """Boxes that have an outline as one C-contiguous array (R, 5), of the dtype of coordinates.
 
     Raises
     ------
-    TypeError, ValueError
-        As `box_outline`, or an image index that is no image of `input`. To see the indices, those
-        of an array on a GPU are copied to the host.
+    ValueError
+        An image index that is no image of `input`. To see the indices, those of an array on a GPU
+        are copied to the host.
 
     Notes
     -----
     Always an array of its own: what is checked is what is computed with, whoever writes to the
     caller's.
     """
-    boxes = tuple(boxes) if isinstance(boxes, list) else boxes
-    outline = box_outline(op, boxes, input, kind)
     dtype = arrays.sum_dtype(input.dtype)
     if isinstance(boxes, (list, tuple)):
-        rows = arrays.namespace(kind).empty(outline.shape, dtype)
+        shape = sum(len(array) for array in boxes), 5
+        rows = arrays.namespace(kind).empty(shape, dtype)
         start = 0
         for image, array in enumerate(boxes):
             rows[start : start + len(array), 0] = image
@@ -65,7 +64,7 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
             start += len(array)
         return rows
     batch = input.shape[0]
-    rows = arrays.contiguous(boxes.astype(dtype))
+    rows = boxes.astype(dtype, "C")
     images = kind.to_host(rows[:, 0])
     row = _first_wrong(images, batch)
     if row is not None:

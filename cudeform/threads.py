@@ -18,7 +18,7 @@ from queue import SimpleQueue
 
 from cudeform import checks
 
-__all__ = ["get_num_threads", "run", "set_num_threads", "share"]
+__all__ = ["get_num_threads", "run", "set_num_threads", "share", "takes_one"]
 
 VARIABLE = "CUDEFORM_NUM_THREADS"
 
@@ -221,11 +221,16 @@ def share(task: Callable[[int, int], None], count: int, work: float = math.inf) 
 
     The caller does a `work` of less than `_SMALL` multiplications alone.
     """
-    if work < _SMALL or count == 1 or get_num_threads() == 1:
+    if count == 1 or takes_one(work) or get_num_threads() == 1:
         task(0, count)
         return
     ends = _ends(count, get_num_threads(), int(count * _LEAST // work))
     run(lambda i: task(ends[i], ends[i + 1]), len(ends) - 1)
+
+
+def takes_one(work: float) -> bool:
+    """Whether so many multiplications are done by the time that another thread has woken up."""
+    return work < _SMALL
 
 
 def _ends(count: int, threads: int, least: int) -> list[int]:

@@ -16,8 +16,8 @@ from cudeform import threads
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.dtypes import rounded
-from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.regions import largest, planes, strips
+from cudeform.cpu.regions.at_once import pool_at_once, prepared
 from cudeform.cpu.regions.blocking import (
     Job,
     Round,
@@ -34,15 +34,8 @@ from cudeform.cpu.regions.blocking import (
 )
 from cudeform.cpu.regions.extents import locate_regions
 from cudeform.cpu.regions.gradients import backward
-from cudeform.cpu.regions.patches import (
-    blend_tile,
-    largest_of_tile,
-    locate_region,
-    locate_tile,
-    tile_of,
-)
-from cudeform.cpu.regions.results import result_at, write_results
-from cudeform.cpu.regions.staging import reading, room, slice_of, stage
+from cudeform.cpu.regions.slices import pool_slices
+from cudeform.cpu.regions.staging import reading, room, stage
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "forward"]
@@ -62,7 +55,10 @@ def forward(
         chosen = plan.argmax_dtype(input.dtype)
         places = 1 if plan.reads == "pixels" else 2
         results = output, *(np.empty(plan.out_shape, chosen) for _ in range(places))
-    if output.size:
+    known = prepared(plan, input.dtype)
+    if known and input.flags.c_contiguous and threads.takes_one(known.work):
+        pool_at_once(known, input, boxes, offset, mask, results)
+    elif output.size:
         _pool_rounds(plan, input, boxes, offset, mask, results)
     if not plan.largest:
         return (output,)
@@ -143,29 +139,4 @@ def _keep(
 @kernel
 def _pool(given, staged, output, argmax, first, last):
     """Tasks `first` to `last` of a round, each a slice of a region."""
-    work = unpacked(given)
-    job, part, regions, piece = work
-    tile = tile_of(job, staged)
-    values = zeroed(job.tile * job.pitch, staged.dtype)
-    pixels = zeroed(job.tile * job.pitch if job.largest else 0, np.int32)
-    slices = part.slice_end - part.slice_begin
-    line = job.columns * job.pitch
-    high = job.tile // job.bins_x
-    for task in range(first, last):
-        t = task // slices
-        s = part.slice_begin + task - t * slices
-        t += piece.begin
-        locate_region(job, regions, t, 0, job.bins_y, tile)
-        for c in range(part.class_begin, part.class_end):
-            starts = slice_of(job, part, regions.origin, regions.place[t], c, s)
-            for top in range(0, job.bins_y, high):
-                bottom = min(top + high, job.bins_y)
-                count = (bottom - top) * job.bins_x
-                locate_tile(work, (t, c, s), starts, top, bottom, tile)
-                to = result_at(work, t, c, s) + top * job.bins_x
-                if job.largest:
-                    largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
-                    write_results(job, tile, count, s, pixels, argmax, to)
-                else:
-                    blend_tile(tile, count, staged, job.pitch, line, values)
-                write_results(job, tile, count, s, values, output, to)
+    pool_slices(unpacked(given), staged, output, argmax, first, last)
