@@ -103,11 +103,13 @@ def _check(op: str, name: str, boxes: Any, input: Any, kind: Kind, columns: int)
     given = {name: boxes}
     if not hasattr(boxes, "dtype"):
         checks.fail(op, name, "to be an array", arrays.type_name(boxes), _WHY, TypeError)
-    if kind.dtype_name(boxes.dtype) == arrays.sum_dtype_name(kind.dtype_name(input.dtype)):
-        own = arrays.known(op, name, boxes)  # 16-bit images may have finer boxes
-        if own is not kind or kind.device(boxes) != kind.device(input):
-            arrays.kind_of(op, {"input": input, **given})
-    else:
+    own = arrays.known(op, name, boxes)
+    finer = arrays.sum_dtype_name(kind.dtype_name(input.dtype))  # which boxes of 16 bits may be
+    if (
+        own is not kind
+        or kind.device(boxes) != kind.device(input)
+        or kind.dtype_name(boxes.dtype) != finer
+    ):
         arrays.kind_of(op, {"input": input, **given})
     if boxes.ndim != 2 or boxes.shape[1] != columns:
         symbols = "(R, 5)" if columns == 5 else "(L, 4)"

@@ -23,6 +23,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 # Module to look up in `sys.modules`, the type that its arrays are instances of, our bridge.
 _BRIDGES = (
     ("torch", "Tensor", "cudeform.torch"),
+    ("torch.fx", "Proxy", "cudeform.torch.fx"),
     ("jax", "Array", "cudeform.jax"),
     ("jax.core", "Tracer", "cudeform.jax"),  # an Array to isinstance, but not to issubclass
 )
@@ -77,8 +78,8 @@ def _framework(value: Any) -> str | None:
     array_type = type(value)
     array_type = _native(array_type) or array_type
     bridge = _bridge(array_type)
-    if bridge in ("cudeform.torch", "cudeform.jax"):
-        return bridge.removeprefix("cudeform.")
+    if bridge in ("cudeform.torch", "cudeform.torch.fx", "cudeform.jax"):
+        return bridge.split(".")[1]
     return array_type.__module__.partition(".")[0] if hasattr(array_type, "__dlpack__") else None
 
 
@@ -113,6 +114,8 @@ def _load(bridge: str) -> Callable[..., Any]:
         return _calls[bridge]
     if bridge == "cudeform.torch":
         from cudeform.torch import call
+    elif bridge == "cudeform.torch.fx":
+        from cudeform.torch.fx import call
     elif bridge == "cudeform.jax":
         from cudeform.jax import call
     elif bridge == "cudeform.arrays":
