@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -121,11 +121,28 @@ def _plain(value: Any) -> Any:
 
 def known(op: str, name: str, array: Any) -> Kind:
     """The kind of an array of whatever dtype, or a TypeError for what is none."""
-    kind = _kinds.get(type(array)) or _find_kind(type(array))
-    if kind is None:
-        expected = "to be a NumPy or CuPy array"
-        checks.fail(op, name, expected, type_name(array), error=TypeError)
-    return kind
+    return _kinds.get(type(array)) or _find_kind(type(array)) or _refuse(op, name, array, {})
+
+
+# What else to do with values of a type, by the module that it comes from.
+_ELSEWHERE = {
+    "PIL": "numpy.asarray makes one of it, (H, W, C) of uint8",
+    "dask": "cudeform.dask.deform_conv2d takes it",
+    "keras": "cudeform.keras has layers for it",
+    "tensorflow": "cudeform.keras has layers for it",
+}
+
+
+def _refuse(op: str, name: str, array: Any, others: Mapping[str, Any]) -> NoReturn:
+    """Say what was expected in place of an array that is none."""
+    expected = "to be a NumPy or CuPy array"
+    for other, given in others.items():
+        kind = _kinds.get(type(given)) or _find_kind(type(given))
+        if kind is not None and kind.backend is None:
+            expected = f"to be a {kind.name.partition('.')[0]} array like `{other}`"
+            break
+    why = _ELSEWHERE.get(type(array).__module__.partition(".")[0], "")
+    checks.fail(op, name, expected, type_name(array), why, TypeError)
 
 
 def same_place(op: str, name: str, array: Any, first_name: str, first: Any) -> None:
@@ -162,7 +179,9 @@ def kind_of(
     for name, array in arrays.items():
         if array is None and name in optional:
             continue
-        kind = _kinds.get(type(array)) or known(op, name, array)
+        kind = _kinds.get(type(array)) or _find_kind(type(array))
+        if kind is None:
+            _refuse(op, name, array, arrays)
         dtype = array.dtype
         if dtype is not first_dtype:
             mixed = True

@@ -40,24 +40,23 @@ def box_outline(op: str, boxes: Any, input: Any, kind: Kind) -> Outline:
 
 
 def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
-    """Boxes as one C-contiguous array (R, 5), of the dtype that coordinates have.
+    """Boxes that have an outline as one C-contiguous array (R, 5), of the dtype of coordinates.
 
     Raises
     ------
-    TypeError, ValueError
-        As `box_outline`, or an image index that is no image of `input`. To see the indices, those
-        of an array on a GPU are copied to the host.
+    ValueError
+        An image index that is no image of `input`. To see the indices, those of an array on a GPU
+        are copied to the host.
 
     Notes
     -----
     Always an array of its own: what is checked is what is computed with, whoever writes to the
     caller's.
     """
-    boxes = tuple(boxes) if isinstance(boxes, list) else boxes
-    outline = box_outline(op, boxes, input, kind)
     dtype = arrays.sum_dtype(input.dtype)
     if isinstance(boxes, (list, tuple)):
-        rows = arrays.namespace(kind).empty(outline.shape, dtype)
+        shape = sum(len(array) for array in boxes), 5
+        rows = arrays.namespace(kind).empty(shape, dtype)
         start = 0
         for image, array in enumerate(boxes):
             rows[start : start + len(array), 0] = image
@@ -65,7 +64,7 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
             start += len(array)
         return rows
     batch = input.shape[0]
-    rows = arrays.contiguous(boxes.astype(dtype))
+    rows = boxes.astype(dtype, "C")
     images = kind.to_host(rows[:, 0])
     row = _first_wrong(images, batch)
     if row is not None:
@@ -104,11 +103,13 @@ def _check(op: str, name: str, boxes: Any, input: Any, kind: Kind, columns: int)
     given = {name: boxes}
     if not hasattr(boxes, "dtype"):
         checks.fail(op, name, "to be an array", arrays.type_name(boxes), _WHY, TypeError)
-    if kind.dtype_name(boxes.dtype) == arrays.sum_dtype_name(kind.dtype_name(input.dtype)):
-        own = arrays.known(op, name, boxes)  # 16-bit images may have finer boxes
-        if own is not kind or kind.device(boxes) != kind.device(input):
-            arrays.kind_of(op, {"input": input, **given})
-    else:
+    own = arrays.known(op, name, boxes)
+    finer = arrays.sum_dtype_name(kind.dtype_name(input.dtype))  # which boxes of 16 bits may be
+    if (
+        own is not kind
+        or kind.device(boxes) != kind.device(input)
+        or kind.dtype_name(boxes.dtype) != finer
+    ):
         arrays.kind_of(op, {"input": input, **given})
     if boxes.ndim != 2 or boxes.shape[1] != columns:
         symbols = "(R, 5)" if columns == 5 else "(L, 4)"

@@ -23,6 +23,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 # Module to look up in `sys.modules`, the type that its arrays are instances of, our bridge.
 _BRIDGES = (
     ("torch", "Tensor", "cudeform.torch"),
+    ("torch.fx", "Proxy", "cudeform.torch.fx"),
     ("jax", "Array", "cudeform.jax"),
     ("jax.core", "Tracer", "cudeform.jax"),  # an Array to isinstance, but not to issubclass
 )
@@ -77,8 +78,8 @@ def _framework(value: Any) -> str | None:
     array_type = type(value)
     array_type = _native(array_type) or array_type
     bridge = _bridge(array_type)
-    if bridge in ("cudeform.torch", "cudeform.jax"):
-        return bridge.removeprefix("cudeform.")
+    if bridge in ("cudeform.torch", "cudeform.torch.fx", "cudeform.jax"):
+        return bridge.split(".")[1]
     return array_type.__module__.partition(".")[0] if hasattr(array_type, "__dlpack__") else None
 
 
@@ -113,6 +114,8 @@ def _load(bridge: str) -> Callable[..., Any]:
         return _calls[bridge]
     if bridge == "cudeform.torch":
         from cudeform.torch import call
+    elif bridge == "cudeform.torch.fx":
+        from cudeform.torch.fx import call
     elif bridge == "cudeform.jax":
         from cudeform.jax import call
     elif bridge == "cudeform.arrays":
@@ -144,6 +147,7 @@ def dispatched(*arrays: str) -> Callable[[_Function], _Function]:
         assert known.issuperset(arrays), f"{function.__name__} does not take all of {arrays}"
         positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
         required = frozenset(n for n, p in parameters.items() if p.default is p.empty)
+        needed = len(required)  # the first ones, as Python has it
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -155,14 +159,20 @@ def dispatched(*arrays: str) -> Callable[[_Function], _Function]:
             else:
                 return function(*args, **kwargs)
             # torch.compile of PyTorch 2.8 takes strict=False for strict, and compares no keys().
-            given = dict(zip(names, args)) | kwargs  # noqa: B905
-            fits = len(args) <= positional and len(given) == len(args) + len(kwargs)
-            if not (fits and required <= frozenset(given) <= known):
+            given = dict(zip(names, args))  # noqa: B905
+            fits = len(args) <= positional
+            if kwargs:
+                given.update(kwargs)
+                fits = fits and len(given) == len(args) + len(kwargs)
+                fits = fits and required <= frozenset(given) <= known
+            if not fits or len(given) < needed:
                 return function(*args, **kwargs)  # raises what Python says of such a call
             bridge = None
             for name in arrays:
-                if name in given and bridge in (None, "cudeform.arrays"):
-                    bridge = _bridge(type(given[name])) or bridge
+                if name in given and (found := _bridge(type(given[name]))) is not None:
+                    bridge = found
+                    if found != "cudeform.arrays":
+                        break
             if bridge is None:  # an option that is an array: its check says so
                 return function(*args, **kwargs)
             if bridge != "cudeform.torch":  # which does this in passing

@@ -20,7 +20,15 @@ from queue import SimpleQueue
 
 from cudeform import checks
 
-__all__ = ["get_num_threads", "run", "set_num_threads", "share", "share_all", "wanted_tasks"]
+__all__ = [
+    "get_num_threads",
+    "run",
+    "set_num_threads",
+    "share",
+    "share_all",
+    "takes_one",
+    "wanted_tasks",
+]
 
 VARIABLE = "CUDEFORM_NUM_THREADS"
 
@@ -234,7 +242,7 @@ def share(task: Callable[[int, int], None], count: int, work: float = math.inf) 
 
     The caller does a `work` of less than `_SMALL` multiplications alone.
     """
-    if work < _SMALL or count == 1 or get_num_threads() == 1:
+    if count == 1 or takes_one(work) or get_num_threads() == 1:
         task(0, count)
         return
     ends = _ends(count, get_num_threads(), int(count * _LEAST // work))
@@ -255,6 +263,11 @@ def share_all(loops: list[Loop]) -> None:
         ends = _ends(count, threads, int(count * _LEAST // work))
         pieces += [partial(task, *piece) for piece in pairwise(ends)]
     run(lambda i: pieces[i](), len(pieces))
+
+
+def takes_one(work: float) -> bool:
+    """Whether so many multiplications are done by the time that another thread has woken up."""
+    return work < _SMALL
 
 
 def _ends(count: int, threads: int, least: int) -> list[int]:

@@ -8,17 +8,21 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.boxes import box_outline, box_rows
 from cudeform.levels import check_sizes, sizes_on_host
-from cudeform.plans import ARGUMENTS, Plan, plan
+from cudeform.plans import ARGUMENTS, Plan, known_options, plan
 from cudeform.plans.arguments import Arguments
 
 __all__ = ["Call", "checked", "gradients", "implementation", "outlined", "results"]
 
 Arrays = Mapping[str, Any]
 _CHOSEN = "argmax"  # what a backward may be given of the second result of its forward
+_MOST_KNOWN = 1024
+_KNOWN: dict[Any, tuple[Kind, Plan]] = {}  # calls that have passed the checks
 _MOST = 2**31 - 2**10  # what a kernel counts in 32 bits, with room for a block beyond the end
 
 
@@ -75,23 +79,58 @@ def outlined(op: str, given: Arrays, options: Arrays) -> tuple[Kind, Plan]:
 
 
 def checked(op: str, given: Arrays, options: Arrays) -> Call:
-    """The same, and look at values too: boxes say which image they belong to."""
+    """The same, and look at values too: boxes say which image they belong to.
+
+    Where arrays are NumPy's and like those of a call before, only values are left to look at.
+    """
     roles = ARGUMENTS[op]
-    kind = _kind(op, roles, given)
+    if roles.boxes is not None and isinstance(given[roles.boxes], list):
+        given = {**given, roles.boxes: tuple(given[roles.boxes])}  # nobody changes it meanwhile
+    key = _known_as(op, roles, given, options)
+    known = _KNOWN.get(key)
+    kind = _kind(op, roles, given) if known is None else known[0]
     if roles.boxes is not None:
-        rows = box_rows(op, given[roles.boxes], given[roles.images], kind)
-        given = {**given, roles.boxes: rows}
-    for name in roles.static:
-        given, options = _sized(op, name, given, options)
-    found = _plan(op, kind, given, options)
-    if kind.backend == "cuda":
-        _check_counts(op, found, "grad_output" in given)
-    module = implementation(kind, found.family)
+        images = given[roles.images]
+        if known is None:
+            box_outline(op, given[roles.boxes], images, kind)
+        given = {**given, roles.boxes: box_rows(op, given[roles.boxes], images, kind)}
+    if known is None:
+        for name in roles.static:
+            given, options = _sized(op, name, given, options)
+        known = kind, _plan(op, kind, given, options)
+        if kind.backend == "cuda":
+            _check_counts(op, known[1], "grad_output" in given)
+        _remember(key, known)
+    planned = known[1]
+    strided = getattr(implementation(kind, planned.family), "STRIDED", ())  # taken as they lie
     for name, array in given.items():
-        if array is not None and not array.flags.c_contiguous:
-            if name not in getattr(module, "STRIDED", ()):  # taken as they lie
-                given = {**given, name: arrays.contiguous(array)}
-    return Call(kind, found, given)
+        if array is not None and not array.flags.c_contiguous and name not in strided:
+            given = {**given, name: arrays.contiguous(array)}
+    return Call(kind, planned, given)
+
+
+def _known_as(op: str, roles: Arguments, given: Arrays, options: Arrays) -> Any:
+    """All that the checks of a call look at but values; None where they look at more."""
+    key: list[Any] = [op, *options]
+    for array in given.values():
+        if type(array) is np.ndarray:
+            key += array.shape, array.dtype
+        elif array is None:
+            key.append(None)
+        else:
+            return None
+    for name in roles.static:
+        if given[name] is not None:
+            return None
+    known = known_options(options.values())
+    return None if known is None else (*key, *known)
+
+
+def _remember(key: Any, known: tuple[Kind, Plan]) -> None:
+    if key is not None:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[key] = known
 
 
 def _kind(op: str, roles: Arguments, given: Arrays) -> Kind:

@@ -6,7 +6,7 @@ bridges of frameworks that trace, derivatives, tiles and pictures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cudeform.plans import (  # noqa: F401  with planners
@@ -18,13 +18,12 @@ from cudeform.plans import (  # noqa: F401  with planners
 )
 from cudeform.plans.outlines import ARGUMENTS, PLANNERS, Outline, Plan
 
-__all__ = ["ARGUMENTS", "Outline", "Plan", "plan"]
+__all__ = ["ARGUMENTS", "Outline", "Plan", "known_options", "plan"]
 
 _MOST_REMEMBERED = 1024
 _LONGEST = 16  # of a tuple among the options: longer ones are wrong, or too large to keep
 _REMEMBERED: dict[Any, Plan] = {}
-_PLAIN = frozenset((int, str, type(None)))
-_TYPED = frozenset((float, bool))  # 1.0 == True == 1
+_TYPES = frozenset((int, str, type(None), float, bool))
 
 
 def plan(
@@ -53,23 +52,16 @@ def plan(
     TypeError, ValueError
         A shape or an option that does not fit; the message says which, what was expected and why.
     """
-    key = [operator, *arrays, *options]
-    for array in arrays.values():
-        key.append(None if array is None else array.shape)
-    for value in options.values():
-        kind = type(value)
-        if kind in _PLAIN:
-            key.append(value)
-        else:
-            key.append((kind, value) if kind in _TYPED else _option(value))
-    key = tuple(key)
+    known = known_options(options.values())
+    shapes = [None if array is None else array.shape for array in arrays.values()]
+    key: Any = (operator, *arrays, *options, *shapes, known)
     try:
-        planned = _REMEMBERED.get(key)
+        planned = None if known is None else _REMEMBERED.get(key)
     except TypeError:  # not hashable
-        key = planned = None  # and on: an error from here would be shown as one after this
+        known = planned = None  # and on: an error from here would be shown as one after this
     if planned is None:
         planned = _planned(op or operator, operator, arrays, options)
-        if key is None:
+        if known is None:
             return planned
         if len(_REMEMBERED) >= _MOST_REMEMBERED:
             _REMEMBERED.clear()
@@ -77,14 +69,23 @@ def plan(
     return planned
 
 
+def known_options(values: Iterable[Any], depth: int = 3) -> tuple[Any, Any] | None:
+    """What equal options are known by; None where their equals may mean something else."""
+    parts = values = tuple(values)
+    kinds = tuple(map(type, values))
+    if not _TYPES.issuperset(kinds):
+        parts = []
+        for kind, value in zip(kinds, values, strict=True):
+            if kind is tuple and len(value) <= _LONGEST and depth:
+                value = known_options(value, depth - 1)
+                if value is None:
+                    return None
+            elif kind not in _TYPES:
+                return None
+            parts.append(value)
+    return kinds, tuple(parts)
+
+
 def _planned(op: str, operator: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Plan:
     outlines = {n: Outline(tuple(a.shape)) for n, a in arrays.items() if a is not None}
     return PLANNERS[operator](op, **outlines, **options)
-
-
-def _option(value: Any, depth: int = 2) -> Any:
-    """An option as a part of a key; unhashable where its equals may mean something else."""
-    kind = type(value)
-    if kind is tuple and len(value) <= _LONGEST and depth:
-        return tuple([v if type(v) in _PLAIN else _option(v, depth - 1) for v in value])
-    return (kind, value) if kind in _TYPED else []

@@ -109,15 +109,18 @@ def on_host(
     function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any] = _NONE
 ) -> Any:
     """The same where no device has to be chosen; `given` may be other arguments as well."""
+    arguments = {**given, **options}
     failure = None
     try:
-        arrays = {k: to_array(v) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+        for name, value in given.items():
+            if isinstance(value, torch.Tensor):
+                arguments[name] = to_array(value)
     except (BufferError, RuntimeError, TypeError) as error:
         failure = error
     if failure is not None:
         check_dense(function.__name__, given)
         raise failure
-    result = function(**{**arrays, **options})
+    result = function(**arguments)
     if not isinstance(result, tuple):
         return to_tensor(result)
     found = [to_tensor(array) for array in result]

@@ -22,3 +22,35 @@ def test_types_are_not_kept_for_ever(monkeypatch):
     del types, odd
     gc.collect()
     assert sum(type_of() is not None for type_of in known) == 3
+
+
+IMAGE, BOXES = np.ones((1, 4, 8, 8), np.float32), np.array([[0, 0, 0, 5, 5]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"),
+    [
+        ("PIL.Image", "numpy.asarray"),
+        ("dask.array", "cudeform.dask"),
+        ("keras.src", "cudeform.keras"),
+    ],
+)
+def test_what_other_libraries_have_is_told_where_to_go(module, advice):
+    image = type("Image", (), {"__module__": module})()
+    with pytest.raises(TypeError, match=rf"`input` to be .* got {module}.Image \({advice}"):
+        cudeform.roi_align(image, BOXES, 2)
+
+
+def test_a_tensor_among_boxes_of_numpy():
+    torch = pytest.importorskip("torch")
+    message = r"roi_align: expected `boxes\[0\]` to be a numpy array like `input`, got torch"
+    with pytest.raises(TypeError, match=message):
+        cudeform.roi_align(IMAGE, [torch.ones(1, 4)], 2)
+
+
+@pytest.mark.parametrize("given", [None, [[[[1.0]]]]], ids=["nothing", "a list"])
+def test_what_is_no_array_beside_arrays_of_jax(given):
+    jnp = pytest.importorskip("jax.numpy")
+    message = "conv2d: expected `weight` to be a jax array like `input`, got "
+    with pytest.raises(TypeError, match=message + type(given).__name__.removesuffix("Type")):
+        cudeform.conv2d(jnp.asarray(IMAGE), given)

@@ -14,7 +14,7 @@ import cudeform
 from cudeform import threads
 from cudeform.cases import Case
 from cudeform.cpu.language import workspace
-from cudeform.cpu.regions import blocking
+from cudeform.cpu.regions import at_once, blocking
 
 CPU = backends.BACKENDS["cpu"]
 every_case = pytest.mark.parametrize(
@@ -33,10 +33,10 @@ def assert_right(asked):
 def small_workspace(monkeypatch, request):
     """Bytes for images laid out, and for regions in a wider dtype."""
     monkeypatch.setattr(workspace, "SCRATCH_BYTES", request.param)
-    for remembered in (blocking.job_of, blocking.rounds):
+    for remembered in (blocking.job_of, blocking.rounds, at_once.prepared):
         remembered.cache_clear()
     yield
-    for remembered in (blocking.job_of, blocking.rounds):
+    for remembered in (blocking.job_of, blocking.rounds, at_once.prepared):
         remembered.cache_clear()
 
 
@@ -84,6 +84,18 @@ def test_ten_thousand_boxes(name):
     if "mode" not in case.options:  # linear in the input
         change = (case.arrays["input"] * gradients["input"]).sum()
         assert change == pytest.approx((output * grad_output).sum(), rel=1e-9)
+
+
+@every_case
+def test_all_at_once_gives_the_bytes_of_one_step_after_the_other(monkeypatch, name, case):
+    asked = problem(name, case, "float32")
+    outcomes = []
+    for most in (at_once._MOST, 0):
+        monkeypatch.setattr(at_once, "_MOST", most)
+        at_once.prepared.cache_clear()
+        outcomes.append(asked.forward(CPU).tobytes())
+    at_once.prepared.cache_clear()
+    assert outcomes[0] == outcomes[1]
 
 
 ABSURD = [

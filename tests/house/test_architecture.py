@@ -44,7 +44,7 @@ FLOORS = [
     ["__main__"],
 ]
 # Upwards or level, in functions: where a call goes on whose arrays tell.
-UPWARD = {"dispatch": {"arrays", "torch", "jax", "dlpack"}}
+UPWARD = {"dispatch": {"arrays", "torch", "torch.fx", "jax", "dlpack"}}
 OPEN_ROOMS = (
     "plans.",
     "cpu.language.",

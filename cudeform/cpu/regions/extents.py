@@ -21,9 +21,11 @@ __all__ = [
     "START",
     "Regions",
     "count_pixels",
+    "locate",
     "locate_regions",
     "reach_of_argmax",
     "reach_of_regions",
+    "rules_of",
 ]
 
 # Columns of `Regions.numbers`: four along y, the same along x, and one for both
@@ -60,10 +62,14 @@ def locate_regions(plan: RoiPlan, boxes: np.ndarray) -> Regions:
     flat = boxes.reshape(-1)
     flat.setflags(write=False)
     scales = plan.scale, plan.offset_scale
-    rules = _RULES.index(plan.region), plan.samples, *plan.bins
-    used = _locate(rules, scales, flat, (place, order, images, first), numbers, counts)
+    used = _locate(rules_of(plan), scales, flat, (place, order, images, first), numbers, counts)
     origin = np.zeros(2 * used, np.int64)
     return Regions(numbers, counts, place, order, images[:used], first[: used + 1], origin)
+
+
+def rules_of(plan: RoiPlan) -> tuple[int, int, int, int]:
+    """How boxes become regions and samples, for `locate`."""
+    return _RULES.index(plan.region), plan.samples, *plan.bins
 
 
 def count_pixels(plan: RoiPlan, regions: Regions) -> float:
@@ -128,6 +134,11 @@ def _sort(boxes, place, order, images, first):
 
 @kernel
 def _locate(rules, scales, boxes, places, numbers, counts):
+    return locate(rules, scales, boxes, places, numbers, counts)
+
+
+@inlined
+def locate(rules, scales, boxes, places, numbers, counts):
     """Fill all arrays. Returns how many images have boxes."""
     rule, samples, down_bins, across_bins = rules
     place, order, images, first = places

@@ -14,10 +14,10 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.dtypes import rounded
-from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.regions import largest, planes, strips
+from cudeform.cpu.regions.at_once import pool_at_once, prepared
 from cudeform.cpu.regions.blocking import (
     Job,
     Round,
@@ -32,15 +32,8 @@ from cudeform.cpu.regions.blocking import (
 )
 from cudeform.cpu.regions.extents import locate_regions
 from cudeform.cpu.regions.gradients import backward
-from cudeform.cpu.regions.patches import (
-    blend_tile,
-    largest_of_tile,
-    locate_region,
-    locate_tile,
-    tile_of,
-)
-from cudeform.cpu.regions.results import result_at, write_results
-from cudeform.cpu.regions.staging import slice_of, staged_rounds
+from cudeform.cpu.regions.slices import average_slices, choose_slices
+from cudeform.cpu.regions.staging import staged_rounds
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "forward"]
@@ -60,7 +53,10 @@ def forward(
         chosen = plan.argmax_dtype(input.dtype)
         places = 1 if plan.reads == "pixels" else 2
         results = output, *(np.empty(plan.out_shape, chosen) for _ in range(places))
-    if output.size:
+    known = prepared(plan, input.dtype)
+    if known and input.flags.c_contiguous and threads.takes_one(known.work):
+        pool_at_once(known, input, boxes, offset, mask, results)
+    elif output.size:
         _pool_rounds(plan, input, boxes, offset, mask, results)
     if not plan.largest:
         return (output,)
@@ -133,53 +129,13 @@ def _keep(
 @kernel
 def _average(given, staged, output, first, last):
     """Tasks `first` to `last` of a round, each a slice of a region: weighted sums."""
-    _visit(given, staged, (output,), first, last, _blend)
+    average_slices(unpacked(given), staged, output, first, last)
 
 
 @kernel
 def _choose(given, staged, output, argmax, first, last):
     """The same: the largest pixels, and which they are."""
-    job = unpacked(given).job
-    pixels = zeroed(job.tile * job.pitch, np.int32)
-    _visit(given, staged, (output, argmax, pixels), first, last, _largest)
-
-
-@inlined
-def _visit(given, staged, results, first, last, use):
-    """Call `use` for every tile of the tasks, with where its results begin."""
-    work = unpacked(given)
-    job, part, regions, piece = work
-    tile = tile_of(job, staged)
-    values = zeroed(job.tile * job.pitch, staged.dtype)
-    slices = part.slice_end - part.slice_begin
-    high = job.tile // job.bins_x
-    for task in range(first, last):
-        t = task // slices
-        s = part.slice_begin + task - t * slices
-        t += piece.begin
-        locate_region(job, regions, t, 0, job.bins_y, tile)
-        for c in range(part.class_begin, part.class_end):
-            starts = slice_of(job, part, regions.origin, regions.place[t], c, s)
-            for top in range(0, job.bins_y, high):
-                bottom = min(top + high, job.bins_y)
-                count = (bottom - top) * job.bins_x
-                locate_tile(work, (t, c, s), starts, top, bottom, tile)
-                to = result_at(work, t, c, s) + top * job.bins_x
-                use(job, tile, (count, s, to), staged, values, results)
-                write_results(job, tile, count, s, values, results[0], to)
-
-
-@inlined
-def _blend(job, tile, place, staged, values, results):
-    blend_tile(tile, place[0], staged, job.pitch, job.columns * job.pitch, values)
-
-
-@inlined
-def _largest(job, tile, place, staged, values, results):
-    count, s, to = place
-    _, argmax, pixels = results
-    largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
-    write_results(job, tile, count, s, pixels, argmax, to)
+    choose_slices(unpacked(given), staged, output, argmax, first, last)
 
 
 # By the number of arrays that are filled

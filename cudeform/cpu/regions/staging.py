@@ -29,8 +29,12 @@ from cudeform.cpu.regions.blocking import (
 from cudeform.cpu.regions.extents import Regions
 
 __all__ = [
+    "AFTER_VIEW",
     "Planes",
     "View",
+    "contiguous",
+    "count_chunks",
+    "lay_out",
     "reading",
     "room",
     "slice_of",
@@ -54,6 +58,7 @@ class View(NamedTuple):
 
 # Where (0, 0, 0, 0, 0) of the image of each frame is in an array, its strides, and the array, flat
 Planes = tuple[np.ndarray, View, np.ndarray]
+AFTER_VIEW = AFTER_ROUND + len(View._fields)
 _read_view = record(View)
 
 
@@ -78,8 +83,8 @@ def _fill(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np
         place = regions.images[part.images], part.classes, part.channels(job), part.groups
         images = np.ascontiguousarray(_split(job, input)[place])
         starts, view, flat = _planes_of_round(job, part, regions, images)
-    lay_out = _stage if flat.dtype == staged.dtype else _widen
-    task = partial(lay_out, numbers_of(job, part, view), regions.origin, starts, flat, staged)
+    copy = _stage if flat.dtype == staged.dtype else _widen
+    task = partial(copy, numbers_of(job, part, view), regions.origin, starts, flat, staged)
     _share(task, job, part)
 
 
@@ -107,11 +112,12 @@ def unstage(job: Job, regions: Regions, part: Round, staged: np.ndarray, planes:
 
 def _share(task: Callable[[int, int], None], job: Job, part: Round) -> None:
     """Share the pixels of the slices of a round out."""
-    threads.share(task, _count_chunks(job, part), room(job, part))
+    threads.share(task, count_chunks(job, part), room(job, part))
 
 
 @lru_cache(maxsize=256)
-def _count_chunks(job: Job, part: Round) -> int:
+def count_chunks(job: Job, part: Round) -> int:
+    """Pieces in which the pixels of a round are laid out, image by image."""
     lines, _, chunks = _lines(job)
     return _blocks(job, part) * lines * chunks
 
@@ -119,7 +125,7 @@ def _count_chunks(job: Job, part: Round) -> int:
 def reading(job: Job, regions: Regions, input: np.ndarray) -> Planes:
     """The planes of an input of any strides, as they lie; of 16 bits as `words`."""
     if input.flags.c_contiguous:
-        view, image = _contiguous(job)
+        view, image = contiguous(job)
         return regions.images * image, view, frozen(words(input), input)
     images = words(_split(job, input))
     strides = [stride // images.itemsize for stride in images.strides]
@@ -132,7 +138,7 @@ def reading(job: Job, regions: Regions, input: np.ndarray) -> Planes:
 
 
 @lru_cache(maxsize=256)
-def _contiguous(job: Job) -> tuple[View, int]:
+def contiguous(job: Job) -> tuple[View, int]:
     """The strides of planes without gaps, and that of images."""
     area = job.height * job.width
     group = job.groups_y * job.groups_x * area
@@ -148,7 +154,7 @@ def writing(
     Each pixel is in one frame at most.
     """
     if output.dtype == dtype:
-        view, image = _contiguous(job)
+        view, image = contiguous(job)
         yield regions.images * image, view, output.reshape(-1)
         return
     images = _split(job, output)
@@ -250,6 +256,12 @@ def _visit(numbers, origin, starts, staged, flat, first, last, copy):
 
 @kernel
 def _stage(numbers, origin, starts, source, staged, first, last):
+    lay_out(numbers, origin, starts, source, staged, first, last)
+
+
+@inlined
+def lay_out(numbers, origin, starts, source, staged, first, last):
+    """Pieces `first` to `last` of the pixels of a round, not of 16 bits."""
     _visit(numbers, origin, starts, staged, source, first, last, _lay_out)
 
 

@@ -63,16 +63,16 @@ class _Aggregation(Module):
             "remove_center": self.remove_center,
         }
 
-    def _depthwise(self, kernel: tuple[int, int]) -> nn.Conv2d:
+    def _depthwise(self, kernel: tuple[int, int], factory: dict[str, Any]) -> nn.Conv2d:
         padding = (kernel[0] - 1) // 2, (kernel[1] - 1) // 2
-        return nn.Conv2d(
-            self.channels, self.channels, kernel, padding=padding, groups=self.channels
-        )
+        more = {"padding": padding, "groups": self.channels, **factory}
+        return nn.Conv2d(self.channels, self.channels, kernel, **more)
 
-    def _add_center_feature_scale(self, wanted: bool) -> None:
+    def _add_center_feature_scale(self, wanted: bool, factory: dict[str, Any]) -> None:
         self.center_feature_scale = checks.flag(type(self).__name__, "center_feature_scale", wanted)
         if wanted:
-            weight, bias = torch.zeros(self.group, self.channels), torch.zeros(self.group)
+            weight = torch.zeros(self.group, self.channels, **factory)
+            bias = torch.zeros(self.group, **factory)
             self.center_feature_scale_proj_weight = nn.Parameter(weight)
             self.center_feature_scale_proj_bias = nn.Parameter(bias)
 
@@ -161,23 +161,27 @@ class DCNv3(_Aggregation):
         norm_layer: str = "LN",
         center_feature_scale: bool = False,
         remove_center: bool = False,
+        *,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
+        factory = {"device": device, "dtype": dtype}
         grid = (channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
         super().__init__(*grid)
         op = type(self).__name__
         size = kernel_size if dw_kernel_size is None else dw_kernel_size
         activation = _ACTIVATIONS[checks.choice(op, "act_layer", act_layer, tuple(_ACTIVATIONS))]
         if checks.choice(op, "norm_layer", norm_layer, _NORMS) == "LN":
-            norm = nn.Sequential(_Permute(0, 2, 3, 1), nn.LayerNorm(channels, eps=1e-6))
+            norm = nn.Sequential(_Permute(0, 2, 3, 1), nn.LayerNorm(channels, eps=1e-6, **factory))
         else:
-            norm = nn.Sequential(nn.BatchNorm2d(channels), _Permute(0, 2, 3, 1))
+            norm = nn.Sequential(nn.BatchNorm2d(channels, **factory), _Permute(0, 2, 3, 1))
         size = checks.pair(op, "dw_kernel_size", size, 1)
-        self.dw_conv = nn.Sequential(self._depthwise(size), norm, activation())
-        self.offset = nn.Linear(channels, 2 * self._points)
-        self.mask = nn.Linear(channels, self._points)
-        self.input_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
-        self._add_center_feature_scale(center_feature_scale)
+        self.dw_conv = nn.Sequential(self._depthwise(size, factory), norm, activation())
+        self.offset = nn.Linear(channels, 2 * self._points, **factory)
+        self.mask = nn.Linear(channels, self._points, **factory)
+        self.input_proj = nn.Linear(channels, channels, **factory)
+        self.output_proj = nn.Linear(channels, channels, **factory)
+        self._add_center_feature_scale(center_feature_scale, factory)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -255,21 +259,25 @@ class DCNv4(_Aggregation):
         remove_center: bool = False,
         output_bias: bool = True,
         without_pointwise: bool = False,
+        *,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
+        factory = {"device": device, "dtype": dtype}
         grid = (channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
         super().__init__(*grid)
         op = type(self).__name__
         self.dw_kernel_size = dw_kernel_size
         if dw_kernel_size is not None:
             size = checks.pair(op, "dw_kernel_size", dw_kernel_size, 1)
-            self.offset_mask_dw = self._depthwise(size)
-        self.offset_mask = nn.Linear(channels, packed_channels(self._points))
+            self.offset_mask_dw = self._depthwise(size, factory)
+        self.offset_mask = nn.Linear(channels, packed_channels(self._points), **factory)
         self.without_pointwise = checks.flag(op, "without_pointwise", without_pointwise)
         output_bias = checks.flag(op, "output_bias", output_bias)
         if not without_pointwise:
-            self.value_proj = nn.Linear(channels, channels)
-            self.output_proj = nn.Linear(channels, channels, bias=output_bias)
-        self._add_center_feature_scale(center_feature_scale)
+            self.value_proj = nn.Linear(channels, channels, **factory)
+            self.output_proj = nn.Linear(channels, channels, bias=output_bias, **factory)
+        self._add_center_feature_scale(center_feature_scale, factory)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

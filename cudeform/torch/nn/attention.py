@@ -72,13 +72,16 @@ class MSDeformAttn(Attention):
         *,
         method: str = "bilinear",
         offset_scale: float = 0.5,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         op = type(self).__name__
         width, heads = width_and_heads(op, "d_model", d_model, "n_heads", n_heads)
         points = points_by_level(op, "n_levels", n_levels, "n_points", n_points)
         inner = value_width(op, "ratio", ratio, width, heads)
         method = checks.choice(op, "method", method, tuple(_METHODS.values()))
-        super().__init__(width, heads, points, inner, method, offset_scale)
+        shape = width, heads, points, inner
+        super().__init__(*shape, method, offset_scale, device=device, dtype=dtype)
         self.d_model, self.n_heads, self.n_levels = width, heads, len(points)
         self.n_points, self.ratio, self.method = n_points, ratio, method
 
@@ -168,6 +171,8 @@ class MultiScaleDeformableAttention(Attention):
         value_proj_ratio: float = 1.0,
         *,
         img2col_step: int = 64,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         op = type(self).__name__
         checks.integer(op, "im2col_step", im2col_step, 1)
@@ -178,7 +183,7 @@ class MultiScaleDeformableAttention(Attention):
         width, heads = width_and_heads(op, "embed_dims", embed_dims, "num_heads", num_heads)
         points = points_by_level(op, "num_levels", num_levels, "num_points", num_points)
         inner = value_width(op, "value_proj_ratio", value_proj_ratio, width, heads)
-        super().__init__(width, heads, points, inner)
+        super().__init__(width, heads, points, inner, device=device, dtype=dtype)
         self.embed_dims, self.num_heads, self.num_levels = width, heads, len(points)
         self.num_points, self.value_proj_ratio = num_points, value_proj_ratio
         self.batch_first = checks.flag(op, "batch_first", batch_first)
@@ -264,13 +269,17 @@ class MSDeformableAttention(Attention):
         offset_scale: float = 0.5,
         *,
         projected: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         op = type(self).__name__
         width, heads = width_and_heads(op, "embed_dim", embed_dim, "num_heads", num_heads)
         points = points_by_level(op, "num_levels", num_levels, "num_points", num_points)
         ours = _METHODS[checks.choice(op, "method", method, tuple(_METHODS))]
         projected = checks.flag(op, "projected", projected)
-        super().__init__(width, heads, points, width, ours, offset_scale, projected)
+        shape = width, heads, points, width
+        options = ours, offset_scale, projected
+        super().__init__(*shape, *options, device=device, dtype=dtype)
         self.embed_dim, self.num_heads, self.num_levels = width, heads, len(points)
         self.num_points, self.method, self.projected = num_points, method, projected
 

@@ -33,6 +33,8 @@ class DeformConv2d(Module):
         Weight groups.
     bias : bool
         Whether there is a bias.
+    device, dtype
+        Of the parameters, as in ``torch.nn.Conv2d``; all modules here that have any take them.
     """
 
     def __init__(
@@ -45,6 +47,9 @@ class DeformConv2d(Module):
         dilation: Any = 1,
         groups: int = 1,
         bias: bool = True,
+        *,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         op = type(self).__name__
@@ -60,11 +65,10 @@ class DeformConv2d(Module):
         self.stride = checks.pair(op, "stride", stride, 1)
         self.padding = checks.pair(op, "padding", padding, 0)
         self.dilation = checks.pair(op, "dilation", dilation, 1)
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels // groups, *self.kernel_size)
-        )
+        shape = out_channels, in_channels // groups, *self.kernel_size
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         if checks.flag(op, "bias", bias):
-            self.bias = nn.Parameter(torch.empty(out_channels))
+            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
@@ -114,10 +118,10 @@ class _Pack(DeformConv2d):
         groups: int = 1,
         deform_groups: int = 1,
         bias: bool = True,
+        **factory: Any,
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
-        )
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
+        super().__init__(*sizes, groups, bias, **factory)
         op, name = type(self).__name__, self._offset_groups
         self.deform_groups = deform_groups = checks.integer(op, name, deform_groups, 1)
         if self.in_channels % deform_groups:
@@ -130,6 +134,7 @@ class _Pack(DeformConv2d):
             self.stride,
             self.padding,
             self.dilation,
+            **factory,
         )
         nn.init.zeros_(branch.weight)
         nn.init.zeros_(branch.bias)
@@ -175,9 +180,35 @@ def rename_legacy_keys(module: nn.Module, state_dict: Mapping[str, Any]) -> dict
 
 
 class _MmcvPack(_Pack):
-    """mmcv's, whose first version had the branch beside the module: `conv2_offset` of `conv2`."""
+    """mmcv's, whose first version had the branch beside the module: `conv2_offset` of `conv2`.
+
+    And `deform_groups` was `deformable_groups`, which is still taken.
+    """
 
     _version = 2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = True,
+        *,
+        deformable_groups: int | None = None,
+        **factory: Any,
+    ) -> None:
+        if deformable_groups is not None:
+            if deform_groups not in (1, deformable_groups):
+                op, got = type(self).__name__, f"{deform_groups} and {deformable_groups}"
+                checks.fail(op, "deform_groups", "or `deformable_groups`, which are one", got)
+            deform_groups = deformable_groups
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
+        super().__init__(*sizes, groups, deform_groups, bias, **factory)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *others: Any
@@ -204,18 +235,12 @@ class DeformConv2dPack(_MmcvPack):
         groups: int = 1,
         deform_groups: int = 1,
         bias: bool = False,
+        im2col_step: int = 32,
+        **more: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            deform_groups,
-            bias,
-        )
+        checks.integer(type(self).__name__, "im2col_step", im2col_step, 1)  # nothing depends on it
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
+        super().__init__(*sizes, groups, deform_groups, bias, **more)
 
 
 class ModulatedDeformConv2dPack(_MmcvPack):
@@ -237,13 +262,7 @@ class DCN(_Pack):
         padding: Any,
         dilation: Any = 1,
         deformable_groups: int = 1,
+        **factory: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            deform_groups=deformable_groups,
-        )
+        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
+        super().__init__(*sizes, deform_groups=deformable_groups, **factory)

@@ -29,14 +29,15 @@ class Attention(Module):
         method: str = "bilinear",
         offset_scale: float = 0.5,
         projected: bool = True,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self._heads, self._points, self._method = heads, points, method
         self.offset_scale = checks.number(type(self).__name__, "offset_scale", offset_scale)
-        self.sampling_offsets = nn.Linear(width, 2 * heads * sum(points))
-        self.attention_weights = nn.Linear(width, heads * sum(points))
-        self.value_proj = nn.Linear(width, inner) if projected else None
-        self.output_proj = nn.Linear(inner, width) if projected else None
+        self.sampling_offsets = nn.Linear(width, 2 * heads * sum(points), **factory)
+        self.attention_weights = nn.Linear(width, heads * sum(points), **factory)
+        self.value_proj = nn.Linear(width, inner, **factory) if projected else None
+        self.output_proj = nn.Linear(inner, width, **factory) if projected else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -14,11 +14,11 @@ from cudeform.torch.nn.module import Module
 __all__ = ["DCNPooling", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
 
 
-def _fully_connected(sizes: list[int], *last: nn.Module) -> nn.Sequential:
+def _fully_connected(sizes: list[int], factory: dict[str, Any], *last: nn.Module) -> nn.Sequential:
     """Linear layers with ReLU between; the last one begins with zeros."""
     layers: list[nn.Module] = []
     for inner, outer in zip(sizes, sizes[1:], strict=False):
-        layers += [nn.Linear(inner, outer), nn.ReLU(inplace=True)]
+        layers += [nn.Linear(inner, outer, **factory), nn.ReLU(inplace=True)]
     nn.init.zeros_(layers[-2].weight)
     nn.init.zeros_(layers[-2].bias)
     return nn.Sequential(*layers[:-1], *last)
@@ -47,6 +47,9 @@ class DeformRoIPoolPack(Module):
         spatial_scale: float = 1.0,
         sampling_ratio: int = 0,
         gamma: float = 0.1,
+        *,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         op = type(self).__name__
@@ -58,7 +61,9 @@ class DeformRoIPoolPack(Module):
         self.sampling_ratio = regions.SAMPLING_RATIO.value(op, sampling_ratio)
         self.gamma = checks.number(op, "gamma", gamma)
         bins = self.output_size[0] * self.output_size[1]
-        self.offset_fc = _fully_connected([bins * self.output_channels, hidden, hidden, 2 * bins])
+        factory = {"device": device, "dtype": dtype}
+        sizes = [bins * self.output_channels, hidden, hidden, 2 * bins]
+        self.offset_fc = _fully_connected(sizes, factory)
 
     def _pool(self, input: Tensor, rois: Tensor, **shifts: Tensor) -> Tensor:
         return cudeform.deform_roi_pool(
@@ -85,7 +90,9 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
         super().__init__(output_size, output_channels, *args, **kwargs)
         bins = self.output_size[0] * self.output_size[1]
         sizes = [bins * self.output_channels, self.deform_fc_channels, bins]
-        self.mask_fc = _fully_connected(sizes, nn.Sigmoid())
+        like = self.offset_fc[0].weight
+        factory = {"device": like.device, "dtype": like.dtype}
+        self.mask_fc = _fully_connected(sizes, factory, nn.Sigmoid())
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         pooled = self._pool(input, rois)
@@ -119,6 +126,9 @@ class DCNPooling(Module):
         sample_per_part: int = 4,
         trans_std: float = 0.0,
         deform_fc_dim: int = 1024,
+        *,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         super().__init__()
         op = type(self).__name__
@@ -138,7 +148,9 @@ class DCNPooling(Module):
         hidden = checks.integer(op, "deform_fc_dim", deform_fc_dim, 1)
         if not self.no_trans:
             bins = self.pooled_size**2
-            self.offset_mask_fc = _fully_connected([bins * output_dim, hidden, hidden, 3 * bins])
+            sizes = [bins * output_dim, hidden, hidden, 3 * bins]
+            factory = {"device": device, "dtype": dtype}
+            self.offset_mask_fc = _fully_connected(sizes, factory)
 
     def _pool(self, input: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
         return cudeform.deform_ps_roi_pool(

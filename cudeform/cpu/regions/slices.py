@@ -1,0 +1,69 @@
+"""Slices of regions, one after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.scratch import zeroed
+from cudeform.cpu.regions.patches import (
+    blend_tile,
+    largest_of_tile,
+    locate_region,
+    locate_tile,
+    tile_of,
+)
+from cudeform.cpu.regions.results import result_at, write_results
+from cudeform.cpu.regions.staging import slice_of
+
+__all__ = ["average_slices", "choose_slices"]
+
+
+@inlined
+def average_slices(work, staged, output, first, last):
+    """Tasks `first` to `last` of a round, each a slice of a region: weighted sums."""
+    _visit(work, staged, (output,), first, last, _blend)
+
+
+@inlined
+def choose_slices(work, staged, output, argmax, first, last):
+    """The same: the largest pixels, and which they are."""
+    pixels = zeroed(work.job.tile * work.job.pitch, np.int32)
+    _visit(work, staged, (output, argmax, pixels), first, last, _largest)
+
+
+@inlined
+def _visit(work, staged, results, first, last, use):
+    """Call `use` for every tile of the tasks, with where its results begin."""
+    job, part, regions, piece = work
+    tile = tile_of(job, staged)
+    values = zeroed(job.tile * job.pitch, staged.dtype)
+    slices = part.slice_end - part.slice_begin
+    high = job.tile // job.bins_x
+    for task in range(first, last):
+        t = task // slices
+        s = part.slice_begin + task - t * slices
+        t += piece.begin
+        locate_region(job, regions, t, 0, job.bins_y, tile)
+        for c in range(part.class_begin, part.class_end):
+            starts = slice_of(job, part, regions.origin, regions.place[t], c, s)
+            for top in range(0, job.bins_y, high):
+                bottom = min(top + high, job.bins_y)
+                count = (bottom - top) * job.bins_x
+                locate_tile(work, (t, c, s), starts, top, bottom, tile)
+                to = result_at(work, t, c, s) + top * job.bins_x
+                use(job, tile, (count, s, to), staged, values, results)
+                write_results(job, tile, count, s, values, results[0], to)
+
+
+@inlined
+def _blend(job, tile, place, staged, values, results):
+    blend_tile(tile, place[0], staged, job.pitch, job.columns * job.pitch, values)
+
+
+@inlined
+def _largest(job, tile, place, staged, values, results):
+    count, s, to = place
+    _, argmax, pixels = results
+    largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
+    write_results(job, tile, count, s, pixels, argmax, to)
