@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cudeform.cpu.conv.blocking import Slices, rounds
+from cudeform.cpu.conv.blocking import Job, Slices, rounds
 from cudeform.cpu.language import workspace
+from cudeform.cpu.language.compiler import records
+from cudeform.cpu.sampler import Grid
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.points import Points
 
-__all__ = ["CORNERS", "Part", "parts_of", "reads_little"]
+__all__ = ["CORNERS", "Part", "parts_of", "read", "reads_little"]
 
 CORNERS = 4  # of a point
 
@@ -30,6 +32,9 @@ class Part(NamedTuple):
     gathered: int  # 1: the source is no image, but the corners of points from `corners.gather`
     first_row: int  # of the images that is in the source
     rows: int
+
+
+read = records(Grid, Job, Part)
 
 
 def reads_little(points: Points) -> bool:
