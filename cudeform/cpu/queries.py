@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.language.compiler import inlined, kernel, records
 from cudeform.cpu.language.halves import element, put
 from cudeform.cpu.language.rows import (
     join_pairs,
@@ -89,7 +89,7 @@ class Strides(NamedTuple):
 
 
 _Job = namedtuple("_Job", Extent._fields + Strides._fields)
-_read_job = record(_Job)
+_read_job = records(_Job)
 # Kernels get the taps of a grid as an array, and None for locations: a call compiles one of both.
 
 
@@ -120,7 +120,7 @@ def _place(job, task, count):
 @kernel
 def pack(numbers, source, target, first_task, last_task):
     """Copy the values of slices side by side."""
-    job = _read_job(numbers, 0)
+    (job,) = _read_job(numbers)
     for task in range(first_task, last_task):
         number, first, last = _place(job, task, job.pixels)
         start = number // job.heads * job.image + number % job.heads * job.head
@@ -227,7 +227,7 @@ def aggregate(
     numbers, levels, taps, source, locations, weights, scale, output, first_task, last_task
 ):
     """The results of queries of slices."""
-    job = _read_job(numbers, 0)
+    (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
     shares = empty(job.rows * points, scale.dtype)
@@ -277,7 +277,7 @@ def point_gradients(
     last_task,
 ):
     """The gradients of the locations and weights of queries of slices; an empty one is skipped."""
-    job = _read_job(numbers, 0)
+    (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
     dots = empty(4 * PLANE, scale.dtype)
@@ -350,7 +350,7 @@ def value_gradients(
     last_task,
 ):
     """The gradients of ranges of pixels of slices: from each cut to the next."""
-    job = _read_job(numbers, 0)
+    (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
     shares = empty(job.rows * points, scale.dtype)

@@ -22,8 +22,12 @@ from cudeform.cpu.sampler import (
     ALONG_Y,
     BOTTOM,
     LEFT,
+    LX,
+    LY,
+    MASK,
+    NUMBERS,
     ON_PIXEL,
-    PLANE,
+    PIXELS,
     RIGHT,
     TOP,
     corners,
@@ -69,7 +73,7 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
     whole = image.channels - tail
     for p in range(count):
         for k in range(grid.taps):
-            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
+            r, n = k * PIXELS + p, k * NUMBERS + p
             to = p * pitch + k * image.channels
             end = out_at + 3 * (p * grid.taps + k)
             bits = state[r]
@@ -100,7 +104,7 @@ def _write_slopes(bits, sums, numbers, n, out, to):
         t00 = t01 = zero
     if not bits & BOTTOM:
         t10 = t11 = zero
-    ly, lx, m = numbers[n], numbers[n + PLANE], numbers[n + 2 * PLANE]
+    ly, lx, m = numbers[n + LY], numbers[n + LX], numbers[n + MASK]
     top = (one - lx) * t00 + lx * t01
     bottom = (one - lx) * t10 + lx * t11
     slope = (one - ly) * (t01 - t00) + ly * (t11 - t10)
@@ -118,7 +122,7 @@ def spread(grid, points, count, grad, pitch, target, image):
     whole = image.channels - tail
     for p in range(count):
         for k in range(grid.taps):
-            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
+            r, n = k * PIXELS + p, k * NUMBERS + p
             to = p * pitch + k * image.channels
             bits = state[r]
             if bits == 0:
@@ -151,7 +155,7 @@ def differentiate(grid, points, count, source, image, columns, pitch, out, out_a
     whole = image.channels - tail
     for p in range(count):
         for k in range(grid.taps):
-            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
+            r, n = k * PIXELS + p, k * NUMBERS + p
             to = p * pitch + k * image.channels
             end = out_at + 3 * (p * grid.taps + k)
             bits = state[r]

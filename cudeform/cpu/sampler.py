@@ -32,7 +32,12 @@ __all__ = [
     "ALONG_Y",
     "BOTTOM",
     "LEFT",
+    "LX",
+    "LY",
+    "MASK",
+    "NUMBERS",
     "ON_PIXEL",
+    "PIXELS",
     "PLANE",
     "RIGHT",
     "TOP",
@@ -54,6 +59,12 @@ __all__ = [
 # axes the derivative is not zero by rule. 0 is a point that reads nothing.
 TOP, BOTTOM, LEFT, RIGHT, ALONG_Y, ALONG_X = 1, 2, 4, 8, 16, 32
 PLANE = 128  # points of a tap in a tile, at most
+# Planes of a tap: in two of integers, that of the first corner that is in the image, before it row
+# and column of the point without offset; in seven of real numbers the distances from the first
+# corner, the mask, and the weights of the four corners, times the mask.
+ROW, COLUMN = 0, PLANE
+LY, LX, MASK, W00, W01, W10, W11 = (PLANE * i for i in range(7))
+PIXELS, NUMBERS = 2 * PLANE, 7 * PLANE  # of a tap
 _BEYOND = 2.0**62  # pixels: farther than any image reaches, and still a whole number of 64 bits
 ON_PIXEL = 64  # no offset: the point is the centre of its top left corner
 
@@ -118,16 +129,12 @@ def grid_of(points: Points, deformable: bool, modulated: bool) -> Grid:
 def point_arrays(like, taps):
     """Arrays for the geometry of a tile, in the order in which `locate` takes them.
 
-    Tap k of pixel p of the tile is point 2*k*PLANE + p. Its seven numbers stand PLANE apart, from
-    k*7*PLANE + p on: at distances that are known when the kernel is compiled, LLVM sees that
+    Tap k of pixel p of the tile is point k*PIXELS + p, and its numbers are in planes from
+    k*NUMBERS + p on: at distances that are known when the kernel is compiled, LLVM sees that
     writing one leaves the others alone, and makes vectors of points.
     """
-    # of the first corner that is in the image; before, row and column of the point without offset
-    pixel = empty(taps * 2 * PLANE, np.int64)
-    state = empty(taps * 2 * PLANE, np.uint8)
-    # ly, lx, mask; weights of the corners, times the mask
-    numbers = empty(taps * 7 * PLANE, like.dtype)
-    return pixel, state, numbers
+    pixel, state = empty(taps * PIXELS, np.int64), empty(taps * PIXELS, np.uint8)
+    return pixel, state, empty(taps * NUMBERS, like.dtype)
 
 
 @inner
@@ -137,21 +144,21 @@ def locate(grid, offset, mask, place, group, points):
     pixel, state, numbers = points
     for k in range(grid.taps):
         # from 0 on, so that LLVM sees that no index is negative
-        rows, states = pixel[2 * k * PLANE :], state[2 * k * PLANE :]
-        own = numbers[k * 7 * PLANE :]
+        rows, states = pixel[k * PIXELS :], state[k * PIXELS :]
+        own = numbers[k * NUMBERS :]
         _start_coordinates(grid, first, count, k, rows)
         share = 0 if grid.modulated else 1
         for p in range(count):
-            own[p], own[PLANE + p], own[2 * PLANE + p] = 0, 0, share
+            own[LY + p], own[LX + p], own[MASK + p] = 0, 0, share
         channel = group * grid.taps + k
         if grid.deformable:
             at = image * grid.offset_image + first * grid.offset_pixel
             at += 2 * channel * grid.offset_channel
-            _add(offset, at, grid.offset_pixel, own, 0, count)
-            _add(offset, at + grid.offset_channel, grid.offset_pixel, own, PLANE, count)
+            _add(offset, at, grid.offset_pixel, own, LY, count)
+            _add(offset, at + grid.offset_channel, grid.offset_pixel, own, LX, count)
         if grid.modulated:
             at = image * grid.mask_image + first * grid.mask_pixel + channel * grid.mask_channel
-            _add(mask, at, grid.mask_pixel, own, 2 * PLANE, count)
+            _add(mask, at, grid.mask_pixel, own, MASK, count)
         if grid.clamp:
             _resolve(grid, rows, states, own, count, True)
         else:
@@ -160,7 +167,7 @@ def locate(grid, offset, mask, place, group, points):
             for p in range(count):
                 if states[p]:
                     states[p] = ON_PIXEL
-                    own[3 * PLANE + p] = own[2 * PLANE + p]
+                    own[W00 + p] = own[MASK + p]
 
 
 @inlined
@@ -173,7 +180,7 @@ def _start_coordinates(grid, first, count, k, rows):
         row = (first + p) // grid.out_width
         column = first + p - row * grid.out_width
         pixels = min(grid.out_width - column, count - p)
-        y, x = rows[p:], rows[PLANE + p :]
+        y, x = rows[p:], rows[COLUMN + p :]
         for i in range(pixels):
             y[i] = row * grid.stride_y + origin_y
             x[i] = (column + i) * grid.stride_x + origin_x
@@ -214,8 +221,8 @@ def _resolve(grid, pixel, state, numbers, count, clamp):
     zero, one = real(0), real(1)
     beyond = real(_BEYOND)
     for p in range(count):
-        y, x = pixel[p], pixel[PLANE + p]
-        ly, lx, m = numbers[p], numbers[PLANE + p], numbers[2 * PLANE + p]
+        y, x = pixel[ROW + p], pixel[COLUMN + p]
+        ly, lx, m = numbers[LY + p], numbers[LX + p], numbers[MASK + p]
         near = (abs(ly) < beyond) & (abs(lx) < beyond)  # NaN fails every comparison
         ly, lx = select(near, ly, zero), select(near, lx, zero)
         below, before = np.floor(ly), np.floor(lx)
@@ -242,11 +249,9 @@ def _resolve(grid, pixel, state, numbers, count, clamp):
         wt, wb = select(inside, wt, zero), select(inside, wb, zero)
         pixel[p] = select(top, y, 0) * grid.width + select(left, x, 0)
         state[p] = select(inside, bits, 0)
-        numbers[p], numbers[PLANE + p] = ly, lx
-        numbers[3 * PLANE + p] = m * wt * wl
-        numbers[4 * PLANE + p] = m * wt * wr
-        numbers[5 * PLANE + p] = m * wb * wl
-        numbers[6 * PLANE + p] = m * wb * wr
+        numbers[LY + p], numbers[LX + p] = ly, lx
+        numbers[W00 + p], numbers[W01 + p] = m * wt * wl, m * wt * wr
+        numbers[W10 + p], numbers[W11 + p] = m * wb * wl, m * wb * wr
 
 
 @inlined
@@ -261,8 +266,8 @@ def corners(bits, pixel, image):
 @inlined
 def weights_of(like, numbers, n):
     """The weights of the four corners in all lanes."""
-    top = splat(like, numbers[n + 3 * PLANE]), splat(like, numbers[n + 4 * PLANE])
-    return *top, splat(like, numbers[n + 5 * PLANE]), splat(like, numbers[n + 6 * PLANE])
+    top = splat(like, numbers[n + W00]), splat(like, numbers[n + W01])
+    return *top, splat(like, numbers[n + W10]), splat(like, numbers[n + W11])
 
 
 # What is inlined into a loop with an array may not branch: Numba would count references on the way,
@@ -304,7 +309,7 @@ def blend(grid, points, count, source, image, target, pitch):
     whole = image.channels - tail
     for p in range(count):
         for k in range(grid.taps):
-            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
+            r, n = k * PIXELS + p, k * NUMBERS + p
             to = p * pitch + k * image.channels
             bits = state[r]
             at = corners(bits, pixel[r], image)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.simd import fma, lanes, load, load_some, splat, store, store_some, zeros
-from cudeform.cpu.sampler import ON_PIXEL, PLANE, blended, corners, weights_of
+from cudeform.cpu.sampler import NUMBERS, ON_PIXEL, PIXELS, blended, corners, weights_of
 
 __all__ = ["grad_samples", "grad_weights", "sum_taps"]
 
@@ -45,9 +45,9 @@ def _sum_block(grid, points, count, source, image, weights, rows, target, pitch,
         s0, s1 = load(target, to + c), load(target, to + c1)
         s2, s3 = load(target, to + c2), load(target, to + c3)
         for k in range(grid.taps):
-            bits = state[2 * k * PLANE + p]
-            at = corners(bits, pixel[2 * k * PLANE + p], image)
-            w = weights_of(source, numbers, 7 * k * PLANE + p)
+            bits = state[k * PIXELS + p]
+            at = corners(bits, pixel[k * PIXELS + p], image)
+            w = weights_of(source, numbers, k * NUMBERS + p)
             if bits == 0:
                 v0 = v1 = v2 = v3 = w[0]
             elif bits == ON_PIXEL:
@@ -76,9 +76,9 @@ def _sum_vector(grid, points, count, source, image, weights, rows, target, pitch
     for p in range(count):
         sums = load_some(target, p * pitch + c, some)
         for k in range(grid.taps):
-            bits = state[2 * k * PLANE + p]
-            at = corners(bits, pixel[2 * k * PLANE + p], image)
-            w = weights_of(source, numbers, 7 * k * PLANE + p)
+            bits = state[k * PIXELS + p]
+            at = corners(bits, pixel[k * PIXELS + p], image)
+            w = weights_of(source, numbers, k * NUMBERS + p)
             value = w[0]
             if bits == ON_PIXEL:
                 value = fma(w[0], load_some(source, at[0] + c, some), zeros(source))

@@ -365,3 +365,13 @@ def test_position_sensitive_pooling(name, no_trans):
     assert count.tolist() == counts.tolist()
     check(grads[0], gradients["input"], before)
     check(grads[1], moved, before)
+
+
+def test_numbers_behind_tensors_are_counted():
+    found, t = module("_ext"), torch.zeros(1, 1, 2, 2)
+    message = "deform_psroi_pooling_forward: expected 8 numbers after the tensors, got 1"
+    with pytest.raises(TypeError, match=message):
+        found.dcn_v2_psroi_pooling_forward(t, t, t, 1)
+    message = "deform_conv_forward: expected 11 numbers after the tensors, got 2"
+    with pytest.raises(TypeError, match=message):
+        module("DCN").deform_conv_forward(t, t, t, t, 3, 3)

@@ -13,7 +13,7 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.language.compiler import inlined, kernel, records
 from cudeform.cpu.language.matmul import columns_of
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import BLOCK_BYTES, BLOCK_ROWS, block_columns
@@ -23,7 +23,6 @@ from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
     "LANES",
-    "PART",
     "PRODUCTS",
     "Blocking",
     "Job",
@@ -171,15 +170,7 @@ def job_of(
     )
 
 
-_read_grid, _read_job = record(Grid), record(Job)
-_JOB = len(Grid._fields)
-PART = _JOB + len(Job._fields)
-
-
-@inlined
-def grid_and_job(numbers):
-    """What the numbers of every kernel of a convolution begin with."""
-    return _read_grid(numbers, 0), _read_job(numbers, _JOB)
+grid_and_job = records(Grid, Job)  # what the numbers of every kernel of a convolution begin with
 
 
 def rounds(slices: Slices, channel_bytes: int, times: float = 1) -> list[tuple[int, int]]:

@@ -9,12 +9,10 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.cpu.conv.blocking import (
-    PART,
     PRODUCTS,
     Job,
     Slices,
     cut,
-    grid_and_job,
     is_narrow,
     job_of,
     packed_columns,
@@ -22,9 +20,9 @@ from cudeform.cpu.conv.blocking import (
 )
 from cudeform.cpu.conv.corners import gather, renumber
 from cudeform.cpu.conv.narrow import bias_rows, sum_rows, weight_rows
-from cudeform.cpu.conv.parts import Part, parts_of, reads_little
+from cudeform.cpu.conv.parts import Part, parts_of, read, reads_little
 from cudeform.cpu.conv.windows import too_large, windows
-from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.matmul import columns_of, multiply
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import empty, zeroed
@@ -163,14 +161,10 @@ def _staged(parts: list[tuple[Part, np.ndarray]]) -> int:
     return max(part.images * part.image_size for part, _ in parts)
 
 
-_read_part = record(Part)
-
-
 @kernel
 def _stage(numbers, slices, source, staged, first, last):
     """Lay pieces `first` to `last` of the images of a part out with their channels last."""
-    grid, job = grid_and_job(numbers)
-    part = _read_part(numbers, PART)
+    grid, job, part = read(numbers)
     channels, area = job.groups * job.in_channels, grid.height * grid.width
     laid_out = part.rows * grid.width
     pieces = (laid_out + _STAGED_PIXELS - 1) // _STAGED_PIXELS
@@ -191,8 +185,7 @@ def _stage(numbers, slices, source, staged, first, last):
 @kernel
 def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
     """Tiles `first_tile` to `last_tile` of the images of a part."""
-    grid, job = grid_and_job(numbers)
-    part = _read_part(numbers, PART)
+    grid, job, part = read(numbers)
     work = Work(grid, job, part, slices, memory)
     source, packed = memory.source, memory.packed
     points = point_arrays(source, job.taps)
@@ -239,8 +232,7 @@ def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
 @kernel
 def _sum_tiles(numbers, slices, memory, first_tile, last_tile):
     """Tiles `first_tile` to `last_tile` of the images of a part, where groups are narrow."""
-    grid, job = grid_and_job(numbers)
-    part = _read_part(numbers, PART)
+    grid, job, part = read(numbers)
     work = Work(grid, job, part, slices, memory)
     source = memory.source
     points = point_arrays(source, job.taps)

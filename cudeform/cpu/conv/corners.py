@@ -11,10 +11,9 @@ from functools import partial
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.conv.blocking import PART, grid_and_job
-from cudeform.cpu.conv.parts import CORNERS, Part
-from cudeform.cpu.language.compiler import inlined, kernel, record
-from cudeform.cpu.sampler import ON_PIXEL, PLANE, Image, corners, locate, point_arrays
+from cudeform.cpu.conv.parts import CORNERS, read
+from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.sampler import ON_PIXEL, PIXELS, Image, corners, locate, point_arrays
 
 __all__ = ["gather", "renumber"]
 
@@ -52,17 +51,13 @@ def renumber(job, points, count, first, group):
     pixel, _, _ = points
     for k in range(job.taps):
         for p in range(count):
-            pixel[2 * k * PLANE + p] = _place_of(job, first + p, group, k)
-
-
-_read_part = record(Part)
+            pixel[k * PIXELS + p] = _place_of(job, first + p, group, k)
 
 
 @kernel
 def _gather(numbers, source, offset, mask, target, first_tile, last_tile):
     """Tiles `first_tile` to `last_tile` of the images of a part."""
-    grid, job = grid_and_job(numbers)
-    part = _read_part(numbers, PART)
+    grid, job, part = read(numbers)
     points = point_arrays(offset, job.taps)
     all_channels = job.groups * job.in_channels
     channels = all_channels // job.offset_groups
@@ -91,10 +86,10 @@ def _copy(job, points, view, of_channel, source, target, place):
     image, first, count, group = place
     for k in range(job.taps):
         for p in range(count):
-            bits = state[2 * k * PLANE + p]
+            bits = state[k * PIXELS + p]
             if bits == 0:  # nobody reads its place
                 continue
-            at = corners(bits, pixel[2 * k * PLANE + p], view)
+            at = corners(bits, pixel[k * PIXELS + p], view)
             to = image + _place_of(job, first + p, group, k) * view.channels
             for corner in range(1 if bits == ON_PIXEL else CORNERS):
                 for c in range(view.channels):

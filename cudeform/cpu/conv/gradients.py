@@ -16,7 +16,6 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.cpu.conv.blocking import (
-    PART,
     PRODUCTS,
     Blocking,
     Job,
@@ -25,7 +24,6 @@ from cudeform.cpu.conv.blocking import (
     cut,
     gradient_blocking,
     gradient_slice,
-    grid_and_job,
     is_narrow,
     job_of,
     packed_rows,
@@ -39,17 +37,16 @@ from cudeform.cpu.conv.sums import (
     Wanted,
     Work,
     collect_points,
-    read_part,
     use_samples,
 )
-from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.language.compiler import inlined, kernel, records
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import aligned, numbers_of
-from cudeform.cpu.sampler import Image, grid_of, locate, point_arrays
+from cudeform.cpu.sampler import Grid, Image, grid_of, locate, point_arrays
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["gradients", "workspace_bytes"]
@@ -268,8 +265,7 @@ def _output_tile(grid, job, given, place, first, channels, tile, pitch):
         transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
 
 
-_read_wanted = record(Wanted)
-_PART_NUMBERS = len(Part._fields)
+_read = records(Grid, Job, Part, Wanted)
 
 
 @kernel
@@ -286,9 +282,7 @@ def _narrow_gradients(numbers, slices, given, sums, first, last):
 
 @inlined
 def _each_slice(numbers, slices, given, sums, first, last, add_tile):
-    grid, job = grid_and_job(numbers)
-    part = read_part(numbers, PART)
-    wanted = _read_wanted(numbers, PART + _PART_NUMBERS)
+    grid, job, part, wanted = _read(numbers)
     work = Work(grid, job, wanted, part, slices, given, sums)
     like = given.input
     points = point_arrays(like, job.taps)

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.conv.blocking import LANES, Slices, rounds
+from cudeform.cpu.conv.blocking import LANES, Job, Slices, rounds
 from cudeform.cpu.language import workspace
+from cudeform.cpu.language.compiler import records
+from cudeform.cpu.sampler import Grid
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.points import Points
 
-__all__ = ["CORNERS", "Part", "parts_of", "pitch_of", "reads_little"]
+__all__ = ["CORNERS", "Part", "parts_of", "pitch_of", "read", "reads_little"]
 
 CORNERS = 4  # of a point
 
@@ -32,6 +34,9 @@ class Part(NamedTuple):
     gathered: int  # 1: the source is no image, but the corners of points from `corners.gather`
     first_row: int  # of the images that is in the source
     rows: int
+
+
+read = records(Grid, Job, Part)
 
 
 def reads_little(points: Points) -> bool:

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.conv.blocking import PART, Job, Slices, grid_and_job
-from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.conv.blocking import Job, Slices
+from cudeform.cpu.language.compiler import inlined, kernel, records
 from cudeform.cpu.sample_gradients import differentiate, measure, spread
 from cudeform.cpu.sampler import Grid, blend
 
-__all__ = ["Given", "Part", "Sums", "Wanted", "Work", "collect_points", "read_part", "use_samples"]
+__all__ = ["Given", "Part", "Sums", "Wanted", "Work", "collect_points", "use_samples"]
 
 
 class Wanted(NamedTuple):
@@ -67,7 +67,7 @@ class Work(NamedTuple):
     sums: Sums
 
 
-read_part = record(Part)
+_read = records(Grid, Job, Part)
 
 
 @inlined
@@ -99,8 +99,7 @@ def collect_points(numbers, slices, points, grad_offset, grad_mask, first, last)
 
     `first` to `last` counts pixels of the part, image after image.
     """
-    grid, job = grid_and_job(numbers)
-    part = read_part(numbers, PART)
+    grid, job, part = _read(numbers)
     pixels = part.last_pixel - part.first_pixel
     slice_channels = job.groups * job.in_channels // job.offset_groups
     for image in range(first // pixels, (last - 1) // pixels + 1):

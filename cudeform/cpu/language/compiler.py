@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from numba.extending import intrinsic
 
 from cudeform.cpu.language import disk
 
-__all__ = ["TRIED", "folded", "inlined", "inner", "kernel", "record", "unrolled"]
+__all__ = ["TRIED", "folded", "inlined", "inner", "kernel", "records", "unrolled"]
 
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -75,23 +76,26 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     return njit(inline="always", **_OPTIONS)(_named(function))
 
 
-def record(kind: type) -> Callable[..., Any]:
-    """For kernels: the named tuple of integers that stands in an array from an index on.
+def records(*kinds: type) -> Callable[..., Any]:
+    """For kernels: the named tuples of integers that begin an array, one after the other.
 
     From Python a kernel takes an array in the time of one or two integers.
     """
-    result = types.NamedUniTuple(types.int64, len(kind._fields), kind)
+    parts = [types.NamedUniTuple(types.int64, len(kind._fields), kind) for kind in kinds]
+    result = types.Tuple(parts)
 
     @intrinsic
-    def read(typingctx, numbers, at):
+    def read(typingctx, numbers):
         def codegen(context, builder, signature, args):
             data = context.make_array(signature.args[0])(context, builder, args[0]).data
-            first = builder.gep(data, [args[1]])
-            places = (context.get_constant(types.intp, i) for i in range(result.count))
-            fields = [builder.load(builder.gep(first, [place])) for place in places]
-            return context.make_tuple(builder, result, fields)
+            places, found = itertools.count(), []
+            for part in parts:
+                at = [context.get_constant(types.intp, next(places)) for _ in range(part.count)]
+                fields = [builder.load(builder.gep(data, [place])) for place in at]
+                found.append(context.make_tuple(builder, part, fields))
+            return context.make_tuple(builder, result, found)
 
-        return result(numbers, types.intp), codegen
+        return result(numbers), codegen
 
     return read
 

@@ -8,23 +8,24 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.language.compiler import inlined, kernel, records
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import (
+    Job,
     Piece,
+    Round,
     Work,
     averages_planes,
     effort,
-    job_and_round,
     job_of,
     rounds,
 )
 from cudeform.cpu.regions.extents import NUMBERS, Regions, locate, rules_of
 from cudeform.cpu.regions.slices import average_slices, choose_slices
-from cudeform.cpu.regions.staging import AFTER_VIEW, contiguous, count_chunks, lay_out, room
+from cudeform.cpu.regions.staging import View, contiguous, count_chunks, lay_out, room
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["Prepared", "pool_at_once", "prepared"]
@@ -50,7 +51,7 @@ class _Sizes(NamedTuple):
     room: int  # elements of all images
 
 
-_read_sizes = record(_Sizes)
+_read = records(Job, Round, View, _Sizes)
 
 
 @remembered
@@ -105,8 +106,8 @@ def _choose(numbers, scales, source, boxes, offset, mask, output, argmax):
 @inlined
 def _begin(numbers, scales, source, boxes, offset, mask):
     """What is to be done, the image laid out for it, and the number of tasks."""
-    job, part = job_and_round(numbers)
-    rule, samples, batch, count, image, chunks, room = _read_sizes(numbers, AFTER_VIEW)
+    job, part, _, sizes = _read(numbers)
+    rule, samples, batch, count, image, chunks, room = sizes
     found, counts = empty(count * NUMBERS, boxes.dtype), empty(2 * count, np.int64)
     place, order = empty(count, np.int64), empty(count, np.int64)
     images, first = empty(batch, np.int64), empty(batch + 1, np.int64)

@@ -17,7 +17,7 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.compiler import inlined, record
+from cudeform.cpu.language.compiler import inlined, records
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
@@ -25,14 +25,12 @@ from cudeform.cpu.regions.extents import Regions, count_pixels
 from cudeform.plans.regions import RoiPlan
 
 __all__ = [
-    "AFTER_ROUND",
     "Job",
     "Piece",
     "Round",
     "Work",
     "averages_planes",
     "effort",
-    "job_and_round",
     "job_of",
     "one_round",
     "packed",
@@ -161,23 +159,14 @@ def packed(work: Work) -> Packed:
     return numbers_of(job, part, piece[:_SPAN]), regions, piece[_SPAN:]
 
 
-_read_job, _read_round, _read_span = record(Job), record(Round), record(_Span)
-_ROUND = len(Job._fields)
-AFTER_ROUND = _ROUND + len(Round._fields)
-
-
-@inlined
-def job_and_round(numbers):
-    """What the numbers of every kernel of a pooling begin with."""
-    return _read_job(numbers, 0), _read_round(numbers, _ROUND)
+_read = records(Job, Round, _Span)
 
 
 @inlined
 def unpacked(given):
     """The inverse of `packed`, for kernels."""
     numbers, regions, arrays = given
-    job, part = job_and_round(numbers)
-    begin, end, region, of_class, start = _read_span(numbers, AFTER_ROUND)
+    job, part, (begin, end, region, of_class, start) = _read(numbers)
     rows, offset, mask = arrays
     return Work(job, part, regions, Piece(begin, end, region, of_class, start, rows, offset, mask))
 

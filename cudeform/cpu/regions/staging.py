@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from cudeform import threads
-from cudeform.cpu.language.compiler import inlined, kernel, record
+from cudeform.cpu.language.compiler import inlined, kernel, records
 from cudeform.cpu.language.dtypes import copy
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import read_rows
@@ -19,17 +19,14 @@ from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import (
-    AFTER_ROUND,
     Job,
     Round,
-    job_and_round,
     one_round,
     rounds,
 )
 from cudeform.cpu.regions.extents import Regions
 
 __all__ = [
-    "AFTER_VIEW",
     "Planes",
     "View",
     "contiguous",
@@ -58,8 +55,7 @@ class View(NamedTuple):
 
 # Where (0, 0, 0, 0, 0) of the image of each frame is in an array, its strides, and the array, flat
 Planes = tuple[np.ndarray, View, np.ndarray]
-AFTER_VIEW = AFTER_ROUND + len(View._fields)
-_read_view = record(View)
+_read = records(Job, Round, View)
 
 
 @lru_cache(maxsize=256)
@@ -246,8 +242,7 @@ def _chunk(job, part, view, origin, starts, task):
 @inlined
 def _visit(numbers, origin, starts, staged, flat, first, last, copy):
     """Copy pieces `first` to `last`, each a few pixels of a slice of a frame."""
-    job, part = job_and_round(numbers)
-    view = _read_view(numbers, AFTER_ROUND)
+    job, part, view = _read(numbers)
     rows = zeroed(job.pitch * _PIXELS, staged.dtype)
     for task in range(first, last):
         at, other, pixels, channels = _chunk(job, part, view, origin, starts, task)
