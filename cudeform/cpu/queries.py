@@ -175,7 +175,8 @@ def _locate(job, taps, given, queries, first, block, fresh):
         _fill_levels(levels, job.points, first, rows, block)
     places = *_locations(job, queries, first), X, rows.each
     split_pairs(locations, reals, places, rows, Y - X)
-    read_rows(shares, reals, (first, job.points, SHARE, rows.each), rows)
+    size, to = (rows.count, rows.each), np.int64(SHARE)  # no numbers written out: one function
+    read_rows(shares, reals, (first, job.points, to, rows.each), size)
     count = rows.count * rows.each
     if taps is not None:
         _displace(job, taps, queries, first, rows, block, scale)
@@ -294,7 +295,8 @@ def point_gradients(
                 rows = _locate(job, taps, given, queries, k, block, q == first)
                 dot_points(block, rows, source, view, grads, dots)
                 _write_locations(job, taps, block, rows, dots, grad_locations, queries, k, scale)
-                read_rows(dots, found, (0, rows.each, k, points), rows)
+                size = rows.count, rows.each
+                read_rows(dots, found, (np.int64(0), rows.each, k, points), size)
             if len(grad_weights):
                 _write_weights(job, shares, found, grad_weights, queries)
 
@@ -374,5 +376,5 @@ def value_gradients(
                 rows = _locate(job, taps, given, queries, k, block, q == 0)
                 spread_points(block, rows, grads, sums, view, (first, end))
         to = ((image * job.pixels + first) * job.heads + head) * channels
-        places = 0, channels, to, job.heads * channels
+        places = np.int64(0), channels, to, job.heads * channels
         write_rows(sums, target, places, (end - first, channels))

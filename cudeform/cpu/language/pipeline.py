@@ -17,6 +17,7 @@ from numba.core.compiler import Compiler, Flags
 from numba.core.compiler_machinery import register_pass
 from numba.core.imputils import builtin_registry
 from numba.core.inline_closurecall import InlineWorker
+from numba.core.ir import Scope
 from numba.core.registry import cpu_target
 from numba.core.runtime.context import NRTContext
 from numba.core.typing import Context
@@ -84,11 +85,27 @@ def _read(worker: Any, function: Callable[..., Any]) -> Any:
     """What a function does, of which callers make copies."""
     worker.flags.enable_ssa = False  # as if it was read here
     if function not in _READ:
-        _READ[function] = InlineWorker.run_untyped_passes(worker, function)
+        found = InlineWorker.run_untyped_passes(worker, function)
+        for block in found.blocks.values():
+            block.scope.__class__ = _Names
+        _READ[function] = found
     return _READ[function]
 
 
 _READ: dict[Callable[..., Any], Any] = {}
+
+
+class _Names(Scope):
+    """The variables of such a function, which stay as they are.
+
+    Numba copies all of them with each block of it, and adds those that the caller calls them.
+    """
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+    def redefine(self, name: str, loc: Any, rename: bool = True) -> Any:
+        return None
 
 
 def _implementation(context: Any, function: Any, signature: Any, _firstcall: bool = True) -> Any:
