@@ -1,7 +1,6 @@
 """The transpose of `sampler.blend`, and its derivatives along y and x.
 
-The gradient of a tile's samples lies where `blend` writes these. `differentiate` does all that the
-others do, and in less time, as they read the same corners.
+The gradient of a tile's samples lies where `blend` writes these.
 """
 
 from __future__ import annotations
@@ -27,40 +26,10 @@ from cudeform.cpu.sampler import (
     RIGHT,
     TOP,
     corners,
-    load_corners,
-    load_corners_of_some,
-    mixed,
     weights_of,
 )
 
 __all__ = ["differentiate", "measure", "spread"]
-
-
-@inlined
-def _dotted(g, values, sums):
-    """The products of a gradient with each corner, added up."""
-    top = fma(g, values[0], sums[0]), fma(g, values[1], sums[1])
-    return *top, fma(g, values[2], sums[2]), fma(g, values[3], sums[3])
-
-
-@inlined
-def _add_corners(target, at, weights, c, g):
-    """Add a gradient's share to each corner, one after the other: two may be the same pixel."""
-    store(target, at[0] + c, fma(weights[0], g, load(target, at[0] + c)))
-    store(target, at[1] + c, fma(weights[1], g, load(target, at[1] + c)))
-    store(target, at[2] + c, fma(weights[2], g, load(target, at[2] + c)))
-    store(target, at[3] + c, fma(weights[3], g, load(target, at[3] + c)))
-
-
-@inlined
-def _add_corners_of_some(target, at, weights, c, g, count):
-    for i in range(4):
-        _add_some(target, at[i] + c, weights[i], g, count)
-
-
-@inlined
-def _add_some(target, at, weight, g, count):
-    store_some(target, at, fma(weight, g, load_some(target, at, count)), count)
 
 
 @inner
@@ -74,30 +43,39 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
     step = lanes(source)
     tail = image.channels & (step - 1)
     whole = image.channels - tail
+    zero = source.dtype.type(0)
     for p in range(count):
         for k in range(grid.taps):
             r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
-            to = p * pitch + k * image.channels
-            end = out_at + 3 * (p * grid.taps + k)
+            at = p * pitch + k * image.channels
+            to = out_at + 3 * (p * grid.taps + k)
             bits = state[r]
             if bits == 0:
-                out[end] = out[end + 1] = out[end + 2] = 0
+                out[to] = out[to + 1] = out[to + 2] = zero
                 continue
-            at = corners(bits, pixel[r], image)
-            sums = zeros(source), zeros(source), zeros(source), zeros(source)
+            v00, v01, v10, v11 = corners(bits, pixel[r], image)
+            d00, d01, d10, d11 = zeros(source), zeros(source), zeros(source), zeros(source)
             for c in range(0, whole, step):
-                sums = _dotted(load(grad, to + c), load_corners(source, at, c), sums)
+                g = load(grad, at + c)
+                d00 = fma(g, load(source, v00 + c), d00)
+                d01 = fma(g, load(source, v01 + c), d01)
+                d10 = fma(g, load(source, v10 + c), d10)
+                d11 = fma(g, load(source, v11 + c), d11)
             if tail:
-                values = load_corners_of_some(source, at, whole, tail)
-                sums = _dotted(load_some(grad, to + whole, tail), values, sums)
-            _write_slopes(bits, sums, numbers, n, out, end)
+                g = load_some(grad, at + whole, tail)
+                d00 = fma(g, load_some(source, v00 + whole, tail), d00)
+                d01 = fma(g, load_some(source, v01 + whole, tail), d01)
+                d10 = fma(g, load_some(source, v10 + whole, tail), d10)
+                d11 = fma(g, load_some(source, v11 + whole, tail), d11)
+            _write_slopes(bits, totals(d00, d01, d10, d11), numbers, n, out, to)
 
 
 @inlined
 def _write_slopes(bits, sums, numbers, n, out, to):
     """Write the gradients of y, x and mask of a point from its sums at the corners."""
-    zero, one = numbers.dtype.type(0), numbers.dtype.type(1)
-    t00, t01, t10, t11 = totals(*sums)
+    t00, t01, t10, t11 = sums
+    ly, lx, m = numbers[n], numbers[n + PLANE], numbers[n + 2 * PLANE]
+    zero, one = out.dtype.type(0), out.dtype.type(1)
     if not bits & LEFT:
         t00 = t10 = zero
     if not bits & RIGHT:
@@ -106,7 +84,6 @@ def _write_slopes(bits, sums, numbers, n, out, to):
         t00 = t01 = zero
     if not bits & BOTTOM:
         t10 = t11 = zero
-    ly, lx, m = numbers[n], numbers[n + PLANE], numbers[n + 2 * PLANE]
     top = (one - lx) * t00 + lx * t01
     bottom = (one - lx) * t10 + lx * t11
     slope = (one - ly) * (t01 - t00) + ly * (t11 - t10)
@@ -125,62 +102,61 @@ def spread(grid, points, count, grad, pitch, target, image):
     for p in range(count):
         for k in range(grid.taps):
             r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
-            to = p * pitch + k * image.channels
+            at = p * pitch + k * image.channels
             bits = state[r]
             if bits == 0:
                 continue
-            at = corners(bits, pixel[r], image)
-            weights = weights_of(grad, numbers, n)
-            if bits == ON_PIXEL:
-                for c in range(0, whole, step):
-                    g = load(grad, to + c)
-                    store(target, at[0] + c, fma(weights[0], g, load(target, at[0] + c)))
-                if tail:
-                    g = load_some(grad, to + whole, tail)
-                    _add_some(target, at[0] + whole, weights[0], g, tail)
-            else:
-                for c in range(0, whole, step):
-                    _add_corners(target, at, weights, c, load(grad, to + c))
-                if tail:
-                    g = load_some(grad, to + whole, tail)
-                    _add_corners_of_some(target, at, weights, whole, g, tail)
+            v00, v01, v10, v11 = corners(bits, pixel[r], image)
+            w00, w01, w10, w11 = weights_of(grad, numbers, n)
+            for c in range(0, whole, step):
+                g = load(grad, at + c)
+                store(target, v00 + c, fma(w00, g, load(target, v00 + c)))
+                if bits != ON_PIXEL:
+                    store(target, v01 + c, fma(w01, g, load(target, v01 + c)))
+                    store(target, v10 + c, fma(w10, g, load(target, v10 + c)))
+                    store(target, v11 + c, fma(w11, g, load(target, v11 + c)))
+            if tail:
+                g, c = load_some(grad, at + whole, tail), whole
+                store_some(target, v00 + c, fma(w00, g, load_some(target, v00 + c, tail)), tail)
+                if bits != ON_PIXEL:
+                    store_some(target, v01 + c, fma(w01, g, load_some(target, v01 + c, tail)), tail)
+                    store_some(target, v10 + c, fma(w10, g, load_some(target, v10 + c, tail)), tail)
+                    store_some(target, v11 + c, fma(w11, g, load_some(target, v11 + c, tail)), tail)
 
 
 @inner
 def differentiate(grid, points, count, source, image, columns, pitch, out, out_at, target):
-    """`measure`, `spread` and `blend` at once, where there are offsets: they read the same corners.
+    """`measure`, `spread` and `blend` at once: they read the same corners.
 
-    In `columns` the sampled values take the place of their gradient.
+    Where there are offsets, and channels for whole vectors. In `columns` the sampled values take
+    the place of their gradient.
     """
     pixel, state, numbers = points
     step = lanes(source)
-    tail = image.channels & (step - 1)
-    whole = image.channels - tail
+    zero = source.dtype.type(0)
     for p in range(count):
         for k in range(grid.taps):
             r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
-            to = p * pitch + k * image.channels
-            end = out_at + 3 * (p * grid.taps + k)
+            at = p * pitch + k * image.channels
+            to = out_at + 3 * (p * grid.taps + k)
             bits = state[r]
-            at = corners(bits, pixel[r], image)
-            weights = weights_of(source, numbers, n)
+            v00, v01, v10, v11 = corners(bits, pixel[r], image)
+            w00, w01, w10, w11 = weights_of(source, numbers, n)
             if bits == 0:
-                out[end] = out[end + 1] = out[end + 2] = 0
-                for c in range(0, whole, step):
-                    store(columns, to + c, weights[0])
-                if tail:
-                    store_some(columns, to + whole, weights[0], tail)
+                out[to] = out[to + 1] = out[to + 2] = zero
+                for c in range(0, image.channels, step):
+                    store(columns, at + c, w00)
                 continue
-            sums = zeros(source), zeros(source), zeros(source), zeros(source)
-            for c in range(0, whole, step):
-                g, values = load(columns, to + c), load_corners(source, at, c)
-                sums = _dotted(g, values, sums)
-                _add_corners(target, at, weights, c, g)
-                store(columns, to + c, mixed(source, weights, values))
-            if tail:
-                g = load_some(columns, to + whole, tail)
-                values = load_corners_of_some(source, at, whole, tail)
-                sums = _dotted(g, values, sums)
-                _add_corners_of_some(target, at, weights, whole, g, tail)
-                store_some(columns, to + whole, mixed(source, weights, values), tail)
-            _write_slopes(bits, sums, numbers, n, out, end)
+            d00, d01, d10, d11 = zeros(source), zeros(source), zeros(source), zeros(source)
+            for c in range(0, image.channels, step):
+                g, s00, s01 = load(columns, at + c), load(source, v00 + c), load(source, v01 + c)
+                s10, s11 = load(source, v10 + c), load(source, v11 + c)
+                d00, d01 = fma(g, s00, d00), fma(g, s01, d01)
+                d10, d11 = fma(g, s10, d10), fma(g, s11, d11)
+                store(target, v00 + c, fma(w00, g, load(target, v00 + c)))
+                store(target, v01 + c, fma(w01, g, load(target, v01 + c)))
+                store(target, v10 + c, fma(w10, g, load(target, v10 + c)))
+                store(target, v11 + c, fma(w11, g, load(target, v11 + c)))
+                value = fma(w01, s01, fma(w00, s00, zeros(source)))
+                store(columns, at + c, fma(w11, s11, fma(w10, s10, value)))
+            _write_slopes(bits, totals(d00, d01, d10, d11), numbers, n, out, to)

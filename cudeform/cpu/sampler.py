@@ -42,10 +42,7 @@ __all__ = [
     "blended_some",
     "corners",
     "grid_of",
-    "load_corners",
-    "load_corners_of_some",
     "locate",
-    "mixed",
     "point_arrays",
     "weights_of",
 ]
@@ -270,37 +267,21 @@ def weights_of(like, numbers, n):
 # What is inlined into a loop with an array may not branch: Numba would count references on the way,
 # in calls for which every vector leaves its register.
 @inlined
-def load_corners(source, at, c):
-    """Vectors of a point's corners, of channels from c on."""
-    top = load(source, at[0] + c), load(source, at[1] + c)
-    return *top, load(source, at[2] + c), load(source, at[3] + c)
-
-
-@inlined
-def load_corners_of_some(source, at, c, count):
-    """The same for the last `count` channels, fewer than a vector has lanes."""
-    top = load_some(source, at[0] + c, count), load_some(source, at[1] + c, count)
-    return *top, load_some(source, at[2] + c, count), load_some(source, at[3] + c, count)
-
-
-@inlined
-def mixed(source, weights, values):
-    value = fma(weights[0], values[0], zeros(source))
-    value = fma(weights[1], values[1], value)
-    value = fma(weights[2], values[2], value)
-    return fma(weights[3], values[3], value)
-
-
-@inlined
 def blended(source, at, weights, c):
     """The vector of a point's channels from c on; `at` and `weights` are those of its corners."""
-    return mixed(source, weights, load_corners(source, at, c))
+    value = fma(weights[0], load(source, at[0] + c), zeros(source))
+    value = fma(weights[1], load(source, at[1] + c), value)
+    value = fma(weights[2], load(source, at[2] + c), value)
+    return fma(weights[3], load(source, at[3] + c), value)
 
 
 @inlined
 def blended_some(source, at, weights, c, count):
     """The last `count` of a point's channels, fewer than a vector has lanes."""
-    return mixed(source, weights, load_corners_of_some(source, at, c, count))
+    value = fma(weights[0], load_some(source, at[0] + c, count), zeros(source))
+    value = fma(weights[1], load_some(source, at[1] + c, count), value)
+    value = fma(weights[2], load_some(source, at[2] + c, count), value)
+    return fma(weights[3], load_some(source, at[3] + c, count), value)
 
 
 @inner
