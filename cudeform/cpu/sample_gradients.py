@@ -145,14 +145,13 @@ def spread(grid, points, count, grad, pitch, target, image):
 
 @inner
 def differentiate(grid, points, count, source, image, columns, pitch, out, out_at, target):
-    """`measure`, `spread` and `blend` at once, where there are offsets: they read the same corners.
+    """`measure`, `spread` and `blend` at once: they read the same corners.
 
-    In `columns` the sampled values take the place of their gradient.
+    Where there are offsets, and channels for whole vectors. In `columns` the sampled values take
+    the place of their gradient.
     """
     pixel, state, numbers = points
     step = lanes(source)
-    tail = image.channels & (step - 1)
-    whole = image.channels - tail
     for p in range(count):
         for k in range(grid.taps):
             r, n = k * PIXELS + p, k * NUMBERS + p
@@ -163,21 +162,13 @@ def differentiate(grid, points, count, source, image, columns, pitch, out, out_a
             weights = weights_of(source, numbers, n)
             if bits == 0:
                 out[end] = out[end + 1] = out[end + 2] = 0
-                for c in range(0, whole, step):
+                for c in range(0, image.channels, step):
                     store(columns, to + c, weights[0])
-                if tail:
-                    store_some(columns, to + whole, weights[0], tail)
                 continue
             sums = zeros(source), zeros(source), zeros(source), zeros(source)
-            for c in range(0, whole, step):
+            for c in range(0, image.channels, step):
                 g, values = load(columns, to + c), load_corners(source, at, c, step)
                 sums = add_dots(g, values, sums)
                 _add_corners(target, at, weights, c, g, step)
                 store(columns, to + c, mixed(source, weights, values))
-            if tail:
-                g = load_some(columns, to + whole, tail)
-                values = load_corners(source, at, whole, tail)
-                sums = add_dots(g, values, sums)
-                _add_corners(target, at, weights, whole, g, tail)
-                store_some(columns, to + whole, mixed(source, weights, values), tail)
             _write_slopes(bits, sums, numbers, n, out, end)

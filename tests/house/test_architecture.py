@@ -22,7 +22,7 @@ FLOORS = [
     ["boxes", "levels"],
     ["converters.", "cpu.language.", "cuda."],
     ["cpu.sampler"],
-    ["cpu.taps", "cpu.located"],
+    ["cpu.taps", "cpu.located", "cpu.sample_gradients"],
     ["cpu.conv.", "cpu.regions."],  # neither knows of the other
     ["cpu.queries"],
     ["cpu.aggregator"],

@@ -8,6 +8,7 @@ import numpy as np
 
 from cudeform.cpu.conv.blocking import Job, Slices
 from cudeform.cpu.language.compiler import inlined, kernel, records
+from cudeform.cpu.language.simd import lanes
 from cudeform.cpu.sample_gradients import differentiate, measure, spread
 from cudeform.cpu.sampler import Grid, blend
 
@@ -81,7 +82,8 @@ def use_samples(work, points, view, place, s, columns):
     at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
     at *= 3 * job.taps
     tile = grid, points, count
-    if wanted.input and wanted.points and wanted.weight:
+    whole = view.channels % lanes(columns) == 0
+    if wanted.input and wanted.points and wanted.weight and whole:
         source, target, out = given.source, sums.target, sums.points
         differentiate(*tile, source, view, columns, job.pitch, out, at, target)
         return

@@ -30,25 +30,23 @@ def _nothing(dtype: np.dtype) -> np.ndarray:
 def transpose(source, at, step, rows, columns, target, to, pitch):
     """target[to + j*pitch + i] = source[at + i*step + j] for i < rows, j < columns."""
     width = lanes(source)
+    if rows < width or columns < width:
+        for i in range(rows):
+            for j in range(columns):
+                target[to + j * pitch + i] = source[at + i * step + j]
+        return
     across = (columns + width - 1) // width
     down = (rows + width - 1) // width
-    whole = rows >= width and columns >= width
     for block in range(down * across):
         # along the rows of the array whose rows are further apart: a page of memory each
         if step > pitch:
-            i0, j0 = block // across * width, block % across * width
+            i, j = block // across, block % across
         else:
-            i0, j0 = block % down * width, block // down * width
-        if whole:  # the last squares write again what is in the ones before
-            i0, j0 = min(i0, rows - width), min(j0, columns - width)
-        start = at + i0 * step + j0
-        end = to + j0 * pitch + i0
-        if whole:
-            transpose_square(source, start, step, target, end, pitch)
-        else:
-            for i in range(min(width, rows - i0)):
-                for j in range(min(width, columns - j0)):
-                    target[end + j * pitch + i] = source[start + i * step + j]
+            i, j = block % down, block // down
+        # the last squares write again what is in the ones before
+        i, j = min(i * width, rows - width), min(j * width, columns - width)
+        start, end = at + i * step + j, to + j * pitch + i
+        transpose_square(source, start, step, target, end, pitch)
 
 
 @inlined
