@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cudeform import checks
+from cudeform.cuda.device import load_cupy
 
 __all__ = ["call"]
 
@@ -32,8 +33,7 @@ def _device(device_type: int, ordinal: int) -> Any:
     """The device to compute on made current: CuPy exchanges arrays on its current stream."""
     if device_type not in _GPU:
         return nullcontext()
-    import cupy
-
+    cupy = load_cupy()
     return cupy.cuda.Device(ordinal)
 
 
@@ -50,8 +50,7 @@ def _view(op: str, name: str, value: Any) -> Any:
         except (BufferError, RuntimeError) as error:  # bfloat16, for one
             checks.fail(op, name, "to be an array that NumPy can view", error, error=TypeError)
     if device_type in _GPU:
-        import cupy
-
+        cupy = load_cupy()
         return cupy.from_dlpack(value)
     expected = "on the CPU or a CUDA device"
     checks.fail(op, name, expected, f"DLPack device type {device_type}", error=TypeError)

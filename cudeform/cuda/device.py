@@ -13,7 +13,7 @@ import numpy as np
 
 from cudeform.cuda.compile import Unit
 
-__all__ = ["Device", "address", "device_of", "register"]
+__all__ = ["Device", "address", "device_of", "load_cupy", "register"]
 
 
 class Device(Protocol):
@@ -70,8 +70,7 @@ def device_of(array: Any) -> Iterator[Device]:
     if type(array) in _registered:
         yield _registered[type(array)]()
         return
-    import cupy
-
+    cupy = load_cupy()
     with array.device:
         index = array.device.id
         if index not in _cupy_devices:
@@ -79,6 +78,19 @@ def device_of(array: Any) -> Iterator[Device]:
 
             _cupy_devices.setdefault(index, CupyDevice(cupy, index))
         yield _cupy_devices[index]
+
+
+def load_cupy() -> Any:
+    """CuPy, which the caller of a framework with arrays on a GPU may not have installed."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError(
+            "cudeform: arrays on a GPU are computed on with CuPy, which cannot be imported "
+            f"({error}); install it with: pip install 'cudeform[cuda13]', or 'cudeform[cuda12]' "
+            "for drivers before 580"
+        ) from error
+    return cupy
 
 
 def address(array: Any) -> int:

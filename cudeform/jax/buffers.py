@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
+from cudeform.cuda.device import load_cupy
+
 __all__ = ["compute"]
 
 _CPU = 1  # kDLCPU of dlpack.h
@@ -45,8 +47,7 @@ def _on_gpu(
     function: Callable[..., Any], stream: int, ordinal: int, outputs: Any, inputs: Any
 ) -> None:
     """On XLA's own stream: the kernels stand in line there, so nothing waits."""
-    import cupy
-
+    cupy = load_cupy()
     with cupy.cuda.Device(ordinal), cupy.cuda.ExternalStream(stream, ordinal):
         views = [cupy.from_dlpack(buffer) for buffer in inputs]
         for buffer, result in zip(outputs, function(*views), strict=True):

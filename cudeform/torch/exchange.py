@@ -14,6 +14,7 @@ from torch.utils.dlpack import to_dlpack
 
 from cudeform import checks
 from cudeform.arrays import DTYPES, dtype_name
+from cudeform.cuda.device import load_cupy
 from cudeform.torch.state import settled
 
 __all__ = ["check_dense", "compute", "numpy_dtype", "on_host", "to_array", "to_tensor"]
@@ -68,8 +69,7 @@ def to_array(tensor: torch.Tensor) -> Any:
     """The tensor's memory as a read-only NumPy array, or as a CuPy array."""
     tensor = settled(tensor)
     if not tensor.is_cpu:
-        import cupy
-
+        cupy = load_cupy()
         return cupy.from_dlpack(tensor.detach())
     if tensor.dtype == torch.bfloat16:  # which NumPy's DLPack does not know
         words = tensor.detach().view(torch.uint16)
@@ -134,8 +134,7 @@ def _on_device_of(tensor: torch.Tensor) -> Iterator[None]:
     The allocator is this thread's alone, and autograd has threads of its own: it is set in every
     call.
     """
-    import cupy
-
+    cupy = load_cupy()
     index = tensor.device.index
     stream = torch.cuda.current_stream(index)
     with (
@@ -148,7 +147,7 @@ def _on_device_of(tensor: torch.Tensor) -> Iterator[None]:
 
 @functools.cache
 def _allocator() -> Callable[[int], Any]:
-    import cupy
+    cupy = load_cupy()
 
     def allocate(size: int, device: int) -> int:
         stream = torch.cuda.current_stream(device)

@@ -65,14 +65,7 @@ OPEN_ROOMS = (
 RESERVED = {
     "numba": ("cpu/",),
     "llvmlite": ("cpu/",),
-    # the last two for arrays of a framework that is on a GPU without CuPy's being imported
-    "cupy": (
-        "cuda/device.py",
-        "commands/machine.py",
-        "jax/buffers.py",
-        "dlpack.py",
-        "torch/exchange.py",
-    ),
+    "cupy": ("cuda/device.py", "commands/machine.py"),
     "cupy_backends": ("cuda/cupy_device.py",),
     "cupyx": (),
     "torch": ("torch/", "keras.py", "bench/torch_peers.py", "bench/cuda_peers.py"),
