@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudeform.cpu.gathered import CORNERS, gather_corners
 from cudeform.cpu.language.compiler import inlined, kernel, record
 from cudeform.cpu.language.halves import element, put
 from cudeform.cpu.language.rows import (
@@ -35,17 +36,24 @@ from cudeform.cpu.located import (
     locate_nearest,
     locate_points,
     slopes,
-    spread_points,
     sum_points,
 )
 
 __all__ = [
+    "AFTER_JOB",
     "Extent",
+    "Queries",
     "Strides",
     "aggregate",
+    "aggregate_gathered",
+    "fill_grads",
+    "fill_levels",
+    "fill_shares",
+    "locate",
     "pack",
     "point_gradients",
-    "value_gradients",
+    "point_gradients_gathered",
+    "read_job",
 ]
 
 _FARTHEST = 2**31 - 1  # from the image, of a base that a plane of integers holds
@@ -83,16 +91,20 @@ class Strides(NamedTuple):
     rows: int  # of a block
     first: int  # slice of the part: a slice is a head of an image
     pieces: int  # of the queries of a slice, or of its pixels
-    image: int  # from one image to the next in the values
+    start: int  # of the values
+    image: int  # from one image to the next in them
     head: int
     pixel: int
+    channel: int
+    gap: int  # behind the last pixel of a row
 
 
 _Job = namedtuple("_Job", Extent._fields + Strides._fields)
-_read_job = record(_Job)
+read_job = record(_Job)
+AFTER_JOB = len(_Job._fields)
 
 
-class _Queries(NamedTuple):
+class Queries(NamedTuple):
     """A head of so many queries, for kernels."""
 
     first: int  # of the image
@@ -112,7 +124,7 @@ def _place(job, task, count):
 @kernel
 def pack(numbers, source, target, first_task, last_task):
     """Copy the values of slices side by side."""
-    job = _read_job(numbers, 0)
+    job = read_job(numbers, 0)
     for task in range(first_task, last_task):
         number, first, last = _place(job, task, job.pixels)
         start = number // job.heads * job.image + number % job.heads * job.head
@@ -128,7 +140,7 @@ def _weights(job, queries):
 
 
 @inlined
-def _fill_shares(job, weights, queries, shares):
+def fill_shares(job, weights, queries, shares):
     """The factors of the points of so many queries."""
     points, count = job.points, queries.count
     read_rows(weights, shares, (*_weights(job, queries), 0, points), (count, points))
@@ -137,7 +149,7 @@ def _fill_shares(job, weights, queries, shares):
 
 
 @inlined
-def _fill_levels(levels, points, first, rows, block):
+def fill_levels(levels, points, first, rows, block):
     """The levels of the points of a block, from point `first` of each row on."""
     _, whole = block
     for r in range(rows.count):
@@ -156,7 +168,7 @@ def _locations(job, queries, first):
 
 
 @inlined
-def _locate(job, levels, locations, queries, shares, first, rows, block, scale):
+def locate(job, levels, locations, queries, shares, first, rows, block, scale):
     """The points of a block, from point `first` of each row on."""
     reals, whole = block
     places = *_locations(job, queries, first), X, rows.each
@@ -201,16 +213,46 @@ def _slice(job, task):
     """The image and the head of a task, its range of queries, and where its values lie."""
     number, first, last = _place(job, task, job.queries)
     image, head = number // job.heads, number % job.heads
-    start = image * job.image + head * job.head
+    start = job.start + image * job.image + head * job.head
     if job.pixel == job.channels:  # copied side by side
         start -= job.first * job.head
     return image, head, (first, last), View(start, job.pixel, job.channels)
 
 
+@inlined
+def _in_place(job, block, rows, source, view, room):
+    """What the points of a block read, and where."""
+    return source, view
+
+
+@inlined
+def _gathered(job, block, rows, source, view, room):
+    """The same where the channels of a pixel lie apart: a copy."""
+    gather_corners(block, rows.count * rows.each, source, view, (job.channel, job.gap), room)
+    return room, View(0, job.channels, job.channels)
+
+
 @kernel
 def aggregate(numbers, levels, source, locations, weights, scale, output, first_task, last_task):
     """The results of queries of slices."""
-    job = _read_job(numbers, 0)
+    given = levels, source, locations, weights, scale
+    _aggregate(numbers, given, output, first_task, last_task, _in_place, source)
+
+
+@kernel
+def aggregate_gathered(
+    numbers, levels, source, locations, weights, scale, output, first_task, last_task
+):
+    """The same of values whose channels lie apart."""
+    given = levels, source, locations, weights, scale
+    room = empty(CORNERS * PLANE * read_job(numbers, 0).channels, source.dtype)
+    _aggregate(numbers, given, output, first_task, last_task, _gathered, room)
+
+
+@inlined
+def _aggregate(numbers, given, output, first_task, last_task, find, room):
+    levels, source, locations, weights, scale = given
+    job = read_job(numbers, 0)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
     shares = empty(job.rows * points, scale.dtype)
@@ -219,15 +261,16 @@ def aggregate(numbers, levels, source, locations, weights, scale, output, first_
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
             count = min(job.rows, last - q)
-            queries = _Queries(q, image * job.queries + q, head, count)
+            queries = Queries(q, image * job.queries + q, head, count)
             sums[: count * channels] = 0
-            _fill_shares(job, weights, queries, shares)
+            fill_shares(job, weights, queries, shares)
             for k in range(0, points, PLANE):
                 rows = Rows(count, min(PLANE, points - k))
                 if q == first or points > PLANE:
-                    _fill_levels(levels, points, k, rows, block)
-                _locate(job, levels, locations, queries, shares, k, rows, block, scale)
-                sum_points(block, rows, source, view, sums)
+                    fill_levels(levels, points, k, rows, block)
+                locate(job, levels, locations, queries, shares, k, rows, block, scale)
+                values, seen = find(job, block, rows, source, view, room)
+                sum_points(block, rows, values, seen, sums)
             write_rows(sums, output, (0, channels, *_results(job, queries)), (count, channels))
 
 
@@ -239,7 +282,7 @@ def _results(job, queries):
 
 
 @inlined
-def _fill_grads(job, grad_output, queries, grads):
+def fill_grads(job, grad_output, queries, grads):
     """The gradients of the results of so many queries."""
     channels = job.channels
     places = *_results(job, queries), 0, channels
@@ -261,7 +304,37 @@ def point_gradients(
     last_task,
 ):
     """The gradients of the locations and weights of queries of slices; an empty one is skipped."""
-    job = _read_job(numbers, 0)
+    given = levels, source, locations, weights, grad_output, scale
+    targets = grad_locations, grad_weights
+    _point_gradients(numbers, given, targets, first_task, last_task, _in_place, source)
+
+
+@kernel
+def point_gradients_gathered(
+    numbers,
+    levels,
+    source,
+    locations,
+    weights,
+    grad_output,
+    scale,
+    grad_locations,
+    grad_weights,
+    first_task,
+    last_task,
+):
+    """The same of values whose channels lie apart."""
+    given = levels, source, locations, weights, grad_output, scale
+    targets = grad_locations, grad_weights
+    room = empty(CORNERS * PLANE * read_job(numbers, 0).channels, source.dtype)
+    _point_gradients(numbers, given, targets, first_task, last_task, _gathered, room)
+
+
+@inlined
+def _point_gradients(numbers, given, targets, first_task, last_task, find, room):
+    levels, source, locations, weights, grad_output, scale = given
+    grad_locations, grad_weights = targets
+    job = read_job(numbers, 0)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
     dots = empty(4 * PLANE, scale.dtype)
@@ -274,15 +347,16 @@ def point_gradients(
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
             count = min(job.rows, last - q)
-            queries = _Queries(q, image * job.queries + q, head, count)
-            _fill_shares(job, weights, queries, shares)
-            _fill_grads(job, grad_output, queries, grads)
+            queries = Queries(q, image * job.queries + q, head, count)
+            fill_shares(job, weights, queries, shares)
+            fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
                 rows = Rows(count, min(PLANE, points - k))
                 if q == first or points > PLANE:
-                    _fill_levels(levels, points, k, rows, block)
-                _locate(job, levels, locations, queries, shares, k, rows, block, scale)
-                dot_points(block, rows, source, view, grads, dots)
+                    fill_levels(levels, points, k, rows, block)
+                locate(job, levels, locations, queries, shares, k, rows, block, scale)
+                values, seen = find(job, block, rows, source, view, room)
+                dot_points(block, rows, values, seen, grads, dots)
                 _write_locations(job, block, rows, dots, grad_locations, queries, k, scale)
                 read_rows(dots, found, (0, rows.each, k, points), rows)
             if len(grad_weights):
@@ -323,39 +397,3 @@ def _write_weights(job, shares, found, target, queries):
             for k in range(at, at + points):
                 put(found, k, element(shares, k) * (element(found, k) - total))
     write_rows(found, target, (0, points, *_weights(job, queries)), (count, points))
-
-
-@kernel
-def value_gradients(
-    numbers, levels, cuts, locations, weights, grad_output, scale, target, first_task, last_task
-):
-    """The gradients of ranges of pixels of slices: from each cut to the next."""
-    job = _read_job(numbers, 0)
-    channels, points = job.channels, job.points
-    block = block_arrays(scale)
-    shares = empty(job.rows * points, scale.dtype)
-    grads = empty(job.rows * channels, scale.dtype)
-    longest = 0
-    for piece in range(job.pieces):
-        longest = max(longest, cuts[piece + 1] - cuts[piece])
-    sums = empty(longest * channels, scale.dtype)
-    view = View(0, channels, channels)
-    for task in range(first_task, last_task):
-        number, piece = task // job.pieces, task % job.pieces
-        first, end = cuts[piece], cuts[piece + 1]
-        image, head = number // job.heads, number % job.heads
-        sums[: (end - first) * channels] = 0
-        for q in range(0, job.queries, job.rows):
-            count = min(job.rows, job.queries - q)
-            queries = _Queries(q, image * job.queries + q, head, count)
-            _fill_shares(job, weights, queries, shares)
-            _fill_grads(job, grad_output, queries, grads)
-            for k in range(0, points, PLANE):
-                rows = Rows(count, min(PLANE, points - k))
-                if q == 0 or points > PLANE:
-                    _fill_levels(levels, points, k, rows, block)
-                _locate(job, levels, locations, queries, shares, k, rows, block, scale)
-                spread_points(block, rows, grads, sums, view, (first, end))
-        to = ((image * job.pixels + first) * job.heads + head) * channels
-        places = 0, channels, to, job.heads * channels
-        write_rows(sums, target, places, (end - first, channels))
