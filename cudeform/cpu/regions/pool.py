@@ -22,6 +22,7 @@ from cudeform.cpu.regions.blocking import (
     Job,
     Round,
     Work,
+    at_once,
     averages_planes,
     effort,
     job_of,
@@ -57,16 +58,14 @@ def forward(
 ) -> tuple[np.ndarray, ...]:
     """What `plan` pools, (R, C, ph, pw), and for the largest their argmax."""
     output = np.empty(plan.out_shape, input.dtype)
-    results: tuple[np.ndarray, ...] = output, np.empty(0, np.int32)
+    argmax, places = np.empty(0, np.int32), 1
     if plan.largest:
-        chosen = plan.argmax_dtype(input.dtype)
+        argmax = np.empty(plan.argmax_shape, plan.argmax_dtype(input.dtype))
         places = 1 if plan.reads == "pixels" else 2
-        results = output, *(np.empty(plan.out_shape, chosen) for _ in range(places))
     if output.size:
-        _pool_rounds(plan, input, boxes, offset, mask, results)
-    if not plan.largest:
-        return (output,)
-    return output, results[1] if len(results) == 2 else np.stack(results[1:], 1)
+        chosen = (argmax,) if places == 1 else (argmax[:, 0], argmax[:, 1])
+        _pool_rounds(plan, input, boxes, offset, mask, (output, *chosen))
+    return (output, argmax) if plan.largest else (output,)
 
 
 def _pool_rounds(
@@ -88,11 +87,15 @@ def _pool_rounds(
         source = reading(job, regions, input)
     else:
         staged = np.empty(max(room(job, part) for part in parts), wide)
+    whole = at_once(input.dtype, offset, mask, *results)
+    in_order = tuple(
+        a if a.flags.c_contiguous or not whole else np.empty(a.shape, a.dtype) for a in results
+    )
     for part in parts:
         if not as_planes:
             stage(job, regions, part, input, staged)
-        for piece, chosen in pieces(job, regions, part, offset, mask, input):
-            written = results
+        for piece, chosen in pieces(job, regions, part, offset, mask, wide, whole):
+            written = in_order
             if chosen is not None:
                 size = len(chosen) * piece.region
                 dtypes = [wide, *(array.dtype for array in results[1:])]
@@ -112,6 +115,9 @@ def _pool_rounds(
             threads.share(task, tasks, effort(plan))
             if chosen is not None:
                 _keep(job, part, chosen, written, results)
+    for values, result in zip(in_order, results, strict=True):
+        if values is not result:
+            result[...] = values
 
 
 def _keep(
