@@ -19,7 +19,7 @@ __all__ = ["framed"]
 
 _SIDES = 64, 1024  # of a frame, in pixels; the second for regions that are larger than the first
 _LEAST = 8
-_ROOM = 2**3  # frames that fit in the workspace with `_CHANNELS`, at least
+_ROOM = 2**2  # frames that fit in the workspace with `_CHANNELS`, at least
 _CHANNELS = 16
 _LISTED = 2**16  # regions in frames at a time, each of some 200 bytes
 
