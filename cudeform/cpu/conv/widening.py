@@ -20,6 +20,7 @@ from cudeform.cpu.conv.pieces import MOST_TAPS, MOST_WEIGHTS
 from cudeform.cpu.conv.scattered import are_scattered, sample_gradients
 from cudeform.cpu.language import workspace
 from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.strided import aligned
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["STRIDED", "backward", "forward"]
@@ -43,7 +44,8 @@ def forward(
     if output.size == 0:
         return (output,)
     wide = sum_dtype(input.dtype)
-    little = reads_little(plan.points) and input.flags.c_contiguous
+    little = reads_little(plan.points)
+    input = aligned(input) if little else input
     per_image = _copied((None if little else input, offset, mask, output), wide)
     if not _is_small(plan, weight) or per_image > _MOST_COPIES:
         arrays = {"input": input, "offset": offset, "mask": mask, "weight": weight, "bias": bias}
