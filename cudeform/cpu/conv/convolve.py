@@ -101,7 +101,7 @@ def convolve(
         packed, bias = weight_rows(plan, weight), frozen(bias_rows(plan, bias), output)
     elif dense:
         packed, loop = packed_columns(job, parts[0][1], slices, weight)
-        loops.append(loop)
+        loops = [loop]
     source = given = frozen(None if lies_anyhow else input, input)
     if large:
         found = windows(plan, slices, job, parts[0][1], frozen(offset, output))
@@ -120,9 +120,9 @@ def convolve(
         elif staged:
             pieces = part.images * -(-part.rows * plan.points.width // _STAGED_PIXELS)
             task = partial(_stage, numbers, slices, given, scratch)
-            loops.append((task, pieces, part.images * part.image_size))
+            loops = [*loops, (task, pieces, part.images * part.image_size)]
         threads.share_all(loops)
-        loops.clear()
+        loops = []
         task = partial(kernel_of_tiles, numbers, slices, memory)
         threads.share(task, part.images * tiles, size)
 
