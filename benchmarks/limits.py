@@ -27,6 +27,7 @@ import numpy as np
 
 import cudeform
 from cudeform.commands.table import table
+from cudeform.registry import OPERATORS
 
 SIDE = 8000
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -110,7 +111,7 @@ FAMILIES = {
 
 def measure(op: str, dtype: np.dtype) -> Iterator[dict[str, Any]]:
     """A forward and a backward for each layout."""
-    family = FAMILIES[next(r.family for r in cudeform.registry.OPERATORS if r.name == op)]
+    family = FAMILIES[next(r.family for r in OPERATORS if r.name == op)]
 
     def ones(*shape: int) -> np.ndarray:
         return np.ones(shape, dtype)
@@ -146,7 +147,7 @@ def status(field: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [row.name for row in cudeform.registry.OPERATORS]
+    names = [row.name for row in OPERATORS]
     parser.add_argument("--operators", nargs="+", default=names, choices=names)
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     parser.add_argument("--json", metavar="FILE", help="also write the results to this file")

@@ -46,7 +46,7 @@ def test_planes_as_they_lie_give_the_bytes_of_whole_images(monkeypatch, name, dt
             for module in (pool, gradients):
                 monkeypatch.setattr(module, "reads_planes", lambda *_, little=little: little)
             monkeypatch.setattr(frames, "_SIDES", (side, side))
-            monkeypatch.setattr(frames, "_LISTED", 7 if side == 16 else 2**16)
+            monkeypatch.setattr(frames, "_LISTED", 7 if side == 16 else 2**14)
             threads.set_num_threads(count)
             try:
                 seen.append(outcome(row, asked))
@@ -131,7 +131,7 @@ for name in ("roi_align", "roi_align_max", "roi_pool", "ps_roi_pool", "deform_ro
     print(name, "huge", *peak(lambda: CALLS[name](same, huge)))
 for name in ("roi_align_b", "deform_roi_pool_b"):
     print(name, "huge", *peak(lambda: CALLS[name](same, huge)))
-boxes, each = numpy.tile(huge, (2000, 1)), numpy.broadcast_to(seven, (2000, 4, 7, 7))
+boxes, each = numpy.tile(huge, (500, 1)), numpy.broadcast_to(seven, (500, 4, 7, 7))
 print("roi_align_b", "huge", *peak(lambda: cudeform.roi_align_backward(each, same, boxes, **few)))
 """
 

@@ -21,7 +21,7 @@ _SIDES = 64, 1024  # of a frame, in pixels; the second for regions that are larg
 _LEAST = 8
 _ROOM = 2**2  # frames that fit in the workspace with `_CHANNELS`, at least
 _CHANNELS = 16
-_LISTED = 2**16  # regions in frames at a time, each of some 200 bytes
+_LISTED = 2**14  # regions in frames at a time, each of some 200 bytes
 
 Range = tuple[int, int]
 

@@ -92,12 +92,13 @@ def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: n
     wide = sum_dtype(grad_input.dtype)
     target = np.empty(0, wide)
     tasks = plan.classes * plan.groups[0]
+    copies = 1 if grad_input.dtype == wide else 2  # of frames: the second is to be rounded
     for some, job in _framed(plan, regions, given, wide.itemsize, tasks):
-        for part in rounds(job, len(some.images), wide.itemsize):
+        for part in rounds(job, len(some.images), copies * wide.itemsize):
             if target.size < room(job, part):
-                target = np.zeros(room(job, part), wide)
-            else:
-                target[...] = 0
+                del target  # before there is another
+                target = np.empty(room(job, part), wide)
+            target[...] = 0
             for work, grad, _ in _works(job, some, part, given):
                 task = partial(_spread, packed(work), target, frozen(grad, target))
                 threads.share(task, _tasks(job, part), effort(plan))
