@@ -262,7 +262,7 @@ def share_all(loops: list[Loop]) -> None:
         return
     pieces = []
     for task, count, work in loops:
-        ends = _ends(count, threads, int(count * _LEAST // work))
+        ends = _ends(count, threads, int(count * _LEAST // max(work, 1)))
         pieces += [partial(task, *piece) for piece in pairwise(ends)]
     run(lambda i: pieces[i](), len(pieces))
 
