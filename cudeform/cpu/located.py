@@ -28,8 +28,7 @@ from cudeform.cpu.language.simd import (
     totals,
     zeros,
 )
-from cudeform.cpu.sample_gradients import add_dots
-from cudeform.cpu.sampler import load_corners, weights_along
+from cudeform.cpu.sampler import add_dots, load_corners, weights_along
 
 __all__ = [
     "BASE_X",
