@@ -47,14 +47,14 @@ def _rearranged(a: Any, masks: Any) -> Any:
 
 
 @intrinsic
-def unzipped(typingctx, a, b):
+def _unzipped(typingctx, a, b):
     """The first of each pair that lies in two vectors one after the other, and the second."""
     return _rearranged(a, [list(range(first, 2 * a.lanes, 2)) for first in (0, 1)])
 
 
 @intrinsic
-def zipped(typingctx, a, b):
-    """The inverse of `unzipped`."""
+def _zipped(typingctx, a, b):
+    """The inverse of `_unzipped`."""
     pairs = [lane for i in range(a.lanes) for lane in (i, a.lanes + i)]
     return _rearranged(a, [pairs[: a.lanes], pairs[a.lanes :]])
 
@@ -105,13 +105,13 @@ def split_pairs(source, target, places, size, apart):
         start, end = at + r * pitch, to + r * step
         for i in range(0, whole, width):
             a = load_wide(source, start + 2 * i)
-            x, y = unzipped(a, load_wide(source, start + 2 * i + width))
+            x, y = _unzipped(a, load_wide(source, start + 2 * i + width))
             store(target, end + i, x)
             store(target, end + apart + i, y)
         if tail:
             start, end, left = start + 2 * whole, end + whole, min(2 * tail, width)
             a = load_wide_some(source, start, left)
-            x, y = unzipped(a, load_wide_some(source, start + width, 2 * tail - left))
+            x, y = _unzipped(a, load_wide_some(source, start + width, 2 * tail - left))
             store_some(target, end, x, tail)
             store_some(target, end + apart, y, tail)
 
@@ -128,13 +128,13 @@ def join_pairs(source, target, places, size, apart):
         start, end = at + r * pitch, to + r * step
         for i in range(0, whole, width):
             x = load(source, start + i)
-            a, b = zipped(x, load(source, start + apart + i))
+            a, b = _zipped(x, load(source, start + apart + i))
             put_vector(target, end + 2 * i, a)
             put_vector(target, end + 2 * i + width, b)
         if tail:
             start, end, left = start + whole, end + 2 * whole, min(2 * tail, width)
             x = load_some(source, start, tail)
-            a, b = zipped(x, load_some(source, start + apart, tail))
+            a, b = _zipped(x, load_some(source, start + apart, tail))
             put_some(target, end, a, left)
             put_some(target, end + width, b, 2 * tail - left)
 
