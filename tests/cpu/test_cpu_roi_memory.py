@@ -88,8 +88,9 @@ def test_results_of_any_strides_are_gone_through_in_pieces(monkeypatch, name):
         expected = outcome(row, asked)
         lying = {k: np.asfortranarray(a) if k != "boxes" else a for k, a in asked.arrays.items()}
         with monkeypatch.context() as changed:
+            changed.setattr(pool, "prepared", lambda *_: None)
             for module in (pool, gradients):
-                changed.setattr(module, "at_once", lambda *_: False)
+                changed.setattr(module, "taken_whole", lambda *_: False)
             assert outcome(row, Case(case.name, lying, case.options), np.asfortranarray) == expected
 
 
