@@ -41,6 +41,7 @@ __all__ = [
     "measure",
     "point_arrays",
     "spread",
+    "spread_between",
     "weights_of",
 ]
 
@@ -398,3 +399,45 @@ def spread(grid, points, count, grad, pitch, target, image):
                     store_some(target, v01 + c, fma(w01, g, load_some(target, v01 + c, tail)), tail)
                     store_some(target, v10 + c, fma(w10, g, load_some(target, v10 + c, tail)), tail)
                     store_some(target, v11 + c, fma(w11, g, load_some(target, v11 + c, tail)), tail)
+
+
+@inner
+def spread_between(grid, points, count, grad, pitch, target, image, between):
+    """The same, but add to pixels of a range alone: `between` is (the first, the last + 1)."""
+    pixel, state, numbers = points
+    tail = image.channels & (lanes(grad) - 1)
+    whole = image.channels - tail
+    first, last = between
+    line = grid.width
+    for p in range(count):
+        for k in range(grid.taps):
+            r, n = 2 * k * PLANE + p, k * 7 * PLANE + p
+            bits, upper = state[r], pixel[r]
+            if bits == 0 or upper >= last or upper + line + 1 < first:
+                continue
+            v00, v01, v10, v11 = corners(bits, upper, image)
+            w00, w01, w10, w11 = weights_of(grad, numbers, n)
+            given = p * pitch + k * image.channels, whole, tail
+            right = 1 if v01 != v00 else 0
+            lower = upper + line if v10 != v00 else upper
+            if upper >= first and upper < last:
+                _add_to(target, v00, w00, grad, given)
+            if bits == ON_PIXEL:
+                continue
+            if upper + right >= first and upper + right < last:
+                _add_to(target, v01, w01, grad, given)
+            if lower >= first and lower < last:
+                _add_to(target, v10, w10, grad, given)
+            if lower + right >= first and lower + right < last:
+                _add_to(target, v11, w11, grad, given)
+
+
+@inlined
+def _add_to(target, to, weight, grad, given):
+    """Add a gradient times a weight to the channels of a pixel."""
+    at, whole, tail = given
+    for c in range(0, whole, lanes(grad)):
+        store(target, to + c, fma(weight, load(grad, at + c), load(target, to + c)))
+    if tail:
+        g, c = load_some(grad, at + whole, tail), whole
+        store_some(target, to + c, fma(weight, g, load_some(target, to + c, tail)), tail)

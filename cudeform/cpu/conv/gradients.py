@@ -31,24 +31,40 @@ from cudeform.cpu.conv.blocking import (
     packed_rows,
     weight_sums,
 )
-from cudeform.cpu.conv.narrow import bias_of_rows, tile_gradients, weight_of_rows, weight_rows
-from cudeform.cpu.conv.sums import Given, Part, Sums, Wanted, Work, collect_points, read_part
-from cudeform.cpu.language.compiler import inlined, kernel, record
-from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
+from cudeform.cpu.conv.narrow import (
+    add_samples,
+    bias_of_rows,
+    count_rows,
+    find_samples,
+    weight_of_rows,
+    weight_rows,
+)
+from cudeform.cpu.conv.stretches import add_stretches
+from cudeform.cpu.conv.sums import (
+    PART_NUMBERS,
+    Given,
+    Part,
+    Sums,
+    Wanted,
+    Work,
+    collect_points,
+    read_part,
+    read_wanted,
+)
+from cudeform.cpu.conv.tiles import (
+    add_columns,
+    begin_slice,
+    count_blocks,
+    end_slice,
+    find_columns,
+    image_of,
+)
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import zeroed
-from cudeform.cpu.language.simd import block_columns
-from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
+from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
-from cudeform.cpu.sampler import (
-    Image,
-    blend,
-    grid_of,
-    locate,
-    measure,
-    point_arrays,
-    spread,
-)
+from cudeform.cpu.sampler import Grid, blend, grid_of, point_arrays, spread
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["gradients", "workspace_bytes"]
@@ -74,7 +90,7 @@ def gradients(
         return result
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
     prepared = _prepared(plan, input.itemsize, weight is not None, wanted)
-    slices, job, blocking, parts, _, sizes = prepared
+    slices, _, job, blocking, parts, _, sizes = prepared
     numbers = parts[0][0][1]
     sums = _allocate(sizes, input.dtype)
     packed = None
@@ -127,7 +143,10 @@ def _add_images(
     kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
     for part, numbers in parts:
         tasks = part.images * (part.end - part.begin)
-        threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
+        if tasks < threads.wanted_tasks(size):
+            add_stretches(prepared.grid, job, part, wanted, (slices, given, sums), size)
+        else:
+            threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
         if wanted.points:
             task = partial(collect_points, numbers, slices, sums.points, *grads[1:])
             pixels = part.images * (part.last_pixel - part.first_pixel)
@@ -138,6 +157,7 @@ class _Prepared(NamedTuple):
     """What follows from a plan and what is wanted alone."""
 
     slices: Slices
+    grid: Grid
     job: Job
     blocking: Blocking
     # Of as many images as are worked on at a time, and of the last ones, which may be fewer; with
@@ -163,7 +183,7 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Pr
     size = 2 * points.batch * points.pixels * points.taps * points.channels
     size *= 4 + (job.out_channels // PRODUCTS if dense else 0)
     sizes = _sizes(plan, slices, job, blocking, wanted)
-    return _Prepared(slices, job, blocking, parts, size, sizes)
+    return _Prepared(slices, grid, job, blocking, parts, size, sizes)
 
 
 _WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
@@ -210,172 +230,42 @@ def _parts(plan: ConvPlan, blocking: Blocking, images: int) -> Iterator[Part]:
             yield Part(images, begin, end, pixel, last)
 
 
-@inlined
-def _image_of(grid, job, part, slices, image, s):
-    """Where a slice of an image lies in `Given.source` and `Sums.target`."""
-    area = grid.height * grid.width
-    channels = slices.first[s + 1] - slices.first[s]
-    if job.channels_last:
-        pitch = job.groups * job.in_channels
-        start = image * area * pitch + slices.first[s]
-        return Image(start, pitch, grid.width * pitch, channels)
-    at = image * (slices.first[part.end] - slices.first[part.begin])
-    start = (at + slices.first[s] - slices.first[part.begin]) * area
-    return Image(start, channels, grid.width * channels, channels)
-
-
-@inlined
-def _begin_slice(work, image, s):
-    """Lay a slice of the input out with its channels last; set its gradient to zero."""
-    grid, job, wanted, part, slices, given, sums = work
-    area = grid.height * grid.width
-    view = _image_of(grid, job, part, slices, image, s)
-    if not job.channels_last and (wanted.points or wanted.weight):
-        channels = job.groups * job.in_channels
-        start = (image * channels + slices.first[s]) * area
-        transpose(
-            given.input, start, area, view.channels, area, sums.source, view.start, view.pitch
-        )
-    if wanted.input:
-        for p in range(area):
-            at = view.start + p * view.pitch
-            sums.target[at : at + view.channels] = 0
-
-
-@inlined
-def _end_slice(work, image, s):
-    """Copy a slice of the gradient of the input from where it was summed up."""
-    grid, job, _, part, slices, _, sums = work
-    area = grid.height * grid.width
-    view = _image_of(grid, job, part, slices, image, s)
-    channels = job.groups * job.in_channels
-    to = (image * channels + slices.first[s]) * area
-    transpose(sums.target, view.start, view.pitch, area, view.channels, sums.grad_input, to, area)
-
-
-@inlined
-def _output_tile(grid, job, given, place, first, channels, tile, pitch):
-    """A tile of grad_output, of the channels from `first` on, with the channels last."""
-    image, pixel, count = place
-    all_channels = job.groups * job.out_channels
-    if job.channels_last:
-        for p in range(count):
-            start = (image * grid.pixels + pixel + p) * all_channels + first
-            copy_plain(given.grad_output, start, tile, p * pitch, channels)
-    else:
-        start = (image * all_channels + first) * grid.pixels + pixel
-        transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
-
-
-_read_wanted = record(Wanted)
-_PART_NUMBERS = len(Part._fields)
-
-
 @kernel
 def _slice_gradients(numbers, slices, given, sums, first, last):
     """Tasks `first` to `last` of a part, each a slice of an image."""
-    _each_slice(numbers, slices, given, sums, first, last, _tile_gradients)
+    _each_slice(numbers, slices, given, sums, first, last, find_columns, add_columns, count_blocks)
 
 
 @kernel
 def _narrow_gradients(numbers, slices, given, sums, first, last):
     """As `_slice_gradients`, where groups are narrow."""
-    _each_slice(numbers, slices, given, sums, first, last, _narrow_tile)
+    _each_slice(numbers, slices, given, sums, first, last, find_samples, add_samples, count_rows)
 
 
 @inlined
-def _each_slice(numbers, slices, given, sums, first, last, add_tile):
+def _each_slice(numbers, slices, given, sums, first, last, find, add, count_parts):
     grid, job = grid_and_job(numbers)
     part = read_part(numbers, PART)
-    wanted = _read_wanted(numbers, PART + _PART_NUMBERS)
+    wanted = read_wanted(numbers, PART + PART_NUMBERS)
     work = Work(grid, job, wanted, part, slices, given, sums)
     like = given.input
     points = point_arrays(like, job.taps)
     columns = zeroed(job.tile * job.pitch, like.dtype)
     tile = zeroed(job.tile * job.out_pitch, like.dtype)
-    count = part.end - part.begin
+    slices_here, area = part.end - part.begin, grid.height * grid.width
     for task in range(first, last):
-        image = task // count
-        s = part.begin + task - image * count
+        image = task // slices_here
+        s = part.begin + task - image * slices_here
+        view = image_of(work, image, s)
         if part.first_pixel == 0:
-            _begin_slice(work, image, s)
+            begin_slice(work, image, s, 0, area)
         for pixel in range(part.first_pixel, part.last_pixel, job.tile):
-            add_tile(work, (points, columns, tile), image, s, pixel)
+            count = min(job.tile, part.last_pixel - pixel)
+            find(work, points, (image, pixel, count), s, columns, tile)
+            if wanted.input:
+                spread(grid, points, count, columns, job.pitch, sums.target, view)
+            if wanted.weight:
+                blend(grid, points, count, given.source, view, columns, job.pitch)
+            add(work, image, s, count, columns, tile, 0, count_parts(work, s))
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
-            _end_slice(work, image, s)
-
-
-@inlined
-def _narrow_tile(work, scratch, image, s, pixel):
-    view = _image_of(work.grid, work.job, work.part, work.slices, image, s)
-    tile_gradients(work, scratch, view, image, s, pixel)
-
-
-@inlined
-def _tile_gradients(work, scratch, image, s, pixel):
-    """What a tile of pixels adds to the gradients of a slice of an image."""
-    grid, job, wanted, part, slices, given, sums = work
-    points, columns, tile = scratch
-    block = block_columns(tile)
-    width = job.out_pitch
-    count = min(job.tile, part.last_pixel - pixel)
-    group = slices.weight_group[s]
-    place = (image, pixel, count)
-    view = _image_of(grid, job, part, slices, image, s)
-    if job.dense:
-        o0 = group * job.out_channels
-        _output_tile(grid, job, given, place, o0, job.out_channels, tile, width)
-    else:
-        first = slices.first[s]
-        _output_tile(grid, job, given, place, first, view.channels, columns, job.pitch)
-    if wanted.bias and slices.first[s] == group * job.in_channels:
-        at = (image * job.groups + group) * job.out_channels
-        _add_rows(tile, width, count, job.out_channels, sums.bias, at)
-    if not (wanted.input or wanted.points or wanted.weight):
-        return
-    locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
-    depth = job.taps * view.channels
-    if job.dense and (wanted.input or wanted.points):
-        multiply(
-            tile,
-            (0, width, 1),
-            given.packed,
-            (s * job.out_channels * job.pitch, block, job.out_channels * block),
-            columns,
-            (0, job.pitch),
-            (rows_of(tile, count), columns_of(tile, depth), job.out_channels),
-            True,
-        )
-    if wanted.points:
-        at = image * (part.end - part.begin) + s - part.begin
-        at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
-        out_at = 3 * job.taps * at
-        measure(grid, points, count, given.source, view, columns, job.pitch, sums.points, out_at)
-    if wanted.input:
-        spread(grid, points, count, columns, job.pitch, sums.target, view)
-    if wanted.weight:
-        blend(grid, points, count, given.source, view, columns, job.pitch)
-        rows = rows_of(tile, job.widest)
-        at = (image * len(slices.weight_group) + s) * rows * width
-        multiply(
-            columns,
-            (0, 1, job.pitch),
-            tile,
-            (0, width, block),
-            sums.weight,
-            (at, width),
-            (rows_of(tile, depth), columns_of(tile, job.out_channels), count),
-            False,
-        )
-
-
-@inlined
-def _add_rows(tile, pitch, count, channels, target, at):
-    """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
-    subtotal = zeroed(channels, tile.dtype)
-    for p in range(count):
-        row = tile[p * pitch :]
-        for c in range(channels):
-            subtotal[c] += row[c]
-    for c in range(channels):
-        target[at + c] += subtotal[c]
+            end_slice(work, image, s, 0, area)

@@ -10,7 +10,17 @@ from cudeform.cpu.conv.blocking import PART, Job, Slices, grid_and_job
 from cudeform.cpu.language.compiler import kernel, record
 from cudeform.cpu.sampler import Grid
 
-__all__ = ["Given", "Part", "Sums", "Wanted", "Work", "collect_points", "read_part"]
+__all__ = [
+    "PART_NUMBERS",
+    "Given",
+    "Part",
+    "Sums",
+    "Wanted",
+    "Work",
+    "collect_points",
+    "read_part",
+    "read_wanted",
+]
 
 
 class Wanted(NamedTuple):
@@ -66,7 +76,8 @@ class Work(NamedTuple):
     sums: Sums
 
 
-read_part = record(Part)
+read_part, read_wanted = record(Part), record(Wanted)
+PART_NUMBERS = len(Part._fields)
 
 
 @kernel

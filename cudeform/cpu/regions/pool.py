@@ -81,7 +81,10 @@ def _pool_rounds(
     wide = sum_dtype(input.dtype)
     regions = locate_regions(plan, boxes)
     averages, frames = averages_planes(plan), len(regions.images)
-    job = job_of(plan, wide.itemsize, plan.regions, averages)
+    wanted, tasks = threads.wanted_tasks(effort(plan)), plan.regions
+    if averages:  # a task goes through all regions of an image
+        tasks = frames * plan.classes * plan.groups[0] * plan.groups[1]
+    job = job_of(plan, wide.itemsize, tasks, averages, enough=wanted)
     as_planes = averages or reads_planes(plan, job, regions, wide.itemsize)
     parts = [one_round(job, frames)] if as_planes else rounds(job, frames, wide.itemsize)
     if as_planes:
@@ -108,7 +111,10 @@ def _pool_rounds(
                 pool = strips.pool if len(flat) == 2 else largest.pool_planes
                 task, tasks = partial(pool, work, *source, *flat), tasks * job.bins_y
             else:
-                task = partial(_pool if len(flat) == 2 else largest.pool, work, staged, *flat)
+                pool, split = largest.pool, min(-(-wanted // tasks), job.bins_y)
+                if len(flat) == 2:
+                    pool, tasks = partial(_pool, split), tasks * split
+                task = partial(pool, work, staged, *flat)
             threads.share(task, tasks, effort(plan))
             if chosen is not None:
                 _keep(job, part, chosen, written, results)
@@ -141,8 +147,10 @@ def _keep(
 
 
 @kernel
-def _pool(given, staged, output, argmax, first, last):
-    """Tasks `first` to `last` of a round, each a slice of a region."""
+def _pool(split, given, staged, output, argmax, first, last):
+    """Tasks `first` to `last` of a round, each a slice of some rows of the bins of a region, of
+    which there are `split` times as many as regions.
+    """
     work = unpacked(given)
     job, part, regions, piece = work
     tile = tile_of(job, staged)
@@ -152,14 +160,14 @@ def _pool(given, staged, output, argmax, first, last):
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for task in range(first, last):
-        t = task // slices
-        s = part.slice_begin + task - t * slices
-        t += piece.begin
-        locate_region(job, regions, t, 0, job.bins_y, tile)
+        rows, s = task // slices, part.slice_begin + task % slices
+        t, rows = piece.begin + rows // split, rows % split
+        begin, end = job.bins_y * rows // split, job.bins_y * (rows + 1) // split
+        locate_region(job, regions, t, begin, end, tile)
         for c in range(part.class_begin, part.class_end):
             starts = slice_of(job, part, regions.origin, regions.place[t], c, s)
-            for top in range(0, job.bins_y, high):
-                bottom = min(top + high, job.bins_y)
+            for top in range(begin, end, high):
+                bottom = min(top + high, end)
                 count = (bottom - top) * job.bins_x
                 locate_tile(work, (t, c, s), starts, top, bottom, tile)
                 to = result_at(work, t, c, s) + top * job.bins_x
