@@ -39,7 +39,7 @@ from cudeform.cpu.conv.narrow import (
     weight_of_rows,
     weight_rows,
 )
-from cudeform.cpu.conv.stretches import add_stretches
+from cudeform.cpu.conv.stretches import add_stretches, gain
 from cudeform.cpu.conv.sums import (
     PART_NUMBERS,
     Given,
@@ -69,6 +69,9 @@ from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["gradients", "workspace_bytes"]
 
+_ROOM = 52 << 20  # bytes of a call, but for a tile for each thread
+_LARGE = 2**26  # multiplications: a stretch takes several passes
+
 
 def gradients(
     plan: ConvPlan,
@@ -78,8 +81,12 @@ def gradients(
     weight: np.ndarray | None,
     mask: np.ndarray | None,
     needs: frozenset[str],
+    copies: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The gradients named in `needs`; all arrays are of one dtype, float32 or float64."""
+    """The gradients named in `needs`; all arrays are of one dtype, float32 or float64.
+
+    The caller keeps so many bytes of copies meanwhile.
+    """
     like = {"input": input, "offset": offset, "mask": mask, "weight": weight}
     result = {n: np.empty(like[n].shape, input.dtype) for n in needs & like.keys()}
     if "bias" in needs:
@@ -89,8 +96,8 @@ def gradients(
             gradient[...] = 0
         return result
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
-    prepared = _prepared(plan, input.itemsize, weight is not None, wanted)
-    slices, _, job, blocking, parts, _, sizes = prepared
+    prepared = _prepared(plan, input.itemsize, weight is not None, wanted, copies)
+    slices, _, job, blocking, parts, _, sizes, _ = prepared
     numbers = parts[0][0][1]
     sums = _allocate(sizes, input.dtype)
     packed = None
@@ -143,8 +150,9 @@ def _add_images(
     kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
     for part, numbers in parts:
         tasks = part.images * (part.end - part.begin)
-        if tasks < threads.wanted_tasks(size):
-            add_stretches(prepared.grid, job, part, wanted, (slices, given, sums), size)
+        if size >= _LARGE and gain(tasks):
+            arrays = slices, given, sums
+            add_stretches(prepared.grid, job, part, wanted, arrays, size, prepared.spare)
         else:
             threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
         if wanted.points:
@@ -165,10 +173,11 @@ class _Prepared(NamedTuple):
     parts: tuple[list[tuple[Part, np.ndarray]], ...]
     size: int  # multiplications
     sizes: Sums  # elements of its arrays that are no results
+    spare: int  # bytes that are left of those of a call
 
 
 @remembered
-def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Prepared:
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted, copies: int) -> _Prepared:
     points = plan.points
     narrow = is_narrow(plan, backward=True)
     slices = cut(plan, gradient_slice(plan), narrow)
@@ -183,7 +192,8 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Pr
     size = 2 * points.batch * points.pixels * points.taps * points.channels
     size *= 4 + (job.out_channels // PRODUCTS if dense else 0)
     sizes = _sizes(plan, slices, job, blocking, wanted)
-    return _Prepared(slices, grid, job, blocking, parts, size, sizes)
+    spare = max(_ROOM - copies - sum(sizes) * itemsize, 0)
+    return _Prepared(slices, grid, job, blocking, parts, size, sizes, spare)
 
 
 _WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
@@ -194,7 +204,7 @@ _OF_IMAGES = ("input", "offset", "mask")
 def workspace_bytes(plan: ConvPlan, dtype: np.dtype, dense: bool, needs: frozenset[str]) -> int:
     """What `gradients` takes besides what it is given and returns."""
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
-    prepared = _prepared(plan, dtype.itemsize, dense, wanted)
+    prepared = _prepared(plan, dtype.itemsize, dense, wanted, 0)
     packed = prepared.job.out_channels * prepared.job.pitch * len(prepared.slices.weight_group)
     return (sum(prepared.sizes) + (packed if dense else 0)) * dtype.itemsize
 

@@ -8,6 +8,7 @@ every sum has the order that it has where one task takes a whole slice, and the 
 from __future__ import annotations
 
 from functools import partial
+from math import isqrt, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -38,11 +39,23 @@ from cudeform.cpu.language.simd import BLOCK_ROWS
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sampler import PLANE, blend, locate, point_arrays, spread_between
 
-__all__ = ["STRETCH_TILES", "add_stretches"]
+__all__ = ["add_stretches", "gain"]
 
-STRETCH_TILES = 16  # kept at a time, or one for each thread if these are more
+_TILES = 16  # kept at a time where there is room, but one for each thread at least
+_GAIN = 1.3  # see `gain`
 _LAID_OUT = 1024  # pixels of the input at a time
 _NOWHERE = 2**62
+
+
+def gain(tasks: int) -> bool:
+    """Whether stretches are faster than so many tasks, of which each takes a slice of an image.
+
+    What is kept goes through memory, and points are located several times: many threads together
+    gain about the square root of their number, and tasks of their own as many times as they run
+    side by side.
+    """
+    count = threads.get_num_threads()
+    return count > 1 and tasks / -(-tasks // count) < _GAIN * sqrt(count)
 
 
 class Stretch(NamedTuple):
@@ -74,8 +87,12 @@ def add_stretches(
     wanted: Wanted,
     arrays: tuple[Slices, Given, Sums],
     work: int,
+    spare: int,
 ) -> None:
-    """As one task for each slice of each image adds up, with many for each."""
+    """As one task for each slice of each image adds up, with many for each.
+
+    There are so many bytes to `spare` besides a tile for each thread.
+    """
     numbers = numbers_of(grid, job, part, wanted)
     slices, given, sums = arrays
     count = part.images * (part.end - part.begin)
@@ -84,7 +101,8 @@ def add_stretches(
     if part.first_pixel == 0 and (wanted.input or not job.channels_last):
         threads.share(partial(_lay_out, numbers, *arrays, False), pieces, area_work)
     if wanted.input or wanted.points or wanted.weight or wanted.bias:
-        most = max(STRETCH_TILES, threads.get_num_threads())
+        tile = job.tile * (2 * job.pitch + job.out_pitch) * sums.bias.itemsize
+        most = max(min(_TILES, spare // tile), threads.get_num_threads())
         together, tasks = min(count, most), threads.wanted_tasks(work)
         pixels = part.last_pixel - part.first_pixel
         tiles = min(most // together, -(-pixels // job.tile))
@@ -92,12 +110,14 @@ def add_stretches(
         kept = _allocate(job, together * tiles * job.tile, step, wanted, sums)
         for first in range(0, count, together):
             last = min(first + together, count)
-            each = -(-tasks // (last - first))
+            blocks = -(-tasks // (last - first))
+            ranges = min(isqrt(threads.get_num_threads()), blocks)
             for pixel in range(part.first_pixel, part.last_pixel, tiles * job.tile):
                 end = min(pixel + tiles * job.tile, part.last_pixel)
-                cut = first, last, pixel, end, tiles * job.tile, step, each, each
+                cut = first, last, pixel, end, tiles * job.tile, step, ranges, blocks
                 stretch = numbers_of(grid, job, part, wanted, Stretch(*cut))
-                _add_stretch(stretch, Stretch(*cut), job, wanted, arrays, kept)
+                own = work * (last - first) * (end - pixel) // (count * pixels)
+                _add_stretch(stretch, Stretch(*cut), job, wanted, arrays, kept, own)
     if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
         threads.share(partial(_lay_out, numbers, *arrays, True), pieces, area_work)
 
@@ -119,14 +139,15 @@ def _add_stretch(
     wanted: Wanted,
     arrays: tuple[Slices, Given, Sums],
     kept: _Kept,
+    work: int,
 ) -> None:
     count = stretch.last_slice - stretch.first_slice
     steps = -(-(stretch.last_pixel - stretch.first_pixel) // stretch.step)
     find, add = (_find_narrow, _add_narrow) if job.narrow else (_find, _add)
-    threads.share(partial(find, numbers, *arrays, kept), count * steps)
+    threads.share(partial(find, numbers, *arrays, kept), count * steps, work)
     ranges = wanted.input * stretch.ranges + (wanted.weight or wanted.bias) * stretch.blocks
     if ranges:
-        threads.share(partial(add, numbers, *arrays, kept), count * ranges)
+        threads.share(partial(add, numbers, *arrays, kept), count * ranges, work)
 
 
 _read_stretch = record(Stretch)
