@@ -39,7 +39,7 @@ from cudeform.cpu.conv.narrow import (
     weight_of_rows,
     weight_rows,
 )
-from cudeform.cpu.conv.stretches import add_stretches, gain
+from cudeform.cpu.conv.stretches import add_stretches
 from cudeform.cpu.conv.sums import (
     PART_NUMBERS,
     Given,
@@ -150,7 +150,7 @@ def _add_images(
     kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
     for part, numbers in parts:
         tasks = part.images * (part.end - part.begin)
-        if size >= _LARGE and gain(tasks):
+        if size >= _LARGE and threads.too_few(tasks):
             arrays = slices, given, sums
             add_stretches(prepared.grid, job, part, wanted, arrays, size, prepared.spare)
         else:

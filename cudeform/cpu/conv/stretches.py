@@ -8,7 +8,7 @@ every sum has the order that it has where one task takes a whole slice, and the 
 from __future__ import annotations
 
 from functools import partial
-from math import isqrt, sqrt
+from math import isqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -39,23 +39,11 @@ from cudeform.cpu.language.simd import BLOCK_ROWS
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sampler import PLANE, blend, locate, point_arrays, spread_between
 
-__all__ = ["add_stretches", "gain"]
+__all__ = ["add_stretches"]
 
 _TILES = 16  # kept at a time where there is room, but one for each thread at least
-_GAIN = 1.3  # see `gain`
 _LAID_OUT = 1024  # pixels of the input at a time
 _NOWHERE = 2**62
-
-
-def gain(tasks: int) -> bool:
-    """Whether stretches are faster than so many tasks, of which each takes a slice of an image.
-
-    What is kept goes through memory, and points are located several times: many threads together
-    gain about the square root of their number, and tasks of their own as many times as they run
-    side by side.
-    """
-    count = threads.get_num_threads()
-    return count > 1 and tasks / -(-tasks // count) < _GAIN * sqrt(count)
 
 
 class Stretch(NamedTuple):
@@ -106,7 +94,8 @@ def add_stretches(
         together, tasks = min(count, most), threads.wanted_tasks(work)
         pixels = part.last_pixel - part.first_pixel
         tiles = min(most // together, -(-pixels // job.tile))
-        step = -(-job.tile // max(tasks // (together * tiles), 1) // BLOCK_ROWS) * BLOCK_ROWS
+        step = job.tile // max(tasks // (together * tiles), 1) // BLOCK_ROWS * BLOCK_ROWS
+        step = max(step, BLOCK_ROWS)
         kept = _allocate(job, together * tiles * job.tile, step, wanted, sums)
         for first in range(0, count, together):
             last = min(first + together, count)

@@ -112,8 +112,10 @@ def _framed(
     tasks_of = partial(job_of, plan, itemsize, planes=planes, enough=wanted)
     job = tasks_of(len(regions.images) * tasks)
     parts = rounds(job, len(regions.images), itemsize)
-    if not reads_planes(plan, job, regions, itemsize) and _tasks(job, parts[0]) >= wanted:
+    shared = wanted > 1 and threads.too_few(_tasks(job, parts[0]))
+    if not shared and not reads_planes(plan, job, regions, itemsize):
         return regions, job
+    wanted = wanted if shared else 1
     offset, _, _, argmax = given
     reach = (
         reach_of_argmax(plan, regions, argmax)
