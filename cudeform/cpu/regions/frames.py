@@ -16,17 +16,28 @@ __all__ = ["framed"]
 
 _SIDES = 64, 256  # of a frame, in pixels; the second for regions that are larger than the first
 _LEAST = 8
+_SHARED = 16  # not less where it is for the threads: each frame locates its regions
 _ROOM = 2**4  # frames that fit in the workspace with `_CHANNELS`, at least
 _CHANNELS = 16
 
 
 def framed(
-    plan: RoiPlan, regions: Regions, reach: tuple[np.ndarray, np.ndarray], itemsize: int
+    plan: RoiPlan,
+    regions: Regions,
+    reach: tuple[np.ndarray, np.ndarray],
+    itemsize: int,
+    wanted: int,
 ) -> tuple[Regions, tuple[int, int]]:
-    """The regions by frames, and the rows and columns of a frame; `reach` says where each is."""
+    """The regions by frames, and the rows and columns of a frame; `reach` says where each is.
+
+    Frames are smaller where there are not so many as `wanted`.
+    """
     spans = [ends[:, 1] - ends[:, 0] for ends in reach]
     side = _SIDES[int(max(span.mean() for span in spans) > _SIDES[0])]
     while side > _LEAST and side**2 * _ROOM * _CHANNELS * itemsize > workspace.SCRATCH_BYTES:
+        side //= 2
+    pixels = len(regions.images) * plan.height * plan.width
+    while side > _SHARED and pixels < wanted * side**2:
         side //= 2
     first = [ends[:, 0] // side for ends in reach]
     counts = [

@@ -108,17 +108,22 @@ def _framed(
 
     There would be so many `tasks` in an image if a slice had all channels of a class in a group.
     """
-    job = job_of(plan, itemsize, len(regions.images) * tasks, planes)
-    if not reads_planes(plan, job, regions, itemsize):
+    wanted = threads.wanted_tasks(effort(plan))
+    tasks_of = partial(job_of, plan, itemsize, planes=planes, enough=wanted)
+    job = tasks_of(len(regions.images) * tasks)
+    parts = rounds(job, len(regions.images), itemsize)
+    shared = wanted > 1 and threads.too_few(_tasks(job, parts[0]))
+    if not shared and not reads_planes(plan, job, regions, itemsize):
         return regions, job
+    wanted = wanted if shared else 1
     offset, _, _, argmax = given
     reach = (
         reach_of_argmax(plan, regions, argmax)
         if argmax
         else reach_of_regions(plan, regions, offset)
     )
-    regions, frame = framed(plan, regions, reach, itemsize)
-    return regions, job_of(plan, itemsize, len(regions.images) * tasks, planes, frame)
+    regions, frame = framed(plan, regions, reach, itemsize, wanted)
+    return regions, tasks_of(len(regions.images) * tasks, frame=frame)
 
 
 def _gradient_of_planes(
@@ -126,7 +131,9 @@ def _gradient_of_planes(
 ) -> None:
     wide = sum_dtype(grad_input.dtype)
     if grad_input.dtype == wide:
-        job = job_of(plan, wide.itemsize, 1, planes=True)
+        tasks = len(regions.images) * plan.classes * plan.groups[0] * plan.groups[1]
+        wanted = threads.wanted_tasks(effort(plan))
+        job = job_of(plan, wide.itemsize, tasks, planes=True, enough=wanted)
         parts = [one_round(job, len(regions.images))]
     else:
         regions, job = _framed(plan, regions, given, wide.itemsize, 1, planes=True)
