@@ -38,7 +38,7 @@ _LAID_OUT = 1024  # pixels of the input at a time
 _NOWHERE = 2**62
 
 
-class Stretch(NamedTuple):
+class _Stretch(NamedTuple):
     """What is worked on at a time: some pixels of some slices of images, counted as one row."""
 
     first_slice: int
@@ -96,9 +96,9 @@ def add_stretches(
             for pixel in range(part.first_pixel, part.last_pixel, tiles * job.tile):
                 end = min(pixel + tiles * job.tile, part.last_pixel)
                 cut = first, last, pixel, end, tiles * job.tile, step, ranges, blocks
-                stretch = numbers_of(grid, job, part, wanted, Stretch(*cut))
+                stretch = numbers_of(grid, job, part, wanted, _Stretch(*cut))
                 own = work * (last - first) * (end - pixel) // (count * pixels)
-                _add_stretch(stretch, Stretch(*cut), job, wanted, arrays, kept, own)
+                _add_stretch(stretch, _Stretch(*cut), job, wanted, arrays, kept, own)
     if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
         threads.share(partial(_lay_out, numbers, *arrays, True), pieces, area_work)
 
@@ -115,7 +115,7 @@ def _allocate(job: Job, pixels: int, step: int, wanted: Wanted, sums: Sums) -> _
 
 def _add_stretch(
     numbers: np.ndarray,
-    stretch: Stretch,
+    stretch: _Stretch,
     job: Job,
     wanted: Wanted,
     arrays: tuple[Slices, Given, Sums],
@@ -131,7 +131,7 @@ def _add_stretch(
         threads.share(partial(add, numbers, *arrays, kept), count * ranges, work)
 
 
-_read = records(Grid, Job, Part, Wanted, Stretch)
+_read = records(Grid, Job, Part, Wanted, _Stretch)
 
 
 @kernel
