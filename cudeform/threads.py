@@ -264,14 +264,16 @@ def share_all(loops: list[Loop]) -> None:
     """`share` with the arguments of several calls, of which none needs what another does: so the
     other threads are woken once.
     """
-    threads = get_num_threads()
-    if threads == 1 or sum(work for _, _, work in loops) < _SMALL:
+    total: float = 0
+    for _, _, work in loops:
+        total += work
+    if total < _SMALL or (threads := get_num_threads()) == 1:
         for task, count, _ in loops:
             task(0, count)
         return
     pieces = []
     for task, count, work in loops:
-        ends = _ends(count, threads, int(count * _LEAST // work))
+        ends = _ends(count, threads, int(count * _LEAST // max(work, 1)))
         pieces += [partial(task, *piece) for piece in pairwise(ends)]
     run(lambda i: pieces[i](), len(pieces))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.aggregator import Aggregator
+from cudeform.cpu.aggregator import Aggregator, Portion, portions, spread_all
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.queries import Extent
 from cudeform.plans.aggregation import AggregationPlan
 
-__all__ = ["backward", "forward"]
+__all__ = ["STRIDED", "backward", "forward"]
+
+STRIDED = ("grad_output", "input", "offset", "mask", "offset_mask")  # need not be contiguous
 
 
 def forward(
@@ -22,7 +24,10 @@ def forward(
     """Sums of samples, for offset and mask or for both in one array."""
     output = np.empty(plan.results[0].shape, input.dtype)
     if output.size:
-        _aggregator(plan, input, *plan.apart(offset, mask, offset_mask)).aggregate(output)
+        points = offset, mask, offset_mask
+        for part in portions(output.shape, points):
+            call = _aggregator(plan, part, input, *plan.apart(*map(part.of, points)))
+            call.aggregate(output[part])
     return (output,)
 
 
@@ -37,29 +42,39 @@ def backward(
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`, each in the dtype of its argument."""
-    given = {"input": input, "offset": offset, "mask": mask, "offset_mask": offset_mask}
-    # Zeros stay where nothing is written: behind the last point of a packed array.
-    grads = {name: np.zeros_like(given[name]) for name in needs}
+    points = {"offset": offset, "mask": mask, "offset_mask": offset_mask}
+    given = {"input": input, **points}
+    # Zeros stay where nothing is written: of pixels that no point reads, and behind the last point
+    # of a packed array.
+    grads = {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
     if grad_output.size == 0:
         return grads
-    call = _aggregator(plan, input, *plan.apart(offset, mask, offset_mask))
+    parts = portions(grad_output.shape, (grad_output, *points.values()))
+
+    def prepare(part: Portion) -> tuple[Aggregator, np.ndarray]:
+        call = _aggregator(plan, part, input, *plan.apart(*map(part.of, points.values())))
+        return call, part.of(grad_output)
+
     if needs - {"input"}:
-        of_points = map(grads.get, ("offset", "mask", "offset_mask"))
-        call.differentiate(grad_output, *plan.apart(*of_points))
+        for part in parts:
+            call, grad = prepare(part)
+            of_points = (part.of(grads.get(name)) for name in points)
+            call.differentiate(grad, *plan.apart(*of_points))
     if "input" in needs:
-        call.spread(grad_output, grads["input"])
+        spread_all(parts, prepare, grads["input"])
     return grads
 
 
 def _aggregator(
-    plan: AggregationPlan, input: np.ndarray, offset: np.ndarray, mask: np.ndarray
+    plan: AggregationPlan, part: Portion, input: np.ndarray, offset: np.ndarray, mask: np.ndarray
 ) -> Aggregator:
+    first, last, _ = part.rows.indices(plan.out_height)
     origin_y, origin_x = (c - p for c, p in zip(plan.center, plan.padding, strict=True))
     extent = Extent(
         pixels=plan.height * plan.width,
         heads=plan.groups,
         channels=plan.group_channels,
-        queries=plan.out_height * plan.out_width,
+        queries=(last - first) * plan.out_width,
         points=plan.points,
         nearest=0,
         softmax=int(plan.softmax),
@@ -67,10 +82,12 @@ def _aggregator(
         out_width=plan.out_width,
         stride_y=plan.stride[0],
         stride_x=plan.stride[1],
-        origin_y=origin_y,
+        origin_y=origin_y + first * plan.stride[0],
         origin_x=origin_x,
     )
-    return Aggregator(plan.batch, extent, _levels(plan), input, offset, mask, plan.scale)
+    input = input[part.images]
+    input = input.reshape(*input.shape[:3], plan.groups, plan.group_channels)
+    return Aggregator(len(input), extent, _levels(plan), input, offset, mask, plan.scale)
 
 
 @remembered

@@ -6,15 +6,18 @@ are first copied side by side, so that they stay in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
+from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.halves import words
+from cudeform.cpu.language.strided import aligned, lying
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import SCRATCH_BYTES, numbers_of
 from cudeform.cpu.located import PLANE
@@ -22,17 +25,78 @@ from cudeform.cpu.queries import (
     Extent,
     Strides,
     aggregate,
+    aggregate_gathered,
     pack,
     point_gradients,
-    value_gradients,
+    point_gradients_gathered,
 )
+from cudeform.cpu.spreading import Sums, survey, value_gradients
 
-__all__ = ["Aggregator"]
+__all__ = ["Aggregator", "Portion", "portions", "spread_all"]
 
 _FEW = 16  # queries that are not worth a task of their own
 _CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
 _RANGE_BYTES = 4 << 20  # of the sums of a range of pixels, which a thread has at a time
 _RANGES = 2  # for each thread: fewer than tasks, as each locates all points anew
+_WIDE = 4  # ranges from which on it pays to know which pixels queries reach
+_BUNDLES = 2**16  # of queries of which that is known, in all slices
+_STRETCH = 1024  # pixels of which it is known whether they are reached
+_COPIED = 16 << 20  # bytes of copies of what is not contiguous
+
+
+class Portion(NamedTuple):
+    """Some images, and some rows of the queries of each: the second axis of all but the values."""
+
+    images: slice
+    rows: slice
+
+    def of(self, array: np.ndarray | None) -> np.ndarray | None:
+        """What it has of an array, copied only if that is not contiguous."""
+        return None if array is None else np.ascontiguousarray(array[self.images, self.rows])
+
+
+def portions(shape: tuple[int, ...], arrays: tuple[np.ndarray | None, ...]) -> list[Portion]:
+    """All images and rows, or portions of which copies are small.  # shape: (images, rows, ...)"""
+    images, rows = shape[:2]
+    size = sum(a.nbytes for a in arrays if a is not None and not a.flags.c_contiguous)
+    if size <= _COPIED:
+        return [Portion(slice(0, images), slice(0, rows))]
+    together = max(_COPIED * images // size, 1)
+    high = max(min(_COPIED * images * rows // size, rows), 1)
+    return [
+        Portion(slice(n, min(n + together, images)), slice(r, min(r + high, rows)))
+        for n in range(0, images, together)
+        for r in range(0, rows, high)
+    ]
+
+
+def spread_all(
+    parts: list[Portion],
+    prepare: Callable[[Portion], tuple[Aggregator, np.ndarray]],
+    grad_value: np.ndarray,
+) -> None:
+    """Add up the gradient of the values, which is 0; of fewer bits it is rounded once.
+
+    `prepare` makes the call of a portion, and the gradient of its results.
+    """
+    wide = sum_dtype(grad_value.dtype)
+    for images, group in groupby(parts, lambda part: (part.images.start, part.images.stop)):
+        some, target = list(group), grad_value[slice(*images)]
+        if grad_value.dtype == wide or len(some) == 1:
+            for part in some:
+                call, grad_output = prepare(part)
+                call.spread(grad_output, target, adds=part.rows.start > 0)
+            continue
+        call, _ = prepare(some[0])
+        target = target.reshape(len(target), call.extent.pixels, -1)
+        high = max(_COPIED // (target[:, 0].size * wide.itemsize), 1)
+        for first in range(0, call.extent.pixels, high):
+            pixels = first, min(first + high, call.extent.pixels)
+            sums = np.zeros((len(target), pixels[1] - first, target.shape[2]), wide)
+            for part in some:
+                call, grad_output = prepare(part)
+                call.spread(grad_output, sums, pixels, adds=True)
+            target[:, slice(*pixels)] = rounded(sums, target.dtype)
 
 
 class _Part(NamedTuple):
@@ -63,6 +127,17 @@ def _cuts(levels: np.ndarray, pixels: int, pieces: int) -> np.ndarray:
     return np.interp(np.linspace(0, 2, pieces + 1), edges / pixels + shares, edges).astype(np.int64)
 
 
+class _At(NamedTuple):
+    """Where values are: the last fields of `Strides`."""
+
+    start: int
+    image: int
+    head: int
+    pixel: int
+    channel: int
+    gap: int
+
+
 class Aggregator:
     """Sums of samples, and their gradients, for one call.
 
@@ -73,7 +148,10 @@ class Aggregator:
     levels : int64 array
         Height, width and first pixel of the level of each point, all heights first; in a grid
         also where its tap is from the base, y and x.
-    value, locations, weights : array
+    value : array
+        Of any strides.  # (N, H, W, M, D); (N, 1, S, M, D) for levels
+    locations, weights : array
+        Contiguous.
     scale : float
         Of a grid: of the taps with their offsets.
     """
@@ -92,7 +170,7 @@ class Aggregator:
         self.slices = batch * extent.heads
         end = 3 * extent.points
         self.levels = levels[:end], levels[end:] if extent.out_width else None  # and the taps
-        self.value = value
+        self.value = aligned(value)
         self.dtypes = locations.dtype, weights.dtype
         self.points = [frozen(words(array), array) for array in (locations, weights)]
         self.scale = np.array([scale], sum_dtype(value.dtype))
@@ -101,9 +179,11 @@ class Aggregator:
         """Set the output."""
         target = words(output.reshape(-1))
         for part in self._parts():
-            tasks, job = self._tasks(part)
-            given = (job, *self.levels, self._source(part), *self.points, self.scale, target)
-            threads.share(partial(aggregate, *given), tasks, self._work(output))
+            source, at, gathers = self._source(part)
+            tasks, job = self._tasks(part, at)
+            given = (job, *self.levels, source, *self.points, self.scale, target)
+            kernel = aggregate_gathered if gathers else aggregate
+            threads.share(partial(kernel, *given), tasks, self._work(output))
 
     def differentiate(
         self,
@@ -118,23 +198,62 @@ class Aggregator:
         ]
         grads = frozen(words(grad_output), grad_output)
         for part in self._parts():
-            tasks, job = self._tasks(part)
-            given = (job, *self.levels, self._source(part), *self.points, grads, self.scale)
-            task = partial(point_gradients, *given, *targets)
+            source, at, gathers = self._source(part)
+            tasks, job = self._tasks(part, at)
+            given = (job, *self.levels, source, *self.points, grads, self.scale)
+            task = partial(
+                point_gradients_gathered if gathers else point_gradients, *given, *targets
+            )
             threads.share(task, tasks, self._work(grad_output))
 
-    def spread(self, grad_output: np.ndarray, grad_value: np.ndarray) -> None:
-        """Set the gradient of the values."""
+    def spread(
+        self,
+        grad_output: np.ndarray,
+        grad_value: np.ndarray,
+        pixels: tuple[int, int] | None = None,
+        adds: bool = False,
+    ) -> None:
+        """Set the gradient of the values, which is 0, or add to it; of a range of pixels or all.
+
+        What no point reads is left as it is.
+        """
         extent, part = self.extent, _Part(0, self.slices, False)
-        size = extent.pixels * extent.channels * self.scale.itemsize
+        begin, end = pixels or (0, extent.pixels)
+        size = (end - begin) * extent.channels * self.scale.itemsize
         count = threads.get_num_threads()
         ranges = 1 if count == 1 else min(-(-_RANGES * count // self.slices), extent.pixels // _FEW)
         pieces = max(ranges, -(-size // _RANGE_BYTES))
         cuts = _cuts(self.levels[0].reshape(3, -1), extent.pixels, pieces)
+        if pixels:
+            cuts = np.linspace(begin, end, pieces + 1).astype(np.int64)
+        known = size > _WIDE * _RANGE_BYTES
+        how, *reach = self._surveyed(begin, adds) if known else self._anywhere(begin, adds)
         grads = frozen(words(grad_output), grad_output)
-        given = (self._job(part, pieces), *self.levels, cuts, *self.points, grads, self.scale)
+        numbers = self._job(part, pieces, self._lying[0], how)
+        given = (numbers, *self.levels, cuts, *reach, *self.points, grads, self.scale)
         task = partial(value_gradients, *given, words(grad_value.reshape(-1)))
         threads.share(task, part.last * pieces, self._work(grad_output))
+
+    def _anywhere(self, begin: int, adds: bool) -> tuple[Sums, np.ndarray, np.ndarray]:
+        """What is known of queries that nobody looked at: they may reach all pixels."""
+        how = Sums(begin, int(adds), self.extent.queries, self.extent.pixels)
+        reach = np.tile([0, self.extent.pixels], self.slices)
+        return how, reach, np.ones(self.slices, np.uint8)
+
+    def _surveyed(self, begin: int, adds: bool) -> tuple[Sums, np.ndarray, np.ndarray]:
+        """Which pixels queries reach."""
+        extent = self.extent
+        bundles = max(_BUNDLES // self.slices, 1)
+        bundle = -(-extent.queries // bundles)
+        bundle = -(-bundle // self._rows) * self._rows
+        how = Sums(begin, int(adds), bundle, _STRETCH)
+        tasks = self.slices * -(-extent.queries // bundle)
+        reach = np.empty(2 * tasks, np.int64)
+        touched = np.zeros(self.slices * -(-extent.pixels // _STRETCH), np.uint8)
+        numbers = self._job(_Part(0, self.slices, False), 1, self._lying[0], how)
+        given = numbers, *self.levels, self.points[0], self.scale, reach, touched
+        threads.share(partial(survey, *given), tasks, self.slices * extent.queries * extent.points)
+        return how, reach, touched
 
     def _work(self, output: np.ndarray) -> int:
         return output.size * self.extent.points * 2  # four corners, at twice the usual speed
@@ -151,26 +270,56 @@ class Aggregator:
         for first in range(0, self.slices, most):
             yield _Part(first, min(first + most, self.slices), True)
 
-    def _tasks(self, part: _Part) -> tuple[int, Any]:
+    def _tasks(self, part: _Part, at: _At) -> tuple[int, Any]:
         pieces = _pieces(part, self.extent.queries)
-        return (part.last - part.first) * pieces, self._job(part, pieces)
+        return (part.last - part.first) * pieces, self._job(part, pieces, at)
 
-    def _job(self, part: _Part, pieces: int) -> np.ndarray:
-        extent = self.extent
-        each, pixel = extent.pixels * extent.channels, extent.heads * extent.channels
-        head, pixel = (each, extent.channels) if part.packed else (extent.channels, pixel)
-        rows = max(min(PLANE // extent.points, extent.queries), 1)
-        image = each * extent.heads
-        return numbers_of(extent, Strides(rows, part.first, pieces, image, head, pixel))
+    @property
+    def _rows(self) -> int:
+        """Of a block."""
+        return max(min(PLANE // self.extent.points, self.extent.queries), 1)
 
-    def _source(self, part: _Part) -> np.ndarray:
-        """The values as kernels take them."""
-        flat = frozen(words(self.value), self.value)
+    def _job(self, part: _Part, pieces: int, at: _At, *more: tuple[int, ...]) -> np.ndarray:
+        strides = Strides(self._rows, part.first, pieces, *at)
+        return numbers_of(self.extent, strides, *more)
+
+    @cached_property
+    def _lying(self) -> tuple[_At, bool, np.ndarray | None]:
+        """Where the values are, whether their channels are gathered, and their memory if it is no
+        contiguous array.
+        """
+        extent, value = self.extent, self.value
+        pixel = extent.heads * extent.channels
+        if value.flags.c_contiguous:
+            return _At(0, extent.pixels * pixel, extent.channels, pixel, 1, 0), False, None
+        flat, start, (image, row, pixel, head, channel) = lying(value)
+        gap = row - value.shape[2] * pixel if value.shape[1] > 1 else 0
+        gathers = gap != 0 or (channel != 1 and extent.channels > 1)
+        return _At(start, image, head, pixel, channel, gap), gathers, flat
+
+    def _source(self, part: _Part) -> tuple[np.ndarray, _At, bool]:
+        """The values as kernels take them, where they are, and whether they are gathered."""
+        at, gathers, flat = self._lying
         if not part.packed:
-            return flat
+            return frozen(words(self.value), self.value) if flat is None else flat, at, gathers
         extent, pieces = self.extent, _pieces(part, self.extent.pixels)
-        slices = part.last - part.first
-        target = np.empty(slices * extent.pixels * extent.channels, self.scale.dtype)
-        job = self._job(part._replace(packed=False), pieces)
-        threads.share(partial(pack, job, flat, target), slices * pieces, target.size)
-        return frozen(target, target)
+        slices, each = part.last - part.first, extent.pixels * extent.channels
+        target = np.empty(slices * each, self.scale.dtype)
+        packed = _At(0, each * extent.heads, each, extent.channels, 1, 0)
+        if flat is None:
+            flat = frozen(words(self.value), self.value)
+            job = self._job(part._replace(packed=False), pieces, at)
+            threads.share(partial(pack, job, flat, target), slices * pieces, target.size)
+        else:
+            self._pack(part, target.reshape(slices, *self.value.shape[1:3], extent.channels))
+        return frozen(target, target), packed, False
+
+    def _pack(self, part: _Part, target: np.ndarray) -> None:
+        """Copy the values of slices side by side, however they lie."""
+
+        def task(first: int, last: int) -> None:
+            for number in range(part.first + first, part.first + last):
+                image, head = divmod(number, self.extent.heads)
+                target[number - part.first] = self.value[image, :, :, head]
+
+        threads.share(task, len(target), target.size)

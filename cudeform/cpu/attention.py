@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.aggregator import Aggregator
+from cudeform.cpu.aggregator import Aggregator, Portion, portions, spread_all
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.queries import Extent
 from cudeform.plans.attention import AttentionPlan
 
-__all__ = ["backward", "forward"]
+__all__ = ["STRIDED", "backward", "forward"]
+
+# Need not be contiguous
+STRIDED = ("grad_output", "value", "sampling_locations", "attention_weights")
 
 
 def forward(
@@ -22,7 +25,10 @@ def forward(
     """The sums of samples, in the dtype of `value`."""
     output = np.empty(plan.results[0].shape, value.dtype)
     if output.size:
-        _aggregator(plan, value, sampling_locations, attention_weights).aggregate(output)
+        points = sampling_locations, attention_weights
+        for part in portions(output.shape, points):
+            call = _aggregator(plan, part, value, *map(part.of, points))
+            call.aggregate(output[part])
     return (output,)
 
 
@@ -40,30 +46,43 @@ def backward(
     points = {"sampling_locations": sampling_locations, "attention_weights": attention_weights}
     given = {"value": value, **points}
     if grad_output.size == 0:
-        return {name: np.zeros_like(given[name]) for name in needs}
-    grads = {name: np.empty_like(given[name]) for name in needs}
-    call = _aggregator(plan, value, *points.values())
+        return {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
+    # Zeros stay where no point reads a value.
+    grads = {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
+    parts = portions(grad_output.shape, (grad_output, *points.values()))
+
+    def prepare(part: Portion) -> tuple[Aggregator, np.ndarray]:
+        call = _aggregator(plan, part, value, *map(part.of, points.values()))
+        return call, part.of(grad_output)
+
     if needs & points.keys():
-        call.differentiate(grad_output, *map(grads.get, points))
+        for part in parts:
+            call, grad = prepare(part)
+            call.differentiate(grad, *(part.of(grads.get(name)) for name in points))
     if "value" in needs:
-        call.spread(grad_output, grads["value"])
+        spread_all(parts, prepare, grads["value"])
     return grads
 
 
 def _aggregator(
-    plan: AttentionPlan, value: np.ndarray, locations: np.ndarray, weights: np.ndarray
+    plan: AttentionPlan,
+    part: Portion,
+    value: np.ndarray,
+    locations: np.ndarray,
+    weights: np.ndarray,
 ) -> Aggregator:
     extent = Extent(
         pixels=plan.values,
         heads=plan.heads,
         channels=plan.channels,
-        queries=plan.queries,
+        queries=part.rows.stop - part.rows.start,
         points=plan.samples,
         nearest=int(plan.method == "nearest"),
         softmax=int(plan.softmax),
         **plan.steps,
     )
-    return Aggregator(plan.batch, extent, _levels(plan), value, locations, weights)
+    value = value[part.images, None]
+    return Aggregator(len(value), extent, _levels(plan), value, locations, weights)
 
 
 @remembered

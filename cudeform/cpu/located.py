@@ -28,16 +28,20 @@ from cudeform.cpu.language.simd import (
     totals,
     zeros,
 )
-from cudeform.cpu.sample_gradients import add_dots
-from cudeform.cpu.sampler import load_corners, weights_along
+from cudeform.cpu.sampler import add_dots, load_corners, weights_along
 
 __all__ = [
     "BASE_X",
     "BASE_Y",
+    "DOWN",
     "HEIGHT",
+    "PIXEL",
     "PLANE",
+    "RIGHT",
     "SHARE",
+    "SINGLE",
     "START",
+    "W00",
     "WIDTH",
     "X",
     "Y",
@@ -49,7 +53,6 @@ __all__ = [
     "locate_nearest",
     "locate_points",
     "slopes",
-    "spread_points",
     "sum_points",
 ]
 
@@ -65,7 +68,7 @@ _INTEGERS = 7 * PLANE
 # Until corners are known: whole coordinates that X and Y are from, and whether anything is read.
 BASE_Y, BASE_X, _INSIDE = PIXEL, SIDES, DOWN
 _TOP, _BOTTOM, _LEFT, _RIGHT = 1, 2, 4, 8
-_SINGLE = -1  # of RIGHT: the first corner is all that is read
+SINGLE = -1  # of RIGHT: the first corner is all that is read
 
 
 class Rows(NamedTuple):
@@ -182,7 +185,7 @@ def locate_nearest(block, count):
         column = min(max(np.float64(np.floor(x)), 0.0), right)
         pixel = whole[START + p] + np.int32(row) * whole[WIDTH + p] + np.int32(column)
         whole[PIXEL + p] = select(reads, pixel, -1)
-        whole[RIGHT + p] = _SINGLE
+        whole[RIGHT + p] = SINGLE
         reals[W00 + p] = reals[SHARE + p]
 
 
@@ -240,7 +243,7 @@ def _sum_four(block, rows, source, view, target, c):
             if element(whole, PIXEL + p) < 0:
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
-            if element(whole, RIGHT + p) == _SINGLE:
+            if element(whole, RIGHT + p) == SINGLE:
                 s0 = fma(w[0], load_wide(source, at[0] + c), s0)
                 s1 = fma(w[0], load_wide(source, at[0] + c1), s1)
                 s2 = fma(w[0], load_wide(source, at[0] + c2), s2)
@@ -265,7 +268,7 @@ def _sum_two(block, rows, source, view, target, c):
             if element(whole, PIXEL + p) < 0:
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
-            if element(whole, RIGHT + p) == _SINGLE:
+            if element(whole, RIGHT + p) == SINGLE:
                 s0 = fma(w[0], load_wide(source, at[0] + c), s0)
                 s1 = fma(w[0], load_wide(source, at[0] + c1), s1)
             else:
@@ -286,7 +289,7 @@ def _sum_one(block, rows, source, view, target, c, count):
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
             sums = fma(w[0], load_wide_some(source, at[0] + c, count), sums)
-            if element(whole, RIGHT + p) != _SINGLE:
+            if element(whole, RIGHT + p) != SINGLE:
                 sums = fma(w[1], load_wide_some(source, at[1] + c, count), sums)
                 sums = fma(w[2], load_wide_some(source, at[2] + c, count), sums)
                 sums = fma(w[3], load_wide_some(source, at[3] + c, count), sums)
@@ -305,7 +308,7 @@ def dot_points(block, rows, source, view, grad, dots):
         for p in range(r * rows.each, (r + 1) * rows.each):
             at = _corners(whole, view, p)
             dot = zeros(grad), zeros(grad), zeros(grad), zeros(grad)
-            if element(whole, PIXEL + p) >= 0 and element(whole, RIGHT + p) == _SINGLE:
+            if element(whole, PIXEL + p) >= 0 and element(whole, RIGHT + p) == SINGLE:
                 only = dot[0]
                 for c in range(0, end, step):
                     only = fma(load(grad, row + c), load_wide(source, at[0] + c), only)
@@ -346,68 +349,3 @@ def slopes(block, count, dots):
         dots[p] = (one - ly) * upper + ly * lower
         dots[PLANE + p] = share * ((one - ly) * (t01 - t00) + ly * (t11 - t10))
         dots[2 * PLANE + p] = share * (lower - upper)
-
-
-@inner
-def spread_points(block, rows, grad, target, view, bounds):
-    """Add a row's gradient, times their weights, to the corners that are within `bounds`.
-
-    These are a first pixel and an end; `target` begins at the first.
-    """
-    step = lanes(grad)
-    tail = view.channels & (step - 1)
-    whole = view.channels - tail
-    pairs = whole - whole % (2 * step)
-    for c in range(0, pairs, 2 * step):
-        _spread_two(block, rows, grad, target, view, bounds, c)
-    if pairs < whole:
-        _spread_one(block, rows, grad, target, view, bounds, pairs, step)
-    if tail:
-        _spread_one(block, rows, grad, target, view, bounds, whole, tail)
-
-
-@inlined
-def _corner(block, p, corner):
-    """The pixel of a corner of a point, and its weight; -1 where there is none."""
-    reals, whole = block
-    pixel, right = element(whole, PIXEL + p), element(whole, RIGHT + p)
-    weight = element(reals, W00 + p + corner * PLANE)
-    beside = right if corner & 1 else 0
-    below = element(whole, DOWN + p) if corner & 2 else 0
-    none = pixel < 0 or (corner > 0 and right == _SINGLE)
-    return -1 if none else pixel + beside + below, weight
-
-
-@inlined
-def _spread_two(block, rows, grad, target, view, bounds, c):
-    """Two vectors of channels from c on."""
-    first, end = bounds
-    step = lanes(grad)
-    for r in range(rows.count):
-        row = r * view.channels + c
-        g0, g1 = load(grad, row), load(grad, row + step)
-        for p in range(r * rows.each, (r + 1) * rows.each):
-            for corner in range(4):
-                pixel, weight = _corner(block, p, corner)
-                if pixel < first or pixel >= end:
-                    continue
-                to = view.start + (pixel - first) * view.pitch + c
-                w = splat(grad, weight)
-                store(target, to, fma(w, g0, load(target, to)))
-                store(target, to + step, fma(w, g1, load(target, to + step)))
-
-
-@inlined
-def _spread_one(block, rows, grad, target, view, bounds, c, count):
-    """One vector of `count` channels."""
-    first, end = bounds
-    for r in range(rows.count):
-        g = load_some(grad, r * view.channels + c, count)
-        for p in range(r * rows.each, (r + 1) * rows.each):
-            for corner in range(4):
-                pixel, weight = _corner(block, p, corner)
-                if pixel < first or pixel >= end:
-                    continue
-                to = view.start + (pixel - first) * view.pitch + c
-                value = fma(splat(grad, weight), g, load_some(target, to, count))
-                store_some(target, to, value, count)

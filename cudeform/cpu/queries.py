@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudeform.cpu.gathered import CORNERS, gather_corners
 from cudeform.cpu.language.compiler import inlined, kernel, records
 from cudeform.cpu.language.halves import element, put
 from cudeform.cpu.language.rows import (
@@ -35,17 +36,22 @@ from cudeform.cpu.located import (
     locate_nearest,
     locate_points,
     slopes,
-    spread_points,
     sum_points,
 )
 
 __all__ = [
     "Extent",
+    "Job",
     "Strides",
     "aggregate",
+    "aggregate_gathered",
+    "fill_grads",
+    "fill_shares",
+    "locate",
     "pack",
     "point_gradients",
-    "value_gradients",
+    "point_gradients_gathered",
+    "queries_of",
 ]
 
 _FARTHEST = 2**31 - 1  # from the image, of a base that a plane of integers holds
@@ -83,13 +89,16 @@ class Strides(NamedTuple):
     rows: int  # of a block
     first: int  # slice of the part: a slice is a head of an image
     pieces: int  # of the queries of a slice, or of its pixels
-    image: int  # from one image to the next in the values
+    start: int  # of the values
+    image: int  # from one image to the next in them
     head: int
     pixel: int
+    channel: int
+    gap: int  # behind the last pixel of a row
 
 
-_Job = namedtuple("_Job", Extent._fields + Strides._fields)
-_read_job = records(_Job)
+Job = namedtuple("Job", Extent._fields + Strides._fields)
+_read_job = records(Job)
 # Kernels get the taps of a grid as an array, and None for locations: a call compiles one of both.
 
 
@@ -103,7 +112,7 @@ class _Queries(NamedTuple):
 
 
 @inlined
-def _queries(job, image, head, first, last):
+def queries_of(job, image, head, first, last):
     """A block of queries, from the first on."""
     count = min(job.rows, last - first)
     return _Queries(first, image * job.queries + first, head, count)
@@ -136,7 +145,7 @@ def _weights(job, queries):
 
 
 @inlined
-def _fill_shares(job, weights, queries, shares):
+def fill_shares(job, weights, queries, shares):
     """The factors of the points of so many queries."""
     points, count = job.points, queries.count
     read_rows(weights, shares, (*_weights(job, queries), 0, points), (count, points))
@@ -164,7 +173,7 @@ def _locations(job, queries, first):
 
 
 @inlined
-def _locate(job, taps, given, queries, first, block, fresh):
+def locate(job, taps, given, queries, first, block, fresh):
     """Locate the points of a block, from point `first` of each query on; levels of a `fresh` block
     are not known. Returns its rows.
     """
@@ -217,10 +226,23 @@ def _slice(job, task):
     """The image and the head of a task, its range of queries, and where its values lie."""
     number, first, last = _place(job, task, job.queries)
     image, head = number // job.heads, number % job.heads
-    start = image * job.image + head * job.head
+    start = job.start + image * job.image + head * job.head
     if job.pixel == job.channels:  # copied side by side
         start -= job.first * job.head
     return image, head, (first, last), View(start, job.pixel, job.channels)
+
+
+@inlined
+def _in_place(job, block, rows, source, view, room):
+    """What the points of a block read, and where."""
+    return source, view
+
+
+@inlined
+def _gathered(job, block, rows, source, view, room):
+    """The same where the channels of a pixel lie apart: a copy."""
+    gather_corners(block, rows.count * rows.each, source, view, (job.channel, job.gap), room)
+    return room, View(0, job.channels, job.channels)
 
 
 @kernel
@@ -228,6 +250,24 @@ def aggregate(
     numbers, levels, taps, source, locations, weights, scale, output, first_task, last_task
 ):
     """The results of queries of slices."""
+    given = levels, source, locations, weights, scale
+    _aggregate(numbers, taps, given, output, first_task, last_task, _in_place, source)
+
+
+@kernel
+def aggregate_gathered(
+    numbers, levels, taps, source, locations, weights, scale, output, first_task, last_task
+):
+    """The same of values whose channels lie apart."""
+    given = levels, source, locations, weights, scale
+    (job,) = _read_job(numbers)
+    room = empty(CORNERS * PLANE * job.channels, source.dtype)
+    _aggregate(numbers, taps, given, output, first_task, last_task, _gathered, room)
+
+
+@inlined
+def _aggregate(numbers, taps, given, output, first_task, last_task, find, room):
+    levels, source, locations, weights, scale = given
     (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
@@ -236,13 +276,14 @@ def aggregate(
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
-            queries = _queries(job, image, head, q, last)
+            queries = queries_of(job, image, head, q, last)
             sums[: queries.count * channels] = 0
-            _fill_shares(job, weights, queries, shares)
+            fill_shares(job, weights, queries, shares)
             for k in range(0, points, PLANE):
                 given = levels, locations, shares, scale
-                rows = _locate(job, taps, given, queries, k, block, q == first)
-                sum_points(block, rows, source, view, sums)
+                rows = locate(job, taps, given, queries, k, block, q == first)
+                values, seen = find(job, block, rows, source, view, room)
+                sum_points(block, rows, values, seen, sums)
             size = queries.count, channels
             write_rows(sums, output, (0, channels, *_results(job, queries)), size)
 
@@ -255,7 +296,7 @@ def _results(job, queries):
 
 
 @inlined
-def _fill_grads(job, grad_output, queries, grads):
+def fill_grads(job, grad_output, queries, grads):
     """The gradients of the results of so many queries."""
     channels = job.channels
     places = *_results(job, queries), 0, channels
@@ -278,6 +319,38 @@ def point_gradients(
     last_task,
 ):
     """The gradients of the locations and weights of queries of slices; an empty one is skipped."""
+    given = levels, source, locations, weights, grad_output, scale
+    targets = grad_locations, grad_weights
+    _point_gradients(numbers, taps, given, targets, first_task, last_task, _in_place, source)
+
+
+@kernel
+def point_gradients_gathered(
+    numbers,
+    levels,
+    taps,
+    source,
+    locations,
+    weights,
+    grad_output,
+    scale,
+    grad_locations,
+    grad_weights,
+    first_task,
+    last_task,
+):
+    """The same of values whose channels lie apart."""
+    given = levels, source, locations, weights, grad_output, scale
+    targets = grad_locations, grad_weights
+    (job,) = _read_job(numbers)
+    room = empty(CORNERS * PLANE * job.channels, source.dtype)
+    _point_gradients(numbers, taps, given, targets, first_task, last_task, _gathered, room)
+
+
+@inlined
+def _point_gradients(numbers, taps, given, targets, first_task, last_task, find, room):
+    levels, source, locations, weights, grad_output, scale = given
+    grad_locations, grad_weights = targets
     (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
@@ -287,13 +360,14 @@ def point_gradients(
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
-            queries = _queries(job, image, head, q, last)
-            _fill_shares(job, weights, queries, shares)
-            _fill_grads(job, grad_output, queries, grads)
+            queries = queries_of(job, image, head, q, last)
+            fill_shares(job, weights, queries, shares)
+            fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
                 given = levels, locations, shares, scale
-                rows = _locate(job, taps, given, queries, k, block, q == first)
-                dot_points(block, rows, source, view, grads, dots)
+                rows = locate(job, taps, given, queries, k, block, q == first)
+                values, seen = find(job, block, rows, source, view, room)
+                dot_points(block, rows, values, seen, grads, dots)
                 _write_locations(job, taps, block, rows, dots, grad_locations, queries, k, scale)
                 size = rows.count, rows.each
                 read_rows(dots, found, (np.int64(0), rows.each, k, points), size)
@@ -335,46 +409,3 @@ def _write_weights(job, shares, found, target, queries):
             for k in range(at, at + points):
                 put(found, k, element(shares, k) * (element(found, k) - total))
     write_rows(found, target, (0, points, *_weights(job, queries)), (count, points))
-
-
-@kernel
-def value_gradients(
-    numbers,
-    levels,
-    taps,
-    cuts,
-    locations,
-    weights,
-    grad_output,
-    scale,
-    target,
-    first_task,
-    last_task,
-):
-    """The gradients of ranges of pixels of slices: from each cut to the next."""
-    (job,) = _read_job(numbers)
-    channels, points = job.channels, job.points
-    block = block_arrays(scale)
-    shares = empty(job.rows * points, scale.dtype)
-    grads = empty(job.rows * channels, scale.dtype)
-    longest = 0
-    for piece in range(job.pieces):
-        longest = max(longest, cuts[piece + 1] - cuts[piece])
-    sums = empty(longest * channels, scale.dtype)
-    view = View(0, channels, channels)
-    for task in range(first_task, last_task):
-        number, piece = task // job.pieces, task % job.pieces
-        first, end = cuts[piece], cuts[piece + 1]
-        image, head = number // job.heads, number % job.heads
-        sums[: (end - first) * channels] = 0
-        for q in range(0, job.queries, job.rows):
-            queries = _queries(job, image, head, q, job.queries)
-            _fill_shares(job, weights, queries, shares)
-            _fill_grads(job, grad_output, queries, grads)
-            for k in range(0, points, PLANE):
-                given = levels, locations, shares, scale
-                rows = _locate(job, taps, given, queries, k, block, q == 0)
-                spread_points(block, rows, grads, sums, view, (first, end))
-        to = ((image * job.pixels + first) * job.heads + head) * channels
-        places = np.int64(0), channels, to, job.heads * channels
-        write_rows(sums, target, places, (end - first, channels))

@@ -30,20 +30,14 @@ from cudeform.cpu.sampler import (
     PIXELS,
     RIGHT,
     TOP,
+    add_dots,
     corners,
     load_corners,
     mixed,
     weights_of,
 )
 
-__all__ = ["add_dots", "differentiate", "measure", "spread", "spread_between"]
-
-
-@inlined
-def add_dots(g, values, sums):
-    """Add the products of a gradient with each corner."""
-    top = fma(g, values[0], sums[0]), fma(g, values[1], sums[1])
-    return *top, fma(g, values[2], sums[2]), fma(g, values[3], sums[3])
+__all__ = ["differentiate", "measure", "spread", "spread_between"]
 
 
 @inlined

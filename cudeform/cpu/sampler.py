@@ -43,6 +43,7 @@ __all__ = [
     "TOP",
     "Grid",
     "Image",
+    "add_dots",
     "blend",
     "blended",
     "corners",
@@ -281,6 +282,13 @@ def load_corners(source, at, c, count):
         load_wide_some(source, at[2] + c, count),
         load_wide_some(source, at[3] + c, count),
     )
+
+
+@inlined
+def add_dots(g, values, sums):
+    """Add the products of a gradient with each corner."""
+    top = fma(g, values[0], sums[0]), fma(g, values[1], sums[1])
+    return *top, fma(g, values[2], sums[2]), fma(g, values[3], sums[3])
 
 
 @inlined

@@ -9,7 +9,7 @@ from cudeform.plans.sampling import SamplePlan
 
 __all__ = ["STRIDED", "backward", "forward"]
 
-STRIDED = ("input",)  # need not be contiguous
+STRIDED = ("grad_output", "input", "points")  # need not be contiguous
 
 
 def forward(plan: SamplePlan, input: np.ndarray, points: np.ndarray) -> tuple[np.ndarray]:

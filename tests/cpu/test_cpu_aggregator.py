@@ -1,9 +1,16 @@
 """How sums of samples at located points, and their gradients, are cut into tasks."""
 
+import sys
+
 import numpy as np
 import pytest
+from cases import operator
+from poolings import PEAK
+from processes import python
 
+import cudeform
 from cudeform import threads
+from cudeform.cases import Case
 from cudeform.cpu import aggregator
 from cudeform.cpu.queries import Extent
 
@@ -53,3 +60,105 @@ def test_copies_that_a_cache_holds_are_worked_on_together(side, count, parts, mo
     assert len(found) == parts
     assert [part.first for part in found] == [0, *(part.last for part in found[:-1])]
     assert found[-1].last == 16
+
+
+STRIDES = {
+    "fortran": np.asfortranarray,
+    "every second": lambda array: np.repeat(array, 2, -1)[..., ::2],
+    "backwards": lambda array: np.flip(np.flip(array).copy()),
+    "parts of rows": lambda array: np.concatenate([array, array], 2)[:, :, : array.shape[2]],
+}
+
+
+@pytest.mark.parametrize("name", ["ms_deform_attn", "dcnv3", "dcnv4"])
+def test_arrays_of_any_strides_give_the_bytes_of_contiguous_ones(monkeypatch, name):
+    """Copied at once, or a few queries at a time, while the corners of points are gathered."""
+    row = operator(name)
+    before = threads.get_num_threads()
+    small = {"_COPIED": 300, "_RANGE_BYTES": 500, "_WIDE": 0, "_STRETCH": 4, "_BUNDLES": 8}
+    for case in row.cases(np.random.default_rng(0)):
+        arrays = {k: a.astype(np.float32) if a.ndim > 2 else a for k, a in case.arrays.items()}
+        expected = outcome(row, Case(case.name, arrays, case.options))
+        for setting in ({}, {**small, "SCRATCH_BYTES": 16}):
+            with monkeypatch.context() as changed:
+                for constant, value in setting.items():
+                    changed.setattr(aggregator, constant, value)
+                for count, lying in zip((1, 2, 3, 8), STRIDES.values(), strict=True):
+                    given = {k: lying(a) if a.ndim > 2 else a for k, a in arrays.items()}
+                    threads.set_num_threads(count)
+                    found = outcome(row, Case(case.name, given, case.options), lying)
+                    assert found == expected, (case.name, setting)
+    threads.set_num_threads(before)
+
+
+def outcome(row, case, lying=lambda array: array):
+    output = row.call(case)
+    found = [output, *row.call_backward(lying(np.cos(output)), case)]
+    return [array.tobytes() for array in found if array is not None]
+
+
+def test_queries_are_surveyed(monkeypatch):
+    """Ranges that no query reaches are left alone, and so are other stretches of those."""
+    asked = []
+
+    def watched(numbers, levels, cuts, reach, touched, *rest):
+        asked.append((reach, touched))
+        value_gradients(numbers, levels, cuts, reach, touched, *rest)
+
+    value_gradients = aggregator.value_gradients
+    monkeypatch.setattr(aggregator, "value_gradients", watched)
+    monkeypatch.setattr(aggregator, "_WIDE", 0)
+    monkeypatch.setattr(aggregator, "_RANGE_BYTES", 1000)
+    monkeypatch.setattr(aggregator, "_STRETCH", 8)
+    value, weights = np.ones((1, 400, 1, 4), np.float32), np.ones((1, 2, 1, 1, 1), np.float32)
+    locations = (np.array([[3, 2], [17, 2]], np.float32) + 0.75) / 20  # (x, y)
+    given = value, ((20, 20),), locations.reshape(1, 2, 1, 1, 1, 2), weights
+    found = cudeform.ms_deform_attn_backward(np.ones((1, 2, 4), np.float32), *given)
+    reach, touched = asked[0]
+    assert reach.tolist() == [2 * 20 + 3, 3 * 20 + 18 + 1]
+    assert np.flatnonzero(touched).tolist() == [5, 7, 8, 9]
+    assert np.flatnonzero(found.value[0, :, 0, 0]).tolist() == [43, 44, 57, 58, 63, 64, 77, 78]
+
+
+MEMORY = """
+import numpy, cudeform
+{peak}
+ones = lambda *shape: numpy.ones(shape, "float32")
+
+def few(side):  # queries, of values of which only what is touched is there
+    plain = numpy.zeros((1, side, side, 4), "float32")
+    anyhow = numpy.zeros((1, 4, side, side), "float32").transpose(0, 2, 3, 1)
+    points = numpy.linspace(0.1, 0.9, 80, dtype="float32").reshape(1, 10, 1, 1, 4, 2)
+    weights, grad, sizes = ones(1, 10, 1, 1, 4), ones(1, 10, 4), ((side, side),)
+    offset, mask, of_grid = ones(1, 3, 3, 18), ones(1, 3, 3, 9), ones(1, 3, 3, 4)
+    for image in plain, anyhow, numpy.broadcast_to(ones(1, 1, 1, 1), plain.shape):
+        grid = dict(kernel_size=3, stride=side // 3)
+        yield cudeform.dcnv3, (image, offset, mask), grid
+        yield cudeform.dcnv3_backward, (of_grid, image, offset, mask), grid
+        if image is not anyhow:  # which has no such view
+            value = image.reshape(1, side**2, 1, 4)
+            yield cudeform.ms_deform_attn, (value, sizes, points, weights), dict()
+            yield cudeform.ms_deform_attn_backward, (grad, value, sizes, points, weights), dict()
+
+def many(side):  # queries, of arrays that are not contiguous
+    image, mask = ones(1, 16, side, side).transpose(0, 2, 3, 1), ones(1, side, side, 9)
+    offset = numpy.broadcast_to(ones(1, 1, 1, 18), (1, side, side, 18))
+    grid = dict(kernel_size=3, padding=1)
+    yield cudeform.dcnv3, (image, offset, mask), grid
+    yield cudeform.dcnv3_backward, (image, image, offset, mask), grid
+
+for made, small, large in ((few, 60, 8000), (many, 30, 900)):
+    for call, given, options in made(small):
+        call(*given, **options)  # compiles
+    for call, given, options in made(large):
+        print(call.__name__, *peak(lambda: call(*given, **options)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_bounded_whatever_the_size():
+    """In a process of its own: ten points of 64 megapixels, and many of arrays of any strides."""
+    said = python(MEMORY.format(peak=PEAK))
+    found = [line.split()[1:] for line in said.splitlines()]
+    assert len(found) == 12, said
+    assert all(int(taken) - int(results) < 64e6 for taken, results in found), said

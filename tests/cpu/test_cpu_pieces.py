@@ -11,7 +11,7 @@ from processes import python
 
 import cudeform
 from cudeform import threads
-from cudeform.cpu.conv import large, large_gradients, pieces, widening
+from cudeform.cpu.conv import large, large_gradients, pieces, scattered, widening
 
 CPU = backends.BACKENDS["cpu"]
 
@@ -79,6 +79,52 @@ def test_bytes_are_equal_for_every_number_of_threads_and_any_strides(in_pieces, 
         threads.set_num_threads(before)
     assert results(arrays, np.asfortranarray) == expected
     assert results(arrays, lambda array: np.repeat(array, 2, 3)[..., ::2]) == expected
+
+
+@pytest.mark.parametrize("border", ["zeros", "clamp"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_points_anywhere_are_sorted_by_rows(in_pieces, monkeypatch, dtype, border):
+    """To gradients that are right, and equal for every number of threads."""
+    rng, before = np.random.default_rng(0), threads.get_num_threads()
+    points = rng.uniform(-3, 92, (2, 500, 2))
+    points[:, ::7] = np.round(points[:, ::7])
+    points[0, :2] = np.nan, np.inf
+    image, grad = rng.standard_normal((2, 5, 90, 70)), rng.standard_normal((2, 5, 500))
+    given = [array.astype(dtype) for array in (grad, image, points)]
+    expected = cudeform.bilinear_sample_backward(*given, border=border)
+    in_pieces(4000)
+    sorts, found = [], []
+    sort = scattered.sample_gradients
+    monkeypatch.setattr(widening, "sample_gradients", lambda *a: (sorts.append(1), sort(*a)))
+    for count, most in ((1, 500), (3, 500 if dtype == "float16" else 200)):
+        monkeypatch.setattr(scattered, "_POINTS", most)
+        threads.set_num_threads(count)
+        found.append(cudeform.bilinear_sample_backward(*given, border=border))
+    threads.set_num_threads(before)
+    assert len(sorts) == 2
+    limit = 1e-5 if dtype == "float32" else 2e-3
+    for result in found:
+        np.testing.assert_allclose(result.input, expected.input, rtol=limit, atol=limit)
+        np.testing.assert_allclose(result.points, expected.points, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_corners_are_gathered_from_any_strides(layout):
+    """Of an image of which little is read, to the bytes of a contiguous one."""
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((2, 6, 40, 50) if layout == "NCHW" else (2, 40, 50, 6))
+    for dtype in ("float32", "float16"):
+        whole, points = image.astype(dtype), rng.uniform(-2, 50, (2, 30, 2)).astype(dtype)
+        expected = cudeform.bilinear_sample(whole, points, layout=layout).tobytes()
+        for strided in (
+            np.asfortranarray(whole),
+            np.flip(np.flip(whole).copy()),
+            np.concatenate([whole, whole], 3)[..., : whole.shape[3]],
+            np.concatenate([whole, whole], 2)[:, :, : whole.shape[2]],
+        ):
+            assert not strided.flags.c_contiguous
+            found = cudeform.bilinear_sample(strided, points, layout=layout)
+            assert found.tobytes() == expected
 
 
 def test_an_image_of_few_slices_is_work_for_many_threads(in_pieces, monkeypatch):

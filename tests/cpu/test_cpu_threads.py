@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -67,6 +68,17 @@ def test_a_piece_is_worth_its_beginning(work, count):
     threads.share(lambda first, last: pieces.append((first, last)), 100, work)
     assert sorted(i for first, last in pieces for i in range(first, last)) == list(range(100))
     assert len(pieces) == count
+
+
+@pytest.mark.parametrize("work", [1, 1e9])
+def test_loops_shared_together_are_done_once_each(work):
+    done = []
+
+    def note(name, first, last):
+        done.extend((name, i) for i in range(first, last))
+
+    threads.share_all([(partial(note, "a"), 5, 0), (partial(note, "b"), 40, work)])
+    assert sorted(done) == [*(("a", i) for i in range(5)), *(("b", i) for i in range(40))]
 
 
 def test_tasks_run_on_as_many_threads_as_asked_for():

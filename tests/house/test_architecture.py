@@ -24,7 +24,9 @@ FLOORS = [
     ["cpu.sampler"],
     ["cpu.taps", "cpu.located", "cpu.sample_gradients"],
     ["cpu.conv.", "cpu.regions."],  # neither knows of the other
+    ["cpu.gathered"],
     ["cpu.queries"],
+    ["cpu.spreading"],
     ["cpu.aggregator"],
     ["cpu."],
     ["ops"],

@@ -84,10 +84,11 @@ def convolve(
 ) -> None:
     """Fill `output`; all arrays are of one dtype, float32 or float64. No weight: only sample.
 
-    Where `reads_little`, the input may have 16 bits.
+    Where `reads_little`, the input may have 16 bits and any strides.
     """
     # an image with its channels last is read where it lies
-    direct = plan.points.channels_last and input.dtype == output.dtype
+    last, lies_anyhow = plan.points.channels_last, not input.flags.c_contiguous
+    direct = last and input.dtype == output.dtype and not lies_anyhow
     dense = weight is not None
     tasks = threads.wanted_tasks(_size(plan, dense))
     prepared = _prepared(plan, output.itemsize, dense, direct, tasks)
@@ -100,8 +101,8 @@ def convolve(
         packed, bias = weight_rows(plan, weight), frozen(bias_rows(plan, bias), output)
     elif dense:
         packed, loop = packed_columns(job, parts[0][1], slices, weight)
-        loops.append(loop)
-    source = given = frozen(input, input)
+        loops = [loop]
+    source = given = frozen(None if lies_anyhow else input, input)
     if large:
         found = windows(plan, slices, job, parts[0][1], frozen(offset, output))
         grid = grid_of(plan.points, plan.deformable, plan.modulated)
@@ -115,13 +116,13 @@ def convolve(
     for part, numbers in parts:
         tiles = -(-(part.last_pixel - part.first_pixel) // job.tile)
         if part.gathered:
-            gather(numbers, given, arrays[0], arrays[1], scratch, part.images * tiles)
+            gather(numbers, input, last, arrays[0], arrays[1], scratch, part.images * tiles)
         elif staged:
             pieces = part.images * -(-part.rows * plan.points.width // _STAGED_PIXELS)
             task = partial(_stage, numbers, slices, given, scratch)
-            loops.append((task, pieces, part.images * part.image_size))
+            loops = [*loops, (task, pieces, part.images * part.image_size)]
         threads.share_all(loops)
-        loops.clear()
+        loops = []
         task = partial(kernel_of_tiles, numbers, slices, memory)
         threads.share(task, part.images * tiles, size)
 

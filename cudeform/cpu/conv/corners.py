@@ -13,6 +13,8 @@ import numpy as np
 from cudeform import threads
 from cudeform.cpu.conv.parts import CORNERS, read
 from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.strided import lying
+from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sampler import ON_PIXEL, PIXELS, Image, corners, locate, point_arrays
 
 __all__ = ["gather", "renumber"]
@@ -21,6 +23,7 @@ __all__ = ["gather", "renumber"]
 def gather(
     numbers: np.ndarray,
     input: np.ndarray,
+    channels_last: bool,
     offset: np.ndarray,
     mask: np.ndarray,
     target: np.ndarray,
@@ -28,12 +31,17 @@ def gather(
 ) -> None:
     """Fill `target` with the corners of the points of a part, which are cut into `tasks` tiles.
 
-    All arrays are flat. The input may have 16 bits, which are widened.
+    All arrays but the input are flat. That may have any strides, and 16 bits, which are widened.
     """
-    given, copied = input, target
+    given, start, strides = lying(input)
+    copied = target
     if input.dtype != target.dtype:  # Numba has neither type: words of 16 bits are copied first
-        given, copied = input.view(np.uint16), np.empty(len(target), np.uint16)
-    task = partial(_gather, numbers, given, offset, mask, copied)
+        copied = np.empty(len(target), given.dtype)
+    image, channel, row, column = (
+        strides[i] for i in ((0, 3, 1, 2) if channels_last else range(4))
+    )
+    view = numbers_of((start, image, channel, row, column))
+    task = partial(_gather, numbers, view, given, offset, mask, copied)
     threads.share(task, tasks, len(target))
     if copied is not target:
         target[...] = copied.view(input.dtype)
@@ -55,15 +63,13 @@ def renumber(job, points, count, first, group):
 
 
 @kernel
-def _gather(numbers, source, offset, mask, target, first_tile, last_tile):
+def _gather(numbers, view, source, offset, mask, target, first_tile, last_tile):
     """Tiles `first_tile` to `last_tile` of the images of a part."""
     grid, job, part = read(numbers)
     points = point_arrays(offset, job.taps)
     all_channels = job.groups * job.in_channels
     channels = all_channels // job.offset_groups
-    area, of_pixel, of_channel = grid.height * grid.width, 1, grid.height * grid.width
-    if job.channels_last:
-        of_pixel, of_channel = all_channels, 1
+    begin, of_image, of_channel, of_row, of_pixel = view[0], view[1], view[2], view[3], view[4]
     tiles = (part.last_pixel - part.first_pixel + job.tile - 1) // job.tile
     for tile in range(first_tile, last_tile):
         image = tile // tiles
@@ -71,25 +77,27 @@ def _gather(numbers, source, offset, mask, target, first_tile, last_tile):
         count = min(job.tile, part.last_pixel - pixel)
         for group in range(job.offset_groups):
             locate(grid, offset, mask, (part.first_image + image, pixel, count), group, points)
-            start = (part.first_image + image) * area * all_channels
-            start += group * channels * of_channel
-            view = Image(start, of_pixel, grid.width * of_pixel, channels)
+            start = begin + (part.first_image + image) * of_image + group * channels * of_channel
+            lies = Image(start, of_pixel, of_row, channels)
             to = image * part.image_size
             place = (to, pixel - part.first_pixel, count, group)
-            _copy(job, points, view, of_channel, source, target, place)
+            _copy(job, grid.width, points, lies, of_channel, source, target, place)
 
 
 @inlined
-def _copy(job, points, view, of_channel, source, target, place):
+def _copy(job, width, points, view, of_channel, source, target, place):
     """Copy the corners of the points of a tile, whose channels are `of_channel` apart."""
     pixel, state, _ = points
     image, first, count, group = place
+    gap = view.line - width * view.pitch  # behind the last pixel of a row
     for k in range(job.taps):
         for p in range(count):
             bits = state[k * PIXELS + p]
             if bits == 0:  # nobody reads its place
                 continue
-            at = corners(bits, pixel[k * PIXELS + p], view)
+            n = pixel[k * PIXELS + p]
+            row = view.start + n // width * gap
+            at = corners(bits, n, Image(row, view.pitch, view.line, view.channels))
             to = image + _place_of(job, first + p, group, k) * view.channels
             for corner in range(1 if bits == ON_PIXEL else CORNERS):
                 for c in range(view.channels):

@@ -17,8 +17,10 @@ from cudeform.cpu.conv.large import convolve_pieces
 from cudeform.cpu.conv.large_gradients import piece_gradients
 from cudeform.cpu.conv.parts import reads_little
 from cudeform.cpu.conv.pieces import MOST_TAPS, MOST_WEIGHTS
+from cudeform.cpu.conv.scattered import are_scattered, sample_gradients
 from cudeform.cpu.language import workspace
 from cudeform.cpu.language.dtypes import copied, copy
+from cudeform.cpu.language.strided import aligned
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["STRIDED", "backward", "forward"]
@@ -42,7 +44,8 @@ def forward(
     if output.size == 0:
         return (output,)
     wide = sum_dtype(input.dtype)
-    little = reads_little(plan.points) and input.flags.c_contiguous
+    little = reads_little(plan.points)
+    input = aligned(input) if little else input
     per_image = _copied((None if little else input, offset, mask, output), wide)
     if not _is_small(plan, weight) or per_image > _MOST_COPIES:
         arrays = {"input": input, "offset": offset, "mask": mask, "weight": weight, "bias": bias}
@@ -82,8 +85,9 @@ def backward(
     copies = 2 * images * per_image  # of what is given, and of gradients
     asked = _of_images(plan, images), wide, weight is not None, needs
     if not _is_small(plan, weight) or workspace_bytes(*asked) + copies > _MOST:
-        result = _zeros(plan, given, needs)
-        piece_gradients(plan, {**given, "grad_output": grad_output}, result, wide)
+        result, every = _zeros(plan, given, needs), {**given, "grad_output": grad_output}
+        scattered = are_scattered(plan, every, result, wide)
+        (sample_gradients if scattered else piece_gradients)(plan, every, result, wide)
         return result
     if input.dtype == wide:
         return gradients(plan, grad_output, input, offset, weight, mask, needs)

@@ -20,7 +20,7 @@ __all__ = ["TRIED", "folded", "inlined", "inner", "kernel", "records", "unrolled
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 _PART = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
-# With other versions a first call takes twice as long.
+# With other versions a first call takes twice as long or more.
 TRIED = numba.__version__.startswith("0.68.")
 if TRIED:
     from cudeform.cpu.language import pipeline

@@ -24,6 +24,7 @@ __all__ = [
     "load_wide_some",
     "put",
     "put_some",
+    "put_vector",
     "words",
 ]
 
@@ -186,6 +187,20 @@ def put(typingctx, array, index, value):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, _wide(array.dtype)), codegen
+
+
+@intrinsic
+def put_vector(typingctx, array, index, value):
+    """Write a vector from an index on, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        pointer = pointer_to(context, builder, array, args[0], args[1])
+        words = _narrowed(builder, array.dtype, args[2])
+        pointer = builder.bitcast(pointer, words.type.as_pointer())
+        builder.store(words, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
 
 
 @intrinsic

@@ -13,7 +13,13 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from cudeform.cpu.language.compiler import inlined, inner
-from cudeform.cpu.language.halves import element, load_wide_some, put_some
+from cudeform.cpu.language.halves import (
+    element,
+    load_wide,
+    load_wide_some,
+    put_some,
+    put_vector,
+)
 from cudeform.cpu.language.simd import (
     fma,
     lanes,
@@ -41,90 +47,96 @@ def _rearranged(a: Any, masks: Any) -> Any:
 
 
 @intrinsic
-def unzipped(typingctx, a, b):
+def _unzipped(typingctx, a, b):
     """The first of each pair that lies in two vectors one after the other, and the second."""
     return _rearranged(a, [list(range(first, 2 * a.lanes, 2)) for first in (0, 1)])
 
 
 @intrinsic
-def zipped(typingctx, a, b):
-    """The inverse of `unzipped`."""
+def _zipped(typingctx, a, b):
+    """The inverse of `_unzipped`."""
     pairs = [lane for i in range(a.lanes) for lane in (i, a.lanes + i)]
     return _rearranged(a, [pairs[: a.lanes], pairs[a.lanes :]])
 
 
 # `places` are where the first row begins and how far the next one is, in the source and then in
-# the target; `size` is the number of rows, and of numbers or pairs in each; seconds of pairs that
-# are apart from the first are so far away.
-
-
-@inlined
-def _each_vector(source, target, places, size, apart, step, copy):
-    """Copy rows, of which `copy` copies up to `step` numbers or pairs at a time."""
-    at, pitch, to, pace = places
-    rows, count = size
-    tail = count & (step - 1)
-    whole = count - tail
-    for r in range(rows):
-        start, end = at + r * pitch, to + r * pace
-        for i in range(0, whole, step):
-            copy(source, start, target, end, i, step, apart)
-        if tail:
-            copy(source, start, target, end, whole, tail, apart)
-
-
-@inlined
-def _read(source, start, target, end, i, count, apart):
-    store_some(target, end + i, load_wide_some(source, start + i, count), count)
+# the target; `size` is the number of rows, and of numbers or pairs in each.
 
 
 @inner
 def read_rows(source, target, places, size):
     """Copy rows, widened."""
-    _each_vector(source, target, places, size, 0, lanes(target), _read)
-
-
-@inlined
-def _write(source, start, target, end, i, count, apart):
-    put_some(target, end + i, load_some(source, start + i, count), count)
+    at, pitch, to, step = places
+    rows, count = size
+    tail = count & (lanes(target) - 1)
+    whole = count - tail
+    for r in range(rows):
+        start, end = at + r * pitch, to + r * step
+        for i in range(0, whole, lanes(target)):
+            store(target, end + i, load_wide(source, start + i))
+        if tail:
+            store_some(target, end + whole, load_wide_some(source, start + whole, tail), tail)
 
 
 @inner
 def write_rows(source, target, places, size):
     """Copy rows, rounded."""
-    _each_vector(source, target, places, size, 0, lanes(source), _write)
-
-
-@inlined
-def _split(source, start, target, end, i, count, apart):
-    width, at, to = lanes(target), start + 2 * i, end + i
-    left = min(2 * count, width)
-    a = load_wide_some(source, at, left)
-    x, y = unzipped(a, load_wide_some(source, at + width, 2 * count - left))
-    store_some(target, to, x, count)
-    store_some(target, to + apart, y, count)
+    at, pitch, to, step = places
+    rows, count = size
+    tail = count & (lanes(source) - 1)
+    whole = count - tail
+    for r in range(rows):
+        start, end = at + r * pitch, to + r * step
+        for i in range(0, whole, lanes(source)):
+            put_vector(target, end + i, load(source, start + i))
+        if tail:
+            put_some(target, end + whole, load_some(source, start + whole, tail), tail)
 
 
 @inner
 def split_pairs(source, target, places, size, apart):
     """Copy rows of pairs, widened, the second of each pair `apart` from the first."""
-    _each_vector(source, target, places, size, apart, lanes(target), _split)
-
-
-@inlined
-def _join(source, start, target, end, i, count, apart):
-    width, at, to = lanes(source), start + i, end + 2 * i
-    left = min(2 * count, width)
-    x = load_some(source, at, count)
-    a, b = zipped(x, load_some(source, at + apart, count))
-    put_some(target, to, a, left)
-    put_some(target, to + width, b, 2 * count - left)
+    at, pitch, to, step = places
+    rows, count = size
+    width = lanes(target)
+    tail = count & (width - 1)
+    whole = count - tail
+    for r in range(rows):
+        start, end = at + r * pitch, to + r * step
+        for i in range(0, whole, width):
+            a = load_wide(source, start + 2 * i)
+            x, y = _unzipped(a, load_wide(source, start + 2 * i + width))
+            store(target, end + i, x)
+            store(target, end + apart + i, y)
+        if tail:
+            start, end, left = start + 2 * whole, end + whole, min(2 * tail, width)
+            a = load_wide_some(source, start, left)
+            x, y = _unzipped(a, load_wide_some(source, start + width, 2 * tail - left))
+            store_some(target, end, x, tail)
+            store_some(target, end + apart, y, tail)
 
 
 @inner
 def join_pairs(source, target, places, size, apart):
     """The inverse of `split_pairs`, rounded."""
-    _each_vector(source, target, places, size, apart, lanes(source), _join)
+    at, pitch, to, step = places
+    rows, count = size
+    width = lanes(source)
+    tail = count & (width - 1)
+    whole = count - tail
+    for r in range(rows):
+        start, end = at + r * pitch, to + r * step
+        for i in range(0, whole, width):
+            x = load(source, start + i)
+            a, b = _zipped(x, load(source, start + apart + i))
+            put_vector(target, end + 2 * i, a)
+            put_vector(target, end + 2 * i + width, b)
+        if tail:
+            start, end, left = start + whole, end + 2 * whole, min(2 * tail, width)
+            x = load_some(source, start, tail)
+            a, b = _zipped(x, load_some(source, start + apart, tail))
+            put_some(target, end, a, left)
+            put_some(target, end + width, b, 2 * tail - left)
 
 
 @inlined

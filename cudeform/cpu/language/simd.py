@@ -225,6 +225,7 @@ def masked_load(builder: Any, pointer: Any, lanes: int, count: Any, size: int) -
     return _masked(builder, name, vector, [pointer, align, mask, none])
 
 
+# Where LLVM sees that `count` is all lanes, it makes a plain load of this, or a plain store.
 @intrinsic
 def load_some(typingctx, array, index, count):
     """A vector of `count` elements from this one on, and zeros behind them, which are not read."""

@@ -10,10 +10,13 @@ __all__ = ["SCRATCH_BYTES", "aligned", "numbers_of"]
 
 SCRATCH_BYTES = 16 << 20  # of images laid out channels last at a time
 _ALIGNMENT = 64  # bytes: a line of the cache
+_FEW = 1 << 12  # elements: where they begin takes longer to find out than it saves
 
 
 def aligned(size: int, dtype: np.dtype) -> np.ndarray:
-    """`numpy.empty` of one axis, whose vectors do not lie across lines of the cache."""
+    """`numpy.empty` of one axis; vectors of a large one do not lie across lines of the cache."""
+    if size < _FEW:
+        return np.empty(size, dtype)
     room = np.empty(size + _ALIGNMENT // dtype.itemsize, dtype)
     first = -room.ctypes.data % _ALIGNMENT // dtype.itemsize
     return room[first : first + size]

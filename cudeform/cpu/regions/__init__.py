@@ -4,4 +4,4 @@ from cudeform.cpu.regions.pool import backward, forward
 
 __all__ = ["STRIDED", "backward", "forward"]
 
-STRIDED = ("input",)  # need not be contiguous
+STRIDED = ("grad_output", "input", "offset", "mask", "argmax")  # need not be contiguous

@@ -29,7 +29,9 @@ __all__ = [
     "Piece",
     "Round",
     "Work",
+    "taken_whole",
     "averages_planes",
+    "by_class",
     "effort",
     "job_of",
     "one_round",
@@ -274,22 +276,30 @@ def rounds(job: Job, images: int, itemsize: int) -> list[Round]:
     return result
 
 
+def taken_whole(dtype: np.dtype, *arrays: np.ndarray | None) -> bool:
+    """Whether kernels get arrays whole: in the dtype of sums, and copied only if that is little."""
+    given = [array for array in arrays if array is not None]
+    copied = sum(array.nbytes for array in given if not array.flags.c_contiguous)
+    return dtype == sum_dtype(dtype) and copied <= workspace.SCRATCH_BYTES // 2
+
+
 def pieces(
     job: Job,
     regions: Regions,
     part: Round,
     offset: np.ndarray | None,
     mask: np.ndarray | None,
-    like: np.ndarray,
+    wide: np.dtype,
+    whole: bool,
 ) -> Iterator[tuple[Piece, np.ndarray | None]]:
-    """The regions of a round: all at once, or if they have 16 bits, a few in a wider dtype.
+    """The regions of a round: all at once, or a few in a wider dtype, and contiguous.
 
     With those comes which regions they are.
     """
     begin, end = int(regions.first[part.image_begin]), int(regions.first[part.image_end])
     bins = job.bins_y * job.bins_x
-    wide = sum_dtype(like.dtype)
-    if like.dtype == wide:
+    like = np.empty(0, wide)
+    if whole:
         flat = frozen(offset, like), frozen(mask, like)
         of_class = job.channels * bins
         yield Piece(begin, end, job.classes * of_class, of_class, 0, regions.order, *flat), None
@@ -303,8 +313,13 @@ def pieces(
         last = min(first + most, end)
         chosen = regions.order[first:last]
         flat = [
-            frozen(None if array is None else array[chosen].astype(wide), np.empty(0, wide))
+            frozen(None if array is None else array[chosen].astype(wide), like)
             for array in (offset, mask)
         ]
         rows = np.arange(len(regions.order)) - first
         yield Piece(first, last, size, of_class, start, rows, *flat), chosen
+
+
+def by_class(job: Job, results: np.ndarray) -> np.ndarray:
+    """Results, or what belongs to them, as they lie.  # (R, classes, channels of one, ph, pw)"""
+    return results.reshape(len(results), job.classes, job.channels, job.bins_y, job.bins_x)

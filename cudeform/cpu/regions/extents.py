@@ -32,6 +32,7 @@ __all__ = [
 START, SIZE, SPACING, REACH = range(4)
 ALONG_X, SHARE, NUMBERS = 4, 8, 9
 _COUNTABLE = 2.0**40  # samples
+_FOUND = 2**20  # places of what is the largest that are looked at in one go
 _RULES = ("unaligned", "aligned", "closed", "half_open", "msra", "msra_aligned")
 _CORNER, _CENTER, _PIXEL, _HALF_OPEN, _MSRA, _MSRA_CENTER = range(len(_RULES))
 
@@ -96,9 +97,9 @@ def reach_of_regions(
         start, extent, reach = (numbers[:, k + n].astype(np.float64) for n in (START, SIZE, REACH))
         low, high = np.minimum(extent, 0), np.maximum(extent, 0)
         if plan.deformable and offset is not None:
-            along = offset.reshape(plan.regions, plan.classes, 2, -1)[:, :, 1 - axis]
+            along = offset.reshape(plan.regions, plan.classes, 2, *plan.part_size)[:, :, 1 - axis]
             moved = [
-                reach * end.reduce(along, (1, 2))[regions.order].astype(np.float64)
+                reach * end.reduce(along, (1, 2, 3))[regions.order].astype(np.float64)
                 for end in (np.fmin, np.fmax)
             ]
             low, high = low + np.fmin(*moved), high + np.fmax(*moved)
@@ -210,16 +211,20 @@ def reach_of_argmax(
     """The same of regions whose largest pixels or samples are known; they may be anywhere."""
     rows, columns = np.empty((2, plan.regions, 2), np.int64)
     find = _reach_of_pixels if len(argmax) == 1 else _reach_of_samples
-    flat = [array.reshape(plan.regions, -1) for array in argmax]
-    find(plan.height, plan.width, regions.order, *flat, rows, columns)
-    return rows, columns
+    step = max(_FOUND // argmax[0][0].size, 1)
+    for first in range(0, plan.regions, step):
+        some = slice(first, first + step)
+        flat = [np.ascontiguousarray(array[some]).reshape(-1) for array in argmax]
+        find(plan.height, plan.width, *flat, rows[some], columns[some])
+    return rows[regions.order], columns[regions.order]
 
 
 @kernel
-def _reach_of_pixels(height, width, order, argmax, rows, columns):
-    for t in range(len(order)):
+def _reach_of_pixels(height, width, argmax, rows, columns):
+    each = len(argmax) // len(rows)
+    for t in range(len(rows)):
         top, bottom, left, right = height - 1, 1, width - 1, 1
-        for pixel in argmax[order[t]]:
+        for pixel in argmax[t * each : (t + 1) * each]:
             if pixel >= 0 and pixel < height * width:
                 y, x = pixel // width, pixel % width
                 top, bottom = min(top, y), max(bottom, y + 1)
@@ -229,11 +234,12 @@ def _reach_of_pixels(height, width, order, argmax, rows, columns):
 
 
 @kernel
-def _reach_of_samples(height, width, order, ys, xs, rows, columns):
-    for t in range(len(order)):
+def _reach_of_samples(height, width, ys, xs, rows, columns):
+    each = len(ys) // len(rows)
+    for t in range(len(rows)):
         top, bottom, left, right = height - 1, 1, width - 1, 1
-        for n in range(ys.shape[1]):
-            y, x = ys[order[t], n], xs[order[t], n]
+        for n in range(t * each, (t + 1) * each):
+            y, x = ys[n], xs[n]
             if reads_along(y, height) and reads_along(x, width):
                 y0, y1, _ = cell_along(y, height)
                 x0, x1, _ = cell_along(x, width)

@@ -6,6 +6,9 @@ region is listed in each frame that it can reach, and adds to each what falls in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import prod
+
 import numpy as np
 
 from cudeform.cpu.language import workspace
@@ -14,11 +17,14 @@ from cudeform.plans.regions import RoiPlan
 
 __all__ = ["framed"]
 
-_SIDES = 64, 256  # of a frame, in pixels; the second for regions that are larger than the first
+_SIDES = 64, 1024  # of a frame, in pixels; the second for regions that are larger than the first
 _LEAST = 8
 _SHARED = 16  # not less where it is for the threads: each frame locates its regions
-_ROOM = 2**4  # frames that fit in the workspace with `_CHANNELS`, at least
+_ROOM = 2**2  # frames that fit in the workspace with `_CHANNELS`, at least
 _CHANNELS = 16
+_LISTED = 2**14  # regions in frames at a time, each of some 200 bytes
+
+Range = tuple[int, int]
 
 
 def framed(
@@ -27,35 +33,58 @@ def framed(
     reach: tuple[np.ndarray, np.ndarray],
     itemsize: int,
     wanted: int,
-) -> tuple[Regions, tuple[int, int]]:
-    """The regions by frames, and the rows and columns of a frame; `reach` says where each is.
+) -> Iterator[tuple[Regions, tuple[int, int]]]:
+    """The regions by frames, some frames at a time, and the rows and columns of a frame; `reach`
+    says where each region is.
 
     Frames are smaller where there are not so many as `wanted`.
     """
-    spans = [ends[:, 1] - ends[:, 0] for ends in reach]
-    side = _SIDES[int(max(span.mean() for span in spans) > _SIDES[0])]
-    while side > _LEAST and side**2 * _ROOM * _CHANNELS * itemsize > workspace.SCRATCH_BYTES:
+    large = max((ends[:, 1] - ends[:, 0]).mean() for ends in reach) > _SIDES[0]
+    side, channels = _SIDES[int(large)], min(plan.channels, _CHANNELS)
+    room = workspace.SCRATCH_BYTES // (_ROOM * channels * itemsize)  # pixels
+    while side > _LEAST and side**2 > room:
         side //= 2
     pixels = len(regions.images) * plan.height * plan.width
     while side > _SHARED and pixels < wanted * side**2:
         side //= 2
-    first = [ends[:, 0] // side for ends in reach]
-    counts = [
-        (ends[:, 1] - 1) // side - start + 1 for ends, start in zip(reach, first, strict=True)
-    ]
-    pairs = counts[0] * counts[1]
+    frame = min(side, plan.height), min(side, plan.width)
+    # Image, rows and columns of frames, each from the first to the last that a region reaches
+    place = np.stack([regions.place, regions.place + 1], 1)
+    covered = [place, *(np.stack([e[:, 0] // side, (e[:, 1] - 1) // side + 1], 1) for e in reach)]
+    for some in _windows([(int(e[:, 0].min()), int(e[:, 1].max())) for e in covered], covered):
+        yield _listed(plan, regions, some, side), frame
+
+
+def _windows(window: list[Range], covered: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """What of frames regions cover, cut so that few of them are listed at a time."""
+    inside = [np.clip(ends, *span) for ends, span in zip(covered, window, strict=True)]
+    listed = prod(ends[:, 1] - ends[:, 0] for ends in inside)
+    longest = max(range(3), key=lambda axis: window[axis][1] - window[axis][0])
+    first, last = window[longest]
+    if listed.sum() <= _LISTED or last - first == 1:
+        if listed.any():
+            yield inside
+        return
+    middle = (first + last) // 2
+    for half in (first, middle), (middle, last):
+        yield from _windows([*window[:longest], half, *window[longest + 1 :]], covered)
+
+
+def _listed(plan: RoiPlan, regions: Regions, covered: list[np.ndarray], side: int) -> Regions:
+    """The regions by the frames that they cover."""
+    counts = [ends[:, 1] - ends[:, 0] for ends in covered]
+    pairs = prod(counts)
     region = np.repeat(np.arange(len(pairs)), pairs)
     n = np.arange(len(region)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
     down, across = -(-plan.height // side), -(-plan.width // side)
-    frame = regions.place[region] * down + first[0][region] + n // counts[1][region]
-    frame = frame * across + first[1][region] + n % counts[1][region]
+    frame = regions.place[region] * down + covered[1][region, 0] + n // counts[2][region]
+    frame = frame * across + covered[2][region, 0] + n % counts[2][region]
     by_frame = np.argsort(frame, kind="stable")
     frame, region = frame[by_frame], region[by_frame]
     frames, begins, place = np.unique(frame, return_index=True, return_inverse=True)
     origin = np.stack([frames // across % down * side, frames % across * side], 1)
-    numbers = regions.numbers.reshape(-1, NUMBERS)[region]
-    found = Regions(
-        numbers.reshape(-1),
+    return Regions(
+        regions.numbers.reshape(-1, NUMBERS)[region].reshape(-1),
         regions.counts.reshape(-1, 2)[region].reshape(-1),
         place,
         regions.order[region],
@@ -63,4 +92,3 @@ def framed(
         np.append(begins, len(region)),
         origin.reshape(-1),
     )
-    return found, (min(side, plan.height), min(side, plan.width))

@@ -24,6 +24,7 @@ from cudeform.cpu.regions.blocking import (
     Round,
     Work,
     averages_planes,
+    by_class,
     effort,
     job_of,
     one_round,
@@ -31,6 +32,7 @@ from cudeform.cpu.regions.blocking import (
     pieces,
     reads_planes,
     rounds,
+    taken_whole,
     unpacked,
 )
 from cudeform.cpu.regions.extents import Regions, locate_regions, reach_of_argmax, reach_of_regions
@@ -88,23 +90,27 @@ def backward(
 
 def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray) -> None:
     wide = sum_dtype(grad_input.dtype)
-    regions, job = _framed(plan, regions, given, wide.itemsize, plan.classes * plan.groups[0])
-    parts = rounds(job, len(regions.images), wide.itemsize)
-    target = np.zeros(max(room(job, part) for part in parts), wide)
-    for number, part in enumerate(parts):
-        if number:
+    target = np.empty(0, wide)
+    tasks = plan.classes * plan.groups[0]
+    copies = 1 if grad_input.dtype == wide else 2  # of frames: the second is to be rounded
+    for some, job in _framed(plan, regions, given, wide.itemsize, tasks):
+        for part in rounds(job, len(some.images), copies * wide.itemsize):
+            if target.size < room(job, part):
+                del target  # before there is another
+                target = np.empty(room(job, part), wide)
             target[...] = 0
-        for work, grad, _ in _works(job, regions, part, given):
-            task = partial(_spread, packed(work), target, frozen(grad, target))
-            threads.share(task, _tasks(job, part), effort(plan))
-        with writing(job, regions, part, grad_input, wide) as written:
-            unstage(job, regions, part, target, written)
+            for work, grad, _ in _works(job, some, part, given):
+                task = partial(_spread, packed(work), target, frozen(grad, target))
+                threads.share(task, _tasks(job, part), effort(plan))
+            with writing(job, some, part, grad_input, wide) as written:
+                unstage(job, some, part, target, written)
 
 
 def _framed(
     plan: RoiPlan, regions: Regions, given: tuple, itemsize: int, tasks: int, planes: bool = False
-) -> tuple[Regions, Job]:
-    """The regions of whole images, or of their parts, and how the summing up is cut into slices.
+) -> Iterator[tuple[Regions, Job]]:
+    """The regions of whole images, or of some of their parts at a time, and how the summing up is
+    cut into slices.
 
     There would be so many `tasks` in an image if a slice had all channels of a class in a group.
     """
@@ -114,7 +120,8 @@ def _framed(
     parts = rounds(job, len(regions.images), itemsize)
     shared = wanted > 1 and threads.too_few(_tasks(job, parts[0]))
     if not shared and not reads_planes(plan, job, regions, itemsize):
-        return regions, job
+        yield regions, job
+        return
     wanted = wanted if shared else 1
     offset, _, _, argmax = given
     reach = (
@@ -122,8 +129,8 @@ def _framed(
         if argmax
         else reach_of_regions(plan, regions, offset)
     )
-    regions, frame = framed(plan, regions, reach, itemsize, wanted)
-    return regions, tasks_of(len(regions.images) * tasks, frame=frame)
+    for some, frame in framed(plan, regions, reach, itemsize, wanted):
+        yield some, tasks_of(len(some.images) * tasks, frame=frame)
 
 
 def _gradient_of_planes(
@@ -134,17 +141,22 @@ def _gradient_of_planes(
         tasks = len(regions.images) * plan.classes * plan.groups[0] * plan.groups[1]
         wanted = threads.wanted_tasks(effort(plan))
         job = job_of(plan, wide.itemsize, tasks, planes=True, enough=wanted)
-        parts = [one_round(job, len(regions.images))]
-    else:
-        regions, job = _framed(plan, regions, given, wide.itemsize, 1, planes=True)
-        parts = rounds(job, len(regions.images), wide.itemsize)
-    for part in parts:
-        with writing(job, regions, part, grad_input, wide) as written:
-            for work, grad, argmax in _works(job, regions, part, given):
-                arrays = packed(work), *written, frozen(grad, written[2])
-                arrays += tuple(frozen(np.ascontiguousarray(array), array) for array in argmax)
-                task = partial(_PLANES[len(argmax)], *arrays)
-                threads.share(task, planes.count_tasks(job, part), effort(plan))
+        _sum_planes(plan, job, regions, one_round(job, len(regions.images)), given, grad_input)
+        return
+    for some, job in _framed(plan, regions, given, wide.itemsize, 1, planes=True):
+        for part in rounds(job, len(some.images), wide.itemsize):
+            _sum_planes(plan, job, some, part, given, grad_input)
+
+
+def _sum_planes(
+    plan: RoiPlan, job: Job, regions: Regions, part: Round, given: tuple, grad_input: np.ndarray
+) -> None:
+    with writing(job, regions, part, grad_input, sum_dtype(grad_input.dtype)) as written:
+        for work, grad, argmax in _works(job, regions, part, given):
+            arrays = packed(work), *written, frozen(grad, written[2])
+            arrays += tuple(frozen(array, array) for array in argmax)
+            task = partial(_PLANES[len(argmax)], *arrays)
+            threads.share(task, planes.count_tasks(job, part), effort(plan))
 
 
 def _tasks(job: Job, part: Round) -> int:
@@ -177,15 +189,15 @@ def _works(
 ) -> Iterator[tuple[Work, np.ndarray, tuple[np.ndarray, ...]]]:
     """The pieces of a round, each with its gradients of the output and the arrays of argmax."""
     offset, mask, grad, argmax = given
-    shape = (-1, job.classes, job.channels, job.bins_y * job.bins_x)
-    for piece, chosen in pieces(job, regions, part, offset, mask, grad):
+    wide, whole = sum_dtype(grad.dtype), taken_whole(grad.dtype, grad, offset, mask, *argmax)
+    for piece, chosen in pieces(job, regions, part, offset, mask, wide, whole):
         work = Work(job, part, regions, piece)
         if chosen is None:
             yield work, grad, argmax
             continue
         place = chosen, part.classes, part.channels(job)
-        values = grad.reshape(shape)[place].astype(sum_dtype(grad.dtype))
-        yield work, values, tuple(array.reshape(shape)[place] for array in argmax)
+        values = by_class(job, grad)[place].astype(wide)
+        yield work, values, tuple(by_class(job, array)[place] for array in argmax)
 
 
 @kernel

@@ -28,6 +28,7 @@ from cudeform.cpu.regions.blocking import (
     packed,
     pieces,
     reads_planes,
+    taken_whole,
     unpacked,
 )
 from cudeform.cpu.regions.extents import locate_regions
@@ -50,17 +51,16 @@ def forward(
     output = np.empty(plan.out_shape, input.dtype)
     results: tuple[np.ndarray, ...] = (output,)
     if plan.largest:
-        chosen = plan.argmax_dtype(input.dtype)
+        argmax = np.empty(plan.argmax_shape, plan.argmax_dtype(input.dtype))
         places = 1 if plan.reads == "pixels" else 2
-        results = output, *(np.empty(plan.out_shape, chosen) for _ in range(places))
+        chosen = (argmax,) if places == 1 else (argmax[:, 0], argmax[:, 1])
+        results = output, *chosen
     known = prepared(plan, input.dtype)
     if known and input.flags.c_contiguous and threads.takes_one(known.work):
         pool_at_once(known, input, boxes, offset, mask, results)
     elif output.size:
         _pool_rounds(plan, input, boxes, offset, mask, results)
-    if not plan.largest:
-        return (output,)
-    return output, results[1] if len(results) == 2 else np.stack(results[1:], 1)
+    return (output, argmax) if plan.largest else (output,)
 
 
 def _pool_rounds(
@@ -80,9 +80,13 @@ def _pool_rounds(
     wanted = threads.wanted_tasks(effort(plan))
     job = job_of(plan, wide.itemsize, tasks, averages, enough=wanted)
     as_planes = averages or reads_planes(plan, job, regions, wide.itemsize)
+    whole = taken_whole(input.dtype, offset, mask, *results)
+    in_order = tuple(
+        a if a.flags.c_contiguous or not whole else np.empty(a.shape, a.dtype) for a in results
+    )
     for part, source in staged_rounds(job, regions, input, wide, as_planes):
-        for piece, chosen in pieces(job, regions, part, offset, mask, input):
-            written = results
+        for piece, chosen in pieces(job, regions, part, offset, mask, wide, whole):
+            written = in_order
             if chosen is not None:
                 size = len(chosen) * piece.region
                 dtypes = wide, *(array.dtype for array in results[1:])
@@ -106,6 +110,9 @@ def _pool_rounds(
             threads.share(task, tasks, effort(plan))
             if chosen is not None:
                 _keep(job, part, chosen, written, results)
+    for values, result in zip(in_order, results, strict=True):
+        if values is not result:
+            result[...] = values
 
 
 def _keep(

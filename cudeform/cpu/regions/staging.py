@@ -8,7 +8,6 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from cudeform import threads
 from cudeform.cpu.language.compiler import inlined, kernel, records
@@ -16,6 +15,7 @@ from cudeform.cpu.language.dtypes import copy
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import read_rows
 from cudeform.cpu.language.scratch import zeroed
+from cudeform.cpu.language.strided import aligned, lying
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import (
@@ -123,14 +123,8 @@ def reading(job: Job, regions: Regions, input: np.ndarray) -> Planes:
     if input.flags.c_contiguous:
         view, image = contiguous(job)
         return regions.images * image, view, frozen(words(input), input)
-    images = words(_split(job, input))
-    strides = [stride // images.itemsize for stride in images.strides]
-    spans = [stride * (count - 1) for stride, count in zip(strides, images.shape, strict=True)]
-    lowest = tuple(slice(-1, None) if span < 0 else slice(0, 1) for span in spans)
-    size = sum(map(abs, spans)) + 1
-    flat = as_strided(images[lowest], (size,), (images.itemsize,), writeable=False)
-    starts = regions.images * strides[0] - sum(span for span in spans if span < 0)
-    return starts, View(*strides[1:]), flat
+    flat, start, (image, *strides) = lying(_split(job, input))
+    return start + regions.images * image, View(*strides), flat
 
 
 @lru_cache(maxsize=256)
@@ -166,10 +160,7 @@ def writing(
 def _split(job: Job, images: np.ndarray) -> np.ndarray:
     """(N, classes, channels of one, groups, H, W)."""
     groups = job.groups_y * job.groups_x
-    flags, size = images.flags, images.itemsize
-    if not flags.c_contiguous and (not flags.aligned or any(s % size for s in images.strides)):
-        images = np.ascontiguousarray(images)  # kernels count in elements
-    return images.reshape(-1, job.classes, job.channels, groups, job.height, job.width)
+    return aligned(images).reshape(-1, job.classes, job.channels, groups, job.height, job.width)
 
 
 def _planes_of_round(job: Job, part: Round, regions: Regions, frames: np.ndarray) -> Planes:

@@ -1,0 +1,222 @@
+"""The gradients of values: of a range of the pixels of a slice at a time a thread has the sums."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cudeform.cpu.gathered import CORNERS
+from cudeform.cpu.language.compiler import inlined, inner, kernel, records
+from cudeform.cpu.language.halves import element
+from cudeform.cpu.language.rows import read_rows, write_rows
+from cudeform.cpu.language.scratch import empty, zeroed
+from cudeform.cpu.language.simd import fma, lanes, load, load_some, splat, store, store_some
+from cudeform.cpu.located import (
+    DOWN,
+    PIXEL,
+    PLANE,
+    RIGHT,
+    SINGLE,
+    W00,
+    View,
+    block_arrays,
+)
+from cudeform.cpu.queries import (
+    Job,
+    fill_grads,
+    fill_shares,
+    locate,
+    queries_of,
+)
+
+__all__ = ["Sums", "spread_points", "survey", "value_gradients"]
+
+
+class Sums(NamedTuple):
+    """How the gradients of the values of so many slices are summed up."""
+
+    begin: int  # the pixel that the target begins with
+    adds: int  # 1: to what it has
+    bundle: int  # queries of which is known which pixels they reach
+    stretch: int  # pixels of which is known whether any is reached
+
+
+_read = records(Job, Sums)
+
+
+@kernel
+def survey(numbers, levels, taps, locations, scale, reach, touched, first_task, last_task):
+    """Which pixels bundles of queries of slices reach: a task is a bundle.
+
+    `reach` is told the first pixel and an end, and `touched` which stretches have any.
+    """
+    job, sums = _read(numbers)
+    block = block_arrays(scale)
+    shares = zeroed(job.rows * job.points, scale.dtype)
+    bundles = (job.queries + sums.bundle - 1) // sums.bundle
+    stretches = (job.pixels + sums.stretch - 1) // sums.stretch
+    for task in range(first_task, last_task):
+        number, bundle = task // bundles, task % bundles
+        image, head = number // job.heads, number % job.heads
+        low, high = job.pixels, 0
+        last = min((bundle + 1) * sums.bundle, job.queries)
+        for q in range(bundle * sums.bundle, last, job.rows):
+            queries = queries_of(job, image, head, q, last)
+            for k in range(0, job.points, PLANE):
+                given = levels, locations, shares, scale
+                rows = locate(job, taps, given, queries, k, block, True)
+                for p in range(rows.count * rows.each):
+                    for corner in range(CORNERS):
+                        pixel, _ = _corner(block, p, corner)
+                        if pixel >= 0:
+                            low, high = min(low, pixel), max(high, pixel + 1)
+                            touched[number * stretches + pixel // sums.stretch] = 1
+        reach[2 * task], reach[2 * task + 1] = low, high
+
+
+@kernel
+def value_gradients(
+    numbers,
+    levels,
+    taps,
+    cuts,
+    reach,
+    touched,
+    locations,
+    weights,
+    grad_output,
+    scale,
+    target,
+    first_task,
+    last_task,
+):
+    """The gradients of ranges of pixels of slices: from each cut to the next.
+
+    `reach` and `touched` are as `survey` fills them; what is not touched is left as it is.
+    """
+    job, how = _read(numbers)
+    channels, points = job.channels, job.points
+    block = block_arrays(scale)
+    shares = empty(job.rows * points, scale.dtype)
+    grads = empty(job.rows * channels, scale.dtype)
+    longest = 0
+    for piece in range(job.pieces):
+        longest = max(longest, cuts[piece + 1] - cuts[piece])
+    sums = empty(longest * channels, scale.dtype)
+    view = View(0, channels, channels)
+    bundles = (job.queries + how.bundle - 1) // how.bundle
+    for task in range(first_task, last_task):
+        number, piece = task // job.pieces, task % job.pieces
+        first, end = cuts[piece], cuts[piece + 1]
+        image, head = number // job.heads, number % job.heads
+        _each_stretch(job, how, number, (first, end), touched, sums, target, _begin)
+        filled = False
+        for q in range(0, job.queries, job.rows):
+            bundle = 2 * (number * bundles + q // how.bundle)
+            if reach[bundle] >= end or reach[bundle + 1] <= first:
+                continue
+            queries = queries_of(job, image, head, q, job.queries)
+            fill_shares(job, weights, queries, shares)
+            fill_grads(job, grad_output, queries, grads)
+            for k in range(0, points, PLANE):
+                given = levels, locations, shares, scale
+                rows = locate(job, taps, given, queries, k, block, not filled)
+                spread_points(block, rows, grads, sums, view, (first, end))
+            filled = True
+        _each_stretch(job, how, number, (first, end), touched, sums, target, _end)
+
+
+@inlined
+def _each_stretch(job, how, number, pixels, touched, sums, target, use):
+    """Call `use` for the stretches of a range of pixels that are touched."""
+    first, end = pixels
+    image, head = number // job.heads, number % job.heads
+    stretches = (job.pixels + how.stretch - 1) // how.stretch
+    step = job.heads * job.channels
+    at = first
+    while at < end:
+        stretch = at // how.stretch
+        last = min((stretch + 1) * how.stretch, end)
+        if touched[number * stretches + stretch]:
+            to = (image * job.pixels + at - how.begin) * step + head * job.channels
+            places = (at - first) * job.channels, job.channels, to, step
+            use(how, places, (last - at, job.channels), sums, target)
+        at = last
+
+
+@inlined
+def _begin(how, places, size, sums, target):
+    at, pitch, to, step = places
+    if how.adds:
+        read_rows(target, sums, (to, step, at, pitch), size)
+    else:
+        sums[at : at + size[0] * pitch] = 0
+
+
+@inlined
+def _end(how, places, size, sums, target):
+    write_rows(sums, target, places, size)
+
+
+@inner
+def spread_points(block, rows, grad, target, view, bounds):
+    """Add a row's gradient, times their weights, to the corners that are within `bounds`.
+
+    These are a first pixel and an end; `target` begins at the first.
+    """
+    step = lanes(grad)
+    tail = view.channels & (step - 1)
+    whole = view.channels - tail
+    pairs = whole - whole % (2 * step)
+    for c in range(0, pairs, 2 * step):
+        _spread_two(block, rows, grad, target, view, bounds, c)
+    if pairs < whole:
+        _spread_one(block, rows, grad, target, view, bounds, pairs, step)
+    if tail:
+        _spread_one(block, rows, grad, target, view, bounds, whole, tail)
+
+
+@inlined
+def _corner(block, p, corner):
+    """The pixel of a corner of a point, and its weight; -1 where there is none."""
+    reals, whole = block
+    pixel, right = element(whole, PIXEL + p), element(whole, RIGHT + p)
+    weight = element(reals, W00 + p + corner * PLANE)
+    beside = right if corner & 1 else 0
+    below = element(whole, DOWN + p) if corner & 2 else 0
+    none = pixel < 0 or (corner > 0 and right == SINGLE)
+    return -1 if none else pixel + beside + below, weight
+
+
+@inlined
+def _spread_two(block, rows, grad, target, view, bounds, c):
+    """Two vectors of channels from c on."""
+    first, end = bounds
+    step = lanes(grad)
+    for r in range(rows.count):
+        row = r * view.channels + c
+        g0, g1 = load(grad, row), load(grad, row + step)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            for corner in range(4):
+                pixel, weight = _corner(block, p, corner)
+                if pixel < first or pixel >= end:
+                    continue
+                to = view.start + (pixel - first) * view.pitch + c
+                w = splat(grad, weight)
+                store(target, to, fma(w, g0, load(target, to)))
+                store(target, to + step, fma(w, g1, load(target, to + step)))
+
+
+@inlined
+def _spread_one(block, rows, grad, target, view, bounds, c, count):
+    """One vector of `count` channels."""
+    first, end = bounds
+    for r in range(rows.count):
+        g = load_some(grad, r * view.channels + c, count)
+        for p in range(r * rows.each, (r + 1) * rows.each):
+            for corner in range(4):
+                pixel, weight = _corner(block, p, corner)
+                if pixel < first or pixel >= end:
+                    continue
+                to = view.start + (pixel - first) * view.pitch + c
+                value = fma(splat(grad, weight), g, load_some(target, to, count))
+                store_some(target, to, value, count)
