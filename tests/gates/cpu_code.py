@@ -128,6 +128,7 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield sampler.blend, (grid, points, 0, given, image, flat, 0)
     yield sample_gradients.measure, (grid, points, 0, given, image, flat, 0, flat, 0)
     yield sample_gradients.spread, (grid, points, 0, flat, 0, flat, image)
+    yield sample_gradients.spread_between, (grid, points, 0, flat, 0, flat, image, (0, 0))
     yield sample_gradients.differentiate, (grid, points, 0, given, image, flat, 0, flat, 0, flat)
     place, size = (0, 0), (0, 0, 0, 0)
     yield taps.sum_taps, (grid, points, 0, given, image, given, place, flat, 0)
