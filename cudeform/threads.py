@@ -27,6 +27,7 @@ __all__ = [
     "share",
     "share_all",
     "takes_one",
+    "too_few",
     "wanted_tasks",
 ]
 
@@ -37,6 +38,7 @@ _count: int | None = None  # None until the first question: the environment is r
 _SMALL = 2**18  # what takes no longer than to wake a thread and wait for it
 _LEAST = 2**16  # of a piece: to begin one takes microseconds
 _TASKS = 4  # for each thread, where a pass can be cut into so many
+_GAIN = 1.3  # see `too_few`
 _PIECES = 8  # for each thread at least: enough that a slow thread holds nobody up
 
 Loop = tuple[Callable[[int, int], None], int, float]  # the arguments of `share`
@@ -235,6 +237,15 @@ def wanted_tasks(work: float = math.inf) -> int:
     """
     count = get_num_threads()
     return 1 if count == 1 else int(max(min(_TASKS * count, work // _SMALL), 1))
+
+
+def too_few(tasks: int) -> bool:
+    """Whether to cut tasks further where that takes more work: what several then do of it goes
+    through memory, and is partly done several times, so that threads together gain about the square
+    root of their number. Tasks of their own gain as many times as they run side by side.
+    """
+    count = get_num_threads()
+    return count > 1 and tasks / -(-tasks // count) < _GAIN * math.sqrt(count)
 
 
 def share(task: Callable[[int, int], None], count: int, work: float = math.inf) -> None:

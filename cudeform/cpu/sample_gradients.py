@@ -37,7 +37,7 @@ from cudeform.cpu.sampler import (
     weights_of,
 )
 
-__all__ = ["differentiate", "measure", "spread"]
+__all__ = ["differentiate", "measure", "spread", "spread_between"]
 
 
 @inlined
@@ -135,6 +135,48 @@ def spread(grid, points, count, grad, pitch, target, image):
                 if tail:
                     g = load_some(grad, to + whole, tail)
                     _add_corners(target, at, weights, whole, g, tail)
+
+
+@inner
+def spread_between(grid, points, count, grad, pitch, target, image, between):
+    """As `spread`, but add to pixels of a range alone: `between` is (the first, the last + 1)."""
+    pixel, state, numbers = points
+    tail = image.channels & (lanes(grad) - 1)
+    whole = image.channels - tail
+    first, last = between
+    line = grid.width
+    for p in range(count):
+        for k in range(grid.taps):
+            r, n = k * PIXELS + p, k * NUMBERS + p
+            bits, upper = state[r], pixel[r]
+            if bits == 0 or upper >= last or upper + line + 1 < first:
+                continue
+            at = corners(bits, upper, image)
+            weights = weights_of(grad, numbers, n)
+            given = p * pitch + k * image.channels, whole, tail
+            right = 1 if at[1] != at[0] else 0
+            lower = upper + line if at[2] != at[0] else upper
+            if upper >= first and upper < last:
+                _add_to(target, at[0], weights[0], grad, given)
+            if bits == ON_PIXEL:
+                continue
+            if upper + right >= first and upper + right < last:
+                _add_to(target, at[1], weights[1], grad, given)
+            if lower >= first and lower < last:
+                _add_to(target, at[2], weights[2], grad, given)
+            if lower + right >= first and lower + right < last:
+                _add_to(target, at[3], weights[3], grad, given)
+
+
+@inlined
+def _add_to(target, to, weight, grad, given):
+    """Add a gradient times a weight to the channels of a pixel."""
+    at, whole, tail = given
+    step = lanes(grad)
+    for c in range(0, whole, step):
+        _add_product(target, to + c, weight, load(grad, at + c), step)
+    if tail:
+        _add_product(target, to + whole, weight, load_some(grad, at + whole, tail), tail)
 
 
 @inner

@@ -129,15 +129,16 @@ def grad_weights(size, samples, pitch, grad, layout, target, rows):
     target[at + (j*taps + k)*step + c] += sum over p of
     samples[p*pitch + k*channels + c] * grad[p*grad_pitch + j*channels + c]
 
-    The arguments are those of `grad_samples`; the pixels are added in their order.
+    The arguments are those of `grad_samples`, but `size` is (pixels, taps, channels, (from row, to
+    row)), where row j*taps + k is that of j and k; the pixels are added in their order.
     """
-    count, taps, channels, sums = size
+    count, taps, channels, (begin, end) = size
     first, pace = rows
     step = lanes(grad)
     tail = channels & (step - 1)
     whole = channels - tail
     blocks = whole - whole % (_AT_ONCE * step)
-    for row in range(sums * taps):
+    for row in range(begin, end):
         to = first + row * pace
         at, other = row % taps * channels, row // taps * channels
         for c in range(0, blocks, _AT_ONCE * step):

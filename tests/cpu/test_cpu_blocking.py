@@ -13,7 +13,8 @@ import pytest
 from cases import DTYPES, batch_of, dtype_of, problem
 
 import cudeform
-from cudeform.cpu.conv import blocking, convolve, gradients, widening, windows
+from cudeform import threads
+from cudeform.cpu.conv import blocking, convolve, gradients, stretches, widening, windows
 from cudeform.cpu.language import workspace
 
 CPU = backends.BACKENDS["cpu"]
@@ -191,3 +192,38 @@ def test_dense_points_of_a_large_image_take_little_memory():
     command = [sys.executable, "-c", _MEASURE_DENSE]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 40
+
+
+@pytest.fixture
+def shared_slices(monkeypatch):
+    """Every backward of a convolution goes by stretches, however small it is; few tiles a time."""
+    monkeypatch.setattr(gradients, "_LARGE", 0)
+    monkeypatch.setattr(threads, "_GAIN", 1e9)
+    monkeypatch.setattr(stretches, "_TILES", 3)
+    before = threads.get_num_threads()
+    yield
+    threads.set_num_threads(before)
+
+
+@pytest.mark.parametrize("scale", [1, 30], ids=["near", "anywhere"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("each", [1, 20], ids=["depthwise", "dense"])
+def test_slices_that_threads_share_give_the_bytes_of_one_thread(
+    shared_slices, rng, layout, each, scale
+):
+    shapes = {"input": (2, 40, 30, 33), "offset": (2, 36, 30, 33), "mask": (2, 18, 30, 33)}
+    arrays = {k: rng.standard_normal(s).astype("float32") for k, s in shapes.items()}
+    arrays["offset"] *= scale
+    if layout == "NHWC":
+        arrays = {k: np.ascontiguousarray(np.moveaxis(a, 1, -1)) for k, a in arrays.items()}
+    arrays["weight"] = rng.standard_normal((40, each, 3, 3)).astype("float32")
+    options = {"padding": 1, "layout": layout}
+    grad = arrays["input"]
+    needs = ("input", "offset", "weight", "mask", "bias")
+    for wanted in (needs, ("input",), ("weight",), ("offset", "bias")):
+        seen = []
+        for count in (1, 2, 5, 64):
+            threads.set_num_threads(count)
+            found = cudeform.deform_conv2d_backward(grad, **arrays, **options, needs=wanted)
+            seen.append([None if a is None else a.tobytes() for a in found])
+        assert all(one == seen[0] for one in seen), wanted

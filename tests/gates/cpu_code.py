@@ -128,11 +128,12 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield sampler.blend, (grid, points, 0, given, image, flat, 0)
     yield sample_gradients.measure, (grid, points, 0, given, image, flat, 0, flat, 0)
     yield sample_gradients.spread, (grid, points, 0, flat, 0, flat, image)
+    yield sample_gradients.spread_between, (grid, points, 0, flat, 0, flat, image, (0, 0))
     yield sample_gradients.differentiate, (grid, points, 0, given, image, flat, 0, flat, 0, flat)
     place, size = (0, 0), (0, 0, 0, 0)
     yield taps.sum_taps, (grid, points, 0, given, image, given, place, flat, 0)
     yield taps.grad_samples, (size, flat, 0, given, place, flat, 0)
-    yield taps.grad_weights, (size, flat, 0, flat, 0, flat, place)
+    yield taps.grad_weights, ((0, 0, 0, place), flat, 0, flat, 0, flat, place)
     block, view = (flat, np.zeros(0, np.int32)), located.View(0, 0, 0)
     kinds = [given]
     if dtype == np.float32:  # which words of 16 bits are widened to, here in few steps

@@ -49,7 +49,7 @@ _DEPTH = 640  # about as many rows of a matrix at a time
 LANES = 16  # slices are multiples of so many channels where they can be
 PRODUCTS = 16  # of matrices: so many multiplications take the time of one of samples
 _PARTIAL_BYTES = 12 << 20  # of sums that are still to be added up
-_MOST_IMAGES = 16  # at a time
+_MOST_IMAGES = 64  # at a time, all times about as many
 _STAGED = 2.5  # times the workspace, of an image and its gradient: each slice is a task
 _ENOUGH_TASKS = 8  # images times slices: fewer are cut into narrower slices,
 _NARROW = 32  # but a slice narrower than this spends its time on geometry
@@ -207,6 +207,7 @@ def gradient_blocking(plan: ConvPlan, job: Job, slices: Slices, itemsize: int) -
     weight_bytes = weight_sums(job, slices) * itemsize
     images = min(images, _MOST_IMAGES, _PARTIAL_BYTES // (pixel_bytes * points.pixels))
     images = max(min(images, _PARTIAL_BYTES // weight_bytes), 1)
+    images = -(-points.batch // -(-points.batch // images))
     pixels = _PARTIAL_BYTES // (images * pixel_bytes) // job.tile * job.tile
     return Blocking(images, cuts, max(min(pixels, points.pixels), job.tile))
 

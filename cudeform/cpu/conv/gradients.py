@@ -29,27 +29,44 @@ from cudeform.cpu.conv.blocking import (
     packed_rows,
     weight_sums,
 )
-from cudeform.cpu.conv.narrow import bias_of_rows, tile_gradients, weight_of_rows, weight_rows
+from cudeform.cpu.conv.narrow import (
+    add_samples,
+    bias_of_rows,
+    count_rows,
+    find_samples,
+    weight_of_rows,
+    weight_rows,
+)
+from cudeform.cpu.conv.stretches import add_stretches
 from cudeform.cpu.conv.sums import (
     Given,
     Part,
     Sums,
     Wanted,
-    Work,
     collect_points,
     use_samples,
+    work_of,
 )
-from cudeform.cpu.language.compiler import inlined, kernel, records
-from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
+from cudeform.cpu.conv.tiles import (
+    add_columns,
+    begin_slice,
+    count_blocks,
+    end_slice,
+    find_columns,
+    image_of,
+)
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import zeroed
-from cudeform.cpu.language.simd import block_columns
-from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
+from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import aligned, numbers_of
-from cudeform.cpu.sampler import Grid, Image, grid_of, locate, point_arrays
+from cudeform.cpu.sampler import Grid, grid_of, point_arrays
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["gradients", "workspace_bytes"]
+
+_ROOM = 52 << 20  # bytes of a call, but for a tile for each thread
+_LARGE = 2**26  # multiplications: a stretch takes several passes
 
 
 def gradients(
@@ -60,8 +77,12 @@ def gradients(
     weight: np.ndarray | None,
     mask: np.ndarray | None,
     needs: frozenset[str],
+    copies: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The gradients named in `needs`; all arrays are of one dtype, float32 or float64."""
+    """The gradients named in `needs`; all arrays are of one dtype, float32 or float64.
+
+    The caller keeps so many bytes of copies meanwhile.
+    """
     like = {"input": input, "offset": offset, "mask": mask, "weight": weight}
     result = {n: np.empty(like[n].shape, input.dtype) for n in needs & like.keys()}
     if "bias" in needs:
@@ -71,8 +92,8 @@ def gradients(
             gradient[...] = 0
         return result
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
-    prepared = _prepared(plan, input.itemsize, weight is not None, wanted)
-    slices, job, blocking, parts, _, sizes = prepared
+    prepared = _prepared(plan, input.itemsize, weight is not None, wanted, copies)
+    slices, _, job, blocking, parts, _, sizes, _ = prepared
     numbers = parts[0][0][1]
     sums = _allocate(sizes, input.dtype)
     packed = None
@@ -125,7 +146,11 @@ def _add_images(
     kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
     for part, numbers in parts:
         tasks = part.images * (part.end - part.begin)
-        threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
+        if size >= _LARGE and threads.too_few(tasks):
+            arrays = slices, given, sums
+            add_stretches(prepared.grid, job, part, wanted, arrays, size, prepared.spare)
+        else:
+            threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
         if wanted.points:
             task = partial(collect_points, numbers, slices, sums.points, *grads[1:])
             pixels = part.images * (part.last_pixel - part.first_pixel)
@@ -136,6 +161,7 @@ class _Prepared(NamedTuple):
     """What follows from a plan and what is wanted alone."""
 
     slices: Slices
+    grid: Grid
     job: Job
     blocking: Blocking
     # Of as many images as are worked on at a time, and of the last ones, which may be fewer; with
@@ -143,10 +169,11 @@ class _Prepared(NamedTuple):
     parts: tuple[list[tuple[Part, np.ndarray]], ...]
     size: int  # multiplications
     sizes: Sums  # elements of its arrays that are no results
+    spare: int  # bytes that are left of those of a call
 
 
 @remembered
-def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Prepared:
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted, copies: int) -> _Prepared:
     points = plan.points
     narrow = is_narrow(plan, backward=True)
     slices = cut(plan, gradient_slice(plan), narrow)
@@ -161,7 +188,8 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, wanted: Wanted) -> _Pr
     size = 2 * points.batch * points.pixels * points.taps * points.channels
     size *= 4 + (job.out_channels // PRODUCTS if dense else 0)
     sizes = _sizes(plan, slices, job, blocking, wanted)
-    return _Prepared(slices, job, blocking, parts, size, sizes)
+    spare = max(_ROOM - copies - sum(sizes) * itemsize, 0)
+    return _Prepared(slices, grid, job, blocking, parts, size, sizes, spare)
 
 
 _WANTED = ({"input"}, {"offset", "mask"}, {"weight"}, {"bias"})
@@ -172,7 +200,7 @@ _OF_IMAGES = ("input", "offset", "mask")
 def workspace_bytes(plan: ConvPlan, dtype: np.dtype, dense: bool, needs: frozenset[str]) -> int:
     """What `gradients` takes besides what it is given and returns."""
     wanted = Wanted(*(int(bool(needs & names)) for names in _WANTED))
-    prepared = _prepared(plan, dtype.itemsize, dense, wanted)
+    prepared = _prepared(plan, dtype.itemsize, dense, wanted, 0)
     packed = prepared.job.out_channels * prepared.job.pitch * len(prepared.slices.weight_group)
     return (sum(prepared.sizes) + (packed if dense else 0)) * dtype.itemsize
 
@@ -208,152 +236,38 @@ def _parts(plan: ConvPlan, blocking: Blocking, images: int) -> Iterator[Part]:
             yield Part(images, begin, end, pixel, last)
 
 
-@inlined
-def _image_of(grid, job, part, slices, image, s):
-    """Where a slice of an image lies in `Given.source` and `Sums.target`."""
-    area = grid.height * grid.width
-    channels = slices.first[s + 1] - slices.first[s]
-    if job.channels_last:
-        pitch = job.groups * job.in_channels
-        start = image * area * pitch + slices.first[s]
-        return Image(start, pitch, grid.width * pitch, channels)
-    at = image * (slices.first[part.end] - slices.first[part.begin])
-    start = (at + slices.first[s] - slices.first[part.begin]) * area
-    return Image(start, channels, grid.width * channels, channels)
-
-
-@inlined
-def _begin_slice(work, image, s):
-    """Lay a slice of the input out with its channels last; set its gradient to zero."""
-    grid, job, wanted, part, slices, given, sums = work
-    area = grid.height * grid.width
-    view = _image_of(grid, job, part, slices, image, s)
-    if not job.channels_last and (wanted.points or wanted.weight):
-        channels = job.groups * job.in_channels
-        start = (image * channels + slices.first[s]) * area
-        transpose(
-            given.input, start, area, view.channels, area, sums.source, view.start, view.pitch
-        )
-    if wanted.input:
-        for p in range(area):
-            at = view.start + p * view.pitch
-            sums.target[at : at + view.channels] = 0
-
-
-@inlined
-def _end_slice(work, image, s):
-    """Copy a slice of the gradient of the input from where it was summed up."""
-    grid, job, _, part, slices, _, sums = work
-    area = grid.height * grid.width
-    view = _image_of(grid, job, part, slices, image, s)
-    channels = job.groups * job.in_channels
-    to = (image * channels + slices.first[s]) * area
-    transpose(sums.target, view.start, view.pitch, area, view.channels, sums.grad_input, to, area)
-
-
-@inlined
-def _output_tile(grid, job, given, place, first, channels, tile, pitch):
-    """A tile of grad_output, of the channels from `first` on, with the channels last."""
-    image, pixel, count = place
-    all_channels = job.groups * job.out_channels
-    if job.channels_last:
-        for p in range(count):
-            start = (image * grid.pixels + pixel + p) * all_channels + first
-            copy_plain(given.grad_output, start, tile, p * pitch, channels)
-    else:
-        start = (image * all_channels + first) * grid.pixels + pixel
-        transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
-
-
-_read = records(Grid, Job, Part, Wanted)
-
-
 @kernel
 def _slice_gradients(numbers, slices, given, sums, first, last):
     """Tasks `first` to `last` of a part, each a slice of an image."""
-    _each_slice(numbers, slices, given, sums, first, last, _tile_gradients)
+    _each_slice(numbers, slices, given, sums, first, last, find_columns, add_columns, count_blocks)
 
 
 @kernel
 def _narrow_gradients(numbers, slices, given, sums, first, last):
     """As `_slice_gradients`, where groups are narrow."""
-    _each_slice(numbers, slices, given, sums, first, last, tile_gradients)
+    _each_slice(numbers, slices, given, sums, first, last, find_samples, add_samples, count_rows)
 
 
 @inlined
-def _each_slice(numbers, slices, given, sums, first, last, add_tile):
-    grid, job, part, wanted = _read(numbers)
-    work = Work(grid, job, wanted, part, slices, given, sums)
+def _each_slice(numbers, slices, given, sums, first, last, find, add, count_parts):
+    work = work_of(numbers, slices, given, sums)
+    grid, job, wanted, part, _, _, _ = work
     like = given.input
     points = point_arrays(like, job.taps)
     columns = zeroed(job.tile * job.pitch, like.dtype)
     tile = zeroed(job.tile * job.out_pitch, like.dtype)
-    count = part.end - part.begin
+    slices_here, area = part.end - part.begin, grid.height * grid.width
     for task in range(first, last):
-        image = task // count
-        s = part.begin + task - image * count
+        image = task // slices_here
+        s = part.begin + task - image * slices_here
+        view = image_of(work, image, s)
         if part.first_pixel == 0:
-            _begin_slice(work, image, s)
-        view = _image_of(grid, job, part, slices, image, s)
+            begin_slice(work, image, s, 0, area)
         for pixel in range(part.first_pixel, part.last_pixel, job.tile):
-            add_tile(work, (points, columns, tile), view, image, s, pixel)
+            count = min(job.tile, part.last_pixel - pixel)
+            place = image, pixel, count
+            find(work, points, place, s, columns, tile)
+            use_samples(work, points, view, place, s, columns)
+            add(work, image, s, count, columns, tile, 0, count_parts(work, s))
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
-            _end_slice(work, image, s)
-
-
-@inlined
-def _tile_gradients(work, scratch, view, image, s, pixel):
-    """What a tile of pixels adds to the gradients of a slice of an image, which is at `view`."""
-    grid, job, wanted, part, slices, given, sums = work
-    points, columns, tile = scratch
-    count = min(job.tile, part.last_pixel - pixel)
-    place, first, group = (image, pixel, count), slices.first[s], slices.weight_group[s]
-    if job.dense:
-        o0 = group * job.out_channels
-        _output_tile(grid, job, given, place, o0, job.out_channels, tile, job.out_pitch)
-    else:
-        _output_tile(grid, job, given, place, first, view.channels, columns, job.pitch)
-    if wanted.bias and first == group * job.in_channels:
-        at = (image * job.groups + group) * job.out_channels
-        _add_rows(tile, job.out_pitch, count, job.out_channels, sums.bias, at)
-    if not (wanted.input or wanted.points or wanted.weight):
-        return
-    locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
-    depth, block = job.taps * view.channels, block_columns(tile)
-    if job.dense and (wanted.input or wanted.points):
-        start = s * job.out_channels * job.pitch
-        multiply(
-            tile,
-            (0, job.out_pitch, 1),
-            given.packed,
-            (start, block, job.out_channels * block),
-            columns,
-            (0, job.pitch),
-            (count, columns_of(tile, depth), job.out_channels),
-            True,
-        )
-    use_samples(work, points, view, place, s, columns)
-    if wanted.weight:
-        at = image * len(slices.weight_group) + s
-        multiply(
-            columns,
-            (0, 1, job.pitch),
-            tile,
-            (0, job.out_pitch, block),
-            sums.weight,
-            (at * rows_of(tile, job.widest) * job.out_pitch, job.out_pitch),
-            (depth, columns_of(tile, job.out_channels), count),
-            False,
-        )
-
-
-@inlined
-def _add_rows(tile, pitch, count, channels, target, at):
-    """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
-    subtotal = zeroed(channels, tile.dtype)
-    for p in range(count):
-        row = tile[p * pitch :]
-        for c in range(channels):
-            subtotal[c] += row[c]
-    for c in range(channels):
-        target[at + c] += subtotal[c]
+            end_slice(work, image, s, 0, area)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.conv.sums import use_samples
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import copy_plain, transpose
@@ -19,10 +18,12 @@ from cudeform.cpu.taps import grad_samples, grad_weights, sum_taps
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
+    "add_samples",
     "bias_of_rows",
     "bias_rows",
+    "count_rows",
+    "find_samples",
     "sum_rows",
-    "tile_gradients",
     "weight_of_rows",
     "weight_rows",
 ]
@@ -105,28 +106,40 @@ def _write(grid, job, rows, place, first, channels, output):
 
 
 @inlined
-def tile_gradients(work, scratch, view, image, s, pixel):
-    """What a tile of pixels adds to the gradients of a slice of an image, which is at `view`."""
-    grid, job, wanted, part, slices, given, sums = work
-    points, columns, rows = scratch
-    first, channels = slices.first[s], view.channels
-    count = min(job.tile, part.last_pixel - pixel)
-    place = (image, pixel, count)
-    all_channels = job.groups * job.in_channels
+def find_samples(work, points, place, s, columns, rows):
+    """As `find_columns`, with gradients of outputs in rows."""
+    grid, job, wanted, _, slices, given, _ = work
+    first, channels = slices.first[s], slices.first[s + 1] - slices.first[s]
     _read(grid, job, given.grad_output, place, first, channels, rows)
-    if wanted.bias:
-        at = image * job.out_channels * all_channels + first
-        _add_rows(job, rows, count, channels, sums.bias, at)
     if not (wanted.input or wanted.points or wanted.weight):
         return
     locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
-    size = (count, job.taps, channels, job.out_channels)
     if wanted.input or wanted.points:
-        layout = (first, all_channels)
+        size = (place[2], job.taps, channels, job.out_channels)
+        layout = (first, job.groups * job.in_channels)
         grad_samples(size, rows, job.out_pitch, given.packed, layout, columns, job.pitch)
-    use_samples(work, points, view, place, s, columns)
+
+
+@inlined
+def count_rows(work, s):
+    """Into how many rows the gradient of the weights of a slice can be cut."""
+    return work.job.out_channels * work.job.taps
+
+
+@inlined
+def add_samples(work, image, s, count, columns, rows, begin, end):
+    """Add what sampled values say to rows `begin` to `end` of the gradient of the weight, and with
+    the first one to that of the bias.
+    """
+    _, job, wanted, _, slices, _, sums = work
+    first, all_channels = slices.first[s], job.groups * job.in_channels
+    channels = slices.first[s + 1] - first
+    if wanted.bias and begin == 0:
+        at = image * job.out_channels * all_channels + first
+        _add_rows(job, rows, count, channels, sums.bias, at)
     if wanted.weight:
         layout = (image * job.out_channels * job.taps * all_channels + first, all_channels)
+        size = (count, job.taps, channels, (begin, end))
         grad_weights(size, columns, job.pitch, rows, job.out_pitch, sums.weight, layout)
 
 

@@ -12,7 +12,17 @@ from cudeform.cpu.language.simd import lanes
 from cudeform.cpu.sample_gradients import differentiate, measure, spread
 from cudeform.cpu.sampler import Grid, blend
 
-__all__ = ["Given", "Part", "Sums", "Wanted", "Work", "collect_points", "use_samples"]
+__all__ = [
+    "Given",
+    "Part",
+    "Sums",
+    "Wanted",
+    "Work",
+    "collect_points",
+    "measure_tile",
+    "use_samples",
+    "work_of",
+]
 
 
 class Wanted(NamedTuple):
@@ -68,7 +78,14 @@ class Work(NamedTuple):
     sums: Sums
 
 
-_read = records(Grid, Job, Part)
+_read = records(Grid, Job, Part, Wanted)
+
+
+@inlined
+def work_of(numbers, slices, given, sums):
+    """What a task needs to know, from the numbers that a kernel of gradients reads first."""
+    grid, job, part, wanted = _read(numbers)
+    return Work(grid, job, wanted, part, slices, given, sums)
 
 
 @inlined
@@ -76,23 +93,36 @@ def use_samples(work, points, view, place, s, columns):
     """Let a tile's gradients of samples add to those of input and points, and put the samples, of
     which that of the weight is made, in their place.
     """
-    grid, job, wanted, part, _, given, sums = work
-    image, pixel, count = place
-    at = image * (part.end - part.begin) + s - part.begin
-    at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
-    at *= 3 * job.taps
-    tile = grid, points, count
+    grid, job, wanted, _, _, given, sums = work
+    tile = grid, points, place[2]
     whole = view.channels % lanes(columns) == 0
     if wanted.input and wanted.points and wanted.weight and whole:
-        source, target, out = given.source, sums.target, sums.points
+        source, target, out, at = given.source, sums.target, sums.points, _points_at(work, place, s)
         differentiate(*tile, source, view, columns, job.pitch, out, at, target)
         return
-    if wanted.points:
-        measure(*tile, given.source, view, columns, job.pitch, sums.points, at)
+    measure_tile(work, points, view, place, s, columns)
     if wanted.input:
         spread(*tile, columns, job.pitch, sums.target, view)
     if wanted.weight:
         blend(*tile, given.source, view, columns, job.pitch)
+
+
+@inlined
+def measure_tile(work, points, view, place, s, columns):
+    """Set what a tile's gradients of samples say about its points, if that is wanted."""
+    grid, job, wanted, _, _, given, sums = work
+    if wanted.points:
+        at = _points_at(work, place, s)
+        measure(grid, points, place[2], given.source, view, columns, job.pitch, sums.points, at)
+
+
+@inlined
+def _points_at(work, place, s):
+    """Where in `Sums.points` those of a slice of a tile begin."""
+    part, (image, pixel, _) = work.part, place
+    at = image * (part.end - part.begin) + s - part.begin
+    at = at * (part.last_pixel - part.first_pixel) + pixel - part.first_pixel
+    return 3 * work.job.taps * at
 
 
 @kernel
@@ -101,7 +131,7 @@ def collect_points(numbers, slices, points, grad_offset, grad_mask, first, last)
 
     `first` to `last` counts pixels of the part, image after image.
     """
-    grid, job, part = _read(numbers)
+    grid, job, part, _ = _read(numbers)
     pixels = part.last_pixel - part.first_pixel
     slice_channels = job.groups * job.in_channels // job.offset_groups
     for image in range(first // pixels, (last - 1) // pixels + 1):

@@ -119,7 +119,9 @@ def _gradients_in_parts(
     arrays = grad_output, given["input"], given["offset"], given["mask"]
     for part, images in _parts(plan, per_image):
         grad, input, offset, mask = _widened(arrays, wide, images)
-        for name, gradient in gradients(part, grad, input, offset, weight, mask, needs).items():
+        copies = 2 * part.points.batch * per_image
+        given = grad, input, offset, weight, mask
+        for name, gradient in gradients(part, *given, needs, copies).items():
             if name in sums:
                 sums[name] += gradient
             else:

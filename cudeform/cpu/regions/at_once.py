@@ -94,13 +94,13 @@ def pool_at_once(
 @kernel
 def _average(numbers, scales, source, boxes, offset, mask, output):
     work, staged, tasks = _begin(numbers, scales, source, boxes, offset, mask)
-    average_slices(work, staged, output, 0, tasks)
+    average_slices(work, staged, output, 1, 0, tasks)
 
 
 @kernel
 def _choose(numbers, scales, source, boxes, offset, mask, output, argmax):
     work, staged, tasks = _begin(numbers, scales, source, boxes, offset, mask)
-    choose_slices(work, staged, output, argmax, 0, tasks)
+    choose_slices(work, staged, output, argmax, 1, 0, tasks)
 
 
 @inlined

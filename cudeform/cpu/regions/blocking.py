@@ -191,22 +191,24 @@ def job_of(
     tasks: int,
     planes: bool = False,
     frame: tuple[int, int] | None = None,
+    enough: int = 1,
 ) -> Job:
     """How to cut a pooling up; with `planes` into slices that are not laid out.
 
     A frame has so many rows and columns; None is a whole image.
 
-    `tasks` is how many there would be if a slice had all channels of a class in a group.
+    `tasks` is how many there would be if a slice had all channels of a class in a group. Where they
+    are not `enough`, slices are narrower: for sums of each channel alone that changes no bit.
     """
     channels = plan.out_channels // plan.classes
     rows, columns = frame or (plan.height, plan.width)
     most = workspace.SCRATCH_BYTES // (rows * columns * itemsize)
     widest = max(min(_WIDEST, most // _LANES * _LANES), _LANES)
-    while widest > _NARROW and tasks * -(-channels // widest) < _ENOUGH_TASKS:
+    while widest > _NARROW and tasks * -(-channels // widest) < max(_ENOUGH_TASKS, enough):
         widest = max(widest // 2 // _LANES * _LANES, _NARROW)
     pitch = channels
     if planes:
-        pitch = -(-channels // -(-channels // _PLANES))
+        pitch = -(-channels // max(-(-channels // _PLANES), min(-(-enough // tasks), channels)))
     elif channels >= _PADDED:
         pitch = -(-channels // -(-channels // widest))  # slices about equal
         pitch = -(-pitch // _LANES) * _LANES

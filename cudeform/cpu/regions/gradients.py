@@ -114,18 +114,23 @@ def _framed(
 
     There would be so many `tasks` in an image if a slice had all channels of a class in a group.
     """
-    job = job_of(plan, itemsize, len(regions.images) * tasks, planes)
-    if not reads_planes(plan, job, regions, itemsize):
+    wanted = threads.wanted_tasks(effort(plan))
+    tasks_of = partial(job_of, plan, itemsize, planes=planes, enough=wanted)
+    job = tasks_of(len(regions.images) * tasks)
+    parts = rounds(job, len(regions.images), itemsize)
+    shared = wanted > 1 and threads.too_few(_tasks(job, parts[0]))
+    if not shared and not reads_planes(plan, job, regions, itemsize):
         yield regions, job
         return
+    wanted = wanted if shared else 1
     offset, _, _, argmax = given
     reach = (
         reach_of_argmax(plan, regions, argmax)
         if argmax
         else reach_of_regions(plan, regions, offset)
     )
-    for some, frame in framed(plan, regions, reach, itemsize):
-        yield some, job_of(plan, itemsize, len(some.images) * tasks, planes, frame)
+    for some, frame in framed(plan, regions, reach, itemsize, wanted):
+        yield some, tasks_of(len(some.images) * tasks, frame=frame)
 
 
 def _gradient_of_planes(
@@ -133,7 +138,9 @@ def _gradient_of_planes(
 ) -> None:
     wide = sum_dtype(grad_input.dtype)
     if grad_input.dtype == wide:
-        job = job_of(plan, wide.itemsize, 1, planes=True)
+        tasks = len(regions.images) * plan.classes * plan.groups[0] * plan.groups[1]
+        wanted = threads.wanted_tasks(effort(plan))
+        job = job_of(plan, wide.itemsize, tasks, planes=True, enough=wanted)
         _sum_planes(plan, job, regions, one_round(job, len(regions.images)), given, grad_input)
         return
     for some, job in _framed(plan, regions, given, wide.itemsize, 1, planes=True):

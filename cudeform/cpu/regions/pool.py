@@ -74,8 +74,11 @@ def _pool_rounds(
     """Fill `results`: the output, and of what is the largest, argmax or y and x."""
     wide = sum_dtype(input.dtype)
     regions = locate_regions(plan, boxes)
-    averages = averages_planes(plan)
-    job = job_of(plan, wide.itemsize, plan.regions, averages)
+    averages, tasks = averages_planes(plan), plan.regions
+    if averages:  # a task goes through all regions of an image
+        tasks = len(regions.images) * plan.classes * plan.groups[0] * plan.groups[1]
+    wanted = threads.wanted_tasks(effort(plan))
+    job = job_of(plan, wide.itemsize, tasks, averages, enough=wanted)
     as_planes = averages or reads_planes(plan, job, regions, wide.itemsize)
     whole = taken_whole(input.dtype, offset, mask, *results)
     in_order = tuple(
@@ -101,6 +104,9 @@ def _pool_rounds(
                 )
             else:
                 task = partial(_OF_FRAMES[len(flat)], work, *source, *flat)
+                if len(flat) < 3:
+                    split = min(-(-wanted // tasks), job.bins_y)
+                    task, tasks = partial(task, split), tasks * split
             threads.share(task, tasks, effort(plan))
             if chosen is not None:
                 _keep(job, part, chosen, written, results)
@@ -134,15 +140,15 @@ def _keep(
 
 
 @kernel
-def _average(given, staged, output, first, last):
-    """Tasks `first` to `last` of a round, each a slice of a region: weighted sums."""
-    average_slices(unpacked(given), staged, output, first, last)
+def _average(given, staged, output, split, first, last):
+    """Tasks `first` to `last` of a round, each a slice of some bins of a region: weighted sums."""
+    average_slices(unpacked(given), staged, output, split, first, last)
 
 
 @kernel
-def _choose(given, staged, output, argmax, first, last):
+def _choose(given, staged, output, argmax, split, first, last):
     """The same: the largest pixels, and which they are."""
-    choose_slices(unpacked(given), staged, output, argmax, first, last)
+    choose_slices(unpacked(given), staged, output, argmax, split, first, last)
 
 
 # By the number of arrays that are filled

@@ -20,20 +20,22 @@ __all__ = ["average_slices", "choose_slices"]
 
 
 @inlined
-def average_slices(work, staged, output, first, last):
-    """Tasks `first` to `last` of a round, each a slice of a region: weighted sums."""
-    _visit(work, staged, (output,), first, last, _blend)
+def average_slices(work, staged, output, split, first, last):
+    """Tasks `first` to `last` of a round, each a slice of some rows of the bins of a region, of
+    which there are `split` times as many as regions: weighted sums.
+    """
+    _visit(work, staged, (output,), split, first, last, _blend)
 
 
 @inlined
-def choose_slices(work, staged, output, argmax, first, last):
+def choose_slices(work, staged, output, argmax, split, first, last):
     """The same: the largest pixels, and which they are."""
     pixels = zeroed(work.job.tile * work.job.pitch, np.int32)
-    _visit(work, staged, (output, argmax, pixels), first, last, _largest)
+    _visit(work, staged, (output, argmax, pixels), split, first, last, _largest)
 
 
 @inlined
-def _visit(work, staged, results, first, last, use):
+def _visit(work, staged, results, split, first, last, use):
     """Call `use` for every tile of the tasks, with where its results begin."""
     job, part, regions, piece = work
     tile = tile_of(job, staged)
@@ -41,14 +43,14 @@ def _visit(work, staged, results, first, last, use):
     slices = part.slice_end - part.slice_begin
     high = job.tile // job.bins_x
     for task in range(first, last):
-        t = task // slices
-        s = part.slice_begin + task - t * slices
-        t += piece.begin
-        locate_region(job, regions, t, 0, job.bins_y, tile)
+        rows, s = task // slices, part.slice_begin + task % slices
+        t, rows = piece.begin + rows // split, rows % split
+        begin, end = job.bins_y * rows // split, job.bins_y * (rows + 1) // split
+        locate_region(job, regions, t, begin, end, tile)
         for c in range(part.class_begin, part.class_end):
             starts = slice_of(job, part, regions.origin, regions.place[t], c, s)
-            for top in range(0, job.bins_y, high):
-                bottom = min(top + high, job.bins_y)
+            for top in range(begin, end, high):
+                bottom = min(top + high, end)
                 count = (bottom - top) * job.bins_x
                 locate_tile(work, (t, c, s), starts, top, bottom, tile)
                 to = result_at(work, t, c, s) + top * job.bins_x

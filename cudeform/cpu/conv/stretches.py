@@ -1,0 +1,278 @@
+"""The gradients of so few slices of images that threads have to share each of them.
+
+What a tile finds is kept for a stretch of tiles. Then some tasks add a range of the input's pixels
+up, and others blocks of the gradient of the weight: each goes through all tiles of the stretch. So
+every sum has the order that it has where one task takes a whole slice, and the same bytes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import isqrt
+from typing import NamedTuple
+
+import numpy as np
+
+from cudeform import threads
+from cudeform.cpu.conv.blocking import Job, Slices
+from cudeform.cpu.conv.narrow import add_samples, count_rows, find_samples
+from cudeform.cpu.conv.sums import Given, Part, Sums, Wanted, measure_tile, work_of
+from cudeform.cpu.conv.tiles import (
+    add_columns,
+    begin_slice,
+    count_blocks,
+    end_slice,
+    find_columns,
+    image_of,
+)
+from cudeform.cpu.language.compiler import inlined, kernel, records
+from cudeform.cpu.language.simd import BLOCK_ROWS
+from cudeform.cpu.language.workspace import numbers_of
+from cudeform.cpu.sample_gradients import spread_between
+from cudeform.cpu.sampler import PIXELS, Grid, blend, locate, point_arrays
+
+__all__ = ["add_stretches"]
+
+_TILES = 16  # kept at a time where there is room, but one for each thread at least
+_LAID_OUT = 1024  # pixels of the input at a time
+_NOWHERE = 2**62
+
+
+class _Stretch(NamedTuple):
+    """What is worked on at a time: some pixels of some slices of images, counted as one row."""
+
+    first_slice: int
+    last_slice: int
+    first_pixel: int
+    last_pixel: int
+    room: int  # pixels of a slice in `_Kept`
+    step: int  # pixels that are sampled by a task, and located at once
+    ranges: int  # of the pixels of the input
+    blocks: int  # ranges of blocks of the gradient of the weight
+
+
+class _Kept(NamedTuple):
+    """What is kept of a stretch, slice by slice."""
+
+    columns: np.ndarray  # gradients of sampled values
+    samples: np.ndarray  # the sampled values
+    tiles: np.ndarray  # of grad_output
+    reach: np.ndarray  # (slices, steps, 2): from which pixel of the input to which is read
+
+
+def add_stretches(
+    grid: NamedTuple,
+    job: Job,
+    part: Part,
+    wanted: Wanted,
+    arrays: tuple[Slices, Given, Sums],
+    work: int,
+    spare: int,
+) -> None:
+    """As one task for each slice of each image adds up, with many for each.
+
+    There are so many bytes to `spare` besides a tile for each thread.
+    """
+    numbers = numbers_of(grid, job, part, wanted)
+    slices, given, sums = arrays
+    count = part.images * (part.end - part.begin)
+    area, area_work = grid.height * grid.width, count * grid.height * grid.width * job.widest
+    pieces = count * -(-area // _LAID_OUT)
+    if part.first_pixel == 0 and (wanted.input or not job.channels_last):
+        threads.share(partial(_lay_out, numbers, *arrays, False), pieces, area_work)
+    if wanted.input or wanted.points or wanted.weight or wanted.bias:
+        tile = job.tile * (2 * job.pitch + job.out_pitch) * sums.bias.itemsize
+        most = max(min(_TILES, spare // tile), threads.get_num_threads())
+        together, tasks = min(count, most), threads.wanted_tasks(work)
+        pixels = part.last_pixel - part.first_pixel
+        tiles = min(most // together, -(-pixels // job.tile))
+        step = job.tile // max(tasks // (together * tiles), 1) // BLOCK_ROWS * BLOCK_ROWS
+        step = max(step, BLOCK_ROWS)
+        kept = _allocate(job, together * tiles * job.tile, step, wanted, sums)
+        for first in range(0, count, together):
+            last = min(first + together, count)
+            blocks = -(-tasks // (last - first))
+            ranges = min(isqrt(threads.get_num_threads()), blocks)
+            for pixel in range(part.first_pixel, part.last_pixel, tiles * job.tile):
+                end = min(pixel + tiles * job.tile, part.last_pixel)
+                cut = first, last, pixel, end, tiles * job.tile, step, ranges, blocks
+                stretch = numbers_of(grid, job, part, wanted, _Stretch(*cut))
+                own = work * (last - first) * (end - pixel) // (count * pixels)
+                _add_stretch(stretch, _Stretch(*cut), job, wanted, arrays, kept, own)
+    if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
+        threads.share(partial(_lay_out, numbers, *arrays, True), pieces, area_work)
+
+
+def _allocate(job: Job, pixels: int, step: int, wanted: Wanted, sums: Sums) -> _Kept:
+    dtype = sums.bias.dtype
+    return _Kept(
+        np.empty(pixels * job.pitch, dtype),
+        np.empty(pixels * job.pitch if wanted.weight else 0, dtype),
+        np.empty(pixels * job.out_pitch, dtype),
+        np.empty(2 * -(-pixels // step) + 2 * pixels // job.tile, np.int64),
+    )
+
+
+def _add_stretch(
+    numbers: np.ndarray,
+    stretch: _Stretch,
+    job: Job,
+    wanted: Wanted,
+    arrays: tuple[Slices, Given, Sums],
+    kept: _Kept,
+    work: int,
+) -> None:
+    count = stretch.last_slice - stretch.first_slice
+    steps = -(-(stretch.last_pixel - stretch.first_pixel) // stretch.step)
+    find, add = (_find_narrow, _add_narrow) if job.narrow else (_find, _add)
+    threads.share(partial(find, numbers, *arrays, kept), count * steps, work)
+    ranges = wanted.input * stretch.ranges + (wanted.weight or wanted.bias) * stretch.blocks
+    if ranges:
+        threads.share(partial(add, numbers, *arrays, kept), count * ranges, work)
+
+
+_read = records(Grid, Job, Part, Wanted, _Stretch)
+
+
+@kernel
+def _lay_out(numbers, slices, given, sums, back, first, last):
+    """Pieces `first` to `last` of the slices of images, before and after their sums."""
+    work = work_of(numbers, slices, given, sums)
+    part, area = work.part, work.grid.height * work.grid.width
+    pieces = (area + _LAID_OUT - 1) // _LAID_OUT
+    for task in range(first, last):
+        image, s = _slice(part, task // pieces)
+        pixel = task % pieces * _LAID_OUT
+        end = min(pixel + _LAID_OUT, area)
+        if back:
+            end_slice(work, image, s, pixel, end)
+        else:
+            begin_slice(work, image, s, pixel, end)
+
+
+@inlined
+def _slice(part, number):
+    """The image and the slice of a number among all of a part."""
+    count = part.end - part.begin
+    return number // count, part.begin + number % count
+
+
+@kernel
+def _find(numbers, slices, given, sums, kept, first, last):
+    """Steps `first` to `last` of the slices of a stretch: what is kept of them."""
+    _find_steps(numbers, slices, given, sums, kept, first, last, find_columns)
+
+
+@kernel
+def _find_narrow(numbers, slices, given, sums, kept, first, last):
+    """As `_find`, where groups are narrow."""
+    _find_steps(numbers, slices, given, sums, kept, first, last, find_samples)
+
+
+@inlined
+def _find_steps(numbers, slices, given, sums, kept, first, last, find):
+    work = work_of(numbers, slices, given, sums)
+    grid, job, wanted, part, _, _, _ = work
+    stretch = _read(numbers)[4]
+    points = point_arrays(given.input, job.taps)
+    steps = _count_steps(stretch)
+    for task in range(first, last):
+        own = task // steps
+        image, s = _slice(part, stretch.first_slice + own)
+        pixel, count, at = _step(stretch, own, task % steps)
+        columns, tile = kept.columns[at * job.pitch :], kept.tiles[at * job.out_pitch :]
+        place, view = (image, pixel, count), image_of(work, image, s)
+        find(work, points, place, s, columns, tile)
+        measure_tile(work, points, view, place, s, columns)
+        if wanted.input:
+            _reach(grid, job, points, count, kept.reach[2 * task :])
+        if wanted.weight:
+            samples = kept.samples[at * job.pitch :]
+            blend(grid, points, count, given.source, view, samples, job.pitch)
+
+
+@inlined
+def _count_steps(stretch):
+    return (stretch.last_pixel - stretch.first_pixel + stretch.step - 1) // stretch.step
+
+
+@inlined
+def _step(stretch, own, number):
+    """The first pixel of a step of a slice, how many pixels it has, and where they are kept."""
+    pixel = stretch.first_pixel + number * stretch.step
+    at = own * stretch.room + number * stretch.step
+    return pixel, min(stretch.step, stretch.last_pixel - pixel), at
+
+
+@inlined
+def _reach(grid, job, points, count, reach):
+    """The first pixel that points read, and one behind the last."""
+    pixel, state, _ = points
+    low, high = _NOWHERE, -1
+    for k in range(job.taps):
+        for p in range(count):
+            if state[k * PIXELS + p]:
+                low = min(low, pixel[k * PIXELS + p])
+                high = max(high, pixel[k * PIXELS + p])
+    reach[0], reach[1] = low, high + grid.width + 2
+
+
+@kernel
+def _add(numbers, slices, given, sums, kept, first, last):
+    """Ranges of pixels and of blocks of the gradients of slices, `first` to `last` of them."""
+    _add_ranges(numbers, slices, given, sums, kept, first, last, add_columns, count_blocks)
+
+
+@kernel
+def _add_narrow(numbers, slices, given, sums, kept, first, last):
+    """As `_add`, where groups are narrow."""
+    _add_ranges(numbers, slices, given, sums, kept, first, last, add_samples, count_rows)
+
+
+@inlined
+def _add_ranges(numbers, slices, given, sums, kept, first, last, add, count_parts):
+    work = work_of(numbers, slices, given, sums)
+    grid, job, wanted, part, _, _, _ = work
+    stretch = _read(numbers)[4]
+    points = point_arrays(given.input, job.taps)
+    blocks = stretch.blocks if wanted.weight or wanted.bias else 0
+    each = blocks + (stretch.ranges if wanted.input else 0)
+    for task in range(first, last):
+        own, number = task // each, task % each
+        image, s = _slice(part, stretch.first_slice + own)
+        if number < blocks:
+            parts = count_parts(work, s)
+            here = min(blocks, parts)
+            if number >= here:
+                continue
+            begin, end = parts * number // here, parts * (number + 1) // here
+            for pixel in range(stretch.first_pixel, stretch.last_pixel, job.tile):
+                at = own * stretch.room + pixel - stretch.first_pixel
+                columns, tile = kept.samples[at * job.pitch :], kept.tiles[at * job.out_pitch :]
+                count = min(job.tile, stretch.last_pixel - pixel)
+                add(work, image, s, count, columns, tile, begin, end)
+        else:
+            _spread(work, points, stretch, kept, own, number - blocks)
+
+
+@inlined
+def _spread(work, points, stretch, kept, own, number):
+    """Add up a range of the pixels of the input that a slice of a stretch reads."""
+    grid, job, _, part, slices, given, sums = work
+    image, s = _slice(part, stretch.first_slice + own)
+    view, steps = image_of(work, image, s), _count_steps(stretch)
+    low, high = _NOWHERE, 0
+    for n in range(own * steps, (own + 1) * steps):
+        low, high = min(low, kept.reach[2 * n]), max(high, kept.reach[2 * n + 1])
+    length = max(high - low, 0)
+    begin = low + length * number // stretch.ranges
+    end = low + length * (number + 1) // stretch.ranges
+    for n in range(steps if begin < end else 0):
+        reach = kept.reach[2 * (own * steps + n) :]
+        if reach[0] < end and reach[1] > begin:
+            pixel, count, at = _step(stretch, own, n)
+            place = image, pixel, count
+            locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
+            columns = kept.columns[at * job.pitch :]
+            between = begin, end
+            spread_between(grid, points, count, columns, job.pitch, sums.target, view, between)

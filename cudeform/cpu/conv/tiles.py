@@ -1,0 +1,155 @@
+"""What a tile of pixels adds to the gradients of a slice of an image, step by step.
+
+First come the columns, the gradient of the values that were sampled, for `sums.use_samples`; then
+the gradient of the weight, from the values that were sampled anew.
+"""
+
+from __future__ import annotations
+
+from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
+from cudeform.cpu.language.scratch import zeroed
+from cudeform.cpu.language.simd import block_columns, block_rows
+from cudeform.cpu.language.transpose import copy_plain, transpose
+from cudeform.cpu.sampler import Image, locate
+
+__all__ = ["add_columns", "begin_slice", "count_blocks", "end_slice", "find_columns", "image_of"]
+
+
+@inlined
+def image_of(work, image, s):
+    """Where a slice of an image lies in `Given.source` and `Sums.target`."""
+    grid, job, _, part, slices, _, _ = work
+    area = grid.height * grid.width
+    channels = slices.first[s + 1] - slices.first[s]
+    if job.channels_last:
+        pitch = job.groups * job.in_channels
+        start = image * area * pitch + slices.first[s]
+        return Image(start, pitch, grid.width * pitch, channels)
+    at = image * (slices.first[part.end] - slices.first[part.begin])
+    start = (at + slices.first[s] - slices.first[part.begin]) * area
+    return Image(start, channels, grid.width * channels, channels)
+
+
+@inlined
+def begin_slice(work, image, s, first, last):
+    """Lay pixels of a slice of the input out with its channels last; set its gradient to zero."""
+    grid, job, wanted, _, slices, given, sums = work
+    view = image_of(work, image, s)
+    if not job.channels_last and (wanted.points or wanted.weight):
+        area = grid.height * grid.width
+        start = (image * job.groups * job.in_channels + slices.first[s]) * area + first
+        to = view.start + first * view.pitch
+        count = last - first
+        transpose(given.input, start, area, view.channels, count, sums.source, to, view.pitch)
+    if wanted.input:
+        for p in range(first, last):
+            at = view.start + p * view.pitch
+            sums.target[at : at + view.channels] = 0
+
+
+@inlined
+def end_slice(work, image, s, first, last):
+    """Copy pixels of a slice of the gradient of the input from where it was summed up."""
+    grid, job, _, _, slices, _, sums = work
+    area = grid.height * grid.width
+    view = image_of(work, image, s)
+    at = view.start + first * view.pitch
+    to = (image * job.groups * job.in_channels + slices.first[s]) * area + first
+    count = last - first
+    transpose(sums.target, at, view.pitch, count, view.channels, sums.grad_input, to, area)
+
+
+@inlined
+def _output_tile(grid, job, given, place, first, channels, tile, pitch):
+    """A tile of grad_output, of the channels from `first` on, with the channels last."""
+    image, pixel, count = place
+    all_channels = job.groups * job.out_channels
+    if job.channels_last:
+        for p in range(count):
+            start = (image * grid.pixels + pixel + p) * all_channels + first
+            copy_plain(given.grad_output, start, tile, p * pitch, channels)
+    else:
+        start = (image * all_channels + first) * grid.pixels + pixel
+        transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
+
+
+@inlined
+def find_columns(work, points, place, s, columns, tile):
+    """Locate points; fill the columns and the tile of grad_output."""
+    grid, job, wanted, _, slices, given, _ = work
+    first, channels = slices.first[s], slices.first[s + 1] - slices.first[s]
+    width, block = job.out_pitch, block_columns(tile)
+    if job.dense:
+        o0 = slices.weight_group[s] * job.out_channels
+        _output_tile(grid, job, given, place, o0, job.out_channels, tile, width)
+    else:
+        _output_tile(grid, job, given, place, first, channels, columns, job.pitch)
+    if not (wanted.input or wanted.points or wanted.weight):
+        return
+    locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
+    if job.dense and (wanted.input or wanted.points):
+        multiply(
+            tile,
+            (0, width, 1),
+            given.packed,
+            (s * job.out_channels * job.pitch, block, job.out_channels * block),
+            columns,
+            (0, job.pitch),
+            (place[2], columns_of(tile, job.taps * channels), job.out_channels),
+            True,
+        )
+
+
+@inlined
+def count_blocks(work, s):
+    """Into how many blocks the gradient of the weights of a slice can be cut."""
+    _, job, _, _, slices, _, sums = work
+    depth = job.taps * (slices.first[s + 1] - slices.first[s])
+    rows = rows_of(sums.weight, depth) // block_rows(sums.weight)
+    return rows * (columns_of(sums.weight, job.out_channels) // block_columns(sums.weight))
+
+
+@inlined
+def add_columns(work, image, s, count, columns, tile, first, last):
+    """Add what sampled values say to blocks `first` to `last` of the gradient of the weight, and
+    with the first one to that of the bias.
+    """
+    _, job, wanted, _, slices, _, sums = work
+    block, high, width = block_columns(tile), block_rows(tile), job.out_pitch
+    group = slices.weight_group[s]
+    if wanted.bias and first == 0 and slices.first[s] == group * job.in_channels:
+        at = (image * job.groups + group) * job.out_channels
+        _add_rows(tile, width, count, job.out_channels, sums.bias, at)
+    if not wanted.weight:
+        return
+    depth = job.taps * (slices.first[s + 1] - slices.first[s])
+    down = rows_of(tile, depth) // high
+    start = (image * len(slices.weight_group) + s) * rows_of(tile, job.widest) * width
+    b = first
+    while b < last:  # blocks of one panel
+        panel, row = b // down, b % down
+        end = min(down, row + last - b)
+        multiply(
+            columns,
+            (row * high, 1, job.pitch),
+            tile,
+            (panel * block, width, block),
+            sums.weight,
+            (start + row * high * width + panel * block, width),
+            (min(end * high, depth) - row * high, block, count),
+            False,
+        )
+        b += end - row
+
+
+@inlined
+def _add_rows(tile, pitch, count, channels, target, at):
+    """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
+    subtotal = zeroed(channels, tile.dtype)
+    for p in range(count):
+        row = tile[p * pitch :]
+        for c in range(channels):
+            subtotal[c] += row[c]
+    for c in range(channels):
+        target[at + c] += subtotal[c]

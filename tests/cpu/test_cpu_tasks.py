@@ -1,0 +1,72 @@
+"""Passes with enough work are cut into enough tasks for 64 threads."""
+
+import numpy as np
+import pytest
+from runs import runs_with
+
+import cudeform
+from cudeform import threads
+
+THREADS = 64
+TASKS = 4 * THREADS
+# Of a pass: so many tasks, each of which is as much as a call that is shared at all
+ENOUGH = TASKS * threads._SMALL
+
+
+def convolution(count, channels, size, outputs):
+    rng = np.random.default_rng(0)
+    shapes = dict(input=channels, offset=18, mask=9)
+    given = {k: rng.standard_normal((count, c, size, size), "f") for k, c in shapes.items()}
+    given["weight"] = rng.standard_normal((outputs, channels, 3, 3), "f")
+    grad = np.ones((count, outputs, size, size), "f")
+    yield lambda: cudeform.deform_conv2d(**given, padding=1)
+    yield lambda: cudeform.deform_conv2d_backward(grad, **given, padding=1)
+
+
+def pooling(name, count, channels, size, boxes):
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((count, channels, size, size), "f")
+    corners = rng.uniform(0, size / 2, (boxes, 4)) + (0, 0, size / 4, size / 4)
+    if boxes == 1:
+        corners = np.array([[0, 0, size, size]])
+    rows = np.concatenate([rng.integers(0, count, (boxes, 1)), corners], 1).astype("f")
+    call, back = getattr(cudeform, name), getattr(cudeform, f"{name}_backward")
+    grad = np.ones((boxes, channels, 7, 7), "f")
+    yield lambda: call(image, rows, 7)
+    yield lambda: back(grad, image, rows, 7)
+
+
+def attention(queries, sizes):
+    rng = np.random.default_rng(0)
+    value = rng.standard_normal((1, sum(h * w for h, w in sizes), 8, 32), "f")
+    locations = rng.random((1, queries, 8, len(sizes), 4, 2), "f")
+    weights = rng.random((1, queries, 8, len(sizes), 4), "f")
+    yield lambda: cudeform.ms_deform_attn(value, sizes, locations, weights)
+
+
+LEVELS = ((64, 64), (32, 32), (16, 16), (8, 8))
+# By what is large: how a call is made, and the tasks of its passes with enough work, forward and
+# backward; None where there is none.
+SHAPES = {
+    "one image": (convolution, (1, 64, 160, 64), (TASKS, None)),
+    "few channels": (convolution, (1, 3, 800, 8), (TASKS, None)),
+    "many channels": (convolution, (1, 256, 64, 256), (TASKS, TASKS)),
+    # A task has all of an image's channels here, and memory bounds how many images are laid out.
+    "tiny images": (convolution, (64, 32, 28, 32), (TASKS, 64)),
+    # A task sums up a part of an image here, 16 pixels wide, or a channel of one.
+    "10,000 boxes": (pooling, ("roi_align", 2, 16, 64, 10_000), (TASKS, 32)),
+    "10,000 boxes, their maxima": (pooling, ("roi_pool", 2, 16, 64, 10_000), (TASKS, 32)),
+    "one box": (pooling, ("roi_align", 1, 64, 256, 1), (None, None)),
+    "queries": (attention, (9000, LEVELS), (TASKS,)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_passes_with_enough_work_have_tasks_for_64_threads(shape):
+    make, sizes, least = SHAPES[shape]
+    for call, tasks in zip(make(*sizes), least, strict=True):
+        with runs_with(THREADS) as found:
+            call()
+        large = [run for run in found if run.work >= ENOUGH]
+        assert bool(large) == (tasks is not None), found
+        assert all(run.tasks >= tasks for run in large), large
