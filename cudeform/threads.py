@@ -231,11 +231,11 @@ def _pool() -> _Pool:
     return _pools.get(count) or _pools.setdefault(count, _Pool(max(count - 1, 1)))
 
 
-def wanted_tasks(work: float = math.inf) -> int:
+def wanted_tasks(work: float = math.inf, count: int | None = None) -> int:
     """How many tasks a pass of so much `work` should have, none of which is small: one for one
-    thread, several for each of more.
+    thread, several for each of more. `count` threads, or as many as there are.
     """
-    count = get_num_threads()
+    count = count or get_num_threads()
     return 1 if count == 1 else int(max(min(_TASKS * count, work // _SMALL), 1))
 
 

@@ -7,7 +7,7 @@ are first copied side by side, so that they stay in the cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ class Portion(NamedTuple):
 
     def of(self, array: np.ndarray | None) -> np.ndarray | None:
         """What it has of an array, copied only if that is not contiguous."""
-        return None if array is None else np.ascontiguousarray(array[self.images, self.rows])
+        return None if array is None else np.ascontiguousarray(array[self])
 
 
 def portions(shape: tuple[int, ...], arrays: tuple[np.ndarray | None, ...]) -> list[Portion]:
@@ -109,7 +109,8 @@ class _Part(NamedTuple):
 
 def _pieces(part: _Part, count: int) -> int:
     """How many pieces to cut each slice of a part into, of `count` queries or pixels."""
-    return max(min(-(-threads.wanted_tasks() // (part.last - part.first)), count // _FEW), 1)
+    most = count // _FEW
+    return 1 if most < 2 else min(-(-threads.wanted_tasks() // (part.last - part.first)), most)
 
 
 def _cuts(levels: np.ndarray, pixels: int, pieces: int) -> np.ndarray:
@@ -170,7 +171,9 @@ class Aggregator:
         self.slices = batch * extent.heads
         end = 3 * extent.points
         self.levels = levels[:end], levels[end:] if extent.out_width else None  # and the taps
+        self.rows = max(min(PLANE // extent.points, extent.queries), 1)  # of a block
         self.value = aligned(value)
+        self.at, self.gathers, self.memory = self._lying()
         self.dtypes = locations.dtype, weights.dtype
         self.points = [frozen(words(array), array) for array in (locations, weights)]
         self.scale = np.array([scale], sum_dtype(value.dtype))
@@ -229,7 +232,7 @@ class Aggregator:
         known = size > _WIDE * _RANGE_BYTES
         how, *reach = self._surveyed(begin, adds) if known else self._anywhere(begin, adds)
         grads = frozen(words(grad_output), grad_output)
-        numbers = self._job(part, pieces, self._lying[0], how)
+        numbers = self._job(part, pieces, self.at, how)
         given = (numbers, *self.levels, cuts, *reach, *self.points, grads, self.scale)
         task = partial(value_gradients, *given, words(grad_value.reshape(-1)))
         threads.share(task, part.last * pieces, self._work(grad_output))
@@ -245,12 +248,12 @@ class Aggregator:
         extent = self.extent
         bundles = max(_BUNDLES // self.slices, 1)
         bundle = -(-extent.queries // bundles)
-        bundle = -(-bundle // self._rows) * self._rows
+        bundle = -(-bundle // self.rows) * self.rows
         how = Sums(begin, int(adds), bundle, _STRETCH)
         tasks = self.slices * -(-extent.queries // bundle)
         reach = np.empty(2 * tasks, np.int64)
         touched = np.zeros(self.slices * -(-extent.pixels // _STRETCH), np.uint8)
-        numbers = self._job(_Part(0, self.slices, False), 1, self._lying[0], how)
+        numbers = self._job(_Part(0, self.slices, False), 1, self.at, how)
         given = numbers, *self.levels, self.points[0], self.scale, reach, touched
         threads.share(partial(survey, *given), tasks, self.slices * extent.queries * extent.points)
         return how, reach, touched
@@ -274,16 +277,10 @@ class Aggregator:
         pieces = _pieces(part, self.extent.queries)
         return (part.last - part.first) * pieces, self._job(part, pieces, at)
 
-    @property
-    def _rows(self) -> int:
-        """Of a block."""
-        return max(min(PLANE // self.extent.points, self.extent.queries), 1)
-
     def _job(self, part: _Part, pieces: int, at: _At, *more: tuple[int, ...]) -> np.ndarray:
-        strides = Strides(self._rows, part.first, pieces, *at)
+        strides = Strides(self.rows, part.first, pieces, *at)
         return numbers_of(self.extent, strides, *more)
 
-    @cached_property
     def _lying(self) -> tuple[_At, bool, np.ndarray | None]:
         """Where the values are, whether their channels are gathered, and their memory if it is no
         contiguous array.
@@ -299,7 +296,7 @@ class Aggregator:
 
     def _source(self, part: _Part) -> tuple[np.ndarray, _At, bool]:
         """The values as kernels take them, where they are, and whether they are gathered."""
-        at, gathers, flat = self._lying
+        at, gathers, flat = self.at, self.gathers, self.memory
         if not part.packed:
             return frozen(words(self.value), self.value) if flat is None else flat, at, gathers
         extent, pieces = self.extent, _pieces(part, self.extent.pixels)

@@ -101,9 +101,9 @@ def test_queries_are_surveyed(monkeypatch):
     """Ranges that no query reaches are left alone, and so are other stretches of those."""
     asked = []
 
-    def watched(numbers, levels, cuts, reach, touched, *rest):
+    def watched(numbers, levels, taps, cuts, reach, touched, *rest):
         asked.append((reach, touched))
-        value_gradients(numbers, levels, cuts, reach, touched, *rest)
+        value_gradients(numbers, levels, taps, cuts, reach, touched, *rest)
 
     value_gradients = aggregator.value_gradients
     monkeypatch.setattr(aggregator, "value_gradients", watched)

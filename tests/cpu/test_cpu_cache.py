@@ -261,7 +261,7 @@ def test_an_edit_of_any_source_makes_the_cached_kernels_stale(tmp_path):
     assert "sample 7.5\n" in python(SAMPLE, **cached)
     sampler = package / "cpu" / "sampler.py"
     text = sampler.read_text()
-    one = "ms[:count] = 0 if grid.modulated else 1"
+    one = "share = 0 if grid.modulated else 1"
     assert one in text
     sampler.chmod(sampler.stat().st_mode | stat.S_IWUSR)
     sampler.write_text(text.replace(one, one.replace("else 1", "else 2")))

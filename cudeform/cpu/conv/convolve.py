@@ -87,11 +87,10 @@ def convolve(
     Where `reads_little`, the input may have 16 bits and any strides.
     """
     # an image with its channels last is read where it lies
-    last, lies_anyhow = plan.points.channels_last, not input.flags.c_contiguous
-    direct = last and input.dtype == output.dtype and not lies_anyhow
+    last = plan.points.channels_last
+    direct = last and input.dtype == output.dtype and input.flags.c_contiguous
     dense = weight is not None
-    tasks = threads.wanted_tasks(_size(plan, dense))
-    prepared = _prepared(plan, output.itemsize, dense, direct, tasks)
+    prepared = _prepared(plan, output.itemsize, dense, direct, threads.get_num_threads())
     slices, job, parts, staged, size, large = prepared
     packed, loops = None, []
     bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
@@ -102,7 +101,7 @@ def convolve(
     elif dense:
         packed, loop = packed_columns(job, parts[0][1], slices, weight)
         loops = [loop]
-    source = given = frozen(None if lies_anyhow else input, input)
+    source = given = frozen(None if parts[0][0].gathered else input, input)
     if large:
         found = windows(plan, slices, job, parts[0][1], frozen(offset, output))
         grid = grid_of(plan.points, plan.deformable, plan.modulated)
@@ -121,8 +120,9 @@ def convolve(
             pieces = part.images * -(-part.rows * plan.points.width // _STAGED_PIXELS)
             task = partial(_stage, numbers, slices, given, scratch)
             loops = [*loops, (task, pieces, part.images * part.image_size)]
-        threads.share_all(loops)
-        loops = []
+        if loops:
+            threads.share_all(loops)
+            loops = []
         task = partial(kernel_of_tiles, numbers, slices, memory)
         threads.share(task, part.images * tiles, size)
 
@@ -133,28 +133,22 @@ def _no_bias(channels: int, dtype: np.dtype) -> np.ndarray:
 
 
 @remembered
-def _prepared(plan: ConvPlan, itemsize: int, dense: bool, direct: bool, tasks: int) -> _Prepared:
-    """The cut into `tasks` does not change a bit: every pixel is computed by itself."""
+def _prepared(plan: ConvPlan, itemsize: int, dense: bool, direct: bool, count: int) -> _Prepared:
+    """The cut for `count` threads does not change a bit: every pixel is computed by itself."""
     points = plan.points
+    size = points.batch * points.pixels * points.taps * points.channels
+    size *= 4 + (plan.out_channels // plan.groups // PRODUCTS if dense else 0)
     gathered = reads_little(points) and not direct
     narrow = is_narrow(plan, backward=False)
     slices = cut(plan, widest_slice(plan), narrow)
-    job = job_of(plan, slices, itemsize, dense, narrow, tasks)
+    job = job_of(plan, slices, itemsize, dense, narrow, threads.wanted_tasks(size, count))
     grid = grid_of(points, plan.deformable, plan.modulated)
     parts = parts_of(plan, slices, job.tile, itemsize, gathered)
     parts = [(part, numbers_of(grid, job, part)) for part in parts]
     in_place = points.channels_last and not gathered
     staged = 0 if in_place else _staged(parts)
-    size = _size(plan, dense)
     large = not gathered and too_large(plan, slices, itemsize)
     return _Prepared(slices, job, parts, staged, size, large)
-
-
-def _size(plan: ConvPlan, dense: bool) -> int:
-    """Multiplications."""
-    points, each = plan.points, plan.out_channels // plan.groups
-    size = points.batch * points.pixels * points.taps * points.channels
-    return size * (4 + (each // PRODUCTS if dense else 0))
 
 
 def _staged(parts: list[tuple[Part, np.ndarray]]) -> int:

@@ -37,9 +37,8 @@ def gather(
     copied = target
     if input.dtype != target.dtype:  # Numba has neither type: words of 16 bits are copied first
         copied = np.empty(len(target), given.dtype)
-    image, channel, row, column = (
-        strides[i] for i in ((0, 3, 1, 2) if channels_last else range(4))
-    )
+    image, *others = strides
+    channel, row, column = others[2:] + others[:2] if channels_last else others
     view = numbers_of((start, image, channel, row, column))
     task = partial(_gather, numbers, view, given, offset, mask, copied)
     threads.share(task, tasks, len(target))

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from cudeform.cpu.language.halves import words
+from cudeform.cpu.language.transpose import frozen
 
-__all__ = ["Lying", "aligned", "lying"]
-
-
-class Lying(NamedTuple):
-    """How an array lies in its memory."""
-
-    flat: np.ndarray  # read-only; of 16 bits as `words`
-    start: int  # where the first element is
-    strides: tuple[int, ...]  # in elements
+__all__ = ["aligned", "lying"]
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -28,12 +19,16 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def lying(array: np.ndarray) -> Lying:
-    """An aligned array without empty axes, not copied."""
+def lying(array: np.ndarray) -> tuple[np.ndarray, int, list[int]]:
+    """How an aligned array without empty axes lies in its memory: that as a flat read-only array,
+    of 16 bits as `words`; where the first element is; the strides, in elements.
+    """
     array = words(array)
-    strides = tuple(stride // array.itemsize for stride in array.strides)
+    strides = [stride // array.itemsize for stride in array.strides]
+    if array.flags.c_contiguous:  # it takes long to make views of any strides
+        return frozen(array, array), 0, strides
     spans = [stride * (count - 1) for stride, count in zip(strides, array.shape, strict=True)]
     lowest = tuple(slice(-1, None) if span < 0 else slice(0, 1) for span in spans)
     size = sum(map(abs, spans)) + 1
     flat = as_strided(array[lowest], (size,), (array.itemsize,), writeable=False)
-    return Lying(flat, -sum(span for span in spans if span < 0), strides)
+    return flat, -sum(span for span in spans if span < 0), strides
