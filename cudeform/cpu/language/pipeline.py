@@ -173,10 +173,7 @@ _TYPING = _Typing(cpu_target.typing_context)
 
 
 class _Whole(JITCodeLibrary):
-    """The code of a kernel, with that of all it calls: LLVM sees it once, as a whole."""
-
-    def _optimize_functions(self, ll_module: Any) -> None:
-        ll_module.data_layout = self._codegen._data_layout
+    """The code of a kernel, with that of all it calls: LLVM sees that once, as a whole."""
 
     def add_linking_library(self, library: Any) -> None:
         super().add_linking_library(library)
@@ -190,9 +187,6 @@ class _Part(_Whole):
 
     Machine code of it is written as a part of kernels; Numba would do so here as well, for nobody.
     """
-
-    def _optimize_functions(self, ll_module: Any) -> None:
-        JITCodeLibrary._optimize_functions(self, ll_module)
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()
@@ -217,7 +211,7 @@ class _Draft(_Part):
         JITCodeLibrary.add_linking_library(self, library)
 
     def _optimize_functions(self, ll_module: Any) -> None:
-        _Whole._optimize_functions(self, ll_module)
+        ll_module.data_layout = self._codegen._data_layout
 
     def finalize(self) -> None:
         self._raise_if_finalized()
