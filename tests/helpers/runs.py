@@ -37,6 +37,10 @@ def runs_with(count):
         name = getattr(task, "func", task).__name__
         found.append(Run(name, ends[0] if ends else 1, work))
 
+    def each(loops):
+        for loop in loops:
+            counting(*loop)
+
     def run(task, tasks):
         found.append(Run(task.__qualname__, tasks, float("inf")))
         for index in range(tasks):
@@ -44,7 +48,7 @@ def runs_with(count):
 
     threads.set_num_threads(count)
     try:
-        with mock.patch.object(threads, "share", counting), mock.patch.object(threads, "run", run):
+        with mock.patch.multiple(threads, share=counting, share_all=each, run=run):
             yield found
     finally:
         threads.set_num_threads(before)
