@@ -82,7 +82,7 @@ def numbers(given):
 def work(given):
     """All trials, in a process of their own: a fault may end it."""
     faulthandler.enable()
-    threads._SMALL, threads._LEAST = 0, 1  # also the smallest call is shared out
+    threads._SMALL, threads._LEAST = 1, 1  # also the smallest call is shared out
     guarded = memory.Memory() if memory.missing() is None else None
     print(f"guard pages: {memory.missing() or 'yes'}", flush=True)
     counts = Counter()

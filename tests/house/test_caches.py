@@ -47,6 +47,7 @@ def test_every_cache_has_a_most():
 WRITTEN = {
     "arrays": {"_kinds"},  # _MOST_KINDS
     "cpu.language.disk": {"_said"},  # a warning for each folder of kernels
+    "cpu.language.pipeline": {"_READ"},  # functions of ours
     "cuda.device": {"_cupy_devices", "_registered"},  # devices; types of a test's arrays
     "dispatch": {"_calls", "_found"},  # bridges; _MOST_TYPES
     "ops.call": {"_KNOWN", "_TAKEN"},  # _MOST_KNOWN; operators
@@ -116,12 +117,12 @@ def conv_plan(batch):
 def test_plans_of_large_batches_are_not_kept():
     wanted = gradients.Wanted(1, 1, 1, 1)
     few, many = conv_plan(2), conv_plan(20_000)
-    for prepare, more in ((convolve._prepared, (False,)), (gradients._prepared, (wanted,))):
+    for prepare, more in ((convolve._prepared, (False, 1)), (gradients._prepared, (wanted, 0))):
         assert prepare(few, 4, True, *more) is prepare(few, 4, True, *more)
-    again = convolve._prepared(many, 4, True, False)
-    assert convolve._prepared(many, 4, True, False) is not again
+    again = convolve._prepared(many, 4, True, False, 1)
+    assert convolve._prepared(many, 4, True, False, 1) is not again
     assert len(again.parts) > 1000
-    assert sum(map(len, gradients._prepared(many, 4, True, wanted).parts)) < 100
+    assert sum(map(len, gradients._prepared(many, 4, True, wanted, 0).parts)) < 100
     plan = RoiPlan(20_000, 256, 64, 64, 20_000, (7, 7), 1.0, "aligned", "grid_centers", 2)
     job = blocking.job_of(plan, 4, plan.regions)
     assert blocking.rounds(job, 2, 4) is blocking.rounds(job, 2, 4)

@@ -14,9 +14,9 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.cpu.conv.gradients import gradients
-from cudeform.cpu.conv.large import Arrays, copied, views
+from cudeform.cpu.conv.large import Arrays, views
 from cudeform.cpu.conv.pieces import Piece, Range, Rectangle, corners_of, fitted
-from cudeform.cpu.language.dtypes import rounded
+from cudeform.cpu.language.dtypes import copied, rounded
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["are_scattered", "sample_gradients"]

@@ -29,7 +29,6 @@ __all__ = [
     "Piece",
     "Round",
     "Work",
-    "taken_whole",
     "averages_planes",
     "by_class",
     "effort",
@@ -39,6 +38,7 @@ __all__ = [
     "pieces",
     "reads_planes",
     "rounds",
+    "taken_whole",
     "unpacked",
 ]
 
