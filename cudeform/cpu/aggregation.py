@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.aggregator import Aggregator, Portion, portions, spread_all
+from cudeform.cpu.aggregator import Aggregator, Portion, portions, spread_all, unfilled
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.queries import Extent
 from cudeform.plans.aggregation import AggregationPlan
@@ -44,11 +44,12 @@ def backward(
     """The gradients named in `needs`, each in the dtype of its argument."""
     points = {"offset": offset, "mask": mask, "offset_mask": offset_mask}
     given = {"input": input, **points}
-    # Zeros stay where nothing is written: of pixels that no point reads, and behind the last point
-    # of a packed array.
-    grads = {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
+    # Zeros stay behind the last point of a packed array.
+    grads = {n: np.zeros(given[n].shape, given[n].dtype) for n in needs & points.keys()}
     if grad_output.size == 0:
-        return grads
+        return grads | {n: np.zeros(input.shape, input.dtype) for n in needs & {"input"}}
+    if "input" in needs:
+        grads["input"] = unfilled(input)
     parts = portions(grad_output.shape, (grad_output, *points.values()))
 
     def prepare(part: Portion) -> tuple[Aggregator, np.ndarray]:

@@ -32,7 +32,7 @@ from cudeform.cpu.queries import (
 )
 from cudeform.cpu.spreading import Sums, survey, value_gradients
 
-__all__ = ["Aggregator", "Portion", "portions", "spread_all"]
+__all__ = ["Aggregator", "Portion", "portions", "spread_all", "unfilled"]
 
 _FEW = 16  # queries that are not worth a task of their own
 _CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
@@ -70,12 +70,18 @@ def portions(shape: tuple[int, ...], arrays: tuple[np.ndarray | None, ...]) -> l
     ]
 
 
+def unfilled(array: np.ndarray) -> np.ndarray:
+    """For the gradient of values: zeros if it is large, as `spread` leaves what no point reads."""
+    large = array.size * sum_dtype(array.dtype).itemsize > _WIDE * _RANGE_BYTES
+    return (np.zeros if large else np.empty)(array.shape, array.dtype)
+
+
 def spread_all(
     parts: list[Portion],
     prepare: Callable[[Portion], tuple[Aggregator, np.ndarray]],
     grad_value: np.ndarray,
 ) -> None:
-    """Add up the gradient of the values, which is 0; of fewer bits it is rounded once.
+    """Add up the gradient of the values, which is `unfilled`; of fewer bits it is rounded once.
 
     `prepare` makes the call of a portion, and the gradient of its results.
     """
@@ -216,9 +222,9 @@ class Aggregator:
         pixels: tuple[int, int] | None = None,
         adds: bool = False,
     ) -> None:
-        """Set the gradient of the values, which is 0, or add to it; of a range of pixels or all.
+        """Set the gradient of the values, or add to it; of a range of pixels or all.
 
-        What no point reads is left as it is.
+        In a large one what no point reads is left as it is.
         """
         extent, part = self.extent, _Part(0, self.slices, False)
         begin, end = pixels or (0, extent.pixels)

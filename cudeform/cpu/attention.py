@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.aggregator import Aggregator, Portion, portions, spread_all
+from cudeform.cpu.aggregator import Aggregator, Portion, portions, spread_all, unfilled
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.queries import Extent
 from cudeform.plans.attention import AttentionPlan
@@ -47,8 +47,9 @@ def backward(
     given = {"value": value, **points}
     if grad_output.size == 0:
         return {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
-    # Zeros stay where no point reads a value.
-    grads = {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
+    grads = {name: np.empty(given[name].shape, given[name].dtype) for name in needs & points.keys()}
+    if "value" in needs:
+        grads["value"] = unfilled(value)
     parts = portions(grad_output.shape, (grad_output, *points.values()))
 
     def prepare(part: Portion) -> tuple[Aggregator, np.ndarray]:
