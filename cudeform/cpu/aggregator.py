@@ -30,7 +30,7 @@ from cudeform.cpu.queries import (
     point_gradients,
     point_gradients_gathered,
 )
-from cudeform.cpu.spreading import Sums, survey, value_gradients
+from cudeform.cpu.spreading import Spread, survey, value_gradients
 
 __all__ = ["Aggregator", "Portion", "portions", "spread_all", "unfilled"]
 
@@ -40,7 +40,7 @@ _RANGE_BYTES = 4 << 20  # of the sums of a range of pixels, which a thread has a
 _RANGES = 2  # for each thread: fewer than tasks, as each locates all points anew
 _WIDE = 4  # ranges from which on it pays to know which pixels queries reach
 _BUNDLES = 2**16  # of queries of which that is known, in all slices
-_STRETCH = 1024  # pixels of which it is known whether they are reached
+_PAGE = 1024  # pixels of which it is known whether they are reached
 _COPIED = 16 << 20  # bytes of copies of what is not contiguous
 
 
@@ -243,22 +243,22 @@ class Aggregator:
         task = partial(value_gradients, *given, words(grad_value.reshape(-1)))
         threads.share(task, part.last * pieces, self._work(grad_output))
 
-    def _anywhere(self, begin: int, adds: bool) -> tuple[Sums, np.ndarray, np.ndarray]:
+    def _anywhere(self, begin: int, adds: bool) -> tuple[Spread, np.ndarray, np.ndarray]:
         """What is known of queries that nobody looked at: they may reach all pixels."""
-        how = Sums(begin, int(adds), self.extent.queries, self.extent.pixels)
+        how = Spread(begin, int(adds), self.extent.queries, self.extent.pixels)
         reach = np.tile([0, self.extent.pixels], self.slices)
         return how, reach, np.ones(self.slices, np.uint8)
 
-    def _surveyed(self, begin: int, adds: bool) -> tuple[Sums, np.ndarray, np.ndarray]:
+    def _surveyed(self, begin: int, adds: bool) -> tuple[Spread, np.ndarray, np.ndarray]:
         """Which pixels queries reach."""
         extent = self.extent
         bundles = max(_BUNDLES // self.slices, 1)
         bundle = -(-extent.queries // bundles)
         bundle = -(-bundle // self.rows) * self.rows
-        how = Sums(begin, int(adds), bundle, _STRETCH)
+        how = Spread(begin, int(adds), bundle, _PAGE)
         tasks = self.slices * -(-extent.queries // bundle)
         reach = np.empty(2 * tasks, np.int64)
-        touched = np.zeros(self.slices * -(-extent.pixels // _STRETCH), np.uint8)
+        touched = np.zeros(self.slices * -(-extent.pixels // _PAGE), np.uint8)
         numbers = self._job(_Part(0, self.slices, False), 1, self.at, how)
         given = numbers, *self.levels, self.points[0], self.scale, reach, touched
         threads.share(partial(survey, *given), tasks, self.slices * extent.queries * extent.points)

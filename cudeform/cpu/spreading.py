@@ -28,32 +28,32 @@ from cudeform.cpu.queries import (
     queries_of,
 )
 
-__all__ = ["Sums", "spread_points", "survey", "value_gradients"]
+__all__ = ["Spread", "spread_points", "survey", "value_gradients"]
 
 
-class Sums(NamedTuple):
+class Spread(NamedTuple):
     """How the gradients of the values of so many slices are summed up."""
 
     begin: int  # the pixel that the target begins with
     adds: int  # 1: to what it has
     bundle: int  # queries of which is known which pixels they reach
-    stretch: int  # pixels of which is known whether any is reached
+    page: int  # pixels of which is known whether any is reached
 
 
-_read = records(Job, Sums)
+_read = records(Job, Spread)
 
 
 @kernel
 def survey(numbers, levels, taps, locations, scale, reach, touched, first_task, last_task):
     """Which pixels bundles of queries of slices reach: a task is a bundle.
 
-    `reach` is told the first pixel and an end, and `touched` which stretches have any.
+    `reach` is told the first pixel and an end, and `touched` which pages have any.
     """
     job, sums = _read(numbers)
     block = block_arrays(scale)
     shares = zeroed(job.rows * job.points, scale.dtype)
     bundles = (job.queries + sums.bundle - 1) // sums.bundle
-    stretches = (job.pixels + sums.stretch - 1) // sums.stretch
+    pages = (job.pixels + sums.page - 1) // sums.page
     for task in range(first_task, last_task):
         number, bundle = task // bundles, task % bundles
         image, head = number // job.heads, number % job.heads
@@ -69,7 +69,7 @@ def survey(numbers, levels, taps, locations, scale, reach, touched, first_task, 
                         pixel, _ = _corner(block, p, corner)
                         if pixel >= 0:
                             low, high = min(low, pixel), max(high, pixel + 1)
-                            touched[number * stretches + pixel // sums.stretch] = 1
+                            touched[number * pages + pixel // sums.page] = 1
         reach[2 * task], reach[2 * task + 1] = low, high
 
 
@@ -108,7 +108,7 @@ def value_gradients(
         number, piece = task // job.pieces, task % job.pieces
         first, end = cuts[piece], cuts[piece + 1]
         image, head = number // job.heads, number % job.heads
-        _each_stretch(job, how, number, (first, end), touched, sums, target, _begin)
+        _each_page(job, how, number, (first, end), touched, sums, target, _begin)
         filled = False
         for q in range(0, job.queries, job.rows):
             bundle = 2 * (number * bundles + q // how.bundle)
@@ -122,21 +122,21 @@ def value_gradients(
                 rows = locate(job, taps, given, queries, k, block, not filled)
                 spread_points(block, rows, grads, sums, view, (first, end))
             filled = True
-        _each_stretch(job, how, number, (first, end), touched, sums, target, _end)
+        _each_page(job, how, number, (first, end), touched, sums, target, _end)
 
 
 @inlined
-def _each_stretch(job, how, number, pixels, touched, sums, target, use):
-    """Call `use` for the stretches of a range of pixels that are touched."""
+def _each_page(job, how, number, pixels, touched, sums, target, use):
+    """Call `use` for the pages of a range of pixels that are touched."""
     first, end = pixels
     image, head = number // job.heads, number % job.heads
-    stretches = (job.pixels + how.stretch - 1) // how.stretch
+    pages = (job.pixels + how.page - 1) // how.page
     step = job.heads * job.channels
     at = first
     while at < end:
-        stretch = at // how.stretch
-        last = min((stretch + 1) * how.stretch, end)
-        if touched[number * stretches + stretch]:
+        page = at // how.page
+        last = min((page + 1) * how.page, end)
+        if touched[number * pages + page]:
             to = (image * job.pixels + at - how.begin) * step + head * job.channels
             places = (at - first) * job.channels, job.channels, to, step
             use(how, places, (last - at, job.channels), sums, target)

@@ -75,7 +75,7 @@ def test_arrays_of_any_strides_give_the_bytes_of_contiguous_ones(monkeypatch, na
     """Copied at once, or a few queries at a time, while the corners of points are gathered."""
     row = operator(name)
     before = threads.get_num_threads()
-    small = {"_COPIED": 300, "_RANGE_BYTES": 500, "_WIDE": 0, "_STRETCH": 4, "_BUNDLES": 8}
+    small = {"_COPIED": 300, "_RANGE_BYTES": 500, "_WIDE": 0, "_PAGE": 4, "_BUNDLES": 8}
     for case in row.cases(np.random.default_rng(0)):
         arrays = {k: a.astype(np.float32) if a.ndim > 2 else a for k, a in case.arrays.items()}
         expected = outcome(row, Case(case.name, arrays, case.options))
@@ -98,7 +98,7 @@ def outcome(row, case, lying=lambda array: array):
 
 
 def test_queries_are_surveyed(monkeypatch):
-    """Ranges that no query reaches are left alone, and so are other stretches of those."""
+    """Ranges that no query reaches are left alone, and so are other pages of those."""
     asked = []
 
     def watched(numbers, levels, taps, cuts, reach, touched, *rest):
@@ -109,7 +109,7 @@ def test_queries_are_surveyed(monkeypatch):
     monkeypatch.setattr(aggregator, "value_gradients", watched)
     monkeypatch.setattr(aggregator, "_WIDE", 0)
     monkeypatch.setattr(aggregator, "_RANGE_BYTES", 1000)
-    monkeypatch.setattr(aggregator, "_STRETCH", 8)
+    monkeypatch.setattr(aggregator, "_PAGE", 8)
     value, weights = np.ones((1, 400, 1, 4), np.float32), np.ones((1, 2, 1, 1, 1), np.float32)
     locations = (np.array([[3, 2], [17, 2]], np.float32) + 0.75) / 20  # (x, y)
     given = value, ((20, 20),), locations.reshape(1, 2, 1, 1, 1, 2), weights
