@@ -1,6 +1,7 @@
 """What several docstrings share: a line `%(boxes)s` in one of them stands for what is said here.
 
-`{forward}` is the operator whose backward says it.
+What is said may have such lines, too. `{forward}` is the operator whose backward says it, `{plain}`
+that which is not position-sensitive, and `{gradients}` what the backward returns.
 """
 
 from __future__ import annotations
@@ -62,6 +63,20 @@ spatial_scale : float
 sampling_ratio : int
     Samples of a bin along each axis, at most 32768; 0 or -1: as many as the bin has pixels,
     rounded up.""",
+    "grid_as_given": """\
+kernel_size, stride, padding, dilation, groups
+    As they were given to `{forward}`.
+%(needs)s""",
+    "grad_of_aggregate": """\
+grad_output : array of shape (N, Ho, Wo, G*Cg)
+    The gradient of a scalar with respect to the result of the forward.""",
+    "aggregate": """\
+Returns
+-------
+array of shape (N, Ho, Wo, G*Cg)
+    ``Ho = (H + 2*padding - dilation*(kh - 1) - 1) // stride + 1``, and Wo likewise.
+
+%(raises_for_aggregation)s""",
     "score_maps": """\
 input : array of shape (N, C*ph*pw, H, W)
     Score maps; bin (i, j) of output channel c reads channel (c*ph + i)*pw + j.""",
@@ -74,6 +89,27 @@ needs : iterable of str, optional
     "needs_input": """\
 needs : iterable of str, optional
     Names of the gradients to compute: "input", the default, or none.""",
+    "score_bins": """\
+Returns
+-------
+array of shape (R, C, ph, pw)
+
+Raises
+------
+TypeError, ValueError
+    As `{plain}`, and for a number of channels that ph*pw does not divide.""",
+    "gradient_of_input": """\
+Returns
+-------
+{gradients}
+    A named tuple with the field input.""",
+    "gradients_of_bins": """\
+Returns
+-------
+{gradients}
+    A named tuple with the fields input, offset and mask; None where not needed or not given.
+
+%(raises_for_absent)s""",
     "raises_in_backward": """\
 Raises
 ------
@@ -136,14 +172,20 @@ References
    Networks", NeurIPS 2016, arXiv:1605.06409.""",
 }
 
+_FIELD = re.compile(r"^( *)%\((\w+)\)s$", re.MULTILINE)
+_NAME = re.compile(r"\{(forward|plain|gradients)\}")
+
 
 def described(function: _Described) -> _Described:
     """Fill in what the docstring of a function or class shares with others."""
     if function.__doc__:  # none under `python -OO`
         forward = function.__name__.removesuffix("_backward")
+        names = {"forward": forward, "plain": forward.removeprefix("ps_")}
+        names["gradients"] = str(function.__annotations__.get("return")).partition("[")[0]
 
         def shared(field: re.Match[str]) -> str:
-            return textwrap.indent(_SHARED[field[2]], field[1]).replace("{forward}", forward)
+            text = _NAME.sub(lambda name: names[name[1]], _SHARED[field[2]])
+            return textwrap.indent(_FIELD.sub(shared, text), field[1])
 
-        function.__doc__ = re.sub(r"^( *)%\((\w+)\)s$", shared, function.__doc__, flags=re.M)
+        function.__doc__ = _FIELD.sub(shared, function.__doc__)
     return function

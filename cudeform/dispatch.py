@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from cudeform import checks
+from cudeform.descriptions import described
 
 __all__ = ["define", "dispatched", "remember"]
 
@@ -137,11 +138,12 @@ def dispatched(*arrays: str) -> Callable[[_Function], _Function]:
     """Let the bridge of a framework answer calls with arrays of that framework.
 
     `arrays` are the parameters that take them. A bridge has ``call(name, function, given)``, with
-    `given` the arguments by name as they came: defaults are not filled in.
+    `given` the arguments by name as they came: defaults are not filled in. What the function's
+    docstring shares with others is filled in, see `cudeform.descriptions`.
     """
 
     def decorate(function: _Function) -> _Function:
-        parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(described(function)).parameters
         names = tuple(parameters)
         known = frozenset(names)
         assert known.issuperset(arrays), f"{function.__name__} does not take all of {arrays}"

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from cudeform import arrays, checks
-from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.plans.aggregation import packed_channels
 from cudeform.plans.points import LAYOUTS
@@ -128,7 +127,6 @@ def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: floa
 
 
 @dispatched("offset")
-@described
 def convert_offset(
     offset: Array,
     source: str,
@@ -210,7 +208,6 @@ def convert_offset(
 
 
 @dispatched("mask")
-@described
 def convert_mask(
     mask: Array,
     source: str,
@@ -266,7 +263,6 @@ def convert_mask(
 
 
 @dispatched("offset_mask")
-@described
 def unpack_dcnv4(offset_mask: Array, groups: int, points: int) -> tuple[Array, Array]:
     """The offset and the mask that DCNv4 keeps in one array, in DCNv3's layout.
 
@@ -314,7 +310,6 @@ def unpack_dcnv4(offset_mask: Array, groups: int, points: int) -> tuple[Array, A
 
 
 @dispatched("offset", "mask")
-@described
 def pack_dcnv4(offset: Array, mask: Array, groups: int) -> Array:
     """The inverse of `unpack_dcnv4`: one array for DCNv4 from an offset and a mask of DCNv3.
 

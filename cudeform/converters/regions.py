@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from cudeform import arrays, checks
-from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.types import Array, Boxes
 
@@ -25,7 +24,6 @@ _ROI_SIZES = {"mmcv": _roi_size_mmcv, "mxnet": _roi_size_mxnet}
 
 
 @dispatched("offset", "boxes")
-@described
 def convert_roi_offset(
     offset: Array,
     boxes: Boxes[Array],

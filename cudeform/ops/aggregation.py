@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Generic
 
-from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, NamedTuple, Pair
@@ -29,7 +28,6 @@ class DCNv4Gradients(NamedTuple, Generic[Array]):
 
 
 @dispatched("input", "offset", "mask")
-@described
 def dcnv3(
     input: Array,
     offset: Array,
@@ -63,12 +61,7 @@ def dcnv3(
     softmax : bool
         Whether `mask` has logits, of which the softmax over the P points of a group is taken.
 
-    Returns
-    -------
-    array of shape (N, Ho, Wo, G*Cg)
-        ``Ho = (H + 2*padding - dilation*(kh - 1) - 1) // stride + 1``, and Wo likewise.
-
-    %(raises_for_aggregation)s
+    %(aggregate)s
 
     See Also
     --------
@@ -111,7 +104,6 @@ def dcnv3(
 
 
 @dispatched("grad_output", "input", "offset", "mask")
-@described
 def dcnv3_backward(
     grad_output: Array,
     input: Array,
@@ -132,13 +124,10 @@ def dcnv3_backward(
 
     Parameters
     ----------
-    grad_output : array of shape (N, Ho, Wo, G*Cg)
-        The gradient of a scalar with respect to the result of the forward.
+    %(grad_of_aggregate)s
     input, offset, mask
         As they were given to `dcnv3`.
-    kernel_size, stride, padding, dilation, groups
-        As they were given to `dcnv3`.
-    %(needs)s
+    %(grid_as_given)s
     offset_scale, remove_center, softmax
         As they were given to `dcnv3`.
 
@@ -168,7 +157,6 @@ def dcnv3_backward(
 
 
 @dispatched("input", "offset_mask")
-@described
 def dcnv4(
     input: Array,
     offset_mask: Array,
@@ -193,12 +181,7 @@ def dcnv4(
         `remove_center`, and points are numbered down the columns of the kernel.
     %(grid_of_points)s
 
-    Returns
-    -------
-    array of shape (N, Ho, Wo, G*Cg)
-        ``Ho = (H + 2*padding - dilation*(kh - 1) - 1) // stride + 1``, and Wo likewise.
-
-    %(raises_for_aggregation)s
+    %(aggregate)s
 
     See Also
     --------
@@ -228,7 +211,6 @@ def dcnv4(
 
 
 @dispatched("grad_output", "input", "offset_mask")
-@described
 def dcnv4_backward(
     grad_output: Array,
     input: Array,
@@ -247,13 +229,10 @@ def dcnv4_backward(
 
     Parameters
     ----------
-    grad_output : array of shape (N, Ho, Wo, G*Cg)
-        The gradient of a scalar with respect to the result of the forward.
+    %(grad_of_aggregate)s
     input, offset_mask
         As they were given to `dcnv4`.
-    kernel_size, stride, padding, dilation, groups
-        As they were given to `dcnv4`.
-    %(needs)s
+    %(grid_as_given)s
     offset_scale, remove_center
         As they were given to `dcnv4`.
 

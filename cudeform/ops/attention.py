@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Generic, Literal
 
-from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, NamedTuple
@@ -22,7 +21,6 @@ class MSDeformAttnGradients(NamedTuple, Generic[Array]):
 
 
 @dispatched("value", "spatial_shapes", "sampling_locations", "attention_weights")
-@described
 def ms_deform_attn(
     value: Array,
     spatial_shapes: Array | Sequence[tuple[int, int]],
@@ -108,7 +106,6 @@ def ms_deform_attn(
 
 
 @dispatched("grad_output", "value", "spatial_shapes", "sampling_locations", "attention_weights")
-@described
 def ms_deform_attn_backward(
     grad_output: Array,
     value: Array,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Generic
 
-from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Border, Layout, NamedTuple, Padding, Pair, Precision
@@ -39,7 +38,6 @@ class Conv2dGradients(NamedTuple, Generic[Array]):
 
 
 @dispatched("input", "offset", "weight", "bias", "mask")
-@described
 def deform_conv2d(
     input: Array,
     offset: Array,
@@ -131,7 +129,6 @@ def deform_conv2d(
 
 
 @dispatched("grad_output", "input", "offset", "weight", "mask")
-@described
 def deform_conv2d_backward(
     grad_output: Array,
     input: Array,
@@ -192,7 +189,6 @@ def deform_conv2d_backward(
 
 
 @dispatched("input", "weight", "bias")
-@described
 def conv2d(
     input: Array,
     weight: Array,
@@ -233,7 +229,6 @@ def conv2d(
 
 
 @dispatched("grad_output", "input", "weight")
-@described
 def conv2d_backward(
     grad_output: Array,
     input: Array,

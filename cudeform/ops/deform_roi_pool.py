@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Generic
 
-from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Boxes, NamedTuple, Pair
@@ -28,7 +27,6 @@ class DeformRoiPoolGradients(NamedTuple, Generic[Array]):
 
 
 @dispatched("input", "boxes", "offset", "mask")
-@described
 def deform_roi_pool(
     input: Array,
     boxes: Boxes[Array],
@@ -87,7 +85,6 @@ def deform_roi_pool(
 
 
 @dispatched("grad_output", "input", "boxes", "offset", "mask")
-@described
 def deform_roi_pool_backward(
     grad_output: Array,
     input: Array,
@@ -110,12 +107,7 @@ def deform_roi_pool_backward(
         As they were given to `deform_roi_pool`.
     %(needs)s
 
-    Returns
-    -------
-    DeformRoiPoolGradients
-        A named tuple with the fields input, offset and mask; None where not needed or not given.
-
-    %(raises_for_absent)s
+    %(gradients_of_bins)s
 
     Notes
     -----
@@ -126,7 +118,6 @@ def deform_roi_pool_backward(
 
 
 @dispatched("input", "boxes", "offset", "mask")
-@described
 def deform_ps_roi_pool(
     input: Array,
     boxes: Boxes[Array],
@@ -202,7 +193,6 @@ def deform_ps_roi_pool(
 
 
 @dispatched("grad_output", "input", "boxes", "offset", "mask")
-@described
 def deform_ps_roi_pool_backward(
     grad_output: Array,
     input: Array,
@@ -231,11 +221,6 @@ def deform_ps_roi_pool_backward(
     needs : iterable of str, optional
         As in `deform_roi_pool_backward`.
 
-    Returns
-    -------
-    DeformRoiPoolGradients
-        A named tuple with the fields input, offset and mask; None where not needed or not given.
-
-    %(raises_for_absent)s
+    %(gradients_of_bins)s
     """
     return gradients("deform_ps_roi_pool_backward", DeformRoiPoolGradients, locals())

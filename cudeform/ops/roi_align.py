@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Generic, Literal, TypeAlias, overload
 
-from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Boxes, NamedTuple, Pair
@@ -64,7 +63,6 @@ def roi_align(
     return_argmax: bool = False,
 ) -> Array | tuple[Array, Array]: ...
 @dispatched("input", "boxes")
-@described
 def roi_align(
     input: Array,
     boxes: Boxes[Array],
@@ -139,7 +137,6 @@ def roi_align(
 
 
 @dispatched("grad_output", "input", "boxes", "argmax")
-@described
 def roi_align_backward(
     grad_output: Array,
     input: Array,
@@ -164,10 +161,7 @@ def roi_align_backward(
         What the forward returned with `return_argmax`; without, it is computed once more.
     %(needs_input)s
 
-    Returns
-    -------
-    RoiAlignGradients
-        A named tuple with the field input.
+    %(gradient_of_input)s
 
     %(raises_with_argmax)s
     """
@@ -175,7 +169,6 @@ def roi_align_backward(
 
 
 @dispatched("input", "boxes")
-@described
 def ps_roi_align(
     input: Array,
     boxes: Boxes[Array],
@@ -191,14 +184,7 @@ def ps_roi_align(
     boxes, output_size, spatial_scale, sampling_ratio
         As in `roi_align`; boxes are moved by half a pixel, as there with ``aligned=True``.
 
-    Returns
-    -------
-    array of shape (R, C, ph, pw)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `roi_align`, and for a number of channels that ph*pw does not divide.
+    %(score_bins)s
 
     See Also
     --------
@@ -220,7 +206,6 @@ def ps_roi_align(
 
 
 @dispatched("grad_output", "input", "boxes")
-@described
 def ps_roi_align_backward(
     grad_output: Array,
     input: Array,
@@ -241,10 +226,7 @@ def ps_roi_align_backward(
     needs : iterable of str, optional
         As in `roi_align_backward`.
 
-    Returns
-    -------
-    RoiAlignGradients
-        A named tuple with the field input.
+    %(gradient_of_input)s
 
     %(raises_in_backward)s
     """

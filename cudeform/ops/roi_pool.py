@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Generic, Literal, TypeAlias, overload
 
-from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Boxes, NamedTuple, Pair
@@ -59,7 +58,6 @@ def roi_pool(
     return_argmax: bool = False,
 ) -> Array | tuple[Array, Array]: ...
 @dispatched("input", "boxes")
-@described
 def roi_pool(
     input: Array,
     boxes: Boxes[Array],
@@ -126,7 +124,6 @@ def roi_pool(
 
 
 @dispatched("grad_output", "input", "boxes", "argmax")
-@described
 def roi_pool_backward(
     grad_output: Array,
     input: Array,
@@ -149,10 +146,7 @@ def roi_pool_backward(
         What the forward returned with `return_argmax`; without, it is computed once more.
     %(needs_input)s
 
-    Returns
-    -------
-    RoiPoolGradients
-        A named tuple with the field input.
+    %(gradient_of_input)s
 
     %(raises_with_argmax)s
     """
@@ -160,7 +154,6 @@ def roi_pool_backward(
 
 
 @dispatched("input", "boxes")
-@described
 def ps_roi_pool(
     input: Array,
     boxes: Boxes[Array],
@@ -183,14 +176,7 @@ def ps_roi_pool(
         OpenVINO, rounds before scaling, the second corner included, and leaves regions on
         fractions of a pixel.
 
-    Returns
-    -------
-    array of shape (R, C, ph, pw)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `roi_pool`, and for a number of channels that ph*pw does not divide.
+    %(score_bins)s
 
     See Also
     --------
@@ -212,7 +198,6 @@ def ps_roi_pool(
 
 
 @dispatched("grad_output", "input", "boxes")
-@described
 def ps_roi_pool_backward(
     grad_output: Array,
     input: Array,
@@ -233,10 +218,7 @@ def ps_roi_pool_backward(
     needs : iterable of str, optional
         As in `roi_pool_backward`.
 
-    Returns
-    -------
-    RoiPoolGradients
-        A named tuple with the field input.
+    %(gradient_of_input)s
 
     %(raises_in_backward)s
     """

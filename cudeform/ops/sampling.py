@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Generic
 
-from cudeform.descriptions import described
 from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Border, Layout, NamedTuple
@@ -21,7 +20,6 @@ class BilinearSampleGradients(NamedTuple, Generic[Array]):
 
 
 @dispatched("input", "points")
-@described
 def bilinear_sample(
     input: Array, points: Array, *, border: Border = "zeros", layout: Layout = "NCHW"
 ) -> Array:
@@ -78,7 +76,6 @@ def bilinear_sample(
 
 
 @dispatched("grad_output", "input", "points")
-@described
 def bilinear_sample_backward(
     grad_output: Array,
     input: Array,
