@@ -107,21 +107,7 @@ class _Pack(DeformConv2d):
     _channels_per_tap = 3  # of the branch
     _offset_groups = "deform_groups"  # what their number is called as an argument
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
-        bias: bool = True,
-        **factory: Any,
-    ) -> None:
-        sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
-        super().__init__(*sizes, groups, bias, **factory)
+    def _add_branch(self, deform_groups: int, **factory: Any) -> None:
         op, name = type(self).__name__, self._offset_groups
         self.deform_groups = deform_groups = checks.integer(op, name, deform_groups, 1)
         if self.in_channels % deform_groups:
@@ -208,7 +194,8 @@ class _MmcvPack(_Pack):
                 checks.fail(op, "deform_groups", "or `deformable_groups`, which are one", got)
             deform_groups = deformable_groups
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
-        super().__init__(*sizes, groups, deform_groups, bias, **factory)
+        super().__init__(*sizes, groups, bias, **factory)
+        self._add_branch(deform_groups, **factory)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *others: Any
@@ -265,4 +252,5 @@ class DCN(_Pack):
         **factory: Any,
     ) -> None:
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
-        super().__init__(*sizes, deform_groups=deformable_groups, **factory)
+        super().__init__(*sizes, **factory)
+        self._add_branch(deformable_groups, **factory)
