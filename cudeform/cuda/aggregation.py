@@ -2,66 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from cudeform.cuda import aggregator
 from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent
-from cudeform.cuda.compile import Unit
-from cudeform.cuda.device import Device, device_of
+from cudeform.cuda.device import Device, device_of, gradients
 from cudeform.cuda.lanes import aligned
 from cudeform.plans.aggregation import AggregationPlan
 
 __all__ = ["backward", "forward", "units"]
 
 
-def units() -> Iterator[Unit]:
-    """Every variant that a call can ask for."""
-    return aggregator.units(grid=True)
+units = partial(aggregator.units, grid=True)
 
 
-def forward(
-    plan: AggregationPlan,
-    input: Any,
-    offset: Any = None,
-    mask: Any = None,
-    offset_mask: Any = None,
-) -> tuple[Any]:
-    """Sums of samples, for offset and mask or for both in one array."""
+def forward(plan: AggregationPlan, input: Any, **points: Any) -> tuple[Any]:
+    """Sums of samples; `points` are offset and mask, or offset_mask."""
     with device_of(input) as device:
         output = device.empty(plan.results[0].shape, input.dtype)
         if plan.batch:
-            points = plan.apart(offset, mask, offset_mask)
-            _aggregator(device, plan, input, *points).aggregate(output)
+            _aggregator(device, plan, input, *plan.apart(**points)).aggregate(output)
     return (output,)
 
 
 def backward(
-    plan: AggregationPlan,
-    grad_output: Any,
-    input: Any,
-    offset: Any = None,
-    mask: Any = None,
-    offset_mask: Any = None,
-    *,
-    needs: frozenset[str],
+    plan: AggregationPlan, grad_output: Any, input: Any, *, needs: frozenset[str], **points: Any
 ) -> dict[str, Any]:
-    """The gradients that are needed."""
-    given = {"input": input, "offset": offset, "mask": mask, "offset_mask": offset_mask}
+    """The gradients that are needed; `points` as in the forward."""
     with device_of(input) as device:
-        grads = {n: device.empty(a.shape, a.dtype) for n, a in given.items() if n in needs}
+        grads = gradients(device, plan, {"input": input, **points}, needs)
         if not plan.batch:
             return grads
-        call = _aggregator(device, plan, input, *plan.apart(offset, mask, offset_mask))
+        call = _aggregator(device, plan, input, *plan.apart(**points))
         grad_output = aligned(grad_output)
         if needs - {"input"}:
             if "offset_mask" in grads:
                 grads["offset_mask"].fill(0)  # what is behind the last point
-            of_points = map(grads.get, ("offset", "mask", "offset_mask"))
-            call.differentiate(grad_output, *plan.apart(*of_points))
+            of_points = {name: grads.get(name) for name in points}
+            call.differentiate(grad_output, *plan.apart(**of_points))
         if "input" in needs:
             call.gather(grad_output, grads["input"])
     return grads

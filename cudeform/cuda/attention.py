@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from cudeform.cuda import aggregator
 from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent
-from cudeform.cuda.compile import Unit
-from cudeform.cuda.device import Device, device_of
+from cudeform.cuda.device import Device, device_of, gradients
 from cudeform.cuda.lanes import aligned
 from cudeform.plans.attention import AttentionPlan
 
 __all__ = ["backward", "forward", "units"]
 
 
-def units() -> Iterator[Unit]:
-    """Every variant that a call can ask for."""
-    return aggregator.units(grid=False)
+units = partial(aggregator.units, grid=False)
 
 
 def forward(
@@ -53,10 +49,9 @@ def backward(
     points = {"sampling_locations": sampling_locations, "attention_weights": attention_weights}
     given = {"value": value, **points}
     with device_of(value) as device:
-        grads = {n: device.empty(a.shape, a.dtype) for n, a in given.items() if n in needs}
-        if not plan.batch or not plan.queries:
-            for grad in grads.values():
-                grad.fill(0)
+        nothing = not plan.batch or not plan.queries
+        grads = gradients(device, plan, given, needs, zero=nothing)
+        if nothing:
             return grads
         call = _aggregator(device, plan, value, spatial_shapes, *points.values())
         grad_output = aligned(grad_output)

@@ -7,20 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from cudeform.arrays import sum_dtype
 from cudeform.cuda import layout
 from cudeform.cuda.chunks import Chunk, chunks, image_groups
-from cudeform.cuda.device import Device, device_of
+from cudeform.cuda.device import Device, device_of, gradients
 from cudeform.cuda.lanes import is_aligned
-from cudeform.cuda.sampler import (
-    Block,
-    Gradients,
-    Sampler,
-    backpropagate,
-    channels_last,
-    most_backward_pixels,
-    units,
-)
+from cudeform.cuda.sampler import Block, Gradients, Sampler, units
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["backward", "forward", "units"]
@@ -73,7 +64,7 @@ def forward(
         packed = _packed_weight(batch, plan, weight).reshape(plan.groups, per_group, -1)
         most = _most_pixels(plan, sampler.dtype)
         for images in image_groups(points, most, sampler.dtype.itemsize):
-            last = channels_last(batch, points, input, images)
+            last = sampler.channels_last(batch, input, images)
             batch.run()
             for chunk in chunks(points, images, most):
                 part = last[chunk.within(images)], *chunk.of(offset, mask)
@@ -119,12 +110,8 @@ def backward(
     """The gradients that are needed, a group of images at a time."""
     with device_of(input) as device:
         given = {"input": input, "offset": offset, "weight": weight, "mask": mask}
-        grads = {n: device.empty(a.shape, a.dtype) for n, a in given.items() if n in needs}
-        if "bias" in needs:
-            grads["bias"] = device.empty((plan.out_channels,), weight.dtype)
+        grads = gradients(device, plan, given, needs, zero=plan.points.batch == 0)
         if plan.points.batch == 0:
-            for grad in grads.values():
-                grad.fill(0)
             return grads
         _Backward(device, plan, input.dtype, offset, needs).run(
             grad_output, input, offset, weight, mask, grads
@@ -144,9 +131,10 @@ class _Backward:
         self.sampler = Sampler(device, plan.points, dtype, offset)
         self.blocks = list(_blocks(plan))
         channels = max(block.channels for block in self.blocks)
-        self.most = most_backward_pixels(plan.points, channels, self.sampler.dtype)
+        self.most = self.sampler.most_backward_pixels(channels)
         self.packed: dict[Block, Any] = {}
         self.begin, self.finish = layout.Batch(device), layout.Batch(device)
+        self.in_order = 1 in (plan.points.taps, plan.in_channels)  # weights and columns alike
 
     def run(
         self,
@@ -157,47 +145,55 @@ class _Backward:
         mask: Any,
         grads: dict[str, Any],
     ) -> None:
-        plan, points, device = self.plan, self.plan.points, self.device
-        sums = sum_dtype(input.dtype)
-        per_group = plan.out_channels // plan.groups
-        shape = (plan.groups, per_group, points.taps * plan.in_channels)
-        grad_weight = grad_bias = None
-        if "weight" in self.needs:
-            as_summed = 1 in (points.taps, plan.in_channels) and weight.dtype == sums
-            grad_weight = grads["weight"].reshape(shape) if as_summed else device.empty(shape, sums)
-        if "bias" in self.needs:
-            as_it_is = grads["bias"].dtype == sums
-            row = (1, plan.out_channels)
-            grad_bias = grads["bias"].reshape(row) if as_it_is else device.empty(row, sums)
+        plan, points = self.plan, self.plan.points
+        bias_sum = self._sum(grads, "bias", (1, plan.out_channels))
+        by_group = (plan.groups, plan.out_channels // plan.groups, points.taps * plan.in_channels)
+        weight_sum = self._sum(grads, "weight", by_group, self.in_order)
         targets = Gradients(*(grads.get(name) for name in Gradients._fields))
         if targets.needs:
             self.packed = dict(_packed_blocks(self.begin, plan, weight))
 
         for images in image_groups(points, self.most, self.sampler.dtype.itemsize):
             last = ones = None
-            grad_output_last = channels_last(self.begin, points, grad_output, images)
+            grad_output_last = self.sampler.channels_last(self.begin, grad_output, images)
             if self.needs - {"bias"}:
-                last = channels_last(self.begin, points, input, images)
-            if grad_bias is not None:
-                ones = device.empty((1, len(images) * points.pixels), grad_output.dtype)
+                last = self.sampler.channels_last(self.begin, input, images)
+            if bias_sum is not None:
+                ones = self.device.empty((1, len(images) * points.pixels), grad_output.dtype)
                 self.begin.fill(None, ones)
             self.begin.run()
-            if grad_bias is not None:
+            if bias_sum is not None:
                 # The sum over all pixels is a product, which cuBLAS sums in a fixed order
                 rows = grad_output_last.reshape(-1, plan.out_channels)
-                device.gemm(ones, rows, grad_bias, accumulate=images.start > 0)
-            if grad_weight is not None:
-                self._add_weight(images, grad_output_last, last, offset, mask, grad_weight)
+                self.device.gemm(ones, rows, bias_sum, accumulate=images.start > 0)
+            if weight_sum is not None:
+                self._add_weight(images, grad_output_last, last, offset, mask, weight_sum)
             if targets.needs:
                 self._points(images, grad_output_last, last, offset, mask, targets)
             if images.stop < points.batch:
                 self.finish.run()
+        self._finish(grads, weight_sum, bias_sum)
 
-        if grad_weight is not None and not as_summed:
-            shape = (plan.out_channels, points.taps, plan.in_channels)
-            self.finish.transpose(grad_weight, grads["weight"], shape)
-        if grad_bias is not None and not as_it_is:
-            self.finish.fill(grad_bias, grads["bias"])
+    def _sum(
+        self, grads: dict[str, Any], name: str, shape: tuple[int, ...], in_order: bool = True
+    ) -> Any:
+        """Where a gradient is summed, in the order of the columns: itself where it has that."""
+        grad = grads.get(name)
+        if grad is None:
+            return None
+        if in_order and grad.dtype == self.sampler.sums:
+            return grad.reshape(shape)
+        return self.device.empty(shape, self.sampler.sums)
+
+    def _finish(self, grads: dict[str, Any], weight_sum: Any, bias_sum: Any) -> None:
+        """Bring the sums, where they are not the gradients themselves, into their place."""
+        plan = self.plan
+        sums = self.sampler.sums
+        if weight_sum is not None and not (self.in_order and grads["weight"].dtype == sums):
+            shape = (plan.out_channels, plan.points.taps, plan.in_channels)
+            self.finish.transpose(weight_sum, grads["weight"], shape)
+        if bias_sum is not None and grads["bias"].dtype != sums:
+            self.finish.fill(bias_sum, grads["bias"])
         self.finish.run()
 
     def _add_weight(
@@ -245,18 +241,8 @@ class _Backward:
             self.device.gemm(rows, packed, columns.swapaxes(0, 1), precision=plan.precision)
             return columns
 
-        backpropagate(
-            self.sampler,
-            images,
-            self.most,
-            self.blocks,
-            grad_columns,
-            input,
-            offset,
-            mask,
-            targets,
-            self.finish,
-        )
+        given = grad_columns, input, offset, mask, targets, self.finish
+        self.sampler.backpropagate(images, self.most, self.blocks, *given)
 
 
 def _packed_blocks(batch: layout.Batch, plan: ConvPlan, weight: Any) -> Iterator[tuple[Block, Any]]:
@@ -285,8 +271,7 @@ def _packed_parts(batch: layout.Batch, plan: ConvPlan, weight: Any) -> list[Any]
         packed,
         (whole * out_channels, BLOCK_CHANNELS, taps),
         groups=out_channels,
-        source_step=BLOCK_CHANNELS * taps,
-        source_group=plan.in_channels * taps,
+        of_source=layout.Strides(group=plan.in_channels * taps, step=BLOCK_CHANNELS * taps),
     )
     parts = list(packed)
     if rest:
@@ -295,7 +280,7 @@ def _packed_parts(batch: layout.Batch, plan: ConvPlan, weight: Any) -> list[Any]
             weight.reshape(-1)[whole * BLOCK_CHANNELS * taps :],
             parts[-1],
             (out_channels, rest, taps),
-            source_step=plan.in_channels * taps,
+            of_source=layout.Strides(step=plan.in_channels * taps),
         )
     return parts
 

@@ -5,15 +5,16 @@ CuPy's is `cudeform.cuda.cupy_device`; the tests have another that runs the kern
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
 from cudeform.cuda.compile import Unit
+from cudeform.plans.outlines import Plan
 
-__all__ = ["Device", "address", "device_of", "load_cupy", "register"]
+__all__ = ["Device", "address", "device_of", "gradients", "load_cupy", "register"]
 
 
 class Device(Protocol):
@@ -78,6 +79,17 @@ def device_of(array: Any) -> Iterator[Device]:
 
             _cupy_devices.setdefault(index, CupyDevice(cupy, index))
         yield _cupy_devices[index]
+
+
+def gradients(
+    device: Device, plan: Plan, given: Mapping[str, Any], needs: Container[str], zero: bool = False
+) -> dict[str, Any]:
+    """Places for the gradients that are needed, of 0 where there is nothing to sum."""
+    needed = {name: outline for name, outline in plan.gradients.items() if name in needs}
+    grads = {n: device.empty(o.shape, given[o.like].dtype) for n, o in needed.items()}
+    for grad in grads.values() if zero else ():
+        grad.fill(0)
+    return grads
 
 
 def load_cupy() -> Any:

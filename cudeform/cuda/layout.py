@@ -14,7 +14,7 @@ from cudeform.arrays import DTYPES, dtype_name
 from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, packed
 from cudeform.cuda.device import Device
 
-__all__ = ["Batch", "fill", "index_type", "rounded", "transpose", "units"]
+__all__ = ["Batch", "Strides", "fill", "index_type", "rounded", "transpose", "units"]
 
 JOB = np.dtype(
     [(name, "i4") for name in ("first_block", "blocks", "rows", "columns")]
@@ -73,6 +73,17 @@ class _Job(NamedTuple):
         return _unit(source, target, index_type(self.largest))
 
 
+class Strides(NamedTuple):
+    """Elements from a row, a matrix of a step, and a step to the next; 0: as in a dense array."""
+
+    pitch: int = 0
+    group: int = 0
+    step: int = 0
+
+
+DENSE = Strides()
+
+
 class Batch:
     """Arrays to be moved, in as few launches as their dtypes allow; none needs another's result."""
 
@@ -87,35 +98,23 @@ class Batch:
         shape: tuple[int, int, int],
         *,
         groups: int = 1,
-        source_step: int = 0,
-        target_step: int = 0,
-        source_group: int = 0,
-        target_group: int = 0,
-        source_pitch: int = 0,
-        target_pitch: int = 0,
+        of_source: Strides = DENSE,
+        of_target: Strides = DENSE,
     ) -> None:
         """target (B, S, R) = source (B, R, S) for shape = (B, R, S), converted to target's dtype.
 
-        A pitch is the distance of two rows, a group that of the `groups` matrices of a step, and a
-        step that of two such, where they are not those of a dense array.
+        A step has `groups` matrices.
         """
         matrices, rows, columns = shape
-        source_pitch, target_pitch = source_pitch or columns, target_pitch or rows
         down, across = -(-rows // TILE), -(-columns // TILE)
-        params = {
-            "rows": rows,
-            "columns": columns,
-            "tiles_down": down,
-            "tiles_across": across,
-            "groups": groups,
-            "source_step": source_step or groups * rows * columns,
-            "target_step": target_step or groups * rows * columns,
-            "source_group": source_group or rows * columns,
-            "target_group": target_group or rows * columns,
-            "source_pitch": source_pitch,
-            "target_pitch": target_pitch,
-        }
-        largest = max(rows * source_pitch, columns * target_pitch)
+        params = {"rows": rows, "columns": columns, "groups": groups}
+        params.update(tiles_down=down, tiles_across=across)
+        dense = {"source": (of_source, columns), "target": (of_target, rows)}
+        for name, (strides, pitch) in dense.items():
+            params[f"{name}_pitch"] = strides.pitch or pitch
+            params[f"{name}_group"] = strides.group or rows * columns
+            params[f"{name}_step"] = strides.step or groups * rows * columns
+        largest = max(rows * params["source_pitch"], columns * params["target_pitch"])
         self._jobs.append(_Job(source, target, largest, matrices * down * across, params))
 
     def fill(self, source: Any, target: Any, inner: int = 1) -> None:
@@ -152,7 +151,7 @@ class Batch:
         self.device.launch(unit, "arrange", grid, THREADS, (*arrays, *[None] * (2 * rest)), params)
 
 
-def transpose(device: Device, source: Any, target: Any, *shape: Any, **strides: int) -> None:
+def transpose(device: Device, source: Any, target: Any, *shape: Any, **strides: Any) -> None:
     """`Batch.transpose` of one pair of arrays."""
     batch = Batch(device)
     batch.transpose(source, target, *shape, **strides)

@@ -28,16 +28,7 @@ from cudeform.cuda.lanes import (
 )
 from cudeform.plans.points import BORDERS, Points
 
-__all__ = [
-    "Block",
-    "Gradients",
-    "PointSums",
-    "Sampler",
-    "backpropagate",
-    "channels_last",
-    "most_backward_pixels",
-    "units",
-]
+__all__ = ["Block", "Gradients", "PointSums", "Sampler", "units"]
 
 PARAMS = np.dtype(
     [("height", "i4"), ("input_channels", "i4")]
@@ -76,22 +67,6 @@ def units() -> Iterator[Unit]:
             yield _unit(dtype, offset, vector, index)
 
 
-def channels_last(batch: layout.Batch, points: Points, array: Any, images: range) -> Any:
-    """Some images of an array in the layout of `points`, as (images, pixels, channels).
-
-    They are there when `batch` has run. The array itself if it has that layout, unless it starts
-    off the grid of vectors: narrower vectors would add in another order, and equal arguments give
-    equal bytes wherever they are.
-    """
-    part = array[images.start : images.stop]
-    if points.channels_last:
-        return aligned(part).reshape(len(images), -1, part.shape[-1])
-    channels, pixels = part.shape[1], part.shape[2] * part.shape[3]
-    copy = batch.device.empty((len(images), pixels, channels), part.dtype)
-    batch.transpose(part, copy, (len(images), channels, pixels))
-    return copy
-
-
 class Block(NamedTuple):
     """Channels that a launch works on; its columns are [pixel][channels / width][tap][width]."""
 
@@ -106,6 +81,18 @@ class PointSums(NamedTuple):
     dots: Any  # (points, 4), summed over blocks of channels if there are several
     keys: Any  # (points,)
     fractions: Any  # (points, 4)
+
+
+class Gradients(NamedTuple):
+    """Where the gradients of a call go: arrays of the whole batch, or None where not needed."""
+
+    input: Any = None
+    offset: Any = None
+    mask: Any = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(name for name in self._fields if getattr(self, name) is not None)
 
 
 def _named(names: tuple[str, ...], values: tuple[int, ...]) -> dict[str, int]:
@@ -145,6 +132,28 @@ class Sampler:
             **_named(("offset_image", "offset_channel", "offset_pixel"), offset_strides),
             **_named(("mask_image", "mask_channel", "mask_pixel"), mask_strides),
         }
+
+    def channels_last(self, batch: layout.Batch, array: Any, images: range) -> Any:
+        """Some images of an array in the layout of the points, as (images, pixels, channels).
+
+        They are there when `batch` has run. The array itself if it has that layout, unless it
+        starts off the grid of vectors: narrower vectors would add in another order, and equal
+        arguments give equal bytes wherever they are.
+        """
+        part = array[images.start : images.stop]
+        if self.points.channels_last:
+            return aligned(part).reshape(len(images), -1, part.shape[-1])
+        channels, pixels = part.shape[1], part.shape[2] * part.shape[3]
+        copy = self.device.empty((len(images), pixels, channels), part.dtype)
+        batch.transpose(part, copy, (len(images), channels, pixels))
+        return copy
+
+    def most_backward_pixels(self, channels: int) -> int:
+        """Output pixels whose gradients of columns, for so many channels, fit the workspace."""
+        points = self.points
+        per_point = 16 + 12 * self.sums.itemsize  # keys, ranks, places; dots, fractions twice
+        bytes_per_tap = channels * self.dtype.itemsize + points.offset_groups * per_point
+        return max(1, GRADIENT_BYTES // (points.taps * bytes_per_tap))
 
     def point_count(self, chunk: Chunk) -> int:
         return chunk.size * self.points.offset_groups * self.points.taps
@@ -270,71 +279,52 @@ class Sampler:
         arrays = (columns, buckets.starts, buckets.records, grad_input)
         self._launch(choice, chunk, block, arrays, accumulate=chunk.pixel > 0)
 
+    def backpropagate(
+        self,
+        images: range,
+        most_pixels: int,
+        blocks: Sequence[Block],
+        grad_columns: Callable[[Chunk, Block], Any],
+        input: Any,
+        offset: Any,
+        mask: Any,
+        gradients: Gradients,
+        finish: layout.Batch,
+    ) -> None:
+        """The gradients of some images from those of their columns, a block of channels at a time.
 
-class Gradients(NamedTuple):
-    """Where the gradients of a call go: arrays of the whole batch, or None where not needed."""
-
-    input: Any = None
-    offset: Any = None
-    mask: Any = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset(name for name in self._fields if getattr(self, name) is not None)
-
-
-def most_backward_pixels(points: Points, channels: int, dtype: np.dtype) -> int:
-    """Output pixels whose gradients of columns, for so many channels, fit the workspace."""
-    per_point = 16 + 12 * sum_dtype(dtype).itemsize  # keys, ranks, places; dots, fractions twice
-    bytes_per_pixel = points.taps * (channels * dtype.itemsize + points.offset_groups * per_point)
-    return max(1, GRADIENT_BYTES // bytes_per_pixel)
-
-
-def backpropagate(
-    sampler: Sampler,
-    images: range,
-    most_pixels: int,
-    blocks: Sequence[Block],
-    grad_columns: Callable[[Chunk, Block], Any],
-    input: Any,
-    offset: Any,
-    mask: Any,
-    gradients: Gradients,
-    finish: layout.Batch,
-) -> None:
-    """The gradients of some images from those of their columns, a block of channels at a time.
-
-    `input` holds these images only, channels last; the other arrays hold the whole batch. The
-    gradient of the input is in its place when `finish` has run.
-    """
-    device, points, needs = sampler.device, sampler.points, gradients.needs
-    parts = list(chunks(points, images, most_pixels))
-    batch = slice(images.start, images.stop)
-    grad_input = None
-    if "input" in needs:
-        in_place = points.channels_last and parts[0].whole(points)
-        dtype = sampler.dtype if parts[0].whole(points) else sampler.sums
-        grad_input = gradients.input[batch] if in_place else device.empty(input.shape, dtype)
-    for chunk in parts:
-        local = chunk.within(images)
-        offsets, masks, *grads = chunk.of(offset, mask, gradients.offset, gradients.mask)
-        sums = sampler.prepare(chunk, len(blocks), needs)
-        if needs == {"input"}:
-            sampler.find_keys(chunk, sums, offsets, masks)
-        buckets = None
-        for block in blocks:
-            columns = grad_columns(chunk, block)
-            if needs - {"input"}:
-                given = input[local], offsets, masks, columns
-                at_last = grads if block == blocks[-1] else (None, None)
-                sampler.add_dots(chunk, block, sums, *given, *at_last)
-            if "input" in needs:
-                buckets = buckets or sampler.buckets(chunk, sums)
-                sampler.gather(chunk, block, buckets, columns, grad_input[local])
-    if grad_input is None or in_place:
-        return
-    if points.channels_last:
-        finish.fill(grad_input, gradients.input[batch])
-    else:
-        shape = (len(images), points.height * points.width, points.channels)
-        finish.transpose(grad_input, gradients.input[batch], shape)
+        `input` holds these images only, channels last; the other arrays hold the whole batch. The
+        gradient of the input is in its place when `finish` has run.
+        """
+        points, needs = self.points, gradients.needs
+        parts = list(chunks(points, images, most_pixels))
+        batch = slice(images.start, images.stop)
+        grad_input = None
+        if "input" in needs:
+            in_place = points.channels_last and parts[0].whole(points)
+            dtype = self.dtype if parts[0].whole(points) else self.sums
+            place = gradients.input[batch]
+            grad_input = place if in_place else self.device.empty(input.shape, dtype)
+        for chunk in parts:
+            local = chunk.within(images)
+            offsets, masks, *grads = chunk.of(offset, mask, gradients.offset, gradients.mask)
+            sums = self.prepare(chunk, len(blocks), needs)
+            if needs == {"input"}:
+                self.find_keys(chunk, sums, offsets, masks)
+            buckets = None
+            for block in blocks:
+                columns = grad_columns(chunk, block)
+                if needs - {"input"}:
+                    given = input[local], offsets, masks, columns
+                    at_last = grads if block == blocks[-1] else (None, None)
+                    self.add_dots(chunk, block, sums, *given, *at_last)
+                if "input" in needs:
+                    buckets = buckets or self.buckets(chunk, sums)
+                    self.gather(chunk, block, buckets, columns, grad_input[local])
+        if grad_input is None or in_place:
+            return
+        if points.channels_last:
+            finish.fill(grad_input, place)
+        else:
+            shape = (len(images), points.height * points.width, points.channels)
+            finish.transpose(grad_input, place, shape)

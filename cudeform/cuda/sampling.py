@@ -6,16 +6,8 @@ from typing import Any
 
 from cudeform.cuda import layout
 from cudeform.cuda.chunks import Chunk, chunks, image_groups
-from cudeform.cuda.device import device_of
-from cudeform.cuda.sampler import (
-    Block,
-    Gradients,
-    Sampler,
-    backpropagate,
-    channels_last,
-    most_backward_pixels,
-    units,
-)
+from cudeform.cuda.device import device_of, gradients
+from cudeform.cuda.sampler import Block, Gradients, Sampler, units
 from cudeform.plans.points import Points
 from cudeform.plans.sampling import SamplePlan
 
@@ -35,10 +27,10 @@ def forward(plan: SamplePlan, input: Any, points: Any) -> tuple[Any]:
         if points.batch * points.pixels == 0:
             return (output.reshape(shape),)
         sampler = Sampler(device, points, input.dtype, locations)
-        most = most_backward_pixels(points, points.channels, sampler.dtype)
+        most = sampler.most_backward_pixels(points.channels)
         batch = layout.Batch(device)
         for images in image_groups(points, most, sampler.dtype.itemsize):
-            last = channels_last(batch, points, input, images)
+            last = sampler.channels_last(batch, input, images)
             batch.run()
             for chunk in chunks(points, images, most):
                 part = last[chunk.within(images)]
@@ -64,8 +56,7 @@ def _sample(sampler: Sampler, chunk: Chunk, input: Any, locations: Any, output: 
             chunk.image * image + chunk.pixel : (chunk.image + chunk.images) * image
         ],
         (chunk.images, chunk.pixels, points.channels),
-        target_step=image,
-        target_pitch=points.pixels,
+        of_target=layout.Strides(points.pixels, step=image),
     )
 
 
@@ -76,22 +67,17 @@ def backward(
     locations, points = points, plan.points
     grad_output = grad_output.reshape(points.out_shape(points.channels))
     with device_of(input) as device:
-        grads = {
-            name: device.empty(array.shape, array.dtype)
-            for name, array in (("input", input), ("points", locations))
-            if name in needs
-        }
-        if points.batch == 0 or points.pixels == 0:
-            for grad in grads.values():
-                grad.fill(0)
+        given, nothing = {"input": input, "points": locations}, points.batch * points.pixels == 0
+        grads = gradients(device, plan, given, needs, zero=nothing)
+        if nothing:
             return grads
         sampler = Sampler(device, points, input.dtype, locations)
         targets = Gradients(grads.get("input"), grads.get("points"))
         batch = layout.Batch(device)
-        most = most_backward_pixels(points, points.channels, sampler.dtype)
+        most = sampler.most_backward_pixels(points.channels)
         for images in image_groups(points, most, sampler.dtype.itemsize):
-            last = channels_last(batch, points, grad_output, images)
-            pixels_last = channels_last(batch, points, input, images)
+            last = sampler.channels_last(batch, grad_output, images)
+            pixels_last = sampler.channels_last(batch, input, images)
             batch.run()
 
             def columns(
@@ -99,17 +85,7 @@ def backward(
             ) -> Any:
                 return last[chunk.within(images), chunk.pixel : chunk.pixel + chunk.pixels]
 
-            backpropagate(
-                sampler,
-                images,
-                most,
-                [_only_block(points)],
-                columns,
-                pixels_last,
-                locations,
-                None,
-                targets,
-                batch,
-            )
+            blocks, given = [_only_block(points)], (pixels_last, locations, None)
+            sampler.backpropagate(images, most, blocks, columns, *given, targets, batch)
             batch.run()
     return grads

@@ -119,7 +119,9 @@ class AggregationPlan(PointGrid, Plan):
             "weight_head": masks * self.points,
         }
 
-    def apart(self, offset: Any, mask: Any, offset_mask: Any) -> tuple[Any, Any]:
+    def apart(
+        self, offset: Any = None, mask: Any = None, offset_mask: Any = None
+    ) -> tuple[Any, Any]:
         """Offsets and masks; where both are in one array, that from the first of each on."""
         if offset_mask is None:
             return offset, mask

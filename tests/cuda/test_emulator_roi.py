@@ -422,8 +422,7 @@ def test_transpose_of_interleaved_matrices(device, shape, dtype):
         target,
         (matrices, rows, columns),
         groups=groups,
-        source_group=columns,
-        source_pitch=groups * columns,
+        of_source=layout.Strides(groups * columns, columns),
     )
     np.testing.assert_array_equal(to_host(target), source.transpose(0, 2, 3, 1))
     back = device.empty(shape, dtype)
@@ -433,7 +432,6 @@ def test_transpose_of_interleaved_matrices(device, shape, dtype):
         back,
         (matrices, columns, rows),
         groups=groups,
-        target_group=columns,
-        target_pitch=groups * columns,
+        of_target=layout.Strides(groups * columns, columns),
     )
     np.testing.assert_array_equal(to_host(back), source)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cudeform.cuda import layout
-from cudeform.cuda.device import device_of
+from cudeform.cuda.device import device_of, gradients
 from cudeform.cuda.regions.rows import ROW_ITEMS, Launcher, Part, units
 from cudeform.plans.regions import RoiPlan
 
@@ -88,10 +88,8 @@ def backward(
     """The gradients that are needed. Plans that read whole pixels have no offset and no mask."""
     with device_of(input) as device:
         given = {"input": input, "offset": offset, "mask": mask}
-        grads = {n: device.empty(a.shape, a.dtype) for n, a in given.items() if n in needs}
+        grads = gradients(device, plan, given, needs, zero=plan.regions == 0)
         if plan.regions == 0:
-            for grad in grads.values():
-                grad.fill(0)
             return grads
         launcher = Launcher(device, plan, input.dtype, offset)
         if needs - {"input"}:

@@ -154,8 +154,7 @@ class Launcher:
             staged,
             (self.images, channels, pixels),
             groups=self.groups,
-            source_group=pixels,
-            source_pitch=self.groups * pixels,
+            of_source=layout.Strides(self.groups * pixels, pixels),
         )
         return staged
 
@@ -169,8 +168,7 @@ class Launcher:
             target,
             (staged.shape[0], pixels, channels),
             groups=self.groups,
-            target_group=pixels,
-            target_pitch=self.groups * pixels,
+            of_target=layout.Strides(self.groups * pixels, pixels),
         )
 
     def rows_last(self, values: Any) -> Any:
