@@ -254,8 +254,9 @@ def _box(plan: ConvPlan, piece: Piece, offset: np.ndarray | None) -> Rectangle:
             own = offset[:, :, :, axis]
             low, high = float(np.fmin.reduce(own, None)), float(np.fmax.reduce(own, None))
             if low == low:  # else all are NaN, and read nothing
-                first = int(np.floor(min(max(first + low, -1.0), size)))
-                last = int(np.floor(min(max(last + high, -1.0), size)))
+                # whole numbers are added, lest a bit less than 0 is lost
+                first = int(min(max(first + np.floor(low), -1.0), size))
+                last = int(min(max(last + np.floor(high), -1.0), size))
         first = min(max(first, 0), size - 1)
         sides.append((first, min(max(last + 2, first + 1), size)))
     return Rectangle(*sides)
