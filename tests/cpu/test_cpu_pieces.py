@@ -46,6 +46,85 @@ def test_pieces_of_relatives_give_the_same_results(in_pieces, name):
         problem(name, case, "float16").assert_right(CPU)
 
 
+def assert_alike(in_pieces, calls):
+    """In pieces as at once: what is infinite or NaN, and what is neither."""
+    expected = [(call, call()) for call in calls]
+    in_pieces(4000)
+    for call, want in expected:
+        found = call()
+        for name, array in want.items():
+            limit = 2e-5 if array.dtype == "float32" else 4e-3
+            least = limit * np.abs(array[np.isfinite(array)]).max(initial=1)
+            np.testing.assert_allclose(found[name], array, limit, least, err_msg=name)
+
+
+def both_ways(name, given, **options):
+    """A forward and a backward, each of which gives its results by name."""
+    needs = [name for name in given if name != "grad_output"]
+    forward, backward = getattr(cudeform, name), getattr(cudeform, f"{name}_backward")
+    images = {k: a for k, a in given.items() if k != "grad_output"}
+    others = {k: a for k, a in given.items() if k != "bias"}
+    yield lambda: {"output": forward(**images, **options)}
+
+    def gradients():
+        found = backward(**others, **options, needs=needs)._asdict()
+        return {name: found[name] for name in needs}
+
+    yield gradients
+
+
+def strange(rng, array, value):
+    """With a few elements of a value that is not finite."""
+    array = array.copy()
+    array.reshape(-1)[rng.integers(0, array.size, 3)] = value
+    return array
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["weight", "grad_output", "bias", "input", "mask", "offset"])
+def test_what_is_not_finite_reaches_the_same_results(in_pieces, name, dtype):
+    """Box by box a point reads 0 in all boxes but one, and 0 times infinity is NaN."""
+    rng, calls = np.random.default_rng(0), []
+    for groups, offset_groups, masked in ((1, 1, True), (2, 3, True), (6, 1, False)):
+        shapes = {"input": (2, 6, 40, 44), "grad_output": (2, 12, 8, 7)}
+        shapes |= {"weight": (12, 6 // groups, 2, 3), "bias": (12,)}
+        shapes |= {"offset": (2, 12 * offset_groups, 8, 7)}
+        shapes |= {"mask": (2, 6 * offset_groups, 8, 7)} if masked else {}
+        given = {k: rng.standard_normal(shape).astype(dtype) for k, shape in shapes.items()}
+        given["offset"] *= 15  # also to where nothing is
+        for value in (np.inf, -np.inf, np.nan) if name in given else ():
+            odd = {**given, name: strange(rng, given[name], value)}
+            calls += both_ways("deform_conv2d", odd, stride=(5, 6))
+    assert_alike(in_pieces, calls)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "bilinear_sample"])
+def test_what_is_not_finite_reaches_the_same_results_of_relatives(in_pieces, name):
+    rng, calls = np.random.default_rng(0), []
+    given = {"input": rng.standard_normal((1, 4, 40, 44)).astype(np.float32)}
+    if name == "conv2d":
+        given["weight"] = rng.standard_normal((3, 4, 3, 2)).astype(np.float32)
+        given["grad_output"] = rng.standard_normal((1, 3, 8, 9)).astype(np.float32)
+    else:
+        given["points"] = rng.uniform(-4, 44, (1, 99, 2)).astype(np.float32)
+        given["grad_output"] = rng.standard_normal((1, 4, 99)).astype(np.float32)
+    for odd in given:
+        for value in (np.inf, np.nan):
+            options = {"stride": 5} if name == "conv2d" else {}
+            calls += both_ways(name, {**given, odd: strange(rng, given[odd], value)}, **options)
+    assert_alike(in_pieces, calls)
+
+
+@pytest.mark.parametrize("border", ["zeros", "clamp"])
+def test_a_box_has_the_pixels_of_points_a_bit_before_it(in_pieces, border):
+    """Of so small a step back that its sum with a whole number is that number."""
+    rng = np.random.default_rng(0)
+    shapes = {"input": (1, 3, 40, 44), "weight": (2, 3, 1, 1), "grad_output": (1, 2, 8, 9)}
+    given = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    given["offset"] = np.full((1, 2, 8, 9), -1e-17, np.float32)
+    assert_alike(in_pieces, both_ways("deform_conv2d", given, stride=5, border=border))
+
+
 def arrays_of(dtype, scale, shape=(2, 20, 30, 36)):
     rng = np.random.default_rng(0)
     batch, channels, height, width = shape

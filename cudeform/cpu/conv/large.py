@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from cudeform.cpu.conv.pieces import (
     plan_of,
     rectangles,
     regions,
+    single_taps,
 )
 from cudeform.cpu.language.dtypes import add, copied, copy
 from cudeform.plans.convolution import ConvPlan
@@ -36,8 +38,22 @@ _ROOM = 3 << 20  # bytes of each array of a piece
 
 OffsetOrMask = np.ndarray | None
 
-# Part of a piece, the pixels it reads, offset, mask, and whether it is its first or only box
-Box = tuple[Piece, Rectangle, OffsetOrMask, OffsetOrMask, bool]
+
+class Box(NamedTuple):
+    """Part of a piece, and what its points in some pixels of the input are computed from."""
+
+    part: Piece
+    pixels: Rectangle
+    offset: OffsetOrMask
+    mask: OffsetOrMask
+    first: bool = True  # or the only one of these output pixels
+    here: np.ndarray | None = None  # output pixels that it is for; None: all  # (Ho, Wo)
+
+    def keep(self, values: np.ndarray) -> np.ndarray:
+        """The values of the output pixels that it is for, and 0 in place of others."""
+        if self.here is not None:
+            np.copyto(values, 0, where=~self.here)
+        return values
 
 
 @dataclass(frozen=True)
@@ -78,9 +94,10 @@ class Arrays:
             for array in (self.offset, self.mask)
         )
 
-    def outputs(self, piece: Piece) -> tuple[slice | int, ...]:
-        """Where the output of a piece is."""
-        return piece.image, piece.outputs(self.plan, self.dense), *piece.pixels.place
+    def outputs(self, piece: Piece) -> np.ndarray:
+        """The output of a piece, copied."""
+        place = piece.image, piece.outputs(self.plan, self.dense), *piece.pixels.place
+        return copied(self.output[place], self.wide)
 
     def rectangles(self, times: int = 1) -> Iterator[Rectangle]:
         """Of output pixels, of which no array has more elements than there is room for."""
@@ -115,18 +132,25 @@ def views(plan: ConvPlan, wide: np.dtype, weight: np.ndarray | None, **arrays) -
     return Arrays(plan, wide, weight=weight, **found)
 
 
-def boxes(call: Arrays, piece: Piece) -> Iterator[Box]:
-    """A piece in parts that fit, where the points of one lie too far apart box by box."""
+def boxes(call: Arrays, piece: Piece, factors: Callable[[Piece], np.ndarray]) -> Iterator[Box]:
+    """A piece in parts that fit, where the points of one lie too far apart box by box.
+
+    A point reads 0 in the boxes that it does not lie in. Where the `factors` of the samples of a
+    part are not finite, that 0 would make NaN of them: then a box has one point for each output
+    pixel, and is for the pixels whose point lies in it.
+    """
     offset, mask = call.points(piece)
     for part, box in fitted(call.plan, piece, offset, call.room):
-        own, shares = inside(offset, piece, part), inside(mask, piece, part)
         if box is not None:
-            yield part, box, flat(own), flat(shares), True
+            yield Box(part, box, *(flat(inside(array, piece, part)) for array in (offset, mask)))
             continue
-        first = True
-        for box, here in regions(call.plan, part, own, call.room):
-            yield part, box, *only(here, own, shares), first
-            first = False
+        alone = call.dense and not np.isfinite(factors(part)).all()
+        for own in single_taps(call.plan, part) if alone else [part]:
+            points, first = call.points(own), True
+            for box, here in regions(call.plan, own, points[0], call.room):
+                pixels = here[0, 0, 0] if alone else None
+                yield Box(own, box, *only(here, *points), first or alone, pixels)
+                first = False
 
 
 def only(
@@ -160,16 +184,17 @@ def convolve_pieces(
 def _convolve_piece(call: Arrays, piece: Piece, bias: np.ndarray | None, sums: np.ndarray) -> None:
     """Add what a piece adds to the output of its pixels; the first one begins with the bias."""
     plan, wide = call.plan, call.wide
-    outputs = piece.outputs(plan, call.dense)
-    begins = not call.dense or piece.channels[0] % plan.in_channels == 0
-    for part, box, offset, mask, first in boxes(call, piece):
-        own = plan_of(plan, part, box, call.dense)
-        fresh = first and begins and part.has_first_tap
+    for box in boxes(call, piece, call.weights):
+        part = box.part
+        outputs = part.outputs(plan, call.dense)
+        begins = not call.dense or part.channels[0] % plan.in_channels == 0
+        own = plan_of(plan, part, box.pixels, call.dense)
+        fresh = box.first and begins and part.has_first_tap
         start = copied(bias[outputs], wide) if fresh and bias is not None else None
-        found = np.empty(own.out_shape, wide)
-        convolve(own, call.image(part, box), offset, call.weights(part), start, mask, found)
+        found, image = np.empty(own.out_shape, wide), call.image(part, box.pixels)
+        convolve(own, image, box.offset, call.weights(part), start, box.mask, found)
         target = sums[(outputs, *part.pixels.within(piece.pixels))]
-        if fresh:
+        if fresh and box.here is None:
             target[...] = found[0]
         else:
-            add(found[0], target)
+            add(box.keep(found[0]), target)

@@ -27,7 +27,7 @@ from cudeform.cpu.conv.pieces import (
     plan_of,
     rectangles,
 )
-from cudeform.cpu.language.dtypes import add, copied, copy
+from cudeform.cpu.language.dtypes import add, copy
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["piece_gradients"]
@@ -85,7 +85,7 @@ def _steps(call: Arrays, found: Arrays, sums: Sums, image: int, needs: set[str])
             ends[name] = view = getattr(found, name)[image][(..., *pixels.place)]
             own[name] = view if view.dtype == call.wide else np.zeros(view.shape, call.wide)
         for piece in call.pieces(image, pixels):
-            for box in boxes(call, piece):
+            for box in boxes(call, piece, call.outputs):
                 yield _Step(pixels, own, box, {})
         yield _Step(pixels, own, None, ends)
 
@@ -125,9 +125,9 @@ def _gradients_of(call: Arrays, step: _Step) -> Sums:
     if step.box is None:
         return {}
     plan = call.plan
-    piece, box, offset, mask, first = step.box
+    piece, box = step.box.part, step.box.pixels
     own = plan_of(plan, piece, box, call.dense)
-    begins = first and piece.channels[0] % plan.in_channels == 0
+    begins = step.box.first and piece.channels[0] % plan.in_channels == 0
     needs = step.sums.keys() - (set() if begins and piece.has_first_tap else {"bias"})
     if not needs:
         return {}
@@ -135,8 +135,8 @@ def _gradients_of(call: Arrays, step: _Step) -> Sums:
         image = np.empty((1, own.points.channels, box.height, box.width), call.wide)  # is not read
     else:
         image = call.image(piece, box)
-    grad = copied(call.output[call.outputs(piece)], call.wide)[None]
-    given = grad, image, offset, call.weights(piece), mask
+    grad = step.box.keep(call.outputs(piece))[None]
+    given = grad, image, step.box.offset, call.weights(piece), step.box.mask
     return gradients(own, *given, frozenset(needs))
 
 
@@ -211,7 +211,7 @@ def _gradient_in_cell(
         offset, mask = flat(offset), flat(mask)
     own = plan_of(call.plan, piece, box, call.dense)
     nothing = np.empty((1, own.points.channels, box.height, box.width), call.wide)  # is not read
-    grad = copied(call.output[call.outputs(piece)], call.wide)[None]
+    grad = call.outputs(piece)[None]
     given = grad, nothing, offset, call.weights(piece), mask
     return gradients(own, *given, frozenset({"input"}))
 

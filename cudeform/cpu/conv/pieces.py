@@ -30,6 +30,7 @@ __all__ = [
     "plan_of",
     "rectangles",
     "regions",
+    "single_taps",
 ]
 
 MOST_TAPS = 2048  # of a piece: a thread has about 6 kB for each
@@ -113,6 +114,20 @@ class Piece(NamedTuple):
         at = first % plan.in_channels
         inputs = slice(at, min(at + last - first, plan.in_channels))
         return self.outputs(plan, True), inputs, *self.taps.place
+
+
+def single_taps(plan: ConvPlan, piece: Piece) -> Iterator[Piece]:
+    """Cut a piece into those that have one point for each output pixel."""
+    points, channels = plan.points, [piece.channels]
+    if piece.channels == (0, points.channels):  # else it is of one offset group
+        channels = _channels(plan, points.group_channels)
+    for some in channels:
+        for tap in rectangles(piece.taps.height, piece.taps.width, 1):
+            moved = (
+                (first + start, last + start)
+                for (first, last), (start, _) in zip(tap, piece.taps, strict=True)
+            )
+            yield piece._replace(channels=some, taps=Rectangle(*moved))
 
 
 def plan_of(plan: ConvPlan, piece: Piece, box: Rectangle, dense: bool) -> ConvPlan:
@@ -254,8 +269,9 @@ def _box(plan: ConvPlan, piece: Piece, offset: np.ndarray | None) -> Rectangle:
             own = offset[:, :, :, axis]
             low, high = float(np.fmin.reduce(own, None)), float(np.fmax.reduce(own, None))
             if low == low:  # else all are NaN, and read nothing
-                first = int(np.floor(min(max(first + low, -1.0), size)))
-                last = int(np.floor(min(max(last + high, -1.0), size)))
+                # whole numbers are added, lest a bit less than 0 is lost
+                first = int(min(max(first + np.floor(low), -1.0), size))
+                last = int(min(max(last + np.floor(high), -1.0), size))
         first = min(max(first, 0), size - 1)
         sides.append((first, min(max(last + 2, first + 1), size)))
     return Rectangle(*sides)
@@ -266,7 +282,8 @@ def regions(
 ) -> Iterator[tuple[Rectangle, np.ndarray]]:
     """Boxes, each with which points lie in it, of a piece whose points lie anywhere.
 
-    A point is in the box of its top left corner. There is one box at least.
+    A point is in the box of its top left corner, and one that reads nothing in the first: each is
+    in one box. There is one box at least.
     """
     points = plan.points
     side = max(isqrt(room // (piece.channels[1] - piece.channels[0])) - 1, 1)
@@ -275,10 +292,9 @@ def regions(
     read = (corner[0] >= -1) & (corner[0] < sizes[0]) & (corner[1] >= -1) & (corner[1] < sizes[1])
     across = sizes[1] // side + 1
     number = (corner[0] + 1) // side * across + (corner[1] + 1) // side
-    number[~read] = -1
-    found = np.unique(number)
-    for each in found[found >= 0] if read.any() else found:
-        place = divmod(max(int(each), 0), across)
+    number[~read] = number[read].min() if read.any() else 0
+    for each in np.unique(number):
+        place = divmod(int(each), across)
         spans = [
             (max(at * side - 1, 0), min((at + 1) * side, size))
             for at, size in zip(place, sizes, strict=True)

@@ -42,7 +42,12 @@ def copy(values: np.ndarray, target: np.ndarray) -> None:
 
 def add(values: np.ndarray, target: np.ndarray) -> None:
     """In place, where the target is a view too."""
-    _share(lambda values, target: np.add(target, values, out=target), values, target)
+
+    def task(values: np.ndarray, target: np.ndarray) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # as kernels add
+            np.add(target, values, out=target)
+
+    _share(task, values, target)
 
 
 def _share(
