@@ -3,8 +3,8 @@
 Each operator, dtype, case and size has a process of its own. The memory is what the call takes
 beyond what it is given and returns; the time is that of all processors. Where a call reads tens of
 points or one small box both should be next to nothing. The other cases are a box as large as the
-image, and a kernel of 1500 by 1500 taps. What takes more memory or time than is allowed is stopped, and
-noted as not run.
+image, and a kernel of 1500 by 1500 taps. What takes more memory or time than is allowed is stopped,
+and noted as not run.
 
     python benchmarks/limits.py --dtypes float32 --json benchmarks/results/limits.json
 
