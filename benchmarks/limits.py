@@ -1,10 +1,14 @@
-"""Peak memory and time of calls on the CPU that read little of 64 megapixels, in any layout.
+"""Peak memory and time of calls on the CPU on images of 64 megapixels and more, in any layout.
 
-Each operator and dtype has a process of its own, with an address space that keeps it from swapping.
-The memory is what the call takes beyond what it is given and returns; the time is that of all
-processors. Both should follow what is read, which is next to nothing: tens of points or one box.
+Each operator, dtype, case and size has a process of its own. The memory is what the call takes
+beyond what it is given and returns; the time is that of all processors. Where a call reads tens of
+points or one small box both should be next to nothing. The other cases are a box as large as the
+image, and a kernel of 1500 by 1500 taps. What takes more memory or time than is allowed is stopped,
+and noted as not run.
 
-    python benchmarks/limits.py --dtypes float32 float16
+    python benchmarks/limits.py --dtypes float32 --json benchmarks/results/limits.json
+
+adds to what the file has already.
 """
 
 from __future__ import annotations
@@ -14,11 +18,11 @@ import ctypes
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +30,13 @@ import ml_dtypes
 import numpy as np
 
 import cudeform
-from cudeform.commands.table import table
+from cudeform.commands import machine
 from cudeform.registry import OPERATORS
 
-SIDE = 8000
+SIDES = (8000, 16000)  # of 64 and of 256 megapixels
+KERNEL = 1500
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-LIMIT = 14 << 30  # bytes of address space
+KEY = ("operator", "dtype", "case", "side", "layout", "pass")
 # Else the C library keeps what was freed, and a later call seems to take nothing
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
@@ -58,10 +63,13 @@ def layouts(dtype: np.dtype) -> dict[str, Make]:
     }
 
 
-def convolutions(op: str, make: Make, ones: Make, side: int) -> Calls:
-    image, weight, offset = make(1, 4, side, side), ones(2, 4, 3, 3), ones(1, 18, 3, 3)
-    grad, options = ones(1, 2, 3, 3), {"stride": side // 3}
-    given = (image, weight) if op == "conv2d" else (image, offset, weight)
+def convolutions(op: str, make: Make, ones: Make, side: int, kernel: int = 3) -> Calls:
+    out = 3 if kernel == 3 else 2
+    image, weight = make(1, 4, side, side), ones(2, 4, kernel, kernel)
+    grad, options = ones(1, 2, out, out), {"stride": (side - kernel) // (out - 1)}
+    given = (image, weight)
+    if op != "conv2d":
+        given = image, ones(1, 2 * kernel**2, out, out), weight
     yield from both(op, grad, given, options)
 
 
@@ -75,15 +83,19 @@ def attention(op: str, make: Make, ones: Make, side: int) -> Calls:
     yield from both(op, ones(1, 10, 4), (*given, ones(1, 10, 1, 1, 4)), {})
 
 
-def aggregations(op: str, make: Make, ones: Make, side: int) -> Calls:
-    points = (ones(1, 3, 3, 18), ones(1, 3, 3, 9)) if op == "dcnv3" else (ones(1, 3, 3, 32),)
-    options = {"kernel_size": 3, "stride": side // 3}
-    yield from both(op, ones(1, 3, 3, 4), (make(1, side, side, 4), *points), options)
+def aggregations(op: str, make: Make, ones: Make, side: int, kernel: int = 3) -> Calls:
+    out, taps = (3 if kernel == 3 else 2), kernel**2
+    points = (ones(1, out, out, 2 * taps), ones(1, out, out, taps))
+    if op == "dcnv4":
+        points = (ones(1, out, out, -(-3 * taps // 8) * 8),)
+    options = {"kernel_size": kernel, "stride": (side - kernel) // (out - 1)}
+    yield from both(op, ones(1, out, out, 4), (make(1, side, side, 4), *points), options)
 
 
-def poolings(op: str, make: Make, ones: Make, side: int) -> Calls:
+def poolings(op: str, make: Make, ones: Make, side: int, box: float = 20) -> Calls:
     bins = 2 if "ps" in op else 7
-    boxes = np.array([[0, 3, 3, 23, 23]], np.float64 if ones(1).itemsize == 8 else np.float32)
+    corners = [[0, 3, 3, 3 + box, 3 + box]]
+    boxes = np.array(corners, np.float64 if ones(1).itemsize == 8 else np.float32)
     given: tuple[Any, ...] = make(1, 4, side, side), boxes
     options: dict[str, Any] = {"output_size": bins}
     if op.startswith("deform"):
@@ -107,22 +119,45 @@ FAMILIES = {
     "aggregation": aggregations,
     "regions": poolings,
 }
+# Of a case: the families, the layouts, and options for an image of a side
+CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[[int], dict[str, Any]]]] = {
+    "little": (tuple(FAMILIES), (), lambda side: {}),
+    "large box": (("regions",), ("contiguous", "stride 0"), lambda side: {"box": side - 6}),
+    "large kernel": (
+        ("conv", "aggregation"),
+        ("contiguous", "stride 0"),
+        lambda side: {"kernel": KERNEL if side > KERNEL else 5},
+    ),
+}
 
 
-def measure(op: str, dtype: np.dtype) -> Iterator[dict[str, Any]]:
+def family_of(op: str) -> str:
+    return next(row.family for row in OPERATORS if row.name == op)
+
+
+def sides_of(case: str, sides: list[int]) -> list[int]:
+    return [KERNEL + 100] if case == "large kernel" else sides
+
+
+def measure(op: str, dtype: np.dtype, case: str, side: int) -> Iterator[dict[str, Any]]:
     """A forward and a backward for each layout."""
-    family = FAMILIES[next(r.family for r in OPERATORS if r.name == op)]
+    family, (_, chosen, options) = FAMILIES[family_of(op)], CASES[case]
 
     def ones(*shape: int) -> np.ndarray:
         return np.ones(shape, dtype)
 
     for layout, make in layouts(dtype).items():
-        for call in family(op, make, ones, 66):
+        if chosen and layout not in chosen:
+            continue
+        for call in family(op, make, ones, 66, **options(66)):
             call()  # compiles
-        for name, call in zip(("forward", "backward"), family(op, make, ones, SIDE), strict=True):
-            call()
+        calls = family(op, make, ones, side, **options(side))
+        for name, call in zip(("forward", "backward"), calls, strict=True):
+            if case == "little":
+                call()
             megabytes, seconds = peak(call)
-            facts = {"operator": op, "dtype": dtype.name, "layout": layout, "pass": name}
+            values = op, dtype.name, case, side, layout, name
+            facts = dict(zip(KEY, values, strict=True))
             yield {**facts, "extra_mb": round(megabytes, 1), "ms": round(1000 * seconds, 1)}
 
 
@@ -140,9 +175,42 @@ def peak(call: Callable[[], Any]) -> tuple[float, float]:
     return (most - before - (after - status("VmRSS"))) / 1e6, seconds
 
 
-def status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+def status(field: str, process: int | str = "self") -> int:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
+
+
+def in_a_process(
+    op: str, dtype: str, case: str, side: int, most: tuple[float, float]
+) -> list[dict[str, Any]]:
+    """What was measured until the process ended, or was stopped: `most` is bytes and seconds."""
+    command = [sys.executable, __file__, "--one", op, dtype, case, str(side)]
+    stopped, began = "", time.monotonic()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | MALLOC
+    ) as process:
+        while process.poll() is None:
+            if status("VmRSS", process.pid) > most[0]:
+                stopped = "not run: memory"
+            elif time.monotonic() - began > most[1]:
+                stopped = "not run: time"
+            if stopped:
+                process.kill()
+            time.sleep(0.02)
+        found = [json.loads(line) for line in process.stdout]
+    if process.returncode and not stopped:
+        raise SystemExit(f"{op} {dtype} {case} {side}: {process.returncode}")
+    if stopped:
+        values = op, dtype, case, side, "all that are not here", "both"
+        found.append({**dict(zip(KEY, values, strict=True)), "problem": stopped})
+    return found
+
+
+def merged(path: Path, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a file has of other operators, dtypes, cases and sizes, and these."""
+    old = json.loads(path.read_text())["results"] if path.exists() else []
+    new = {tuple(result[name] for name in KEY[:4]) for result in results}
+    return [r for r in old if tuple(r[name] for name in KEY[:4]) not in new] + results
 
 
 def main() -> int:
@@ -150,26 +218,29 @@ def main() -> int:
     names = [row.name for row in OPERATORS]
     parser.add_argument("--operators", nargs="+", default=names, choices=names)
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
-    parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
-    parser.add_argument("--one", nargs=2, metavar=("OPERATOR", "DTYPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--sides", nargs="+", type=int, default=SIDES, help="of the images")
+    parser.add_argument("--memory", type=float, default=12, help="gigabytes of a process, at most")
+    parser.add_argument("--seconds", type=float, default=600, help="of a process, at most")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also add the results to this")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        op, dtype = given.one
-        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+        op, dtype, case, side = given.one
         dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
-        print(json.dumps(list(measure(op, dtype))))
+        for result in measure(op, dtype, case, int(side)):
+            print(json.dumps(result), flush=True)
         return 0
-    results = []
-    for op in given.operators:
-        for dtype in given.dtypes:
-            command = [sys.executable, __file__, "--one", op, dtype]
-            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | MALLOC)
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            results += json.loads(done.stdout)
-    print(table(tuple(results[0]), [tuple(map(str, result.values())) for result in results]))
-    if given.json:
-        Path(given.json).write_text(json.dumps(results, indent=1) + "\n")
+    most = given.memory * 2**30, given.seconds
+    for case, dtype, op in product(given.cases, given.dtypes, given.operators):
+        for side in sides_of(case, given.sides) if family_of(op) in CASES[case][0] else ():
+            results = in_a_process(op, dtype, case, side, most)
+            for result in results:
+                print(*result.values(), sep="  ", flush=True)
+            if given.json:
+                facts = machine.describe("numpy", "numba")
+                content = {"machine": facts, "results": merged(given.json, results)}
+                given.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
 
 

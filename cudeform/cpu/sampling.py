@@ -1,21 +1,69 @@
-"""Bilinear sampling at given points: a convolution of one tap that has nothing to multiply."""
+"""Bilinear sampling at given points: a convolution of one tap that has nothing to multiply.
+
+So is its gradient where an image with its channels last fits in a workspace, and there are images
+and slices of their channels for all threads. Else it is made field by field, see `fields`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
 import numpy as np
 
+from cudeform import threads
+from cudeform.arrays import sum_dtype
 from cudeform.cpu.conv import widening
+from cudeform.cpu.conv.blocking import cut, gradient_slice
+from cudeform.cpu.conv.convolve import convolve
+from cudeform.cpu.conv.gradients import gradients, workspace_bytes
+from cudeform.cpu.fields import (
+    Fields,
+    Lies,
+    Memory,
+    add_fields,
+    collect,
+    find_fields,
+    sort_points,
+)
+from cudeform.cpu.language.dtypes import copied
+from cudeform.cpu.language.halves import words
+from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.language.strided import aligned, lying
+from cudeform.cpu.language.workspace import numbers_of
+from cudeform.cpu.sampler import PLANE, grid_of
+from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.sampling import SamplePlan
 
 __all__ = ["STRIDED", "backward", "forward"]
 
 STRIDED = ("grad_output", "input", "points")  # need not be contiguous
 
+_ROOM = 56 << 20  # bytes of a backward as a convolution
+_POINTS = 1 << 20  # of a round, at most
+_FOUND = 16 << 20  # bytes of what slices find for the points of a round
+_FIELD = 1 << 20  # bytes of the pixels of a field and their gradient
+_LEAST = 256  # pixels of a field: those of its rim are read, and their points added up, twice
+_COUNTS = 1 << 18  # of the points of fields, by task that sorts
+_BLOCK = 16 * PLANE  # points that a task sorts, at least
+
 
 def forward(plan: SamplePlan, input: np.ndarray, points: np.ndarray) -> tuple[np.ndarray]:
     """The samples."""
+    if _lie_plain(input, points):  # nothing is copied: what `widening` would do, without a look
+        output = np.empty(plan.results[0].shape, input.dtype)
+        if output.size:
+            convolve(plan.convolution, input, points, None, None, None, output)
+        return (output,)
     (output,) = widening.forward(plan.convolution, input, points)
     return (output.reshape(plan.results[0].shape),)
+
+
+def _lie_plain(input: np.ndarray, points: np.ndarray) -> bool:
+    """Whether kernels read both arrays as they are."""
+    dense = input.flags.c_contiguous and points.flags.c_contiguous
+    return dense and input.dtype == sum_dtype(input.dtype)
 
 
 def backward(
@@ -27,9 +75,216 @@ def backward(
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
     """The gradients of "input" and "points", as far as they are in `needs`."""
+    if grad_output.size == 0:
+        given = {"input": input, "points": points}
+        return {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
     convolution = plan.convolution
     grad_output = grad_output.reshape(convolution.out_shape)
     names = {"input": "input", "points": "offset"}
     wanted = frozenset(names[name] for name in needs)
-    found = widening.backward(convolution, grad_output, input, points, needs=wanted)
-    return {name: found[names[name]].reshape(plan.gradients[name].shape) for name in needs}
+    plain = grad_output.flags.c_contiguous and _lie_plain(input, points)
+    if plain and not _takes_fields(convolution, input.dtype, wanted, threads.get_num_threads()):
+        found = gradients(convolution, grad_output, input, points, None, None, wanted)
+        return {name: found[names[name]] for name in needs}
+    narrow = input.dtype != sum_dtype(input.dtype)
+    apart = "input" in needs and narrow and plan.points.pixels > _most_points(convolution, 4)
+    result = {}
+    if apart:  # a gradient of 16 bits is rounded once, and so never added to
+        found = widening.backward(
+            convolution, grad_output, input, points, needs=frozenset({"input"})
+        )
+        result, needs = dict(found), needs - {"input"}
+    if needs:
+        result |= _by_fields(plan, grad_output, input, points, needs)
+    return result
+
+
+@remembered
+def _takes_fields(plan: ConvPlan, dtype: np.dtype, needs: frozenset[str], count: int) -> bool:
+    """Whether the gradients are made field by field: of plain arrays to the same bytes."""
+    points = plan.points
+    if workspace_bytes(plan, dtype, False, needs) > _ROOM:
+        return True
+    tasks = points.batch * -(-points.channels // gradient_slice(plan))
+    whole = _fields(plan, dtype.itemsize, 1).sort == 0
+    return whole or (count > 1 and not threads.takes_one(_work(plan)) and threads.too_few(tasks))
+
+
+def _most_points(plan: ConvPlan, itemsize: int) -> int:
+    """Of an image in a round."""
+    slices = -(-plan.points.channels // gradient_slice(plan))
+    return min(_POINTS, max(_FOUND // (2 * itemsize * slices), PLANE))
+
+
+def _work(plan: ConvPlan) -> int:
+    """Multiplications: of vectors, and what it takes to find a point."""
+    points, widest = plan.points, gradient_slice(plan)
+    slices = -(-points.channels // widest)
+    of_point = slices * (8 * max(min(widest, points.channels), 16) + 64)
+    return points.batch * (points.pixels * of_point + points.height * points.width)
+
+
+def _fields(plan: ConvPlan, itemsize: int, tasks: int) -> Fields:
+    """How images of which each has so many points are cut into fields; `tasks` is of an image and
+    a slice.
+    """
+    points, slices = plan.points, cut(plan, gradient_slice(plan), False)
+    widest = int(np.diff(slices.first).max())
+    most = max(_FIELD // (2 * widest * itemsize), 1)
+    tall, long = (points.height - 1).bit_length(), (points.width - 1).bit_length()
+    most = min(most, max((1 << tall + long) // tasks, _LEAST))
+    high = wide = 0
+    while high + wide < min(tall + long, most.bit_length() - 1):
+        if wide < long and (wide <= high or high == tall):
+            wide += 1
+        else:
+            high += 1
+    down, across = -(-points.height >> high), -(-points.width >> wide)
+    return Fields(
+        points.pixels,
+        down,
+        across,
+        high,
+        wide,
+        len(slices.weight_group),
+        widest,
+        points.channels,
+        int(points.channels_last),
+        1,
+        points.pixels,
+        int(down * across > 1),
+        0,
+        0,
+        0,
+    )
+
+
+class _Cut(NamedTuple):
+    """What follows of a round from a plan."""
+
+    images: int
+    fields: Fields
+    numbers: np.ndarray  # of kernels
+    slices: np.ndarray  # where they begin, and an end
+    work: int
+
+
+@remembered
+def _cut(plan: ConvPlan, itemsize: int, wants: tuple[int, int], count: int) -> _Cut:
+    """Of as many images as are worked on at a time, or of one with some of its points.
+
+    The cut for `count` threads does not change a bit.
+    """
+    points = plan.points
+    images = max(min(points.batch, _most_points(plan, itemsize) // points.pixels), 1)
+    work = _work(plan) * images // points.batch
+    slices = cut(plan, gradient_slice(plan), False)
+    whole, tasks = images * (len(slices.first) - 1), threads.wanted_tasks(work, count)
+    fields = _fields(plan, itemsize, -(-tasks // whole) if threads.too_few(whole) else 1)
+    if fields.sort:
+        images = min(images, max(_COUNTS // (fields.down * fields.across), 1))
+        most = _COUNTS // (fields.down * fields.across * images)
+        most = max(min(-(-tasks // images), most, points.pixels // _BLOCK), 1)
+        block = -(-points.pixels // (most * PLANE)) * PLANE
+        fields = fields._replace(block=block, blocks=-(-points.pixels // block))
+    fields = fields._replace(wants_input=wants[0], wants_points=wants[1])
+    grid = grid_of(points, True, False)
+    return _Cut(images, fields, numbers_of(grid, fields), slices.first, work)
+
+
+def _by_fields(
+    plan: SamplePlan,
+    grad_output: np.ndarray,
+    input: np.ndarray,
+    points: np.ndarray,
+    needs: frozenset[str],
+) -> dict[str, np.ndarray]:
+    convolution, wide = plan.convolution, sum_dtype(input.dtype)
+    input, grad_output, count = aligned(input), aligned(grad_output), threads.get_num_threads()
+    given, pixels = {"input": input, "points": points}, plan.points.pixels
+    result = {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
+    lies, *flat = _lies(plan, input, grad_output)
+    every = points.reshape(plan.points.batch, pixels, 2)
+    most = min(_most_points(convolution, wide.itemsize), pixels)
+    wants = int("input" in needs), int("points" in needs)
+    targets = [result.get("input"), result.get("points")]
+    targets[1] = None if targets[1] is None else targets[1].reshape(every.shape)
+    for first in range(0, pixels, most):
+        last = min(first + most, pixels)
+        some = convolution
+        if last - first < pixels:
+            some = replace(some, points=replace(some.points, out_width=last - first))
+        made = _cut(some, wide.itemsize, wants, count)
+        for image in range(0, plan.points.batch, made.images):
+            images = slice(image, min(image + made.images, plan.points.batch))
+            own = every[images, first:last]
+            if own.dtype != wide or not own.flags.c_contiguous:
+                own = copied(own, wide)
+            here = [None if array is None else array[images] for array in targets]
+            here[1] = None if here[1] is None else here[1][:, first:last]
+            at = lies._replace(
+                input=lies.input + image * lies.image,
+                grad=lies.grad + image * lies.grad_image + first * lies.grad_point,
+            )
+            _add_round(made, at, (*flat, own), here, first > 0)
+    return result
+
+
+def _lies(
+    plan: SamplePlan, input: np.ndarray, grad_output: np.ndarray
+) -> tuple[Lies, np.ndarray, np.ndarray]:
+    """Where the input and the gradient of the samples lie, and the arrays, flat."""
+    flat, start, (image, *others) = lying(input)
+    grad, grad_start, (grad_image, *more) = lying(grad_output)
+    if plan.points.channels_last:
+        others, more = others[2:] + others[:2], more[2:] + more[:2]
+    channel, _, point = more
+    return Lies(start, image, *others, grad_start, grad_image, channel, point), flat, grad
+
+
+def _add_round(
+    made: _Cut,
+    lies: Lies,
+    given: tuple[np.ndarray, ...],
+    targets: list[np.ndarray | None],
+    adds: bool,
+) -> None:
+    """Add what some points of some images say; `targets` are their gradients."""
+    fields, numbers, slices = made.fields, made.numbers, made.slices
+    input, grad_output, points = given
+    images, points = len(points), points.reshape(-1)
+    grad_input, grad_points = targets
+    if adds:
+        numbers = numbers.copy()
+        numbers[len(numbers) - len(fields) + fields._fields.index("adds")] = 1
+    order = ends = np.empty(0, np.int32)
+    if fields.sort:
+        order, ends = _sorted(made, points, images)
+    found = np.empty(0, points.dtype)
+    if grad_points is not None:
+        found = np.zeros(fields.slices * points.size, points.dtype)
+    flat = found[:0] if grad_input is None else words(grad_input).reshape(-1)
+    memory = Memory(input, grad_output, points, order, ends, found, flat)
+    tasks = images * fields.slices * fields.down * fields.across
+    task = partial(add_fields, numbers, numbers_of(lies), slices, memory)
+    threads.share(task, tasks, made.work)
+    if grad_points is not None:
+        made_points = np.empty(points.size, grad_points.dtype)
+        task = partial(collect, fields.slices, found, words(made_points))
+        threads.share(task, points.size, 2 * found.size)
+        grad_points[...] = made_points.reshape(grad_points.shape)
+
+
+def _sorted(made: _Cut, points: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """The points of each field, and where they end."""
+    fields, numbers = made.fields, made.numbers
+    shape = images, fields.blocks, fields.down * fields.across
+    keys, counts = np.empty(points.size // 2, np.int32), np.empty(shape, np.int64)
+    tasks, work = images * fields.blocks, 16 * points.size
+    threads.share(partial(find_fields, numbers, points, keys, counts.reshape(-1)), tasks, work)
+    by_field = counts.transpose(0, 2, 1)
+    ends = by_field.cumsum().reshape(by_field.shape)
+    places = np.ascontiguousarray((ends - by_field).transpose(0, 2, 1)).reshape(-1)
+    order = np.empty(ends[-1, -1, -1], np.int32)
+    threads.share(partial(sort_points, numbers, keys, places, order), tasks, work)
+    return order, ends[:, :, -1].astype(np.int64).reshape(-1)

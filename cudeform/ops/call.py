@@ -14,7 +14,7 @@ from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.boxes import box_outline, box_rows
 from cudeform.levels import check_sizes, sizes_on_host
-from cudeform.plans import ARGUMENTS, Plan, known_options, plan
+from cudeform.plans import ARGUMENTS, TYPES, Plan, known_options, plan
 from cudeform.plans.arguments import Arguments
 
 __all__ = ["Call", "checked", "gradients", "implementation", "outlined", "results"]
@@ -22,7 +22,7 @@ __all__ = ["Call", "checked", "gradients", "implementation", "outlined", "result
 Arrays = Mapping[str, Any]
 _CHOSEN = "argmax"  # what a backward may be given of the second result of its forward
 _MOST_KNOWN = 1024
-_KNOWN: dict[Any, tuple[Kind, Plan]] = {}  # calls that have passed the checks
+_KNOWN: dict[Any, _Known] = {}  # calls that have passed the checks
 _MOST = 2**31 - 2**10  # what a kernel counts in 32 bits, with room for a block beyond the end
 
 
@@ -32,19 +32,30 @@ class Call(NamedTuple):
     kind: Kind
     plan: Plan
     arrays: Mapping[str, Any]  # C-contiguous but for `STRIDED`; None for those that are not given
+    needs: frozenset[str] = frozenset()  # of a backward
 
     def forward(self) -> tuple[Any, ...]:
         """All results that the plan names."""
         return implementation(self.kind, self.plan.family).forward(self.plan, **self.arrays)
 
-    def backward(self, needs: frozenset[str]) -> dict[str, Any]:
+    def backward(self) -> dict[str, Any]:
         """The gradients that are needed, by name."""
         module = implementation(self.kind, self.plan.family)
-        given = self.arrays
+        given, needs = self.arrays, self.needs
         if len(self.plan.results) > 1 and given.get(_CHOSEN) is None and needs:
             of_forward = {n: a for n, a in given.items() if n not in ("grad_output", _CHOSEN)}
             given = {**given, _CHOSEN: module.forward(self.plan, **of_forward)[1]}
         return module.backward(self.plan, needs=needs, **given)
+
+
+class _Known(NamedTuple):
+    """What the checks of a call found without looking at values."""
+
+    kind: Kind
+    plan: Plan
+    needs: frozenset[str]
+    arrays: tuple[str, ...]  # all
+    contiguous: tuple[str, ...]  # those that are given and have to be
 
 
 def implementation(kind: Kind, family: str) -> ModuleType:
@@ -70,67 +81,96 @@ def outlined(op: str, given: Arrays, options: Arrays) -> tuple[Kind, Plan]:
     TypeError, ValueError
         What is wrong, before anything is computed.
     """
-    roles = ARGUMENTS[op]
-    kind = _kind(op, roles, given)
-    if roles.boxes is not None:
-        boxes = box_outline(op, given[roles.boxes], given[roles.images], kind)
-        given = {**given, roles.boxes: boxes}
-    return kind, _plan(op, kind, given, options)
+    kind = _kind(op, ARGUMENTS[op], given)
+    return kind, _planned(op, kind, given, options)
 
 
-def checked(op: str, given: Arrays, options: Arrays) -> Call:
+def checked(op: str, arguments: dict[str, Any], fields: tuple[str, ...] = ()) -> Call:
     """The same, and look at values too: boxes say which image they belong to.
 
+    `arguments` are all of the function's, to change; `fields` are the gradients that it returns.
     Where arrays are NumPy's and like those of a call before, only values are left to look at.
     """
     roles = ARGUMENTS[op]
-    if roles.boxes is not None and isinstance(given[roles.boxes], list):
-        given = {**given, roles.boxes: tuple(given[roles.boxes])}  # nobody changes it meanwhile
-    key = _known_as(op, roles, given, options)
+    _freeze(roles, arguments)
+    key = _known_as(op, roles, arguments)
     known = _KNOWN.get(key)
-    kind = _kind(op, roles, given) if known is None else known[0]
-    if roles.boxes is not None:
-        images = given[roles.images]
-        if known is None:
-            box_outline(op, given[roles.boxes], images, kind)
-        given = {**given, roles.boxes: box_rows(op, given[roles.boxes], images, kind)}
     if known is None:
-        for name in roles.static:
-            given, options = _sized(op, name, given, options)
-        known = kind, _plan(op, kind, given, options)
-        if kind.backend == "cuda":
-            _check_counts(op, known[1], "grad_output" in given)
+        known, given = _looked_at(op, roles, arguments, fields)
         _remember(key, known)
-    planned = known[1]
-    strided = getattr(implementation(kind, planned.family), "STRIDED", ())  # taken as they lie
-    for name, array in given.items():
-        if array is not None and not array.flags.c_contiguous and name not in strided:
-            given = {**given, name: arrays.contiguous(array)}
-    return Call(kind, planned, given)
+    else:
+        given = {name: arguments[name] for name in known.arrays}
+        for name in roles.static:
+            given[name] = None  # its pairs are in the plan
+    if roles.boxes is not None:
+        given[roles.boxes] = box_rows(op, given[roles.boxes], given[roles.images], known.kind)
+    for name in known.contiguous:
+        if not given[name].flags.c_contiguous:
+            given[name] = arrays.contiguous(given[name])
+    return Call(known.kind, known.plan, given, known.needs)
 
 
-def _known_as(op: str, roles: Arguments, given: Arrays, options: Arrays) -> Any:
-    """All that the checks of a call look at but values; None where they look at more."""
-    key: list[Any] = [op, *options]
-    for array in given.values():
-        if type(array) is np.ndarray:
-            key += array.shape, array.dtype
-        elif array is None:
-            key.append(None)
-        else:
-            return None
+def _freeze(roles: Arguments, arguments: dict[str, Any]) -> None:
+    """Make tuples of lists of boxes and sizes: nobody changes those meanwhile."""
+    boxes = roles.boxes
+    if boxes is not None and isinstance(arguments[boxes], list):
+        arguments[boxes] = tuple(arguments[boxes])
     for name in roles.static:
-        if given[name] is not None:
+        sizes = arguments[name]
+        if isinstance(sizes, list):
+            arguments[name] = tuple(tuple(s) if isinstance(s, list) else s for s in sizes)
+
+
+def _known_as(op: str, roles: Arguments, arguments: Arrays) -> Any:
+    """All that the checks of a call look at but values; None where they look at more.
+
+    No option may be an array, and of a call that failed nothing is remembered.
+    """
+    key: list[Any] = [op]
+    for value in arguments.values():
+        of = type(value)
+        if of is np.ndarray:
+            key += value.shape, value.dtype
+        elif of in TYPES:
+            key += of, value
+        else:
+            known = known_options((value,))
+            if known is None:
+                return None
+            key += known
+    for name in roles.static:
+        if isinstance(arguments[name], np.ndarray):
             return None
-    known = known_options(options.values())
-    return None if known is None else (*key, *known)
+    return tuple(key)
 
 
-def _remember(key: Any, known: tuple[Kind, Plan]) -> None:
+def _remember(key: Any, known: _Known) -> None:
     if key is not None:
         if len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.clear()
         _KNOWN[key] = known
+
+
+def _looked_at(
+    op: str, roles: Arguments, arguments: dict[str, Any], fields: tuple[str, ...]
+) -> tuple[_Known, dict[str, Any]]:
+    """What the checks find, and the arrays."""
+    needs = arguments.pop("needs", None)
+    given, options = _apart(op, roles, arguments)
+    needed: frozenset[str] = frozenset()
+    if fields:
+        absent = {name: None for name in roles.optional if name in given and given[name] is None}
+        needed = checks.needs(op, needs, absent, fields)
+    kind = _kind(op, roles, given)
+    for name in roles.static:
+        given, options = _sized(op, name, given, options)
+    planned = _planned(op, kind, given, options)
+    if kind.backend == "cuda":
+        _check_counts(op, planned, "grad_output" in given)
+    strided = getattr(implementation(kind, planned.family), "STRIDED", ())  # taken as they lie
+    strided = {*strided, roles.boxes}  # rows of boxes are made to be contiguous
+    contiguous = tuple(n for n, a in given.items() if a is not None and n not in strided)
+    return _Known(kind, planned, needed, tuple(given), contiguous), given
 
 
 def _kind(op: str, roles: Arguments, given: Arrays) -> Kind:
@@ -147,7 +187,9 @@ def _kind(op: str, roles: Arguments, given: Arrays) -> Kind:
     return kind
 
 
-def _sized(op: str, name: str, given: Arrays, options: Arrays) -> tuple[Arrays, Arrays]:
+def _sized(
+    op: str, name: str, given: dict[str, Any], options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arrays and options, with sizes of levels that lie on the host as an option."""
     sizes = given.get(name)
     pairs = None if sizes is None else sizes_on_host(op, sizes)
@@ -165,7 +207,11 @@ def _check_counts(op: str, planned: Plan, backward: bool) -> None:
             checks.fail(op, name, f"with at most {_MOST} pixels in an image", count, why)
 
 
-def _plan(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:
+def _planned(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:
+    roles = ARGUMENTS[op]
+    if roles.boxes is not None:
+        boxes = box_outline(op, given[roles.boxes], given[roles.images], kind)
+        given = {**given, roles.boxes: boxes}
     if "grad_output" not in given:
         return plan(op, given, options)
     of_forward = {name: array for name, array in given.items() if name != "grad_output"}
@@ -174,7 +220,7 @@ def _plan(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:
     checks.shape(op, "grad_output", given["grad_output"], output.shape, output.axes)
     chosen = given.get(_CHOSEN)  # its values may be any: kernels pass over what is no pixel
     if chosen is not None:
-        images = ARGUMENTS[op].images
+        images = roles.images
         dtype = planned.results[1].dtype_name({images: kind.dtype_name(given[images].dtype)})
         if kind.dtype_name(chosen.dtype) != dtype:
             checks.fail(op, _CHOSEN, f"of dtype {dtype}", chosen.dtype, error=TypeError)
@@ -183,39 +229,23 @@ def _plan(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:
 
 def results(op: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
     """What the operator `op` makes of its arguments, as `locals` has them, to change."""
-    return checked(op, *_apart(op, arguments)).forward()
+    return checked(op, arguments).forward()
 
 
 def gradients(op: str, fields: Any, arguments: dict[str, Any]) -> Any:
     """The gradients that the function `op` returns, in the named tuple `fields`."""
-    needs = arguments.pop("needs")
-    given, options = _apart(op, arguments)
-    optional = ARGUMENTS[op].optional
-    absent = {name: None for name in optional if name in given and given[name] is None}
-    needed = checks.needs(op, needs, absent, fields._fields)
-    return fields(**checked(op, given, options).backward(needed))
+    if isinstance(arguments["needs"], list):
+        arguments["needs"] = tuple(arguments["needs"])
+    return fields(**checked(op, arguments, fields._fields).backward())
 
 
-def _apart(op: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _apart(
+    op: str, roles: Arguments, arguments: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arrays and options of a call: an array of sizes is one of those, pairs are one of these."""
-    roles = ARGUMENTS[op]
-    given = {}
-    for name in _TAKEN.get(op) or _taken(op, arguments):
-        given[name] = arguments.pop(name)
+    names = ("grad_output", *roles.names, _CHOSEN)
+    given = {name: arguments.pop(name) for name in names if name in arguments}
     for name in roles.static:
-        sizes = given[name]
-        if sizes is None or isinstance(sizes, (list, tuple)):
-            if isinstance(sizes, list):
-                sizes = tuple(tuple(size) if isinstance(size, list) else size for size in sizes)
-            given[name], arguments[name] = None, sizes
+        if given[name] is None or isinstance(given[name], tuple):
+            given[name], arguments[name] = None, given[name]
     return given, arguments
-
-
-_TAKEN: dict[str, tuple[str, ...]] = {}  # by function
-
-
-def _taken(op: str, arguments: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the arrays among the arguments of a function."""
-    names = ("grad_output", *ARGUMENTS[op].names, _CHOSEN)
-    _TAKEN[op] = tuple(name for name in names if name in arguments)
-    return _TAKEN[op]

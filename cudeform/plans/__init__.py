@@ -18,12 +18,12 @@ from cudeform.plans import (  # noqa: F401  with planners
 )
 from cudeform.plans.outlines import ARGUMENTS, PLANNERS, Outline, Plan
 
-__all__ = ["ARGUMENTS", "Outline", "Plan", "known_options", "plan"]
+__all__ = ["ARGUMENTS", "Outline", "TYPES", "Plan", "known_options", "plan"]
 
 _MOST_REMEMBERED = 1024
 _LONGEST = 16  # of a tuple among the options: longer ones are wrong, or too large to keep
 _REMEMBERED: dict[Any, Plan] = {}
-_TYPES = frozenset((int, str, type(None), float, bool))
+TYPES = frozenset((int, str, type(None), float, bool))  # of options that are their own keys
 
 
 def plan(
@@ -73,14 +73,14 @@ def known_options(values: Iterable[Any], depth: int = 3) -> tuple[Any, Any] | No
     """What equal options are known by; None where their equals may mean something else."""
     parts = values = tuple(values)
     kinds = tuple(map(type, values))
-    if not _TYPES.issuperset(kinds):
+    if not TYPES.issuperset(kinds):
         parts = []
         for kind, value in zip(kinds, values, strict=True):
             if kind is tuple and len(value) <= _LONGEST and depth:
                 value = known_options(value, depth - 1)
                 if value is None:
                     return None
-            elif kind not in _TYPES:
+            elif kind not in TYPES:
                 return None
             parts.append(value)
     return kinds, tuple(parts)

@@ -50,7 +50,7 @@ WRITTEN = {
     "cpu.language.pipeline": {"_READ"},  # functions of ours
     "cuda.device": {"_cupy_devices", "_registered"},  # devices; types of a test's arrays
     "dispatch": {"_calls", "_found"},  # bridges; _MOST_TYPES
-    "ops.call": {"_KNOWN", "_TAKEN"},  # _MOST_KNOWN; operators
+    "ops.call": {"_KNOWN"},  # _MOST_KNOWN
     "plans": {"_REMEMBERED"},  # _MOST_REMEMBERED
     "plans.outlines": {"ARGUMENTS", "PLANNERS"},  # operators
     "threads": {"_count", "_pools"},  # numbers of threads that were set, one at a time
