@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.aggregator import Aggregator, Portion, portions, spread_all, unfilled
+from cudeform.cpu.aggregator import (
+    Aggregator,
+    Portion,
+    Room,
+    Sizes,
+    differentiate_all,
+    portions,
+    sized,
+)
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.queries import Extent
 from cudeform.plans.aggregation import AggregationPlan
@@ -27,7 +35,7 @@ def forward(
         points = offset, mask, offset_mask
         for part in portions(output.shape, points):
             call = _aggregator(plan, part, input, *plan.apart(*map(part.of, points)))
-            call.aggregate(output[part])
+            call.aggregate(part.of(output))
     return (output,)
 
 
@@ -48,34 +56,40 @@ def backward(
     grads = {n: np.zeros(given[n].shape, given[n].dtype) for n in needs & points.keys()}
     if grad_output.size == 0:
         return grads | {n: np.zeros(input.shape, input.dtype) for n in needs & {"input"}}
+    room = None
     if "input" in needs:
-        grads["input"] = unfilled(input)
+        room = Room.like(input, _sizes(plan, (0, plan.batch), (0, plan.out_height), input.dtype))
+        grads["input"] = room.array
     parts = portions(grad_output.shape, (grad_output, *points.values()))
 
     def prepare(part: Portion) -> tuple[Aggregator, np.ndarray]:
         call = _aggregator(plan, part, input, *plan.apart(*map(part.of, points.values())))
         return call, part.of(grad_output)
 
-    if needs - {"input"}:
-        for part in parts:
-            call, grad = prepare(part)
-            of_points = (part.of(grads.get(name)) for name in points)
-            call.differentiate(grad, *plan.apart(*of_points))
-    if "input" in needs:
-        spread_all(parts, prepare, grads["input"])
+    def of_points(part: Portion) -> tuple[np.ndarray | None, ...]:
+        return plan.apart(*(part.of(grads.get(name)) for name in points))
+
+    differentiate_all(parts, prepare, of_points if needs - {"input"} else None, room)
     return grads
 
 
 def _aggregator(
     plan: AggregationPlan, part: Portion, input: np.ndarray, offset: np.ndarray, mask: np.ndarray
 ) -> Aggregator:
-    first, last, _ = part.rows.indices(plan.out_height)
+    sizes = _sizes(plan, part.images, part.rows, input.dtype)
+    return Aggregator(sizes, part.values(input), offset, mask)
+
+
+@remembered
+def _sizes(
+    plan: AggregationPlan, images: tuple[int, int], rows: tuple[int, int], dtype: np.dtype
+) -> Sizes:
     origin_y, origin_x = (c - p for c, p in zip(plan.center, plan.padding, strict=True))
     extent = Extent(
         pixels=plan.height * plan.width,
         heads=plan.groups,
         channels=plan.group_channels,
-        queries=(last - first) * plan.out_width,
+        queries=(rows[1] - rows[0]) * plan.out_width,
         points=plan.points,
         nearest=0,
         softmax=int(plan.softmax),
@@ -83,17 +97,10 @@ def _aggregator(
         out_width=plan.out_width,
         stride_y=plan.stride[0],
         stride_x=plan.stride[1],
-        origin_y=origin_y + first * plan.stride[0],
+        origin_y=origin_y + rows[0] * plan.stride[0],
         origin_x=origin_x,
     )
-    input = input[part.images]
-    input = input.reshape(*input.shape[:3], plan.groups, plan.group_channels)
-    return Aggregator(len(input), extent, _levels(plan), input, offset, mask, plan.scale)
-
-
-@remembered
-def _levels(plan: AggregationPlan) -> np.ndarray:
-    """Of each point the size of the image, its first pixel, and the tap's place from the center."""
-    taps = np.array(plan.taps, np.int64) - plan.center
-    image = np.tile([plan.height, plan.width, 0], (plan.points, 1))
-    return np.concatenate([image, taps], 1).T.ravel()
+    levels = np.repeat(np.array([plan.height, plan.width, 0]), plan.points)
+    taps = (np.array(plan.taps, np.int64) - plan.center).T.ravel()
+    shape = images[1] - images[0], plan.height, plan.width, plan.groups, plan.group_channels
+    return sized(shape, extent, levels, taps, plan.scale, dtype)

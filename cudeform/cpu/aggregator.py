@@ -6,17 +6,19 @@ are first copied side by side, so that they stay in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
+from cudeform.cpu.gathered import CORNERS
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.halves import words
+from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.strided import aligned, lying
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import SCRATCH_BYTES, numbers_of
@@ -30,9 +32,9 @@ from cudeform.cpu.queries import (
     point_gradients,
     point_gradients_gathered,
 )
-from cudeform.cpu.spreading import Spread, survey, value_gradients
+from cudeform.cpu.spreading import NOTHING, SUMS, ZEROS, Spread, survey, value_gradients
 
-__all__ = ["Aggregator", "Portion", "portions", "spread_all", "unfilled"]
+__all__ = ["Aggregator", "Portion", "Room", "Sizes", "differentiate_all", "portions", "sized"]
 
 _FEW = 16  # queries that are not worth a task of their own
 _CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
@@ -41,100 +43,49 @@ _RANGES = 2  # for each thread: fewer than tasks, as each locates all points ane
 _WIDE = 4  # ranges from which on it pays to know which pixels queries reach
 _BUNDLES = 2**16  # of queries of which that is known, in all slices
 _PAGE = 1024  # pixels of which it is known whether they are reached
+_TINY = 1 << 14  # bytes of an image that the nearest cache holds as it lies
+_SPARSE = 4  # corners for each pixel, up to which sums are made where they stay
 _COPIED = 16 << 20  # bytes of copies of what is not contiguous
 
 
 class Portion(NamedTuple):
     """Some images, and some rows of the queries of each: the second axis of all but the values."""
 
-    images: slice
-    rows: slice
+    images: tuple[int, int]
+    rows: tuple[int, int]
+    whole: bool = True  # all images and all rows
 
     def of(self, array: np.ndarray | None) -> np.ndarray | None:
         """What it has of an array, copied only if that is not contiguous."""
-        return None if array is None else np.ascontiguousarray(array[self])
+        if array is None:
+            return None
+        some = array if self.whole else array[slice(*self.images), slice(*self.rows)]
+        return np.ascontiguousarray(some)
+
+    def values(self, array: np.ndarray) -> np.ndarray:
+        """The values of its images, as they lie."""
+        return array if self.whole else array[slice(*self.images)]
 
 
-def portions(shape: tuple[int, ...], arrays: tuple[np.ndarray | None, ...]) -> list[Portion]:
+def portions(shape: tuple[int, ...], arrays: Iterable[np.ndarray | None]) -> list[Portion]:
     """All images and rows, or portions of which copies are small.  # shape: (images, rows, ...)"""
     images, rows = shape[:2]
-    size = sum(a.nbytes for a in arrays if a is not None and not a.flags.c_contiguous)
+    size = 0
+    for array in arrays:
+        if array is not None and not array.flags.c_contiguous:
+            size += array.nbytes
     if size <= _COPIED:
-        return [Portion(slice(0, images), slice(0, rows))]
+        return [Portion((0, images), (0, rows))]
     together = max(_COPIED * images // size, 1)
     high = max(min(_COPIED * images * rows // size, rows), 1)
     return [
-        Portion(slice(n, min(n + together, images)), slice(r, min(r + high, rows)))
+        Portion((n, min(n + together, images)), (r, min(r + high, rows)), False)
         for n in range(0, images, together)
         for r in range(0, rows, high)
     ]
 
 
-def unfilled(array: np.ndarray) -> np.ndarray:
-    """For the gradient of values: zeros if it is large, as `spread` leaves what no point reads."""
-    large = array.size * sum_dtype(array.dtype).itemsize > _WIDE * _RANGE_BYTES
-    return (np.zeros if large else np.empty)(array.shape, array.dtype)
-
-
-def spread_all(
-    parts: list[Portion],
-    prepare: Callable[[Portion], tuple[Aggregator, np.ndarray]],
-    grad_value: np.ndarray,
-) -> None:
-    """Add up the gradient of the values, which is `unfilled`; of fewer bits it is rounded once.
-
-    `prepare` makes the call of a portion, and the gradient of its results.
-    """
-    wide = sum_dtype(grad_value.dtype)
-    for images, group in groupby(parts, lambda part: (part.images.start, part.images.stop)):
-        some, target = list(group), grad_value[slice(*images)]
-        if grad_value.dtype == wide or len(some) == 1:
-            for part in some:
-                call, grad_output = prepare(part)
-                call.spread(grad_output, target, adds=part.rows.start > 0)
-            continue
-        call, _ = prepare(some[0])
-        target = target.reshape(len(target), call.extent.pixels, -1)
-        high = max(_COPIED // (target[:, 0].size * wide.itemsize), 1)
-        for first in range(0, call.extent.pixels, high):
-            pixels = first, min(first + high, call.extent.pixels)
-            sums = np.zeros((len(target), pixels[1] - first, target.shape[2]), wide)
-            for part in some:
-                call, grad_output = prepare(part)
-                call.spread(grad_output, sums, pixels, adds=True)
-            target[:, slice(*pixels)] = rounded(sums, target.dtype)
-
-
-class _Part(NamedTuple):
-    """Slices that are worked on together."""
-
-    first: int
-    last: int
-    packed: bool
-
-
-def _pieces(part: _Part, count: int) -> int:
-    """How many pieces to cut each slice of a part into, of `count` queries or pixels."""
-    most = count // _FEW
-    return 1 if most < 2 else min(-(-threads.wanted_tasks() // (part.last - part.first)), most)
-
-
-def _cuts(levels: np.ndarray, pixels: int, pieces: int) -> np.ndarray:
-    """Where so many ranges of pixels begin, and the end.
-
-    Half of what a range costs goes with its pixels, half with the points that may lie in it: a
-    small level has as many of them as a large one.
-    """
-    if pieces == 1:
-        return np.array([0, pixels], np.int64)
-    heights, widths, starts = levels
-    sizes = np.maximum(heights * widths, 1)
-    edges = np.unique([0, pixels, *starts, *(starts + heights * widths)])
-    shares = np.clip((edges[:, None] - starts) / sizes, 0, 1).mean(1)
-    return np.interp(np.linspace(0, 2, pieces + 1), edges / pixels + shares, edges).astype(np.int64)
-
-
-class _At(NamedTuple):
+class At(NamedTuple):
     """Where values are: the last fields of `Strides`."""
 
     start: int
@@ -145,54 +96,231 @@ class _At(NamedTuple):
     gap: int
 
 
+class Sizes(NamedTuple):
+    """What follows of a call from shapes, for kernels: made once for equal ones."""
+
+    shape: tuple[int, ...]  # of the values: (N, H, W, M, D), or (N, 1, S, M, D) for levels
+    extent: Extent
+    levels: np.ndarray  # height, width and first pixel of that of each point, all heights first
+    taps: np.ndarray | None  # of a grid: how far they are from the base, all y first
+    scale: np.ndarray  # one number, in the dtype of sums; of a grid: of the taps with their offsets
+    at: At  # of contiguous values
+
+    @property
+    def slices(self) -> int:
+        return self.shape[0] * self.extent.heads
+
+
+def sized(
+    shape: tuple[int, ...],
+    extent: Extent,
+    levels: np.ndarray,
+    taps: np.ndarray | None,
+    scale: float,
+    dtype: np.dtype,
+) -> Sizes:
+    """The sizes of a call, for values of a dtype."""
+    pixel = extent.heads * extent.channels
+    at = At(0, extent.pixels * pixel, extent.channels, pixel, 1, 0)
+    return Sizes(shape, extent, levels, taps, np.array([scale], sum_dtype(dtype)), at)
+
+
+class Room(NamedTuple):
+    """For the gradient of values."""
+
+    array: np.ndarray
+    holds: int  # NOTHING, ZEROS, or SUMS to add to
+
+    @classmethod
+    def like(cls, value: np.ndarray, sizes: Sizes) -> Room:
+        """Zeros where values are many or points few: what no point reads is left as it is."""
+        large = value.size * sizes.scale.itemsize > _WIDE * _RANGE_BYTES
+        if large or _in_place(sizes, value.dtype):
+            return cls(np.zeros(value.shape, value.dtype), ZEROS)
+        return cls(np.empty(value.shape, value.dtype), NOTHING)
+
+
+def _in_place(sizes: Sizes, dtype: np.dtype) -> bool:
+    """Whether sums are made where they stay, among those of other heads."""
+    extent = sizes.extent
+    few = CORNERS * extent.queries * extent.points <= _SPARSE * extent.pixels
+    return few and dtype == sizes.scale.dtype
+
+
+Prepared = Callable[[Portion], tuple["Aggregator", np.ndarray]]
+
+
+def differentiate_all(
+    parts: list[Portion],
+    prepare: Prepared,
+    of_points: Callable[[Portion], tuple[np.ndarray | None, ...]] | None,
+    room: Room | None,
+) -> None:
+    """Set the gradients of points, those that `of_points` has of a portion, and of the values.
+
+    `prepare` makes the call of a portion, and the gradient of its results. None is not wanted.
+    """
+    once = prepare(parts[0]) if len(parts) == 1 else None
+
+    def prepared(part: Portion) -> tuple[Aggregator, np.ndarray]:
+        return once or prepare(part)
+
+    if of_points is not None:
+        for part in parts:
+            call, grad_output = prepared(part)
+            call.differentiate(grad_output, *of_points(part))
+    if room is not None:
+        _spread_all(parts, prepared, room)
+
+
+def _spread_all(parts: list[Portion], prepare: Prepared, room: Room) -> None:
+    """Add up the gradient of the values; of fewer bits it is rounded once."""
+    dtype, wide = room.array.dtype, sum_dtype(room.array.dtype)
+    for _, group in groupby(parts, lambda part: part.images):
+        some = list(group)
+        target = some[0].values(room.array)
+        if dtype == wide or len(some) == 1:
+            for part in some:
+                call, grad_output = prepare(part)
+                call.spread(grad_output, Room(target, SUMS if part.rows[0] else room.holds))
+            continue
+        call, _ = prepare(some[0])
+        target = target.reshape(len(target), call.extent.pixels, -1)
+        high = max(_COPIED // (target[:, 0].size * wide.itemsize), 1)
+        for first in range(0, call.extent.pixels, high):
+            pixels = first, min(first + high, call.extent.pixels)
+            sums = np.zeros((len(target), pixels[1] - first, target.shape[2]), wide)
+            for part in some:
+                call, grad_output = prepare(part)
+                call.spread(grad_output, Room(sums, SUMS), pixels)
+            target[:, slice(*pixels)] = rounded(sums, target.dtype)
+
+
+class _Part(NamedTuple):
+    """Slices that are worked on together."""
+
+    first: int
+    last: int
+    packed: bool
+    tasks: int = 0
+    numbers: np.ndarray | None = None  # for kernels
+
+
+@remembered
+def _parts(extent: Extent, slices: int, at: At, itemsize: int, count: int) -> list[_Part]:
+    """All slices, so many at a time that copies of them are small, for so many threads."""
+    size = extent.pixels * extent.channels * itemsize
+    often = extent.queries * extent.points >= extent.pixels
+    packed = often and size <= SCRATCH_BYTES and size * extent.heads > _TINY
+    most = slices
+    if packed:
+        most = max(min(SCRATCH_BYTES // size, max(count, _CACHED // size)), 1)
+        each = extent.pixels * extent.channels
+        at = At(0, each * extent.heads, each, extent.channels, 1, 0)
+    parts = []
+    for first in range(0, slices, most):
+        last = min(first + most, slices)
+        pieces = _pieces(last - first, extent.queries, count)
+        numbers = _job(extent, first, pieces, at)
+        parts.append(_Part(first, last, packed, (last - first) * pieces, numbers))
+    return parts
+
+
+def _pieces(slices: int, most: int, count: int) -> int:
+    """How many pieces to cut each slice into, of `most` queries or pixels."""
+    most //= _FEW
+    return 1 if most < 2 else min(-(-threads.wanted_tasks(count=count) // slices), most)
+
+
+def _job(extent: Extent, first: int, pieces: int, at: At, *more: tuple[int, ...]) -> np.ndarray:
+    return numbers_of(extent, Strides(_rows(extent), first, pieces, *at), *more)
+
+
+def _rows(extent: Extent) -> int:
+    """Queries of a block."""
+    return max(min(PLANE // extent.points, extent.queries), 1)
+
+
+def _cuts(levels: np.ndarray, pixels: int, pieces: int) -> np.ndarray:
+    """Where so many ranges of pixels begin, and the end.
+
+    Half of what a range costs goes with its pixels, half with the points that may lie in it: a
+    small level has as many of them as a large one.
+    """
+    heights, widths, starts = levels
+    sizes = np.maximum(heights * widths, 1)
+    edges = np.unique([0, pixels, *starts, *(starts + heights * widths)])
+    shares = np.clip((edges[:, None] - starts) / sizes, 0, 1).mean(1)
+    return np.interp(np.linspace(0, 2, pieces + 1), edges / pixels + shares, edges).astype(np.int64)
+
+
+class _Ranges(NamedTuple):
+    """Ranges of the pixels of all slices, and what is known of queries that nobody looked at."""
+
+    pieces: int  # of a slice
+    cuts: np.ndarray  # where they begin, and the end
+    numbers: np.ndarray
+    reach: np.ndarray  # queries may reach all pixels
+    touched: np.ndarray
+
+
+@remembered
+def _ranges(
+    extent: Extent, slices: int, itemsize: int, pixels: tuple[int, int], how: Spread, count: int
+) -> _Ranges:
+    """Ranges of equal length, one for each task of so many threads."""
+    begin, end = pixels
+    pieces = 1 if count == 1 else min(-(-_RANGES * count // slices), extent.pixels // _FEW)
+    if not how.in_place:
+        size = (end - begin) * extent.channels * itemsize
+        pieces = max(pieces, -(-size // _RANGE_BYTES))
+    pieces = max(pieces, 1)
+    cuts = np.linspace(begin, end, pieces + 1).astype(np.int64)
+    numbers = _job(extent, 0, pieces, At(0, 0, 0, 0, 0, 0), how)
+    return _Ranges(pieces, cuts, numbers, np.tile(pixels, slices), np.ones(slices, np.uint8))
+
+
 class Aggregator:
     """Sums of samples, and their gradients, for one call.
 
     Parameters
     ----------
-    batch : int
-    extent : Extent
-    levels : int64 array
-        Height, width and first pixel of the level of each point, all heights first; in a grid
-        also where its tap is from the base, y and x.
+    sizes : Sizes
     value : array
-        Of any strides.  # (N, H, W, M, D); (N, 1, S, M, D) for levels
+        Of any strides.
     locations, weights : array
         Contiguous.
-    scale : float
-        Of a grid: of the taps with their offsets.
     """
 
     def __init__(
-        self,
-        batch: int,
-        extent: Extent,
-        levels: np.ndarray,
-        value: np.ndarray,
-        locations: np.ndarray,
-        weights: np.ndarray,
-        scale: float = 1.0,
+        self, sizes: Sizes, value: np.ndarray, locations: np.ndarray, weights: np.ndarray
     ) -> None:
-        self.extent = extent
-        self.slices = batch * extent.heads
-        end = 3 * extent.points
-        self.levels = levels[:end], levels[end:] if extent.out_width else None  # and the taps
-        self.rows = max(min(PLANE // extent.points, extent.queries), 1)  # of a block
-        self.value = aligned(value)
-        self.at, self.gathers, self.memory = self._lying()
+        self.sizes, self.extent = sizes, sizes.extent
         self.dtypes = locations.dtype, weights.dtype
-        self.points = [frozen(words(array), array) for array in (locations, weights)]
-        self.scale = np.array([scale], sum_dtype(value.dtype))
+        self.points = frozen(words(locations), locations), frozen(words(weights), weights)
+        if not value.flags.c_contiguous:
+            value = aligned(value.reshape(sizes.shape))
+        self.value = value
+        if value.flags.c_contiguous:
+            self.at, self.gathers, self.flat = sizes.at, False, frozen(words(value), value)
+        else:
+            self._lie(value)
+
+    def _lie(self, value: np.ndarray) -> None:
+        """Find out where values of any strides are, and whether their channels are gathered."""
+        self.flat, start, (image, row, pixel, head, channel) = lying(value)
+        gap = row - value.shape[2] * pixel if value.shape[1] > 1 else 0
+        self.at = At(start, image, head, pixel, channel, gap)
+        self.gathers = gap != 0 or (channel != 1 and self.extent.channels > 1)
 
     def aggregate(self, output: np.ndarray) -> None:
         """Set the output."""
-        target = words(output.reshape(-1))
+        sizes, target = self.sizes, words(output.reshape(-1))
         for part in self._parts():
-            source, at, gathers = self._source(part)
-            tasks, job = self._tasks(part, at)
-            given = (job, *self.levels, source, *self.points, self.scale, target)
+            source, gathers = self._source(part)
+            given = part.numbers, sizes.levels, sizes.taps, source, *self.points, sizes.scale
             kernel = aggregate_gathered if gathers else aggregate
-            threads.share(partial(kernel, *given), tasks, self._work(output))
+            threads.share(partial(kernel, *given, target), part.tasks, self._work(output))
 
     def differentiate(
         self,
@@ -201,121 +329,79 @@ class Aggregator:
         grad_weights: np.ndarray | None,
     ) -> None:
         """Set the gradients of locations and weights; each may be None."""
+        sizes = self.sizes
         targets = [
             words(np.empty(0, dtype) if grad is None else grad.reshape(-1))
             for grad, dtype in zip((grad_locations, grad_weights), self.dtypes, strict=True)
         ]
         grads = frozen(words(grad_output), grad_output)
         for part in self._parts():
-            source, at, gathers = self._source(part)
-            tasks, job = self._tasks(part, at)
-            given = (job, *self.levels, source, *self.points, grads, self.scale)
-            task = partial(
-                point_gradients_gathered if gathers else point_gradients, *given, *targets
-            )
-            threads.share(task, tasks, self._work(grad_output))
+            source, gathers = self._source(part)
+            given = part.numbers, sizes.levels, sizes.taps, source, *self.points, grads, sizes.scale
+            kernel = point_gradients_gathered if gathers else point_gradients
+            threads.share(partial(kernel, *given, *targets), part.tasks, self._work(grad_output))
 
     def spread(
-        self,
-        grad_output: np.ndarray,
-        grad_value: np.ndarray,
-        pixels: tuple[int, int] | None = None,
-        adds: bool = False,
+        self, grad_output: np.ndarray, room: Room, pixels: tuple[int, int] | None = None
     ) -> None:
         """Set the gradient of the values, or add to it; of a range of pixels or all.
 
-        In a large one what no point reads is left as it is.
+        Of zeros what no point reads is left as it is.
         """
-        extent, part = self.extent, _Part(0, self.slices, False)
-        begin, end = pixels or (0, extent.pixels)
-        size = (end - begin) * extent.channels * self.scale.itemsize
+        sizes, extent = self.sizes, self.extent
+        begin, end = whole = pixels or (0, extent.pixels)
+        in_place = room.holds != NOTHING and _in_place(sizes, room.array.dtype)
+        how = Spread(begin, room.holds, extent.queries, extent.pixels, int(in_place))
         count = threads.get_num_threads()
-        ranges = 1 if count == 1 else min(-(-_RANGES * count // self.slices), extent.pixels // _FEW)
-        pieces = max(ranges, -(-size // _RANGE_BYTES))
-        cuts = _cuts(self.levels[0].reshape(3, -1), extent.pixels, pieces)
-        if pixels:
-            cuts = np.linspace(begin, end, pieces + 1).astype(np.int64)
-        known = size > _WIDE * _RANGE_BYTES
-        how, *reach = self._surveyed(begin, adds) if known else self._anywhere(begin, adds)
+        size = (end - begin) * extent.channels * sizes.scale.itemsize
+        known = not in_place and size > _WIDE * _RANGE_BYTES
+        given = extent, sizes.slices, sizes.scale.itemsize, whole
+        pieces, cuts, numbers, *reach = _ranges(*given, how, count)
+        if known:
+            how, *reach = self._surveyed(how)
+            numbers = _ranges(*given, how, count).numbers
+        if pieces > 1 and not pixels:
+            cuts = _cuts(sizes.levels.reshape(3, -1), end, pieces)
         grads = frozen(words(grad_output), grad_output)
-        numbers = self._job(part, pieces, self.at, how)
-        given = (numbers, *self.levels, cuts, *reach, *self.points, grads, self.scale)
-        task = partial(value_gradients, *given, words(grad_value.reshape(-1)))
-        threads.share(task, part.last * pieces, self._work(grad_output))
+        points = *self.points, grads, sizes.scale, words(room.array.reshape(-1))
+        task = partial(value_gradients, numbers, sizes.levels, sizes.taps, cuts, *reach, *points)
+        threads.share(task, sizes.slices * pieces, self._work(grad_output))
 
-    def _anywhere(self, begin: int, adds: bool) -> tuple[Spread, np.ndarray, np.ndarray]:
-        """What is known of queries that nobody looked at: they may reach all pixels."""
-        how = Spread(begin, int(adds), self.extent.queries, self.extent.pixels)
-        reach = np.tile([0, self.extent.pixels], self.slices)
-        return how, reach, np.ones(self.slices, np.uint8)
-
-    def _surveyed(self, begin: int, adds: bool) -> tuple[Spread, np.ndarray, np.ndarray]:
+    def _surveyed(self, how: Spread) -> tuple[Spread, np.ndarray, np.ndarray]:
         """Which pixels queries reach."""
-        extent = self.extent
-        bundles = max(_BUNDLES // self.slices, 1)
+        sizes, extent = self.sizes, self.extent
+        bundles, rows = max(_BUNDLES // sizes.slices, 1), _rows(extent)
         bundle = -(-extent.queries // bundles)
-        bundle = -(-bundle // self.rows) * self.rows
-        how = Spread(begin, int(adds), bundle, _PAGE)
-        tasks = self.slices * -(-extent.queries // bundle)
+        how = how._replace(bundle=-(-bundle // rows) * rows, page=_PAGE)
+        tasks = sizes.slices * -(-extent.queries // how.bundle)
         reach = np.empty(2 * tasks, np.int64)
-        touched = np.zeros(self.slices * -(-extent.pixels // _PAGE), np.uint8)
-        numbers = self._job(_Part(0, self.slices, False), 1, self.at, how)
-        given = numbers, *self.levels, self.points[0], self.scale, reach, touched
-        threads.share(partial(survey, *given), tasks, self.slices * extent.queries * extent.points)
+        touched = np.zeros(sizes.slices * -(-extent.pixels // _PAGE), np.uint8)
+        numbers = _job(extent, 0, 1, sizes.at, how)
+        given = numbers, sizes.levels, sizes.taps, self.points[0], sizes.scale, reach, touched
+        work = sizes.slices * extent.queries * extent.points
+        threads.share(partial(survey, *given), tasks, work)
         return how, reach, touched
 
     def _work(self, output: np.ndarray) -> int:
         return output.size * self.extent.points * 2  # four corners, at twice the usual speed
 
-    def _parts(self) -> Iterator[_Part]:
-        """All slices, so many at a time that copies of them are small."""
-        extent = self.extent
-        size = extent.pixels * extent.channels * self.scale.itemsize
-        often = extent.queries * extent.points >= extent.pixels
-        if size > SCRATCH_BYTES or not often:
-            yield _Part(0, self.slices, False)
-            return
-        most = max(min(SCRATCH_BYTES // size, max(threads.get_num_threads(), _CACHED // size)), 1)
-        for first in range(0, self.slices, most):
-            yield _Part(first, min(first + most, self.slices), True)
+    def _parts(self) -> list[_Part]:
+        sizes, count = self.sizes, threads.get_num_threads()
+        return _parts(self.extent, sizes.slices, self.at, sizes.scale.itemsize, count)
 
-    def _tasks(self, part: _Part, at: _At) -> tuple[int, Any]:
-        pieces = _pieces(part, self.extent.queries)
-        return (part.last - part.first) * pieces, self._job(part, pieces, at)
-
-    def _job(self, part: _Part, pieces: int, at: _At, *more: tuple[int, ...]) -> np.ndarray:
-        strides = Strides(self.rows, part.first, pieces, *at)
-        return numbers_of(self.extent, strides, *more)
-
-    def _lying(self) -> tuple[_At, bool, np.ndarray | None]:
-        """Where the values are, whether their channels are gathered, and their memory if it is no
-        contiguous array.
-        """
-        extent, value = self.extent, self.value
-        pixel = extent.heads * extent.channels
-        if value.flags.c_contiguous:
-            return _At(0, extent.pixels * pixel, extent.channels, pixel, 1, 0), False, None
-        flat, start, (image, row, pixel, head, channel) = lying(value)
-        gap = row - value.shape[2] * pixel if value.shape[1] > 1 else 0
-        gathers = gap != 0 or (channel != 1 and extent.channels > 1)
-        return _At(start, image, head, pixel, channel, gap), gathers, flat
-
-    def _source(self, part: _Part) -> tuple[np.ndarray, _At, bool]:
-        """The values as kernels take them, where they are, and whether they are gathered."""
-        at, gathers, flat = self.at, self.gathers, self.memory
+    def _source(self, part: _Part) -> tuple[np.ndarray, bool]:
+        """The values as kernels take them, and whether they are gathered."""
         if not part.packed:
-            return frozen(words(self.value), self.value) if flat is None else flat, at, gathers
-        extent, pieces = self.extent, _pieces(part, self.extent.pixels)
-        slices, each = part.last - part.first, extent.pixels * extent.channels
-        target = np.empty(slices * each, self.scale.dtype)
-        packed = _At(0, each * extent.heads, each, extent.channels, 1, 0)
-        if flat is None:
-            flat = frozen(words(self.value), self.value)
-            job = self._job(part._replace(packed=False), pieces, at)
-            threads.share(partial(pack, job, flat, target), slices * pieces, target.size)
+            return self.flat, self.gathers
+        extent, slices = self.extent, part.last - part.first
+        target = np.empty(slices * extent.pixels * extent.channels, self.sizes.scale.dtype)
+        if self.at is self.sizes.at:
+            pieces = _pieces(slices, extent.pixels, threads.get_num_threads())
+            job = _job(extent, part.first, pieces, self.at)
+            threads.share(partial(pack, job, self.flat, target), slices * pieces, target.size)
         else:
             self._pack(part, target.reshape(slices, *self.value.shape[1:3], extent.channels))
-        return frozen(target, target), packed, False
+        return frozen(target, target), False
 
     def _pack(self, part: _Part, target: np.ndarray) -> None:
         """Copy the values of slices side by side, however they lie."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.aggregator import Aggregator, Portion, portions, spread_all, unfilled
+from cudeform.cpu.aggregator import (
+    Aggregator,
+    Portion,
+    Room,
+    Sizes,
+    differentiate_all,
+    portions,
+    sized,
+)
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.queries import Extent
 from cudeform.plans.attention import AttentionPlan
@@ -27,8 +35,7 @@ def forward(
     if output.size:
         points = sampling_locations, attention_weights
         for part in portions(output.shape, points):
-            call = _aggregator(plan, part, value, *map(part.of, points))
-            call.aggregate(output[part])
+            _aggregator(plan, part, value, *map(part.of, points)).aggregate(part.of(output))
     return (output,)
 
 
@@ -48,20 +55,20 @@ def backward(
     if grad_output.size == 0:
         return {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
     grads = {name: np.empty(given[name].shape, given[name].dtype) for name in needs & points.keys()}
+    room = None
     if "value" in needs:
-        grads["value"] = unfilled(value)
+        room = Room.like(value, _sizes(plan, plan.batch, plan.queries, value.dtype))
+        grads["value"] = room.array
     parts = portions(grad_output.shape, (grad_output, *points.values()))
 
     def prepare(part: Portion) -> tuple[Aggregator, np.ndarray]:
         call = _aggregator(plan, part, value, *map(part.of, points.values()))
         return call, part.of(grad_output)
 
-    if needs & points.keys():
-        for part in parts:
-            call, grad = prepare(part)
-            call.differentiate(grad, *(part.of(grads.get(name)) for name in points))
-    if "value" in needs:
-        spread_all(parts, prepare, grads["value"])
+    def of_points(part: Portion) -> tuple[np.ndarray | None, ...]:
+        return tuple(part.of(grads.get(name)) for name in points)
+
+    differentiate_all(parts, prepare, of_points if needs & points.keys() else None, room)
     return grads
 
 
@@ -72,22 +79,24 @@ def _aggregator(
     locations: np.ndarray,
     weights: np.ndarray,
 ) -> Aggregator:
+    (first_image, last_image), (first, last), _ = part
+    sizes = _sizes(plan, last_image - first_image, last - first, value.dtype)
+    return Aggregator(sizes, part.values(value), locations, weights)
+
+
+@remembered
+def _sizes(plan: AttentionPlan, images: int, queries: int, dtype: np.dtype) -> Sizes:
     extent = Extent(
         pixels=plan.values,
         heads=plan.heads,
         channels=plan.channels,
-        queries=part.rows.stop - part.rows.start,
+        queries=queries,
         points=plan.samples,
         nearest=int(plan.method == "nearest"),
         softmax=int(plan.softmax),
         **plan.steps,
     )
-    value = value[part.images, None]
-    return Aggregator(len(value), extent, _levels(plan), value, locations, weights)
-
-
-@remembered
-def _levels(plan: AttentionPlan) -> np.ndarray:
-    """Height, width and first value of the level of each point, one after the other."""
     rows = [(*size, start) for size, start in zip(plan.shapes, plan.starts, strict=True)]
-    return np.repeat(np.array(rows, np.int64), plan.points, 0).T.ravel()
+    levels = np.repeat(np.array(rows, np.int64), plan.points, 0).T.ravel()
+    shape = images, 1, plan.values, plan.heads, plan.channels
+    return sized(shape, extent, levels, None, 1.0, dtype)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from numba.extending import overload
+
 from cudeform.cpu.gathered import CORNERS
 from cudeform.cpu.language.compiler import inlined, inner, kernel, records
 from cudeform.cpu.language.halves import element
@@ -28,16 +30,19 @@ from cudeform.cpu.queries import (
     queries_of,
 )
 
-__all__ = ["Spread", "spread_points", "survey", "value_gradients"]
+__all__ = ["NOTHING", "SUMS", "ZEROS", "Spread", "spread_points", "survey", "value_gradients"]
+
+NOTHING, ZEROS, SUMS = range(3)  # that a target holds; to sums those of a call are added
 
 
 class Spread(NamedTuple):
     """How the gradients of the values of so many slices are summed up."""
 
     begin: int  # the pixel that the target begins with
-    adds: int  # 1: to what it has
+    holds: int  # what the target has before
     bundle: int  # queries of which is known which pixels they reach
     page: int  # pixels of which is known whether any is reached
+    in_place: int  # 1: in the target, which holds zeros or sums, and nowhere else
 
 
 _read = records(Job, Spread)
@@ -101,14 +106,19 @@ def value_gradients(
     longest = 0
     for piece in range(job.pieces):
         longest = max(longest, cuts[piece + 1] - cuts[piece])
-    sums = empty(longest * channels, scale.dtype)
+    sums = _sums(how, target, scale, longest * channels)
     view = View(0, channels, channels)
+    step = job.heads * channels
     bundles = (job.queries + how.bundle - 1) // how.bundle
     for task in range(first_task, last_task):
         number, piece = task // job.pieces, task % job.pieces
         first, end = cuts[piece], cuts[piece + 1]
         image, head = number // job.heads, number % job.heads
-        _each_page(job, how, number, (first, end), touched, sums, target, _begin)
+        if how.in_place:
+            start = (image * job.pixels + first - how.begin) * step + head * channels
+            view = View(start, step, channels)
+        else:
+            _each_page(job, how, number, (first, end), touched, sums, target, _begin)
         filled = False
         for q in range(0, job.queries, job.rows):
             bundle = 2 * (number * bundles + q // how.bundle)
@@ -122,7 +132,20 @@ def value_gradients(
                 rows = locate(job, taps, given, queries, k, block, not filled)
                 spread_points(block, rows, grads, sums, view, (first, end))
             filled = True
-        _each_page(job, how, number, (first, end), touched, sums, target, _end)
+        if not how.in_place:
+            _each_page(job, how, number, (first, end), touched, sums, target, _end)
+
+
+def _sums(how, target, like, count):
+    raise NotImplementedError("for kernels")
+
+
+@overload(_sums)
+def _sums_of(how, target, like, count):
+    """Where sums are made: in the target, or in room for so many."""
+    if target.dtype != like.dtype:  # 16 bits
+        return lambda how, target, like, count: empty(count, like.dtype)
+    return lambda how, target, like, count: target if how.in_place else empty(count, like.dtype)
 
 
 @inlined
@@ -146,7 +169,7 @@ def _each_page(job, how, number, pixels, touched, sums, target, use):
 @inlined
 def _begin(how, places, size, sums, target):
     at, pitch, to, step = places
-    if how.adds:
+    if how.holds == SUMS:
         read_rows(target, sums, (to, step, at, pitch), size)
     else:
         sums[at : at + size[0] * pitch] = 0

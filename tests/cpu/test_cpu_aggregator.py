@@ -19,6 +19,12 @@ LEVELS = np.array([[64, 64, 0], [8, 8, 5000]]).T
 PIXELS = 5064
 
 
+def aggregator_of(extent, levels, *arrays):
+    shape = 1, 1, extent.pixels, extent.heads, extent.channels
+    sizes = aggregator.sized(shape, extent, levels, None, 1.0, np.float32)
+    return aggregator.Aggregator(sizes, np.zeros(1, np.float32), *arrays)
+
+
 @pytest.mark.parametrize("pieces", [1, 2, 7, 64])
 def test_ranges_have_equal_shares_of_pixels_and_points(pieces):
     cuts = aggregator._cuts(LEVELS, PIXELS, pieces)
@@ -38,12 +44,13 @@ def test_ranges_have_equal_shares_of_pixels_and_points(pieces):
 def test_threads_have_a_range_of_pixels_each(count, heads, least, monkeypatch):
     extent = Extent(PIXELS, heads, 32, 300, 2, 0, 0, 4 * heads, 4, 2 * heads, 2)
     arrays = [np.zeros(300 * heads * n, np.float32) for n in (4, 2)]
-    call = aggregator.Aggregator(1, extent, LEVELS.ravel(), np.zeros(1, np.float32), *arrays)
+    call = aggregator_of(extent, LEVELS.ravel(), *arrays)
     tasks = []
     monkeypatch.setattr(aggregator, "value_gradients", lambda *given: None)
     monkeypatch.setattr(threads, "share", lambda task, number, work: tasks.append(number))
     monkeypatch.setattr(threads, "get_num_threads", lambda: count)
-    call.spread(np.zeros(300 * heads * 32, np.float32), np.zeros(PIXELS * heads * 32, np.float32))
+    room = aggregator.Room(np.zeros(PIXELS * heads * 32, np.float32), aggregator.NOTHING)
+    call.spread(np.zeros(300 * heads * 32, np.float32), room)
     assert least <= tasks[0] <= max(2 * count, heads)
 
 
@@ -54,9 +61,9 @@ def test_copies_that_a_cache_holds_are_worked_on_together(side, count, parts, mo
     """There is a wait at the end of a part, which takes longer than a small one."""
     extent = Extent(side**2, 16, 16, side**2, 9, 0, 0, 18 * 16, 18, 9 * 16, 9)
     levels = np.repeat([side, side, 0], 9)
-    given = np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.float32)
+    given = np.zeros(1, np.float32), np.zeros(1, np.float32)
     monkeypatch.setattr(threads, "get_num_threads", lambda: count)
-    found = list(aggregator.Aggregator(1, extent, levels, *given)._parts())
+    found = aggregator_of(extent, levels, *given)._parts()
     assert len(found) == parts
     assert [part.first for part in found] == [0, *(part.last for part in found[:-1])]
     assert found[-1].last == 16
@@ -76,11 +83,14 @@ def test_arrays_of_any_strides_give_the_bytes_of_contiguous_ones(monkeypatch, na
     row = operator(name)
     before = threads.get_num_threads()
     small = {"_COPIED": 300, "_RANGE_BYTES": 500, "_WIDE": 0, "_PAGE": 4, "_BUNDLES": 8}
+    small["_SPARSE"] = 0
     for case in row.cases(np.random.default_rng(0)):
         arrays = {k: a.astype(np.float32) if a.ndim > 2 else a for k, a in case.arrays.items()}
         expected = outcome(row, Case(case.name, arrays, case.options))
         for setting in ({}, {**small, "SCRATCH_BYTES": 16}):
             with monkeypatch.context() as changed:
+                aggregator._parts.cache_clear()
+                aggregator._ranges.cache_clear()
                 for constant, value in setting.items():
                     changed.setattr(aggregator, constant, value)
                 for count, lying in zip((1, 2, 3, 8), STRIDES.values(), strict=True):
@@ -89,6 +99,18 @@ def test_arrays_of_any_strides_give_the_bytes_of_contiguous_ones(monkeypatch, na
                     found = outcome(row, Case(case.name, given, case.options), lying)
                     assert found == expected, (case.name, setting)
     threads.set_num_threads(before)
+    aggregator._parts.cache_clear()
+    aggregator._ranges.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_few_points_are_added_where_sums_stay_with_the_same_bytes(monkeypatch, dtype):
+    case = next(operator("ms_deform_attn").cases(np.random.default_rng(0))).astype(dtype)
+    found = []
+    for most in (0, 10**6):
+        monkeypatch.setattr(aggregator, "_SPARSE", most)
+        found.append(outcome(operator("ms_deform_attn"), case))
+    assert found[0] == found[1]
 
 
 def outcome(row, case, lying=lambda array: array):
@@ -108,6 +130,7 @@ def test_queries_are_surveyed(monkeypatch):
     value_gradients = aggregator.value_gradients
     monkeypatch.setattr(aggregator, "value_gradients", watched)
     monkeypatch.setattr(aggregator, "_WIDE", 0)
+    monkeypatch.setattr(aggregator, "_SPARSE", 0)
     monkeypatch.setattr(aggregator, "_RANGE_BYTES", 1000)
     monkeypatch.setattr(aggregator, "_PAGE", 8)
     value, weights = np.ones((1, 400, 1, 4), np.float32), np.ones((1, 2, 1, 1, 1), np.float32)
