@@ -27,6 +27,7 @@ from cudeform.cpu.conv.blocking import (
     is_narrow,
     job_of,
     packed_rows,
+    weight_blocks,
     weight_sums,
 )
 from cudeform.cpu.conv.narrow import (
@@ -114,7 +115,8 @@ def gradients(
     elif wanted.weight:
         flat = result["weight"].reshape(-1)
         task = partial(collect_weight, numbers, slices, sums.weight, blocking.images, flat)
-        threads.share(task, len(slices.weight_group), 2 * blocking.images * flat.size)
+        blocks = weight_blocks(job, slices, flat.itemsize)
+        threads.share(task, blocks, 2 * blocking.images * flat.size)
     if wanted.bias and job.narrow:
         result["bias"][...] = bias_of_rows(plan, sums.bias)
     elif wanted.bias:
