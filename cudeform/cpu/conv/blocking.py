@@ -39,6 +39,7 @@ __all__ = [
     "padded",
     "rounds",
     "tile_pixels",
+    "weight_blocks",
     "weight_sums",
     "widest_slice",
 ]
@@ -219,23 +220,35 @@ def weight_sums(job: Job, slices: Slices) -> int:
     return len(slices.weight_group) * -(-job.widest // BLOCK_ROWS) * BLOCK_ROWS * job.out_pitch
 
 
+def weight_blocks(job: Job, slices: Slices, itemsize: int) -> int:
+    """The blocks of output channels of all slices: tasks of what goes through the weights."""
+    return len(slices.weight_group) * -(-job.out_channels * itemsize // BLOCK_BYTES)
+
+
+@inlined
+def _block_of(job, slices, like, task):
+    """The slice of such a task, its first output channel, how many there are, and its columns."""
+    block = block_columns(like)
+    blocks = columns_of(like, job.out_channels) // block
+    s, o = task // blocks, task % blocks * block
+    return s, o, min(block, job.out_channels - o), slices.first[s + 1] - slices.first[s]
+
+
 def packed_columns(
     job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray
 ) -> tuple[np.ndarray, threads.Loop]:
     """The weights as right-hand sides of ``columns @ weights``, see `_pack_columns`; and how they
     are packed.
     """
-    block = BLOCK_BYTES // weight.itemsize
-    width = -(-job.out_channels // block) * block
-    count = len(slices.weight_group)
-    packed = np.empty(count * job.widest * width, weight.dtype)
+    count = weight_blocks(job, slices, weight.itemsize)
+    packed = np.empty(count * job.widest * (BLOCK_BYTES // weight.itemsize), weight.dtype)
     task = partial(_pack_columns, numbers, slices, frozen(weight, weight), packed)
     return packed, (task, count, weight.size)
 
 
 @kernel
 def _pack_columns(numbers, slices, weight, packed, begin, end):
-    """Slices `begin` to `end`, each panels of as many output channels as a block has columns.
+    """Blocks `begin` to `end`, each a panel of as many output channels as a block has columns.
 
     A panel has a row for every column of samples: tap k of channel c is row k*channels + c.
     """
@@ -243,19 +256,23 @@ def _pack_columns(numbers, slices, weight, packed, begin, end):
     block = block_columns(packed)
     size = job.widest * columns_of(packed, job.out_channels)
     panel = zeroed(job.widest * block, packed.dtype)
-    for s in range(begin, end):
-        channels = slices.first[s + 1] - slices.first[s]
-        depth = job.taps * channels
-        for o in range(0, job.out_channels, block):
-            across = min(block, job.out_channels - o)
-            start = _weight_at(job, slices, s, o)
-            row = job.in_channels * job.taps
-            transpose(weight, start, row, across, depth, panel, 0, block)
-            at = s * size + o * depth
-            for k in range(job.taps):
-                for c in range(channels):
-                    copy_row(panel, (c * job.taps + k) * block, packed, at, block)
-                    at += block
+    for task in range(begin, end):
+        s, o, across, channels = _block_of(job, slices, packed, task)
+        _gather_weight(job, slices, weight, s, o, across, channels, panel)
+        at = s * size + o * job.taps * channels
+        for k in range(job.taps):
+            for c in range(channels):
+                copy_row(panel, (c * job.taps + k) * block, packed, at, block)
+                at += block
+
+
+@inlined
+def _gather_weight(job, slices, weight, s, o, across, channels, panel):
+    """The weights of a block of output channels side by side: tap k of channel c in row
+    c*taps + k.
+    """
+    start, row = _weight_at(job, slices, s, o), job.in_channels * job.taps
+    transpose(weight, start, row, across, job.taps * channels, panel, 0, block_columns(panel))
 
 
 @inlined
@@ -268,38 +285,41 @@ def _weight_at(job, slices, s, o):
 
 def packed_rows(job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray) -> np.ndarray:
     """The weights as right-hand sides of ``grad_output @ weights``: see `_pack_rows`."""
-    count = len(slices.weight_group)
-    packed = np.zeros(count * job.out_channels * job.pitch, weight.dtype)
+    packed = np.zeros(len(slices.weight_group) * job.out_channels * job.pitch, weight.dtype)
     task = partial(_pack_rows, numbers, slices, frozen(weight, weight), packed)
-    threads.share(task, count, 4 * weight.size)  # one by one
+    threads.share(task, weight_blocks(job, slices, weight.itemsize), 2 * weight.size)
     return packed
 
 
 @kernel
 def _pack_rows(numbers, slices, weight, packed, begin, end):
-    """Slices `begin` to `end`, each panels of as many columns of samples as a block has columns.
+    """Blocks `begin` to `end`, each so many rows of the panels of a slice.
 
-    A panel has a row for every output channel; columns of samples are in order of tap and channel.
+    A panel has as many columns of samples, in order of tap and channel, as a block has columns, and
+    a row for every output channel.
     """
     _, job = grid_and_job(numbers)
     block = block_columns(packed)
-    for s in range(begin, end):
-        channels = slices.first[s + 1] - slices.first[s]
-        for o in range(job.out_channels):
-            at = s * job.out_channels * job.pitch + o * block
-            start = _weight_at(job, slices, s, o)
-            lane = 0
-            for k in range(job.taps):
-                for c in range(channels):
-                    packed[at + lane] = weight[start + c * job.taps + k]
-                    lane += 1
-                    if lane == block:
-                        lane, at = 0, at + job.out_channels * block
+    panel = zeroed(job.widest * block, packed.dtype)
+    for task in range(begin, end):
+        s, o, across, channels = _block_of(job, slices, packed, task)
+        _gather_weight(job, slices, weight, s, o, across, channels, panel)
+        start = s * job.out_channels * job.pitch + o * block
+        for k in range(job.taps):
+            c = 0
+            while c < channels:
+                first = k * channels + c
+                lane = first % block
+                count = min(block - lane, channels - c)
+                at = (c * job.taps + k) * block
+                to = start + (first - lane) * job.out_channels + lane
+                transpose(panel, at, job.taps * block, count, across, packed, to, block)
+                c += count
 
 
 @kernel
 def collect_weight(numbers, slices, sums, images, grad_weight, begin, end):
-    """Add up the images' shares in the gradient of the weights of some slices, in their order.
+    """Add up the images' shares in the gradient of the weights of some blocks, in their order.
 
     `sums` is (images, slices, columns of samples, output channels), with the last two padded.
     """
@@ -308,17 +328,15 @@ def collect_weight(numbers, slices, sums, images, grad_weight, begin, end):
     size = sums.size // images  # of an image
     rows = size // (len(slices.weight_group) * job.out_pitch)
     panel = zeroed(job.widest * block, sums.dtype)
-    for s in range(begin, end):
-        channels = slices.first[s + 1] - slices.first[s]
-        for o in range(0, job.out_channels, block):
-            for k in range(job.taps):
-                for c in range(channels):
-                    at = (s * rows + k * channels + c) * job.out_pitch + o
-                    to = (c * job.taps + k) * block
-                    copy_row(sums, at, panel, to, block)
-                    for image in range(1, images):
-                        add_row(sums, at + image * size, panel, to, block)
-            across = min(block, job.out_channels - o)
-            depth = job.taps * channels
-            to = _weight_at(job, slices, s, o)
-            transpose(panel, 0, block, depth, across, grad_weight, to, job.in_channels * job.taps)
+    for task in range(begin, end):
+        s, o, across, channels = _block_of(job, slices, sums, task)
+        for k in range(job.taps):
+            for c in range(channels):
+                at = (s * rows + k * channels + c) * job.out_pitch + o
+                to = (c * job.taps + k) * block
+                copy_row(sums, at, panel, to, block)
+                for image in range(1, images):
+                    add_row(sums, at + image * size, panel, to, block)
+        to = _weight_at(job, slices, s, o)
+        depth = job.taps * channels
+        transpose(panel, 0, block, depth, across, grad_weight, to, job.in_channels * job.taps)

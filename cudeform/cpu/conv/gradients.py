@@ -27,6 +27,7 @@ from cudeform.cpu.conv.blocking import (
     is_narrow,
     job_of,
     packed_rows,
+    weight_blocks,
     weight_sums,
 )
 from cudeform.cpu.conv.narrow import (
@@ -95,7 +96,8 @@ def gradients(
     prepared = _prepared(plan, input.itemsize, weight is not None, wanted, copies)
     slices, _, job, blocking, parts, _, sizes, _ = prepared
     numbers = parts[0][0][1]
-    sums = _allocate(sizes, input.dtype)
+    added = job.narrow or blocking.images < plan.points.batch
+    sums = _allocate(sizes, added, input.dtype)
     packed = None
     if job.narrow:
         packed = weight_rows(plan, weight)
@@ -113,7 +115,8 @@ def gradients(
     elif wanted.weight:
         flat = result["weight"].reshape(-1)
         task = partial(collect_weight, numbers, slices, sums.weight, blocking.images, flat)
-        threads.share(task, len(slices.weight_group), 2 * blocking.images * flat.size)
+        blocks = weight_blocks(job, slices, flat.itemsize)
+        threads.share(task, blocks, 2 * blocking.images * flat.size)
     if wanted.bias and job.narrow:
         result["bias"][...] = bias_of_rows(plan, sums.bias)
     elif wanted.bias:
@@ -222,9 +225,12 @@ def _sizes(plan: ConvPlan, slices: Slices, job: Job, blocking: Blocking, wanted:
     )
 
 
-def _allocate(sizes: Sums, dtype: np.dtype) -> Sums:
+def _allocate(sizes: Sums, added: bool, dtype: np.dtype) -> Sums:
+    """With zeros where gradients are `added` to sums, and do not begin them."""
     sums = Sums(*(aligned(size, dtype) for size in sizes))
-    sums.weight[:] = sums.bias[:] = 0
+    sums.bias[:] = 0
+    if added:
+        sums.weight[:] = 0
     return sums
 
 
@@ -233,7 +239,7 @@ def _parts(plan: ConvPlan, blocking: Blocking, images: int) -> Iterator[Part]:
     for begin, end in blocking.cuts if images else ():
         for pixel in range(0, points.pixels, blocking.pixels):
             last = min(pixel + blocking.pixels, points.pixels)
-            yield Part(images, begin, end, pixel, last)
+            yield Part(images, begin, end, pixel, last, int(images == points.batch))
 
 
 @kernel
@@ -264,10 +270,9 @@ def _each_slice(numbers, slices, given, sums, first, last, find, add, count_part
         if part.first_pixel == 0:
             begin_slice(work, image, s, 0, area)
         for pixel in range(part.first_pixel, part.last_pixel, job.tile):
-            count = min(job.tile, part.last_pixel - pixel)
-            place = image, pixel, count
+            place = image, pixel, min(job.tile, part.last_pixel - pixel)
             find(work, points, place, s, columns, tile)
             use_samples(work, points, view, place, s, columns)
-            add(work, image, s, count, columns, tile, 0, count_parts(work, s))
+            add(work, place, s, columns, tile, 0, count_parts(work, s))
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
             end_slice(work, image, s, 0, area)

@@ -127,11 +127,12 @@ def count_rows(work, s):
 
 
 @inlined
-def add_samples(work, image, s, count, columns, rows, begin, end):
+def add_samples(work, place, s, columns, rows, begin, end):
     """Add what sampled values say to rows `begin` to `end` of the gradient of the weight, and with
     the first one to that of the bias.
     """
     _, job, wanted, _, slices, _, sums = work
+    image, _, count = place
     first, all_channels = slices.first[s], job.groups * job.in_channels
     channels = slices.first[s + 1] - first
     if wanted.bias and begin == 0:

@@ -249,8 +249,8 @@ def _add_ranges(numbers, slices, given, sums, kept, first, last, add, count_part
             for pixel in range(stretch.first_pixel, stretch.last_pixel, job.tile):
                 at = own * stretch.room + pixel - stretch.first_pixel
                 columns, tile = kept.samples[at * job.pitch :], kept.tiles[at * job.out_pitch :]
-                count = min(job.tile, stretch.last_pixel - pixel)
-                add(work, image, s, count, columns, tile, begin, end)
+                place = image, pixel, min(job.tile, stretch.last_pixel - pixel)
+                add(work, place, s, columns, tile, begin, end)
         else:
             _spread(work, points, stretch, kept, own, number - blocks)
 

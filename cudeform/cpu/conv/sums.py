@@ -42,6 +42,7 @@ class Part(NamedTuple):
     end: int
     first_pixel: int
     last_pixel: int
+    whole: int  # 1: there are no other images, whose shares come first
 
 
 class Given(NamedTuple):

@@ -111,11 +111,12 @@ def count_blocks(work, s):
 
 
 @inlined
-def add_columns(work, image, s, count, columns, tile, first, last):
+def add_columns(work, place, s, columns, tile, first, last):
     """Add what sampled values say to blocks `first` to `last` of the gradient of the weight, and
     with the first one to that of the bias.
     """
-    _, job, wanted, _, slices, _, sums = work
+    _, job, wanted, part, slices, _, sums = work
+    image, pixel, count = place
     block, high, width = block_columns(tile), block_rows(tile), job.out_pitch
     group = slices.weight_group[s]
     if wanted.bias and first == 0 and slices.first[s] == group * job.in_channels:
@@ -138,7 +139,7 @@ def add_columns(work, image, s, count, columns, tile, first, last):
             sums.weight,
             (start + row * high * width + panel * block, width),
             (min(end * high, depth) - row * high, block, count),
-            False,
+            part.whole and pixel == 0,
         )
         b += end - row
 
