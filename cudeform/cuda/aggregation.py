@@ -19,19 +19,34 @@ __all__ = ["backward", "forward", "units"]
 units = partial(aggregator.units, grid=True)
 
 
-def forward(plan: AggregationPlan, input: Any, **points: Any) -> tuple[Any]:
-    """Sums of samples; `points` are offset and mask, or offset_mask."""
+def forward(
+    plan: AggregationPlan,
+    input: Any,
+    offset: Any = None,
+    mask: Any = None,
+    offset_mask: Any = None,
+) -> tuple[Any]:
+    """Sums of samples, for offset and mask or for both in one array."""
     with device_of(input) as device:
         output = device.empty(plan.results[0].shape, input.dtype)
         if plan.batch:
-            _aggregator(device, plan, input, *plan.apart(**points)).aggregate(output)
+            points = plan.apart(offset, mask, offset_mask)
+            _aggregator(device, plan, input, *points).aggregate(output)
     return (output,)
 
 
 def backward(
-    plan: AggregationPlan, grad_output: Any, input: Any, *, needs: frozenset[str], **points: Any
+    plan: AggregationPlan,
+    grad_output: Any,
+    input: Any,
+    offset: Any = None,
+    mask: Any = None,
+    offset_mask: Any = None,
+    *,
+    needs: frozenset[str],
 ) -> dict[str, Any]:
-    """The gradients that are needed; `points` as in the forward."""
+    """The gradients that are needed."""
+    points = {"offset": offset, "mask": mask, "offset_mask": offset_mask}
     with device_of(input) as device:
         grads = gradients(device, plan, {"input": input, **points}, needs)
         if not plan.batch:

@@ -20,7 +20,7 @@ from cudeform.plans.arguments import (
     pair,
 )
 from cudeform.plans.outlines import Outline, Plan, planner
-from cudeform.plans.points import out_sizes
+from cudeform.plans.points import image_sizes, out_sizes
 
 __all__ = ["AggregationPlan", "PointGrid", "dcnv3", "dcnv4", "packed_channels"]
 
@@ -119,9 +119,7 @@ class AggregationPlan(PointGrid, Plan):
             "weight_head": masks * self.points,
         }
 
-    def apart(
-        self, offset: Any = None, mask: Any = None, offset_mask: Any = None
-    ) -> tuple[Any, Any]:
+    def apart(self, offset: Any, mask: Any, offset_mask: Any) -> tuple[Any, Any]:
         """Offsets and masks; where both are in one array, that from the first of each on."""
         if offset_mask is None:
             return offset, mask
@@ -196,29 +194,24 @@ def dcnv4(op: str, options: Options, input: Outline, offset_mask: Outline) -> Ag
 
 
 def _plan(op: str, options: Options, input: Outline, **of_points: Outline) -> AggregationPlan:
-    axes = "(N, H, W, G*Cg)"
-    checks.rank(op, "input", input, axes)
-    checks.non_empty(op, "input", input, axes, may_be_empty=1)
-    batch, height, width, channels = input.shape
+    sizes = image_sizes(op, input, "NHWC", "G*Cg")
+    height, width, channels = sizes["height"], sizes["width"], sizes.pop("channels")
     if height * width > _MOST:
         got = f"{height} x {width}"
         checks.fail(op, "input", f"with H*W at most {_MOST}", got, "kernels count in 32 bits")
     groups = options["groups"]
     if channels % groups:
-        expected = f"to divide the {channels} channels of `input` {axes}"
+        expected = f"to divide the {channels} channels of `input` (N, H, W, G*Cg)"
         checks.fail(op, "groups", expected, groups)
     kernel, (down, across) = options["kernel_size"], options["padding"]
     padded = height + 2 * down, width + 2 * across
-    out_height, out_width = out_sizes(op, "kernel_size", "to be a kernel", options, kernel, padded)
+    outputs = out_sizes(op, "kernel_size", "to be a kernel", options, kernel, padded)
     if options["remove_center"] and (kernel == (1, 1) or not kernel[0] % 2 or not kernel[1] % 2):
         expected = "to be odd along both axes, and more than 1 x 1"
         checks.fail(op, "kernel_size", expected, kernel, "`remove_center` takes its middle tap out")
     plan = AggregationPlan(
-        batch=batch,
-        height=height,
-        width=width,
-        out_height=out_height,
-        out_width=out_width,
+        **sizes,
+        **outputs,
         groups=groups,
         group_channels=channels // groups,
         kernel=kernel,

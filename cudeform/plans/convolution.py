@@ -23,7 +23,7 @@ from cudeform.plans.arguments import (
     choice,
 )
 from cudeform.plans.outlines import Outline, Plan, planner
-from cudeform.plans.points import Points, out_sizes
+from cudeform.plans.points import Points, image_sizes, out_sizes
 
 __all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
 
@@ -146,25 +146,14 @@ def conv2d(
 def _points(op: str, options: Options, input: Outline, weight: Outline) -> dict[str, Any]:
     """The fields of the points that do not depend on an offset."""
     layout, pad = options["layout"], options["padding"]
-    axes = checks.image_axes(layout)
-    checks.rank(op, "input", input, axes)
+    sizes = image_sizes(op, input, layout)
     checks.rank(op, "weight", weight, _WEIGHT)
-    checks.non_empty(op, "input", input, axes, may_be_empty=1)
     checks.non_empty(op, "weight", weight, _WEIGHT)
-    if layout == "NHWC":
-        batch, height, width, channels = input.shape
-    else:
-        batch, channels, height, width = input.shape
     kernel = tuple(weight.shape[2:])
-    padded = height + sum(pad[0]), width + sum(pad[1])
-    out_height, out_width = out_sizes(op, "weight", "to have a kernel", options, kernel, padded)
+    padded = sizes["height"] + sum(pad[0]), sizes["width"] + sum(pad[1])
     return dict(
-        batch=batch,
-        channels=channels,
-        height=height,
-        width=width,
-        out_height=out_height,
-        out_width=out_width,
+        **sizes,
+        **out_sizes(op, "weight", "to have a kernel", options, kernel, padded),
         kernel=kernel,
         stride=options["stride"],
         origin=(-pad[0][0], -pad[1][0]),

@@ -10,7 +10,7 @@ import numpy as np
 
 from cudeform import checks
 
-__all__ = ["BORDERS", "LAYOUTS", "Points", "out_sizes", "sampling_points"]
+__all__ = ["BORDERS", "LAYOUTS", "Points", "image_sizes", "out_sizes", "sampling_points"]
 
 BORDERS = ("zeros", "clamp")
 LAYOUTS = ("NCHW", "NHWC")
@@ -115,10 +115,19 @@ def sampling_points(points: Points, offset: np.ndarray) -> np.ndarray:
     return located
 
 
+def image_sizes(op: str, input: Any, layout: str = "NCHW", channels: str = "C") -> dict[str, int]:
+    """How many images, channels, rows and columns the input has: more than none, but for images."""
+    axes = checks.image_axes(layout, channels)
+    checks.rank(op, "input", input, axes)
+    checks.non_empty(op, "input", input, axes, may_be_empty=1)
+    sizes = {"N": "batch", "C": "channels", "H": "height", "W": "width"}
+    return {sizes[axis]: size for axis, size in zip(layout, input.shape, strict=True)}
+
+
 def out_sizes(
     op: str, argument: str, expected: str, options: Mapping[str, Any], kernel: Any, padded: Any
-) -> tuple[int, ...]:
-    """Pixels of the output along y and x, from those of the input with its padding."""
+) -> dict[str, int]:
+    """Rows and columns of the output, from those of the input with its padding."""
     sizes = []
     for axis, k, size, s, d in zip(
         "yx", kernel, padded, options["stride"], options["dilation"], strict=True
@@ -133,4 +142,4 @@ def out_sizes(
                 f"dilation*(k - 1) + 1 with k = {k}, dilation = {d}",
             )
         sizes.append((size - extent) // s + 1)
-    return tuple(sizes)
+    return dict(zip(("out_height", "out_width"), sizes, strict=True))

@@ -23,6 +23,7 @@ from cudeform.plans.arguments import (
     pair,
 )
 from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.points import image_sizes
 
 __all__ = [
     "GROUP_SIZE",
@@ -179,6 +180,12 @@ SAMPLE_PER_PART = Option("sample_per_part", "integer", partial(_samples, minimum
 _BINS = OUTPUT_SIZE, SPATIAL_SCALE
 
 
+def _moves(classes: tuple[str, str], *elements: str) -> tuple[Argument, Argument]:
+    """What moves bins and what weighs them, with the axes of both."""
+    offset = Argument("offset", ("R", classes[0], *elements), "coordinates", optional=True)
+    return offset, Argument("mask", ("R", classes[1], *elements), "factor", optional=True)
+
+
 @planner(
     IMAGE,
     BOXES,
@@ -240,8 +247,7 @@ def ps_roi_pool(op: str, options: Options, input: Outline, boxes: Outline) -> Ro
 @planner(
     IMAGE,
     BOXES,
-    Argument("offset", ("R", "2", "ph", "pw"), "coordinates", optional=True),
-    Argument("mask", ("R", "1", "ph", "pw"), "factor", optional=True),
+    *_moves(("2", "1"), "ph", "pw"),
     options=(
         *_BINS,
         replace(SAMPLING_RATIO, default=0),
@@ -267,8 +273,7 @@ def deform_roi_pool(
 @planner(
     IMAGE,
     BOXES,
-    Argument("offset", ("R", "2*classes", "part_h", "part_w"), "coordinates", optional=True),
-    Argument("mask", ("R", "classes", "part_h", "part_w"), "factor", optional=True),
+    *_moves(("2*classes", "classes"), "part_h", "part_w"),
     options=(
         OUTPUT_SIZE,
         replace(SPATIAL_SCALE, default=REQUIRED),
@@ -304,15 +309,8 @@ def deform_ps_roi_pool(
 
 def _geometry(op: str, options: Options, input: Outline, boxes: Outline) -> dict[str, Any]:
     """The fields that every pooling has: images, regions and bins."""
-    axes = "(N, C, H, W)"
-    checks.rank(op, "input", input, axes)
-    checks.non_empty(op, "input", input, axes, may_be_empty=1)
-    batch, channels, height, width = input.shape
     return dict(
-        batch=batch,
-        channels=channels,
-        height=height,
-        width=width,
+        **image_sizes(op, input),
         regions=boxes.shape[0],
         bins=options["output_size"],
         scale=options["spatial_scale"],

@@ -10,7 +10,7 @@ from cudeform import checks
 from cudeform.plans.arguments import BORDER, IMAGE, LAYOUT, Argument, Options
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.outlines import Outline, Plan, planner
-from cudeform.plans.points import Points
+from cudeform.plans.points import Points, image_sizes
 
 __all__ = ["SamplePlan", "bilinear_sample"]
 
@@ -58,22 +58,14 @@ class SamplePlan(Plan):
 def bilinear_sample(op: str, options: Options, input: Outline, points: Outline) -> SamplePlan:
     """Check the shapes of bilinear sampling."""
     layout = options["layout"]
-    axes = checks.image_axes(layout)
-    checks.rank(op, "input", input, axes)
-    checks.non_empty(op, "input", input, axes, may_be_empty=1)
-    if layout == "NHWC":
-        batch, height, width, channels = input.shape
-    else:
-        batch, channels, height, width = input.shape
+    sizes = image_sizes(op, input, layout)
+    batch = sizes["batch"]
     if points.ndim < 2 or points.shape[0] != batch or points.shape[-1] != 2:
         expected = f"of shape ({batch}, ..., 2) = (N, ..., (y, x))"
         checks.fail(op, "points", expected, tuple(points.shape))
     grid = tuple(points.shape[1:-1])
     located = Points(
-        batch=batch,
-        channels=channels,
-        height=height,
-        width=width,
+        **sizes,
         out_height=1,
         out_width=prod(grid),
         border=options["border"],

@@ -6,7 +6,7 @@ image that have about as many samples in a bin go together; there is no call for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,50 +237,38 @@ def _precise(
 # `numbers` and `named` in the following: the arguments of `_rotated` and `_precise` after images.
 
 
-@compiled
-def roi_align_rotated_forward(
-    input: Tensor,  # (N, C, H, W)
-    rois: Tensor,
-    output: Tensor,  # (R, C, ph, pw), filled
-    *numbers: Any,
-    **named: Any,
-) -> None:
-    _rotated("roi_align_rotated_forward", rois, input, *numbers, **named).pool(input, output)
+def _forward(op: str, pooling: Callable[..., _Pooling]) -> Callable[..., None]:
+    def forward(
+        input: Tensor,  # (N, C, H, W)
+        rois: Tensor,
+        output: Tensor,  # (R, C, ph, pw), filled
+        *numbers: Any,
+        **named: Any,
+    ) -> None:
+        pooling(op, rois, input, *numbers, **named).pool(input, output)
+
+    forward.__name__ = op
+    return compiled(forward)
 
 
-@compiled
-def roi_align_rotated_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    grad_input: Tensor,  # added to
-    *numbers: Any,
-    **named: Any,
-) -> None:
-    pooling = _rotated("roi_align_rotated_backward", rois, grad_input, *numbers, **named)
-    pooling.spread(grad_output, grad_input)
+def _backward(op: str, pooling: Callable[..., _Pooling]) -> Callable[..., None]:
+    def backward(
+        grad_output: Tensor,
+        rois: Tensor,
+        grad_input: Tensor,  # added to
+        *numbers: Any,
+        **named: Any,
+    ) -> None:
+        pooling(op, rois, grad_input, *numbers, **named).spread(grad_output, grad_input)
+
+    backward.__name__ = op
+    return compiled(backward)
 
 
-@compiled
-def prroi_pool_forward(
-    input: Tensor,  # (N, C, H, W)
-    rois: Tensor,
-    output: Tensor,  # (R, C, ph, pw), filled
-    *numbers: Any,
-    **named: Any,
-) -> None:
-    _precise("prroi_pool_forward", rois, input, *numbers, **named).pool(input, output)
-
-
-@compiled
-def prroi_pool_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    grad_input: Tensor,  # added to
-    *numbers: Any,
-    **named: Any,
-) -> None:
-    pooling = _precise("prroi_pool_backward", rois, grad_input, *numbers, **named)
-    pooling.spread(grad_output, grad_input)
+roi_align_rotated_forward = _forward("roi_align_rotated_forward", _rotated)
+roi_align_rotated_backward = _backward("roi_align_rotated_backward", _rotated)
+prroi_pool_forward = _forward("prroi_pool_forward", _precise)
+prroi_pool_backward = _backward("prroi_pool_backward", _precise)
 
 
 @compiled
