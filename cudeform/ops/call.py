@@ -92,7 +92,8 @@ def checked(op: str, arguments: dict[str, Any], fields: tuple[str, ...] = ()) ->
     Where arrays are NumPy's and like those of a call before, only values are left to look at.
     """
     roles = ARGUMENTS[op]
-    _freeze(roles, arguments)
+    if roles.own:
+        _freeze(roles, arguments)
     key = _known_as(op, roles, arguments)
     known = _KNOWN.get(key)
     if known is None:
