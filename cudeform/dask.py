@@ -319,4 +319,4 @@ def _compute(
     )
     kind = arrays.kind_of("deform_conv2d", part, coordinates=("offset",))
     given = {name: arrays.contiguous(array) for name, array in part.items()}
-    return Call(kind, replace(plan, points=points), given).forward()[0]
+    return Call(kind, replace(plan, points=points)).forward(given)[0]

@@ -22,40 +22,34 @@ __all__ = ["Call", "checked", "gradients", "implementation", "outlined", "result
 Arrays = Mapping[str, Any]
 _CHOSEN = "argmax"  # what a backward may be given of the second result of its forward
 _MOST_KNOWN = 1024
-_KNOWN: dict[Any, _Known] = {}  # calls that have passed the checks
+_KNOWN: dict[Any, Call] = {}  # calls that have passed the checks
 _MOST = 2**31 - 2**10  # what a kernel counts in 32 bits, with room for a block beyond the end
 
 
 class Call(NamedTuple):
-    """Arrays and options that have passed all checks."""
+    """What the checks of a call found without looking at values.
+
+    The arrays that it computes on are by name, C-contiguous but for `STRIDED`, and None where they
+    are not given.
+    """
 
     kind: Kind
     plan: Plan
-    arrays: Mapping[str, Any]  # C-contiguous but for `STRIDED`; None for those that are not given
     needs: frozenset[str] = frozenset()  # of a backward
+    arrays: tuple[str, ...] = ()  # all, by name
+    contiguous: tuple[str, ...] = ()  # those that are given and have to be
 
-    def forward(self) -> tuple[Any, ...]:
+    def forward(self, given: Arrays) -> tuple[Any, ...]:
         """All results that the plan names."""
-        return implementation(self.kind, self.plan.family).forward(self.plan, **self.arrays)
+        return implementation(self.kind, self.plan.family).forward(self.plan, **given)
 
-    def backward(self) -> dict[str, Any]:
+    def backward(self, given: Arrays) -> dict[str, Any]:
         """The gradients that are needed, by name."""
         module = implementation(self.kind, self.plan.family)
-        given, needs = self.arrays, self.needs
-        if len(self.plan.results) > 1 and given.get(_CHOSEN) is None and needs:
+        if len(self.plan.results) > 1 and given.get(_CHOSEN) is None and self.needs:
             of_forward = {n: a for n, a in given.items() if n not in ("grad_output", _CHOSEN)}
             given = {**given, _CHOSEN: module.forward(self.plan, **of_forward)[1]}
-        return module.backward(self.plan, needs=needs, **given)
-
-
-class _Known(NamedTuple):
-    """What the checks of a call found without looking at values."""
-
-    kind: Kind
-    plan: Plan
-    needs: frozenset[str]
-    arrays: tuple[str, ...]  # all
-    contiguous: tuple[str, ...]  # those that are given and have to be
+        return module.backward(self.plan, needs=self.needs, **given)
 
 
 def implementation(kind: Kind, family: str) -> ModuleType:
@@ -85,14 +79,17 @@ def outlined(op: str, given: Arrays, options: Arrays) -> tuple[Kind, Plan]:
     return kind, _planned(op, kind, given, options)
 
 
-def checked(op: str, arguments: dict[str, Any], fields: tuple[str, ...] = ()) -> Call:
-    """The same, and look at values too: boxes say which image they belong to.
+def checked(
+    op: str, arguments: dict[str, Any], fields: tuple[str, ...] = ()
+) -> tuple[Call, dict[str, Any]]:
+    """The same, and look at values too: boxes say which image they belong to. With the arrays.
 
     `arguments` are all of the function's, to change; `fields` are the gradients that it returns.
     Where arrays are NumPy's and like those of a call before, only values are left to look at.
     """
     roles = ARGUMENTS[op]
-    _freeze(roles, arguments)
+    if roles.own:
+        _freeze(roles, arguments)
     key = _known_as(op, roles, arguments)
     known = _KNOWN.get(key)
     if known is None:
@@ -107,7 +104,7 @@ def checked(op: str, arguments: dict[str, Any], fields: tuple[str, ...] = ()) ->
     for name in known.contiguous:
         if not given[name].flags.c_contiguous:
             given[name] = arrays.contiguous(given[name])
-    return Call(known.kind, known.plan, given, known.needs)
+    return known, given
 
 
 def _freeze(roles: Arguments, arguments: dict[str, Any]) -> None:
@@ -144,7 +141,7 @@ def _known_as(op: str, roles: Arguments, arguments: Arrays) -> Any:
     return tuple(key)
 
 
-def _remember(key: Any, known: _Known) -> None:
+def _remember(key: Any, known: Call) -> None:
     if key is not None:
         if len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.clear()
@@ -153,7 +150,7 @@ def _remember(key: Any, known: _Known) -> None:
 
 def _looked_at(
     op: str, roles: Arguments, arguments: dict[str, Any], fields: tuple[str, ...]
-) -> tuple[_Known, dict[str, Any]]:
+) -> tuple[Call, dict[str, Any]]:
     """What the checks find, and the arrays."""
     needs = arguments.pop("needs", None)
     given, options = _apart(op, roles, arguments)
@@ -170,7 +167,7 @@ def _looked_at(
     strided = getattr(implementation(kind, planned.family), "STRIDED", ())  # taken as they lie
     strided = {*strided, roles.boxes}  # rows of boxes are made to be contiguous
     contiguous = tuple(n for n, a in given.items() if a is not None and n not in strided)
-    return _Known(kind, planned, needed, tuple(given), contiguous), given
+    return Call(kind, planned, needed, tuple(given), contiguous), given
 
 
 def _kind(op: str, roles: Arguments, given: Arrays) -> Kind:
@@ -229,14 +226,16 @@ def _planned(op: str, kind: Kind, given: Arrays, options: Arrays) -> Plan:
 
 def results(op: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
     """What the operator `op` makes of its arguments, as `locals` has them, to change."""
-    return checked(op, arguments).forward()
+    call, given = checked(op, arguments)
+    return call.forward(given)
 
 
 def gradients(op: str, fields: Any, arguments: dict[str, Any]) -> Any:
     """The gradients that the function `op` returns, in the named tuple `fields`."""
     if isinstance(arguments["needs"], list):
         arguments["needs"] = tuple(arguments["needs"])
-    return fields(**checked(op, arguments, fields._fields).backward())
+    call, given = checked(op, arguments, fields._fields)
+    return fields(**call.backward(given))
 
 
 def _apart(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,17 @@ from cudeform.arrays import DTYPES, dtype_name
 from cudeform.cuda.device import load_cupy
 from cudeform.torch.state import settled
 
-__all__ = ["check_dense", "compute", "numpy_dtype", "on_host", "to_array", "to_tensor"]
+__all__ = [
+    "check_dense",
+    "compute",
+    "host_array",
+    "numpy_dtype",
+    "on_host",
+    "to_array",
+    "to_tensor",
+]
 
-_NONE: Mapping[str, Any] = MappingProxyType({})
+_NONE: Mapping[str, Any] = {}
 
 
 class _Host:
@@ -71,6 +78,11 @@ def to_array(tensor: torch.Tensor) -> Any:
     if not tensor.is_cpu:
         cupy = load_cupy()
         return cupy.from_dlpack(tensor.detach())
+    return host_array(tensor)
+
+
+def host_array(tensor: torch.Tensor) -> np.ndarray:
+    """The same of a tensor that `is_on_host`."""
     if tensor.dtype == torch.bfloat16:  # which NumPy's DLPack does not know
         words = tensor.detach().view(torch.uint16)
         return np.from_dlpack(_Host(words)).view(numpy_dtype(torch.bfloat16))
@@ -106,15 +118,21 @@ def compute(
 
 
 def on_host(
-    function: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any] = _NONE
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    options: Mapping[str, Any] = _NONE,
+    array: Callable[[torch.Tensor], Any] = to_array,
 ) -> Any:
-    """The same where no device has to be chosen; `given` may be other arguments as well."""
+    """The same where no device has to be chosen; `given` may be other arguments as well.
+
+    `array` is `host_array` where all tensors are known to be for that.
+    """
     arguments = {**given, **options}
     failure = None
     try:
         for name, value in given.items():
             if isinstance(value, torch.Tensor):
-                arguments[name] = to_array(value)
+                arguments[name] = array(value)
     except (BufferError, RuntimeError, TypeError) as error:
         failure = error
     if failure is not None:

@@ -13,16 +13,16 @@ from cudeform.torch import (
     library,  # noqa: F401  defines torch.ops.cudeform
     sharding,
 )
-from cudeform.torch.autograd import Backward, BackwardDual, Bound, Eager
+from cudeform.torch.autograd import Backward, BackwardDual, Bound, Eager, apply
 from cudeform.torch.autograd import call as transformed_call
-from cudeform.torch.exchange import check_dense, compute, on_host
+from cudeform.torch.exchange import check_dense, compute, host_array, on_host
 from cudeform.torch.signatures import BRIDGES, Bridge, flat
 from cudeform.torch.state import (
     PLAIN,
     is_forward_mode,
+    is_noticed,
+    is_on_host,
     is_plain,
-    is_under_autocast,
-    is_watched,
     transformed,
     untraced,
 )
@@ -49,9 +49,10 @@ def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
 
 
 def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
-    if _is_direct(bridge, bridge.names, given):
-        if not (torch.is_grad_enabled() and _is_differentiated(map(given.get, bridge.names))):
-            return on_host(bridge.forward, given)
+    tensors = _direct(bridge, bridge.names, given)
+    if tensors:
+        if not (torch.is_grad_enabled() and _is_differentiated(tensors)):
+            return on_host(bridge.forward, given, array=host_array)
         if not given.get("return_argmax"):
             return _differentiable(bridge, given)
     if "return_argmax" in given:
@@ -70,12 +71,14 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
 
 def _differentiable(bridge: Bridge, given: dict[str, Any]) -> Any:
     """The result of a call that is direct but for the gradients."""
-    options = {k: v for k, v in given.items() if k != "return_argmax"}
+    options = dict(given)
+    options.pop("return_argmax", None)
     tensors = [options.pop(name, None) for name in bridge.names]
-    for position, name in enumerate(bridge.names):
-        if name in bridge.static and isinstance(tensors[position], (list, tuple)):
+    for name in bridge.static:
+        position = bridge.names.index(name)
+        if isinstance(tensors[position], (list, tuple)):
             options[name], tensors[position] = tensors[position], None
-    return Eager.apply(Bound(bridge, options), *tensors)
+    return apply(Bound(bridge, options), *tensors)
 
 
 def _answer(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
@@ -102,21 +105,27 @@ def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
     return (_untraced_call(bound, tensors) if transformed() else bound.forward(tensors))[1]
 
 
-def _is_direct(bridge: Bridge, names: Sequence[str], given: dict[str, Any]) -> bool:
-    """Whether a call computes on memory of the host, and nobody asks how.
+def _direct(bridge: Bridge, names: Sequence[str], given: dict[str, Any]) -> list[Any]:
+    """The tensors of a call that computes on memory of the host, and nobody asks how; else none.
 
     For most calls of a network it does, and the longer way is left for the others.
     """
-    if torch.compiler.is_compiling() or is_under_autocast() or transformed():
-        return False
+    if torch.compiler.is_compiling() or is_noticed():
+        return []
+    tensors = []
     for name in names:
         tensor = given.get(name)
-        if tensor is None or name in bridge.static and isinstance(tensor, (list, tuple)):
-            if name in bridge.required:
-                return False
-        elif type(tensor) not in PLAIN or not tensor.is_cpu or not _is_memory(tensor):
-            return False
-    return not is_watched()
+        if type(tensor) in PLAIN:
+            if not is_on_host(tensor):
+                return []
+            tensors.append(tensor)
+        elif name in bridge.required:
+            return []
+        elif tensor is not None and not (
+            name in bridge.static and isinstance(tensor, (list, tuple))
+        ):
+            return []
+    return tensors
 
 
 # An operator of torch.library has no tangent, and says nothing of it: not to be compiled.
@@ -153,9 +162,10 @@ def _is_differentiated(values: Iterable[Any]) -> bool:
 
 def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
     names = ("grad_output", *bridge.kept)
-    if _is_direct(bridge, (*names, "argmax"), given) and given.get("grad_output") is not None:
-        if not (torch.is_grad_enabled() and _is_differentiated(map(given.get, names))):
-            return on_host(bridge.backward, given)
+    found = _direct(bridge, (*names, "argmax"), given)
+    if found and given.get("grad_output") is not None:
+        if not (torch.is_grad_enabled() and _is_differentiated(found)):
+            return on_host(bridge.backward, given, array=host_array)
     op = bridge.name + "_backward"
     tensors, options = _arguments(bridge, names, given, "_backward")
     kept = dict(zip(bridge.kept, tensors[1:], strict=True))

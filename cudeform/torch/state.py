@@ -21,6 +21,8 @@ __all__ = [
     "PLAIN",
     "below",
     "is_forward_mode",
+    "is_noticed",
+    "is_on_host",
     "is_plain",
     "is_under_autocast",
     "is_watched",
@@ -51,6 +53,26 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _keys(*names: str) -> Any:
+    """The set of these keys of torch's dispatcher."""
+    keys = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
+    return functools.reduce(operator.or_, keys)
+
+
+_INFERENCE = _keys("CPU", "AutocastCPU")  # of a tensor made in inference mode
+_HOST = _INFERENCE | _keys("AutogradCPU", "ADInplaceOrView")
+
+
+def is_on_host(tensor: Any) -> bool:
+    """Whether a tensor of one of the types `PLAIN` is numbers as memory of the host holds them.
+
+    The dispatcher would have another key for whatever else it is: sparse, quantised, nested,
+    negative, zeros without memory, wrapped by a transform, on another device.
+    """
+    keys = torch._C._dispatch_keys(tensor)
+    return keys == _HOST or keys == _INFERENCE
+
+
 def is_plain(tensors: Sequence[Any]) -> bool:
     """Whether all tensors are memory that can be computed on, and nobody listens.
 
@@ -59,12 +81,15 @@ def is_plain(tensors: Sequence[Any]) -> bool:
     """
     for tensor in tensors:
         if tensor is not None and (
-            type(tensor) not in PLAIN
-            or not (tensor.is_cpu or tensor.is_cuda)
-            or torch._C._functorch.is_legacy_batchedtensor(tensor)
+            type(tensor) not in PLAIN or not (is_on_host(tensor) or _has_memory(tensor))
         ):
             return False
     return not is_watched()
+
+
+def _has_memory(tensor: Any) -> bool:
+    on_device = tensor.is_cpu or tensor.is_cuda
+    return on_device and not torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def is_watched() -> bool:
@@ -73,6 +98,21 @@ def is_watched() -> bool:
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or bool(torch._C._functorch.maybe_current_level())
+    )
+
+
+def is_noticed() -> bool:
+    """Whether a call is more than numbers from numbers: to autocast, `is_watched`, `transformed`.
+
+    At once, since every call asks.
+    """
+    c = torch._C
+    return (
+        c._is_any_autocast_enabled()
+        or c._len_torch_dispatch_stack() > 0
+        or c._get_tracing_state() is not None
+        or c._functorch.maybe_current_level() is not None
+        or torch.autograd.forward_ad._current_level >= 0
     )
 
 
@@ -124,8 +164,7 @@ def is_under_autocast() -> bool:
 
 def without(keys: Iterable[str]) -> Callable[[], Any]:
     """Contexts in which the dispatcher does not look for these of its keys."""
-    first, *others = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)) for key in keys)
-    excluded = functools.reduce(operator.or_, others, first)
+    excluded = _keys(*keys)
     return lambda: torch._C._ExcludeDispatchKeyGuard(excluded)
 
 

@@ -11,7 +11,7 @@ import cudeform
 
 torch = pytest.importorskip("torch")
 
-from cudeform.torch import exchange  # noqa: E402
+from cudeform.torch import exchange, state  # noqa: E402
 
 
 @pytest.fixture
@@ -91,6 +91,24 @@ def test_numbers_that_memory_does_not_hold(layer, dtype):
     expected = torch.autograd.grad(output, layer, direction, retain_graph=True)
     found = torch.autograd.grad(output, layer, imaginary(direction))
     assert all(map(torch.equal, found, expected))
+
+
+def test_which_tensors_take_the_short_way(layer):
+    """One question to torch's dispatcher tells numbers in memory from all else."""
+    images = layer[0]
+    with torch.inference_mode():
+        made = images * 2
+    for tensor in (images, made, torch.nn.Parameter(images), images.bfloat16(), images.mT):
+        assert state.is_on_host(tensor)
+    others = [
+        imaginary(images),
+        torch._efficientzerotensor((2,)),
+        images.to("meta"),
+        images.to_sparse(),
+        torch.nested.nested_tensor([images[0], images[1]]),
+    ]
+    torch.vmap(lambda image: others.append(image) or image)(images)
+    assert not any(map(state.is_on_host, others))
 
 
 def test_grad_output_may_be_expanded(layer):
