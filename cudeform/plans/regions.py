@@ -22,7 +22,7 @@ from cudeform.plans.arguments import (
     flag,
     pair,
 )
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 
 __all__ = [
     "GROUP_SIZE",
@@ -46,6 +46,7 @@ _MOST_OF_ARGMAX = 2**31  # pixels: y*W + x is int32
 _CONVENTIONS = {"torchvision": ("half_open", 1), "rfcn": ("half_open", 0), "msra": ("msra", 0)}
 
 
+@hashed_once
 @dataclass(frozen=True)
 class RoiPlan(Plan):
     """A pooling of regions of interest that has passed all checks.
