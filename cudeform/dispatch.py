@@ -89,6 +89,9 @@ def _one_framework(op: str, given: dict[str, Any], bridge: str) -> None:
 
     NumPy arrays beside JAX's are constants, as they are for JAX itself.
     """
+    types = {type(value) for value in given.values() if value is not None}
+    if len(types) == 1 and types.isdisjoint((list, tuple)):
+        return
     constants = _CONSTANTS if bridge == "cudeform.jax" else ()
     entries = []
     for name, value in given.items():

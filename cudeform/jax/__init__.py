@@ -6,6 +6,7 @@ any of JAX's transformations, is answered here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ _KIND = Kind(
     name="jax.numpy",
     backend=None,
     device=lambda array: None,  # which JAX checks itself
-    dtype_name=lambda dtype: dtype.name,
+    dtype_name=functools.lru_cache(maxsize=64)(lambda dtype: dtype.name),
     constant=lambda values, like: jnp.asarray(values, like.dtype),
     contiguous=lambda array: array,
 )

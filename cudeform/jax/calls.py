@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -59,6 +59,8 @@ class Call:
 
     def frozen(self) -> Call:
         """With options, which have passed all checks, as values to hash."""
+        if not any(isinstance(value, (list, tuple)) for _, value in self.options):
+            return self
         options = tuple((name, _frozen(value)) for name, value in self.options)
         return replace(self, options=options)
 
@@ -78,18 +80,29 @@ class Call:
         dtypes = {name: array.dtype.name for name, array in self.named(arrays).items()}
         return [Shaped(o.shape, jnp.dtype(o.dtype_name(dtypes))) for o in outlines]
 
-    def forward(self, *arrays: Any) -> tuple[Any, ...]:
-        """All results."""
-        given = {**self._absent(), **self.named(arrays), **dict(self.options)}
-        result = self.row.forward(**given)
-        return result if isinstance(result, tuple) else (result,)
+    def forward(self) -> Callable[..., tuple[Any, ...]]:
+        """What makes all results of the backends' arrays."""
+        operator, names = inspect.unwrap(self.row.forward), self.arrays
+        others = {n: v for n, v in self._others().items() if n not in names}
 
-    def backward(self, grad_output: Any, *arrays: Any, needs: tuple[str, ...]) -> tuple[Any, ...]:
-        """The gradients in the order of `needs`."""
-        absent = {k: v for k, v in self._absent().items() if k in _of_backward(self.op)}
-        given = {**absent, **self.named(arrays), **dict(self.options)}
-        found = self.row.backward(grad_output, **given, needs=needs)
-        return tuple(getattr(found, name) for name in needs)
+        def forward(*arrays: Any) -> tuple[Any, ...]:
+            result = operator(**dict(zip(names, arrays, strict=True)), **others)
+            return result if isinstance(result, tuple) else (result,)
+
+        return forward
+
+    def backward(self, needs: tuple[str, ...]) -> Callable[..., tuple[Any, ...]]:
+        """What makes the gradients, in the order of `needs`, of grad_output and the arrays."""
+        operator, names = inspect.unwrap(self.row.backward), ("grad_output", *self.arrays)
+        taken = _of_backward(self.op)
+        others = {n: v for n, v in self._others().items() if n in taken and n not in names}
+        in_order = [self.row.gradients._fields.index(name) for name in needs]
+
+        def backward(*arrays: Any) -> tuple[Any, ...]:
+            found = operator(**dict(zip(names, arrays, strict=True)), **others, needs=needs)
+            return tuple(found[i] for i in in_order)
+
+        return backward
 
     def of_backward(self) -> Call:
         """The same without what the backward does not take."""
@@ -99,9 +112,9 @@ class Call:
             options=tuple(item for item in self.options if item[0] in _of_backward(self.op)),
         )
 
-    def _absent(self) -> dict[str, None]:
-        """Optional arrays, some of which have to be given even where they are None."""
-        return dict.fromkeys(self.row.optional)
+    def _others(self) -> dict[str, Any]:
+        """The options, and optional arrays, some of which have to be given even if not there."""
+        return {**dict.fromkeys(self.row.optional), **dict(self.options)}
 
 
 def _frozen(value: Any) -> Any:

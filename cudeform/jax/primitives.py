@@ -87,6 +87,8 @@ def bind(primitive: Primitive, operands: Sequence[Any], **params: Any) -> list[A
 
     The transpose of the cast is the sum over devices that the gradient of a shared array needs.
     """
+    if not any(isinstance(operand, jax.core.Tracer) for operand in operands):
+        return primitive.bind(*operands, **params)  # values vary along no axis
     varying = [_varying(operand) for operand in operands]
     axes = frozenset().union(*varying)
     cast = [

@@ -97,7 +97,7 @@ def _forward_avals(*operands: Any, call: Call) -> list[Any]:
 
 
 def _forward_program(*arrays: Any, call: Call) -> list[Any]:
-    return compute(call.forward, call.results(arrays), arrays)
+    return compute(call.forward(), call.results(arrays), arrays)
 
 
 def _forward_jvp(primals: Any, tangents: Any, *, call: Call) -> Any:
@@ -208,7 +208,7 @@ def _backward_avals(*operands: Any, call: Call, needs: tuple[str, ...]) -> list[
 
 def _backward_program(*operands: Any, call: Call, needs: tuple[str, ...]) -> list[Any]:
     results = call.gradients(needs, operands)
-    return compute(partial(call.backward, needs=needs), results, operands)
+    return compute(call.backward(needs), results, operands)
 
 
 def _backward_jvp(primals: Any, tangents: Any, *, call: Call, needs: tuple[str, ...]) -> Any:

@@ -18,7 +18,7 @@ from cudeform.plans import (  # noqa: F401  with planners
 )
 from cudeform.plans.outlines import ARGUMENTS, PLANNERS, Outline, Plan
 
-__all__ = ["ARGUMENTS", "Outline", "TYPES", "Plan", "known_options", "plan"]
+__all__ = ["ARGUMENTS", "TYPES", "Outline", "Plan", "known_options", "plan"]
 
 _MOST_REMEMBERED = 1024
 _LONGEST = 16  # of a tuple among the options: longer ones are wrong, or too large to keep

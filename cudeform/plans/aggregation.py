@@ -19,7 +19,7 @@ from cudeform.plans.arguments import (
     flag,
     pair,
 )
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 from cudeform.plans.points import image_sizes, out_sizes
 
 __all__ = ["AggregationPlan", "PointGrid", "dcnv3", "dcnv4", "packed_channels"]
@@ -78,6 +78,7 @@ class PointGrid:
         return tuple(taps)
 
 
+@hashed_once
 @dataclass(frozen=True)
 class AggregationPlan(PointGrid, Plan):
     """Sums of samples that have passed all checks: channels last.

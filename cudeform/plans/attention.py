@@ -9,7 +9,7 @@ from typing import Any
 
 from cudeform import checks
 from cudeform.plans.arguments import SOFTMAX, Argument, Option, Options, choice
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 
 __all__ = ["AttentionPlan", "ms_deform_attn"]
 
@@ -17,6 +17,7 @@ _SHAPES = "(L, (H, W))"
 _MOST = 2**31 - 1  # pixels of all levels
 
 
+@hashed_once
 @dataclass(frozen=True)
 class AttentionPlan(Plan):
     """Attention that has passed all checks of shapes.

@@ -22,7 +22,7 @@ from cudeform.plans.arguments import (
     Options,
     choice,
 )
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 from cudeform.plans.points import Points, image_sizes, out_sizes
 
 __all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
@@ -30,6 +30,7 @@ __all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
 _WEIGHT = "(O, C/groups, kh, kw)"
 
 
+@hashed_once
 @dataclass(frozen=True)
 class ConvPlan(Plan):
     """A convolution that has passed all checks: what a backend needs to know of it."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from cudeform.arrays import sum_dtype_name
 from cudeform.plans.arguments import Argument, Arguments, Option
 
-__all__ = ["ARGUMENTS", "PLANNERS", "Outline", "Plan", "planner"]
+__all__ = ["ARGUMENTS", "PLANNERS", "Outline", "Plan", "hashed_once", "planner"]
 
 
 class Outline(NamedTuple):
@@ -84,6 +84,30 @@ class Plan:
             blends = (image in needs) + (not {image, "bias"}.issuperset(needs))
             products = ("weight" in needs) + samples
         return 2 * (self.blended * blends + self.products * products)
+
+
+_HASH = "_hash"
+_Class = TypeVar("_Class", bound=type[Any])
+
+
+def hashed_once(frozen: _Class) -> _Class:
+    """Let a frozen dataclass keep its hash: every call looks up what is known of its plan.
+
+    Not in what is pickled, as strings have other hashes in another process.
+    """
+    of_fields = frozen.__hash__
+
+    def __hash__(self: Any) -> int:
+        known = self.__dict__
+        if _HASH not in known:
+            known[_HASH] = of_fields(self)
+        return known[_HASH]
+
+    def __getstate__(self: Any) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != _HASH}
+
+    frozen.__hash__, frozen.__getstate__ = __hash__, __getstate__
+    return frozen
 
 
 _Planner = Callable[..., Plan]

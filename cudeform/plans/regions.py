@@ -22,7 +22,7 @@ from cudeform.plans.arguments import (
     flag,
     pair,
 )
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 from cudeform.plans.points import image_sizes
 
 __all__ = [
@@ -47,6 +47,7 @@ _MOST_OF_ARGMAX = 2**31  # pixels: y*W + x is int32
 _CONVENTIONS = {"torchvision": ("half_open", 1), "rfcn": ("half_open", 0), "msra": ("msra", 0)}
 
 
+@hashed_once
 @dataclass(frozen=True)
 class RoiPlan(Plan):
     """A pooling of regions of interest that has passed all checks.

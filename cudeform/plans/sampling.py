@@ -9,12 +9,13 @@ from math import prod
 from cudeform import checks
 from cudeform.plans.arguments import BORDER, IMAGE, LAYOUT, Argument, Options
 from cudeform.plans.convolution import ConvPlan
-from cudeform.plans.outlines import Outline, Plan, planner
+from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 from cudeform.plans.points import Points, image_sizes
 
 __all__ = ["SamplePlan", "bilinear_sample"]
 
 
+@hashed_once
 @dataclass(frozen=True)
 class SamplePlan(Plan):
     """Samples that have passed all checks: a grid of one row, whatever the shape of the points."""

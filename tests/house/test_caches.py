@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import pickle
 import pkgutil
 import sys
 
@@ -161,6 +162,16 @@ def test_plans_are_kept_up_to_a_number():
     for padding in range(3000):
         plans.plan("conv2d", given, {"padding": padding})
     assert len(plans._REMEMBERED) <= 1024
+
+
+def test_a_plan_takes_no_hash_to_another_process():
+    """It keeps its own, and strings have others there."""
+    plan = conv_plan(2)
+    assert hash(plan) == hash(conv_plan(2)) != hash(conv_plan(3))
+    vars(plan)["_hash"] = 1
+    assert hash(plan) == 1
+    taken = pickle.loads(pickle.dumps(plan))
+    assert taken == plan and hash(taken) == hash(conv_plan(2))
 
 
 def test_plans_of_many_shapes_leave_nothing_behind():
