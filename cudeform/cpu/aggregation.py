@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.aggregator import (
-    Aggregator,
-    Portion,
-    Room,
-    Sizes,
-    differentiate_all,
-    portions,
-    sized,
-)
+from cudeform.cpu.aggregator import Aggregator, Portion, Room, differentiate_all, portions
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.queries import Extent
+from cudeform.cpu.sizes import Sizes, sized
 from cudeform.plans.aggregation import AggregationPlan
 
 __all__ = ["STRIDED", "backward", "forward"]

@@ -21,20 +21,20 @@ from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.strided import aligned, lying
 from cudeform.cpu.language.transpose import frozen
-from cudeform.cpu.language.workspace import SCRATCH_BYTES, numbers_of
-from cudeform.cpu.located import PLANE
+from cudeform.cpu.language.workspace import SCRATCH_BYTES
 from cudeform.cpu.queries import (
     Extent,
-    Strides,
     aggregate,
     aggregate_gathered,
     pack,
     point_gradients,
     point_gradients_gathered,
 )
+from cudeform.cpu.sizes import At, Sizes, job_of, rows_of
+from cudeform.cpu.sorting import GRAIN, add_corners, list_corners
 from cudeform.cpu.spreading import NOTHING, SUMS, ZEROS, Spread, survey, value_gradients
 
-__all__ = ["Aggregator", "Portion", "Room", "Sizes", "differentiate_all", "portions", "sized"]
+__all__ = ["Aggregator", "Portion", "Room", "differentiate_all", "portions"]
 
 _FEW = 16  # queries that are not worth a task of their own
 _CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
@@ -45,6 +45,9 @@ _BUNDLES = 2**16  # of queries of which that is known, in all slices
 _PAGE = 1024  # pixels of which it is known whether they are reached
 _TINY = 1 << 14  # bytes of an image that the nearest cache holds as it lies
 _SPARSE = 4  # corners for each pixel, up to which sums are made where they stay
+_LISTED = 32 << 20  # bytes of lists of corners
+_LISTING = 1.6  # times the work of a pass without lists
+_BUNDLE = 2048  # points that are listed together
 _COPIED = 16 << 20  # bytes of copies of what is not contiguous
 
 
@@ -83,46 +86,6 @@ def portions(shape: tuple[int, ...], arrays: Iterable[np.ndarray | None]) -> lis
         for n in range(0, images, together)
         for r in range(0, rows, high)
     ]
-
-
-class At(NamedTuple):
-    """Where values are: the last fields of `Strides`."""
-
-    start: int
-    image: int
-    head: int
-    pixel: int
-    channel: int
-    gap: int
-
-
-class Sizes(NamedTuple):
-    """What follows of a call from shapes, for kernels: made once for equal ones."""
-
-    shape: tuple[int, ...]  # of the values: (N, H, W, M, D), or (N, 1, S, M, D) for levels
-    extent: Extent
-    levels: np.ndarray  # height, width and first pixel of that of each point, all heights first
-    taps: np.ndarray | None  # of a grid: how far they are from the base, all y first
-    scale: np.ndarray  # one number, in the dtype of sums; of a grid: of the taps with their offsets
-    at: At  # of contiguous values
-
-    @property
-    def slices(self) -> int:
-        return self.shape[0] * self.extent.heads
-
-
-def sized(
-    shape: tuple[int, ...],
-    extent: Extent,
-    levels: np.ndarray,
-    taps: np.ndarray | None,
-    scale: float,
-    dtype: np.dtype,
-) -> Sizes:
-    """The sizes of a call, for values of a dtype."""
-    pixel = extent.heads * extent.channels
-    at = At(0, extent.pixels * pixel, extent.channels, pixel, 1, 0)
-    return Sizes(shape, extent, levels, taps, np.array([scale], sum_dtype(dtype)), at)
 
 
 class Room(NamedTuple):
@@ -221,7 +184,7 @@ def _parts(extent: Extent, slices: int, at: At, itemsize: int, count: int) -> li
     for first in range(0, slices, most):
         last = min(first + most, slices)
         pieces = _pieces(last - first, extent.queries, count)
-        numbers = _job(extent, first, pieces, at)
+        numbers = job_of(extent, first, pieces, at)
         parts.append(_Part(first, last, packed, (last - first) * pieces, numbers))
     return parts
 
@@ -230,15 +193,6 @@ def _pieces(slices: int, most: int, count: int) -> int:
     """How many pieces to cut each slice into, of `most` queries or pixels."""
     most //= _FEW
     return 1 if most < 2 else min(-(-threads.wanted_tasks(count=count) // slices), most)
-
-
-def _job(extent: Extent, first: int, pieces: int, at: At, *more: tuple[int, ...]) -> np.ndarray:
-    return numbers_of(extent, Strides(_rows(extent), first, pieces, *at), *more)
-
-
-def _rows(extent: Extent) -> int:
-    """Queries of a block."""
-    return max(min(PLANE // extent.points, extent.queries), 1)
 
 
 def _cuts(levels: np.ndarray, pixels: int, pieces: int) -> np.ndarray:
@@ -266,17 +220,17 @@ class _Ranges(NamedTuple):
 
 @remembered
 def _ranges(
-    extent: Extent, slices: int, itemsize: int, pixels: tuple[int, int], how: Spread, count: int
+    extent: Extent, slices: int, itemsize: int, pixels: tuple[int, int], how: Spread, tasks: int
 ) -> _Ranges:
-    """Ranges of equal length, one for each task of so many threads."""
+    """Ranges of equal length, for so many tasks at least."""
     begin, end = pixels
-    pieces = 1 if count == 1 else min(-(-_RANGES * count // slices), extent.pixels // _FEW)
+    pieces = min(-(-tasks // slices), extent.pixels // _FEW)
     if not how.in_place:
         size = (end - begin) * extent.channels * itemsize
         pieces = max(pieces, -(-size // _RANGE_BYTES))
     pieces = max(pieces, 1)
     cuts = np.linspace(begin, end, pieces + 1).astype(np.int64)
-    numbers = _job(extent, 0, pieces, At(0, 0, 0, 0, 0, 0), how)
+    numbers = job_of(extent, 0, pieces, At(0, 0, 0, 0, 0, 0), how)
     return _Ranges(pieces, cuts, numbers, np.tile(pixels, slices), np.ones(slices, np.uint8))
 
 
@@ -352,14 +306,18 @@ class Aggregator:
         begin, end = whole = pixels or (0, extent.pixels)
         in_place = room.holds != NOTHING and _in_place(sizes, room.array.dtype)
         how = Spread(begin, room.holds, extent.queries, extent.pixels, int(in_place))
-        count = threads.get_num_threads()
+        count, tasks = threads.get_num_threads(), threads.wanted_tasks(self._work(grad_output))
         size = (end - begin) * extent.channels * sizes.scale.itemsize
         known = not in_place and size > _WIDE * _RANGE_BYTES
+        if not known and not pixels and self._lists(min(count, tasks)):
+            self._spread_listed(grad_output, room, how)
+            return
         given = extent, sizes.slices, sizes.scale.itemsize, whole
-        pieces, cuts, numbers, *reach = _ranges(*given, how, count)
+        tasks = min(tasks, _RANGES * count)
+        pieces, cuts, numbers, *reach = _ranges(*given, how, tasks)
         if known:
             how, *reach = self._surveyed(how)
-            numbers = _ranges(*given, how, count).numbers
+            numbers = _ranges(*given, how, tasks).numbers
         if pieces > 1 and not pixels:
             cuts = _cuts(sizes.levels.reshape(3, -1), end, pieces)
         grads = frozen(words(grad_output), grad_output)
@@ -367,16 +325,58 @@ class Aggregator:
         task = partial(value_gradients, numbers, sizes.levels, sizes.taps, cuts, *reach, *points)
         threads.share(task, sizes.slices * pieces, self._work(grad_output))
 
+    def _lists(self, count: int) -> bool:
+        """Whether so many threads gain by lists of corners, and there is memory for one slice's."""
+        slices = self.sizes.slices
+        return (
+            -(-slices // count) * count > _LISTING * slices
+            and self._entries() * self._entry_bytes() <= _LISTED
+            and self.extent.pixels >= 2 * GRAIN
+        )
+
+    def _entries(self) -> int:
+        """Corners of a slice."""
+        return CORNERS * self.extent.queries * self.extent.points
+
+    def _entry_bytes(self) -> int:
+        return 8 + self.sizes.scale.itemsize
+
+    def _spread_listed(self, grad_output: np.ndarray, room: Room, how: Spread) -> None:
+        """Set the gradient of the values, or add to it, from lists of corners by range."""
+        sizes, extent = self.sizes, self.extent
+        together = min(max(_LISTED // (self._entries() * self._entry_bytes()), 1), sizes.slices)
+        work = self._work(grad_output) * together // sizes.slices
+        pieces = min(-(-threads.wanted_tasks(work) // together), extent.pixels // GRAIN)
+        cuts = _cuts(sizes.levels.reshape(3, -1), extent.pixels, pieces)
+        cuts[1:-1] = cuts[1:-1] // GRAIN * GRAIN
+        grains = np.arange(0, extent.pixels, GRAIN)
+        owners = (np.searchsorted(cuts[1:], grains, "right")).astype(np.int32)
+        bundle = max(_BUNDLE // extent.points // rows_of(extent), 1) * rows_of(extent)
+        bundles = -(-extent.queries // bundle)
+        starts = np.empty(together * bundles * (pieces + 1), np.int64)
+        places = np.empty(together * self._entries() * 2, np.int32)
+        factors = np.empty(together * self._entries(), sizes.scale.dtype)
+        lists, touched = (starts, places, factors), np.ones(sizes.slices, np.uint8)
+        grads, target = frozen(words(grad_output), grad_output), words(room.array.reshape(-1))
+        how = how._replace(bundle=bundle)
+        for first in range(0, sizes.slices, together):
+            count = min(together, sizes.slices - first)
+            numbers = job_of(extent, first, pieces, sizes.at, how)
+            given = numbers, sizes.levels, sizes.taps, owners, *self.points, sizes.scale, *lists
+            threads.share(partial(list_corners, *given), count * bundles, work)
+            given = numbers, cuts, touched, *lists, grads, sizes.scale, target
+            threads.share(partial(add_corners, *given), count * pieces, work)
+
     def _surveyed(self, how: Spread) -> tuple[Spread, np.ndarray, np.ndarray]:
         """Which pixels queries reach."""
         sizes, extent = self.sizes, self.extent
-        bundles, rows = max(_BUNDLES // sizes.slices, 1), _rows(extent)
+        bundles, rows = max(_BUNDLES // sizes.slices, 1), rows_of(extent)
         bundle = -(-extent.queries // bundles)
         how = how._replace(bundle=-(-bundle // rows) * rows, page=_PAGE)
         tasks = sizes.slices * -(-extent.queries // how.bundle)
         reach = np.empty(2 * tasks, np.int64)
         touched = np.zeros(sizes.slices * -(-extent.pixels // _PAGE), np.uint8)
-        numbers = _job(extent, 0, 1, sizes.at, how)
+        numbers = job_of(extent, 0, 1, sizes.at, how)
         given = numbers, sizes.levels, sizes.taps, self.points[0], sizes.scale, reach, touched
         work = sizes.slices * extent.queries * extent.points
         threads.share(partial(survey, *given), tasks, work)
@@ -397,7 +397,7 @@ class Aggregator:
         target = np.empty(slices * extent.pixels * extent.channels, self.sizes.scale.dtype)
         if self.at is self.sizes.at:
             pieces = _pieces(slices, extent.pixels, threads.get_num_threads())
-            job = _job(extent, part.first, pieces, self.at)
+            job = job_of(extent, part.first, pieces, self.at)
             threads.share(partial(pack, job, self.flat, target), slices * pieces, target.size)
         else:
             self._pack(part, target.reshape(slices, *self.value.shape[1:3], extent.channels))

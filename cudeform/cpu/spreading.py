@@ -30,7 +30,20 @@ from cudeform.cpu.queries import (
     queries_of,
 )
 
-__all__ = ["NOTHING", "SUMS", "ZEROS", "Spread", "spread_points", "survey", "value_gradients"]
+__all__ = [
+    "NOTHING",
+    "SUMS",
+    "ZEROS",
+    "Spread",
+    "corner_of",
+    "each_page",
+    "page_begins",
+    "page_ends",
+    "spread_points",
+    "survey",
+    "sums_of",
+    "value_gradients",
+]
 
 NOTHING, ZEROS, SUMS = range(3)  # that a target holds; to sums those of a call are added
 
@@ -71,7 +84,7 @@ def survey(numbers, levels, taps, locations, scale, reach, touched, first_task, 
                 rows = locate(job, taps, given, queries, k, block, True)
                 for p in range(rows.count * rows.each):
                     for corner in range(CORNERS):
-                        pixel, _ = _corner(block, p, corner)
+                        pixel, _ = corner_of(block, p, corner)
                         if pixel >= 0:
                             low, high = min(low, pixel), max(high, pixel + 1)
                             touched[number * pages + pixel // sums.page] = 1
@@ -106,7 +119,7 @@ def value_gradients(
     longest = 0
     for piece in range(job.pieces):
         longest = max(longest, cuts[piece + 1] - cuts[piece])
-    sums = _sums(how, target, scale, longest * channels)
+    sums = sums_of(how, target, scale, longest * channels)
     view = View(0, channels, channels)
     step = job.heads * channels
     bundles = (job.queries + how.bundle - 1) // how.bundle
@@ -118,7 +131,7 @@ def value_gradients(
             start = (image * job.pixels + first - how.begin) * step + head * channels
             view = View(start, step, channels)
         else:
-            _each_page(job, how, number, (first, end), touched, sums, target, _begin)
+            each_page(job, how, number, (first, end), touched, sums, target, page_begins)
         filled = False
         for q in range(0, job.queries, job.rows):
             bundle = 2 * (number * bundles + q // how.bundle)
@@ -133,14 +146,14 @@ def value_gradients(
                 spread_points(block, rows, grads, sums, view, (first, end))
             filled = True
         if not how.in_place:
-            _each_page(job, how, number, (first, end), touched, sums, target, _end)
+            each_page(job, how, number, (first, end), touched, sums, target, page_ends)
 
 
-def _sums(how, target, like, count):
+def sums_of(how, target, like, count):
     raise NotImplementedError("for kernels")
 
 
-@overload(_sums)
+@overload(sums_of)
 def _sums_of(how, target, like, count):
     """Where sums are made: in the target, or in room for so many."""
     if target.dtype != like.dtype:  # 16 bits
@@ -149,7 +162,7 @@ def _sums_of(how, target, like, count):
 
 
 @inlined
-def _each_page(job, how, number, pixels, touched, sums, target, use):
+def each_page(job, how, number, pixels, touched, sums, target, use):
     """Call `use` for the pages of a range of pixels that are touched."""
     first, end = pixels
     image, head = number // job.heads, number % job.heads
@@ -167,7 +180,7 @@ def _each_page(job, how, number, pixels, touched, sums, target, use):
 
 
 @inlined
-def _begin(how, places, size, sums, target):
+def page_begins(how, places, size, sums, target):
     at, pitch, to, step = places
     if how.holds == SUMS:
         read_rows(target, sums, (to, step, at, pitch), size)
@@ -176,7 +189,7 @@ def _begin(how, places, size, sums, target):
 
 
 @inlined
-def _end(how, places, size, sums, target):
+def page_ends(how, places, size, sums, target):
     write_rows(sums, target, places, size)
 
 
@@ -199,7 +212,7 @@ def spread_points(block, rows, grad, target, view, bounds):
 
 
 @inlined
-def _corner(block, p, corner):
+def corner_of(block, p, corner):
     """The pixel of a corner of a point, and its weight; -1 where there is none."""
     reals, whole = block
     pixel, right = element(whole, PIXEL + p), element(whole, RIGHT + p)
@@ -220,7 +233,7 @@ def _spread_two(block, rows, grad, target, view, bounds, c):
         g0, g1 = load(grad, row), load(grad, row + step)
         for p in range(r * rows.each, (r + 1) * rows.each):
             for corner in range(4):
-                pixel, weight = _corner(block, p, corner)
+                pixel, weight = corner_of(block, p, corner)
                 if pixel < first or pixel >= end:
                     continue
                 to = view.start + (pixel - first) * view.pitch + c
@@ -237,7 +250,7 @@ def _spread_one(block, rows, grad, target, view, bounds, c, count):
         g = load_some(grad, r * view.channels + c, count)
         for p in range(r * rows.each, (r + 1) * rows.each):
             for corner in range(4):
-                pixel, weight = _corner(block, p, corner)
+                pixel, weight = corner_of(block, p, corner)
                 if pixel < first or pixel >= end:
                     continue
                 to = view.start + (pixel - first) * view.pitch + c

@@ -13,6 +13,7 @@ from cudeform import threads
 from cudeform.cases import Case
 from cudeform.cpu import aggregator
 from cudeform.cpu.queries import Extent
+from cudeform.cpu.sizes import sized
 
 # Height, width and first pixel: of two, with pixels between them that no point reads
 LEVELS = np.array([[64, 64, 0], [8, 8, 5000]]).T
@@ -21,7 +22,7 @@ PIXELS = 5064
 
 def aggregator_of(extent, levels, *arrays):
     shape = 1, 1, extent.pixels, extent.heads, extent.channels
-    sizes = aggregator.sized(shape, extent, levels, None, 1.0, np.float32)
+    sizes = sized(shape, extent, levels, None, 1.0, np.float32)
     return aggregator.Aggregator(sizes, np.zeros(1, np.float32), *arrays)
 
 
@@ -46,12 +47,14 @@ def test_threads_have_a_range_of_pixels_each(count, heads, least, monkeypatch):
     arrays = [np.zeros(300 * heads * n, np.float32) for n in (4, 2)]
     call = aggregator_of(extent, LEVELS.ravel(), *arrays)
     tasks = []
-    monkeypatch.setattr(aggregator, "value_gradients", lambda *given: None)
+    for name in ("value_gradients", "list_corners", "add_corners"):
+        monkeypatch.setattr(aggregator, name, lambda *given: None)
     monkeypatch.setattr(threads, "share", lambda task, number, work: tasks.append(number))
     monkeypatch.setattr(threads, "get_num_threads", lambda: count)
+    monkeypatch.setattr(threads, "_SMALL", 1)
     room = aggregator.Room(np.zeros(PIXELS * heads * 32, np.float32), aggregator.NOTHING)
     call.spread(np.zeros(300 * heads * 32, np.float32), room)
-    assert least <= tasks[0] <= max(2 * count, heads)
+    assert least <= tasks[-1] <= max(4 * count, heads)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,31 @@ def test_few_points_are_added_where_sums_stay_with_the_same_bytes(monkeypatch, d
         monkeypatch.setattr(aggregator, "_SPARSE", most)
         found.append(outcome(operator("ms_deform_attn"), case))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("name", ["ms_deform_attn", "dcnv3"])
+def test_lists_of_corners_make_the_sums_of_one_range(monkeypatch, name, dtype):
+    case = next(operator(name).cases(np.random.default_rng(0))).astype(dtype)
+    before = threads.get_num_threads()
+    threads.set_num_threads(1)
+    expected = outcome(operator(name), case)
+    threads.set_num_threads(64)
+    monkeypatch.setattr(threads, "_SMALL", 1)  # or there would be one range
+    monkeypatch.setattr(aggregator, "_BUNDLE", 4)
+    listed, list_corners = [], aggregator.list_corners
+    watched = lambda *given: (listed.append(1), list_corners(*given))  # noqa: E731
+    watched.__name__ = "list_corners"
+    monkeypatch.setattr(aggregator, "list_corners", watched)
+    try:
+        for bytes_of_lists, most in ((32 << 20, 0), (32 << 20, 10**6), (27_000, 0)):
+            monkeypatch.setattr(aggregator, "_LISTED", bytes_of_lists)
+            monkeypatch.setattr(aggregator, "_SPARSE", most)
+            listed.clear()
+            assert outcome(operator(name), case) == expected
+            assert listed
+    finally:
+        threads.set_num_threads(before)
 
 
 def outcome(row, case, lying=lambda array: array):

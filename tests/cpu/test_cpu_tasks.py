@@ -41,7 +41,9 @@ def attention(queries, sizes):
     value = rng.standard_normal((1, sum(h * w for h, w in sizes), 8, 32), "f")
     locations = rng.random((1, queries, 8, len(sizes), 4, 2), "f")
     weights = rng.random((1, queries, 8, len(sizes), 4), "f")
+    grad = np.ones((1, queries, 256), "f")
     yield lambda: cudeform.ms_deform_attn(value, sizes, locations, weights)
+    yield lambda: cudeform.ms_deform_attn_backward(grad, value, sizes, locations, weights)
 
 
 LEVELS = ((64, 64), (32, 32), (16, 16), (8, 8))
@@ -57,7 +59,7 @@ SHAPES = {
     "10,000 boxes": (pooling, ("roi_align", 2, 16, 64, 10_000), (TASKS, 32)),
     "10,000 boxes, their maxima": (pooling, ("roi_pool", 2, 16, 64, 10_000), (TASKS, 32)),
     "one box": (pooling, ("roi_align", 1, 64, 256, 1), (None, None)),
-    "queries": (attention, (9000, LEVELS), (TASKS,)),
+    "queries": (attention, (9000, LEVELS), (TASKS, TASKS)),
 }
 
 

@@ -111,7 +111,7 @@ def products() -> Iterator[Any]:
 
 def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     """The functions with vectors in their loops, and arguments of the types that they get."""
-    from cudeform.cpu import located, sample_gradients, sampler, spreading, taps
+    from cudeform.cpu import located, sample_gradients, sampler, sorting, spreading, taps
     from cudeform.cpu.language import halves, matmul, rows, transpose
     from cudeform.cpu.regions import blocking, patches, staging, strips
 
@@ -148,6 +148,8 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
         yield located.sum_points, (block, located.Rows(0, 0), source, view, flat)
         yield located.dot_points, (block, located.Rows(0, 0), source, view, flat, flat)
     yield spreading.spread_points, (block, located.Rows(0, 0), flat, flat, view, (0, 0))
+    places = np.zeros(0, np.int32)
+    yield sorting.add_listed, ((0, 0), places, flat, given, view, flat, view, 0)
     yield patches.blend_tile, (tile, 0, flat, 0, 0, flat)
     yield patches.measure_tile, (tile, 0, flat, 0, 0, flat, flat)
     yield patches.spread_tile, (tile, 0, flat, 0, 0, flat)

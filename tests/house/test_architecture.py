@@ -26,7 +26,8 @@ FLOORS = [
     ["cpu.conv.", "cpu.regions."],  # neither knows of the other
     ["cpu.gathered"],
     ["cpu.queries"],
-    ["cpu.spreading"],
+    ["cpu.sizes", "cpu.spreading"],
+    ["cpu.sorting"],
     ["cpu.aggregator"],
     ["cpu."],
     ["ops"],

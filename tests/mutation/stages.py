@@ -94,6 +94,7 @@ _STAGES = {
     "cudeform/cpu/aggregator.py": ["cpu/test_cpu_aggregator", *_CPU_ATTENTION],
     "cudeform/cpu/located.py": _CPU_ATTENTION,
     "cudeform/cpu/queries.py": _CPU_ATTENTION,
+    "cudeform/cpu/sorting.py": ["cpu/test_cpu_aggregator", *_CPU_ATTENTION],
     "cudeform/cpu/language/halves.py": _CPU_ATTENTION,
     "cudeform/cpu/language/rows.py": _CPU_ATTENTION,
     "cudeform/cpu/taps.py": ["cpu/test_cpu_taps", *_CPU_CONVOLUTIONS],
