@@ -72,3 +72,12 @@ def test_passes_with_enough_work_have_tasks_for_64_threads(shape):
         large = [run for run in found if run.work >= ENOUGH]
         assert bool(large) == (tasks is not None), found
         assert all(run.tasks >= tasks for run in large), large
+
+
+def test_passes_over_the_weights_have_more_tasks_than_slices():
+    _, backward = convolution(4, 256, 14, 256)
+    with runs_with(THREADS) as found:
+        backward()
+    tasks = {run.name: run.tasks for run in found}
+    assert tasks["_pack_rows"] >= 16
+    assert tasks["collect_weight"] >= 16
