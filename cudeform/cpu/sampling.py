@@ -31,6 +31,7 @@ from cudeform.cpu.language.dtypes import copied
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.strided import aligned, lying
+from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sampler import PLANE, grid_of
 from cudeform.plans.convolution import ConvPlan
@@ -47,6 +48,8 @@ _FIELD = 1 << 20  # bytes of the pixels of a field and their gradient
 _LEAST = 256  # pixels of a field: those of its rim are read, and their points added up, twice
 _COUNTS = 1 << 18  # of the points of fields, by task that sorts
 _BLOCK = 16 * PLANE  # points that a task sorts, at least
+
+_NOTHING = np.empty(0, np.int32)
 
 
 def forward(plan: SamplePlan, input: np.ndarray, points: np.ndarray) -> tuple[np.ndarray]:
@@ -170,7 +173,7 @@ class _Cut(NamedTuple):
 
 
 @remembered
-def _cut(plan: ConvPlan, itemsize: int, wants: tuple[int, int], count: int) -> _Cut:
+def _cut(plan: ConvPlan, itemsize: int, wants: tuple[int, int, int], count: int) -> _Cut:
     """Of as many images as are worked on at a time, or of one with some of its points.
 
     The cut for `count` threads does not change a bit.
@@ -187,7 +190,7 @@ def _cut(plan: ConvPlan, itemsize: int, wants: tuple[int, int], count: int) -> _
         most = max(min(-(-tasks // images), most, points.pixels // _BLOCK), 1)
         block = -(-points.pixels // (most * PLANE)) * PLANE
         fields = fields._replace(block=block, blocks=-(-points.pixels // block))
-    fields = fields._replace(wants_input=wants[0], wants_points=wants[1])
+    fields = fields._replace(wants_input=wants[0], wants_points=wants[1], adds=wants[2])
     grid = grid_of(points, True, False)
     return _Cut(images, fields, numbers_of(grid, fields), slices.first, work)
 
@@ -200,34 +203,47 @@ def _by_fields(
     needs: frozenset[str],
 ) -> dict[str, np.ndarray]:
     convolution, wide = plan.convolution, sum_dtype(input.dtype)
-    input, grad_output, count = aligned(input), aligned(grad_output), threads.get_num_threads()
-    given, pixels = {"input": input, "points": points}, plan.points.pixels
+    given, count = {"input": input, "points": points}, threads.get_num_threads()
     result = {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
-    lies, *flat = _lies(plan, input, grad_output)
-    every = points.reshape(plan.points.batch, pixels, 2)
-    most = min(_most_points(convolution, wide.itemsize), pixels)
-    wants = int("input" in needs), int("points" in needs)
     targets = [result.get("input"), result.get("points")]
-    targets[1] = None if targets[1] is None else targets[1].reshape(every.shape)
+    wants = int("input" in needs), int("points" in needs), 0
+    lies, *flat = _lies(plan, aligned(input), aligned(grad_output))
+    batch, pixels = plan.points.batch, plan.points.pixels
+    most = min(_most_points(convolution, wide.itemsize), pixels)
+    made = _cut(_of_points(convolution, most), wide.itemsize, wants, count)
+    if most == pixels and made.images == batch and points.flags.c_contiguous:
+        own = points if points.dtype == wide else copied(points, wide)
+        _add_round(made, lies, (*flat, own), targets)
+        return result
+    points = points.reshape(batch, pixels, 2)
+    targets[1] = None if targets[1] is None else targets[1].reshape(points.shape)
     for first in range(0, pixels, most):
         last = min(first + most, pixels)
-        some = convolution
-        if last - first < pixels:
-            some = replace(some, points=replace(some.points, out_width=last - first))
-        made = _cut(some, wide.itemsize, wants, count)
-        for image in range(0, plan.points.batch, made.images):
-            images = slice(image, min(image + made.images, plan.points.batch))
-            own = every[images, first:last]
-            if own.dtype != wide or not own.flags.c_contiguous:
-                own = copied(own, wide)
-            here = [None if array is None else array[images] for array in targets]
-            here[1] = None if here[1] is None else here[1][:, first:last]
+        made = _cut(
+            _of_points(convolution, last - first),
+            wide.itemsize,
+            (*wants[:2], int(first > 0)),
+            count,
+        )
+        for image in range(0, batch, made.images):
+            place = slice(image, min(image + made.images, batch)), slice(first, last)
+            here = [
+                None if array is None else array[index]
+                for array, index in zip(targets, (place[0], place), strict=True)
+            ]
             at = lies._replace(
                 input=lies.input + image * lies.image,
                 grad=lies.grad + image * lies.grad_image + first * lies.grad_point,
             )
-            _add_round(made, at, (*flat, own), here, first > 0)
+            _add_round(made, at, (*flat, copied(points[place], wide)), here)
     return result
+
+
+def _of_points(plan: ConvPlan, count: int) -> ConvPlan:
+    """With so many points in an image."""
+    if count == plan.points.pixels:
+        return plan
+    return replace(plan, points=replace(plan.points, out_width=count))
 
 
 def _lies(
@@ -243,36 +259,34 @@ def _lies(
 
 
 def _add_round(
-    made: _Cut,
-    lies: Lies,
-    given: tuple[np.ndarray, ...],
-    targets: list[np.ndarray | None],
-    adds: bool,
+    made: _Cut, lies: Lies, given: tuple[np.ndarray, ...], targets: list[np.ndarray | None]
 ) -> None:
     """Add what some points of some images say; `targets` are their gradients."""
-    fields, numbers, slices = made.fields, made.numbers, made.slices
+    fields, slices = made.fields, made.slices
     input, grad_output, points = given
-    images, points = len(points), points.reshape(-1)
+    images, points = len(points), frozen(points, points)
     grad_input, grad_points = targets
-    if adds:
-        numbers = numbers.copy()
-        numbers[len(numbers) - len(fields) + fields._fields.index("adds")] = 1
-    order = ends = np.empty(0, np.int32)
+    order = ends = _NOTHING
     if fields.sort:
         order, ends = _sorted(made, points, images)
-    found = np.empty(0, points.dtype)
+    found, target, apart = np.empty(0, points.dtype), grad_points, False
     if grad_points is not None:
-        found = np.zeros(fields.slices * points.size, points.dtype)
-    flat = found[:0] if grad_input is None else words(grad_input).reshape(-1)
+        dense = grad_points.flags.c_contiguous
+        target = grad_points if dense else np.empty(grad_points.shape, grad_points.dtype)
+        apart = not dense or fields.slices > 1 or target.dtype != points.dtype
+        found = target.reshape(-1)
+        if apart:
+            found = np.zeros(fields.slices * points.size, points.dtype)
+    flat = np.empty(0, input.dtype) if grad_input is None else words(grad_input).reshape(-1)
     memory = Memory(input, grad_output, points, order, ends, found, flat)
     tasks = images * fields.slices * fields.down * fields.across
-    task = partial(add_fields, numbers, numbers_of(lies), slices, memory)
+    task = partial(add_fields, made.numbers, numbers_of(lies), slices, memory)
     threads.share(task, tasks, made.work)
-    if grad_points is not None:
-        made_points = np.empty(points.size, grad_points.dtype)
-        task = partial(collect, fields.slices, found, words(made_points))
+    if apart:
+        task = partial(collect, fields.slices, found, words(target).reshape(-1))
         threads.share(task, points.size, 2 * found.size)
-        grad_points[...] = made_points.reshape(grad_points.shape)
+    if target is not grad_points:
+        grad_points[...] = target
 
 
 def _sorted(made: _Cut, points: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -287,4 +301,4 @@ def _sorted(made: _Cut, points: np.ndarray, images: int) -> tuple[np.ndarray, np
     places = np.ascontiguousarray((ends - by_field).transpose(0, 2, 1)).reshape(-1)
     order = np.empty(ends[-1, -1, -1], np.int32)
     threads.share(partial(sort_points, numbers, keys, places, order), tasks, work)
-    return order, ends[:, :, -1].astype(np.int64).reshape(-1)
+    return order, ends[:, :, -1].astype(np.int32).reshape(-1)

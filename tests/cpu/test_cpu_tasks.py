@@ -23,6 +23,15 @@ def convolution(count, channels, size, outputs):
     yield lambda: cudeform.deform_conv2d_backward(grad, **given, padding=1)
 
 
+def samples(count, channels, size, points):
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((count, channels, size, size), "f")
+    where = rng.random((count, points, 2), "f") * size
+    grad = np.ones((count, channels, points), "f")
+    yield lambda: cudeform.bilinear_sample(image, where)
+    yield lambda: cudeform.bilinear_sample_backward(grad, image, where)
+
+
 def pooling(name, count, channels, size, boxes):
     rng = np.random.default_rng(0)
     image = rng.standard_normal((count, channels, size, size), "f")
@@ -55,6 +64,10 @@ SHAPES = {
     "many channels": (convolution, (1, 256, 64, 256), (TASKS, TASKS)),
     # A task has all of an image's channels here, and memory bounds how many images are laid out.
     "tiny images": (convolution, (64, 32, 28, 32), (TASKS, 64)),
+    "samples of a large image": (samples, (1, 3, 1000, 400_000), (None, TASKS)),
+    # A task has 32 channels of 16 by 16 pixels here: of less, most would be those around it.
+    "samples of many channels": (samples, (1, 256, 64, 70_000), (TASKS, TASKS // 2)),
+    "samples of tiny images": (samples, (64, 16, 28, 10_000), (None, 64)),  # each is a task
     # A task sums up a part of an image here, 16 pixels wide, or a channel of one.
     "10,000 boxes": (pooling, ("roi_align", 2, 16, 64, 10_000), (TASKS, 32)),
     "10,000 boxes, their maxima": (pooling, ("roi_pool", 2, 16, 64, 10_000), (TASKS, 32)),

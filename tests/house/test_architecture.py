@@ -24,7 +24,7 @@ FLOORS = [
     ["cpu.sampler"],
     ["cpu.taps", "cpu.located", "cpu.sample_gradients"],
     ["cpu.conv.", "cpu.regions."],  # neither knows of the other
-    ["cpu.gathered"],
+    ["cpu.gathered", "cpu.fields"],
     ["cpu.queries"],
     ["cpu.sizes", "cpu.spreading"],
     ["cpu.sorting"],
