@@ -299,6 +299,7 @@ def test_functions_of_one_factory_are_named_apart():
 
 FIRST_CALL = """
 import json
+import sys
 import numpy as np
 from numba.core import event
 from numba.core.codegen import JitEngine
@@ -334,6 +335,7 @@ call = {
     ),
 }
 assert call["OPERATOR"]().flat[0] == 2
+assert "numba.np.linalg" not in sys.modules  # nor what else kernels are not made of
 print(json.dumps([compiled, written]))
 """
 # functions, and what is written: kernels, Numba's counts of references, and exp of a softmax

@@ -43,7 +43,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile for Python to call, at the first call of each dtype; kept on disk where possible."""
     options = {"pipeline_class": pipeline.Kernels} if TRIED else {}
     compiled = njit(no_cfunc_wrapper=True, **options, **_OPTIONS)(_named(function))
-    disk.keep(compiled)
+    disk.keep(compiled, pipeline.declare if TRIED else None)
     return compiled
 
 

@@ -80,13 +80,16 @@ def folder(function: Callable[..., Any]) -> str:
     return CompileResultCacheImpl(function).locator.get_cache_path()
 
 
-def keep(compiled: Any) -> None:
-    """Let a kernel be read from disk instead of compiled, and written there, where possible."""
+def keep(compiled: Any, declare: Callable[[], None] | None = None) -> None:
+    """Let a kernel be read from disk instead of compiled, and written there, where possible.
+
+    `declare` makes Numba ready to read one, in less time than it takes to be ready for everything.
+    """
     function = getattr(compiled, "py_func", None)
     if function is None:  # NUMBA_DISABLE_JIT
         return
     try:
-        compiled._cache = _Cache(function)
+        compiled._cache = _Cache(function, declare)
     except (RuntimeError, OSError) as error:
         _say("compiled kernels can be written nowhere, and every process compiles them", error)
 
@@ -126,14 +129,19 @@ class _Files(IndexDataCacheFile):
 class _Cache(FunctionCache):
     """Numba's, with other files, and no exceptions."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], declare: Callable[[], None] | None) -> None:
         super().__init__(function)
+        self._declare = declare
         base = self._impl.filename_base
         stamp = base, _sources(), self._impl.locator.get_source_stamp()
         self._cache_file = _Files(self._cache_path, base, stamp)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(sig, codegen), _facts())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        (self._declare or target_context.refresh)()
+        return self._load_overload(sig, target_context)
 
     def _load_overload(self, sig: Any, target_context: Any) -> Any:
         key = self._index_key(sig, target_context.codegen())

@@ -6,27 +6,72 @@ business but Numba's, so `compiler` asks for it with those versions alone that i
 
 from __future__ import annotations
 
+import copy
 import functools
+import importlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from numba import njit, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, Flags
-from numba.core.compiler_machinery import register_pass
 from numba.core.imputils import builtin_registry
-from numba.core.inline_closurecall import InlineWorker
-from numba.core.ir import Scope
 from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 from numba.core.runtime.context import NRTContext
-from numba.core.typing import Context
-from numba.core.untyped_passes import InlineInlinables
+from numba.core.typing import Context, mathdecl, npydecl
+from numba.core.untyped_passes import InlineInlinables, IRProcessing
+from numba.cpython import mathimpl
 from numba.cpython.builtins import do_minmax
+from numba.np import npyimpl
 
-__all__ = ["Drafts", "Kernels", "Parts", "called"]
+from cudeform.cpu.language.inlining import Canonical, Inline, Passes
+
+__all__ = ["Drafts", "Kernels", "Parts", "called", "declare"]
 
 _MOST = 4096  # answers that are kept
+
+
+def declare() -> None:
+    """Ask those modules of Numba what they declare that kernels are made of.
+
+    It would ask all of its own before the first kernel, which load SciPy's linear algebra, random
+    numbers and lists: that takes as long as a small kernel.
+    """
+    for name in _DECLARING:
+        importlib.import_module(name)
+    target = cpu_target.target_context
+    rtsys.initialize(target)
+    for implemented in (builtin_registry, mathimpl.registry, npyimpl.registry):
+        target.install_registry(implemented)
+    with _asking_no_other():
+        for declared in (mathdecl.registry, npydecl.registry):
+            _TYPING.install_registry(declared)
+        _TYPING._load_builtins()
+
+
+_DECLARING = "numba.cpython.numbers", "numba.cpython.tupleobj", "numba.cpython.rangeobj"
+
+
+@contextmanager
+def _asking_no_other() -> Iterator[None]:
+    """Within Numba's lock: it asks all modules anew for each intrinsic and method that it meets."""
+    target = cpu_target.target_context
+    given = vars(target)
+    before = given.get("refresh")
+    given["refresh"] = functools.partial(target.install_registry, builtin_registry)
+    try:
+        yield
+    finally:
+        del given["refresh"]
+        if before is not None:
+            given["refresh"] = before
+
+
+def _nothing() -> None:
+    pass
 
 
 class Kernels(Compiler):
@@ -34,29 +79,36 @@ class Kernels(Compiler):
 
     library: type[JITCodeLibrary]
 
+    def __init__(self, typing: Any, target: Any, *rest: Any) -> None:
+        target = copy.copy(target)
+        target.refresh = _nothing
+        super().__init__(_TYPING, target, *rest)
+        del self.state.targetctx.refresh  # what is not found asks for all
+
     def _compile_core(self) -> Any:
         self.state.flags = _Flags(self.state.flags)
-        return super()._compile_core()
+        with _asking_no_other():
+            return super()._compile_core()
 
     def define_pipelines(self) -> Any:
         state = self.state
         state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
         state.library.enable_object_caching()
-        state.typingctx, state.targetctx.get_abi_sizeof = _TYPING, _size_of
+        state.targetctx.get_abi_sizeof = _size_of
         state.targetctx.nrt = _References(state.targetctx, state.targetctx.enable_nrt)
         state.targetctx.get_function = functools.partial(_implementation, state.targetctx)
-        (passes,) = super().define_pipelines()
-        passes.passes = [
-            (_INSTEAD.get(each, each), what)
-            for each, what in passes.passes
-            if each.__name__ not in _UNNEEDED
-        ]
+        (given,) = super().define_pipelines()
+        passes = Passes(given.pipeline_name)
+        for each, what in given.passes:
+            if each.__name__ not in _UNNEEDED:
+                passes.add_pass(_INSTEAD.get(each, each), what)
         passes.finalize()
         return [passes]
 
 
 # What they look for is not in our kernels: `with`, closures, expressions of whole arrays.
 _UNNEEDED = {"WithLifting", "InlineClosureLikes", "NopythonRewrites"}
+_INSTEAD = {IRProcessing: Canonical, InlineInlinables: Inline}
 
 
 class _Flags(Flags):
@@ -69,45 +121,6 @@ class _Flags(Flags):
     __hash__ = Flags.__hash__
 
 
-@register_pass(mutates_CFG=True, analysis_only=False)
-class _Inline(InlineInlinables):
-    """Numba's, which reads a function anew wherever it is called."""
-
-    def _do_work(self, state: Any, work: Any, block: Any, i: int, call: Any, worker: Any) -> Any:
-        worker.run_untyped_passes = functools.partial(_read, worker)
-        return super()._do_work(state, work, block, i, call, worker)
-
-
-_INSTEAD = {InlineInlinables: _Inline}
-
-
-def _read(worker: Any, function: Callable[..., Any]) -> Any:
-    """What a function does, of which callers make copies."""
-    worker.flags.enable_ssa = False  # as if it was read here
-    if function not in _READ:
-        found = InlineWorker.run_untyped_passes(worker, function)
-        for block in found.blocks.values():
-            block.scope.__class__ = _Names
-        _READ[function] = found
-    return _READ[function]
-
-
-_READ: dict[Callable[..., Any], Any] = {}
-
-
-class _Names(Scope):
-    """The variables of such a function, which stay as they are.
-
-    Numba copies all of them with each block of it, and adds those that the caller calls them.
-    """
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self
-
-    def redefine(self, name: str, loc: Any, rename: bool = True) -> Any:
-        return None
-
-
 def _implementation(context: Any, function: Any, signature: Any, _firstcall: bool = True) -> Any:
     """How a function is lowered, one perhaps that was declared while this kernel is compiled.
 
@@ -117,7 +130,9 @@ def _implementation(context: Any, function: Any, signature: Any, _firstcall: boo
     if compare is not None:
         return _pick(context, signature.args, compare)
     context.install_registry(builtin_registry)
-    return type(context).get_function(context, function, signature, _firstcall)
+    # What has a name may be there or not; what else is not there asks for all after all.
+    ask = _firstcall and not isinstance(function, str)
+    return type(context).get_function(context, function, signature, ask)
 
 
 # For each pair of types Numba compiles a function of two numbers.
@@ -154,6 +169,9 @@ class _Typing(Context):
 
     def __init__(self, context: Any) -> None:
         self.__dict__ = context.__dict__
+
+    def refresh(self) -> None:
+        declare()
 
     def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
         if type(func) is not types.Function or kws:

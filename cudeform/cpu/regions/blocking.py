@@ -21,7 +21,7 @@ from cudeform.cpu.language.compiler import inlined, records
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
-from cudeform.cpu.regions.extents import Regions, count_pixels
+from cudeform.cpu.regions.extents import Regions, count_covered, count_pixels
 from cudeform.plans.regions import RoiPlan
 
 __all__ = [
@@ -31,7 +31,9 @@ __all__ = [
     "Work",
     "averages_planes",
     "by_class",
+    "count_groups",
     "effort",
+    "effort_of",
     "job_of",
     "one_round",
     "packed",
@@ -182,6 +184,18 @@ def effort(plan: RoiPlan) -> int:
     """Multiplications of a pooling, about."""
     samples = plan.samples**2 or _PIXELS
     return plan.regions * plan.out_channels * plan.bins[0] * plan.bins[1] * samples * 4
+
+
+def effort_of(plan: RoiPlan, regions: Regions) -> int:
+    """The same, more exactly where each region says how many pixels it reads."""
+    if plan.samples or averages_planes(plan):
+        return effort(plan)
+    return max(int(count_covered(plan, regions) * plan.out_channels * 4), 1)
+
+
+def count_groups(plan: RoiPlan, regions: Regions) -> int:
+    """Tasks that go through all regions of an image, if each had all channels of a group."""
+    return len(regions.images) * plan.classes * plan.groups[0] * plan.groups[1]
 
 
 @lru_cache(maxsize=256)

@@ -20,6 +20,7 @@ __all__ = [
     "SPACING",
     "START",
     "Regions",
+    "count_covered",
     "count_pixels",
     "locate",
     "locate_regions",
@@ -84,6 +85,14 @@ def count_pixels(plan: RoiPlan, regions: Regions) -> float:
             read = covered if plan.reads == "pixels" else np.minimum(covered, 2 * counts[:, axis])
             result *= bins * np.minimum(read, size)
     return float(result.sum())
+
+
+def count_covered(plan: RoiPlan, regions: Regions) -> float:
+    """Pixels of a channel that lie in all regions, about, with those that bins share."""
+    numbers = regions.numbers.reshape(-1, NUMBERS)
+    sizes = zip((SIZE, ALONG_X + SIZE), plan.bins, (plan.height, plan.width), strict=True)
+    down, across = (np.minimum(np.abs(numbers[:, k]), size) + 2.0 * bins for k, bins, size in sizes)
+    return float(np.dot(down, across))
 
 
 def reach_of_regions(

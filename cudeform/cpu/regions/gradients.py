@@ -25,6 +25,7 @@ from cudeform.cpu.regions.blocking import (
     Work,
     averages_planes,
     by_class,
+    count_groups,
     effort,
     job_of,
     one_round,
@@ -42,6 +43,7 @@ from cudeform.cpu.regions.patches import (
     locate_region,
     locate_tile,
     measure_tile,
+    reached,
     spread_tile,
     tile_of,
 )
@@ -138,8 +140,8 @@ def _gradient_of_planes(
 ) -> None:
     wide = sum_dtype(grad_input.dtype)
     if grad_input.dtype == wide:
-        tasks = len(regions.images) * plan.classes * plan.groups[0] * plan.groups[1]
         wanted = threads.wanted_tasks(effort(plan))
+        tasks = count_groups(plan, regions)
         job = job_of(plan, wide.itemsize, tasks, planes=True, enough=wanted)
         _sum_planes(plan, job, regions, one_round(job, len(regions.images)), given, grad_input)
         return
@@ -215,8 +217,9 @@ def _spread(given, target, grad, first, last):
         starts = slice_of(job, part, regions.origin, u, c, s)
         for t in range(max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)):
             locate_region(job, regions, t, begin, end, tile)
-            for top in range(begin, end, high):
-                bottom = min(top + high, end)
+            first_row, last_row = reached(job, tile, begin, end)
+            for top in range(first_row, last_row, high):
+                bottom = min(top + high, last_row)
                 count = (bottom - top) * job.bins_x
                 locate_tile(work, (t, c, s), starts, top, bottom, tile)
                 read_gradients(work, (t, c, s), grad, top, count, values)

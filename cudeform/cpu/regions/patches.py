@@ -31,6 +31,7 @@ __all__ = [
     "measure_tile",
     "patch_of",
     "put_found",
+    "reached",
     "samples_of",
     "share_of",
     "spread_tile",
@@ -95,6 +96,23 @@ def locate_region(job, regions, t, top, bottom, tile):
         rows, columns = frame_of(job, regions, regions.place[t])
         keep_within(rows, top, bottom, 1, job.slot, pixel, weight)
         keep_within(columns, job.bins_y, job.bins_y + job.bins_x, 1, job.slot, pixel, weight)
+
+
+@inlined
+def reached(job, tile, top, bottom):
+    """Of these rows of the bins of a region those that read anything, from the first to the last:
+    a region that lies in several frames has most of them in one.
+    """
+    if job.deformable:
+        return top, bottom
+    left, right = job.bins_y, job.bins_y + job.bins_x
+    while left < right and tile.pixel[left * job.slot] == 0:
+        left += 1
+    while top < bottom and tile.pixel[top * job.slot] == 0:
+        top += 1
+    while top < bottom and tile.pixel[(bottom - 1) * job.slot] == 0:
+        bottom -= 1
+    return top, bottom if left < right else top
 
 
 @inner

@@ -23,7 +23,8 @@ from cudeform.cpu.regions.blocking import (
     Round,
     Work,
     averages_planes,
-    effort,
+    count_groups,
+    effort_of,
     job_of,
     packed,
     pieces,
@@ -76,8 +77,9 @@ def _pool_rounds(
     regions = locate_regions(plan, boxes)
     averages, tasks = averages_planes(plan), plan.regions
     if averages:  # a task goes through all regions of an image
-        tasks = len(regions.images) * plan.classes * plan.groups[0] * plan.groups[1]
-    wanted = threads.wanted_tasks(effort(plan))
+        tasks = count_groups(plan, regions)
+    work = effort_of(plan, regions)
+    wanted = threads.wanted_tasks(work)
     job = job_of(plan, wide.itemsize, tasks, averages, enough=wanted)
     as_planes = averages or reads_planes(plan, job, regions, wide.itemsize)
     whole = taken_whole(input.dtype, offset, mask, *results)
@@ -91,23 +93,23 @@ def _pool_rounds(
                 size = len(chosen) * piece.region
                 dtypes = wide, *(array.dtype for array in results[1:])
                 written = tuple(np.empty(size, dtype) for dtype in dtypes)
-            work = packed(Work(job, part, regions, piece))
+            given = packed(Work(job, part, regions, piece))
             flat = [array.reshape(-1) for array in written]
             tasks = (piece.end - piece.begin) * (part.slice_end - part.slice_begin)
             if averages:
-                task = partial(planes.average, work, *source, *flat)
+                task = partial(planes.average, given, *source, *flat)
                 tasks = planes.count_tasks(job, part)
             elif as_planes:
                 task, tasks = (
-                    partial(_OF_PLANES[len(flat)], work, *source, *flat),
+                    partial(_OF_PLANES[len(flat)], given, *source, *flat),
                     tasks * job.bins_y,
                 )
             else:
-                task = partial(_OF_FRAMES[len(flat)], work, *source, *flat)
+                task = partial(_OF_FRAMES[len(flat)], given, *source, *flat)
                 if len(flat) < 3:
                     split = min(-(-wanted // tasks), job.bins_y)
                     task, tasks = partial(task, split), tasks * split
-            threads.share(task, tasks, effort(plan))
+            threads.share(task, tasks, work)
             if chosen is not None:
                 _keep(job, part, chosen, written, results)
     for values, result in zip(in_order, results, strict=True):
