@@ -40,8 +40,8 @@ __all__ = [
     "page_begins",
     "page_ends",
     "spread_points",
-    "survey",
     "sums_of",
+    "survey",
     "value_gradients",
 ]
 

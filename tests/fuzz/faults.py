@@ -8,13 +8,13 @@ leave its arguments alone, and give the right bytes the next time.
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from unittest import mock
 
 import numpy as np
 from cases import DTYPES, Problem, operator
+from children import ended
 
 from cudeform import threads
 from cudeform.threads import set_num_threads
@@ -148,24 +148,12 @@ def a_process_forks(rng, call, guarded):
                     os._exit(0 if call() == call.right else 1)
                 finally:
                     os._exit(2)
-            assert _ended(child, 60) == 0, "the child of a fork gave other bytes, or raised"
+            why = "the child of a fork gave other bytes, raised, or hung for a minute"
+            assert ended(child, 60) == 0, why
     finally:
         stop.set()
         thread.join()
     call.survived()
-
-
-def _ended(child, seconds):
-    """The exit status of a child process."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError(f"the child of a fork hung for {seconds} s")
 
 
 SCENARIOS = (

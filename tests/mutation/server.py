@@ -8,10 +8,11 @@ import importlib
 import json
 import os
 import sys
-import time
 from contextlib import suppress
 
 import pytest
+
+from tests.helpers.children import ended
 
 BESIDES = ("numpy", "numba", "hypothesis", "hypothesis.strategies", "ml_dtypes", "scipy.special")
 BESIDES += ("torch", "torch._dynamo", "jax", "jax.numpy", "jax.test_util")
@@ -27,7 +28,7 @@ def main():
         child = os.fork()
         if child == 0:
             run(arguments, file)
-        print(json.dumps(wait(child, limit)), flush=True)
+        print(json.dumps(ended(child, limit, os.killpg)), flush=True)
 
 
 def run(arguments, file):
@@ -43,18 +44,6 @@ def run(arguments, file):
         sys.stdout.flush()
     finally:
         os._exit(status)
-
-
-def wait(child, limit):
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.killpg(child, 9)
-    os.waitpid(child, 0)
-    return None
 
 
 if __name__ == "__main__":
