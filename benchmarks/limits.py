@@ -239,8 +239,9 @@ def main() -> int:
                 print(*result.values(), sep="  ", flush=True)
             if given.json:
                 facts = machine.describe("numpy", "numba")
-                content = {"machine": facts, "results": merged(given.json, results)}
-                given.json.write_text(json.dumps(content, indent=1) + "\n")
+                rows = ",\n".join(map(json.dumps, merged(given.json, results)))
+                start = f'{{"machine": {json.dumps(facts)},\n"results": [\n'
+                given.json.write_text(f"{start}{rows}\n]}}\n")
     return 0
 
 
