@@ -158,7 +158,7 @@ def measure(op: str, dtype: np.dtype, case: str, side: int) -> Iterator[dict[str
             megabytes, seconds = peak(call)
             values = op, dtype.name, case, side, layout, name
             facts = dict(zip(KEY, values, strict=True))
-            yield {**facts, "extra_mb": round(megabytes, 1), "ms": round(1000 * seconds, 1)}
+            yield {**facts, "beyond_mb": round(megabytes, 1), "ms": round(1000 * seconds, 1)}
 
 
 def peak(call: Callable[[], Any]) -> tuple[float, float]:
