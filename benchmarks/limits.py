@@ -158,7 +158,7 @@ def measure(op: str, dtype: np.dtype, case: str, side: int) -> Iterator[dict[str
             megabytes, seconds = peak(call)
             values = op, dtype.name, case, side, layout, name
             facts = dict(zip(KEY, values, strict=True))
-            yield {**facts, "extra_mb": round(megabytes, 1), "ms": round(1000 * seconds, 1)}
+            yield {**facts, "beyond_mb": round(megabytes, 1), "ms": round(1000 * seconds, 1)}
 
 
 def peak(call: Callable[[], Any]) -> tuple[float, float]:
@@ -239,8 +239,9 @@ def main() -> int:
                 print(*result.values(), sep="  ", flush=True)
             if given.json:
                 facts = machine.describe("numpy", "numba")
-                content = {"machine": facts, "results": merged(given.json, results)}
-                given.json.write_text(json.dumps(content, indent=1) + "\n")
+                rows = ",\n".join(map(json.dumps, merged(given.json, results)))
+                start = f'{{"machine": {json.dumps(facts)},\n"results": [\n'
+                given.json.write_text(f"{start}{rows}\n]}}\n")
     return 0
 
 
