@@ -48,7 +48,7 @@ def test_every_cache_has_a_most():
 WRITTEN = {
     "arrays": {"_kinds"},  # _MOST_KINDS
     "cpu.language.disk": {"_said"},  # a warning for each folder of kernels
-    "cpu.language.pipeline": {"_READ"},  # functions of ours
+    "cpu.language.inlining": {"_READ"},  # functions of ours
     "cuda.device": {"_cupy_devices", "_registered"},  # devices; types of a test's arrays
     "dispatch": {"_calls", "_found"},  # bridges; _MOST_TYPES
     "ops.call": {"_KNOWN"},  # _MOST_KNOWN
