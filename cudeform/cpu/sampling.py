@@ -16,7 +16,6 @@ from cudeform import threads
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.conv import widening
 from cudeform.cpu.conv.blocking import cut, gradient_slice
-from cudeform.cpu.conv.convolve import convolve
 from cudeform.cpu.conv.gradients import gradients, workspace_bytes
 from cudeform.cpu.fields import (
     Fields,
@@ -54,19 +53,8 @@ _NOTHING = np.empty(0, np.int32)
 
 def forward(plan: SamplePlan, input: np.ndarray, points: np.ndarray) -> tuple[np.ndarray]:
     """The samples."""
-    if _lie_plain(input, points):  # nothing is copied: what `widening` would do, without a look
-        output = np.empty(plan.results[0].shape, input.dtype)
-        if output.size:
-            convolve(plan.convolution, input, points, None, None, None, output)
-        return (output,)
     (output,) = widening.forward(plan.convolution, input, points)
     return (output.reshape(plan.results[0].shape),)
-
-
-def _lie_plain(input: np.ndarray, points: np.ndarray) -> bool:
-    """Whether kernels read both arrays as they are."""
-    dense = input.flags.c_contiguous and points.flags.c_contiguous
-    return dense and input.dtype == sum_dtype(input.dtype)
 
 
 def backward(
@@ -85,7 +73,7 @@ def backward(
     grad_output = grad_output.reshape(convolution.out_shape)
     names = {"input": "input", "points": "offset"}
     wanted = frozenset(names[name] for name in needs)
-    plain = grad_output.flags.c_contiguous and _lie_plain(input, points)
+    plain = widening.are_plain((grad_output, input, points), sum_dtype(input.dtype))
     if plain and not _takes_fields(convolution, input.dtype, wanted, threads.get_num_threads()):
         found = gradients(convolution, grad_output, input, points, None, None, wanted)
         return {name: found[names[name]] for name in needs}

@@ -104,12 +104,17 @@ def gradients(
     elif job.dense and (wanted.input or wanted.points):
         packed = packed_rows(job, numbers, slices, weight)
     packed = frozen(packed, input)
+    given = grad_output, input, offset, mask
     for first in range(0, plan.points.batch, blocking.images):
-        images = slice(first, min(first + blocking.images, plan.points.batch))
-        arrays = [_of(images, array, input) for array in (grad_output, input, offset, mask)]
-        found = {name: result[name][images] for name in result.keys() & {*_OF_IMAGES}}
-        here = parts[images.stop - first < blocking.images]
-        _add_images(prepared, wanted, here, (*arrays, packed), sums, found)
+        last = min(first + blocking.images, plan.points.batch)
+        arrays, found = given, {name: result[name] for name in _OF_IMAGES if name in result}
+        if last - first < plan.points.batch:
+            images = slice(first, last)
+            arrays = [None if array is None else array[images] for array in given]
+            found = {name: gradient[images] for name, gradient in found.items()}
+        flat = [frozen(array, input) for array in arrays]  # copied only if it is not contiguous
+        here = parts[last - first < blocking.images]
+        _add_images(prepared, wanted, here, (*flat, packed), sums, found)
     if wanted.weight and job.narrow:
         weight_of_rows(plan, sums.weight, result["weight"])
     elif wanted.weight:
@@ -122,11 +127,6 @@ def gradients(
     elif wanted.bias:
         np.add.reduce(sums.bias.reshape(blocking.images, -1), 0, out=result["bias"])
     return result
-
-
-def _of(images: slice, array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
-    """Some images of an array, flat; copied only if it is not contiguous."""
-    return frozen(None if array is None else array[images], like)
 
 
 def _add_images(

@@ -23,7 +23,7 @@ from cudeform.cpu.language.dtypes import copied, copy
 from cudeform.cpu.language.strided import aligned
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = ["STRIDED", "backward", "forward"]
+__all__ = ["STRIDED", "are_plain", "backward", "forward"]
 
 STRIDED = ("grad_output", "input", "offset", "mask")  # need not be contiguous
 
@@ -44,6 +44,9 @@ def forward(
     if output.size == 0:
         return (output,)
     wide = sum_dtype(input.dtype)
+    if are_plain((input, offset, mask), wide) and _is_small(plan, weight):
+        convolve(plan, input, offset, weight, bias, mask, output)
+        return (output,)
     little = reads_little(plan.points)
     input = aligned(input) if little else input
     per_image = _copied((None if little else input, offset, mask, output), wide)
@@ -145,8 +148,18 @@ def _is_small(plan: ConvPlan, weight: np.ndarray | None) -> bool:
     return plan.points.taps <= MOST_TAPS and (weight is None or weight.size <= 2 * MOST_WEIGHTS)
 
 
+def are_plain(arrays: tuple[np.ndarray | None, ...], dtype: np.dtype) -> bool:
+    """Whether kernels read all of them as they lie."""
+    for array in arrays:
+        if array is not None and not (array.dtype == dtype and array.flags.c_contiguous):
+            return False
+    return True
+
+
 def _copied(arrays: tuple[np.ndarray | None, ...], dtype: np.dtype) -> int:
     """Bytes of the copies of an image and what belongs to it: in a dtype, and contiguous."""
+    if are_plain(arrays, dtype):
+        return 0
     elements, strided, mixed = 0, 0, False
     for array in arrays:
         if array is not None:
