@@ -98,9 +98,12 @@ def _reach(numbers, offset, rows, image, first_tile, last_tile):
             _widen(grid, offset, (image, pixel, count), (channel, down), (low, high, odd))
         top = pixel // grid.out_width * grid.stride_y + grid.origin_y
         bottom = (pixel + count - 1) // grid.out_width * grid.stride_y + grid.origin_y
-        first = np.floor(low[:count].min()) + top - _SLACK
-        last = np.floor(high[:count].max()) + bottom + _SLACK
-        if odd[:count].sum() != 0:  # a NaN or an infinite offset: anywhere
+        lowest, highest, strange = low[0], high[0], odd[0]
+        for p in range(1, count):
+            lowest, highest = min(lowest, low[p]), max(highest, high[p])
+            strange += odd[p]
+        first, last = np.floor(lowest) + top - _SLACK, np.floor(highest) + bottom + _SLACK
+        if strange != 0:  # a NaN or an infinite offset: anywhere
             first, last = 0.0, float(grid.height)
         first = min(max(first, 0.0), grid.height - 1.0)  # of a tile that reads nothing: any row
         rows[2 * tile] = np.int64(first)
