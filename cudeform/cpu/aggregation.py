@@ -7,7 +7,7 @@ import numpy as np
 from cudeform.cpu.aggregator import Aggregator, Portion, Room, differentiate_all, portions
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.queries import Extent
-from cudeform.cpu.sizes import Sizes, sized
+from cudeform.cpu.sizes import Sizes, Taps, sized
 from cudeform.plans.aggregation import AggregationPlan
 
 __all__ = ["STRIDED", "backward", "forward"]
@@ -93,7 +93,8 @@ def _sizes(
         origin_y=origin_y + rows[0] * plan.stride[0],
         origin_x=origin_x,
     )
-    levels = np.repeat(np.array([plan.height, plan.width, 0]), plan.points)
-    taps = (np.array(plan.taps, np.int64) - plan.center).T.ravel()
+    levels = np.array([plan.height, plan.width, 0])
+    removed = plan.removed if plan.remove_center else plan.points
+    taps = Taps(plan.kernel[0], removed, *plan.dilation, *plan.center)
     shape = images[1] - images[0], plan.height, plan.width, plan.groups, plan.group_channels
     return sized(shape, extent, levels, taps, plan.scale, dtype)

@@ -41,6 +41,8 @@ __all__ = [
     "SHARE",
     "SINGLE",
     "START",
+    "TAP_X",
+    "TAP_Y",
     "W00",
     "WIDTH",
     "X",
@@ -49,6 +51,8 @@ __all__ = [
     "View",
     "block_arrays",
     "dot_points",
+    "fill_levels",
+    "fill_taps",
     "locate_beside",
     "locate_nearest",
     "locate_points",
@@ -58,9 +62,9 @@ __all__ = [
 
 PLANE = 128  # points of a block, at most
 # Planes of real numbers: first coordinates in pixels, then distances from the first corner; the
-# share; the weights of the four corners, times the share.
-X, Y, SHARE, W00, W01, W10, W11 = (PLANE * i for i in range(7))
-_REALS = 7 * PLANE
+# share; the weights of the four corners, times the share; of a grid: the tap, from the base.
+X, Y, SHARE, W00, W01, W10, W11, TAP_Y, TAP_X = (PLANE * i for i in range(9))
+_REALS = 9 * PLANE
 # Planes of integers: the pixel of the first corner that is in the level, -1 where nothing is read;
 # how many pixels the corner beside it and the one below are away, and which are there; the level.
 PIXEL, RIGHT, DOWN, SIDES, HEIGHT, WIDTH, START = (PLANE * i for i in range(7))
@@ -90,6 +94,38 @@ class View(NamedTuple):
 def block_arrays(like):
     """Room for what is known of a block."""
     return empty(_REALS, like.dtype), empty(_INTEGERS, np.int32)
+
+
+@inlined
+def fill_levels(levels, points, first, rows, block):
+    """The levels of the points of a block, from point `first` of each row on."""
+    _, whole = block
+    for r in range(rows.count):
+        at = r * rows.each
+        for k in range(rows.each):
+            whole[HEIGHT + at + k] = levels[first + k]
+            whole[WIDTH + at + k] = levels[points + first + k]
+            whole[START + at + k] = levels[2 * points + first + k]
+
+
+@inlined
+def fill_taps(levels, taps, first, rows, block):
+    """The same of a grid, whose level is one; and where taps are, which count down columns."""
+    reals, whole = block
+    real = reals.dtype.type
+    height, removed = taps[0], taps[1]
+    for k in range(rows.each):
+        tap = first + k
+        if tap >= removed:
+            tap += 1
+        a = tap // height
+        y = real((tap - a * height) * taps[2] - taps[4])
+        x = real(a * taps[3] - taps[5])
+        for r in range(rows.count):
+            at = r * rows.each + k
+            reals[TAP_Y + at], reals[TAP_X + at] = y, x
+            whole[HEIGHT + at], whole[WIDTH + at] = levels[0], levels[1]
+            whole[START + at] = levels[2]
 
 
 @inner

@@ -24,7 +24,8 @@ from cudeform.cpu.located import (
     HEIGHT,
     PLANE,
     SHARE,
-    START,
+    TAP_X,
+    TAP_Y,
     WIDTH,
     Rows,
     View,
@@ -32,6 +33,8 @@ from cudeform.cpu.located import (
     Y,
     block_arrays,
     dot_points,
+    fill_levels,
+    fill_taps,
     locate_beside,
     locate_nearest,
     locate_points,
@@ -52,6 +55,8 @@ __all__ = [
     "point_gradients",
     "point_gradients_gathered",
     "queries_of",
+    "share",
+    "shares_of",
 ]
 
 _FARTHEST = 2**31 - 1  # from the image, of a base that a plane of integers holds
@@ -100,6 +105,7 @@ class Strides(NamedTuple):
 Job = namedtuple("Job", Extent._fields + Strides._fields)
 _read_job = records(Job)
 # Kernels get the taps of a grid as an array, and None for locations: a call compiles one of both.
+# It has no number for each tap, of which there may be millions; a block finds its own.
 
 
 class _Queries(NamedTuple):
@@ -145,50 +151,64 @@ def _weights(job, queries):
 
 
 @inlined
+def shares_of(job, like):
+    """Room for the factors of the points of a block's queries, where these depend on each other."""
+    return empty(job.rows * job.points if job.softmax else 0, like.dtype)
+
+
+@inlined
 def fill_shares(job, weights, queries, shares):
-    """The factors of the points of so many queries."""
-    points, count = job.points, queries.count
-    read_rows(weights, shares, (*_weights(job, queries), 0, points), (count, points))
+    """The factors of all points of so many queries, where these depend on each other."""
     if job.softmax:
+        points, count = job.points, queries.count
+        places = *_weights(job, queries), np.int64(0), points
+        read_rows(weights, shares, places, (count, points))
         softmax_rows(shares, count, points)
 
 
 @inlined
-def _fill_levels(levels, points, first, rows, block):
-    """The levels of the points of a block, from point `first` of each row on."""
-    _, whole = block
-    for r in range(rows.count):
-        at = r * rows.each
-        for k in range(rows.each):
-            whole[HEIGHT + at + k] = levels[first + k]
-            whole[WIDTH + at + k] = levels[points + first + k]
-            whole[START + at + k] = levels[2 * points + first + k]
+def _rows(job, queries, first):
+    """The rows of a block, from point `first` of each query on."""
+    return Rows(queries.count, min(PLANE, job.points - first))
+
+
+@inlined
+def share(job, weights, shares, queries, first, block):
+    """Give the points of a block their factors, from point `first` of each query on."""
+    rows, (reals, _) = _rows(job, queries, first), block
+    size, to = (rows.count, rows.each), np.int64(SHARE)  # no numbers written out: one function
+    if job.softmax:
+        read_rows(shares, reals, (first, job.points, to, rows.each), size)
+    else:
+        at, step = _weights(job, queries)
+        read_rows(weights, reals, (at + first, step, to, rows.each), size)
 
 
 @inlined
 def _locations(job, queries, first):
-    """The same of locations, from point `first` of each query on."""
+    """Where point `first` of queries has its location, and the step to the next query's."""
     at = queries.row * job.location_query + queries.head * job.location_head
     return at + 2 * first, job.location_query
 
 
 @inlined
 def locate(job, taps, given, queries, first, block, fresh):
-    """Locate the points of a block, from point `first` of each query on; levels of a `fresh` block
-    are not known. Returns its rows.
+    """Locate the points of a block, which have their factors, from point `first` of each query on;
+    levels of a `fresh` block are not known. Returns its rows.
     """
-    levels, locations, shares, scale = given
+    levels, locations, scale = given
     reals, whole = block
-    rows = Rows(queries.count, min(PLANE, job.points - first))
+    rows = _rows(job, queries, first)
     if fresh or job.points > PLANE:
-        _fill_levels(levels, job.points, first, rows, block)
+        if taps is not None:
+            fill_taps(levels, taps, first, rows, block)
+        else:
+            fill_levels(levels, job.points, first, rows, block)
     places = *_locations(job, queries, first), X, rows.each
     split_pairs(locations, reals, places, rows, Y - X)
-    size, to = (rows.count, rows.each), np.int64(SHARE)  # no numbers written out: one function
-    read_rows(shares, reals, (first, job.points, to, rows.each), size)
     count = rows.count * rows.each
     if taps is not None:
-        _displace(job, taps, queries, first, rows, block, scale)
+        _displace(job, queries, rows, block, scale)
         locate_beside(block, count)
     else:
         half = reals.dtype.type(0.5 if job.nearest else -0.5)
@@ -203,11 +223,9 @@ def locate(job, taps, given, queries, first, block, fresh):
 
 
 @inlined
-def _displace(job, taps, queries, first, rows, block, scale):
+def _displace(job, queries, rows, block, scale):
     """From the offsets of a block to bases, and how far its points are from them."""
     reals, whole = block
-    real, factor = reals.dtype.type, scale[0]
-    taps_y, taps_x = taps[first:], taps[job.points + first :]
     for r in range(rows.count):
         to, q = r * rows.each, queries.first + r
         i = q // job.out_width
@@ -217,8 +235,10 @@ def _displace(job, taps, queries, first, rows, block, scale):
         x = np.int32(min(max(x, -_FARTHEST), _FARTHEST))
         for k in range(rows.each):
             whole[BASE_Y + to + k], whole[BASE_X + to + k] = y, x
-            reals[Y + to + k] = (real(taps_y[k]) + reals[Y + to + k]) * factor
-            reals[X + to + k] = (real(taps_x[k]) + reals[X + to + k]) * factor
+    factor = scale[0]
+    for p in range(rows.count * rows.each):
+        reals[Y + p] = (reals[TAP_Y + p] + reals[Y + p]) * factor
+        reals[X + p] = (reals[TAP_X + p] + reals[X + p]) * factor
 
 
 @inlined
@@ -271,7 +291,7 @@ def _aggregate(numbers, taps, given, output, first_task, last_task, find, room):
     (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
-    shares = empty(job.rows * points, scale.dtype)
+    shares = shares_of(job, scale)
     sums = empty(job.rows * channels, scale.dtype)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
@@ -280,7 +300,8 @@ def _aggregate(numbers, taps, given, output, first_task, last_task, find, room):
             sums[: queries.count * channels] = 0
             fill_shares(job, weights, queries, shares)
             for k in range(0, points, PLANE):
-                given = levels, locations, shares, scale
+                share(job, weights, shares, queries, k, block)
+                given = levels, locations, scale
                 rows = locate(job, taps, given, queries, k, block, q == first)
                 values, seen = find(job, block, rows, source, view, room)
                 sum_points(block, rows, values, seen, sums)
@@ -355,7 +376,7 @@ def _point_gradients(numbers, taps, given, targets, first_task, last_task, find,
     channels, points = job.channels, job.points
     block = block_arrays(scale)
     dots = empty(4 * PLANE, scale.dtype)
-    shares, found = empty(job.rows * points, scale.dtype), empty(job.rows * points, scale.dtype)
+    shares, found = shares_of(job, scale), shares_of(job, scale)
     grads = empty(job.rows * channels, scale.dtype)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
@@ -364,14 +385,19 @@ def _point_gradients(numbers, taps, given, targets, first_task, last_task, find,
             fill_shares(job, weights, queries, shares)
             fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
-                given = levels, locations, shares, scale
+                share(job, weights, shares, queries, k, block)
+                given = levels, locations, scale
                 rows = locate(job, taps, given, queries, k, block, q == first)
                 values, seen = find(job, block, rows, source, view, room)
                 dot_points(block, rows, values, seen, grads, dots)
                 _write_locations(job, taps, block, rows, dots, grad_locations, queries, k, scale)
-                size = rows.count, rows.each
-                read_rows(dots, found, (np.int64(0), rows.each, k, points), size)
-            if len(grad_weights):
+                size, own = (rows.count, rows.each), (np.int64(0), rows.each)
+                if job.softmax:
+                    read_rows(dots, found, (*own, k, points), size)
+                elif len(grad_weights):
+                    at, step = _weights(job, queries)
+                    write_rows(dots, grad_weights, (*own, at + k, step), size)
+            if job.softmax and len(grad_weights):
                 _write_weights(job, shares, found, grad_weights, queries)
 
 
@@ -399,13 +425,12 @@ def _write_locations(job, taps, block, rows, dots, target, queries, first, scale
 
 @inlined
 def _write_weights(job, shares, found, target, queries):
-    """The gradients of the weights of so many queries."""
+    """From gradients of factors that depend on each other to those of the weights."""
     points, count = job.points, queries.count
-    if job.softmax:
-        for at in range(0, count * points, points):
-            total = found.dtype.type(0)
-            for k in range(at, at + points):
-                total += element(shares, k) * element(found, k)
-            for k in range(at, at + points):
-                put(found, k, element(shares, k) * (element(found, k) - total))
-    write_rows(found, target, (0, points, *_weights(job, queries)), (count, points))
+    for at in range(0, count * points, points):
+        total = found.dtype.type(0)
+        for k in range(at, at + points):
+            total += element(shares, k) * element(found, k)
+        for k in range(at, at + points):
+            put(found, k, element(shares, k) * (element(found, k) - total))
+    write_rows(found, target, (np.int64(0), points, *_weights(job, queries)), (count, points))

@@ -11,7 +11,7 @@ from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.located import PLANE
 from cudeform.cpu.queries import Extent, Strides
 
-__all__ = ["At", "Sizes", "job_of", "rows_of", "sized"]
+__all__ = ["At", "Sizes", "Taps", "job_of", "rows_of", "sized"]
 
 
 class At(NamedTuple):
@@ -25,13 +25,25 @@ class At(NamedTuple):
     gap: int
 
 
+class Taps(NamedTuple):
+    """Where the taps of a grid are, for kernels: numbered down columns, in pixels from the base."""
+
+    height: int  # of a column
+    removed: int  # the tap that is no point; where all are, their number
+    step_y: int
+    step_x: int
+    center_y: int
+    center_x: int
+
+
 class Sizes(NamedTuple):
     """What follows of a call from shapes, for kernels: made once for equal ones."""
 
     shape: tuple[int, ...]  # of the values: (N, H, W, M, D), or (N, 1, S, M, D) for levels
     extent: Extent
-    levels: np.ndarray  # height, width and first pixel of that of each point, all heights first
-    taps: np.ndarray | None  # of a grid: how far they are from the base, all y first
+    # Height, width and first pixel of the level of each point, all heights first; of a grid, of one
+    levels: np.ndarray
+    taps: np.ndarray | None  # of a grid: `Taps`
     scale: np.ndarray  # one number, in the dtype of sums; of a grid: of the taps with their offsets
     at: At  # of contiguous values
 
@@ -44,14 +56,15 @@ def sized(
     shape: tuple[int, ...],
     extent: Extent,
     levels: np.ndarray,
-    taps: np.ndarray | None,
+    taps: Taps | None,
     scale: float,
     dtype: np.dtype,
 ) -> Sizes:
     """The sizes of a call, for values of a dtype."""
     pixel = extent.heads * extent.channels
     at = At(0, extent.pixels * pixel, extent.channels, pixel, 1, 0)
-    return Sizes(shape, extent, levels, taps, np.array([scale], sum_dtype(dtype)), at)
+    places = None if taps is None else np.array(taps, np.int64)
+    return Sizes(shape, extent, levels, places, np.array([scale], sum_dtype(dtype)), at)
 
 
 def job_of(extent: Extent, first: int, pieces: int, at: At, *more: tuple[int, ...]) -> np.ndarray:

@@ -14,7 +14,7 @@ from cudeform.cpu.language.halves import element, load_wide, load_wide_some, put
 from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import fma, lanes, load, load_some, splat, store, store_some
 from cudeform.cpu.located import PLANE, View, block_arrays
-from cudeform.cpu.queries import Job, fill_shares, locate, queries_of
+from cudeform.cpu.queries import Job, fill_shares, locate, queries_of, share, shares_of
 from cudeform.cpu.spreading import (
     Spread,
     corner_of,
@@ -54,7 +54,7 @@ def list_corners(
     job, how = _read(numbers)
     points = job.points
     block = block_arrays(scale)
-    shares = empty(job.rows * points, scale.dtype)
+    shares = shares_of(job, scale)
     most = CORNERS * how.bundle * points
     pixels, queried, found = empty(most, np.int32), empty(most, np.int32), empty(most, scale.dtype)
     bundles = (job.queries + how.bundle - 1) // how.bundle
@@ -69,7 +69,8 @@ def list_corners(
             queries = queries_of(job, image, head, q, end)
             fill_shares(job, weights, queries, shares)
             for k in range(0, points, PLANE):
-                given = levels, locations, shares, scale
+                share(job, weights, shares, queries, k, block)
+                given = levels, locations, scale
                 rows = locate(job, taps, given, queries, k, block, q == begin)
                 for r in range(rows.count):
                     for p in range(r * rows.each, (r + 1) * rows.each):

@@ -10,13 +10,14 @@ from cudeform.cpu.gathered import CORNERS
 from cudeform.cpu.language.compiler import inlined, inner, kernel, records
 from cudeform.cpu.language.halves import element
 from cudeform.cpu.language.rows import read_rows, write_rows
-from cudeform.cpu.language.scratch import empty, zeroed
+from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import fma, lanes, load, load_some, splat, store, store_some
 from cudeform.cpu.located import (
     DOWN,
     PIXEL,
     PLANE,
     RIGHT,
+    SHARE,
     SINGLE,
     W00,
     View,
@@ -28,6 +29,8 @@ from cudeform.cpu.queries import (
     fill_shares,
     locate,
     queries_of,
+    share,
+    shares_of,
 )
 
 __all__ = [
@@ -69,7 +72,7 @@ def survey(numbers, levels, taps, locations, scale, reach, touched, first_task, 
     """
     job, sums = _read(numbers)
     block = block_arrays(scale)
-    shares = zeroed(job.rows * job.points, scale.dtype)
+    block[0][SHARE : SHARE + PLANE] = 0  # which changes nothing
     bundles = (job.queries + sums.bundle - 1) // sums.bundle
     pages = (job.pixels + sums.page - 1) // sums.page
     for task in range(first_task, last_task):
@@ -80,7 +83,7 @@ def survey(numbers, levels, taps, locations, scale, reach, touched, first_task, 
         for q in range(bundle * sums.bundle, last, job.rows):
             queries = queries_of(job, image, head, q, last)
             for k in range(0, job.points, PLANE):
-                given = levels, locations, shares, scale
+                given = levels, locations, scale
                 rows = locate(job, taps, given, queries, k, block, True)
                 for p in range(rows.count * rows.each):
                     for corner in range(CORNERS):
@@ -114,7 +117,7 @@ def value_gradients(
     job, how = _read(numbers)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
-    shares = empty(job.rows * points, scale.dtype)
+    shares = shares_of(job, scale)
     grads = empty(job.rows * channels, scale.dtype)
     longest = 0
     for piece in range(job.pieces):
@@ -141,7 +144,8 @@ def value_gradients(
             fill_shares(job, weights, queries, shares)
             fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
-                given = levels, locations, shares, scale
+                share(job, weights, shares, queries, k, block)
+                given = levels, locations, scale
                 rows = locate(job, taps, given, queries, k, block, not filled)
                 spread_points(block, rows, grads, sums, view, (first, end))
             filled = True

@@ -198,7 +198,14 @@ def many(side):  # queries, of arrays that are not contiguous
     yield cudeform.dcnv3, (image, offset, mask), grid
     yield cudeform.dcnv3_backward, (image, image, offset, mask), grid
 
-for made, small, large in ((few, 60, 8000), (many, 30, 900)):
+def wide(side):  # kernels, of one query
+    image, taps, grid = ones(1, side, side, 4), side**2, dict(kernel_size=side)
+    yield cudeform.dcnv3, (image, ones(1, 1, 1, 2 * taps), ones(1, 1, 1, taps)), grid
+    both = ones(1, 1, 1, -(-3 * taps // 8) * 8)
+    yield cudeform.dcnv4_backward, (ones(1, 1, 1, 4), image, both), grid
+
+# Of many the small ones, too, are so large that it is surveyed which values are read
+for made, small, large in ((few, 60, 8000), (many, 540, 900), (wide, 12, 1500)):
     for call, given, options in made(small):
         call(*given, **options)  # compiles
     for call, given, options in made(large):
@@ -208,8 +215,8 @@ for made, small, large in ((few, 60, 8000), (many, 30, 900)):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_bounded_whatever_the_size():
-    """In a process of its own: ten points of 64 megapixels, and many of arrays of any strides."""
+    """In a process of its own: ten points of 64 megapixels, many of any strides, large kernels."""
     said = python(MEMORY.format(peak=PEAK))
     found = [line.split()[1:] for line in said.splitlines()]
-    assert len(found) == 12, said
+    assert len(found) == 14, said
     assert all(int(taken) - int(results) < 64e6 for taken, results in found), said
