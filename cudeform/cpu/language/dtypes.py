@@ -7,11 +7,16 @@ from collections.abc import Callable
 import numpy as np
 
 from cudeform import threads
+from cudeform.cpu.language.compiler import kernel
+from cudeform.cpu.language.halves import words
+from cudeform.cpu.language.rows import write_rows
+from cudeform.cpu.language.transpose import frozen
 
 __all__ = ["add", "copied", "copy", "rounded"]
 
 _AT_ONCE = 1 << 12  # elements of arrays without gaps: of a task at least
 _EFFORT = 2  # multiplications in the time of one element, from memory to memory
+_PIECE = 1 << 16  # elements that are rounded between copies, which stay in the cache
 
 
 def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -32,12 +37,8 @@ def copied(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def copy(values: np.ndarray, target: np.ndarray) -> None:
     """Fill an array of the same shape, of any strides and perhaps of fewer bits."""
-
-    def task(values: np.ndarray, target: np.ndarray) -> None:
-        with np.errstate(over="ignore"):  # too large for float16 is infinite, which is no accident
-            np.copyto(target, values, casting="same_kind")
-
-    _share(task, values, target)
+    narrows = values.dtype == np.float32 and target.dtype == np.float16
+    _share(_round if narrows else _copy, values, target)
 
 
 def add(values: np.ndarray, target: np.ndarray) -> None:
@@ -48,6 +49,34 @@ def add(values: np.ndarray, target: np.ndarray) -> None:
             np.add(target, values, out=target)
 
     _share(task, values, target)
+
+
+def _copy(values: np.ndarray, target: np.ndarray) -> None:
+    np.copyto(target, values, casting="same_kind")
+
+
+def _round(values: np.ndarray, target: np.ndarray) -> None:
+    """From float32 to float16.
+
+    NumPy raises a flag of the processor for each number that is too small or too large, which takes
+    25 times as long as to round it; and the gradients of large boxes are that small.
+    """
+    plain = values.flags.c_contiguous and target.flags.c_contiguous
+    if target.size > _PIECE and not plain:
+        axis = int(np.argmax(target.shape))
+        halves = (np.array_split(array, 2, axis) for array in (values, target))
+        for some in zip(*halves, strict=True):
+            _round(*some)
+        return
+    found = target if plain else np.empty(target.shape, target.dtype)
+    _write(frozen(values, values), words(found).reshape(-1))
+    if not plain:
+        target[...] = found
+
+
+@kernel
+def _write(source, target):
+    write_rows(source, target, (0, 0, 0, 0), (1, source.size))
 
 
 def _share(
