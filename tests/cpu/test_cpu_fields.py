@@ -13,8 +13,10 @@ from cudeform import threads
 from cudeform.cpu import sampling
 
 
-def given(rng, channels=20, size=(33, 70), points=(30, 31)):
-    """Gradient of the samples, images, and points on, between and beyond the pixels."""
+def given(rng, channels=70, size=(33, 70), points=(30, 31)):
+    """Gradient of the samples, images of three slices of channels, and points on, between and
+    beyond the pixels.
+    """
     image = rng.standard_normal((2, channels, *size))
     where = rng.random((2, *points, 2)) * (np.array(size) + 4) - 2
     where[:, ::5] = where[:, ::5].round()
@@ -30,6 +32,7 @@ def cut(monkeypatch):
         monkeypatch.setattr(sampling, "_FIELD", field)
         monkeypatch.setattr(sampling, "_POINTS", points)
         monkeypatch.setattr(sampling, "_SAMPLES", 1)
+        monkeypatch.setattr(sampling, "_BLOCK", 64)
         monkeypatch.setattr(sampling, "_LEAST", 16)
         monkeypatch.setattr(sampling, "_takes_fields", lambda *_: takes)
         sampling._cut.cache_clear()
