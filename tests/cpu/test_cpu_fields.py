@@ -41,17 +41,19 @@ def cut(monkeypatch):
     sampling._cut.cache_clear()
 
 
-@pytest.mark.parametrize("border", ["zeros", "clamp"])
+@pytest.mark.parametrize(("border", "layout"), [("zeros", "NCHW"), ("clamp", "NHWC")])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_fields_give_the_bytes_of_whole_images(cut, rng, dtype, border):
+def test_fields_give_the_bytes_of_whole_images(cut, rng, dtype, border, layout):
     arrays = [a.astype(dtype) for a in given(rng)]
+    if layout == "NHWC":
+        arrays[:2] = [np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in arrays[:2]]
     seen = []
     before = threads.get_num_threads()
     for count, *limits in [(1, 1, 1, False), (1, 1 << 20, 1 << 20), (2, 1 << 13, 1 << 20),
                            (64, 1 << 13, 300)]:  # fmt: skip
         cut(*limits)
         threads.set_num_threads(count)
-        found = cudeform.bilinear_sample_backward(*arrays, border=border)
+        found = cudeform.bilinear_sample_backward(*arrays, border=border, layout=layout)
         seen.append([gradient.tobytes() for gradient in found])
     threads.set_num_threads(before)
     assert all(bytes_ == seen[0] for bytes_ in seen)
