@@ -65,7 +65,7 @@ class Lies(NamedTuple):
     grad: int
     grad_image: int
     grad_channel: int
-    grad_point: int
+    grad_first: int  # the number of the first point of an image
 
 
 class Memory(NamedTuple):
@@ -73,6 +73,7 @@ class Memory(NamedTuple):
 
     input: np.ndarray
     grad_output: np.ndarray
+    steps: np.ndarray  # of axes of points in it: how many there are, and how far the next one is
     points: np.ndarray  # (images, points, 2)
     order: np.ndarray  # the points of each field
     ends: np.ndarray  # (images, fields): where these end in `order`
@@ -181,7 +182,8 @@ def add_fields(numbers, lies, slices, memory, first_task, last_task):
     target = empty(room * channels_most if how.wants_input else 0, found.dtype)
     line = empty(max(min(grid.width, (1 << how.wide) + 2), PLANE) * channels_most, found.dtype)
     columns, slopes = empty(PLANE * channels_most, found.dtype), empty(3 * PLANE, found.dtype)
-    own, index = empty(2 * PLANE, found.dtype), empty(PLANE, np.int64)
+    own = empty(2 * PLANE, found.dtype)
+    index, spot = empty(PLANE, np.int64), empty(PLANE, np.int64)
     fields = how.down * how.across
     for task in range(first_task, last_task):
         image, rest = task // (fields * how.slices), task % (fields * how.slices)
@@ -207,7 +209,9 @@ def add_fields(numbers, lies, slices, memory, first_task, last_task):
             count = min(PLANE, end - at)
             _pick(how, memory, image, at, count, index, own)
             locate(grid, own, own, (0, 0, count), 0, located)
-            _read_grad(lies, place, memory.grad_output, index, count, columns, line)
+            for p in range(count):
+                spot[p] = _spot(memory.steps, lies.grad_first + index[p])
+            _read_grad(lies, place, memory, spot, count, columns, line)
             to = 2 * (s * (memory.found.size // (2 * how.slices)) + image * how.points)
             here = _move(grid, frame, located, count)
             if how.wants_points:
@@ -301,24 +305,36 @@ def _use_pixels(grid, how, frame, place, target, grad_input, line, back):
 
 
 @inlined
-def _read_grad(lies, place, grad, index, count, columns, line):
+def _spot(steps, point):
+    """How far a point is from the first one in the gradient of the samples."""
+    spot = 0
+    for axis in range(steps.size - 2, 0, -2):
+        above = point // steps[axis]
+        spot += (point - above * steps[axis]) * steps[axis + 1]
+        point = above
+    return spot + point * steps[1]
+
+
+@inlined
+def _read_grad(lies, place, memory, spot, count, columns, line):
     """The gradient of the samples of some points, as `sampler.blend` would write these."""
+    grad = memory.grad_output
     image, channel, channels = place
     start = lies.grad + image * lies.grad_image + channel * lies.grad_channel
-    side_by_side = index[count - 1] - index[0] == count - 1  # as they are in order
+    side_by_side = True
+    for p in range(1, count):
+        side_by_side &= spot[p] == spot[0] + p
     if lies.grad_channel == 1:
         for p in range(count):
-            at = start + index[p] * lies.grad_point
-            read_rows(grad, columns, (at, 0, p * channels, 0), (1, channels))
-    elif lies.grad_point == 1 and side_by_side:
-        at = start + index[0]
-        read_rows(grad, line, (at, lies.grad_channel, 0, PLANE), (channels, count))
+            read_rows(grad, columns, (start + spot[p], 0, p * channels, 0), (1, channels))
+    elif side_by_side:
+        read_rows(grad, line, (start + spot[0], lies.grad_channel, 0, PLANE), (channels, count))
         transpose(line, 0, PLANE, channels, count, columns, 0, channels)
     else:
         for c in range(channels):
             at = start + c * lies.grad_channel
             for p in range(count):
-                columns[p * channels + c] = element(grad, at + index[p] * lies.grad_point)
+                columns[p * channels + c] = element(grad, at + spot[p])
 
 
 @kernel

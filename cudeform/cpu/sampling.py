@@ -6,8 +6,10 @@ and slices of their channels for all threads. Else it is made field by field, se
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +28,7 @@ from cudeform.cpu.fields import (
     find_fields,
     sort_points,
 )
-from cudeform.cpu.language.dtypes import copied
+from cudeform.cpu.language.dtypes import copied, copy
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.strided import aligned, lying
@@ -42,6 +44,7 @@ STRIDED = ("grad_output", "input", "points")  # need not be contiguous
 
 _ROOM = 56 << 20  # bytes of a backward as a convolution
 _POINTS = 1 << 20  # of a round, at most
+_SAMPLES = 4 << 20  # bytes of a round of a forward, and as many of the one before
 _FOUND = 16 << 20  # bytes of what slices find for the points of a round
 _FIELD = 1 << 20  # bytes of the pixels of a field and their gradient
 _LEAST = 256  # pixels of a field: those of its rim are read, and their points added up, twice
@@ -53,8 +56,34 @@ _NOTHING = np.empty(0, np.int32)
 
 def forward(plan: SamplePlan, input: np.ndarray, points: np.ndarray) -> tuple[np.ndarray]:
     """The samples."""
-    (output,) = widening.forward(plan.convolution, input, points)
+    if points.flags.c_contiguous or (points := _flat(points)).ndim == 3:
+        (output,) = widening.forward(plan.convolution, input, points)
+    else:
+        output = _in_rounds(plan.convolution, input, points)
     return (output.reshape(plan.results[0].shape),)
+
+
+def _in_rounds(plan: ConvPlan, input: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The samples at points that do not lie in a row, and are copied some at a time."""
+    output, axis = np.empty(plan.out_shape, input.dtype), 2 if plan.points.channels_last else 3
+    by_point, wide = np.moveaxis(output, axis, 1), sum_dtype(input.dtype)
+    most = max(_SAMPLES // (wide.itemsize * max(plan.points.channels, 2)), PLANE)
+    for image, point in _rounds(plan, most):
+        own = _some(points[image], point.start, point.stop, wide)
+        located = replace(plan.points, batch=len(own), out_width=own.shape[1])
+        (found,) = widening.forward(replace(plan, points=located), input[image], own)
+        copy(np.moveaxis(found, axis, 1), by_point[image, point])
+    return output
+
+
+def _rounds(plan: ConvPlan, most: int) -> Iterator[tuple[slice, slice]]:
+    """Of at most so many points: images, and the points of each."""
+    batch, pixels = plan.points.batch, plan.points.pixels
+    images = max(most // max(pixels, 1), 1)
+    for first in range(0, pixels, most):
+        for image in range(0, batch, images):
+            last = min(image + images, batch), min(first + most, pixels)
+            yield slice(image, last[0]), slice(first, last[1])
 
 
 def backward(
@@ -70,20 +99,19 @@ def backward(
         given = {"input": input, "points": points}
         return {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
     convolution = plan.convolution
-    grad_output = grad_output.reshape(convolution.out_shape)
     names = {"input": "input", "points": "offset"}
     wanted = frozenset(names[name] for name in needs)
     plain = widening.are_plain((grad_output, input, points), sum_dtype(input.dtype))
     if plain and not _takes_fields(convolution, input.dtype, wanted, threads.get_num_threads()):
+        grad_output = grad_output.reshape(convolution.out_shape)
         found = gradients(convolution, grad_output, input, points, None, None, wanted)
         return {name: found[names[name]] for name in needs}
     narrow = input.dtype != sum_dtype(input.dtype)
     apart = "input" in needs and narrow and plan.points.pixels > _most_points(convolution, 4)
     result = {}
     if apart:  # a gradient of 16 bits is rounded once, and so never added to
-        found = widening.backward(
-            convolution, grad_output, input, points, needs=frozenset({"input"})
-        )
+        grad = grad_output.reshape(convolution.out_shape)
+        found = widening.backward(convolution, grad, input, points, needs=frozenset({"input"}))
         result, needs = dict(found), needs - {"input"}
     if needs:
         result |= _by_fields(plan, grad_output, input, points, needs)
@@ -203,8 +231,8 @@ def _by_fields(
         own = points if points.dtype == wide else copied(points, wide)
         _add_round(made, lies, (*flat, own), targets)
         return result
-    points = points.reshape(batch, pixels, 2)
-    targets[1] = None if targets[1] is None else targets[1].reshape(points.shape)
+    points = _flat(points)
+    targets[1] = None if targets[1] is None else targets[1].reshape(batch, pixels, 2)
     for first in range(0, pixels, most):
         last = min(first + most, pixels)
         made = _cut(
@@ -221,10 +249,61 @@ def _by_fields(
             ]
             at = lies._replace(
                 input=lies.input + image * lies.image,
-                grad=lies.grad + image * lies.grad_image + first * lies.grad_point,
+                grad=lies.grad + image * lies.grad_image,
+                grad_first=first,
             )
-            _add_round(made, at, (*flat, copied(points[place], wide)), here)
+            own = _some(points[place[0]], first, last, wide)
+            _add_round(made, at, (*flat, own), here)
     return result
+
+
+def _axes(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Counts and strides of as few axes as hold the same elements in the same order."""
+    found = [(1, 0)]
+    for count, stride in zip(shape, strides, strict=True):
+        if count > 1:
+            before, step = found[-1]
+            if before == 1:
+                found[-1] = count, stride
+            elif step == count * stride:
+                found[-1] = before * count, stride
+            else:
+                found.append((count, stride))
+    return found
+
+
+def _flat(points: np.ndarray) -> np.ndarray:
+    """The points of an image in a row, where that takes no copy; else as they are."""
+    grid = points.shape[1:-1]
+    if len(_axes(grid, points.strides[1:-1])) > 1:
+        return points
+    return points.reshape(len(points), prod(grid), 2)
+
+
+def _some(points: np.ndarray, first: int, last: int, dtype: np.dtype) -> np.ndarray:
+    """A copy of points `first` to `last` of some images, which lie anyhow.  # (N, points, 2)"""
+    found = np.empty((len(points), last - first, 2), dtype)
+    _copy_some(points, first, found)
+    return found
+
+
+def _copy_some(points: np.ndarray, first: int, target: np.ndarray) -> None:
+    """Fill `target` with points from `first` on: whole rows of their grid, and parts of rows."""
+    count, shape = target.shape[1], points.shape[2:]
+    if points.ndim == 3:
+        copy(points[:, first : first + count], target)
+        return
+    length, at = prod(shape[:-1]), 0
+    while at < count:
+        row, begin = divmod(first + at, length)
+        rows = 0 if begin else (count - at) // length
+        end = at + rows * length if rows else min(at + length - begin, count)
+        here = target[:, at:end]
+        if rows:
+            copy(points[:, row : row + rows], here.reshape(len(here), rows, *shape))
+        else:
+            _copy_some(points[:, row], begin, here)
+        at = end
 
 
 def _of_points(plan: ConvPlan, count: int) -> ConvPlan:
@@ -236,14 +315,17 @@ def _of_points(plan: ConvPlan, count: int) -> ConvPlan:
 
 def _lies(
     plan: SamplePlan, input: np.ndarray, grad_output: np.ndarray
-) -> tuple[Lies, np.ndarray, np.ndarray]:
-    """Where the input and the gradient of the samples lie, and the arrays, flat."""
+) -> tuple[Lies, np.ndarray, np.ndarray, np.ndarray]:
+    """Where the input and the gradient of the samples lie, the arrays, flat, and steps from one
+    point to others.
+    """
     flat, start, (image, *others) = lying(input)
     grad, grad_start, (grad_image, *more) = lying(grad_output)
     if plan.points.channels_last:
-        others, more = others[2:] + others[:2], more[2:] + more[:2]
-    channel, _, point = more
-    return Lies(start, image, *others, grad_start, grad_image, channel, point), flat, grad
+        others, more = others[2:] + others[:2], more[-1:] + more[:-1]
+    channel, *grid = more
+    steps = np.array(_axes(plan.grid, grid), np.int64).reshape(-1)
+    return Lies(start, image, *others, grad_start, grad_image, channel, 0), flat, grad, steps
 
 
 def _add_round(
@@ -251,7 +333,7 @@ def _add_round(
 ) -> None:
     """Add what some points of some images say; `targets` are their gradients."""
     fields, slices = made.fields, made.slices
-    input, grad_output, points = given
+    input, grad_output, steps, points = given
     images, points = len(points), frozen(points, points)
     grad_input, grad_points = targets
     order = ends = _NOTHING
@@ -266,7 +348,7 @@ def _add_round(
         if apart:
             found = np.zeros(fields.slices * points.size, points.dtype)
     flat = np.empty(0, input.dtype) if grad_input is None else words(grad_input).reshape(-1)
-    memory = Memory(input, grad_output, points, order, ends, found, flat)
+    memory = Memory(input, grad_output, steps, points, order, ends, found, flat)
     tasks = images * fields.slices * fields.down * fields.across
     task = partial(add_fields, made.numbers, numbers_of(lies), slices, memory)
     threads.share(task, tasks, made.work)

@@ -13,8 +13,10 @@ from cudeform import threads
 from cudeform.cpu import sampling
 
 
-def given(rng, channels=20, size=(33, 70), points=(30, 31)):
-    """Gradient of the samples, images, and points on, between and beyond the pixels."""
+def given(rng, channels=70, size=(33, 70), points=(30, 31)):
+    """Gradient of the samples, images of three slices of channels, and points on, between and
+    beyond the pixels.
+    """
     image = rng.standard_normal((2, channels, *size))
     where = rng.random((2, *points, 2)) * (np.array(size) + 4) - 2
     where[:, ::5] = where[:, ::5].round()
@@ -29,6 +31,8 @@ def cut(monkeypatch):
     def set_to(field, points, takes=True):
         monkeypatch.setattr(sampling, "_FIELD", field)
         monkeypatch.setattr(sampling, "_POINTS", points)
+        monkeypatch.setattr(sampling, "_SAMPLES", 1)
+        monkeypatch.setattr(sampling, "_BLOCK", 64)
         monkeypatch.setattr(sampling, "_LEAST", 16)
         monkeypatch.setattr(sampling, "_takes_fields", lambda *_: takes)
         sampling._cut.cache_clear()
@@ -37,17 +41,19 @@ def cut(monkeypatch):
     sampling._cut.cache_clear()
 
 
-@pytest.mark.parametrize("border", ["zeros", "clamp"])
+@pytest.mark.parametrize(("border", "layout"), [("zeros", "NCHW"), ("clamp", "NHWC")])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_fields_give_the_bytes_of_whole_images(cut, rng, dtype, border):
+def test_fields_give_the_bytes_of_whole_images(cut, rng, dtype, border, layout):
     arrays = [a.astype(dtype) for a in given(rng)]
+    if layout == "NHWC":
+        arrays[:2] = [np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in arrays[:2]]
     seen = []
     before = threads.get_num_threads()
     for count, *limits in [(1, 1, 1, False), (1, 1 << 20, 1 << 20), (2, 1 << 13, 1 << 20),
                            (64, 1 << 13, 300)]:  # fmt: skip
         cut(*limits)
         threads.set_num_threads(count)
-        found = cudeform.bilinear_sample_backward(*arrays, border=border)
+        found = cudeform.bilinear_sample_backward(*arrays, border=border, layout=layout)
         seen.append([gradient.tobytes() for gradient in found])
     threads.set_num_threads(before)
     assert all(bytes_ == seen[0] for bytes_ in seen)
@@ -59,14 +65,17 @@ def test_fields_read_arrays_of_any_strides(cut, rng, dtype, layout):
     arrays = [a.astype(dtype_of(dtype)) for a in given(rng)]
     if layout == "NHWC":
         arrays[:2] = [np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in arrays[:2]]
-    cut(1 << 13, 1 << 20)
+    cut(1 << 13, 300 if dtype == "float32" else 1 << 20)
+    samples = cudeform.bilinear_sample(*arrays[1:], layout=layout).tobytes()
     expected = cudeform.bilinear_sample_backward(*arrays, layout=layout)
     for lying in (
         np.asfortranarray,
         lambda a: np.repeat(a, 2, 1)[:, ::2],
         lambda a: a[::-1].copy()[::-1],
     ):
-        found = cudeform.bilinear_sample_backward(*map(lying, arrays), layout=layout)
+        strided = list(map(lying, arrays))
+        assert cudeform.bilinear_sample(*strided[1:], layout=layout).tobytes() == samples
+        found = cudeform.bilinear_sample_backward(*strided, layout=layout)
         assert [g.tobytes() for g in found] == [g.tobytes() for g in expected]
 
 
@@ -90,3 +99,29 @@ def test_memory_is_bounded_whatever_points_and_pixels(rng):
     """In a process of its own: 16 megapixels, and more points than are sorted at a time."""
     taken, results = map(int, python(MEMORY.format(side=4000)).split())
     assert taken - results < 64e6
+
+
+GRID = (
+    PEAK
+    + """
+import numpy, cudeform
+rng = numpy.random.default_rng(0)
+points = numpy.asfortranarray(rng.uniform(0, 64, (1, 1500, 2000, 2)).astype("float32"))
+grad = numpy.asfortranarray(rng.standard_normal((1, 2, 1500, 2000)).astype("float32"))
+image = numpy.ones((1, 2, 64, 64), "float32")
+some = grad[..., :9, :9], image, points[:, :9, :9]
+forward, backward = cudeform.bilinear_sample, cudeform.bilinear_sample_backward
+forward(*some[1:]), backward(*some)  # compiles
+print(*peak(lambda: {call}))
+"""
+)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("call", "most"), [("forward(image, points)", 20e6), ("backward(grad, image, points)", 40e6)]
+)
+def test_points_and_their_gradients_of_any_strides_are_not_copied_whole(call, most):
+    """Each has 24 MB."""
+    taken, results = map(int, python(GRID.format(call=call)).split())
+    assert taken - results < most
