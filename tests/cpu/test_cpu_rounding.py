@@ -14,8 +14,7 @@ def awkward():
     steps = np.array([-1, 0, 1, 0xFFF, 0x1000, 0x1001])[:, None]
     words = np.random.default_rng(0).integers(0, 1 << 32, 100_001)
     bits = np.concatenate([((marks + steps) % (1 << 32)).reshape(-1), words]).astype(np.uint32)
-    values = bits.view(np.float32)
-    return values[~np.isnan(values) | (bits & 0x400000 != 0)]  # no sum is a signalling NaN
+    return bits.view(np.float32)
 
 
 LAYOUTS = {
@@ -29,7 +28,9 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_float16_is_rounded_as_by_numpy(layout):
     values = LAYOUTS[layout](awkward())
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         want = values.astype(np.float16)
     found = rounded(values, np.dtype(np.float16))
-    np.testing.assert_array_equal(found.view(np.uint16), want.view(np.uint16))
+    here = ~np.isnan(want)  # one NaN is as good as another
+    np.testing.assert_array_equal(np.isnan(found), ~here)
+    np.testing.assert_array_equal(found[here].view(np.uint16), want[here].view(np.uint16))

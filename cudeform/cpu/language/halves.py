@@ -160,8 +160,7 @@ def _float16(builder: Any, bits: Any, word: Any) -> Any:
     small = builder.sub(small, word(126 << 23))
     found = builder.select(builder.icmp_unsigned("<", rest, word(113 << 23)), small, normal)
     number = builder.icmp_unsigned("<=", rest, word(0x7F800000))
-    none = builder.or_(builder.and_(builder.lshr(rest, word(13)), word(0x7FFF)), word(0x7E00))
-    endless = builder.select(number, word(0x7C00), none)
+    endless = builder.select(number, word(0x7C00), word(0x7E00))
     found = builder.select(builder.icmp_unsigned(">=", rest, word(143 << 23)), endless, found)
     return builder.or_(found, sign)
 
