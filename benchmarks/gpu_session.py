@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,13 @@ def main() -> int:
     session = Session(Path(given.json), 60 * given.minutes)
     facts = session.step("machine", lambda: machine.describe(*peers.DISTRIBUTIONS))
     session.step("compile", compile_all)
-    session.step("selftest", lambda: checked(SELFTEST, session.left()))
+    session.step("selftest", lambda: selftest(session.left()))
     for work in QUICK if given.quick else CUDA:
-        for setting in cuda.settings(work):
-            for name in cuda.PASSES:
-                title = f"{work.operator}, {work}, {' '.join(setting)}, {name}"
-                session.measure(
-                    title, lambda w=work, s=setting, n=name: timed(w, s, n, given.turns)
-                )
+        arrays = work.arrays()
+        for setting, name in product(cuda.settings(work), cuda.PASSES):
+            title = f"{work.operator}, {work}, {' '.join(setting)}, {name}"
+            given_to = work, setting, name, given.turns, arrays
+            session.measure(title, lambda given=given_to: timed(*given))
     for tool in () if given.quick else SANITIZERS:
         session.step(tool, lambda tool=tool: sanitize(tool, session.left()))
     if session.results:
@@ -211,6 +211,15 @@ def checked(command: list[str], seconds: float) -> dict[str, Any]:
     return {"command": command, "output": output}
 
 
+def selftest(seconds: float) -> dict[str, Any]:
+    """Of all operators, each in a process of its own: what they take is compiling for the CPU."""
+    names = [operator.name for operator in OPERATORS]
+    commands = [[*SELFTEST, "--operator", name] for name in names]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda command: checked(command, seconds), commands))
+    return {"command": SELFTEST, "output": "\n".join(one["output"] for one in found)}
+
+
 def sanitize(tool: str, seconds: float) -> dict[str, Any]:
     """The self-test, whose shapes are small, under one of compute-sanitizer's tools."""
     found = shutil.which("compute-sanitizer")
@@ -222,12 +231,14 @@ def sanitize(tool: str, seconds: float) -> dict[str, Any]:
     )
 
 
-def timed(work: Workload, setting: tuple[str, str], name: str, turns: int) -> dict[str, Any]:
+def timed(
+    work: Workload, setting: tuple[str, str], name: str, turns: int, arrays: dict[str, Any]
+) -> dict[str, Any]:
     cupy = gpu()
     cupy.get_default_memory_pool().free_all_blocks()
     # Poolings with a number of samples for each box wait for the GPU, and have no graph.
     graphs = not isinstance(work, Pooling)
-    return cuda.measure_one(cupy, work, setting, name, turns, graphs)
+    return cuda.measure_one(cupy, work, setting, name, turns, graphs, arrays)
 
 
 if __name__ == "__main__":

@@ -54,20 +54,24 @@ def measure_one(
     name: str,
     turns: int,
     graphs: bool = False,
+    arrays: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """One pass of one workload in one setting; with `graphs` replays of captured calls as well.
+
+    `arrays` are the workload's, which take their time to make.
 
     What of ours is not as precise as it has to be, or cannot be called, is `wrong`. Of another
     library that is only kept, as `imprecise` and `unavailable`.
     """
     dtype, precision = setting
-    host = cast(work.arrays(), numpy_dtype(dtype))
+    host = cast(arrays or work.arrays(), numpy_dtype(dtype))
     expected = cuda_peers.exact(cupy, work, host, name == "backward")
+    names = [n for n in work.gradients if n in host] if name == "backward" else ["output"]
     timers, errors, unavailable = {}, {}, {}
     for peer, set_up in _contenders(cupy, work, host, name == "backward", setting).items():
         try:
             contender = set_up()
-            errors[peer] = _error(work, name == "backward", contender.result(), expected)
+            errors[peer] = _error(work, names, contender.result(), expected)
             timers[peer] = _timer(cupy, contender.calls)
             if graphs and contender.capture is not None:
                 replays = [contender.capture(call) for call in contender.calls]
@@ -96,15 +100,13 @@ def measure_one(
 
 
 def _error(
-    work: Workload, backward: bool, found: list[np.ndarray], expected: list[np.ndarray]
+    work: Workload, names: list[str], found: list[np.ndarray], expected: list[np.ndarray]
 ) -> float:
     """The largest of all arrays.
 
     Where a point lies on a line of pixels, up to rounding, the slopes on both sides are right: so
     of the gradient of coordinates a few are spared.
     """
-    given = work.arrays()
-    names = [name for name in work.gradients if name in given] if backward else ["output"]
     spared = {work.row.coordinates: SPARED}
     pairs = zip(names, found, expected, strict=True)
     return max(error(array, want, spared.get(name, 0.0)) for name, array, want in pairs)

@@ -16,7 +16,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 SANITIZER = """#!/bin/sh
 [ "$1 $3 $4" = "--tool --error-exitcode 99" ] && echo "$2 of $*"
 """
-ONE = ["--operator", "bilinear_sample", "--dtype", "float16"]
+ONE = ["--dtype", "float16"]
 
 
 @pytest.fixture
@@ -35,7 +35,9 @@ def session(cupy, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(gpu_session, "CUDA", gpu_session.QUICK)
     monkeypatch.setattr(gpu_session, "SELFTEST", [*gpu_session.SELFTEST, *ONE])
-    few = [unit for unit in gpu_session.units() if unit.file == "sort.cu"]
+    (only,) = (row for row in gpu_session.OPERATORS if row.name == "bilinear_sample")
+    monkeypatch.setattr(gpu_session, "OPERATORS", [only])
+    few = [unit for unit in gpu_session.units() if unit.file == "layout.cu"][:2]
     monkeypatch.setattr(gpu_session, "units", lambda: few)
     gpu_session.file = tmp_path / "gpu.json"
 
