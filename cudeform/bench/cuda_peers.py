@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,27 @@ import numpy as np
 
 from cudeform.bench.workload import BINS, SCALE, Convolution, Workload
 
-__all__ = ["Contender", "deformops", "exact", "kernel_hub", "ours", "torchvision"]
+__all__ = [
+    "Contender",
+    "Replay",
+    "deformops",
+    "exact",
+    "kernel_hub",
+    "levels",
+    "of_torch",
+    "ours",
+    "torchvision",
+]
 
 Arrays = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A captured call."""
+
+    launch: Callable[[], Any]
+    result: Callable[[], list[np.ndarray]]  # after a launch of its own, in NCHW
 
 
 @dataclass(frozen=True)
@@ -21,8 +39,7 @@ class Contender:
 
     calls: list[Callable[[], Any]]  # one for each copy
     result: Callable[[], list[np.ndarray]]  # the output, or the gradients, in NCHW
-    # a call -> the replay of its graph, or None where there are none
-    capture: Callable[[Callable[[], Any]], Callable[[], Any]] | None
+    capture: Callable[[Callable[[], Any]], Replay] | None  # or None where there are no graphs
 
 
 def exact(cupy: Any, work: Workload, host: Arrays, backward: bool) -> list[np.ndarray]:
@@ -50,15 +67,14 @@ def ours(
     inputs = [{name: _copied(cupy, name, a) for name, a in host.items()} for _ in range(copies)]
     calls = [work.call(arrays, backward, **options) for arrays in inputs]
 
-    def result() -> list[np.ndarray]:
+    def on_host(arrays: Iterable[Any]) -> list[np.ndarray]:
         names = work.gradients if backward else ("output",)
-        arrays = zip(names, map(cupy.asnumpy, calls[0]()), strict=False)
         return [
             np.moveaxis(array, -1, 1) if last and _is_image(name, array) else array
-            for name, array in arrays
+            for name, array in zip(names, map(cupy.asnumpy, arrays), strict=False)
         ]
 
-    def capture(call: Callable[[], Any]) -> Callable[[], Any]:
+    def capture(call: Callable[[], Any]) -> Replay:
         """In memory that nothing else is given, as a graph writes to it in every replay."""
         stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
         with stream, cupy.cuda.using_allocator(pool.malloc):
@@ -69,9 +85,14 @@ def ours(
                 kept = call()
             finally:
                 graph = stream.end_capture()
-        return lambda: (graph.launch(), kept, pool)
 
-    return Contender(calls, result, capture)
+        def result() -> list[np.ndarray]:
+            graph.launch()
+            return on_host(kept)
+
+        return Replay(lambda: (graph.launch(), kept, pool), result)
+
+    return Contender(calls, lambda: on_host(calls[0]()), capture)
 
 
 def _is_image(name: str, array: np.ndarray) -> bool:
@@ -95,9 +116,7 @@ def torchvision(
 
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     set_up = _convolution if isinstance(work, Convolution) else _pooling
-    return _of_torch(
-        host, copies, dtype, lambda t: set_up(torch.ops.torchvision, work, t, backward)
-    )
+    return of_torch(host, copies, dtype, lambda t: set_up(torch.ops.torchvision, work, t, backward))
 
 
 def deformops(
@@ -115,7 +134,7 @@ def deformops(
         from deformops.registry import msda
 
         def function(t: Arrays) -> Any:
-            given = (t["value"], *_levels(work), t["sampling_locations"], t["attention_weights"])
+            given = (t["value"], *levels(work), t["sampling_locations"], t["attention_weights"])
             return msda(*given)
 
     def set_up(t: Arrays) -> Callable[[], Any]:
@@ -128,7 +147,7 @@ def deformops(
         return lambda: torch.autograd.grad(output, wanted, t["grad_output"], retain_graph=True)
 
     # Autograd's backward stays on the stream of the forward, which no capture sees.
-    return _of_torch(host, copies, dtype, set_up, graphs=not backward)
+    return of_torch(host, copies, dtype, set_up, graphs=not backward)
 
 
 def kernel_hub(
@@ -141,15 +160,15 @@ def kernel_hub(
     step = 64  # images at a time
 
     def set_up(t: Arrays) -> Callable[[], Any]:
-        given = (t["value"], *_levels(work), t["sampling_locations"], t["attention_weights"])
+        given = (t["value"], *levels(work), t["sampling_locations"], t["attention_weights"])
         if not backward:
             return lambda: (module.ms_deform_attn_forward(*given, step),)
         return lambda: module.ms_deform_attn_backward(*given, t["grad_output"], step)
 
-    return _of_torch(host, copies, dtype, set_up)
+    return of_torch(host, copies, dtype, set_up)
 
 
-def _levels(work: Workload) -> tuple[Any, Any]:
+def levels(work: Workload) -> tuple[Any, Any]:
     """Sizes of levels, and where each begins, as tensors on the GPU."""
     import torch
 
@@ -158,7 +177,7 @@ def _levels(work: Workload) -> tuple[Any, Any]:
     return torch.from_numpy(sizes).to("cuda"), torch.from_numpy(begins).to("cuda")
 
 
-def _of_torch(
+def of_torch(
     host: Arrays,
     copies: int,
     dtype: str,
@@ -175,16 +194,21 @@ def _of_torch(
     ]
     calls = [set_up(tensors) for tensors in inputs]
 
-    def result() -> list[np.ndarray]:
-        return [tensor.detach().float().cpu().numpy() for tensor in calls[0]()]
+    def on_host(tensors: Iterable[Any]) -> list[np.ndarray]:
+        return [tensor.detach().float().cpu().numpy() for tensor in tensors]
 
-    def capture(call: Callable[[], Any]) -> Callable[[], Any]:
+    def capture(call: Callable[[], Any]) -> Replay:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             kept = call()
-        return lambda: (graph.replay(), kept)
 
-    return Contender(calls, result, capture if graphs else None)
+        def result() -> list[np.ndarray]:
+            graph.replay()
+            return on_host(kept)
+
+        return Replay(lambda: (graph.replay(), kept), result)
+
+    return Contender(calls, lambda: on_host(calls[0]()), capture if graphs else None)
 
 
 def _convolution(

@@ -6,7 +6,6 @@ import inspect
 import numpy as np
 import pytest
 from cases import operator
-from numpydoc.docscrape import ClassDoc
 
 import cudeform
 from cudeform import layers
@@ -257,7 +256,7 @@ def test_least_sizes_are_sizes():
 @pytest.mark.parametrize("name", layers.__all__)
 def test_docstring_describes_every_field(name):
     block = getattr(layers, name)
-    doc = ClassDoc(block)
+    doc = pytest.importorskip("numpydoc.docscrape").ClassDoc(block)
     described = [part for p in doc["Parameters"] for part in p.name.split(", ")]
     assert sorted(described) == sorted(field.name for field in dataclasses.fields(block))
     assert doc["Examples"]

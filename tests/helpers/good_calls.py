@@ -1,8 +1,10 @@
 """A call of every public function that is right in every way, and what kind each argument is of."""
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -182,6 +184,9 @@ def plot_calls():
 
 
 def dask_calls():
+    """None where there is no dask, but for CI, which has it."""
+    if find_spec("dask") is None and "CI" not in os.environ:
+        return
     from cudeform import dask
 
     offset = np.ones((1, 18, 4, 5), np.float32)

@@ -65,13 +65,14 @@ OPEN_ROOMS = (
 )
 
 # Who may import what is not everybody's. NumPy and the standard library are.
+TORCH_BENCHES = ("torch_peers", "cuda_peers", "cuda_extensions")
 RESERVED = {
     "numba": ("cpu/",),
     "llvmlite": ("cpu/",),
     "cupy": ("cuda/device.py", "commands/machine.py"),
     "cupy_backends": ("cuda/cupy_device.py",),
     "cupyx": (),
-    "torch": ("torch/", "keras.py", "bench/torch_peers.py", "bench/cuda_peers.py"),
+    "torch": ("torch/", "keras.py", *(f"bench/{name}.py" for name in TORCH_BENCHES)),
     # peers, engines: what `bench` measures against
     "torchvision": ("bench/torch_peers.py", "bench/cuda_peers.py"),
     "onnx": ("bench/engines.py", "torch/onnx.py"),
@@ -93,6 +94,9 @@ RESERVED = {
     "PIL": ("demo/",),
     "transformers": ("bench/torch_peers.py",),
     "torch_ms_deform_attn": ("bench/torch_peers.py",),
+    "MultiScaleDeformableAttention": ("bench/cuda_extensions.py",),
+    "DCNv3": ("bench/cuda_extensions.py",),
+    "DCNv4": ("bench/cuda_extensions.py",),
 }
 
 

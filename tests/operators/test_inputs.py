@@ -67,9 +67,18 @@ def test_any_batch_size(backend, name, images):
 def test_images_of_a_batch_do_not_see_each_other(monkeypatch, backend, name):
     """Each image alone gives the same bytes as in a batch: how work is cut changes nothing.
 
-    But for one cut: where a GPU has few pixels it adds their points in parts, here in both.
+    But for one cut: where a GPU has few pixels it adds their points in parts, here in both. And
+    cuBLAS has other ways to add for products of other sizes.
     """
     monkeypatch.setattr(lanes, "ENOUGH_WARPS", 1 << 20)
+    multiplies = backend.name == "cuda" and "conv2d" in name
+
+    def assert_same(actual, expected, what):
+        if multiplies:
+            assert_close(actual, expected.astype(np.float64), what=what)
+        else:
+            assert actual.tobytes() == expected.tobytes(), what
+
     asked, batched = batch_of(name, 37)
     together = asked.forward(backend)
     gradients = asked.backward(backend)
@@ -83,12 +92,11 @@ def test_images_of_a_batch_do_not_see_each_other(monkeypatch, backend, name):
             asked.case.options,
         )
         output = backend.to_host(asked.row.call(alone))
-        assert output.tobytes() == together[n : n + 1].tobytes(), f"image {n}"
+        assert_same(output, together[n : n + 1], f"image {n}")
         grad_output = backend.to_device(asked.grad_output[n : n + 1])
         own = asked.row.call_backward(grad_output, alone)._asdict()
         for k in batched:
-            got = backend.to_host(own[k])
-            assert got.tobytes() == gradients[k][n : n + 1].tobytes(), f"{k} of image {n}"
+            assert_same(backend.to_host(own[k]), gradients[k][n : n + 1], f"{k} of image {n}")
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
