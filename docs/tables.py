@@ -17,7 +17,7 @@ from cudeform.registry import OPERATORS
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "benchmarks" / "work.json"
-OURS = "cudeform"
+OURS, GRAPH = "cudeform", ", graph"
 VERSIONS = (
     "python",
     "numpy",
@@ -71,6 +71,11 @@ def aggregation() -> str:
     return _measured(partial(_timed, family="aggregation"), partial(_times, "N×H×W×C"))
 
 
+def gpu() -> str:
+    """Calls on GPUs, and replays of their graphs: ours, and how many times as long others took."""
+    return _measured(lambda result: "median_ms" in result, _on_gpu, gpu=True)
+
+
 def memory() -> str:
     """The memory that a call takes beyond its inputs and outputs, in every committed run."""
     return _measured(lambda result: "extra_mb" in result, _megabytes)
@@ -109,12 +114,15 @@ def _timed(result: dict[str, Any], family: str) -> bool:
 
 
 def _measured(
-    belongs: Callable[[dict[str, Any]], bool], table: Callable[[list[dict[str, Any]]], str]
+    belongs: Callable[[dict[str, Any]], bool],
+    table: Callable[[list[dict[str, Any]]], str],
+    gpu: bool = False,
 ) -> str:
     parts = []
     for path in sorted(RESULTS.glob("*.json")):
         run = json.loads(path.read_text())
-        results = list(filter(belongs, run["results"]))
+        here = ("gpu" in run.get("machine", ())) == gpu
+        results = list(filter(belongs, run.get("results", ()))) if here else []
         if results:
             parts.append(f"{_machine(run['machine'], results)}\n\n{table(results)}")
     return "\n\n".join(parts) or "No measurements are committed yet."
@@ -176,6 +184,35 @@ def _pretty(workload: str) -> str:
     return re.sub(r"(?<=\d)x(?=\d)", "×", workload).replace("->", "→")
 
 
+def _on_gpu(results: list[dict[str, Any]]) -> str:
+    """A row for each workload, pass and dtype; bfloat16 takes what float16 does."""
+    shown = [r for r in results if r["dtype"] != "bfloat16"]
+    names = dict.fromkeys(name for r in shown for name in r["median_ms"])
+    peers = [n for n in names if not n.startswith(OURS) and not n.endswith(GRAPH)]
+    rows = []
+    for r in shown:
+        ours = (OURS, f"{OURS}{GRAPH}", f"{OURS} NHWC", f"{OURS} NHWC{GRAPH}")
+        times = [f"{r['median_ms'][name]:.3f}" if name in r["median_ms"] else "" for name in ours]
+        ratios = [_both_ratios(r["median_ms"], peer) for peer in peers]
+        rows.append([_title(r), r["pass"], r["dtype"], *times, *ratios])
+    header = ["workload", "pass", "dtype", "call, ms", "replay", "NHWC call", "replay"]
+    return markdown([*header, *peers], rows)
+
+
+def _both_ratios(medians: dict[str, float], peer: str) -> str:
+    """How many times as long as ours the peer's call took, and in parentheses its replay."""
+    ratios = [
+        f"{medians[peer + how] / medians[OURS + how]:.2f}×"
+        for how in ("", GRAPH)
+        if peer + how in medians and OURS + how in medians
+    ]
+    return ratios[0] + "".join(f" ({ratio})" for ratio in ratios[1:]) if ratios else ""
+
+
+def _title(result: dict[str, Any]) -> str:
+    return f"`{result['operator']}` {_pretty(result['workload'])}"
+
+
 def _megabytes(results: list[dict[str, Any]]) -> str:
     peers = list(dict.fromkeys(result["peer"] for result in results))
     cells: dict[tuple[str, str], dict[str, str]] = {}
@@ -227,6 +264,7 @@ def filled(text: str) -> str:
 README_TABLES = {"operators": operators, "benchmarks": benchmarks}
 TABLES = {
     **README_TABLES,
+    "gpu": gpu,
     "attention": attention,
     "aggregation": aggregation,
     "memory": memory,
