@@ -22,6 +22,7 @@ class Device(Protocol):
 
     name: str
     capability: int  # ten times the compute capability
+    programs: Any  # what is known of calls, a `cudeform.cuda.recorded.Programs`
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """A new array with undefined contents."""
@@ -51,6 +52,9 @@ class Device(Protocol):
         self, a: Any, b: Any, out: Any, *, accumulate: bool = False, precision: str = "ieee"
     ) -> None:
         """out = a @ b, or out += a @ b, on (batches of) strided matrices, summed in `sum_dtype`."""
+
+    def prepare(self, program: Any) -> Callable[[tuple[Any, ...]], Any]:
+        """A function of the arguments that runs a `cudeform.cuda.program.Program`."""
 
 
 _registered: dict[type, Callable[[], Device]] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,8 +51,8 @@ class Call(NamedTuple):
         return module.backward(self.plan, needs=self.needs, **given)
 
 
-def implementation(kind: Kind, family: str) -> ModuleType:
-    """The module that computes this family of operators on arrays of this kind.
+def implementation(kind: Kind, family: str) -> Any:
+    """What computes this family of operators on arrays of this kind: a module or its likeness.
 
     Imported at the first call, so that ``import cudeform`` loads neither Numba nor CuPy.
     """
@@ -61,8 +60,11 @@ def implementation(kind: Kind, family: str) -> ModuleType:
 
 
 @functools.lru_cache(maxsize=64)
-def _imported(backend: str, family: str) -> ModuleType:
-    return importlib.import_module(f"cudeform.{backend}.{family}")
+def _imported(backend: str, family: str) -> Any:
+    module = importlib.import_module(f"cudeform.{backend}.{family}")
+    if backend == "cpu":
+        return module
+    return importlib.import_module("cudeform.cuda.recorded").Family(module)
 
 
 def outlined(op: str, given: Arrays, options: Arrays) -> tuple[Kind, Plan]:

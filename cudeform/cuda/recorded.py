@@ -1,0 +1,96 @@
+"""Calls of the operators on a GPU: the host code runs once, and what it started is started again.
+
+That follows from the plan, the gradients that are asked for, and the shape, the dtype and the place
+on the grid of vectors of each argument. Where it does not, the host code runs at every call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from cudeform.cuda.device import Device, address, device_of
+from cudeform.cuda.lanes import VECTOR_BYTES
+from cudeform.cuda.tracing import Unforeseen, trace
+
+__all__ = ["Family", "Programs"]
+
+_MOST_STEPS = 1 << 14  # of all programs of a device together, some kB each
+_LONGEST = 1 << 10  # of one: what starts more keeps a GPU busy while the host code runs
+
+
+class _Kept(NamedTuple):
+    """How calls with one key are computed: None for the host code."""
+
+    run: Callable[[tuple[Any, ...]], Any] | None
+    steps: int
+
+
+class Programs:
+    """What is known of the calls on a device, up to a number of steps; the oldest is forgotten."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, _Kept] = {}
+        self._steps = 0
+        self._lock = threading.Lock()
+        self.get = self._kept.get
+
+    def keep(self, key: Any, kept: _Kept) -> None:
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = kept
+            self._steps += kept.steps
+            while self._steps > _MOST_STEPS:
+                self._steps -= self._kept.pop(next(iter(self._kept))).steps
+
+
+class Family:
+    """A family's module, whose forward and backward are recorded."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def forward(self, plan: Any, **given: Any) -> tuple[Any, ...]:
+        return _compute(self._module.forward, plan, given, {})
+
+    def backward(self, plan: Any, *, needs: frozenset[str], **given: Any) -> dict[str, Any]:
+        return _compute(self._module.backward, plan, given, {"needs": needs})
+
+
+def _compute(
+    function: Callable[..., Any], plan: Any, given: Mapping[str, Any], options: Mapping[str, Any]
+) -> Any:
+    arrays = tuple(given.values())
+    key: list[Any] = [function, plan, *options.values(), *given]
+    for array in arrays:
+        if array is None:
+            key.append(None)
+        else:
+            key += array.shape, array.dtype, address(array) % VECTOR_BYTES
+    with device_of(arrays[0]) as device:
+        known = tuple(key)
+        kept = device.programs.get(known)
+        if kept is None:
+            kept = _record(device, function, plan, given, options)
+            device.programs.keep(known, kept)
+        if kept.run is None:
+            return function(plan, **given, **options)
+        return kept.run(arrays)
+
+
+def _record(
+    device: Device,
+    function: Callable[..., Any],
+    plan: Any,
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> _Kept:
+    try:
+        program = trace(device, function, plan, given, options)
+    except Unforeseen:
+        return _Kept(None, 1)
+    steps = max(1, len(program.steps))
+    return _Kept(None, 1) if steps > _LONGEST else _Kept(device.prepare(program), steps)
