@@ -53,8 +53,11 @@ class Device(Protocol):
     ) -> None:
         """out = a @ b, or out += a @ b, on (batches of) strided matrices, summed in `sum_dtype`."""
 
-    def prepare(self, program: Any) -> Callable[[tuple[Any, ...]], Any]:
-        """A function of the arguments that runs a `cudeform.cuda.program.Program`."""
+    def prepare(self, program: Any) -> Callable[[tuple[Any, ...], list[int]], Any]:
+        """A function that runs a `cudeform.cuda.program.Program`.
+
+        It takes the arguments and the address of each, 0 for None.
+        """
 
 
 _registered: dict[type, Callable[[], Device]] = {}

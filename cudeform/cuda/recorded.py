@@ -24,7 +24,7 @@ _LONGEST = 1 << 10  # of one: what starts more keeps a GPU busy while the host c
 class _Kept(NamedTuple):
     """How calls with one key are computed: None for the host code."""
 
-    run: Callable[[tuple[Any, ...]], Any] | None
+    run: Callable[[tuple[Any, ...], list[int]], Any] | None
     steps: int
 
 
@@ -65,11 +65,14 @@ def _compute(
 ) -> Any:
     arrays = tuple(given.values())
     key: list[Any] = [function, plan, *options.values(), *given]
+    addresses = []
     for array in arrays:
         if array is None:
             key.append(None)
+            addresses.append(0)
         else:
-            key += array.shape, array.dtype, address(array) % VECTOR_BYTES
+            addresses.append(place := address(array))
+            key += array.shape, array.dtype, place % VECTOR_BYTES
     with device_of(arrays[0]) as device:
         known = tuple(key)
         kept = device.programs.get(known)
@@ -78,7 +81,7 @@ def _compute(
             device.programs.keep(known, kept)
         if kept.run is None:
             return function(plan, **given, **options)
-        return kept.run(arrays)
+        return kept.run(arrays, addresses)
 
 
 def _record(

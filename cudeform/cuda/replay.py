@@ -83,13 +83,13 @@ class Replay:
             return 0, 0
         return self.bases[view.slot], self.offsets.get(view.slot, 0) + view.offset
 
-    def __call__(self, arrays: tuple[Any, ...]) -> Any:
+    def __call__(self, arrays: tuple[Any, ...], addresses: list[int]) -> Any:
         try:
             frame = self._frames.pop()
         except IndexError:
             frame = _Frame(self)
         try:
-            return frame.run(arrays)
+            return frame.run(addresses)
         finally:
             self._frames.append(frame)
 
@@ -137,16 +137,15 @@ class _Frame:
                 steps.append(_move(cuda.runtime, step, at))
         return steps
 
-    def run(self, given: tuple[Any, ...]) -> Any:
-        """Compute with these arguments, on the current device and stream."""
+    def run(self, given: list[int]) -> Any:
+        """Compute with arguments at these addresses, on the current device and stream."""
         replay, device = self._replay, self._replay.device
         results = [device.empty(view.shape, view.dtype) for view in replay.program.results]
         workspace, start = None, 0
         if replay.workspace_bytes:
             workspace = device.cuda.alloc(replay.workspace_bytes)
             start = workspace.ptr
-        arrays = [0 if array is None else address(array) for array in (*given, *results)]
-        self._bases[:] = [0, *arrays, start]
+        self._bases[:] = [0, *given, *map(address, results), start]
         addresses = self._addresses
         np.take(self._bases, self._which, out=addresses, mode="clip")
         np.add(addresses, self._offsets, out=addresses)

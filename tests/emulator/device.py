@@ -274,7 +274,7 @@ class _Forgetful(Programs):
         pass
 
 
-def _perform(device: EmulatorDevice, program, given):
+def _perform(device: EmulatorDevice, program, given, addresses):
     arrays = [*given, *[device.empty(*slot) for slot in program.slots[program.given :]]]
 
     def part(view):
