@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from cudeform.cuda.compile import Unit, flatten
-from cudeform.cuda.device import address
 from cudeform.cuda.gemm import gemm_arguments
 from cudeform.cuda.products import Cublas
-from cudeform.cuda.program import Product, Program
-from cudeform.cuda.recorded import Programs
+from cudeform.cuda.program import Product, Program, Programs, address
 from cudeform.cuda.replay import Arguments, Replay
 
 __all__ = ["CupyDevice"]

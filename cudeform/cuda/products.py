@@ -69,9 +69,7 @@ class Cublas:
         self._cublas.check_status(self._gemm(*arguments))
 
     @staticmethod
-    def arguments(
-        product: Product, handle: Any, a: Any, b: Any, out: Any
-    ) -> tuple[Any, ...]:
+    def arguments(product: Product, handle: Any, a: Any, b: Any, out: Any) -> tuple[Any, ...]:
         """Those of cuBLAS for a product, with a handle and the addresses of the three arrays.
 
         These may be `ctypes.c_void_p` whose values are still to come.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import insort
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -12,10 +14,17 @@ from cudeform.cuda.compile import Unit
 from cudeform.cuda.gemm import Gemm
 
 __all__ = [
-    "GRID", "Copy", "Launch", "Product", "Program", "Slot", "Step", "View", "Zero", "places",
+    "Copy", "Known", "Launch", "Product", "Program", "Programs", "Slot", "Step", "View", "Zero",
+    "address", "places",
 ]  # fmt: skip
 
-GRID = 256  # bytes: where every allocation of a GPU starts
+_GRID = 256  # bytes: where every allocation of a GPU starts
+_MOST_STEPS = 1 << 14  # of all programs of a device together, some kB each
+
+
+def address(array: Any) -> int:
+    """Where an array's first element is in its device's memory."""
+    return array.data.ptr
 
 
 class Slot(NamedTuple):
@@ -80,7 +89,7 @@ Step = Launch | Product | Copy | Zero
 
 
 class Program(NamedTuple):
-    """What a call does with its arguments, which have the first slots in the order of their names."""
+    """What a call does; its arguments have the first slots, in their order."""
 
     given: int
     slots: tuple[Slot, ...]
@@ -111,7 +120,7 @@ def places(lives: dict[int, tuple[int, int]], sizes: dict[int, int]) -> tuple[di
     placed: list[tuple[int, int, int]] = []  # start, stop, slot
     for slot in sorted(sizes, key=lambda slot: (-sizes[slot], slot)):
         first, last = lives[slot]
-        size, start = -(-sizes[slot] // GRID) * GRID, 0
+        size, start = -(-sizes[slot] // _GRID) * _GRID, 0
         for begin, end, other in placed:
             overlaps = lives[other][0] <= last and first <= lives[other][1]
             if overlaps and begin < start + size:
@@ -119,3 +128,29 @@ def places(lives: dict[int, tuple[int, int]], sizes: dict[int, int]) -> tuple[di
         insort(placed, (start, start + size, slot))
     starts = {slot: start for start, _, slot in placed}
     return starts, max((stop for _, stop, _ in placed), default=0)
+
+
+class Known(NamedTuple):
+    """How calls with one key are computed: None for the host code."""
+
+    run: Callable[[tuple[Any, ...], list[int]], Any] | None
+    steps: int
+
+
+class Programs:
+    """What is known of the calls on a device, up to a number of steps; the oldest is forgotten."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Known] = {}
+        self._steps = 0
+        self._lock = threading.Lock()
+        self.get = self._kept.get
+
+    def keep(self, key: Any, kept: Known) -> None:
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = kept
+            self._steps += kept.steps
+            while self._steps > _MOST_STEPS:
+                self._steps -= self._kept.pop(next(iter(self._kept))).steps

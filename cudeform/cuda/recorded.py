@@ -6,45 +6,18 @@ on the grid of vectors of each argument. Where it does not, the host code runs a
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
-from cudeform.cuda.device import Device, address, device_of
+from cudeform.cuda.device import Device, device_of
 from cudeform.cuda.lanes import VECTOR_BYTES
+from cudeform.cuda.program import Known, address
 from cudeform.cuda.tracing import Unforeseen, trace
 
-__all__ = ["Family", "Programs"]
+__all__ = ["Family"]
 
-_MOST_STEPS = 1 << 14  # of all programs of a device together, some kB each
-_LONGEST = 1 << 10  # of one: what starts more keeps a GPU busy while the host code runs
-
-
-class _Kept(NamedTuple):
-    """How calls with one key are computed: None for the host code."""
-
-    run: Callable[[tuple[Any, ...], list[int]], Any] | None
-    steps: int
-
-
-class Programs:
-    """What is known of the calls on a device, up to a number of steps; the oldest is forgotten."""
-
-    def __init__(self) -> None:
-        self._kept: dict[Any, _Kept] = {}
-        self._steps = 0
-        self._lock = threading.Lock()
-        self.get = self._kept.get
-
-    def keep(self, key: Any, kept: _Kept) -> None:
-        with self._lock:
-            if key in self._kept:
-                return
-            self._kept[key] = kept
-            self._steps += kept.steps
-            while self._steps > _MOST_STEPS:
-                self._steps -= self._kept.pop(next(iter(self._kept))).steps
+_LONGEST = 1 << 10  # steps of a program: what starts more keeps a GPU busy while host code runs
 
 
 class Family:
@@ -90,10 +63,10 @@ def _record(
     plan: Any,
     given: Mapping[str, Any],
     options: Mapping[str, Any],
-) -> _Kept:
+) -> Known:
     try:
         program = trace(device, function, plan, given, options)
     except Unforeseen:
-        return _Kept(None, 1)
+        return Known(None, 1)
     steps = max(1, len(program.steps))
-    return _Kept(None, 1) if steps > _LONGEST else _Kept(device.prepare(program), steps)
+    return Known(None, 1) if steps > _LONGEST else Known(device.prepare(program), steps)

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cudeform.cuda.device import address
-from cudeform.cuda.program import Copy, Launch, Product, Program, View, Zero, places
+from cudeform.cuda.program import Copy, Launch, Product, Program, View, Zero, address, places
 
 __all__ = ["Arguments", "Replay"]
 
@@ -130,7 +129,10 @@ class _Frame:
             if isinstance(step, Launch):
                 steps.append(_launch(cuda.driver.launchKernel, step, *next(launches)))
                 continue
-            at = [ctypes.c_void_p.from_buffer(self._addresses, _WORD * next(rest)) for _ in step.arrays]
+            at = [
+                ctypes.c_void_p.from_buffer(self._addresses, _WORD * next(rest))
+                for _ in step.arrays
+            ]
             if isinstance(step, Product):
                 steps.append(_multiply(replay.device.cublas, step, self._handle, at))
             else:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cudeform.cuda.compile import Unit
-from cudeform.cuda.device import Device, address, register
+from cudeform.cuda.device import Device, register
 from cudeform.cuda.gemm import gemm_arguments
 from cudeform.cuda.lanes import VECTOR_BYTES
-from cudeform.cuda.program import Copy, Launch, Product, Program, Slot, Step, View, Zero
+from cudeform.cuda.program import Copy, Launch, Product, Program, Slot, Step, View, Zero, address
 
-__all__ = ["Traced", "Unforeseen", "trace"]
+__all__ = ["Traced", "Tracer", "Unforeseen", "trace"]
 
 _current = threading.local()
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cuda.program import Launch, Product
-from cudeform.cuda.recorded import Programs
+from cudeform.cuda.program import Launch, Product, Programs
 
 from . import build
 

@@ -1,4 +1,4 @@
-"""The driver: kernels by number, and launches whose arguments lie in the host's memory as it says."""
+"""The driver: kernels by number, and launches whose arguments lie in the host's memory."""
 
 import ctypes
 

@@ -55,9 +55,7 @@ def _invalid(why):
 
 def create():
     handle = 0x1000 + len(_handles)
-    _handles[handle] = SimpleNamespace(
-        device=runtime.getDevice(), mode=0, stream=0, workspace=None
-    )
+    _handles[handle] = SimpleNamespace(device=runtime.getDevice(), mode=0, stream=0, workspace=None)
     return handle
 
 
