@@ -132,6 +132,8 @@ def _known_as(op: str, roles: Arguments, arguments: Arrays) -> Any:
             key += value.shape, value.dtype
         elif of in TYPES:
             key += of, value
+        elif (kind := arrays.kind_of_type(of)) is not None:
+            key += of, value.shape, value.dtype, kind.device(value)
         else:
             known = known_options((value,))
             if known is None:

@@ -59,20 +59,21 @@ def create():
     return handle
 
 
-def _handle(number):
+def of(number):
+    """What there is of a handle."""
     if number not in _handles:
         raise CUBLASError("CUBLAS_STATUS_NOT_INITIALIZED", f"handle {number}")
     return _handles[number]
 
 
 def getMathMode(handle):
-    return _handle(handle).mode
+    return of(handle).mode
 
 
 def setMathMode(handle, mode):
     if mode not in _MODES:
         _invalid(f"math mode {mode}")
-    _handle(handle).mode = mode
+    of(handle).mode = mode
 
 
 def check_status(status):
@@ -81,13 +82,13 @@ def check_status(status):
 
 
 def _set_stream(handle, stream):
-    _handle(handle).stream, _handle(handle).workspace = stream or 0, None
+    of(handle).stream, of(handle).workspace = stream or 0, None
 
 
 def _set_workspace(handle, pointer, size):
     if pointer % 256:
         _invalid(f"a workspace at {pointer:#x}")
-    _handle(handle).workspace = _memory.at(pointer, size)
+    of(handle).workspace = _memory.at(pointer, size)
 
 
 def _stored(name, pointer, dtype, rows, columns, leading, stride, batch):
@@ -126,12 +127,12 @@ def _gemm_strided_batched_ex(
     for number in (transa, transb, m, n, k, lda, ldb, ldc, batchCount, computeType, algo):
         if not -(2**31) <= operator.index(number) < 2**31:
             raise OverflowError("value too large to convert to int")
-    of = _handle(handle)
-    if of.stream != get_current_stream().ptr:
-        raise CUBLASError("CUBLAS_STATUS_EXECUTION_FAILED", f"on stream {of.stream:#x}")
-    if of.workspace is None and capturing():
+    has = of(handle)
+    if has.stream != get_current_stream().ptr:
+        raise CUBLASError("CUBLAS_STATUS_EXECUTION_FAILED", f"on stream {has.stream:#x}")
+    if has.workspace is None and capturing():
         raise CUBLASError("CUBLAS_STATUS_ALLOC_FAILED", "memory while a stream is captured")
-    if of.device != runtime.getDevice():
+    if has.device != runtime.getDevice():
         raise CUBLASError("CUBLAS_STATUS_ARCH_MISMATCH", "a handle of another device")
     if min(m, n, k, batchCount) < 0:
         _invalid(f"m, n, k, batch = {m}, {n}, {k}, {batchCount}")
@@ -148,8 +149,8 @@ def _gemm_strided_batched_ex(
     c = _stored("c", C, _DTYPES[Ctype], m, n, ldc, strideC, batchCount)
     scalar = ctypes.c_double if computeType == _COMPUTE_64F else ctypes.c_float
     factors = [scalar.from_address(pointer).value for pointer in (alpha, beta)]
-    calls.append((computeType, of.mode))
-    reduced = dtype.itemsize == 2 and not of.mode & _FULL_PRECISION_SUMS
+    calls.append((computeType, has.mode))
+    reduced = dtype.itemsize == 2 and not has.mode & _FULL_PRECISION_SUMS
     enqueue(lambda: _multiply(a, b, c, *factors, computeType, reduced))
 
 
