@@ -87,7 +87,7 @@ def checked(
     """The same, and look at values too: boxes say which image they belong to. With the arrays.
 
     `arguments` are all of the function's, to change; `fields` are the gradients that it returns.
-    Where arrays are NumPy's and like those of a call before, only values are left to look at.
+    Where arrays are like those of a call before, only values are left to look at.
     """
     roles = ARGUMENTS[op]
     if roles.own:
@@ -100,7 +100,8 @@ def checked(
     else:
         given = {name: arguments[name] for name in known.arrays}
         for name in roles.static:
-            given[name] = None  # its pairs are in the plan
+            if isinstance(given[name], tuple):
+                given[name] = None  # its pairs are in the plan
     if roles.boxes is not None:
         given[roles.boxes] = box_rows(op, given[roles.boxes], given[roles.images], known.kind)
     for name in known.contiguous:
