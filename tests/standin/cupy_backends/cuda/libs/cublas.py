@@ -151,10 +151,13 @@ def _gemm_strided_batched_ex(
     factors = [scalar.from_address(pointer).value for pointer in (alpha, beta)]
     calls.append((computeType, has.mode))
     reduced = dtype.itemsize == 2 and not has.mode & _FULL_PRECISION_SUMS
-    enqueue(lambda: _multiply(a, b, c, *factors, computeType, reduced))
+    workspace = has.workspace
+    enqueue(lambda: _multiply(a, b, c, *factors, computeType, reduced, workspace))
 
 
-def _multiply(a, b, c, alpha, beta, compute, reduced):
+def _multiply(a, b, c, alpha, beta, compute, reduced, workspace):
+    if workspace is not None:
+        workspace.fill(0xFF)  # whatever lies there
     sums = np.float64 if compute == _COMPUTE_64F else np.float32
     stored = a.dtype
     left, right = (x.astype(sums) for x in (a, b))
