@@ -23,7 +23,7 @@ _CUDA_TYPES = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}
 _COMPUTE_32F, _COMPUTE_32F_FAST_TF32, _COMPUTE_64F = 68, 77, 70
 _DEFAULT_MATH_WITHOUT_REDUCED_PRECISION = 16
 _DEFAULT_ALGORITHM = -1
-_int, _long, _pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
+_long, _pointer = ctypes.c_longlong, ctypes.c_void_p  # a number is a C int
 _SCALARS = {
     dtype: (of(0), of(1))
     for dtype, of in (("float32", ctypes.c_float), ("float64", ctypes.c_double))
@@ -82,13 +82,13 @@ class Cublas:
         if product.precision == "tf32" and dtype == np.float32:
             compute = _COMPUTE_32F_FAST_TF32
         scalars = _SCALARS["float64" if double else "float32"]
-        of, out_of = (_int(_CUDA_TYPES[dtype_name(dtype)]) for dtype in (dtype, out_dtype))
+        of, out_of = (_CUDA_TYPES[dtype_name(dtype)] for dtype in (dtype, out_dtype))
         return (
-            handle, _int(g.transpose_a), _int(g.transpose_b), _int(g.m), _int(g.n), _int(g.k),
+            handle, int(g.transpose_a), int(g.transpose_b), g.m, g.n, g.k,
             ctypes.byref(scalars[1]),
-            first, of, _int(g.lda), _long(g.stride_a),
-            second, of, _int(g.ldb), _long(g.stride_b),
+            first, of, g.lda, _long(g.stride_a),
+            second, of, g.ldb, _long(g.stride_b),
             ctypes.byref(scalars[int(product.accumulate)]),
-            out, out_of, _int(g.ldc), _long(g.stride_c),
-            _int(g.batch), _int(compute), _int(_DEFAULT_ALGORITHM),
+            out, out_of, g.ldc, _long(g.stride_c),
+            g.batch, compute, _DEFAULT_ALGORITHM,
         )  # fmt: skip

@@ -97,10 +97,6 @@ class Program(NamedTuple):
     results: tuple[View, ...]
     names: tuple[str, ...] | None  # of gradients, which are a dictionary
 
-    def returned(self, arrays: list[Any]) -> Any:
-        """The results as the host code would return them."""
-        return tuple(arrays) if self.names is None else dict(zip(self.names, arrays, strict=True))
-
     def lives(self) -> dict[int, tuple[int, int]]:
         """The first and the last step that has to do with each slot."""
         found: dict[int, tuple[int, int]] = {}

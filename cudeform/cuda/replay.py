@@ -45,19 +45,28 @@ class Replay:
 
     def __init__(self, device: Any, program: Program) -> None:
         self.device = device
-        self.program = program
-        self.launches = [step for step in program.steps if isinstance(step, Launch)]
-        self.functions = [device.function(s.unit, s.kernel, s.shared_bytes) for s in self.launches]
-        self.products = any(isinstance(step, Product) for step in program.steps)
-        self._place()
+        self.results = [(view.shape, view.dtype) for view in program.results]
+        self.names = program.names
+        launches = [step for step in program.steps if isinstance(step, Launch)]
+        others = [step for step in program.steps if not isinstance(step, Launch)]
+        self.products = any(isinstance(step, Product) for step in others)
+        self.sizes = [_WORD * len(s.arrays) + s.params.nbytes for s in launches]
+        # The functions with their sizes, and what else there is to do, in order
+        self.steps = [
+            _sizes(device, step) if isinstance(step, Launch) else step for step in program.steps
+        ]
+        self._place(program)
+        views = [view for step in (*launches, *others) for view in step.arrays]
+        wheres = np.array([self._where(view) for view in views], np.uint64).reshape(-1, 2)
+        self.which, self.offsets = wheres[:, 0].astype(np.intp), wheres[:, 1].copy()
+        self._write(launches)
         self._frames: list[_Frame] = []  # of which every thread takes one
 
-    def _place(self) -> None:
+    def _place(self, program: Program) -> None:
         """Find the base and the offset of each slot: of arguments, of results, in the workspace.
 
         Base 0 is for arrays that are not there.
         """
-        program = self.program
         results = [view.slot for view in program.results]
         lives, sizes = program.lives(), {}
         for number, slot in enumerate(program.slots):
@@ -68,19 +77,28 @@ class Replay:
             among = [n for n, step in enumerate(program.steps) if isinstance(step, Product)]
             lives[of_cublas] = among[0], among[-1]
             sizes[of_cublas] = self.device.cublas.workspace_bytes
-        starts, self.workspace_bytes = places(lives, sizes)
-        self.bases = {slot: 1 + slot for slot in range(program.given)}
-        self.bases.update({slot: 1 + program.given + n for n, slot in enumerate(results)})
+        self._starts, self.workspace_bytes = places(lives, sizes)
+        self.of_cublas = self._starts.get(of_cublas, 0)
         self.workspace = 1 + program.given + len(results)
-        self.bases.update(dict.fromkeys(starts, self.workspace))
-        self.offsets = starts
-        self.of_cublas = starts.get(of_cublas, 0)
+        self._bases = {slot: 1 + slot for slot in range(program.given)}
+        self._bases.update({slot: 1 + program.given + n for n, slot in enumerate(results)})
 
-    def where(self, view: View | None) -> tuple[int, int]:
+    def _where(self, view: View | None) -> tuple[int, int]:
         """Base and offset of a view."""
         if view is None:
             return 0, 0
-        return self.bases[view.slot], self.offsets.get(view.slot, 0) + view.offset
+        base = self._bases.get(view.slot, self.workspace)
+        return base, self._starts.get(view.slot, 0) + view.offset
+
+    def _write(self, launches: list[Launch]) -> None:
+        """Lay out the arguments of all launches but the addresses; find the places of those."""
+        arguments, found = Arguments(self.sizes), []
+        for launch, first in zip(launches, arguments.firsts, strict=False):
+            after = first + len(launch.arrays)
+            found += range(first, after)
+            start = _WORD * after
+            arguments.bytes[start : start + launch.params.nbytes] = launch.params.tobytes()
+        self.words, self.places = arguments.words, np.array(found, np.intp)
 
     def __call__(self, arrays: tuple[Any, ...], addresses: list[int]) -> Any:
         try:
@@ -98,60 +116,47 @@ class _Frame:
 
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
-        launches, program = replay.launches, replay.program
-        self._arguments = Arguments([_WORD * len(s.arrays) + s.params.nbytes for s in launches])
-        wheres: list[tuple[int, int]] = []  # of every address in `_addresses`
-        places: list[int] = []  # of those of launches, in the words of `_arguments`
-        for launch, first in zip(launches, self._arguments.firsts, strict=False):
-            after = first + len(launch.arrays)
-            places += range(first, after)
-            wheres += map(replay.where, launch.arrays)
-            start = _WORD * after
-            self._arguments.bytes[start : start + launch.params.nbytes] = launch.params.tobytes()
-        self._places = np.array(places, np.intp)
-        others = [s for s in program.steps if not isinstance(s, Launch)]
-        for step in others:
-            wheres += map(replay.where, step.arrays)
+        self._arguments = Arguments(replay.sizes)
+        self._arguments.words[:] = replay.words
         self._bases = np.zeros(replay.workspace + 1, np.uint64)
-        self._which = np.array([base for base, _ in wheres], np.intp)
-        self._offsets = np.array([offset for _, offset in wheres], np.uint64)
-        self._addresses = np.zeros(len(wheres), np.uint64)
+        self._addresses = np.zeros(replay.which.size, np.uint64)
         self._handle = ctypes.c_void_p()
+        self._launch = replay.device.cuda.driver.launchKernel
         self._steps = self._started()
 
-    def _started(self) -> list[Callable[[int], None]]:
-        """A function of the stream for each step."""
-        replay, cuda = self._replay, self._replay.device.cuda
-        launches = iter(zip(replay.functions, self._arguments.extra, strict=True))
-        rest = iter(range(self._places.size, self._addresses.size))
-        steps = []
-        for step in replay.program.steps:
-            if isinstance(step, Launch):
-                steps.append(_launch(cuda.driver.launchKernel, step, *next(launches)))
-                continue
-            at = [
-                ctypes.c_void_p.from_buffer(self._addresses, _WORD * next(rest))
-                for _ in step.arrays
-            ]
-            if isinstance(step, Product):
-                steps.append(_multiply(replay.device.cublas, step, self._handle, at))
+    def _started(self) -> list[Any]:
+        """For each step the arguments of `_launch` before and after the stream, or a function."""
+        extra = iter(self._arguments.extra)
+        rest = iter(range(self._replay.places.size, self._addresses.size))
+        steps: list[Any] = []
+        for step in self._replay.steps:
+            if isinstance(step, (Product, Copy, Zero)):
+                places = [_WORD * next(rest) for _ in step.arrays]
+                at = [ctypes.c_void_p.from_buffer(self._addresses, place) for place in places]
+                steps.append(self._function(step, at))
             else:
-                steps.append(_move(cuda.runtime, step, at))
+                steps.append((step, next(extra)))
         return steps
+
+    def _function(self, step: Product | Copy | Zero, at: list[Any]) -> Callable[[int], None]:
+        device = self._replay.device
+        if isinstance(step, Product):
+            return _multiply(device.cublas, step, self._handle, at)
+        return _move(device.cuda.runtime, step, at)
 
     def run(self, given: list[int]) -> Any:
         """Compute with arguments at these addresses, on the current device and stream."""
         replay, device = self._replay, self._replay.device
-        results = [device.empty(view.shape, view.dtype) for view in replay.program.results]
+        results = [device.empty(shape, dtype) for shape, dtype in replay.results]
         workspace, start = None, 0
         if replay.workspace_bytes:
             workspace = device.cuda.alloc(replay.workspace_bytes)
             start = workspace.ptr
         self._bases[:] = [0, *given, *map(address, results), start]
         addresses = self._addresses
-        np.take(self._bases, self._which, out=addresses, mode="clip")
-        np.add(addresses, self._offsets, out=addresses)
-        self._arguments.words[self._places] = addresses[: self._places.size]
+        np.take(self._bases, replay.which, out=addresses, mode="clip")
+        np.add(addresses, replay.offsets, out=addresses)
+        self._arguments.words[replay.places] = addresses[: replay.places.size]
         stream = device.stream()
         if replay.products:
             self._handle.value = handle = device.cublas_handle()
@@ -159,16 +164,23 @@ class _Frame:
                 self._start(stream)
         else:
             self._start(stream)
-        return replay.program.returned(results)
+        if replay.names is None:
+            return tuple(results)
+        return dict(zip(replay.names, results, strict=True))
 
     def _start(self, stream: int) -> None:
+        launch = self._launch
         for step in self._steps:
-            step(stream)
+            if type(step) is tuple:
+                launch(*step[0], stream, 0, step[1])
+            else:
+                step(stream)
 
 
-def _launch(launch: Any, step: Launch, function: int, extra: int) -> Callable[[int], None]:
-    size = (step.grid, 1, 1, step.block, 1, 1, step.shared_bytes)
-    return lambda stream: launch(function, *size, stream, 0, extra)
+def _sizes(device: Any, step: Launch) -> tuple[int, ...]:
+    """What the driver is told of a launch before its stream."""
+    function = device.function(step.unit, step.kernel, step.shared_bytes)
+    return function, step.grid, 1, 1, step.block, 1, 1, step.shared_bytes
 
 
 def _multiply(cublas: Any, step: Product, handle: Any, at: list[Any]) -> Callable[[int], None]:

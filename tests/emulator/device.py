@@ -293,7 +293,10 @@ def _perform(device: EmulatorDevice, program, given, addresses):
             device.gemm(*parts, accumulate=step.accumulate, precision=step.precision)
         else:
             parts[-1][...] = parts[0] if len(parts) == 2 else 0
-    return program.returned([part(view) for view in program.results])
+    results = map(part, program.results)
+    return (
+        tuple(results) if program.names is None else dict(zip(program.names, results, strict=True))
+    )
 
 
 _one_launch_at_a_time = threading.Lock()  # the emulator's state is global
