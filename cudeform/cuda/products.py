@@ -34,10 +34,8 @@ class Cublas:
     """cuBLAS on one device. `cublas` is CuPy's module of it."""
 
     def __init__(self, cublas: Any, capability: int) -> None:
-        library = ctypes.CDLL(cublas.__file__)  # finds what the module is linked with
-        self._gemm = library.cublasGemmStridedBatchedEx
-        self._set_stream = library.cublasSetStream_v2
-        self._set_workspace = library.cublasSetWorkspace_v2
+        names = "cublasGemmStridedBatchedEx", "cublasSetStream_v2", "cublasSetWorkspace_v2"
+        self._gemm, self._set_stream, self._set_workspace = _functions(cublas.__file__, names)
         self._cublas = cublas
         # What NVIDIA recommends, so that the fastest algorithms can be chosen
         self.workspace_bytes = (32 if capability >= 90 else 8) << 20
@@ -92,3 +90,14 @@ class Cublas:
             out, out_of, g.ldc, _long(g.stride_c),
             g.batch, compute, _DEFAULT_ALGORITHM,
         )  # fmt: skip
+
+
+def _functions(path: str, names: tuple[str, ...]) -> list[Any]:
+    """Functions of the library that the library at a path is linked with."""
+    try:
+        library = ctypes.CDLL(path)
+        return [library[name] for name in names]
+    except (AttributeError, OSError) as error:
+        raise RuntimeError(
+            f"cudeform: cuBLAS is looked for behind CuPy's {path}, and is not found: {error}"
+        ) from error

@@ -41,13 +41,17 @@ class Traced(np.ndarray):
     """
 
     slot: int  # which of the arrays of a program this is a part of
+    _place: _Place | None  # which takes NumPy a microsecond
 
     def __array_finalize__(self, parent: Any) -> None:
         self.slot = getattr(parent, "slot", -1)
+        self._place = None
 
     @property
     def data(self) -> Any:
-        return _Place(self.__array_interface__["data"][0])
+        if self._place is None:
+            self._place = _Place(self.__array_interface__["data"][0])
+        return self._place
 
     def copy(self, order: Any = "C") -> Any:
         return _tracer().copy(self)

@@ -2,6 +2,7 @@
 
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from cases import problem
 
 import cudeform
 from cudeform.cuda import conv, program, regions, sampling
+from cudeform.cuda.products import Cublas
 from cudeform.cuda.program import Known, Programs, places
 from cudeform.cuda.tracing import Tracer
 
@@ -129,6 +131,12 @@ def test_the_handle_is_left_as_it_was(cupy, rng):
     cudeform.deform_conv2d(**given(cupy, "deform_conv2d", "v2", rng))
     handle = cupy.cuda.device.get_cublas_handle()
     assert cublas.of(handle).workspace is None and cublas.getMathMode(handle) == 0
+
+
+@pytest.mark.parametrize("path", [np._core._multiarray_umath.__file__, "/no/cublas.so"])
+def test_a_cublas_that_is_not_there_is_named(path):
+    with pytest.raises(RuntimeError, match=f"behind CuPy's {path}, and is not found: .*cublas"):
+        Cublas(SimpleNamespace(__file__=path), 80)
 
 
 @pytest.mark.parametrize("seed", range(20))
