@@ -24,6 +24,7 @@ __all__ = [
     "contiguous",
     "dtype_name",
     "kind_of",
+    "kind_of_type",
     "known",
     "namespace",
     "offset_dtypes",
@@ -76,7 +77,7 @@ _HOST = Kind("numpy", "cpu", lambda array: "cpu", plain=np.asarray)
 _CUPY = Kind(
     "cupy",
     "cuda",
-    device=lambda array: f"cuda:{array.device.id}",
+    device=lambda array: f"cuda:{array.data.device_id}",
     to_host=lambda array: array.get(),
     constant=lambda values, like: namespace(_CUPY).asarray(values, like.dtype),
     plain=lambda array: array.view(namespace(_CUPY).ndarray),
@@ -106,6 +107,11 @@ def _find_kind(array_type: type) -> Kind | None:
     if kind is not None and len(_kinds) < _MOST_KINDS:
         _kinds[array_type] = kind
     return kind
+
+
+def kind_of_type(array_type: type) -> Kind | None:
+    """The kind of a type of arrays that there were some of before."""
+    return _kinds.get(array_type)
 
 
 def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Any:

@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from cudeform.arrays import dtype_name
 from cudeform.cuda.compile import Unit, flatten
 from cudeform.cuda.gemm import gemm_arguments
+from cudeform.cuda.products import Cublas
+from cudeform.cuda.program import Product, Program, Programs, address
+from cudeform.cuda.replay import Arguments, Replay
 
 __all__ = ["CupyDevice"]
 
-# cudaDataType_t, cublasComputeType_t, cublasMath_t and cublasOperation_t of the CUDA headers
-_CUDA_TYPES = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}
-_COMPUTE_32F, _COMPUTE_32F_FAST_TF32, _COMPUTE_64F = 68, 77, 70
-_DEFAULT_MATH_WITHOUT_REDUCED_PRECISION = 16
-_DEFAULT_ALGORITHM = -1
 _IN_MEMORY = "CUPY_CACHE_IN_MEMORY"
+_ARGUMENT_BYTES = 4 << 10  # that a kernel may have
 _SHARED_BYTES = 48 << 10  # that every block may have
 
 
@@ -30,15 +28,16 @@ class CupyDevice:
 
     def __init__(self, cupy: Any, index: int) -> None:
         self.name = f"cuda:{index}"
+        self.cuda = cupy.cuda
+        self.programs = Programs()
         self._cupy = cupy
         self._index = index
         self._kernels: dict[tuple[Unit, str], Any] = {}
+        self._shared_bytes: dict[tuple[Unit, str], int] = {}  # that a block may have
         self._modules: dict[Unit, Any] = {}
         self._lock = threading.Lock()
+        self._of_thread = threading.local()
         self._told = False  # that there is no cache
-        self._scalars = {
-            dtype: (np.zeros((), dtype), np.ones((), dtype)) for dtype in ("float32", "float64")
-        }
 
     @cached_property
     def capability(self) -> int:
@@ -96,13 +95,35 @@ class CupyDevice:
                 f"cudeform: CuPy cannot load {what}; install it with: {command}"
             ) from error
 
-    def _cublas(self) -> Any:
+    @cached_property
+    def cublas(self) -> Cublas:
         try:
             from cupy_backends.cuda.libs import cublas
         except (ImportError, OSError) as error:
             self._explain(error, "cublas", "cuBLAS, which multiplies the matrices")
             raise
-        return cublas
+        return Cublas(cublas, self.capability)
+
+    def cublas_handle(self) -> int:
+        """That of this thread."""
+        return self._cupy.cuda.device.get_cublas_handle()
+
+    def stream(self) -> int:
+        """The current stream, in a thread in which the driver can launch."""
+        if not hasattr(self._of_thread, "arguments"):
+            self.cuda.runtime.memGetInfo()  # which makes the device's context the thread's
+            self._of_thread.arguments = Arguments([_ARGUMENT_BYTES])
+        return self.cuda.get_current_stream().ptr
+
+    def function(self, unit: Unit, kernel: str, shared_bytes: int = 0) -> int:
+        """A kernel for the driver, with so many bytes of shared memory besides its own."""
+        found, most = self._kernel(unit, kernel), self._shared_bytes
+        if shared_bytes > most.get((unit, kernel), _SHARED_BYTES):  # a kernel has to ask for more
+            found.max_dynamic_shared_size_bytes = most[unit, kernel] = shared_bytes
+        return found.kernel.ptr
+
+    def prepare(self, program: Program) -> Replay:
+        return Replay(self, program)
 
     def launch(
         self,
@@ -114,34 +135,20 @@ class CupyDevice:
         params: np.ndarray,
         shared_bytes: int = 0,
     ) -> None:
-        function = self._kernel(unit, kernel)
-        if shared_bytes > _SHARED_BYTES:  # a kernel has to ask for more
-            function.max_dynamic_shared_size_bytes = shared_bytes
-        function((grid,), (block,), (*arrays, params), shared_mem=shared_bytes)
+        function, stream = self.function(unit, kernel, shared_bytes), self.stream()
+        addresses = [0 if array is None else address(array) for array in arrays]
+        arguments: Arguments = self._of_thread.arguments
+        arguments.words[: len(addresses)] = addresses
+        after = arguments.words.itemsize * len(addresses)
+        arguments.sizes[0] = stop = after + params.nbytes
+        arguments.bytes[after:stop] = params.tobytes()
+        blocks = (grid, 1, 1, block, 1, 1, shared_bytes)
+        self.cuda.driver.launchKernel(function, *blocks, stream, 0, arguments.extra[0])
 
     def gemm(
         self, a: Any, b: Any, out: Any, *, accumulate: bool = False, precision: str = "ieee"
     ) -> None:
-        g = gemm_arguments(a, b, out)
-        first, second = (a, b) if g.swapped else (b, a)
-        double = out.dtype == np.float64
-        compute = _COMPUTE_64F if double else _COMPUTE_32F
-        if precision == "tf32" and a.dtype == np.float32:
-            compute = _COMPUTE_32F_FAST_TF32
-        scalars = self._scalars["float64" if double else "float32"]
-        one, beta = scalars[1].ctypes.data, scalars[int(accumulate)].ctypes.data
-        cublas, handle = self._cublas(), self._cupy.cuda.device.get_cublas_handle()
-        math_mode = cublas.getMathMode(handle)
-        cublas.setMathMode(handle, _DEFAULT_MATH_WITHOUT_REDUCED_PRECISION)
-        try:
-            cublas.gemmStridedBatchedEx(
-                handle, int(g.transpose_a), int(g.transpose_b), g.m, g.n, g.k,
-                one,
-                first.data.ptr, _CUDA_TYPES[dtype_name(first.dtype)], g.lda, g.stride_a,
-                second.data.ptr, _CUDA_TYPES[dtype_name(second.dtype)], g.ldb, g.stride_b,
-                beta,
-                out.data.ptr, _CUDA_TYPES[dtype_name(out.dtype)], g.ldc, g.stride_c,
-                g.batch, compute, _DEFAULT_ALGORITHM,
-            )  # fmt: skip
-        finally:
-            cublas.setMathMode(handle, math_mode)
+        product = Product((a, b, out), gemm_arguments(a, b, out), accumulate, precision)
+        workspace = self.cuda.alloc(self.cublas.workspace_bytes)
+        with self.cublas.products(self.cublas_handle(), self.stream(), workspace.ptr) as handle:
+            self.cublas.multiply(self.cublas.arguments(product, handle, *map(address, (a, b, out))))

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from cudeform.cuda.compile import Unit
+from cudeform.cuda.program import Program, Programs
 from cudeform.plans.outlines import Plan
 
-__all__ = ["Device", "address", "device_of", "gradients", "load_cupy", "register"]
+__all__ = ["Device", "device_of", "gradients", "load_cupy", "register"]
 
 
 class Device(Protocol):
@@ -22,6 +23,7 @@ class Device(Protocol):
 
     name: str
     capability: int  # ten times the compute capability
+    programs: Programs  # what is known of calls
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """A new array with undefined contents."""
@@ -51,6 +53,12 @@ class Device(Protocol):
         self, a: Any, b: Any, out: Any, *, accumulate: bool = False, precision: str = "ieee"
     ) -> None:
         """out = a @ b, or out += a @ b, on (batches of) strided matrices, summed in `sum_dtype`."""
+
+    def prepare(self, program: Program) -> Callable[[tuple[Any, ...], list[int]], Any]:
+        """A function that runs a program.
+
+        It takes the arguments and the address of each, 0 for None.
+        """
 
 
 _registered: dict[type, Callable[[], Device]] = {}
@@ -103,8 +111,3 @@ def load_cupy() -> Any:
             "for drivers before 580"
         ) from error
     return cupy
-
-
-def address(array: Any) -> int:
-    """Where an array's first element is in its device's memory."""
-    return array.data.ptr

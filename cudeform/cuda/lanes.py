@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudeform.cuda.device import address
+from cudeform.cuda.program import address
 
 __all__ = [
     "GATHER_THREADS",
     "LANES",
     "THREADS",
+    "VECTOR_BYTES",
     "WARP",
     "Choice",
     "Shares",

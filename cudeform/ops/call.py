@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,8 +51,8 @@ class Call(NamedTuple):
         return module.backward(self.plan, needs=self.needs, **given)
 
 
-def implementation(kind: Kind, family: str) -> ModuleType:
-    """The module that computes this family of operators on arrays of this kind.
+def implementation(kind: Kind, family: str) -> Any:
+    """What computes this family of operators on arrays of this kind: a module or its likeness.
 
     Imported at the first call, so that ``import cudeform`` loads neither Numba nor CuPy.
     """
@@ -61,8 +60,11 @@ def implementation(kind: Kind, family: str) -> ModuleType:
 
 
 @functools.lru_cache(maxsize=64)
-def _imported(backend: str, family: str) -> ModuleType:
-    return importlib.import_module(f"cudeform.{backend}.{family}")
+def _imported(backend: str, family: str) -> Any:
+    module = importlib.import_module(f"cudeform.{backend}.{family}")
+    if backend == "cpu":
+        return module
+    return importlib.import_module("cudeform.cuda.recorded").Family(module)
 
 
 def outlined(op: str, given: Arrays, options: Arrays) -> tuple[Kind, Plan]:
@@ -85,7 +87,7 @@ def checked(
     """The same, and look at values too: boxes say which image they belong to. With the arrays.
 
     `arguments` are all of the function's, to change; `fields` are the gradients that it returns.
-    Where arrays are NumPy's and like those of a call before, only values are left to look at.
+    Where arrays are like those of a call before, only values are left to look at.
     """
     roles = ARGUMENTS[op]
     if roles.own:
@@ -98,7 +100,8 @@ def checked(
     else:
         given = {name: arguments[name] for name in known.arrays}
         for name in roles.static:
-            given[name] = None  # its pairs are in the plan
+            if isinstance(given[name], tuple):
+                given[name] = None  # its pairs are in the plan
     if roles.boxes is not None:
         given[roles.boxes] = box_rows(op, given[roles.boxes], given[roles.images], known.kind)
     for name in known.contiguous:
@@ -130,6 +133,8 @@ def _known_as(op: str, roles: Arguments, arguments: Arrays) -> Any:
             key += value.shape, value.dtype
         elif of in TYPES:
             key += of, value
+        elif (kind := arrays.kind_of_type(of)) is not None:
+            key += of, value.shape, value.dtype, kind.device(value)
         else:
             known = known_options((value,))
             if known is None:

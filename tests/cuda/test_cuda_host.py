@@ -272,12 +272,16 @@ class _FakeModule:
             raise self.error
 
     def get_function(self, name):
-        return lambda grid, block, args, shared_mem: self.launches.append((name, grid, block, args))
+        return SimpleNamespace(kernel=SimpleNamespace(ptr=name))
 
 
 def _fake_cupy(module):
     made = []
-    cuda = SimpleNamespace(runtime=SimpleNamespace(runtimeGetVersion=lambda: 13000))
+    cuda = SimpleNamespace(
+        runtime=SimpleNamespace(runtimeGetVersion=lambda: 13000, memGetInfo=lambda: (0, 0)),
+        driver=SimpleNamespace(launchKernel=lambda *launch: module.launches.append(launch)),
+        get_current_stream=lambda: SimpleNamespace(ptr=0),
+    )
     cupy = SimpleNamespace(
         RawModule=lambda **arguments: made.append(arguments) or module, cuda=cuda, empty=np.empty
     )
@@ -307,8 +311,7 @@ def test_a_unit_is_compiled_once(cupy_device):
         "place_points",
         "count_points",
     ]
-    assert module.launches[0][1:3] == ((3,), (256,))
-    assert module.launches[0][3][-1] is params
+    assert module.launches[0][1:9] == (3, 1, 1, 256, 1, 1, 0, 0)
 
 
 def test_missing_nvrtc_names_the_command(cupy_device):

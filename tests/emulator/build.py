@@ -180,6 +180,14 @@ def _runtime_object(name: str, folder: Path) -> Path:
     return path
 
 
+def shared_library(source: Path) -> Path:
+    """Compile a file on its own, or find it in the cache."""
+    path = cache_folder() / f"{_key(source.read_text())}.so"
+    if not path.exists():
+        _compile(["-shared", "-fPIC", "-O1", "-Wall", str(source)], path)
+    return path
+
+
 def cache_folder() -> Path:
     """Return the folder of compiled units, which is made if needed."""
     root = os.environ.get("CUDEFORM_CACHE_DIR") or Path.home() / ".cache" / "cudeform"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import threading
 from typing import NamedTuple
 
 import numpy as np
+
+from cudeform.cuda.program import Launch, Product, Programs
 
 from . import build
 
@@ -152,6 +155,7 @@ class EmulatorDevice:
         self.launched: set[tuple] = set()  # (file, defines, kernel)
         self.launches: list[Launched] = []
         self.products = 0
+        self.programs = _Forgetful()
         self._flatten = flatten
 
     def __repr__(self) -> str:
@@ -249,6 +253,10 @@ class EmulatorDevice:
             product += out
         out[...] = product.astype(out.dtype)
 
+    def prepare(self, program):
+        """A function of the arguments that does a program's steps, with all arrays apart."""
+        return functools.partial(_perform, self, program)
+
     def library(self, unit) -> build.Library:
         """Compile `unit`, or find it in the cache."""
         if self._flatten is None:
@@ -256,6 +264,39 @@ class EmulatorDevice:
 
             self._flatten = flatten
         return build.load(self._flatten(unit), check=self.check)
+
+
+class _Forgetful(Programs):
+    """Every call is recorded anew: tests change what host code depends on."""
+
+    def keep(self, key, kept):
+        pass
+
+
+def _perform(device: EmulatorDevice, program, given, addresses):
+    arrays = [*given, *[device.empty(*slot) for slot in program.slots[program.given :]]]
+
+    def part(view):
+        if view is None:
+            return None
+        whole = arrays[view.slot].reshape(-1).view(np.uint8)
+        return np.ndarray.__new__(
+            DeviceArray, view.shape, view.dtype, whole, view.offset, view.strides
+        )
+
+    for step in program.steps:
+        parts = tuple(map(part, step.arrays))
+        if isinstance(step, Launch):
+            sizes = step.grid, step.block
+            device.launch(step.unit, step.kernel, *sizes, parts, step.params, step.shared_bytes)
+        elif isinstance(step, Product):
+            device.gemm(*parts, accumulate=step.accumulate, precision=step.precision)
+        else:
+            parts[-1][...] = parts[0] if len(parts) == 2 else 0
+    results = map(part, program.results)
+    return (
+        tuple(results) if program.names is None else dict(zip(program.names, results, strict=True))
+    )
 
 
 _one_launch_at_a_time = threading.Lock()  # the emulator's state is global

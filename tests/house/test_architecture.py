@@ -84,7 +84,7 @@ RESERVED = {
     "tensorflow": ("keras.py",),
     "dask": ("dask.py",),
     "sklearn": (),  # the examples' data
-    "ctypes": (),
+    "ctypes": ("cuda/products.py", "cuda/replay.py"),  # cuBLAS, while a stream is captured
     # nvidia-smi; contenders in processes of their own
     "subprocess": ("commands/machine.py", "bench/contest.py"),
     "matplotlib": ("plot.py", "demo/", "commands/demo.py"),

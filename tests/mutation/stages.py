@@ -78,6 +78,11 @@ _STAGES = {
     ],
     "cudeform/cuda/a[gt]*": ["cuda/test_emulator_attention cuda/test_emulator_aggregation"],
     "cudeform/cuda/regions/*": [_EDGES_ON_A_GPU.format("roi"), *_EMULATED_REGIONS],
+    "cudeform/cuda/[prt]*": [
+        "cuda/test_recorded",
+        "cuda/test_cupy_device -k 'not benchmark'",
+        *_EMULATOR,
+    ],
     "cudeform/cuda/*": [_EDGES_ON_A_GPU.format("not roi"), *_EMULATOR],
     "cudeform/cpu/language/disk.py": ["cpu/test_cpu_cache"],
     "cudeform/cpu/language/compiler.py": ["cpu/test_cpu_cache", *_CPU_CONVOLUTIONS],

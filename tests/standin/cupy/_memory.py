@@ -34,11 +34,21 @@ class MemoryPointer:
 
 def at(pointer, size):
     """The bytes from an address on, which lie in one live allocation of the current device."""
+    found = behind(pointer)
+    return found[:size] if size <= found.size else _refuse(pointer, size)
+
+
+def behind(pointer):
+    """All bytes from an address on, of the live allocation of the current device that it is in."""
     for start, reference in list(_live.items()):
         memory = reference()
-        if memory is not None and start <= pointer <= pointer + size <= start + memory.size:
+        if memory is not None and start <= pointer <= start + memory.size:
             if memory.device_id == runtime.getDevice():
-                return memory.bytes[pointer - start : pointer - start + size]
+                return memory.bytes[pointer - start :]
+    return _refuse(pointer, 1)
+
+
+def _refuse(pointer, size):
     raise runtime.CUDARuntimeError(
         "cudaErrorIllegalAddress", f"{size} bytes at {pointer:#x} of device {runtime.getDevice()}"
     )

@@ -1,11 +1,12 @@
-"""Raw kernels: compiled and run by the emulator, launched by CuPy's rules."""
+"""Raw kernels: compiled and run by the emulator, launched by the driver's rules."""
+
+from functools import cached_property
 
 import numpy as np
 from emulator.device import EmulatorDevice
 
-from ._array import ndarray
-from .cuda import runtime
-from .cuda.stream import enqueue
+from . import _memory
+from .cuda import driver, runtime
 
 
 class _Source:
@@ -35,40 +36,47 @@ class RawModule:
         return RawKernel(self.code, name, self.options)
 
 
+class Function:
+    def __init__(self, ptr):
+        self.ptr = ptr
+
+
 class RawKernel:
+    max_dynamic_shared_size_bytes = 48 << 10
+
     def __init__(self, code, name, options=()):
         self.code, self.name = code, name
-        if name not in _emulator.library(_Source(code)).kernels:
+        library = _emulator.library(_Source(code))
+        if name not in library.kernels:
             raise runtime.CUDARuntimeError("CUDA_ERROR_NOT_FOUND", f"named symbol {name}")
+        self._signature = library.signature(name)
 
-    def __call__(self, grid, block, args, *, shared_mem=0):
-        for size in (grid, block):
-            if not isinstance(size, tuple) or not all(isinstance(n, int) for n in size):
-                raise TypeError(f"expected a tuple of int, got {size!r}")
-        *arrays, params = args
-        hosts = tuple(self._pointer(array) for array in arrays)
-        source = _Source(self.code, params.dtype)
-        params = self._value(params)
-        enqueue(lambda: _emulator.launch(source, self.name, grid, block, hosts, params, shared_mem))
+    @cached_property
+    def kernel(self):
+        return Function(driver.enter(self._started))
 
-    def _pointer(self, array):
-        if array is None:
+    def _started(self, grid, block, arguments, shared_bytes):
+        """What the stream has to do for a launch with these arguments, as bytes."""
+        *pointers, params = self._signature
+        size = 8 * len(pointers) + params.bytes
+        if len(arguments) != size:
+            why = f"{self.name}: {len(arguments)} bytes of arguments, the kernel takes {size}"
+            raise runtime.CUDARuntimeError("CUDA_ERROR_INVALID_VALUE", why)
+        if shared_bytes > self.max_dynamic_shared_size_bytes:
+            raise runtime.CUDARuntimeError("CUDA_ERROR_INVALID_VALUE", "too much shared memory")
+        places = np.frombuffer(arguments, np.uint64, len(pointers)).tolist()
+        arrays = tuple(map(self._array, pointers, places))
+        dtype = np.dtype([("bytes", f"V{params.bytes}")])
+        values = np.frombuffer(arguments, dtype, offset=8 * len(pointers))
+        source = _Source(self.code, dtype)
+        launch = source, self.name, grid, block, arrays, values, shared_bytes
+        return lambda: _emulator.launch(*launch)
+
+    def _array(self, parameter, place):
+        """All of the allocation from an address on, as elements of what the kernel expects."""
+        if not place:
             return None
-        if not isinstance(array, ndarray):
-            raise TypeError(f"{self.name}: expected an array of the device, got {type(array)}")
-        if array.device.id != runtime.getDevice():
-            raise runtime.CUDARuntimeError(
-                "cudaErrorIllegalAddress", f"{self.name}: an array of {array.device!r}"
-            )
-        return array.host
-
-    def _value(self, params):
-        """A copy, as the driver makes one before the launch returns."""
-        if not isinstance(params, np.ndarray):
-            raise TypeError(f"{self.name}: expected a structure by value, got {type(params)}")
-        if params.size != 1:
-            raise TypeError(
-                f"You are trying to pass a numpy.ndarray of shape {params.shape} as a kernel "
-                "parameter. Only numpy.ndarrays of size one can be passed by value."
-            )
-        return params.copy()
+        memory = _memory.behind(place)
+        kinds = {b"f": f"f{parameter.bytes}", b"i": f"i{parameter.bytes}"}
+        dtype = np.dtype(kinds.get(parameter.kind, "u1") if parameter.bytes else "u1")
+        return memory[: memory.size // dtype.itemsize * dtype.itemsize].view(dtype)

@@ -1,6 +1,6 @@
-from . import device, memory, nvrtc, runtime
+from . import device, driver, memory, nvrtc, runtime
 from .device import Device
-from .memory import MemoryPool, using_allocator
+from .memory import MemoryPool, alloc, using_allocator
 from .stream import Event, ExternalStream, Graph, Stream, get_current_stream, get_elapsed_time
 
 __all__ = [
@@ -10,7 +10,9 @@ __all__ = [
     "Graph",
     "MemoryPool",
     "Stream",
+    "alloc",
     "device",
+    "driver",
     "get_current_stream",
     "get_elapsed_time",
     "is_available",

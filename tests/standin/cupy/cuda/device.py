@@ -44,7 +44,7 @@ class Device:
 
     @property
     def compute_capability(self):
-        return "90"
+        return "80"
 
     @property
     def cublas_handle(self):

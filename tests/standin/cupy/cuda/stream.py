@@ -50,6 +50,12 @@ def enqueue(work):
         queue.work.append(work)
 
 
+def check_current(stream):
+    """What is given a stream by its pointer is given the current one."""
+    if stream != get_current_stream().ptr:
+        raise runtime.CUDARuntimeError("cudaErrorInvalidResourceHandle", f"stream {stream:#x}")
+
+
 def synchronize_current():
     """Wait for the current stream of the current device, as every copy to the host does."""
     _queue(runtime.getDevice(), get_current_stream().ptr).run()

@@ -1,13 +1,17 @@
 """cuBLAS on host memory: matrices are column-major, operands are addresses, and it checks both."""
 
 import ctypes
+import functools
 import operator
+from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 from cupy import _memory
 from cupy.cuda import runtime
-from cupy.cuda.stream import enqueue
+from cupy.cuda.stream import capturing, enqueue, get_current_stream
+from emulator import build
 from emulator.device import to_tf32
 
 # cudaDataType_t, and cublasComputeType_t with the types of (A and B, C) that it takes
@@ -34,7 +38,8 @@ _DEFAULT_ALGORITHM = -1
 _FULL_PRECISION_SUMS = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 _MODES = {mode | flag for mode in (0, 1, 2, 3) for flag in (0, _FULL_PRECISION_SUMS)}
 
-_handles = {}  # number -> [device, math mode]
+_errors = []  # that functions of the library have told of by a status
+_handles = {}  # number -> _Handle
 calls = []  # (compute type, math mode) of each product
 
 
@@ -50,24 +55,40 @@ def _invalid(why):
 
 def create():
     handle = 0x1000 + len(_handles)
-    _handles[handle] = [runtime.getDevice(), 0]
+    _handles[handle] = SimpleNamespace(device=runtime.getDevice(), mode=0, stream=0, workspace=None)
     return handle
 
 
-def _handle(number):
+def of(number):
+    """What there is of a handle."""
     if number not in _handles:
         raise CUBLASError("CUBLAS_STATUS_NOT_INITIALIZED", f"handle {number}")
     return _handles[number]
 
 
 def getMathMode(handle):
-    return _handle(handle)[1]
+    return of(handle).mode
 
 
 def setMathMode(handle, mode):
     if mode not in _MODES:
         _invalid(f"math mode {mode}")
-    _handle(handle)[1] = mode
+    of(handle).mode = mode
+
+
+def check_status(status):
+    if status:
+        raise _errors.pop()
+
+
+def _set_stream(handle, stream):
+    of(handle).stream, of(handle).workspace = stream or 0, None
+
+
+def _set_workspace(handle, pointer, size):
+    if pointer % 256:
+        _invalid(f"a workspace at {pointer:#x}")
+    of(handle).workspace = _memory.at(pointer, size)
 
 
 def _stored(name, pointer, dtype, rows, columns, leading, stride, batch):
@@ -93,7 +114,7 @@ def _operand(name, transposed, rows, columns, *where):
     return _stored(name, *where[:2], rows, columns, *where[2:])
 
 
-def gemmStridedBatchedEx(
+def _gemm_strided_batched_ex(
     handle, transa, transb, m, n, k,
     alpha,
     A, Atype, lda, strideA,
@@ -106,8 +127,12 @@ def gemmStridedBatchedEx(
     for number in (transa, transb, m, n, k, lda, ldb, ldc, batchCount, computeType, algo):
         if not -(2**31) <= operator.index(number) < 2**31:
             raise OverflowError("value too large to convert to int")
-    device, mode = _handle(handle)
-    if device != runtime.getDevice():
+    has = of(handle)
+    if has.stream != get_current_stream().ptr:
+        raise CUBLASError("CUBLAS_STATUS_EXECUTION_FAILED", f"on stream {has.stream:#x}")
+    if has.workspace is None and capturing():
+        raise CUBLASError("CUBLAS_STATUS_ALLOC_FAILED", "memory while a stream is captured")
+    if has.device != runtime.getDevice():
         raise CUBLASError("CUBLAS_STATUS_ARCH_MISMATCH", "a handle of another device")
     if min(m, n, k, batchCount) < 0:
         _invalid(f"m, n, k, batch = {m}, {n}, {k}, {batchCount}")
@@ -124,12 +149,15 @@ def gemmStridedBatchedEx(
     c = _stored("c", C, _DTYPES[Ctype], m, n, ldc, strideC, batchCount)
     scalar = ctypes.c_double if computeType == _COMPUTE_64F else ctypes.c_float
     factors = [scalar.from_address(pointer).value for pointer in (alpha, beta)]
-    calls.append((computeType, mode))
-    reduced = dtype.itemsize == 2 and not mode & _FULL_PRECISION_SUMS
-    enqueue(lambda: _multiply(a, b, c, *factors, computeType, reduced))
+    calls.append((computeType, has.mode))
+    reduced = dtype.itemsize == 2 and not has.mode & _FULL_PRECISION_SUMS
+    workspace = has.workspace
+    enqueue(lambda: _multiply(a, b, c, *factors, computeType, reduced, workspace))
 
 
-def _multiply(a, b, c, alpha, beta, compute, reduced):
+def _multiply(a, b, c, alpha, beta, compute, reduced, workspace):
+    if workspace is not None:
+        workspace.fill(0xFF)  # whatever lies there
     sums = np.float64 if compute == _COMPUTE_64F else np.float32
     stored = a.dtype
     left, right = (x.astype(sums) for x in (a, b))
@@ -146,3 +174,41 @@ def _multiply(a, b, c, alpha, beta, compute, reduced):
     if beta:  # else C is not read, whatever it holds
         total += sums(beta) * c.astype(sums)
     c[...] = total.astype(c.dtype)
+
+
+def _exported(function):
+    """A function as C calls it: with a status in the place of an exception."""
+
+    @functools.wraps(function)
+    def call(*arguments):
+        try:
+            function(*arguments)
+        except Exception as error:
+            _errors.append(error)
+            return 1
+        return 0
+
+    return call
+
+
+def _library():
+    """The path of the library, in which the functions are those of this module."""
+    path = build.shared_library(Path(_HERE).with_name("exports.cpp"))
+    library = ctypes.CDLL(str(path))
+    for name, function, types in _EXPORTS:
+        kept = ctypes.CFUNCTYPE(ctypes.c_int, *types)(_exported(function))
+        ctypes.c_void_p.in_dll(library, name).value = ctypes.cast(kept, ctypes.c_void_p).value
+        _kept.append(kept)
+    return str(path)
+
+
+_HERE, _kept = __file__, []
+_P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
+_ARRAY = (_P, _I, _I, _L)
+_EXPORTS = (
+    ("gemm", _gemm_strided_batched_ex,
+     (_P, *(_I,) * 5, _P, *_ARRAY, *_ARRAY, _P, *_ARRAY, *(_I,) * 3)),
+    ("set_stream", _set_stream, (_P, _P)),
+    ("set_workspace", _set_workspace, (_P, _P, ctypes.c_size_t)),
+)  # fmt: skip
+__file__ = _library()  # as that of CuPy's module, which is linked with cuBLAS

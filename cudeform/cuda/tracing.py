@@ -1,0 +1,197 @@
+"""The host code of an operator, run once on arrays without contents to see what it starts.
+
+Which kernels it starts, on which parts of which arrays, does not depend on what is in these: so a
+`Tracer` writes it down, and a `Program` does it again with other arrays.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cudeform.cuda.compile import Unit
+from cudeform.cuda.device import Device, register
+from cudeform.cuda.gemm import gemm_arguments
+from cudeform.cuda.lanes import VECTOR_BYTES
+from cudeform.cuda.program import Copy, Launch, Product, Program, Slot, Step, View, Zero, address
+
+__all__ = ["Traced", "Tracer", "Unforeseen", "trace"]
+
+_current = threading.local()
+
+
+class Unforeseen(Exception):
+    """Host code looks at what is in an array, or hands the device something that is."""
+
+
+class _Place(NamedTuple):
+    """Where an array's first element is; named as in CuPy."""
+
+    ptr: int
+
+
+class Traced(np.ndarray):
+    """An array of which only the place, shape, strides and dtype mean something.
+
+    Its memory is reserved and never there; it reads as zeros and cannot be written.
+    """
+
+    slot: int  # which of the arrays of a program this is a part of
+    _place: _Place | None  # which takes NumPy a microsecond
+
+    def __array_finalize__(self, parent: Any) -> None:
+        self.slot = getattr(parent, "slot", -1)
+        self._place = None
+
+    @property
+    def data(self) -> Any:
+        if self._place is None:
+            self._place = _Place(self.__array_interface__["data"][0])
+        return self._place
+
+    def copy(self, order: Any = "C") -> Any:
+        return _tracer().copy(self)
+
+    def fill(self, value: Any) -> None:
+        _tracer().fill(self, value)
+
+
+def _tracer() -> Tracer:
+    """That of the call that this thread traces."""
+    return _current.tracer
+
+
+register(Traced, lambda: _tracer())
+
+
+class Tracer:
+    """What the host code sees in the place of a device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.slots: list[Slot] = []
+        self.steps: list[Step] = []
+        self._starts: list[int] = []
+
+    @property
+    def name(self) -> str:
+        return self._device.name
+
+    @property
+    def capability(self) -> int:
+        return self._device.capability
+
+    def array(self, shape: tuple[int, ...], dtype: Any, past: int = 0) -> Traced:
+        """A new array that starts so many bytes past the grid of vectors."""
+        slot = Slot(tuple(shape), np.dtype(dtype))
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        memory = mmap.mmap(-1, VECTOR_BYTES + slot.nbytes, flags=flags, prot=mmap.PROT_READ)
+        array = np.ndarray.__new__(Traced, slot.shape, slot.dtype, memory, past)
+        array.slot = len(self.slots)
+        self.slots.append(slot)
+        self._starts.append(address(array))
+        return array
+
+    def argument(self, array: Any) -> Traced | None:
+        """One like this, which has a slot too if it is None."""
+        if array is None:
+            self.array((0,), np.uint8)
+            return None
+        return self.array(array.shape, array.dtype, address(array) % VECTOR_BYTES)
+
+    def empty(self, shape: Any, dtype: Any) -> Traced:
+        return self.array((shape,) if isinstance(shape, int) else shape, dtype)
+
+    def to_device(self, array: np.ndarray) -> Any:
+        raise Unforeseen("an array of the host")
+
+    def to_host(self, array: Any) -> np.ndarray:
+        raise Unforeseen("a copy to the host")
+
+    def launch(
+        self,
+        unit: Unit,
+        kernel: str,
+        grid: int,
+        block: int,
+        arrays: tuple[Any, ...],
+        params: np.ndarray,
+        shared_bytes: int = 0,
+    ) -> None:
+        views = tuple(None if array is None else self.view(array) for array in arrays)
+        self.steps.append(Launch(views, unit, kernel, grid, block, params, shared_bytes))
+
+    def gemm(
+        self, a: Any, b: Any, out: Any, *, accumulate: bool = False, precision: str = "ieee"
+    ) -> None:
+        views = self.view(a), self.view(b), self.view(out)
+        self.steps.append(Product(views, gemm_arguments(a, b, out), accumulate, precision))
+
+    def copy(self, array: Traced) -> Traced:
+        """A copy of a part of an array without gaps."""
+        copy = self.empty(array.shape, array.dtype)
+        self._move(Copy((self._dense(array), self.view(copy))))
+        return copy
+
+    def fill(self, array: Traced, value: Any) -> None:
+        if value != 0:
+            raise ValueError(f"expected a fill with 0, got {value!r}")
+        self._move(Zero((self._dense(array),)))
+
+    def _move(self, step: Copy | Zero) -> None:
+        if step.arrays[0].nbytes:
+            self.steps.append(step)
+
+    def _dense(self, array: Traced) -> View:
+        if not array.flags.c_contiguous:
+            raise ValueError(f"expected an array without gaps, got strides {array.strides}")
+        return self.view(array)
+
+    def view(self, array: Any) -> View:
+        """Which part of which array of the program this is."""
+        slot = getattr(array, "slot", -1)
+        offset = address(array) - self._starts[slot] if slot >= 0 else -1
+        if not 0 <= offset <= self.slots[slot].nbytes - array.nbytes:
+            raise ValueError(f"host code copied an array of shape {array.shape} on the host")
+        return View(slot, offset, array.shape, array.strides, array.dtype)
+
+
+def trace(
+    device: Device,
+    function: Callable[..., Any],
+    plan: Any,
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Program:
+    """What a function of a family's module does with arrays like these.
+
+    Raises
+    ------
+    Unforeseen
+        It depends on what is in them.
+    """
+    tracer = Tracer(device)
+    before = getattr(_current, "tracer", None)
+    _current.tracer = tracer
+    try:
+        places = {name: tracer.argument(array) for name, array in given.items()}
+        count = len(tracer.slots)
+        found = function(plan, **places, **options)
+        names = tuple(found) if isinstance(found, dict) else None
+        arrays = found if names is None else found.values()
+        results = tuple(_whole(tracer, array) for array in arrays)
+    finally:
+        _current.tracer = before
+    return Program(count, tuple(tracer.slots), tuple(tracer.steps), results, names)
+
+
+def _whole(tracer: Tracer, result: Any) -> View:
+    """The view of a result, which is all of an array that the host code asked for."""
+    view = tracer.view(result)
+    if view.offset or result.nbytes != tracer.slots[view.slot].nbytes:
+        raise ValueError(f"a result of shape {result.shape} is a part of an array")
+    return view
