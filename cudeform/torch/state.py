@@ -26,6 +26,7 @@ __all__ = [
     "is_plain",
     "is_under_autocast",
     "is_watched",
+    "raw_stream",
     "settled",
     "transformed",
     "untraced",
@@ -114,6 +115,12 @@ def is_noticed() -> bool:
         or c._functorch.maybe_current_level() is not None
         or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def raw_stream(device: int) -> int:
+    """The current stream on a GPU of this number, as CUDA knows it."""
+    known = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return known(device) if known else torch.cuda.current_stream(device).cuda_stream
 
 
 def settled(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Tensors as arguments: memory, dtypes, strides, modes, and what is refused."""
 
+import ctypes
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -243,7 +244,7 @@ def test_tensors_that_are_no_arrays_are_named(layer):
 
 
 class FakeCupy(SimpleNamespace):
-    """What the bridge asks of CuPy, writing down the order."""
+    """What the bridge asks of CuPy, writing down the order; its arrays are of the host's memory."""
 
     def __init__(self, log):
         def entered(name):
@@ -263,35 +264,70 @@ class FakeCupy(SimpleNamespace):
             Device=entered("device"),
             ExternalStream=entered("stream"),
             using_allocator=entered("allocator"),
-            PythonFunctionAllocator=lambda allocate, free: SimpleNamespace(malloc="torch's"),
+            UnownedMemory=lambda ptr, size, owner, device: SimpleNamespace(ptr=ptr, _owner=owner),
+            MemoryPointer=lambda mem, offset: SimpleNamespace(ptr=mem.ptr + offset, mem=mem),
         )
-        super().__init__(cuda=cuda, from_dlpack=lambda tensor: tensor.values)
+        super().__init__(cuda=cuda, ndarray=Fake)
 
 
-def test_cuda_runs_on_torchs_device_stream_and_memory(monkeypatch):
+class Fake:
+    """An array of CuPy's."""
+
+    def __init__(self, shape, dtype, data, strides):
+        self.shape, self.dtype, self.data, self.strides = shape, dtype, data, strides
+        self.itemsize = dtype.itemsize
+
+    def on_host(self):
+        bytes_of = (ctypes.c_char * (1 << 10)).from_address(self.data.ptr)
+        return np.ndarray(self.shape, self.dtype, bytes_of, 0, self.strides)
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cpu, is_cuda, device = False, True, SimpleNamespace(index=3)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """Of what is asked of CuPy, for tensors that say that they are on a GPU."""
     log = []
     monkeypatch.setitem(sys.modules, "cupy", FakeCupy(log))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda i: SimpleNamespace(cuda_stream=70 + i))
-    exchange._allocator.cache_clear()
+    monkeypatch.setattr(exchange, "raw_stream", lambda index: 70 + index)
+    monkeypatch.setattr(exchange, "_allocator", lambda index: f"torch's on {index}")
+    return log
 
-    class OnGpu(torch.Tensor):
-        is_cpu, device, values = False, SimpleNamespace(index=3), np.ones(2)
 
-        def detach(self):
-            return self
-
-    tensor = torch.ones(2).as_subclass(OnGpu)
+def test_cuda_runs_on_torchs_device_stream_and_memory(log):
+    tensor = torch.arange(6.0).reshape(2, 3).T.as_subclass(OnGpu)
 
     def function(input, factor):
         log.append("computed")
-        return input * factor
+        assert input.data.ptr == tensor.data_ptr() and input.data.mem._owner is tensor
+        return torch.from_numpy(input.on_host() * factor)
 
-    found = exchange.compute(function, {"input": tensor}, {"factor": 2})
-    exchange._allocator.cache_clear()
-    assert found.tolist() == [2, 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "to_tensor", lambda result: result)
+        found = exchange.compute(function, {"input": tensor}, {"factor": 2})
+    assert found.tolist() == [[0, 6], [2, 8], [4, 10]]
     ends = ["end allocator", "end stream", "end device"]
-    began = [("device", 3), ("stream", 73, 3), ("allocator", "torch's")]
+    began = [("device", 3), ("stream", 73, 3), ("allocator", "torch's on 3")]
     assert log == [*began, "computed", *ends]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_array_in_memory_of_torchs_is_a_tensor_of_it(log, dtype):
+    """And of no other tensor: autograd refuses to write to a view that a function made."""
+    kept = torch.arange(8, dtype=dtype)
+    storage, step = kept.untyped_storage(), kept.element_size()
+    memory = SimpleNamespace(ptr=storage.data_ptr(), _owner=storage)
+    start = SimpleNamespace(ptr=memory.ptr + 2 * step, mem=memory)
+    array = Fake((3, 2), exchange.numpy_dtype(dtype), start, (2 * step, step))
+    tensor = exchange.to_tensor(array)
+    assert tensor.tolist() == [[2, 3], [4, 5], [6, 7]] and tensor.dtype == dtype
+    assert not tensor._is_view()
+    tensor += 1
+    assert kept.tolist() == [0, 1, 3, 4, 5, 6, 7, 8]
 
 
 def test_who_watches_sees_the_operator():
