@@ -19,9 +19,9 @@ from cudeform.torch.state import raw_stream, settled
 __all__ = [
     "check_dense",
     "compute",
+    "direct",
     "host_array",
     "numpy_dtype",
-    "on_host",
     "to_array",
     "to_tensor",
 ]
@@ -80,6 +80,11 @@ def to_array(tensor: torch.Tensor) -> Any:
     if not tensor.is_cuda:
         return load_cupy().from_dlpack(tensor.detach())
     return _device_array(tensor)
+
+
+def _memory_array(tensor: torch.Tensor) -> Any:
+    """The same of a tensor that is numbers as memory holds them."""
+    return host_array(tensor) if tensor.is_cpu else _device_array(tensor)
 
 
 def _device_array(tensor: torch.Tensor) -> Any:
@@ -146,12 +151,20 @@ def compute(
     """
     first = next(iter(tensors.values()))
     if first.is_cpu:
-        return on_host(function, tensors, options)
+        return _with_arrays(function, tensors, options)
     with _on_device_of(first):
-        return on_host(function, tensors, options)
+        return _with_arrays(function, tensors, options)
 
 
-def on_host(
+def direct(function: Callable[..., Any], given: Mapping[str, Any], first: torch.Tensor) -> Any:
+    """The same of arguments whose tensors are memory of the first one's device, or of the host."""
+    if first.is_cpu:
+        return _with_arrays(function, given, array=host_array)
+    with _on_device_of(first):
+        return _with_arrays(function, given, array=_memory_array)
+
+
+def _with_arrays(
     function: Callable[..., Any],
     given: Mapping[str, Any],
     options: Mapping[str, Any] = _NONE,

@@ -15,12 +15,13 @@ from cudeform.torch import (
 )
 from cudeform.torch.autograd import Backward, BackwardDual, Bound, Eager, apply
 from cudeform.torch.autograd import call as transformed_call
-from cudeform.torch.exchange import check_dense, compute, host_array, on_host
+from cudeform.torch.exchange import check_dense, compute, direct
 from cudeform.torch.signatures import BRIDGES, Bridge, flat
 from cudeform.torch.state import (
     PLAIN,
     is_forward_mode,
     is_noticed,
+    is_on_gpu,
     is_on_host,
     is_plain,
     transformed,
@@ -52,7 +53,7 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
     tensors = _direct(bridge, bridge.names, given)
     if tensors:
         if not (torch.is_grad_enabled() and _is_differentiated(tensors)):
-            return on_host(bridge.forward, given, array=host_array)
+            return direct(bridge.forward, given, tensors[0])
         if not given.get("return_argmax"):
             return _differentiable(bridge, given)
     if "return_argmax" in given:
@@ -106,18 +107,21 @@ def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
 
 
 def _direct(bridge: Bridge, names: Sequence[str], given: dict[str, Any]) -> list[Any]:
-    """The tensors of a call that computes on memory of the host, and nobody asks how; else none.
+    """The tensors of a call that computes on memory of one device, and nobody asks how; else none.
 
     For most calls of a network it does, and the longer way is left for the others.
     """
     if torch.compiler.is_compiling() or is_noticed():
         return []
-    tensors = []
+    tensors: list[Any] = []
     for name in names:
         tensor = given.get(name)
         if type(tensor) in PLAIN:
-            if not is_on_host(tensor):
+            if not (is_on_host(tensor) or is_on_gpu(tensor)):
                 return []
+            if tensors and tensor.get_device() != tensors[0].get_device():
+                if name not in bridge.static or not tensor.is_cpu:
+                    return []
             tensors.append(tensor)
         elif name in bridge.required:
             return []
@@ -165,7 +169,7 @@ def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
     found = _direct(bridge, (*names, "argmax"), given)
     if found and given.get("grad_output") is not None:
         if not (torch.is_grad_enabled() and _is_differentiated(found)):
-            return on_host(bridge.backward, given, array=host_array)
+            return direct(bridge.backward, given, found[0])
     op = bridge.name + "_backward"
     tensors, options = _arguments(bridge, names, given, "_backward")
     kept = dict(zip(bridge.kept, tensors[1:], strict=True))

@@ -22,6 +22,7 @@ __all__ = [
     "below",
     "is_forward_mode",
     "is_noticed",
+    "is_on_gpu",
     "is_on_host",
     "is_plain",
     "is_under_autocast",
@@ -60,8 +61,12 @@ def _keys(*names: str) -> Any:
     return functools.reduce(operator.or_, keys)
 
 
-_INFERENCE = _keys("CPU", "AutocastCPU")  # of a tensor made in inference mode
-_HOST = _INFERENCE | _keys("AutogradCPU", "ADInplaceOrView")
+# Of a tensor made in inference mode, and of another
+_HOST = _keys("CPU", "AutocastCPU"), _keys("CPU", "AutocastCPU", "AutogradCPU", "ADInplaceOrView")
+_GPU = (
+    _keys("CUDA", "AutocastCUDA"),
+    _keys("CUDA", "AutocastCUDA", "AutogradCUDA", "ADInplaceOrView"),
+)
 
 
 def is_on_host(tensor: Any) -> bool:
@@ -70,8 +75,12 @@ def is_on_host(tensor: Any) -> bool:
     The dispatcher would have another key for whatever else it is: sparse, quantised, nested,
     negative, zeros without memory, wrapped by a transform, on another device.
     """
-    keys = torch._C._dispatch_keys(tensor)
-    return keys == _HOST or keys == _INFERENCE
+    return torch._C._dispatch_keys(tensor) in _HOST
+
+
+def is_on_gpu(tensor: Any) -> bool:
+    """The same of the memory of a GPU."""
+    return torch._C._dispatch_keys(tensor) in _GPU
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:
