@@ -10,7 +10,7 @@ import numpy as np
 from cudeform.cuda import layout
 from cudeform.cuda.chunks import Chunk, chunks, image_groups
 from cudeform.cuda.device import Device, device_of, gradients
-from cudeform.cuda.lanes import is_aligned
+from cudeform.cuda.lanes import VECTOR_BYTES, is_aligned
 from cudeform.cuda.sampler import Block, Gradients, Sampler, units
 from cudeform.plans.convolution import ConvPlan
 
@@ -57,33 +57,58 @@ def forward(
         output = device.empty(plan.out_shape, input.dtype)
         if points.batch == 0:
             return (output,)
-        batch = layout.Batch(device)
-        if bias is not None:
+        batch, in_place = layout.Batch(device), _is_fast(plan, input.dtype)
+        if bias is not None and in_place:
             batch.fill(bias, output, 1 if points.channels_last else points.pixels)
         sampler = Sampler(device, points, input.dtype, offset)
         packed = _packed_weight(batch, plan, weight).reshape(plan.groups, per_group, -1)
-        most = _most_pixels(plan, sampler.dtype)
-        for images in image_groups(points, most, sampler.dtype.itemsize):
+        most, all_pixels = _most_pixels(plan, sampler.dtype), points.batch * points.pixels
+        for images in image_groups(points, all_pixels, sampler.dtype.itemsize):
             last = sampler.channels_last(batch, input, images)
             batch.run()
             for chunk in chunks(points, images, most):
                 part = last[chunk.within(images)], *chunk.of(offset, mask)
                 columns = sampler.columns(chunk, _all_channels(plan), *part)
-                for product in _products(plan, chunk, columns, packed, output):
+                rows = output
+                if not in_place:
+                    rows = device.empty((chunk.size, plan.out_channels), input.dtype)
+                    if bias is not None:
+                        layout.fill(device, bias, rows)
+                for product in _products(plan, chunk, columns, packed, rows):
                     device.gemm(*product, accumulate=bias is not None, precision=plan.precision)
+                if not in_place:
+                    sampler.channels_first(chunk, rows, output)
     return (output,)
+
+
+def _is_fast(plan: ConvPlan, dtype: Any) -> bool:
+    """Whether products write fast to where the output lies.
+
+    cuBLAS multiplies 16 bits, and float32 as "tf32", several times as fast into rows that all start
+    on the grid of vectors. Where those of NCHW do not, rows of channels do, which are transposed.
+    """
+    points = plan.points
+    if points.channels_last or (dtype.itemsize > 2 and plan.precision == "ieee"):
+        return True
+    return points.pixels * dtype.itemsize % VECTOR_BYTES == 0
 
 
 def _products(
     plan: ConvPlan, chunk: Chunk, columns: Any, packed: Any, output: Any
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """The matrix products (a, b, out) that turn a chunk's columns into its part of the output."""
+    """The matrix products (a, b, out) that turn a chunk's columns into its part of the output.
+
+    An output of two axes is (pixels, channels) of the chunk alone.
+    """
     points, groups = plan.points, plan.groups
     per_group = plan.out_channels // groups
     stop = chunk.pixel + chunk.pixels
-    if points.channels_last:
-        rows = output.reshape(points.batch, points.pixels, plan.out_channels)
-        rows = rows[chunk.batch, chunk.pixel : stop].reshape(chunk.size, groups, per_group)
+    if points.channels_last or output.ndim == 2:
+        rows = output
+        if output.ndim > 2:
+            rows = output.reshape(points.batch, points.pixels, plan.out_channels)
+            rows = rows[chunk.batch, chunk.pixel : stop]
+        rows = rows.reshape(chunk.size, groups, per_group)
         matrices = columns.reshape(chunk.size, groups, -1)
         yield matrices.swapaxes(0, 1), packed.swapaxes(1, 2), rows.swapaxes(0, 1)
         return

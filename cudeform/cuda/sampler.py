@@ -148,6 +148,19 @@ class Sampler:
         batch.transpose(part, copy, (len(images), channels, pixels))
         return copy
 
+    def channels_first(self, chunk: Chunk, rows: Any, output: Any) -> None:
+        """Bring a chunk of an output, as (pixels, channels), into its place in one of NCHW."""
+        channels, pixels = output.shape[1], self.points.pixels
+        image = channels * pixels
+        first, stop = chunk.image * image + chunk.pixel, (chunk.image + chunk.images) * image
+        layout.transpose(
+            self.device,
+            rows,
+            output.reshape(-1)[first:stop],
+            (chunk.images, chunk.pixels, channels),
+            of_target=layout.Strides(pixels, step=image),
+        )
+
     def most_backward_pixels(self, channels: int) -> int:
         """Output pixels whose gradients of columns, for so many channels, fit the workspace."""
         points = self.points
