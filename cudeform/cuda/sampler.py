@@ -49,7 +49,7 @@ PARAMS = np.dtype(
     align=True,
 )  # fmt: skip
 _SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("LANES", LANES))
-GRADIENT_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
+GRADIENT_BYTES = 192 << 20  # gradients of columns, and what is kept of every point
 
 
 @lru_cache(maxsize=512)
