@@ -21,9 +21,10 @@ COLUMN_BYTES = 192 << 20
 BLOCK_BYTES = (512, 256, 128)  # channels of gradients of columns at once: one of these
 
 
-def _most_pixels(plan: ConvPlan, dtype: np.dtype) -> int:
-    """Output pixels whose columns, with all channels, make a chunk."""
-    return max(1, COLUMN_BYTES // (plan.points.taps * plan.points.channels * dtype.itemsize))
+def _most_pixels(plan: ConvPlan, dtype: np.dtype, more: int = 0) -> int:
+    """Output pixels whose columns, with all channels and so many numbers more, make a chunk."""
+    numbers = plan.points.taps * plan.points.channels + more
+    return max(1, COLUMN_BYTES // (numbers * dtype.itemsize))
 
 
 def _all_channels(plan: ConvPlan) -> Block:
@@ -63,7 +64,8 @@ def forward(
             batch.fill(bias, output, 1 if points.channels_last else points.pixels)
         sampler = Sampler(device, points, input.dtype, offset)
         packed = _packed_weight(batch, plan, weight).reshape(plan.groups, per_group, -1)
-        most, all_pixels = _most_pixels(plan, sampler.dtype), points.batch * points.pixels
+        most = _most_pixels(plan, sampler.dtype, 0 if in_place else plan.out_channels)
+        all_pixels = points.batch * points.pixels
         for images in image_groups(points, all_pixels, sampler.dtype.itemsize):
             last = sampler.channels_last(batch, input, images)
             batch.run()
