@@ -1,179 +1,10 @@
-// Sampling points of an output grid: columns of samples, and their transposes.
-//
-// A point is (output pixel, offset group, tap), numbered in this order within a chunk. A chunk is `images` whole
-// images, or `chunk_pixels` pixels of one image. Columns are [pixel][block][tap][block_channels], where the blocks
-// divide the channels [first_channel, first_channel + channels) of this launch.
-//
-// SCALAR: storage type; OFFSET: that of offsets, which may be float beside 16 bits; VEC: channels a thread moves at
-// once; INDEX: integer that counts elements of an array.
-#include "gather.cuh"
-
-using Scalar = SCALAR;
-using Offset = OFFSET;
-using Sum = SumOf<Scalar>::type;
-using Index = INDEX;
-using Channels = Pack<Scalar, VEC>;
-
-struct Params {
-  int height, input_channels;
-  Divisor width, out_width, chunk_pixels, kernel_width, taps, offset_groups, block_channels;
-  int first_pixel, images;
-  int stride_y, stride_x, origin_y, origin_x, dilation_y, dilation_x;
-  int border;
-  int plain;  // no offsets: every point is a pixel
-  int group_channels;
-  int first_channel, channels, blocks;
-  int even;       // one block, and as many channels for every point
-  int points;     // of this launch
-  int tile;       // of them, whose geometry a block keeps in shared memory: up to THREADS
-  int lane_bits;  // 2^lane_bits threads share one point; of a gather see Gatherer
-  int accumulate;
-  long long offset_image, offset_channel, offset_pixel;
-  long long mask_image, mask_channel, mask_pixel;
-};
+// Columns of samples at the points of an output grid, and their transposes.
+#include "points.cuh"
 
 // From the host: THREADS, GATHER_THREADS of a block that gathers, and the most LANES that share a point where its corners
 // are read.
 constexpr int BLOCKS = 4;  // at once on a multiprocessor, at least: leaves a thread 64 registers
 constexpr int GATHER_BLOCKS = 12;  // of GATHER_THREADS: leaves a thread 80
-
-struct Point {
-  int pixel, group, tap;  // pixel: within the chunk
-};
-
-__device__ __forceinline__ Point point_of(const Params& p, int number) {
-  const int rest = quotient(number, p.taps);
-  const int pixel = quotient(rest, p.offset_groups);
-  return {pixel, rest - pixel * p.offset_groups, number - rest * p.taps};
-}
-
-// Where a point's offset and mask are, and the point itself in the image.
-struct Place {
-  int image;
-  Index offset, mask;  // offset: of the y component; x is one channel further
-  Cell<Sum> cell;
-};
-
-__device__ __forceinline__ Place place_of(const Params& p, const Point& point, const Offset* __restrict__ offset) {
-  Place place;
-  place.image = quotient(point.pixel, p.chunk_pixels);
-  const int pixel = p.first_pixel + point.pixel - place.image * p.chunk_pixels;
-  const Index image = place.image;
-  const Index channel = point.group * p.taps + point.tap;
-  place.offset = image * (Index)p.offset_image + 2 * channel * (Index)p.offset_channel + pixel * (Index)p.offset_pixel;
-  place.mask = image * (Index)p.mask_image + channel * (Index)p.mask_channel + pixel * (Index)p.mask_pixel;
-  const int i = quotient(pixel, p.out_width), j = pixel - i * p.out_width;
-  const int a = quotient(point.tap, p.kernel_width), b = point.tap - a * p.kernel_width;
-  const int y = i * p.stride_y + p.origin_y + a * p.dilation_y;
-  const int x = j * p.stride_x + p.origin_x + b * p.dilation_x;
-  const Sum offset_y = !p.plain ? read(offset + place.offset) : Sum(0);
-  const Sum offset_x = !p.plain ? read(offset + (place.offset + (Index)p.offset_channel)) : Sum(0);
-  place.cell = locate(y, x, offset_y, offset_x, p.height, p.width, p.border);
-  return place;
-}
-
-// The channels of an offset group that this launch works on.
-struct Span {
-  int begin, end;
-};
-
-__device__ __forceinline__ Span span_of(const Params& p, int group) {
-  const int begin = group * p.group_channels;
-  return {max(begin, p.first_channel), min(begin + p.group_channels, p.first_channel + p.channels)};
-}
-
-template <int BYTES>
-struct Padding {
-  char unused[BYTES];
-};
-template <>
-struct Padding<0> {};
-
-// The geometry of one point, computed once for all its channels. Its bytes are an odd multiple of 16, so that those of
-// neighbouring points lie in different banks.
-struct alignas(16) Footprint : Padding<sizeof(Sum) == sizeof(Index) ? 0 : 16> {
-  Index corner[4];  // where the first of the channels is in each corner's pixel
-  Sum weight[4];    // with the mask folded in
-  Index row;        // where that channel's samples would be if its block were block 0
-  int channels;     // to read: none for a point outside
-  int first;
-};
-static_assert(sizeof(Footprint) / 16 % 2 == 1, "neighbours have banks in common");
-
-__device__ __forceinline__ Index row_of(const Params& p, const Point& point) {
-  return ((Index)point.pixel * (p.blocks * p.taps) + point.tap) * p.block_channels;
-}
-
-// How far a channel's block is from block 0, less its channels before it.
-__device__ __forceinline__ Index block_of(const Params& p, int channel) {
-  const int block = quotient(channel - p.first_channel, p.block_channels);
-  return (Index)block * ((p.taps - 1) * p.block_channels);
-}
-
-// Where a channel's samples are, from the row of a point.
-__device__ __forceinline__ Index column_of(const Params& p, int channel) {
-  return channel - p.first_channel + block_of(p, channel);
-}
-
-__device__ __forceinline__ void find_corners(const Params& p, const Place& place, Sum scale, Footprint& f) {
-  const Cell<Sum>& cell = place.cell;
-  Sum along_y[2], along_x[2];
-  // Without offsets a point reads one pixel: four quarters of it, so that nothing of a neighbour's NaN gets in.
-  read_weights(cell.y, p.plain ? Sum(0.5) : cell.ly, p.height, p.border, along_y, scale);
-  read_weights(cell.x, p.plain ? Sum(0.5) : cell.lx, p.width, p.border, along_x, scale);
-  const int next = p.plain ? 0 : 1;
-  const int y[2] = {max(cell.y, 0), min(cell.y + next, p.height - 1)};
-  const int x[2] = {max(cell.x, 0), min(cell.x + next, p.width - 1)};
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const Index line = ((Index)place.image * p.height + y[k >> 1]) * ((Index)p.width * p.input_channels) + f.first;
-    f.corner[k] = line + (Index)x[k & 1] * p.input_channels;
-    f.weight[k] = along_y[k >> 1] * along_x[k & 1] * scale;
-  }
-}
-
-// A point's source is its pixel and, in so many bits, its tap.
-__device__ __forceinline__ int tap_bits(const Params& p) { return 32 - __clz(p.taps - 1); }
-
-// What the gather sorts points by, and what it knows of them.
-__device__ __forceinline__ void write_key(const Params& p, int number, const Point& point, const Place& place,
-                                          Sum scale, int* __restrict__ keys, Fraction<Sum>* __restrict__ fractions) {
-  const int image = place.image * p.offset_groups + point.group;
-  keys[number] = key_of(place.cell, image, p.height, p.width, p.images * p.offset_groups);
-  fractions[number] = {place.cell.ly, place.cell.lx, scale, (unsigned)point.pixel << tap_bits(p) | point.tap};
-}
-
-// Fills the block's tile of footprints; the number of points in it. Sets a bit of `outside` for each point of the warp
-// that reads nothing: instead of the first corner it has its number of channels, instead of the first weight its samples.
-// Writes the keys if there is a place for them.
-__device__ __forceinline__ int load_tile(const Params& p, Footprint* tile, const Offset* __restrict__ offset,
-                                         const Scalar* __restrict__ mask, int* __restrict__ keys,
-                                         Fraction<Sum>* __restrict__ fractions, unsigned& outside) {
-  const int first = blockIdx.x * p.tile;
-  const int count = min(p.tile, p.points - first);
-  bool inside = true;
-  if ((int)threadIdx.x < count) {
-    const Point point = point_of(p, first + threadIdx.x);
-    const Place place = place_of(p, point, offset);
-    const Span span = span_of(p, point.group);
-    const Sum scale = mask ? read(mask + place.mask) : Sum(1);
-    if (keys) write_key(p, first + threadIdx.x, point, place, scale, keys, fractions);
-    inside = place.cell.inside;
-    Footprint& f = tile[threadIdx.x];
-    f.row = row_of(p, point) - p.first_channel + span.begin;
-    f.first = span.begin;
-    f.channels = inside ? span.end - span.begin : 0;
-    if (inside) {
-      find_corners(p, place, scale, f);
-    } else {
-      f.corner[0] = span.end - span.begin;
-      f.weight[0] = Sum(0) * scale;  // not 0: the mask may be NaN
-    }
-  }
-  outside = __ballot_sync(0xffffffffu, !inside);
-  __syncthreads();
-  return count;
-}
 
 constexpr int STEP = LANES * VEC;                // channels from one pack of a lane to its next
 constexpr int PACKS = sizeof(Sum) == 8 ? 1 : 2;  // that a lane has at a time: as the registers suffice
@@ -279,19 +110,70 @@ __device__ __forceinline__ void add_dots(const Channels& grad, const Channels (&
   }
 }
 
-// The dots of the points of a tile with those of the blocks before. The last block leaves them in the tile, instead of
-// weights, which nothing here reads.
-template <bool EVEN>
-__device__ __forceinline__ void dot_tile(const Params& p, Footprint* tile, int count,
+// Where the dots of the points of a block go: to an array, with those of the blocks of channels before, or at last into
+// the tile, instead of weights, which nothing here reads.
+struct Dots {
+  Sum* array;
+  Footprint* tile;
+  bool last;
+
+  // Some of a point's, the first of N.
+  template <int N>
+  __device__ __forceinline__ void leave(const Params& p, const Sum (&dots)[4], int point, int first) const {
+    Pack<Sum, N> sum;
+    Sum* place = array + (4 * (Index)point + first);
+#pragma unroll
+    for (int k = 0; k < N; ++k) sum.lane[k] = dots[k];
+    if (p.accumulate) {
+      Pack<Sum, N> before;
+      before.load_written(place);
+#pragma unroll
+      for (int k = 0; k < N; ++k) sum.lane[k] += before.lane[k];
+    }
+    if (last) {
+      sum.store(tile[point].weight + first);
+    } else {
+      sum.store(place);
+    }
+  }
+};
+
+// Sums a point's dots over its lanes, in the order of group_sums. Of 4 and more each keeps only some while they are made:
+// a third of the shuffles. Every thread of the warp must come here.
+template <bool FEW>
+__device__ __forceinline__ void sum_dots(const Params& p, Sum (&dots)[4], int lanes, int point, bool exists,
+                                         const Dots& to) {
+  const int lane = threadIdx.x & (lanes - 1);
+  if (FEW) {
+    group_sums(dots, lanes);
+    if (exists && lane == 0) to.leave<4>(p, dots, point, 0);
+    return;
+  }
+  const bool far = lane & (lanes / 2), odd = lane & (lanes / 4);
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const Sum kept = far ? dots[k + 2] : dots[k], given = far ? dots[k] : dots[k + 2];
+    dots[k] = kept + __shfl_xor_sync(0xffffffffu, given, lanes / 2);
+  }
+  const Sum kept = odd ? dots[1] : dots[0], given = odd ? dots[0] : dots[1];
+  dots[0] = kept + __shfl_xor_sync(0xffffffffu, given, lanes / 4);
+  if (lanes == 8) dots[0] += __shfl_xor_sync(0xffffffffu, dots[0], 1);
+  if (exists && (lanes == 4 || lane % 2 == 0)) to.leave<1>(p, dots, point, lanes == 4 ? lane : lane / 2);
+}
+
+// The dots of the points of a tile. FEW: lanes are fewer than 4.
+template <bool EVEN, bool FEW>
+__device__ __forceinline__ void dot_tile(const Params& p, const Footprint* tile, int count,
                                          const Scalar* __restrict__ input, const Scalar* __restrict__ grad_columns,
-                                         Sum* __restrict__ dots, bool last) {
+                                         const Dots& to) {
   const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
+#pragma unroll 1
   for (int first = 0; first < count; first += THREADS >> p.lane_bits) {
     const int i = first + (threadIdx.x >> p.lane_bits);
-    Pack<Sum, 4> dot;
-    dot.clear();
+    Sum dot[4] = {};
     if (i < count) {
       const Footprint& f = tile[i];
+#pragma unroll 1
       for (int c = lane * VEC; c < f.channels; c += PACKS * STEP) {
         const bool two = PACKS == 2 && c + STEP < f.channels;
         Channels grad[2];
@@ -300,21 +182,11 @@ __device__ __forceinline__ void dot_tile(const Params& p, Footprint* tile, int c
         grad[0].load(samples_of<EVEN>(p, f, from, c));
         if (two) grad[1].load(samples_of<EVEN>(p, f, from, c + STEP) + STEP);
         pair.load(whole_address(input + c), f, two);
-        add_dots(grad[0], pair.corner[0], dot.lane);
-        if (two) add_dots(grad[1], pair.corner[1], dot.lane);
+        add_dots(grad[0], pair.corner[0], dot);
+        if (two) add_dots(grad[1], pair.corner[1], dot);
       }
     }
-    group_sums(dot.lane, lanes);
-    if (lane == 0 && i < count) {
-      Sum* out = dots + 4 * (Index)(blockIdx.x * p.tile + i);
-      if (p.accumulate) {
-        Pack<Sum, 4> before;
-        before.load_written(out);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) dot.lane[k] = before.lane[k] + dot.lane[k];
-      }
-      dot.store(last ? tile[i].weight : out);
-    }
+    sum_dots<FEW>(p, dot, lanes, i, i < count, to);
   }
 }
 
@@ -349,10 +221,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   unsigned outside;
   const bool last = grad_offset || grad_mask;
   const int count = load_tile(p, tile, offset, mask, keys, fractions, outside);
-  if (p.even) {
-    dot_tile<true>(p, tile, count, input, grad_columns, dots, last);
+  const Dots to = {dots + 4 * (Index)(blockIdx.x * p.tile), tile, last};
+  if (p.lane_bits < 2) {
+    dot_tile<false, true>(p, tile, count, input, grad_columns, to);
+  } else if (p.even) {
+    dot_tile<true, false>(p, tile, count, input, grad_columns, to);
   } else {
-    dot_tile<false>(p, tile, count, input, grad_columns, dots, last);
+    dot_tile<false, false>(p, tile, count, input, grad_columns, to);
   }
   if (!last) return;
   __syncthreads();

@@ -11,6 +11,9 @@ from cudeform.plans.points import Points
 __all__ = ["IMAGE_BYTES", "Chunk", "chunks", "image_groups"]
 
 IMAGE_BYTES = 64 << 20  # images that are worked on at once, in channels-last copies and buckets
+# Parts of an image begin at a multiple of so many pixels: products write to rows on the grid of
+# vectors, without which cuBLAS has only kernels of older GPUs, and fill its tiles.
+STEP = 64
 
 
 class Chunk(NamedTuple):
@@ -42,14 +45,17 @@ class Chunk(NamedTuple):
 
 
 def chunks(points: Points, images: range, most_pixels: int) -> Iterator[Chunk]:
-    """Divide the output pixels of some images into chunks of at most so many pixels."""
+    """Divide the output pixels of some images into chunks of at most so many pixels, alike."""
     at_once = max(1, most_pixels) // points.pixels
     if at_once:
-        for first in images[::at_once]:
-            yield Chunk(first, min(at_once, images.stop - first), 0, points.pixels)
+        for part in _alike(images, at_once):
+            yield Chunk(part.start, len(part), 0, points.pixels)
         return
-    for image, pixel in product(images, range(0, points.pixels, max(1, most_pixels))):
-        yield Chunk(image, 1, pixel, min(most_pixels, points.pixels - pixel))
+    most = max(1, most_pixels)
+    step = STEP if most >= STEP else 1
+    parts = list(_alike(range(points.pixels), most // step * step, step))
+    for image, part in product(images, parts):
+        yield Chunk(image, 1, part.start, len(part))
 
 
 def image_groups(points: Points, most_pixels: int, itemsize: int) -> Iterator[range]:
@@ -57,5 +63,11 @@ def image_groups(points: Points, most_pixels: int, itemsize: int) -> Iterator[ra
     cells = points.offset_groups * (points.height + 1) * (points.width + 1)
     image_bytes = points.height * points.width * points.channels * itemsize + cells * 4
     at_once = max(1, min(most_pixels // points.pixels, IMAGE_BYTES // image_bytes))
-    for first in range(0, points.batch, at_once):
-        yield range(first, min(first + at_once, points.batch))
+    yield from _alike(range(points.batch), at_once)
+
+
+def _alike(whole: range, most: int, step: int = 1) -> Iterator[range]:
+    """As few parts as have at most so many each, of one size, in steps, but for the last."""
+    parts = -(-len(whole) // most)
+    size = -(-len(whole) // (parts * step)) * step
+    return (whole[first : first + size] for first in range(0, len(whole), size))

@@ -10,19 +10,21 @@ import numpy as np
 from cudeform.cuda import layout
 from cudeform.cuda.chunks import Chunk, chunks, image_groups
 from cudeform.cuda.device import Device, device_of, gradients
-from cudeform.cuda.lanes import is_aligned
+from cudeform.cuda.lanes import VECTOR_BYTES, is_aligned
 from cudeform.cuda.sampler import Block, Gradients, Sampler, units
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["backward", "forward", "units"]
 
-COLUMN_BYTES = 40 << 20  # columns of a chunk: what stays in the L2 cache until the product reads it
-BLOCK_CHANNELS = 64  # channels of gradients of columns at once
+# Columns of a chunk. Large products and launches save more than an L2 cache that holds the columns.
+COLUMN_BYTES = 192 << 20
+BLOCK_BYTES = (512, 256, 128)  # channels of gradients of columns at once: one of these
 
 
-def _most_pixels(plan: ConvPlan, dtype: np.dtype) -> int:
-    """Output pixels whose columns, with all channels, make a chunk."""
-    return max(1, COLUMN_BYTES // (plan.points.taps * plan.points.channels * dtype.itemsize))
+def _most_pixels(plan: ConvPlan, dtype: np.dtype, more: int = 0) -> int:
+    """Output pixels whose columns, with all channels and so many numbers more, make a chunk."""
+    numbers = plan.points.taps * plan.points.channels + more
+    return max(1, COLUMN_BYTES // (numbers * dtype.itemsize))
 
 
 def _all_channels(plan: ConvPlan) -> Block:
@@ -57,33 +59,57 @@ def forward(
         output = device.empty(plan.out_shape, input.dtype)
         if points.batch == 0:
             return (output,)
-        batch = layout.Batch(device)
-        if bias is not None:
+        batch, in_place = layout.Batch(device), _is_fast(plan, input.dtype)
+        if bias is not None and in_place:
             batch.fill(bias, output, 1 if points.channels_last else points.pixels)
         sampler = Sampler(device, points, input.dtype, offset)
         packed = _packed_weight(batch, plan, weight).reshape(plan.groups, per_group, -1)
-        most = _most_pixels(plan, sampler.dtype)
-        for images in image_groups(points, most, sampler.dtype.itemsize):
+        most = _most_pixels(plan, sampler.dtype, 0 if in_place else plan.out_channels)
+        all_pixels = points.batch * points.pixels
+        for images in image_groups(points, all_pixels, sampler.dtype.itemsize):
             last = sampler.channels_last(batch, input, images)
             batch.run()
             for chunk in chunks(points, images, most):
                 part = last[chunk.within(images)], *chunk.of(offset, mask)
                 columns = sampler.columns(chunk, _all_channels(plan), *part)
-                for product in _products(plan, chunk, columns, packed, output):
+                rows = output
+                if not in_place:
+                    rows = device.empty((chunk.size, plan.out_channels), input.dtype)
+                    if bias is not None:
+                        layout.fill(device, bias, rows)
+                for product in _products(plan, chunk, columns, packed, rows):
                     device.gemm(*product, accumulate=bias is not None, precision=plan.precision)
+                if not in_place:
+                    sampler.channels_first(chunk, rows, output)
     return (output,)
+
+
+def _is_fast(plan: ConvPlan, dtype: Any) -> bool:
+    """Whether products write fast to where the output lies.
+
+    cuBLAS multiplies several times as fast into rows that all start on the grid of vectors. Where
+    those of NCHW do not, rows of channels do, which are transposed.
+    """
+    points = plan.points
+    return points.channels_last or points.pixels * dtype.itemsize % VECTOR_BYTES == 0
 
 
 def _products(
     plan: ConvPlan, chunk: Chunk, columns: Any, packed: Any, output: Any
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """The matrix products (a, b, out) that turn a chunk's columns into its part of the output."""
+    """The matrix products (a, b, out) that turn a chunk's columns into its part of the output.
+
+    An output of two axes is (pixels, channels) of the chunk alone.
+    """
     points, groups = plan.points, plan.groups
     per_group = plan.out_channels // groups
     stop = chunk.pixel + chunk.pixels
-    if points.channels_last:
-        rows = output.reshape(points.batch, points.pixels, plan.out_channels)
-        rows = rows[chunk.batch, chunk.pixel : stop].reshape(chunk.size, groups, per_group)
+    if points.channels_last or output.ndim == 2:
+        rows = output
+        if output.ndim > 2:
+            rows = output.reshape(points.batch, points.pixels, plan.out_channels)
+            rows = rows[chunk.batch, chunk.pixel : stop]
+        rows = rows.reshape(chunk.size, groups, per_group)
         matrices = columns.reshape(chunk.size, groups, -1)
         yield matrices.swapaxes(0, 1), packed.swapaxes(1, 2), rows.swapaxes(0, 1)
         return
@@ -129,7 +155,8 @@ class _Backward:
         self.plan = plan
         self.needs = needs
         self.sampler = Sampler(device, plan.points, dtype, offset)
-        self.blocks = list(_blocks(plan))
+        self.block_channels = _block_channels(plan, self.sampler)
+        self.blocks = list(_blocks(plan, self.block_channels))
         channels = max(block.channels for block in self.blocks)
         self.most = self.sampler.most_backward_pixels(channels)
         self.packed: dict[Block, Any] = {}
@@ -151,7 +178,7 @@ class _Backward:
         weight_sum = self._sum(grads, "weight", by_group, self.in_order)
         targets = Gradients(*(grads.get(name) for name in Gradients._fields))
         if targets.needs:
-            self.packed = dict(_packed_blocks(self.begin, plan, weight))
+            self.packed = dict(_packed_blocks(self.begin, plan, weight, self.block_channels))
 
         for images in image_groups(points, self.most, self.sampler.dtype.itemsize):
             last = ones = None
@@ -245,39 +272,52 @@ class _Backward:
         self.sampler.backpropagate(images, self.most, self.blocks, *given)
 
 
-def _packed_blocks(batch: layout.Batch, plan: ConvPlan, weight: Any) -> Iterator[tuple[Block, Any]]:
+def _block_channels(plan: ConvPlan, sampler: Sampler) -> int:
+    """Channels of gradients of columns at once: many, but so that those of an image fit."""
+    sizes = [size // sampler.dtype.itemsize for size in BLOCK_BYTES]
+    fit = (
+        channels
+        for channels in sizes
+        if sampler.most_backward_pixels(min(channels, plan.points.channels)) >= plan.points.pixels
+    )
+    return next(fit, sizes[-1])
+
+
+def _packed_blocks(
+    batch: layout.Batch, plan: ConvPlan, weight: Any, most: int
+) -> Iterator[tuple[Block, Any]]:
     """The weights of each block: (groups of the block, O/groups, taps * width)."""
     per_group, taps, width = plan.out_channels // plan.groups, plan.points.taps, plan.in_channels
-    if width <= BLOCK_CHANNELS:
+    if width <= most:
         packed = _packed_weight(batch, plan, weight).reshape(plan.groups, per_group, -1)
-        for block in _blocks(plan):
+        for block in _blocks(plan, most):
             group = block.first // width
             yield block, packed[group : group + block.channels // width]
         return
-    parts = _packed_parts(batch, plan, weight)
-    for block in _blocks(plan):
+    parts = _packed_parts(batch, plan, weight, most)
+    for block in _blocks(plan, most):
         group, channel = divmod(block.first, width)
-        rows = parts[channel // BLOCK_CHANNELS][group * per_group : (group + 1) * per_group]
+        rows = parts[channel // most][group * per_group : (group + 1) * per_group]
         yield block, rows.reshape(1, per_group, taps * block.width)
 
 
-def _packed_parts(batch: layout.Batch, plan: ConvPlan, weight: Any) -> list[Any]:
+def _packed_parts(batch: layout.Batch, plan: ConvPlan, weight: Any, most: int) -> list[Any]:
     """(O, taps, width) of each part of the channels of a group: those of one width in one go."""
     out_channels, taps = plan.out_channels, plan.points.taps
-    whole, rest = divmod(plan.in_channels, BLOCK_CHANNELS)
-    packed = batch.device.empty((whole, out_channels, taps, BLOCK_CHANNELS), weight.dtype)
+    whole, rest = divmod(plan.in_channels, most)
+    packed = batch.device.empty((whole, out_channels, taps, most), weight.dtype)
     batch.transpose(
         weight,
         packed,
-        (whole * out_channels, BLOCK_CHANNELS, taps),
+        (whole * out_channels, most, taps),
         groups=out_channels,
-        of_source=layout.Strides(group=plan.in_channels * taps, step=BLOCK_CHANNELS * taps),
+        of_source=layout.Strides(group=plan.in_channels * taps, step=most * taps),
     )
     parts = list(packed)
     if rest:
         parts.append(batch.device.empty((out_channels, taps, rest), weight.dtype))
         batch.transpose(
-            weight.reshape(-1)[whole * BLOCK_CHANNELS * taps :],
+            weight.reshape(-1)[whole * most * taps :],
             parts[-1],
             (out_channels, rest, taps),
             of_source=layout.Strides(step=plan.in_channels * taps),
@@ -285,15 +325,15 @@ def _packed_parts(batch: layout.Batch, plan: ConvPlan, weight: Any) -> list[Any]
     return parts
 
 
-def _blocks(plan: ConvPlan) -> Iterator[Block]:
+def _blocks(plan: ConvPlan, most: int) -> Iterator[Block]:
     """Divide the channels: parts of a weight group if it is wide, else several groups together."""
     width = plan.in_channels
-    if width > BLOCK_CHANNELS:
+    if width > most:
         for group in range(plan.groups):
-            for first in range(0, width, BLOCK_CHANNELS):
-                part = min(BLOCK_CHANNELS, width - first)
+            for first in range(0, width, most):
+                part = min(most, width - first)
                 yield Block(group * width + first, part, part)
         return
-    together = BLOCK_CHANNELS // width
+    together = most // width
     for group in range(0, plan.groups, together):
         yield Block(group * width, min(together, plan.groups - group) * width, width)

@@ -49,7 +49,7 @@ PARAMS = np.dtype(
     align=True,
 )  # fmt: skip
 _SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("LANES", LANES))
-GRADIENT_BYTES = 64 << 20  # gradients of columns, and what is kept of every point
+GRADIENT_BYTES = 192 << 20  # gradients of columns, and what is kept of every point
 
 
 @lru_cache(maxsize=512)
@@ -147,6 +147,19 @@ class Sampler:
         copy = self.device.empty((len(images), pixels, channels), part.dtype)
         batch.transpose(part, copy, (len(images), channels, pixels))
         return copy
+
+    def channels_first(self, chunk: Chunk, rows: Any, output: Any) -> None:
+        """Bring a chunk of an output, as (pixels, channels), into its place in one of NCHW."""
+        channels, pixels = output.shape[1], self.points.pixels
+        image = channels * pixels
+        first, stop = chunk.image * image + chunk.pixel, (chunk.image + chunk.images) * image
+        layout.transpose(
+            self.device,
+            rows,
+            output.reshape(-1)[first:stop],
+            (chunk.images, chunk.pixels, channels),
+            of_target=layout.Strides(pixels, step=image),
+        )
 
     def most_backward_pixels(self, channels: int) -> int:
         """Output pixels whose gradients of columns, for so many channels, fit the workspace."""

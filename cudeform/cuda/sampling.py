@@ -48,16 +48,7 @@ def _sample(sampler: Sampler, chunk: Chunk, input: Any, locations: Any, output: 
         sampler.sample(chunk, block, input, locations, None, rows[first : first + chunk.size])
         return
     columns = sampler.columns(chunk, block, input, locations, None)
-    image = points.channels * points.pixels
-    layout.transpose(
-        sampler.device,
-        columns,
-        output.reshape(-1)[
-            chunk.image * image + chunk.pixel : (chunk.image + chunk.images) * image
-        ],
-        (chunk.images, chunk.pixels, points.channels),
-        of_target=layout.Strides(points.pixels, step=image),
-    )
+    sampler.channels_first(chunk, columns, output)
 
 
 def backward(

@@ -35,6 +35,52 @@ def test_chunks_cover_every_pixel_once(most):
     assert not seen[0].any()
 
 
+@pytest.mark.parametrize(("most", "sizes"), [
+    (9102, [7616, 7584]), (20_000, [15_200]), (4551, [3840] * 3 + [3680]),
+    (64, [64] * 237 + [32]), (63, None),
+])  # fmt: skip
+def test_parts_of_an_image_are_alike_and_begin_on_the_grid_of_vectors(most, sizes):
+    points = cudeform.plans.points.Points(1, 3, 9, 9, 100, 152)
+    parts = list(chunks.chunks(points, range(1), most))
+    if sizes is None:
+        assert {part.pixels for part in parts[:-1]} == {63}
+    else:
+        assert [part.pixels for part in parts] == sizes
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("size", [(5, 5), (10, 20), (4, 6)])
+@pytest.mark.parametrize(("dtype", "precision"), [("float16", "ieee"), ("float32", "tf32")])
+def test_products_write_to_rows_on_the_grid_of_vectors(
+    monkeypatch, device, layout, size, dtype, precision
+):
+    """Whatever the number of pixels is: in an output of NCHW their rows may lie anywhere."""
+    rng, rows, gemm = np.random.default_rng(0), [], device.gemm
+
+    def recorded(a, b, out, **options):
+        rows.append(out)
+        gemm(a, b, out, **options)
+
+    monkeypatch.setattr(device, "gemm", recorded)
+    monkeypatch.setattr(conv, "COLUMN_BYTES", 64 * 9 * 8 * np.dtype(dtype).itemsize)
+    shapes = {"input": (2, 8, *size), "offset": (2, 18, *size), "weight": (8, 8, 3, 3), "bias": 8}
+    arrays = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    exact = {name: array.astype(np.float64) for name, array in arrays.items()}
+    want = reference.deform_conv2d(**exact, padding=1)
+    if layout == "NHWC":
+        for name in ("input", "offset"):
+            arrays[name] = np.ascontiguousarray(np.moveaxis(arrays[name], 1, -1))
+        want = np.moveaxis(want, 1, -1)
+    given = {name: to_device(array) for name, array in arrays.items()}
+    got = cudeform.deform_conv2d(**given, padding=1, layout=layout, precision=precision)
+    assert_close(to_host(got), want, tolerance=1e-2, what="output")
+    assert rows
+    for out in rows:
+        steps = [s for s, n in zip(out.strides, out.shape, strict=True) if n > 1]
+        assert all(step % 16 == 0 or step == out.itemsize for step in steps)
+        assert out.ctypes.data % 16 == 0
+
+
 @pytest.mark.parametrize("most, bytes_at_once, together", [
     (1, 1 << 20, 1), (125, 1 << 20, 1), (126, 1 << 20, 2), (10_000, 1 << 20, 5), (10_000, 4200, 3),
 ])  # fmt: skip
