@@ -174,16 +174,13 @@ __device__ __forceinline__ void dot_tile(const Params& p, const Footprint* tile,
     if (i < count) {
       const Footprint& f = tile[i];
 #pragma unroll 1
-      for (int c = lane * VEC; c < f.channels; c += PACKS * STEP) {
-        const bool two = PACKS == 2 && c + STEP < f.channels;
-        Channels grad[2];
-        Pair pair;
-        const Scalar* from = whole_address(grad_columns + c);
-        grad[0].load(samples_of<EVEN>(p, f, from, c));
-        if (two) grad[1].load(samples_of<EVEN>(p, f, from, c + STEP) + STEP);
-        pair.load(whole_address(input + c), f, two);
-        add_dots(grad[0], pair.corner[0], dot);
-        if (two) add_dots(grad[1], pair.corner[1], dot);
+      for (int c = lane * VEC; c < f.channels; c += STEP) {
+        const Scalar* from = whole_address(input + c);
+        Channels grad, corner[4];
+        grad.load(samples_of<EVEN>(p, f, whole_address(grad_columns + c), c));
+#pragma unroll
+        for (int k = 0; k < 4; ++k) corner[k].load(from + f.corner[k]);
+        add_dots(grad, corner, dot);
       }
     }
     sum_dots<FEW>(p, dot, lanes, i, i < count, to);

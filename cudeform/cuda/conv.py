@@ -72,12 +72,12 @@ def forward(
             for chunk in chunks(points, images, most):
                 part = last[chunk.within(images)], *chunk.of(offset, mask)
                 columns = sampler.columns(chunk, _all_channels(plan), *part)
-                rows = output
+                rows = output[chunk.batch]
                 if not in_place:
                     rows = device.empty((chunk.size, plan.out_channels), input.dtype)
                     if bias is not None:
                         layout.fill(device, bias, rows)
-                for product in _products(plan, chunk, columns, packed, rows):
+                for product in _products(plan, chunk, columns, packed, rows, in_place):
                     device.gemm(*product, accumulate=bias is not None, precision=plan.precision)
                 if not in_place:
                     sampler.channels_first(chunk, rows, output)
@@ -95,26 +95,26 @@ def _is_fast(plan: ConvPlan, dtype: Any) -> bool:
 
 
 def _products(
-    plan: ConvPlan, chunk: Chunk, columns: Any, packed: Any, output: Any
+    plan: ConvPlan, chunk: Chunk, columns: Any, packed: Any, output: Any, in_place: bool
 ) -> Iterator[tuple[Any, Any, Any]]:
     """The matrix products (a, b, out) that turn a chunk's columns into its part of the output.
 
-    An output of two axes is (pixels, channels) of the chunk alone.
+    `output` has its images; where the products are not `in_place`, rows (images, pixels, O).
     """
     points, groups = plan.points, plan.groups
     per_group = plan.out_channels // groups
     stop = chunk.pixel + chunk.pixels
-    if points.channels_last or output.ndim == 2:
-        rows = output
-        if output.ndim > 2:
-            rows = output.reshape(points.batch, points.pixels, plan.out_channels)
-            rows = rows[chunk.batch, chunk.pixel : stop]
-        rows = rows.reshape(chunk.size, groups, per_group)
+    if points.channels_last:
+        rows = output.reshape(chunk.images, points.pixels, plan.out_channels)
+        rows = rows[:, chunk.pixel : stop].reshape(chunk.size, groups, per_group)
         matrices = columns.reshape(chunk.size, groups, -1)
         yield matrices.swapaxes(0, 1), packed.swapaxes(1, 2), rows.swapaxes(0, 1)
         return
-    rows = output.reshape(points.batch, groups, per_group, points.pixels)
-    rows = rows[chunk.batch, :, :, chunk.pixel : stop]
+    if in_place:
+        rows = output.reshape(chunk.images, groups, per_group, points.pixels)
+        rows = rows[:, :, :, chunk.pixel : stop]
+    else:
+        rows = output.reshape(chunk.images, chunk.pixels, groups, per_group).transpose(0, 2, 3, 1)
     matrices = columns.reshape(chunk.images, chunk.pixels, groups, -1)
     if groups == 1:  # one product for all images
         yield packed, matrices[:, :, 0].swapaxes(1, 2), rows[:, 0]

@@ -113,6 +113,26 @@ def test_results_do_not_depend_on_the_workspace(monkeypatch, device, name, dtype
         assert_close(parts[argument], want.astype(np.float64), dtype, what=argument)
 
 
+@pytest.mark.parametrize(("limit", "launches"), [(116_000, 1), (60_000, 2), (30_000, 4)])
+def test_blocks_of_channels_are_as_wide_as_a_whole_image_allows(
+    monkeypatch, device, limit, launches
+):
+    """64 bytes for each of 25 pixels and 9 taps, and 512, 256 or 128 for the channels at once."""
+    monkeypatch.setattr(sampler, "GRADIENT_BYTES", limit + 25 * 9 * 64)
+    rng = np.random.default_rng(0)
+    shapes = (1, 2, 5, 5), (1, 256, 5, 5), (1, 18, 5, 5), (2, 256, 3, 3)
+    arrays = [to_device(rng.standard_normal(shape).astype("float16")) for shape in shapes]
+    ran, launch = [], device.launch
+
+    def recorded(unit, kernel, *given, **options):
+        ran.append(kernel)
+        launch(unit, kernel, *given, **options)
+
+    monkeypatch.setattr(device, "launch", recorded)
+    cudeform.deform_conv2d_backward(*arrays, padding=1, needs=["offset"])
+    assert ran.count("corner_dots") == launches
+
+
 def _allocations(monkeypatch, device, call):
     """The (shape, dtype) of every array that the call makes."""
     made = []
