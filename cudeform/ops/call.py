@@ -103,7 +103,11 @@ def checked(
             if isinstance(given[name], tuple):
                 given[name] = None  # its pairs are in the plan
     if roles.boxes is not None:
-        given[roles.boxes] = box_rows(op, given[roles.boxes], given[roles.images], known.kind)
+        boxes, images = given[roles.boxes], given[roles.images]
+        if isinstance(boxes, tuple) and known.kind.backend == "cuda":
+            given[roles.boxes] = implementation(known.kind, "boxes").join(boxes, images)
+        else:
+            given[roles.boxes] = box_rows(op, boxes, images, known.kind)
     for name in known.contiguous:
         if not given[name].flags.c_contiguous:
             given[name] = arrays.contiguous(given[name])
