@@ -131,7 +131,10 @@ def _known_as(op: str, roles: Arguments, arguments: Arrays) -> Any:
     No option may be an array, and of a call that failed nothing is remembered.
     """
     key: list[Any] = [op]
-    for value in arguments.values():
+    values, boxes = arguments.values(), arguments.get(roles.boxes)
+    if isinstance(boxes, tuple):
+        values = [*(value for value in values if value is not boxes), len(boxes), *boxes]
+    for value in values:
         of = type(value)
         if of is np.ndarray:
             key += value.shape, value.dtype
