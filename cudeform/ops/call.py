@@ -131,7 +131,8 @@ def _known_as(op: str, roles: Arguments, arguments: Arrays) -> Any:
     No option may be an array, and of a call that failed nothing is remembered.
     """
     key: list[Any] = [op]
-    values, boxes = arguments.values(), arguments.get(roles.boxes)
+    values = list(arguments.values())
+    boxes = arguments[roles.boxes] if roles.boxes is not None else None
     if isinstance(boxes, tuple):
         values = [*(value for value in values if value is not boxes), len(boxes), *boxes]
     for value in values:
