@@ -105,7 +105,7 @@ def checked(
     if roles.boxes is not None:
         boxes, images = given[roles.boxes], given[roles.images]
         if isinstance(boxes, tuple) and known.kind.backend == "cuda":
-            given[roles.boxes] = implementation(known.kind, "boxes").join(boxes, images)
+            given[roles.boxes] = implementation(known.kind, "box_rows").join(boxes, images)
         else:
             given[roles.boxes] = box_rows(op, boxes, images, known.kind)
     for name in known.contiguous:

@@ -79,7 +79,7 @@ def to_array(tensor: torch.Tensor) -> Any:
     tensor = settled(tensor)
     if not tensor.is_cpu:
         cupy = load_cupy()
-        return cupy.from_dlpack(_Exported(tensor, (2, tensor.device.index)))
+        return cupy.from_dlpack(_Exported(tensor.detach(), (2, tensor.device.index)))
     return host_array(tensor)
 
 

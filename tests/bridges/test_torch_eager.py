@@ -284,6 +284,9 @@ def test_cuda_runs_on_torchs_device_stream_and_memory(monkeypatch):
     class OnGpu(torch.Tensor):
         is_cpu, device = False, SimpleNamespace(index=3)
 
+        def detach(self):
+            return self
+
     tensor = torch.ones(2).as_subclass(OnGpu)
 
     def function(input, factor):

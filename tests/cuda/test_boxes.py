@@ -5,7 +5,7 @@ import pytest
 from cases import dtype_of
 from emulator.device import to_device, to_host
 
-from cudeform.cuda.boxes import join
+from cudeform.cuda.box_rows import join
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "mixed"])

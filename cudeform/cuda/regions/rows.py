@@ -16,7 +16,7 @@ import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
-from cudeform.cuda.boxes import units as box_units
+from cudeform.cuda.box_rows import units as box_units
 from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
