@@ -29,24 +29,22 @@ __all__ = [
 _NONE: Mapping[str, Any] = {}
 
 
-class _Exported:
-    """A tensor for the `from_dlpack` of others, at a third of the time of the tensor's own method.
+class _Host:
+    """A tensor for `numpy.from_dlpack`, at a third of the time of the tensor's own method.
 
-    That would let CuPy's stream wait for torch's, which is the same one in a call. And not
-    ``tensor.numpy()``, which would forbid that the storage is ever resized: FSDP does that.
+    Not ``tensor.numpy()``, which would forbid that the storage is ever resized: FSDP does that.
     """
 
-    __slots__ = ("device", "tensor")
+    __slots__ = ("tensor",)
 
-    def __init__(self, tensor: torch.Tensor, device: tuple[int, int] = (1, 0)) -> None:
+    def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        self.device = device  # as DLPack numbers them: 1 is the host, 2 is CUDA
 
     def __dlpack__(self, **asked: Any) -> Any:
         return to_dlpack(self.tensor)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.device
+        return 1, 0
 
 
 @functools.lru_cache(maxsize=64)
@@ -79,7 +77,7 @@ def to_array(tensor: torch.Tensor) -> Any:
     tensor = settled(tensor)
     if not tensor.is_cpu:
         cupy = load_cupy()
-        return cupy.from_dlpack(_Exported(tensor.detach(), (2, tensor.device.index)))
+        return cupy.from_dlpack(tensor.detach())
     return host_array(tensor)
 
 
@@ -87,8 +85,8 @@ def host_array(tensor: torch.Tensor) -> np.ndarray:
     """The same of a tensor that `is_on_host`."""
     if tensor.dtype == torch.bfloat16:  # which NumPy's DLPack does not know
         words = tensor.detach().view(torch.uint16)
-        return np.from_dlpack(_Exported(words)).view(numpy_dtype(torch.bfloat16))
-    return np.from_dlpack(_Exported(tensor))
+        return np.from_dlpack(_Host(words)).view(numpy_dtype(torch.bfloat16))
+    return np.from_dlpack(_Host(tensor))
 
 
 def to_tensor(array: Any) -> Any:
@@ -170,7 +168,7 @@ def _allocator() -> Callable[[int], Any]:
     cupy = load_cupy()
 
     def allocate(size: int, device: int) -> int:
-        stream = cupy.cuda.get_current_stream(device).ptr  # torch's, see `_on_device_of`
+        stream = torch.cuda.current_stream(device)
         return torch.cuda.caching_allocator_alloc(size, device, stream)
 
     def free(pointer: int, device: int) -> None:

@@ -265,14 +265,7 @@ class FakeCupy(SimpleNamespace):
             using_allocator=entered("allocator"),
             PythonFunctionAllocator=lambda allocate, free: SimpleNamespace(malloc="torch's"),
         )
-        super().__init__(cuda=cuda, from_dlpack=self.from_dlpack)
-
-    @staticmethod
-    def from_dlpack(exported):
-        """Of a tensor on the third GPU."""
-        assert exported.__dlpack_device__() == (2, 3)
-        capsule = exported.__dlpack__(stream=73, max_version=(1, 0), copy=None)
-        return torch.from_dlpack(capsule).numpy()
+        super().__init__(cuda=cuda, from_dlpack=lambda tensor: tensor.values)
 
 
 def test_cuda_runs_on_torchs_device_stream_and_memory(monkeypatch):
@@ -282,7 +275,7 @@ def test_cuda_runs_on_torchs_device_stream_and_memory(monkeypatch):
     exchange._allocator.cache_clear()
 
     class OnGpu(torch.Tensor):
-        is_cpu, device = False, SimpleNamespace(index=3)
+        is_cpu, device, values = False, SimpleNamespace(index=3), np.ones(2)
 
         def detach(self):
             return self
