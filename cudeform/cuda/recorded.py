@@ -26,6 +26,9 @@ class Family:
     def __init__(self, module: ModuleType) -> None:
         self._module = module
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
     def forward(self, plan: Any, **given: Any) -> tuple[Any, ...]:
         return _compute(self._module.forward, plan, given, {})
 

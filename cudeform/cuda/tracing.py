@@ -183,15 +183,15 @@ def trace(
         found = function(plan, **places, **options)
         names = tuple(found) if isinstance(found, dict) else None
         arrays = found if names is None else found.values()
-        results = tuple(_whole(tracer, array) for array in arrays)
+        results = tuple(_whole(tracer, array, count) for array in arrays)
     finally:
         _current.tracer = before
     return Program(count, tuple(tracer.slots), tuple(tracer.steps), results, names)
 
 
-def _whole(tracer: Tracer, result: Any) -> View:
+def _whole(tracer: Tracer, result: Any, arguments: int) -> View:
     """The view of a result, which is all of an array that the host code asked for."""
     view = tracer.view(result)
-    if view.offset or result.nbytes != tracer.slots[view.slot].nbytes:
-        raise ValueError(f"a result of shape {result.shape} is a part of an array")
+    if view.slot < arguments or result.nbytes != tracer.slots[view.slot].nbytes:
+        raise ValueError(f"a result of shape {result.shape} is an argument or a part of an array")
     return view

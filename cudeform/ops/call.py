@@ -103,7 +103,11 @@ def checked(
             if isinstance(given[name], tuple):
                 given[name] = None  # its pairs are in the plan
     if roles.boxes is not None:
-        given[roles.boxes] = box_rows(op, given[roles.boxes], given[roles.images], known.kind)
+        boxes, images = given[roles.boxes], given[roles.images]
+        if isinstance(boxes, tuple) and known.kind.backend == "cuda":
+            given[roles.boxes] = implementation(known.kind, "box_rows").join(boxes, images)
+        else:
+            given[roles.boxes] = box_rows(op, boxes, images, known.kind)
     for name in known.contiguous:
         if not given[name].flags.c_contiguous:
             given[name] = arrays.contiguous(given[name])
@@ -127,7 +131,11 @@ def _known_as(op: str, roles: Arguments, arguments: Arrays) -> Any:
     No option may be an array, and of a call that failed nothing is remembered.
     """
     key: list[Any] = [op]
-    for value in arguments.values():
+    values = list(arguments.values())
+    boxes = arguments[roles.boxes] if roles.boxes is not None else None
+    if isinstance(boxes, tuple):
+        values = [*(value for value in values if value is not boxes), len(boxes), *boxes]
+    for value in values:
         of = type(value)
         if of is np.ndarray:
             key += value.shape, value.dtype

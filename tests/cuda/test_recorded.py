@@ -10,9 +10,10 @@ from cases import problem
 
 import cudeform
 from cudeform.cuda import conv, program, regions, sampling
+from cudeform.cuda.device import device_of
 from cudeform.cuda.products import Cublas
 from cudeform.cuda.program import Known, Programs, places
-from cudeform.cuda.tracing import Tracer
+from cudeform.cuda.tracing import Tracer, trace
 
 
 @pytest.fixture
@@ -183,3 +184,17 @@ def test_what_host_code_must_not_do_is_refused(device):
         tracer.fill(array.T, 0)
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
+
+
+@pytest.mark.parametrize(
+    "result", [lambda a, b: a, lambda a, b: b[1:], lambda a, b: b.T.reshape(6)]
+)
+def test_results_are_arrays_of_their_own(device, result):
+    array = device.empty((2, 3), np.float32)
+
+    def function(plan, a):
+        with device_of(a) as traced:
+            return (result(a, traced.empty((2, 3), np.float32)),)
+
+    with pytest.raises(ValueError, match="of shape"):
+        trace(device, function, None, {"a": array}, {})

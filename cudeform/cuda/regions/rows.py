@@ -16,6 +16,7 @@ import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
+from cudeform.cuda.box_rows import units as box_units
 from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
@@ -74,6 +75,7 @@ def units() -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from layout.units()
     yield from sort.units()
+    yield from box_units()
     for dtype in DTYPES:
         yield from (_rows_unit(dtype, offset) for offset in offset_dtypes(dtype))
     for dtype, index in product(DTYPES, ("int", "long long")):
