@@ -17,6 +17,7 @@ __all__ = [
     "GATHER_THREADS",
     "LANES",
     "THREADS",
+    "VECTOR_BYTES",
     "WARP",
     "Choice",
     "Shares",
