@@ -1,6 +1,8 @@
 // Pooling of regions of interest and its transposes: a group of lanes takes a row, each lane some of its channels.
 //
-// Values of rows are [row][channels]; images of the input are [image][pixel][channels].
+// Values of rows are [row][channels]; images of the input are [image][pixel][channels]. Or, where VEC is 1, they are
+// planes, as the caller has them: values are [region][class][channels][bin], the input [image][class][channels][group]
+// [pixel].
 //
 // SCALAR: storage type; VEC: channels a thread moves at once; INDEX: integer that counts elements of an array.
 #include "regions.cuh"
@@ -38,13 +40,33 @@ __device__ __forceinline__ Task task_of(const Params& p, const Row<Sum>* __restr
   return task;
 }
 
-__device__ __forceinline__ const Scalar* image_of(const Params& p, const Scalar* input, const Row<Sum>& row) {
-  return input + (Index)row.image * p.height * p.width * p.channels;
+__device__ __forceinline__ bool are_planes(const Params& p) { return VEC == 1 && p.planes; }
+
+// Elements from a pixel of an image to the next, from a channel to the next, and to the image's first.
+__device__ __forceinline__ int pixel_step(const Params& p) { return are_planes(p) ? 1 : p.channels; }
+__device__ __forceinline__ Index channel_step(const Params& p) {
+  return are_planes(p) ? (Index)p.groups_y * p.groups_x * p.height * p.width : 1;
+}
+__device__ __forceinline__ Index first_of_image(const Params& p, int image) {
+  const int pixels = p.height * p.width, groups = p.groups_y * p.groups_x;
+  if (!are_planes(p)) return (Index)image * pixels * p.channels;
+  return ((Index)quotient(image, groups) * (p.channels - 1) * groups + image) * pixels;
+}
+
+// Where the value of a channel of a row is.
+__device__ __forceinline__ Index value_index(const Params& p, int row, int channel) {
+  if (!are_planes(p)) return (Index)row * p.channels + channel;
+  return row + ((Index)quotient(row, p.bins) * (p.channels - 1) + channel) * p.bins;
+}
+
+// A channel of the image of a row.
+__device__ __forceinline__ const Scalar* channel_of(const Params& p, const Scalar* input, const Row<Sum>& row, int c) {
+  return input + (first_of_image(p, row.image) + c * channel_step(p));
 }
 
 __device__ __forceinline__ Index corner_of(const Params& p, const Cell<Sum>& cell, int k) {
   if (p.reads == READS_CORNERS) k &= (cell.flat_y ? 1 : 3) & (cell.flat_x ? 2 : 3);  // floor and ceil are one pixel
-  return (Index)corner_pixel(cell, k, p.height, p.width) * p.channels;
+  return (Index)corner_pixel(cell, k, p.height, p.width) * pixel_step(p);
 }
 
 // How the lanes of a row share its samples: one each, then the next ones.
@@ -117,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
     const int c = slice + task.lane * VEC;
     const bool active = task.present && c < p.channels;
-    const Scalar* from = image_of(p, input, task.row) + c;
+    const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Sum sum[VEC] = {};
     each_sample(
         task, walk, active, notes, [&](int a, int b) { return footprint_of(p, cell_of(p, task.row, a, b)); },
@@ -136,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       Channels out;
 #pragma unroll
       for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
-      out.store(values + ((Index)task.number * p.channels + c));
+      out.store(values + value_index(p, task.number, c));
     }
   }
 }
@@ -162,7 +184,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
     const int c = slice + task.lane * VEC;
     const bool active = task.present && c < p.channels;
-    const Scalar* from = image_of(p, input, task.row) + c;
+    const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Sum best[VEC];
     Pack<Sum, VEC> y, x;
 #pragma unroll
@@ -220,10 +242,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
     const int c = slice + task.lane * VEC;
     const bool active = task.present && c < p.channels;
-    const Scalar* from = image_of(p, input, task.row) + c;
+    const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Channels grad;
     grad.clear();
-    if (active) grad.load(grad_values + ((Index)task.number * p.channels + c));
+    if (active) grad.load(grad_values + value_index(p, task.number, c));
     const auto make = [&](int a, int b) {
       Touch touch;
       touch.cell = cell_of(p, task.row, a, b);
@@ -266,9 +288,8 @@ __device__ __forceinline__ void each_pack(const Params& p, const Task& task, con
                                           Use use) {
   if (!task.present) return;
   const int first = (int)task.row.y * p.width + (int)task.row.x;
-  const Scalar* from = image_of(p, input, task.row) + (Index)first * p.channels;
   for (int c = task.lane * VEC; c < p.channels; c += task.lanes * VEC) {
-    use(c, from + c, first);
+    use(c, channel_of(p, input, task.row, c) + (Index)first * pixel_step(p), first);
   }
 }
 
@@ -279,9 +300,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   const Task task = task_of(p, rows);
   each_pack(p, task, input, [&](int c, const Scalar* line, int) {
     Sum sum[VEC] = {};
-    for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * p.channels) {
+    for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * pixel_step(p)) {
       const Scalar* pixel = line;
-      for (int b = 0; b < task.row.nx; ++b, pixel += p.channels) {
+      for (int b = 0; b < task.row.nx; ++b, pixel += pixel_step(p)) {
         Channels here;
         here.load(pixel);
 #pragma unroll
@@ -291,7 +312,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     Channels out;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
-    out.store(values + ((Index)task.number * p.channels + c));
+    out.store(values + value_index(p, task.number, c));
   });
 }
 
@@ -312,9 +333,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
       best[v] = widen(here.lane[v]);
       chosen.lane[v] = empty ? -1 : first;
     }
-    for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * p.channels) {
+    for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * pixel_step(p)) {
       const Scalar* pixel = line;
-      for (int b = 0; b < task.row.nx; ++b, pixel += p.channels) {
+      for (int b = 0; b < task.row.nx; ++b, pixel += pixel_step(p)) {
         here.load(pixel);
 #pragma unroll
         for (int v = 0; v < VEC; ++v) {
@@ -434,3 +455,55 @@ extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
                         Sum* __restrict__ grad_input, const Params p) {
   gather_pixels<true, false>(grad_values, argmax, starts, fractions, grad_input, p);
 }
+
+#if VEC == 1
+// The same into planes: a thread has some channels of a pixel, and its neighbours the pixels beside it.
+template <class Target>
+__device__ __forceinline__ void gather_planes(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
+                                              const Fraction<Sum>* __restrict__ fractions,
+                                              Target* __restrict__ grad_input, const Params& p) {
+  const int slices = (p.channels + PLANES - 1) / PLANES, width = (p.channels + slices - 1) / slices;
+  const int block = quotient((int)blockIdx.x, slices), first = ((int)blockIdx.x - block * slices) * width;
+  const int channels = min(width, p.channels - first);
+  const int task = block * GATHER_THREADS + threadIdx.x;  // (image, y, x)
+  const int line = quotient(task, p.width), image = quotient(line, p.height);
+  if (image >= p.images) return;
+  const int y = line - image * p.height, x = task - line * p.width;
+  const Runs runs = runs_of(starts, image, y, x, p.height, p.width, p.reads == READS_PIXELS);
+  Target* out = grad_input + (first_of_image(p, image) + first * channel_step(p) + (y * p.width + x));
+  Sum sum[PLANES] = {};
+  if (p.accumulate) {
+#pragma unroll
+    for (int c = 0; c < PLANES; ++c) {
+      if (c < channels) sum[c] = widen(out[c * channel_step(p)]);
+    }
+  }
+#pragma unroll 2
+  for (int i = 0; i < runs.count; ++i) {
+    const bool down = i < runs.above_count, right = i < (down ? runs.above_middle : runs.own_middle);
+    const Fraction<Sum> f = fractions[i + (down ? runs.above : runs.own)];
+    const Sum weight = side_weight(f.ly, down) * side_weight(f.lx, right) * f.scale;
+    const Scalar* from = grad_values + value_index(p, (int)f.source, first);
+#pragma unroll
+    for (int c = 0; c < PLANES; ++c) {
+      if (c < channels) sum[c] += weight * read(from + (Index)c * p.bins);
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < PLANES; ++c) {
+    if (c < channels) narrow(out[c * channel_step(p)], sum[c]);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
+    gather_planes_rows(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
+                const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
+  gather_planes(grad_values, starts, fractions, grad_input, p);
+}
+
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
+    gather_planes_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
+                      const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
+  gather_planes(grad_values, starts, fractions, grad_input, p);
+}
+#endif

@@ -15,6 +15,8 @@ struct Params {
   int unread;          // rows and columns at the far edges that READS_PIXELS leaves out
   int height, width, channels;  // of an image of the input
   int classes, groups_y, groups_x, bins_y, bins_x, part_y, part_x;
+  Divisor bins;             // of a class of a region
+  int planes;               // 1: arrays are as the caller has them, see regions.cu
   int first_row, rows;      // of this launch
   int first_image, images;  // of which the gradient is computed
   int lane_bits;            // 2^lane_bits threads share a row; of a gather see Gatherer

@@ -37,7 +37,7 @@ def forward(
             values = [_row_values(launcher, rows, result) for result in results]
             launcher.pool(staged, rows, *values)
             for result, value in zip(results, values, strict=True):
-                if result is not None and value.shape[1] > 1:
+                if result is not None and _is_moved(launcher, value):
                     launcher.channels_first(value, result)
     return found
 
@@ -46,10 +46,15 @@ def _row_values(launcher: Launcher, rows: Any, result: Any) -> Any:
     """Where the values of rows go before they become (a part of) the result, or None."""
     if result is None:
         return None
-    channels = result.size // rows.shape[0]
-    if channels == 1:
-        return result.reshape(-1, 1)
-    return launcher.device.empty((rows.shape[0], channels), result.dtype)
+    values = result.reshape(rows.shape[0], -1)
+    if _is_moved(launcher, values):
+        return launcher.device.empty(values.shape, values.dtype)
+    return values
+
+
+def _is_moved(launcher: Launcher, values: Any) -> bool:
+    """Whether the result has another order than what rows give, several values each."""
+    return values.shape[1] > 1 and not launcher.planes
 
 
 def _cut(regions: slice, *arrays: Any) -> Iterator[Any]:
@@ -170,7 +175,7 @@ class _Gather:
         self.launcher = launcher
         self.images = images
         self.target = target[images.start : images.stop]
-        self.sum: Any = None  # (images, pixels, channels)
+        self.sum: Any = None  # (images, pixels, channels), or where nothing is moved the target's
 
     def add(self, boxes: Any, offset: Any, mask: Any, grad_output: Any, argmax: Any) -> None:
         """Add what some regions give, all of whose arrays are given."""
@@ -203,8 +208,8 @@ class _Gather:
         images = len(self.images) * plan.classes * launcher.groups
         shape = (images, plan.height * plan.width, launcher.channels)
         dtype = launcher.dtype if only else launcher.sums
-        if launcher.channels == 1 and dtype == launcher.dtype:
-            return self.target.reshape(shape)
+        if not launcher.moves and dtype == launcher.dtype:
+            return self.target
         return launcher.device.empty(shape, dtype)
 
     def finish(self) -> None:
@@ -212,7 +217,7 @@ class _Gather:
         launcher = self.launcher
         if self.sum is None:
             self.target.fill(0)
-        elif launcher.channels > 1:
+        elif launcher.moves:
             launcher.unstage(self.sum, self.target)
         elif self.sum.dtype != launcher.dtype:
             layout.fill(launcher.device, self.sum, self.target)

@@ -1,7 +1,8 @@
 """Regions of interest as rows of samples, by the kernels of ``region_rows.cu`` and ``regions.cu``.
 
 A row is a bin of one class in one region. Its values are the output channels of that class; those
-of the input are staged so that they lie side by side, as an image of (class, group).
+of the input are staged so that they lie side by side. Where a bin reads a group of the channels that
+is its own, and little of each, all stays as the caller has it: in planes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
-from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
     GATHER_THREADS,
@@ -38,7 +39,10 @@ PARAMS = np.dtype(
         "reads", "samples", "largest", "unread",
         "height", "width", "channels",
         "classes", "groups_y", "groups_x", "bins_y", "bins_x", "part_y", "part_x",
-        "first_row", "rows", "first_image", "images", "lane_bits", "accumulate",
+    )]
+    + [("bins", DIVISOR)]
+    + [(name, "i4") for name in (
+        "planes", "first_row", "rows", "first_image", "images", "lane_bits", "accumulate",
     )],
     align=True,
 )  # fmt: skip
@@ -54,7 +58,8 @@ REGIONS = {
     "msra_aligned": (1, 0, 1, 0, 0.5, 0.1),
 }
 _REGION_FIELDS = ("round_box", "round_scaled", "box_more", "scaled_more", "origin", "least")
-_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS))
+PLANES = 8  # channels of a pixel that a thread gathers, at most
+_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("PLANES", PLANES))
 ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
 
 
@@ -101,7 +106,8 @@ class Launcher:
         self.groups = plan.groups[0] * plan.groups[1]
         self.images = plan.batch * plan.classes * self.groups  # of a row's channels each
         self.region_rows = plan.classes * plan.bins[0] * plan.bins[1]
-        self.vector = vector_of(self.dtype, self.channels)
+        self.planes = self.channels > 1 and self.groups > 1
+        self.vector = 1 if self.planes else vector_of(self.dtype, self.channels)
         self._packs = self.channels // self.vector, self.vector
         self._dtype_name = dtype_name(self.dtype)
         offset_name = self._dtype_name if offset is None else dtype_name(offset.dtype)
@@ -121,6 +127,8 @@ class Launcher:
             **_axes("groups", plan.groups),
             **_axes("bins", plan.bins),
             **_axes("part", plan.part_size),
+            "bins": self._bins,
+            "planes": int(self.planes),
             "first_row": 0,
             "first_image": 0,
             "images": self.images,
@@ -141,41 +149,30 @@ class Launcher:
         unit = _unit(self._dtype_name, choice.vector, layout.index_type(largest))
         self._launch(unit, choice, arrays, rows=rows, **how)
 
+    @property
+    def moves(self) -> bool:
+        """Whether arrays are staged, channels last; those of rows of one channel are that already."""
+        return self.channels > 1 and not self.planes
+
     def stage(self, input: Any) -> Any:
-        """(N, C, H, W) -> (images, pixels, channels); the same memory for rows of one channel."""
+        """(N, C, H, W) -> (images, pixels, channels), where arrays are moved."""
+        if not self.moves:
+            return input
         plan, channels = self.plan, self.channels
         pixels = plan.height * plan.width
-        if channels == 1:
-            return input.reshape(self.images, pixels, 1)
         staged = self.device.empty((self.images, pixels, channels), self.dtype)
-        layout.transpose(
-            self.device,
-            input,
-            staged,
-            (self.images, channels, pixels),
-            groups=self.groups,
-            of_source=layout.Strides(self.groups * pixels, pixels),
-        )
+        layout.transpose(self.device, input, staged, (self.images, channels, pixels))
         return staged
 
     def unstage(self, staged: Any, target: Any) -> None:
         """(images, pixels, channels) -> (N, C, H, W)."""
-        plan, channels = self.plan, self.channels
-        pixels = plan.height * plan.width
-        layout.transpose(
-            self.device,
-            staged,
-            target,
-            (staged.shape[0], pixels, channels),
-            groups=self.groups,
-            of_target=layout.Strides(self.groups * pixels, pixels),
-        )
+        layout.transpose(self.device, staged, target, staged.shape)
 
     def rows_last(self, values: Any) -> Any:
-        """(R, out channels, ph, pw) -> (rows, channels); the same memory for one channel."""
+        """(R, out channels, ph, pw) -> (rows, channels), where arrays are moved."""
         rows = values.shape[0] * self.region_rows
-        if self.channels == 1:
-            return values.reshape(rows, 1)
+        if not self.moves:
+            return values.reshape(rows, self.channels)
         last = self.device.empty((rows, self.channels), values.dtype)
         shape = (rows // self._bins, self.channels, self._bins)
         layout.transpose(self.device, values, last, shape)
@@ -263,9 +260,18 @@ class Launcher:
         how, corners = self._images(images), 1 if self.plan.reads == "pixels" else 4
         tasks = how["images"] * self.plan.height * self.plan.width
         points = corners * samples.records.shape[0] if grad_input.dtype == self.dtype else None
-        choice = choose_gather(kernel, tasks, *self._packs, points)
+        if self.planes:
+            choice = self._choose_planes(tasks, points)
+        else:
+            choice = choose_gather(kernel, tasks, *self._packs, points)
         arrays = (*values, samples.starts, samples.records, grad_input)
         self._wide(choice, grad_values.shape[0], arrays, accumulate=int(accumulate), **how)
+
+    def _choose_planes(self, tasks: int, points: int | None) -> Choice:
+        """A thread for each pixel, and for each slice of its channels: see ``gather_planes``."""
+        kernel = "gather_planes_sums" if points is None else "gather_planes_rows"
+        blocks = -(-tasks // GATHER_THREADS) * -(-self.channels // PLANES)
+        return Choice(kernel, blocks, 1, GATHER_THREADS)
 
 
 def _axes(name: str, pair: tuple[int, int]) -> dict[str, int]:
