@@ -18,7 +18,7 @@ constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
 
 constexpr int MAX_BLOCKS = 2;  // of the kernels that keep an index of every channel
 // Of GATHER_THREADS
-constexpr int GATHER_BLOCKS = 12, MAX_GATHER_BLOCKS = 8;
+constexpr int GATHER_BLOCKS = 12;
 
 // The row of a group of lanes, and this thread's place in the group.
 struct Task {
@@ -45,18 +45,16 @@ __device__ __forceinline__ bool are_planes(const Params& p) { return VEC == 1 &&
 // Elements from a pixel of an image to the next, from a channel to the next, and to the image's first.
 __device__ __forceinline__ int pixel_step(const Params& p) { return are_planes(p) ? 1 : p.channels; }
 __device__ __forceinline__ Index channel_step(const Params& p) {
-  return are_planes(p) ? (Index)p.groups_y * p.groups_x * p.height * p.width : 1;
+  return are_planes(p) ? plane_step<Index>(p) : 1;
 }
 __device__ __forceinline__ Index first_of_image(const Params& p, int image) {
-  const int pixels = p.height * p.width, groups = p.groups_y * p.groups_x;
-  if (!are_planes(p)) return (Index)image * pixels * p.channels;
-  return ((Index)quotient(image, groups) * (p.channels - 1) * groups + image) * pixels;
+  if (are_planes(p)) return plane_of<Index>(p, image);
+  return (Index)image * p.height * p.width * p.channels;
 }
 
 // Where the value of a channel of a row is.
 __device__ __forceinline__ Index value_index(const Params& p, int row, int channel) {
-  if (!are_planes(p)) return (Index)row * p.channels + channel;
-  return row + ((Index)quotient(row, p.bins) * (p.channels - 1) + channel) * p.bins;
+  return are_planes(p) ? value_of_plane<Index>(p, row, channel) : (Index)row * p.channels + channel;
 }
 
 // A channel of the image of a row.
@@ -355,17 +353,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
   });
 }
 
-// What a pixel collects of a row: its values, and which pixel they chose if they are the largest.
-struct Collected {
-  Channels grad;
-  Pack<int, VEC> chosen;
-};
-
-// grad_input = every pixel's share of the grad_values of the rows that touched it; with an argmax only of those that
-// chose it
-template <bool LARGEST, bool SPLIT, class Target>
-__device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                                              const int* __restrict__ starts,
+// grad_input = every pixel's share of the grad_values of the rows that touched it
+template <bool SPLIT, class Target>
+__device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                                               const Fraction<Sum>* __restrict__ fractions,
                                               Target* __restrict__ grad_input, const Params& p) {
   SHARED(Share<Sum>, shares, [HELD * GATHER_THREADS]);
@@ -393,17 +383,13 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
     gather(
         runs, active, fractions, me.lanes, shares, [&](const Fraction<Sum>& f) { return (int)f.source; },
         [&](int row) {
-          const Index from = (Index)row * p.channels + channel;
-          Collected values;
-          values.grad.load(grad_values + from);
-          if (LARGEST) values.chosen.load(argmax + from);
-          return values;
+          Channels grad;
+          grad.load(grad_values + ((Index)row * p.channels + channel));
+          return grad;
         },
-        [&](const Collected& values, Sum weight) {
+        [&](const Channels& grad, Sum weight) {
 #pragma unroll
-          for (int v = 0; v < VEC; ++v) {
-            if (!LARGEST || values.chosen.lane[v] == y * p.width + x) sum[v] += weight * widen(values.grad.lane[v]);
-          }
+          for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
         });
     if (SPLIT) group_sums(sum, me.lanes << me.part_bits, me.lanes);
     if (active && me.part == 0) {
@@ -418,92 +404,19 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_rows(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                 const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<false, false>(grad_values, nullptr, starts, fractions, grad_input, p);
+  gather_pixels<false>(grad_values, starts, fractions, grad_input, p);
 }
 
 // The same of few pixels
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_rows_split(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                       const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<false, true>(grad_values, nullptr, starts, fractions, grad_input, p);
+  gather_pixels<true>(grad_values, starts, fractions, grad_input, p);
 }
 
 // The same into unrounded sums, for rows whose samples come in several chunks
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_rows_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                      const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels<false, false>(grad_values, nullptr, starts, fractions, grad_input, p);
+  gather_pixels<false>(grad_values, starts, fractions, grad_input, p);
 }
-
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
-    gather_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                   const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
-                   Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<true, false>(grad_values, argmax, starts, fractions, grad_input, p);
-}
-
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
-    gather_largest_split(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                         const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
-                         Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<true, true>(grad_values, argmax, starts, fractions, grad_input, p);
-}
-
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
-    gather_largest_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                        const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
-                        Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels<true, false>(grad_values, argmax, starts, fractions, grad_input, p);
-}
-
-#if VEC == 1
-// The same into planes: a thread has some channels of a pixel, and its neighbours the pixels beside it.
-template <class Target>
-__device__ __forceinline__ void gather_planes(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                                              const Fraction<Sum>* __restrict__ fractions,
-                                              Target* __restrict__ grad_input, const Params& p) {
-  const int slices = (p.channels + PLANES - 1) / PLANES, width = (p.channels + slices - 1) / slices;
-  const int block = quotient((int)blockIdx.x, slices), first = ((int)blockIdx.x - block * slices) * width;
-  const int channels = min(width, p.channels - first);
-  const int task = block * GATHER_THREADS + threadIdx.x;  // (image, y, x)
-  const int line = quotient(task, p.width), image = quotient(line, p.height);
-  if (image >= p.images) return;
-  const int y = line - image * p.height, x = task - line * p.width;
-  const Runs runs = runs_of(starts, image, y, x, p.height, p.width, p.reads == READS_PIXELS);
-  Target* out = grad_input + (first_of_image(p, image) + first * channel_step(p) + (y * p.width + x));
-  Sum sum[PLANES] = {};
-  if (p.accumulate) {
-#pragma unroll
-    for (int c = 0; c < PLANES; ++c) {
-      if (c < channels) sum[c] = widen(out[c * channel_step(p)]);
-    }
-  }
-#pragma unroll 2
-  for (int i = 0; i < runs.count; ++i) {
-    const bool down = i < runs.above_count, right = i < (down ? runs.above_middle : runs.own_middle);
-    const Fraction<Sum> f = fractions[i + (down ? runs.above : runs.own)];
-    const Sum weight = side_weight(f.ly, down) * side_weight(f.lx, right) * f.scale;
-    const Scalar* from = grad_values + value_index(p, (int)f.source, first);
-#pragma unroll
-    for (int c = 0; c < PLANES; ++c) {
-      if (c < channels) sum[c] += weight * read(from + (Index)c * p.bins);
-    }
-  }
-#pragma unroll
-  for (int c = 0; c < PLANES; ++c) {
-    if (c < channels) narrow(out[c * channel_step(p)], sum[c]);
-  }
-}
-
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
-    gather_planes_rows(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_planes(grad_values, starts, fractions, grad_input, p);
-}
-
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
-    gather_planes_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                      const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
-  gather_planes(grad_values, starts, fractions, grad_input, p);
-}
-#endif

@@ -101,11 +101,13 @@ def backward(
             _point_gradients(launcher, grad_output, input, boxes, offset, mask, grads)
         if "input" in needs and plan.largest and plan.reads == "grid_centers":
             _chosen_gradient(launcher, boxes, grad_output, argmax, grads["input"])
+        elif "input" in needs and plan.largest:
+            launcher.spread(grad_output, argmax, launcher.rows(boxes, None, None), grads["input"])
         elif "input" in needs:
             for images in _image_groups(launcher):
                 gather = _Gather(launcher, images, grads["input"])
                 for regions in _region_groups(launcher):
-                    gather.add(*_cut(regions, boxes, offset, mask, grad_output, argmax))
+                    gather.add(*_cut(regions, boxes, offset, mask, grad_output))
                 gather.finish()
     return grads
 
@@ -151,7 +153,7 @@ def _chosen_gradient(
         for regions in _slices(plan.regions, at_once):
             rows = lone.chosen_rows(boxes[regions], argmax[regions], channels)
             grad_values = grad_output[regions].reshape(-1, 1)
-            gather.add_rows(rows, grad_values, None, None)
+            gather.add_rows(rows, grad_values, None)
         gather.finish()
 
 
@@ -177,17 +179,16 @@ class _Gather:
         self.target = target[images.start : images.stop]
         self.sum: Any = None  # (images, pixels, channels), or where nothing is moved the target's
 
-    def add(self, boxes: Any, offset: Any, mask: Any, grad_output: Any, argmax: Any) -> None:
+    def add(self, boxes: Any, offset: Any, mask: Any, grad_output: Any) -> None:
         """Add what some regions give, all of whose arrays are given."""
         launcher = self.launcher
         grad_values = launcher.rows_last(grad_output)
-        chosen = None if argmax is None else launcher.rows_last(argmax)
         counts = None
         if _has_own_counts(launcher.plan):
             counts = launcher.device.empty((grad_values.shape[0],), np.int32)
-        self.add_rows(launcher.rows(boxes, offset, mask, counts), grad_values, chosen, counts)
+        self.add_rows(launcher.rows(boxes, offset, mask, counts), grad_values, counts)
 
-    def add_rows(self, rows: Any, grad_values: Any, chosen: Any, counts: Any) -> None:
+    def add_rows(self, rows: Any, grad_values: Any, counts: Any) -> None:
         """Add what some rows give, with the gradients of their values."""
         launcher = self.launcher
         parts = list(_parts(launcher, rows.shape[0], counts))
@@ -200,7 +201,7 @@ class _Gather:
                     and rows.shape[0] == launcher.plan.regions * launcher.region_rows
                 )
                 self.sum = self._place(only)
-            launcher.gather(samples, self.images, grad_values, chosen, self.sum, not first)
+            launcher.gather(samples, self.images, grad_values, self.sum, not first)
 
     def _place(self, only: bool) -> Any:
         """Where the gradient is summed, of the final dtype if there is `only` one summand."""

@@ -22,6 +22,7 @@ from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
     GATHER_THREADS,
     THREADS,
+    WARP,
     Choice,
     choose,
     choose_gather,
@@ -42,7 +43,7 @@ PARAMS = np.dtype(
     )]
     + [("bins", DIVISOR)]
     + [(name, "i4") for name in (
-        "planes", "first_row", "rows", "first_image", "images", "lane_bits", "accumulate",
+        "planes", "parts", "first_row", "rows", "first_image", "images", "lane_bits", "accumulate",
     )],
     align=True,
 )  # fmt: skip
@@ -59,7 +60,10 @@ REGIONS = {
 }
 _REGION_FIELDS = ("round_box", "round_scaled", "box_more", "scaled_more", "origin", "least")
 PLANES = 8  # channels of a pixel that a thread gathers, at most
-_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("PLANES", PLANES))
+PART_BYTES = 16 << 10  # of sums of a plane that a warp has
+ENOUGH_WARPS = 2048  # for each scheduler of a large GPU four
+LEAST_PART = 256  # pixels that are worth a warp of their own
+_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS))
 ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
 
 
@@ -75,6 +79,13 @@ def _unit(dtype: str, vector: int, index: str) -> Unit:
     return Unit("regions.cu", defines, PARAMS, _SIZES)
 
 
+@lru_cache(maxsize=512)
+def _planes_unit(dtype: str, index: str) -> Unit:
+    part = PART_BYTES // sum_dtype(dtype).itemsize
+    sizes = (("GATHER_THREADS", GATHER_THREADS), ("PLANES", PLANES), ("PART", part))
+    return Unit("region_planes.cu", (("SCALAR", SCALARS[dtype]), ("INDEX", index)), PARAMS, sizes)
+
+
 def units() -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from layout.units()
@@ -83,6 +94,7 @@ def units() -> Iterator[Unit]:
         yield from (_rows_unit(dtype, offset) for offset in offset_dtypes(dtype))
     for dtype, index in product(DTYPES, ("int", "long long")):
         yield from (_unit(dtype, vector, index) for vector in vectors(dtype))
+        yield _planes_unit(dtype, index)
 
 
 class Part(NamedTuple):
@@ -129,6 +141,7 @@ class Launcher:
             **_axes("part", plan.part_size),
             "bins": self._bins,
             "planes": int(self.planes),
+            "parts": 1,
             "first_row": 0,
             "first_image": 0,
             "images": self.images,
@@ -142,12 +155,18 @@ class Launcher:
 
     def _wide(self, choice: Choice, rows: int, arrays: tuple[Any, ...], **how: int) -> None:
         """A kernel of ``regions.cu``, where the lanes of a task are its channels."""
-        plan = self.plan
-        largest = max(
-            self.images * plan.height * plan.width * self.channels, rows * max(self.channels, 4)
-        )
-        unit = _unit(self._dtype_name, choice.vector, layout.index_type(largest))
+        unit = _unit(self._dtype_name, choice.vector, self._index(rows))
         self._launch(unit, choice, arrays, rows=rows, **how)
+
+    def _in_planes(self, choice: Choice, rows: int, arrays: tuple[Any, ...], **how: int) -> None:
+        """A kernel of ``region_planes.cu``."""
+        unit = _planes_unit(self._dtype_name, self._index(rows))
+        self._launch(unit, choice, arrays, rows=rows, **how)
+
+    def _index(self, rows: int) -> str:
+        plan = self.plan
+        elements = self.images * plan.height * plan.width * self.channels
+        return layout.index_type(max(elements, rows * max(self.channels, 4)))
 
     @property
     def moves(self) -> bool:
@@ -250,28 +269,36 @@ class Launcher:
         samples: sort.Buckets,
         images: range,
         grad_values: Any,
-        argmax: Any,
         grad_input: Any,
         accumulate: bool,
     ) -> None:
         """Set grad_input (images, pixels, channels) of some images of the batch, or add to it."""
-        kernel = "gather_rows" if argmax is None else "gather_largest"
-        values = (grad_values,) if argmax is None else (grad_values, argmax)
-        how, corners = self._images(images), 1 if self.plan.reads == "pixels" else 4
+        how = {"accumulate": int(accumulate), **self._images(images)}
         tasks = how["images"] * self.plan.height * self.plan.width
-        points = corners * samples.records.shape[0] if grad_input.dtype == self.dtype else None
+        arrays = (grad_values, samples.starts, samples.records, grad_input)
+        rows, at_once = grad_values.shape[0], grad_input.dtype == self.dtype
         if self.planes:
-            choice = self._choose_planes(tasks, points)
-        else:
-            choice = choose_gather(kernel, tasks, *self._packs, points)
-        arrays = (*values, samples.starts, samples.records, grad_input)
-        self._wide(choice, grad_values.shape[0], arrays, accumulate=int(accumulate), **how)
+            kernel = "gather_planes" if at_once else "gather_planes_sums"
+            blocks = -(-tasks // GATHER_THREADS) * -(-self.channels // PLANES)
+            choice = Choice(kernel, blocks, 1, GATHER_THREADS)
+            self._in_planes(choice, rows, arrays, **how)
+            return
+        corners = 1 if self.plan.reads == "pixels" else 4
+        points = corners * samples.records.shape[0] if at_once else None
+        choice = choose_gather("gather_rows", tasks, *self._packs, points)
+        self._wide(choice, rows, arrays, **how)
 
-    def _choose_planes(self, tasks: int, points: int | None) -> Choice:
-        """A thread for each pixel, and for each slice of its channels: see ``gather_planes``."""
-        kernel = "gather_planes_sums" if points is None else "gather_planes_rows"
-        blocks = -(-tasks // GATHER_THREADS) * -(-self.channels // PLANES)
-        return Choice(kernel, blocks, 1, GATHER_THREADS)
+    def spread(self, grad_output: Any, argmax: Any, rows: Any, grad_input: Any) -> None:
+        """Set grad_input (N, C, H, W) from the gradients of the pixels that are the largest."""
+        plan, planes = self.plan, self.images * self.channels
+        pixels = plan.height * plan.width
+        parts = max(
+            -(-pixels * self.sums.itemsize // PART_BYTES),
+            min(-(-ENOUGH_WARPS // planes), -(-pixels // LEAST_PART)),
+        )
+        choice = Choice("spread_largest", planes * parts, 1, WARP)
+        arrays = (grad_output, argmax, rows, grad_input)
+        self._in_planes(choice, rows.shape[0], arrays, parts=parts)
 
 
 def _axes(name: str, pair: tuple[int, int]) -> dict[str, int]:

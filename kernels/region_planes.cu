@@ -1,0 +1,124 @@
+// Gradients of the input of a pooling in planes, which is how the caller has it: neighbouring threads have neighbouring
+// pixels. Values of rows are [region][class][channel][bin], the input is [image][class][channel][group][pixel].
+//
+// SCALAR: storage type; INDEX: integer that counts elements of an array.
+#include "regions.cuh"
+
+using Scalar = SCALAR;
+using Sum = SumOf<Scalar>::type;
+using Index = INDEX;
+
+// From the host: GATHER_THREADS of a block that gathers, the channels of a pixel that a thread of PLANES gathers, and
+// the pixels of a PART that a warp keeps the sums of.
+constexpr int GATHER_BLOCKS = 12;  // at once on a multiprocessor, at least: leaves a thread 80 registers
+constexpr int WARP = 32;
+constexpr unsigned ALL = 0xffffffffu;
+constexpr int AHEAD = 8;  // values that a lane reads before it adds any
+
+// grad_input = every pixel's share of the grad_values of the rows that touched it: a thread has some channels of a pixel
+template <class Target>
+__device__ __forceinline__ void gather_channels(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
+                                                const Fraction<Sum>* __restrict__ fractions,
+                                              Target* __restrict__ grad_input, const Params& p) {
+  const int slices = (p.channels + PLANES - 1) / PLANES, width = (p.channels + slices - 1) / slices;
+  const int block = quotient((int)blockIdx.x, slices), first = ((int)blockIdx.x - block * slices) * width;
+  const int channels = min(width, p.channels - first);
+  const int task = block * GATHER_THREADS + threadIdx.x;  // (image, y, x)
+  const int line = quotient(task, p.width), image = quotient(line, p.height);
+  if (image >= p.images) return;
+  const int y = line - image * p.height, x = task - line * p.width;
+  const Index step = plane_step<Index>(p);
+  const Runs runs = runs_of(starts, image, y, x, p.height, p.width, p.reads == READS_PIXELS);
+  Target* out = grad_input + (plane_of<Index>(p, image) + first * step + (y * p.width + x));
+  Sum sum[PLANES] = {};
+  if (p.accumulate) {
+#pragma unroll
+    for (int c = 0; c < PLANES; ++c) {
+      if (c < channels) sum[c] = widen(out[c * step]);
+    }
+  }
+#pragma unroll 2
+  for (int i = 0; i < runs.count; ++i) {
+    const bool down = i < runs.above_count, right = i < (down ? runs.above_middle : runs.own_middle);
+    const Fraction<Sum> f = fractions[i + (down ? runs.above : runs.own)];
+    const Sum weight = side_weight(f.ly, down) * side_weight(f.lx, right) * f.scale;
+    const Scalar* from = grad_values + value_of_plane<Index>(p, (int)f.source, first);
+#pragma unroll
+    for (int c = 0; c < PLANES; ++c) {
+      if (c < channels) sum[c] += weight * read(from + c * p.bins.value);
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < PLANES; ++c) {
+    if (c < channels) narrow(out[c * step], sum[c]);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
+    gather_planes(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
+                const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
+  gather_channels(grad_values, starts, fractions, grad_input, p);
+}
+
+extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
+    gather_planes_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
+                      const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
+  gather_channels(grad_values, starts, fractions, grad_input, p);
+}
+
+// grad_input = the grad_values of the rows that chose each pixel: a warp has a part of the pixels of a channel of an
+// image, and adds to them what the regions of that image give in the order of their rows. Of lanes that add to the same
+// pixel the first does first.
+extern "C" __global__ void __launch_bounds__(WARP)
+    spread_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
+                   const Row<Sum>* __restrict__ rows, Scalar* __restrict__ grad_input, const Params p) {
+  SHARED(Sum, sums, [PART]);
+  SHARED(int, touching, [WARP]);
+  const int lane = threadIdx.x, bins = p.bins, regions = quotient(p.rows, p.bins);
+  const int plane = quotient((int)blockIdx.x, p.parts), part = (int)blockIdx.x - plane * p.parts;
+  const int image = quotient(plane, p.channels), channel = plane - image * p.channels;
+  const int pixels = p.height * p.width, size = (pixels - 1) / p.parts + 1;
+  const int first = part * size, count = min(size, pixels - first);
+  const int top = quotient(first, p.width), bottom = quotient(first + count - 1, p.width);
+  for (int i = lane; i < count; i += WARP) sums[i] = Sum(0);
+  for (int start = 0; start < regions; start += WARP) {
+    bool touches = start + lane < regions;
+    if (touches) {
+      const Row<Sum>* row = rows + (Index)(start + lane) * bins;
+      const int end = (int)row[bins - 1].y + row[bins - 1].ny;
+      touches = row->image == image && (int)row->y <= bottom && end > top;
+    }
+    const unsigned those = __ballot_sync(ALL, touches);
+    if (touches) touching[__popc(those & ((1u << lane) - 1u))] = start + lane;
+    __syncwarp(ALL);
+    const int values = __popc(those) * bins;
+    for (int begin = 0; begin < values; begin += AHEAD * WARP) {
+      int at[AHEAD];
+      Sum grad[AHEAD];
+#pragma unroll
+      for (int i = 0; i < AHEAD; ++i) {
+        const int value = begin + i * WARP + lane, entry = quotient(value, p.bins);
+        at[i] = -1;
+        if (value < values) {
+          const Index from = ((Index)touching[entry] * p.channels + channel) * bins + (value - entry * bins);
+          at[i] = __ldg(argmax + from) - first;
+          grad[i] = read(grad_values + from);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < AHEAD; ++i) {
+        const bool here = (unsigned)at[i] < (unsigned)count;
+        if (!__any_sync(ALL, here)) continue;
+        const unsigned same = __match_any_sync(ALL, here ? at[i] : -1);
+        const int turn = __popc(same & ((1u << lane) - 1u));
+        for (int now = 0; __any_sync(ALL, here && turn >= now); ++now) {
+          if (here && turn == now) sums[at[i]] += grad[i];
+          __syncwarp(ALL);
+        }
+      }
+    }
+    __syncwarp(ALL);
+  }
+  Scalar* out = grad_input + ((Index)plane * pixels + first);
+  for (int i = lane; i < count; i += WARP) narrow(out[i], sums[i]);
+}
