@@ -10,10 +10,14 @@ using Index = INDEX;
 
 // From the host: GATHER_THREADS of a block that gathers, the channels of a pixel that a thread of PLANES gathers, and
 // the pixels of a PART that a warp keeps the sums of.
+#ifndef GATHER_BLOCKS
 constexpr int GATHER_BLOCKS = 12;  // at once on a multiprocessor, at least: leaves a thread 80 registers
+#endif
 constexpr int WARP = 32;
 constexpr unsigned ALL = 0xffffffffu;
+#ifndef AHEAD
 constexpr int AHEAD = 8;  // values that a lane reads before it adds any
+#endif
 
 // grad_input = every pixel's share of the grad_values of the rows that touched it: a thread has some channels of a pixel
 template <class Target>

@@ -1,8 +1,7 @@
 // Pooling of regions of interest and its transposes: a group of lanes takes a row, each lane some of its channels.
 //
-// Values of rows are [row][channels]; images of the input are [image][pixel][channels]. Or, where VEC is 1, they are
-// planes, as the caller has them: values are [region][class][channels][bin], the input [image][class][channels][group]
-// [pixel].
+// Images of the input are [image][pixel][channels], or where VEC is 1 they may be planes, as the caller has them; results
+// are planes always, see regions.cuh. Gradients of the values of rows are [row][channels], beside planes planes as well.
 //
 // SCALAR: storage type; VEC: channels a thread moves at once; INDEX: integer that counts elements of an array.
 #include "regions.cuh"
@@ -52,9 +51,13 @@ __device__ __forceinline__ Index first_of_image(const Params& p, int image) {
   return (Index)image * p.height * p.width * p.channels;
 }
 
-// Where the value of a channel of a row is.
-__device__ __forceinline__ Index value_index(const Params& p, int row, int channel) {
+// Where the gradient of a channel of a row is.
+__device__ __forceinline__ Index grad_index(const Params& p, int row, int channel) {
   return are_planes(p) ? value_of_plane<Index>(p, row, channel) : (Index)row * p.channels + channel;
+}
+
+__device__ __forceinline__ Index first_pixel(const Params& p, const Row<Sum>& row) {
+  return (Index)row.y * p.width + (Index)row.x;
 }
 
 // A channel of the image of a row.
@@ -65,6 +68,33 @@ __device__ __forceinline__ const Scalar* channel_of(const Params& p, const Scala
 __device__ __forceinline__ Index corner_of(const Params& p, const Cell<Sum>& cell, int k) {
   if (p.reads == READS_CORNERS) k &= (cell.flat_y ? 1 : 3) & (cell.flat_x ? 2 : 3);  // floor and ceil are one pixel
   return (Index)corner_pixel(cell, k, p.height, p.width) * pixel_step(p);
+}
+
+// Values of the rows of a block before they are written, with a gap after each row for another bank.
+constexpr int GAP_BYTES = 16;
+template <class T>
+constexpr int STAGED = THREADS * (VEC + GAP_BYTES / (int)sizeof(T));
+
+// values = what each thread has for its channels of its row, from the channel `slice` on. Every thread of the block must
+// come here: neighbours write the same channel of neighbouring bins. A region has so many SETS of values.
+template <int SETS = 1, class T>
+__device__ __forceinline__ void write_values(const Params& p, const Task& task, int slice, const Pack<T, VEC>& own,
+                                             T* staged, T* __restrict__ values) {
+  const int rows = THREADS >> p.lane_bits, pitch = task.lanes * VEC + GAP_BYTES / (int)sizeof(T);
+  own.store(staged + ((threadIdx.x >> p.lane_bits) * pitch + task.lane * VEC));
+  __syncthreads();
+  const int row = threadIdx.x & (rows - 1), first = threadIdx.x >> (__ffs(rows) - 1);
+  const int number = blockIdx.x * rows + row;
+  if (number < p.rows) {
+    T* to = values + value_of_plane<Index>(p, p.first_row + number, slice + first);
+    if (SETS > 1) to += (Index)quotient(p.first_row + number, p.bins) * ((SETS - 1) * p.channels) * p.bins.value;
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) {
+      const int c = first + v * task.lanes;
+      if (slice + c < p.channels) to[(Index)(v * task.lanes) * p.bins.value] = staged[row * pitch + c];
+    }
+  }
+  __syncthreads();
 }
 
 // How the lanes of a row share its samples: one each, then the next ones.
@@ -132,6 +162,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     pool(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
          const Params p) {
   SHARED(Footprint, notes, [THREADS]);
+  SHARED(Scalar, staged, [STAGED<Scalar>]);
   const Task task = task_of(p, rows);
   const Walk walk = walk_of(task);
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
@@ -152,12 +183,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             for (int k = 0; k < 4; ++k) sum[v] += f.weight[k] * widen(corner[k].lane[v]);
           }
         });
-    if (active) {
-      Channels out;
+    Channels out;
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
-      out.store(values + value_index(p, task.number, c));
-    }
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
+    write_values(p, task, slice, out, staged, values);
   }
 }
 
@@ -166,12 +195,14 @@ struct alignas(16) Spot {
   Sum y, x;
 };
 
-// values = the largest sample of each row, the first that is, or the first NaN; places = [row][2][channels], its y and
-// its x, -2 where it is outside or there is none
+// values = the largest sample of each row, the first that is, or the first NaN; places = [region][2][channels][bin], its
+// y and its x, -2 where it is outside or there is none
 extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     pool_largest(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
                  Sum* __restrict__ places, const Params p) {
   SHARED(Spot, notes, [THREADS]);
+  SHARED(Scalar, staged, [STAGED<Scalar>]);
+  SHARED(Sum, staged_places, [STAGED<Sum>]);
   const Task task = task_of(p, rows);
   const Walk walk = walk_of(task);
   const auto make = [&](int a, int b) {
@@ -212,15 +243,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
       }
       first = false;
     });
-    if (active) {
-      Channels out;
+    Channels out;
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], best[v]);
-      const Index to = (Index)task.number * p.channels + c;
-      out.store(values + to);
-      y.store(places + (to + (Index)task.number * p.channels));
-      x.store(places + (to + (Index)(task.number + 1) * p.channels));
-    }
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], best[v]);
+    write_values(p, task, slice, out, staged, values);
+    write_values<2>(p, task, slice, y, staged_places, places);
+    write_values<2>(p, task, slice, x, staged_places, places + (Index)p.channels * p.bins.value);
   }
 }
 
@@ -243,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Channels grad;
     grad.clear();
-    if (active) grad.load(grad_values + value_index(p, task.number, c));
+    if (active) grad.load(grad_values + grad_index(p, task.number, c));
     const auto make = [&](int a, int b) {
       Touch touch;
       touch.cell = cell_of(p, task.row, a, b);
@@ -280,58 +308,58 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
 }
 
-// Calls use(this lane's channels, their first pixel in the image) for the packs of channels of a row of whole pixels.
-template <class Use>
-__device__ __forceinline__ void each_pack(const Params& p, const Task& task, const Scalar* __restrict__ input,
-                                          Use use) {
-  if (!task.present) return;
-  const int first = (int)task.row.y * p.width + (int)task.row.x;
-  for (int c = task.lane * VEC; c < p.channels; c += task.lanes * VEC) {
-    use(c, channel_of(p, input, task.row, c) + (Index)first * pixel_step(p), first);
-  }
-}
-
 // values = scaled sums of the pixels of each row
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     pool_mean(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
               const Params p) {
+  SHARED(Scalar, staged, [STAGED<Scalar>]);
   const Task task = task_of(p, rows);
-  each_pack(p, task, input, [&](int c, const Scalar* line, int) {
+  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    const int c = slice + task.lane * VEC;
     Sum sum[VEC] = {};
-    for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * pixel_step(p)) {
-      const Scalar* pixel = line;
-      for (int b = 0; b < task.row.nx; ++b, pixel += pixel_step(p)) {
-        Channels here;
-        here.load(pixel);
+    if (task.present && c < p.channels) {
+      const Scalar* line = channel_of(p, input, task.row, c) + first_pixel(p, task.row) * pixel_step(p);
+      for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * pixel_step(p)) {
+        const Scalar* pixel = line;
+        for (int b = 0; b < task.row.nx; ++b, pixel += pixel_step(p)) {
+          Channels here;
+          here.load(pixel);
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) sum[v] += widen(here.lane[v]);
+          for (int v = 0; v < VEC; ++v) sum[v] += widen(here.lane[v]);
+        }
       }
     }
     Channels out;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
-    out.store(values + value_index(p, task.number, c));
-  });
+    write_values(p, task, slice, out, staged, values);
+  }
 }
 
 // values = the largest pixel of each row, argmax = the first that is, or the first NaN; 0 and -1 if there is none
 extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     pool_max(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
              int* __restrict__ argmax, const Params p) {
+  SHARED(Scalar, staged, [STAGED<Scalar>]);
+  SHARED(int, staged_pixels, [STAGED<int>]);
   const Task task = task_of(p, rows);
   const bool empty = task.row.ny * task.row.nx == 0;
-  each_pack(p, task, input, [&](int c, const Scalar* line, int first) {
+  const int first = (int)first_pixel(p, task.row);
+  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    const int c = slice + task.lane * VEC;
     Channels here;
     Sum best[VEC];
     Pack<int, VEC> chosen;
     here.clear();
-    if (!empty) here.load(line);
+    const bool active = task.present && c < p.channels && !empty;
+    const Scalar* line = channel_of(p, input, task.row, active ? c : 0) + (Index)first * pixel_step(p);
+    if (active) here.load(line);
 #pragma unroll
     for (int v = 0; v < VEC; ++v) {
       best[v] = widen(here.lane[v]);
       chosen.lane[v] = empty ? -1 : first;
     }
-    for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * pixel_step(p)) {
+    for (int a = 0; active && a < task.row.ny; ++a, line += (Index)p.width * pixel_step(p)) {
       const Scalar* pixel = line;
       for (int b = 0; b < task.row.nx; ++b, pixel += pixel_step(p)) {
         here.load(pixel);
@@ -345,12 +373,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
         }
       }
     }
-    const Index to = (Index)task.number * p.channels + c;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(here.lane[v], best[v]);
-    here.store(values + to);
-    chosen.store(argmax + to);
-  });
+    write_values(p, task, slice, here, staged, values);
+    write_values(p, task, slice, chosen, staged_pixels, argmax);
+  }
 }
 
 // grad_input = every pixel's share of the grad_values of the rows that touched it

@@ -120,6 +120,9 @@ class Launcher:
         self.region_rows = plan.classes * plan.bins[0] * plan.bins[1]
         self.planes = self.channels > 1 and self.groups > 1
         self.vector = 1 if self.planes else vector_of(self.dtype, self.channels)
+        self.row_bytes = self.channels * self.dtype.itemsize
+        self._copied: slice | None = None  # regions whose gradients are copied
+        self._copy: Any = None
         self._packs = self.channels // self.vector, self.vector
         self._dtype_name = dtype_name(self.dtype)
         offset_name = self._dtype_name if offset is None else dtype_name(offset.dtype)
@@ -187,20 +190,19 @@ class Launcher:
         """(images, pixels, channels) -> (N, C, H, W)."""
         layout.transpose(self.device, staged, target, staged.shape)
 
-    def rows_last(self, values: Any) -> Any:
-        """(R, out channels, ph, pw) -> (rows, channels), where arrays are moved."""
-        rows = values.shape[0] * self.region_rows
-        if not self.moves:
-            return values.reshape(rows, self.channels)
-        last = self.device.empty((rows, self.channels), values.dtype)
-        shape = (rows // self._bins, self.channels, self._bins)
-        layout.transpose(self.device, values, last, shape)
-        return last
+    def rows_last(self, values: Any, regions: slice) -> Any:
+        """(R, out channels, ph, pw) -> (rows, channels) of some regions, where arrays are moved.
 
-    def channels_first(self, values: Any, target: Any) -> None:
-        """(rows, channels) -> (R, channels, ph, pw), of as many channels as there are."""
-        shape = (values.shape[0] // self._bins, self._bins, values.shape[1])
-        layout.transpose(self.device, values, target, shape)
+        A copy is kept for the next call that wants it.
+        """
+        rows = (regions.stop - regions.start) * self.region_rows
+        if not self.moves:
+            return values[regions].reshape(rows, self.channels)
+        if self._copied != regions:
+            self._copy, self._copied = self.device.empty((rows, self.channels), values.dtype), regions
+            shape = (rows // self._bins, self.channels, self._bins)
+            layout.transpose(self.device, values[regions], self._copy, shape)
+        return self._copy
 
     @property
     def _bins(self) -> int:
@@ -223,13 +225,13 @@ class Launcher:
         self._launch(self._rows_unit, choice, (boxes, argmax, rows), **how)
         return rows
 
-    def pool(self, input: Any, rows: Any, values: Any, argmax: Any) -> None:
+    def pool(self, input: Any, rows: Any, *results: Any) -> None:
         """Set the values of some rows, and which pixel or sample each is where it is one."""
         kernel = "pool_largest" if self.plan.largest else "pool"
         if self.plan.reads == "pixels":
             kernel = "pool_max" if self.plan.largest else "pool_mean"
-        arrays = (input, rows, values) if argmax is None else (input, rows, values, argmax)
-        self._wide(choose(kernel, rows.shape[0], *self._packs), rows.shape[0], arrays)
+        choice = choose(kernel, rows.shape[0], *self._packs)
+        self._wide(choice, rows.shape[0], (input, rows, *results))
 
     def point_gradients(
         self,
