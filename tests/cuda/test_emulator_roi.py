@@ -56,13 +56,14 @@ def test_order_of_threads_does_not_matter(op, case):
         assert_same_bytes(other, found[0])
 
 
+STAGED = "task.lane * VEC));"
 BARRIER = "    __syncwarp(0xffffffffu);\n"
 PLANTED = {  # text of the kernels, with what, and what is found
     "no barrier before the notes are read": (BARRIER + "    const int here", "    const int here"),
     "no barrier before new notes are made": ("use(shared[i]);\n" + BARRIER, "use(shared[i]);\n"),
     "as many rounds as this row needs": ("first < walk.rounds", "first < walk.count"),
     "a row that is not there": ("if (number < p.rows) {", "{"),
-    "no barrier before values are written": ("task.lane * VEC));\n  __syncthreads();", "task.lane * VEC));"),
+    "no barrier before values are written": (STAGED + "\n  __syncthreads();", STAGED),
     "a note that nobody makes": ("task.lane < walk.count", "task.lane < walk.count && first > 0"),
     "a pixel too far": ("min(max(cell.x + (k & 1), 0), width - 1)", "cell.x + (k & 1) + width"),
 }  # fmt: skip
@@ -246,9 +247,7 @@ def test_chunks_give_the_same_bytes(monkeypatch, device, op, options):
         assert_same_bytes(run(), whole)
 
 
-@pytest.mark.parametrize(
-    ("op", "case"), [*SUMMED, ("ps_roi_align", "fixed")]
-)
+@pytest.mark.parametrize(("op", "case"), [*SUMMED, ("ps_roi_align", "fixed")])
 def test_small_workspaces_round_once(monkeypatch, device, op, case):
     todo = problem(op, case, "float16")
     whole = results(todo)

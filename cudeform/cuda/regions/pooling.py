@@ -15,7 +15,7 @@ from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "forward", "units"]
 
-WORKSPACE_BYTES = 64 << 20  # rows with their gradients, what is kept of their samples, buckets: each
+WORKSPACE_BYTES = 64 << 20  # rows and their gradients, what is kept of samples, buckets: each
 
 
 def forward(

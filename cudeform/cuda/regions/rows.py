@@ -1,8 +1,8 @@
 """Regions of interest as rows of samples, by the kernels of ``region_rows.cu`` and ``regions.cu``.
 
-A row is a bin of one class in one region. Its values are the output channels of that class; those
-of the input are staged so that they lie side by side. Where a bin reads a group of the channels that
-is its own, and little of each, all stays as the caller has it: in planes.
+A row is a bin of one class in one region. Its values are the output channels of that class; the
+channels of the input are brought side by side first. Where each bin has channels of its own, and
+reads little of each, all stays as the caller has it: in planes.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Launcher:
 
     @property
     def moves(self) -> bool:
-        """Whether arrays are staged, channels last; those of rows of one channel are that already."""
+        """Whether arrays are copied, channels last; rows of one channel have them so already."""
         return self.channels > 1 and not self.planes
 
     def stage(self, input: Any) -> Any:
@@ -199,7 +199,8 @@ class Launcher:
         if not self.moves:
             return values[regions].reshape(rows, self.channels)
         if self._copied != regions:
-            self._copy, self._copied = self.device.empty((rows, self.channels), values.dtype), regions
+            self._copied = regions
+            self._copy = self.device.empty((rows, self.channels), values.dtype)
             shape = (rows // self._bins, self.channels, self._bins)
             layout.transpose(self.device, values[regions], self._copy, shape)
         return self._copy
