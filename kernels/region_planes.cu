@@ -16,7 +16,7 @@ constexpr int GATHER_BLOCKS = 12;  // at once on a multiprocessor, at least: lea
 constexpr int WARP = 32;
 constexpr unsigned ALL = 0xffffffffu;
 #ifndef AHEAD
-constexpr int AHEAD = 8;  // values that a lane reads before it adds any
+constexpr int AHEAD = 8;  // bins that a lane reads before it adds any
 #endif
 
 // grad_input = every pixel's share of the grad_values of the rows that touched it: a thread has some channels of a pixel
@@ -70,15 +70,26 @@ extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
   gather_channels(grad_values, starts, fractions, grad_input, p);
 }
 
-// grad_input = the grad_values of the rows that chose each pixel: a warp has a part of the pixels of a channel of an
-// image, and adds to them what the regions of that image give in the order of their rows. Of lanes that add to the same
-// pixel the first does first.
+// Bins along an axis that may have pixels in common are at most so far apart. The products of `pixels_of` are rounded:
+// only where a bin is no smaller than a pixel, and there are not too many, that changes nothing.
+__device__ __forceinline__ int reach_of(Sum size, int bins) {
+  const int pixels = (int)min(size, (Sum)bins);
+  return pixels == bins && bins <= 1024 ? 1 : (bins - 1) / max(pixels, 1) + 2;
+}
+
+// A region that has pixels in a part of an image: its number, and how far apart its bins are that share some.
+struct Touching {
+  int region, reach;
+};
+
+// grad_input = the grad_values of the bins that chose each pixel: a warp has a part of the pixels of a channel of an
+// image, and adds to them what the regions of that image give, in their order and that of their bins.
 extern "C" __global__ void __launch_bounds__(WARP)
     spread_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                   const Row<Sum>* __restrict__ rows, Scalar* __restrict__ grad_input, const Params p) {
+                   const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, const Params p) {
   SHARED(Sum, sums, [PART]);
-  SHARED(int, touching, [WARP]);
-  const int lane = threadIdx.x, bins = p.bins, regions = quotient(p.rows, p.bins);
+  SHARED(Touching, touching, [WARP]);
+  const int lane = threadIdx.x, bins = p.bins, regions = quotient(p.rows, p.bins), steps = (bins - 1) / WARP + 1;
   const int plane = quotient((int)blockIdx.x, p.parts), part = (int)blockIdx.x - plane * p.parts;
   const int image = quotient(plane, p.channels), channel = plane - image * p.channels;
   const int pixels = p.height * p.width, size = (pixels - 1) / p.parts + 1;
@@ -86,35 +97,52 @@ extern "C" __global__ void __launch_bounds__(WARP)
   const int top = quotient(first, p.width), bottom = quotient(first + count - 1, p.width);
   for (int i = lane; i < count; i += WARP) sums[i] = Sum(0);
   for (int start = 0; start < regions; start += WARP) {
-    bool touches = start + lane < regions;
-    if (touches) {
-      const Row<Sum>* row = rows + (Index)(start + lane) * bins;
-      const int end = (int)row[bins - 1].y + row[bins - 1].ny;
-      touches = row->image == image && (int)row->y <= bottom && end > top;
+    Touching own = {start + lane, 0};
+    const Sum* box = boxes + 5LL * own.region;
+    if (own.region < regions && (int)__ldg(box) == image) {
+      const Extent<Sum> across = extent_of(p, __ldg(box + 1), __ldg(box + 3));
+      const Extent<Sum> down = extent_of(p, __ldg(box + 2), __ldg(box + 4));
+      const Grid<Sum> low = grid_of(p, down, 0, p.bins_y, Sum(0), p.height);
+      const Grid<Sum> high = grid_of(p, down, p.bins_y - 1, p.bins_y, Sum(0), p.height);
+      if (across.finite && down.finite && (int)low.first <= bottom && (int)high.first + high.count > top) {
+        const int lines = reach_of(down.size, p.bins_y);
+        own.reach = lines > WARP ? WARP - 1 : min(lines * p.bins_x + reach_of(across.size, p.bins_x), WARP - 1);
+      }
     }
-    const unsigned those = __ballot_sync(ALL, touches);
-    if (touches) touching[__popc(those & ((1u << lane) - 1u))] = start + lane;
+    const unsigned those = __ballot_sync(ALL, own.reach > 0);
+    if (own.reach > 0) touching[__popc(those & ((1u << lane) - 1u))] = own;
     __syncwarp(ALL);
-    const int values = __popc(those) * bins;
-    for (int begin = 0; begin < values; begin += AHEAD * WARP) {
-      int at[AHEAD];
+    const int found = __popc(those);
+    int entry = 0, step = 0;
+    while (entry < found) {
+      int at[AHEAD], reach[AHEAD];
       Sum grad[AHEAD];
 #pragma unroll
       for (int i = 0; i < AHEAD; ++i) {
-        const int value = begin + i * WARP + lane, entry = quotient(value, p.bins);
+        const int bin = step * WARP + lane;
         at[i] = -1;
-        if (value < values) {
-          const Index from = ((Index)touching[entry] * p.channels + channel) * bins + (value - entry * bins);
-          at[i] = __ldg(argmax + from) - first;
-          grad[i] = read(grad_values + from);
+        reach[i] = 0;
+        if (entry < found) {
+          const Touching its = touching[entry];
+          reach[i] = its.reach;
+          if (bin < bins) {
+            const Index from = ((Index)its.region * p.channels + channel) * bins + bin;
+            at[i] = __ldg(argmax + from) - first;
+            grad[i] = read(grad_values + from);
+          }
         }
+        step = step + 1 < steps ? step + 1 : 0;
+        entry += step == 0;
       }
 #pragma unroll
       for (int i = 0; i < AHEAD; ++i) {
         const bool here = (unsigned)at[i] < (unsigned)count;
         if (!__any_sync(ALL, here)) continue;
-        const unsigned same = __match_any_sync(ALL, here ? at[i] : -1);
-        const int turn = __popc(same & ((1u << lane) - 1u));
+        int turn = 0;  // bins before this one that chose the same pixel
+#pragma unroll 4
+        for (int apart = 1; apart <= reach[i]; ++apart) {
+          turn += __shfl_up_sync(ALL, at[i], apart) == at[i] && lane >= apart;
+        }
         for (int now = 0; __any_sync(ALL, here && turn >= now); ++now) {
           if (here && turn == now) sums[at[i]] += grad[i];
           __syncwarp(ALL);

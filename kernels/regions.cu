@@ -4,7 +4,7 @@
 // are planes always, see regions.cuh. Gradients of the values of rows are [row][channels], beside planes planes as well.
 //
 // SCALAR: storage type; VEC: channels a thread moves at once; INDEX: integer that counts elements of an array.
-#include "regions.cuh"
+#include "region_tasks.cuh"
 
 using Scalar = SCALAR;
 using Sum = SumOf<Scalar>::type;
@@ -19,27 +19,10 @@ constexpr int MAX_BLOCKS = 2;  // of the kernels that keep an index of every cha
 // Of GATHER_THREADS
 constexpr int GATHER_BLOCKS = 12;
 
-// The row of a group of lanes, and this thread's place in the group.
-struct Task {
-  int lanes, lane;
-  int number;  // of the row
-  bool present;
-  Row<Sum> row;
-};
-
-__device__ __forceinline__ Task task_of(const Params& p, const Row<Sum>* __restrict__ rows) {
-  Task task;
-  task.lanes = 1 << p.lane_bits;
-  task.lane = threadIdx.x & (task.lanes - 1);
-  const int local = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
-  task.present = local < p.rows;
-  task.number = p.first_row + local;
-  task.row = Row<Sum>{};
-  if (task.present) task.row = rows[task.number];
-  return task;
-}
-
 __device__ __forceinline__ bool are_planes(const Params& p) { return VEC == 1 && p.planes; }
+
+// Threads that share a channel of a row in planes: they read neighbours in memory together, which counts as one access.
+__device__ __forceinline__ int sides_of(const Params& p) { return are_planes(p) ? SIDES : 1; }
 
 // Elements from a pixel of an image to the next, from a channel to the next, and to the image's first.
 __device__ __forceinline__ int pixel_step(const Params& p) { return are_planes(p) ? 1 : p.channels; }
@@ -78,10 +61,11 @@ constexpr int STAGED = THREADS * (VEC + GAP_BYTES / (int)sizeof(T));
 // values = what each thread has for its channels of its row, from the channel `slice` on. Every thread of the block must
 // come here: neighbours write the same channel of neighbouring bins. A region has so many SETS of values.
 template <int SETS = 1, class T>
-__device__ __forceinline__ void write_values(const Params& p, const Task& task, int slice, const Pack<T, VEC>& own,
+__device__ __forceinline__ void write_values(const Params& p, const Task<Sum>& task, int slice, const Pack<T, VEC>& own,
                                              T* staged, T* __restrict__ values) {
-  const int rows = THREADS >> p.lane_bits, pitch = task.lanes * VEC + GAP_BYTES / (int)sizeof(T);
-  own.store(staged + ((threadIdx.x >> p.lane_bits) * pitch + task.lane * VEC));
+  const int rows = THREADS >> p.lane_bits, sides = sides_of(p), width = task.lanes / sides * VEC;
+  const int pitch = width + GAP_BYTES / (int)sizeof(T), pack = task.lane / sides;
+  if (task.lane == pack * sides) own.store(staged + ((threadIdx.x >> p.lane_bits) * pitch + pack * VEC));
   __syncthreads();
   const int row = threadIdx.x & (rows - 1), first = threadIdx.x >> (__ffs(rows) - 1);
   const int number = blockIdx.x * rows + row;
@@ -91,54 +75,10 @@ __device__ __forceinline__ void write_values(const Params& p, const Task& task, 
 #pragma unroll
     for (int v = 0; v < VEC; ++v) {
       const int c = first + v * task.lanes;
-      if (slice + c < p.channels) to[(Index)(v * task.lanes) * p.bins.value] = staged[row * pitch + c];
+      if (c < width && slice + c < p.channels) to[(Index)(v * task.lanes) * p.bins.value] = staged[row * pitch + c];
     }
   }
   __syncthreads();
-}
-
-// How the lanes of a row share its samples: one each, then the next ones.
-struct Walk {
-  int count;   // samples of the row
-  int rounds;  // the most of any row of the warp: all come to its barriers equally often
-  int a, b;    // this lane's first sample
-  int step_a, step_b;
-};
-
-__device__ __forceinline__ Walk walk_of(const Task& task) {
-  Walk walk;
-  walk.count = task.row.ny * task.row.nx;
-  const int nx = max(task.row.nx, 1);
-  walk.a = quotient(task.lane, nx);
-  walk.b = task.lane - walk.a * nx;
-  walk.step_a = quotient(task.lanes, nx);
-  walk.step_b = task.lanes - walk.step_a * nx;
-  walk.rounds = walk.count;
-  for (int step = 16; step > 0; step /= 2) {
-    walk.rounds = max(walk.rounds, __shfl_xor_sync(0xffffffffu, walk.rounds, step));
-  }
-  return walk;
-}
-
-// Calls use(note) for each sample of the row in order, where note = make(a, b) was made by one lane for all.
-template <class Note, class Make, class Use>
-__device__ __forceinline__ void each_sample(const Task& task, const Walk& walk, bool active, Note* notes, Make make,
-                                            Use use) {
-  Note* shared = notes + (threadIdx.x - task.lane);
-  int a = walk.a, b = walk.b;
-  for (int first = 0; first < walk.rounds; first += task.lanes) {
-    if (first + task.lane < walk.count) shared[task.lane] = make(a, b);
-    a += walk.step_a;
-    b += walk.step_b;
-    if (b >= task.row.nx) {
-      b -= task.row.nx;
-      ++a;
-    }
-    __syncwarp(0xffffffffu);
-    const int here = active ? min(walk.count - first, task.lanes) : 0;
-    for (int i = 0; i < here; ++i) use(shared[i]);
-    __syncwarp(0xffffffffu);
-  }
 }
 
 struct alignas(16) Footprint {
@@ -163,10 +103,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
          const Params p) {
   SHARED(Footprint, notes, [THREADS]);
   SHARED(Scalar, staged, [STAGED<Scalar>]);
-  const Task task = task_of(p, rows);
+  const Task<Sum> task = task_of(p, rows);
   const Walk walk = walk_of(task);
-  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
-    const int c = slice + task.lane * VEC;
+  const int sides = sides_of(p), side = task.lane & (sides - 1);
+  for (int slice = 0; slice < p.channels; slice += task.lanes / sides * VEC) {
+    const int c = slice + task.lane / sides * VEC;
     const bool active = task.present && c < p.channels;
     const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Sum sum[VEC] = {};
@@ -174,6 +115,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         task, walk, active, notes, [&](int a, int b) { return footprint_of(p, cell_of(p, task.row, a, b)); },
         [&](const Footprint& f) {
           if (f.corner[0] < 0) return;
+          if (VEC == 1 && sides > 1) {
+#pragma unroll
+            for (int k = 0; k < 4; k += 2) sum[0] += f.weight[k + side] * read(from + f.corner[k + side]);
+            return;
+          }
           Channels corner[4];
 #pragma unroll
           for (int k = 0; k < 4; ++k) corner[k].load(from + f.corner[k]);
@@ -183,6 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             for (int k = 0; k < 4; ++k) sum[v] += f.weight[k] * widen(corner[k].lane[v]);
           }
         });
+    if (VEC == 1 && sides > 1) group_sums(sum, sides);
     Channels out;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
@@ -203,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
   SHARED(Spot, notes, [THREADS]);
   SHARED(Scalar, staged, [STAGED<Scalar>]);
   SHARED(Sum, staged_places, [STAGED<Sum>]);
-  const Task task = task_of(p, rows);
+  const Task<Sum> task = task_of(p, rows);
   const Walk walk = walk_of(task);
   const auto make = [&](int a, int b) {
     const Cell<Sum> cell = cell_of(p, task.row, a, b);
@@ -262,11 +209,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     row_gradients(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows,
                   const Scalar* __restrict__ grad_values, Sum* __restrict__ row_sums, const Params p) {
   SHARED(Touch, notes, [THREADS]);
-  const Task task = task_of(p, rows);
+  const Task<Sum> task = task_of(p, rows);
   const Walk walk = walk_of(task);
+  const int sides = sides_of(p), side = task.lane & (sides - 1);
   Sum sums[3] = {};
-  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
-    const int c = slice + task.lane * VEC;
+  for (int slice = 0; slice < p.channels; slice += task.lanes / sides * VEC) {
+    const int c = slice + task.lane / sides * VEC;
     const bool active = task.present && c < p.channels;
     const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Channels grad;
@@ -284,7 +232,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       if (!cell.inside) return;
       Channels corner[4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) corner[k].load(from + touch.corner[k]);
+      for (int k = 0; k < 4; ++k) {
+        corner[k].clear();
+        if (sides == 1 || (k & 1) == side) corner[k].load(from + touch.corner[k]);
+      }
       Sum dot[4] = {}, along_y, along_x;
 #pragma unroll
       for (int v = 0; v < VEC; ++v) {
@@ -313,15 +264,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     pool_mean(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
               const Params p) {
   SHARED(Scalar, staged, [STAGED<Scalar>]);
-  const Task task = task_of(p, rows);
-  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
-    const int c = slice + task.lane * VEC;
+  const Task<Sum> task = task_of(p, rows);
+  const int sides = sides_of(p), side = task.lane & (sides - 1);
+  for (int slice = 0; slice < p.channels; slice += task.lanes / sides * VEC) {
+    const int c = slice + task.lane / sides * VEC;
     Sum sum[VEC] = {};
     if (task.present && c < p.channels) {
       const Scalar* line = channel_of(p, input, task.row, c) + first_pixel(p, task.row) * pixel_step(p);
       for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * pixel_step(p)) {
-        const Scalar* pixel = line;
-        for (int b = 0; b < task.row.nx; ++b, pixel += pixel_step(p)) {
+        const Scalar* pixel = line + side * pixel_step(p);
+        for (int b = side; b < task.row.nx; b += sides, pixel += sides * pixel_step(p)) {
           Channels here;
           here.load(pixel);
 #pragma unroll
@@ -329,6 +281,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
       }
     }
+    if (VEC == 1 && sides > 1) group_sums(sum, sides);
     Channels out;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
@@ -342,7 +295,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
              int* __restrict__ argmax, const Params p) {
   SHARED(Scalar, staged, [STAGED<Scalar>]);
   SHARED(int, staged_pixels, [STAGED<int>]);
-  const Task task = task_of(p, rows);
+  const Task<Sum> task = task_of(p, rows);
   const bool empty = task.row.ny * task.row.nx == 0;
   const int first = (int)first_pixel(p, task.row);
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {

@@ -78,7 +78,7 @@ def backward(
         if "input" in needs and plan.largest and plan.reads == "grid_centers":
             _chosen_gradient(launcher, boxes, grad_output, argmax, grads["input"])
         elif "input" in needs and plan.largest:
-            launcher.spread(grad_output, argmax, launcher.rows(boxes, None, None), grads["input"])
+            launcher.spread(grad_output, argmax, boxes, grads["input"])
         elif "input" in needs:
             for images in _image_groups(launcher):
                 gather = _Gather(launcher, images, grads["input"])

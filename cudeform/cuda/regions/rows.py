@@ -60,10 +60,11 @@ REGIONS = {
 }
 _REGION_FIELDS = ("round_box", "round_scaled", "box_more", "scaled_more", "origin", "least")
 PLANES = 8  # channels of a pixel that a thread gathers, at most
-PART_BYTES = 16 << 10  # of sums of a plane that a warp has
-ENOUGH_WARPS = 2048  # for each scheduler of a large GPU four
+PART_BYTES = 8 << 10  # of sums of a plane that a warp has
+ENOUGH_WARPS = 4096  # for each scheduler of a large GPU eight
 LEAST_PART = 256  # pixels that are worth a warp of their own
-_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS))
+SIDES = 2  # threads that share a channel of a row in planes
+_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("SIDES", SIDES))
 ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
 
 
@@ -123,7 +124,8 @@ class Launcher:
         self.row_bytes = self.channels * self.dtype.itemsize
         self._copied: slice | None = None  # regions whose gradients are copied
         self._copy: Any = None
-        self._packs = self.channels // self.vector, self.vector
+        threads = self.channels * (SIDES if self.planes else 1) // self.vector
+        self._packs = threads, self.vector
         self._dtype_name = dtype_name(self.dtype)
         offset_name = self._dtype_name if offset is None else dtype_name(offset.dtype)
         self._rows_unit = _rows_unit(self._dtype_name, offset_name)
@@ -291,7 +293,7 @@ class Launcher:
         choice = choose_gather("gather_rows", tasks, *self._packs, points)
         self._wide(choice, rows, arrays, **how)
 
-    def spread(self, grad_output: Any, argmax: Any, rows: Any, grad_input: Any) -> None:
+    def spread(self, grad_output: Any, argmax: Any, boxes: Any, grad_input: Any) -> None:
         """Set grad_input (N, C, H, W) from the gradients of the pixels that are the largest."""
         plan, planes = self.plan, self.images * self.channels
         pixels = plan.height * plan.width
@@ -300,8 +302,8 @@ class Launcher:
             min(-(-ENOUGH_WARPS // planes), -(-pixels // LEAST_PART)),
         )
         choice = Choice("spread_largest", planes * parts, 1, WARP)
-        arrays = (grad_output, argmax, rows, grad_input)
-        self._in_planes(choice, rows.shape[0], arrays, parts=parts)
+        arrays = (grad_output, argmax, boxes, grad_input)
+        self._in_planes(choice, plan.regions * self.region_rows, arrays, parts=parts)
 
 
 def _axes(name: str, pair: tuple[int, int]) -> dict[str, int]:
