@@ -102,11 +102,12 @@ extern "C" __global__ void __launch_bounds__(WARP)
     if (own.region < regions && (int)__ldg(box) == image) {
       const Extent<Sum> across = extent_of(p, __ldg(box + 1), __ldg(box + 3));
       const Extent<Sum> down = extent_of(p, __ldg(box + 2), __ldg(box + 4));
-      const Grid<Sum> low = grid_of(p, down, 0, p.bins_y, Sum(0), p.height);
-      const Grid<Sum> high = grid_of(p, down, p.bins_y - 1, p.bins_y, Sum(0), p.height);
+      const Sum bin = down.size / (Sum)p.bins_y;
+      const Grid<Sum> low = pixels_of(p, down, bin, 0, p.height);
+      const Grid<Sum> high = pixels_of(p, down, bin, p.bins_y - 1, p.height);
       if (across.finite && down.finite && (int)low.first <= bottom && (int)high.first + high.count > top) {
         const int lines = reach_of(down.size, p.bins_y);
-        own.reach = lines > WARP ? WARP - 1 : min(lines * p.bins_x + reach_of(across.size, p.bins_x), WARP - 1);
+        own.reach = min(min(lines, WARP) * min(p.bins_x, WARP) + reach_of(across.size, p.bins_x), WARP - 1);
       }
     }
     const unsigned those = __ballot_sync(ALL, own.reach > 0);
@@ -115,36 +116,36 @@ extern "C" __global__ void __launch_bounds__(WARP)
     const int found = __popc(those);
     int entry = 0, step = 0;
     while (entry < found) {
-      int at[AHEAD], reach[AHEAD];
+      int chosen[AHEAD], reach[AHEAD];
       Sum grad[AHEAD];
+      // Nothing waits for what is read before all is asked for: what does not exist is read from elsewhere.
 #pragma unroll
       for (int i = 0; i < AHEAD; ++i) {
+        const Touching its = touching[min(entry, found - 1)];
         const int bin = step * WARP + lane;
-        at[i] = -1;
-        reach[i] = 0;
-        if (entry < found) {
-          const Touching its = touching[entry];
-          reach[i] = its.reach;
-          if (bin < bins) {
-            const Index from = ((Index)its.region * p.channels + channel) * bins + bin;
-            at[i] = __ldg(argmax + from) - first;
-            grad[i] = read(grad_values + from);
-          }
-        }
+        const Index from = ((Index)its.region * p.channels + channel) * bins + min(bin, bins - 1);
+        chosen[i] = __ldg(argmax + from);
+        grad[i] = read(grad_values + from);
+        reach[i] = entry < found && bin < bins ? its.reach : 0;
         step = step + 1 < steps ? step + 1 : 0;
         entry += step == 0;
       }
 #pragma unroll
       for (int i = 0; i < AHEAD; ++i) {
-        const bool here = (unsigned)at[i] < (unsigned)count;
+        const int at = reach[i] > 0 ? chosen[i] - first : -1;
+        const bool here = (unsigned)at < (unsigned)count;
         if (!__any_sync(ALL, here)) continue;
         int turn = 0;  // bins before this one that chose the same pixel
-#pragma unroll 4
-        for (int apart = 1; apart <= reach[i]; ++apart) {
-          turn += __shfl_up_sync(ALL, at[i], apart) == at[i] && lane >= apart;
+        const int most = __shfl_sync(ALL, reach[i], 0);
+#pragma unroll 1
+        for (int near = 0; near < most; near += 4) {
+#pragma unroll
+          for (int apart = near + 1; apart <= near + 4; ++apart) {
+            turn += __shfl_up_sync(ALL, at, apart % WARP) == at && lane >= apart;
+          }
         }
         for (int now = 0; __any_sync(ALL, here && turn >= now); ++now) {
-          if (here && turn == now) sums[at[i]] += grad[i];
+          if (here && turn == now) sums[at] += grad[i];
           __syncwarp(ALL);
         }
       }

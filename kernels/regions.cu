@@ -259,6 +259,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
 }
 
+constexpr int TOGETHER = 4;  // pixels that are on their way at once
+
 // values = scaled sums of the pixels of each row
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     pool_mean(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
@@ -266,18 +268,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   SHARED(Scalar, staged, [STAGED<Scalar>]);
   const Task<Sum> task = task_of(p, rows);
   const int sides = sides_of(p), side = task.lane & (sides - 1);
+  const int count = task.row.ny * task.row.nx, nx = max(task.row.nx, 1);
+  const int start_a = quotient(side, nx), start_b = side - start_a * nx;
+  const int step_a = quotient(sides, nx), step_b = sides - step_a * nx;
   for (int slice = 0; slice < p.channels; slice += task.lanes / sides * VEC) {
     const int c = slice + task.lane / sides * VEC;
     Sum sum[VEC] = {};
     if (task.present && c < p.channels) {
-      const Scalar* line = channel_of(p, input, task.row, c) + first_pixel(p, task.row) * pixel_step(p);
-      for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * pixel_step(p)) {
-        const Scalar* pixel = line + side * pixel_step(p);
-        for (int b = side; b < task.row.nx; b += sides, pixel += sides * pixel_step(p)) {
-          Channels here;
-          here.load(pixel);
+      const Scalar* from = channel_of(p, input, task.row, c) + first_pixel(p, task.row) * pixel_step(p);
+      int a = start_a, b = start_b;
+      for (int pixel = side; pixel < count; pixel += TOGETHER * sides) {
+        Channels here[TOGETHER];
 #pragma unroll
-          for (int v = 0; v < VEC; ++v) sum[v] += widen(here.lane[v]);
+        for (int i = 0; i < TOGETHER; ++i) {
+          here[i].clear();
+          if (pixel + i * sides < count) here[i].load(from + (Index)(a * p.width + b) * pixel_step(p));
+          a += step_a;
+          b += step_b;
+          if (b >= task.row.nx) {
+            b -= task.row.nx;
+            ++a;
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i) {
+#pragma unroll
+          for (int v = 0; v < VEC; ++v) sum[v] += widen(here[i].lane[v]);
         }
       }
     }
