@@ -364,7 +364,9 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
   if (!exists) runs.count = 0;
   if (SPLIT) runs = part_of(runs, me.part, me.part_bits);
   find_most(runs);
-  for (int first = me.slice * me.lanes * VEC; first < p.channels; first += me.lanes * VEC) {
+  const int begin = me.slice * me.lanes * VEC;
+  const int end = SPLIT ? begin + 1 : p.channels;  // other slices have other warps
+  for (int first = begin; first < end; first += me.lanes * VEC) {
     const int c = first + me.lane * VEC;
     const bool active = exists && c < p.channels;
     const int channel = active ? c : 0;
@@ -393,7 +395,6 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
       for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
       result.store(out);
     }
-    if (SPLIT) break;  // other slices have other warps
   }
 }
 
