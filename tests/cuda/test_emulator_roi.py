@@ -56,7 +56,7 @@ def test_order_of_threads_does_not_matter(op, case):
         assert_same_bytes(other, found[0])
 
 
-STAGED = "pack * VEC);"
+STAGED = "+ pack * VEC));"
 BARRIER = "    __syncwarp(0xffffffffu);\n"
 PLANTED = {  # text of the kernels, with what, and what is found
     "no barrier before the notes are read": (BARRIER + "    const int here", "    const int here"),
