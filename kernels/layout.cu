@@ -32,12 +32,7 @@ struct Params {
 // From the host: THREADS, the side of a TILE, JOBS, and the most elements of a VECTOR, which has up to 16 bytes.
 constexpr int ACROSS = VECTOR * sizeof(Source) > 16 ? 16 / sizeof(Source) : VECTOR;
 constexpr int DOWN = VECTOR * sizeof(Target) > 16 ? 16 / sizeof(Target) : VECTOR;
-#ifndef BLOCKS
-#define BLOCKS 4
-#endif
-#ifndef ORDER
-#define ORDER 0
-#endif
+constexpr int BLOCKS = 4;   // at once on a multiprocessor, at least: leaves a thread 64 registers
 constexpr int BANKS = 128;  // bytes of shared memory that are moved at once
 
 __device__ __forceinline__ int widen(int x) { return x; }
@@ -115,15 +110,9 @@ __device__ __forceinline__ void transpose_tile(const Job& p, const Source* __res
 // target[matrix][column][row] = source[matrix][row][column]
 __device__ __forceinline__ void transpose(const Job& p, const Source* __restrict__ source,
                                           Target* __restrict__ target, int block, Target* tile) {
-#if ORDER
-  const int a_ = quotient(block, p.tiles_down), d_ = block - a_ * p.tiles_down;
-  const int matrix = quotient(a_, p.tiles_across);
-  const int row = d_ * TILE, column = (a_ - matrix * p.tiles_across) * TILE;
-#else
   const int down = quotient(block, p.tiles_across), across = block - down * p.tiles_across;
   const int matrix = quotient(down, p.tiles_down);
   const int row = (down - matrix * p.tiles_down) * TILE, column = across * TILE;
-#endif
   const int step = quotient(matrix, p.groups), group = matrix - step * p.groups;
   const Source* from = source + (step * p.source_step + group * p.source_group);
   Target* to = target + (step * p.target_step + group * p.target_group);

@@ -10,14 +10,10 @@ using Index = INDEX;
 
 // From the host: GATHER_THREADS of a block that gathers, the channels of a pixel that a thread of PLANES gathers, and
 // the pixels of a PART that a warp keeps the sums of.
-#ifndef GATHER_BLOCKS
 constexpr int GATHER_BLOCKS = 12;  // at once on a multiprocessor, at least: leaves a thread 80 registers
-#endif
-constexpr int WARP = 32;
+constexpr int WARP = 32, OWNERS = 512;
 constexpr unsigned ALL = 0xffffffffu;
-#ifndef AHEAD
 constexpr int AHEAD = 8;  // bins that a lane reads before it adds any
-#endif
 
 // grad_input = every pixel's share of the grad_values of the rows that touched it: a thread has some channels of a pixel
 template <class Target>
@@ -70,82 +66,67 @@ extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
   gather_channels(grad_values, starts, fractions, grad_input, p);
 }
 
-// Bins along an axis that may have pixels in common are at most so far apart. The products of `pixels_of` are rounded:
-// only where a bin is no smaller than a pixel, and there are not too many, that changes nothing.
-__device__ __forceinline__ int reach_of(Sum size, int bins) {
-  const int pixels = (int)min(size, (Sum)bins);
-  return pixels == bins && bins <= 1024 ? 1 : (bins - 1) / max(pixels, 1) + 2;
+// Whether a region has pixels of an image in these lines of it.
+__device__ __forceinline__ bool touches_lines(const Params& p, const Sum* __restrict__ box, int image, int top,
+                                              int bottom) {
+  if ((int)__ldg(box) != image) return false;
+  const Extent<Sum> down = extent_of(p, __ldg(box + 2), __ldg(box + 4));
+  if (!down.finite) return false;
+  const Sum bin = down.size / (Sum)p.bins_y;
+  const Grid<Sum> low = pixels_of(p, down, bin, 0, p.height);
+  const Grid<Sum> high = pixels_of(p, down, bin, p.bins_y - 1, p.height);
+  return (int)low.first <= bottom && (int)high.first + high.count > top;
 }
 
-// A region that has pixels in a part of an image: its number, and how far apart its bins are that share some.
-struct Touching {
-  int region, reach;
-};
-
 // grad_input = the grad_values of the bins that chose each pixel: a warp has a part of the pixels of a channel of an
-// image, and adds to them what the regions of that image give, in their order and that of their bins.
+// image, and adds to them what the regions of that image give, in their order and that of their bins: of lanes that add
+// to the same pixel the first is first.
 extern "C" __global__ void __launch_bounds__(WARP)
     spread_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
                    const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, const Params p) {
   SHARED(Sum, sums, [PART]);
-  SHARED(Touching, touching, [WARP]);
-  const int lane = threadIdx.x, bins = p.bins, regions = quotient(p.rows, p.bins), steps = (bins - 1) / WARP + 1;
+  SHARED(int, owners, [OWNERS]);   // which lane may add to some of the pixels
+  SHARED(int, touching, [WARP]);  // regions that have pixels in the part
+  const int lane = threadIdx.x, bins = p.bins, regions = quotient(p.rows, p.bins);
   const int plane = quotient((int)blockIdx.x, p.parts), part = (int)blockIdx.x - plane * p.parts;
   const int image = quotient(plane, p.channels), channel = plane - image * p.channels;
   const int pixels = p.height * p.width, size = (pixels - 1) / p.parts + 1;
   const int first = part * size, count = min(size, pixels - first);
   const int top = quotient(first, p.width), bottom = quotient(first + count - 1, p.width);
   for (int i = lane; i < count; i += WARP) sums[i] = Sum(0);
+  for (int i = lane; i < OWNERS; i += WARP) owners[i] = WARP;
   for (int start = 0; start < regions; start += WARP) {
-    Touching own = {start + lane, 0};
-    const Sum* box = boxes + 5LL * own.region;
-    if (own.region < regions && (int)__ldg(box) == image) {
-      const Extent<Sum> across = extent_of(p, __ldg(box + 1), __ldg(box + 3));
-      const Extent<Sum> down = extent_of(p, __ldg(box + 2), __ldg(box + 4));
-      const Sum bin = down.size / (Sum)p.bins_y;
-      const Grid<Sum> low = pixels_of(p, down, bin, 0, p.height);
-      const Grid<Sum> high = pixels_of(p, down, bin, p.bins_y - 1, p.height);
-      if (across.finite && down.finite && (int)low.first <= bottom && (int)high.first + high.count > top) {
-        const int lines = reach_of(down.size, p.bins_y);
-        own.reach = min(min(lines, WARP) * min(p.bins_x, WARP) + reach_of(across.size, p.bins_x), WARP - 1);
-      }
-    }
-    const unsigned those = __ballot_sync(ALL, own.reach > 0);
-    if (own.reach > 0) touching[__popc(those & ((1u << lane) - 1u))] = own;
+    const bool touches = start + lane < regions && touches_lines(p, boxes + 5LL * (start + lane), image, top, bottom);
+    const unsigned those = __ballot_sync(ALL, touches);
+    if (touches) touching[__popc(those & ((1u << lane) - 1u))] = start + lane;
     __syncwarp(ALL);
-    const int found = __popc(those);
-    int entry = 0, step = 0;
-    while (entry < found) {
-      int chosen[AHEAD], reach[AHEAD];
+    const int values = __popc(those) * bins;
+    for (int begin = lane; begin - lane < values; begin += AHEAD * WARP) {
+      int chosen[AHEAD];
       Sum grad[AHEAD];
-      // Nothing waits for what is read before all is asked for: what does not exist is read from elsewhere.
+      // Nothing waits for what is read before all is asked for; behind the last value that is read again.
 #pragma unroll
       for (int i = 0; i < AHEAD; ++i) {
-        const Touching its = touching[min(entry, found - 1)];
-        const int bin = step * WARP + lane;
-        const Index from = ((Index)its.region * p.channels + channel) * bins + min(bin, bins - 1);
+        const int value = min(begin + i * WARP, values - 1), entry = quotient(value, p.bins);
+        const Index from = ((Index)touching[entry] * p.channels + channel) * bins + (value - entry * bins);
         chosen[i] = __ldg(argmax + from);
         grad[i] = read(grad_values + from);
-        reach[i] = entry < found && bin < bins ? its.reach : 0;
-        step = step + 1 < steps ? step + 1 : 0;
-        entry += step == 0;
       }
 #pragma unroll
       for (int i = 0; i < AHEAD; ++i) {
-        const int at = reach[i] > 0 ? chosen[i] - first : -1;
-        const bool here = (unsigned)at < (unsigned)count;
-        if (!__any_sync(ALL, here)) continue;
-        int turn = 0;  // bins before this one that chose the same pixel
-        const int most = __shfl_sync(ALL, reach[i], 0);
-#pragma unroll 1
-        for (int near = 0; near < most; near += 4) {
-#pragma unroll
-          for (int apart = near + 1; apart <= near + 4; ++apart) {
-            turn += __shfl_up_sync(ALL, at, apart % WARP) == at && lane >= apart;
+        const int at = chosen[i] - first;
+        int* const owner = owners + (at & (OWNERS - 1));
+        bool waits = begin + i * WARP < values && (unsigned)at < (unsigned)count;
+        while (__any_sync(ALL, waits)) {
+          if (waits) atomicMin(owner, lane);
+          __syncthreads();
+          const bool mine = waits && *owner == lane;
+          __syncwarp(ALL);
+          if (mine) {
+            sums[at] += grad[i];
+            *owner = WARP;
           }
-        }
-        for (int now = 0; __any_sync(ALL, here && turn >= now); ++now) {
-          if (here && turn == now) sums[at] += grad[i];
+          waits = waits && !mine;
           __syncwarp(ALL);
         }
       }

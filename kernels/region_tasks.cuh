@@ -49,8 +49,9 @@ __device__ __forceinline__ Walk walk_of(const Task<S>& task) {
   return walk;
 }
 
-// Calls use(note) for each sample of the row in order, where note = make(a, b) was made by one lane for all.
-template <class S, class Note, class Make, class Use>
+// Calls use(note) for each sample of the row in order, where note = make(a, b) was made by one lane for all: some AT_ONCE,
+// so that what they read is on its way together.
+template <int AT_ONCE, class S, class Note, class Make, class Use>
 __device__ __forceinline__ void each_sample(const Task<S>& task, const Walk& walk, bool active, Note* notes, Make make,
                                             Use use) {
   Note* shared = notes + (threadIdx.x - task.lane);
@@ -65,6 +66,7 @@ __device__ __forceinline__ void each_sample(const Task<S>& task, const Walk& wal
     }
     __syncwarp(0xffffffffu);
     const int here = active ? min(walk.count - first, task.lanes) : 0;
+#pragma unroll AT_ONCE
     for (int i = 0; i < here; ++i) use(shared[i]);
     __syncwarp(0xffffffffu);
   }

@@ -11,7 +11,7 @@ using Sum = SumOf<Scalar>::type;
 using Index = INDEX;
 using Channels = Pack<Scalar, VEC>;
 
-// From the host: THREADS, and GATHER_THREADS of a block that gathers.
+// From the host: THREADS, GATHER_THREADS of a block that gathers, and the SHARERS of one channel.
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
 
@@ -21,8 +21,8 @@ constexpr int GATHER_BLOCKS = 12;
 
 __device__ __forceinline__ bool are_planes(const Params& p) { return VEC == 1 && p.planes; }
 
-// Threads that share a channel of a row in planes: they read neighbours in memory together, which counts as one access.
-__device__ __forceinline__ int sides_of(const Params& p) { return are_planes(p) ? SIDES : 1; }
+// Threads that share one channel of a row: what they read together are neighbours in a plane, and one access.
+constexpr int EACH_CHANNEL = VEC == 1 ? SHARERS : 1;
 
 // Elements from a pixel of an image to the next, from a channel to the next, and to the image's first.
 __device__ __forceinline__ int pixel_step(const Params& p) { return are_planes(p) ? 1 : p.channels; }
@@ -59,13 +59,14 @@ template <class T>
 constexpr int STAGED = THREADS * (VEC + GAP_BYTES / (int)sizeof(T));
 
 // values = what each thread has for its channels of its row, from the channel `slice` on. Every thread of the block must
-// come here: neighbours write the same channel of neighbouring bins. A region has so many SETS of values.
-template <int SETS = 1, class T>
+// come here: neighbours write the same channel of neighbouring bins. EACH threads have the same channels; a region has so
+// many SETS of values.
+template <int EACH, int SETS, class T>
 __device__ __forceinline__ void write_values(const Params& p, const Task<Sum>& task, int slice, const Pack<T, VEC>& own,
                                              T* staged, T* __restrict__ values) {
-  const int rows = THREADS >> p.lane_bits, sides = sides_of(p), width = task.lanes / sides * VEC;
-  const int pitch = width + GAP_BYTES / (int)sizeof(T), pack = task.lane / sides;
-  if (task.lane == pack * sides) own.store(staged + ((threadIdx.x >> p.lane_bits) * pitch + pack * VEC));
+  const int rows = THREADS >> p.lane_bits, width = task.lanes / EACH * VEC;
+  const int pitch = width + GAP_BYTES / (int)sizeof(T), pack = task.lane / EACH;
+  if (task.lane % EACH == 0) own.store(staged + ((threadIdx.x >> p.lane_bits) * pitch + pack * VEC));
   __syncthreads();
   const int row = threadIdx.x & (rows - 1), first = threadIdx.x >> (__ffs(rows) - 1);
   const int number = blockIdx.x * rows + row;
@@ -80,6 +81,9 @@ __device__ __forceinline__ void write_values(const Params& p, const Task<Sum>& t
   }
   __syncthreads();
 }
+
+// Of a thread that has one channel, whose samples without a pixel add 0.
+constexpr int AT_ONCE = VEC == 1 ? 4 : 1;
 
 struct alignas(16) Footprint {
   Index corner[4];  // first element of each corner's pixel in the image; the first is negative outside
@@ -105,21 +109,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   SHARED(Scalar, staged, [STAGED<Scalar>]);
   const Task<Sum> task = task_of(p, rows);
   const Walk walk = walk_of(task);
-  const int sides = sides_of(p), side = task.lane & (sides - 1);
-  for (int slice = 0; slice < p.channels; slice += task.lanes / sides * VEC) {
-    const int c = slice + task.lane / sides * VEC;
+  const int side = task.lane % EACH_CHANNEL;
+  for (int slice = 0; slice < p.channels; slice += task.lanes / EACH_CHANNEL * VEC) {
+    const int c = slice + task.lane / EACH_CHANNEL * VEC;
     const bool active = task.present && c < p.channels;
     const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Sum sum[VEC] = {};
-    each_sample(
+    each_sample<AT_ONCE>(
         task, walk, active, notes, [&](int a, int b) { return footprint_of(p, cell_of(p, task.row, a, b)); },
         [&](const Footprint& f) {
-          if (f.corner[0] < 0) return;
-          if (VEC == 1 && sides > 1) {
+          const bool inside = f.corner[0] >= 0;
+          if (VEC == 1) {
 #pragma unroll
-            for (int k = 0; k < 4; k += 2) sum[0] += f.weight[k + side] * read(from + f.corner[k + side]);
+            for (int k = 0; k < 4; k += EACH_CHANNEL) {
+              const Sum value = read(from + max(f.corner[k + side], Index(0)));
+              sum[0] += f.weight[k + side] * (inside ? value : Sum(0));
+            }
             return;
           }
+          if (!inside) return;
           Channels corner[4];
 #pragma unroll
           for (int k = 0; k < 4; ++k) corner[k].load(from + f.corner[k]);
@@ -129,11 +137,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             for (int k = 0; k < 4; ++k) sum[v] += f.weight[k] * widen(corner[k].lane[v]);
           }
         });
-    if (VEC == 1 && sides > 1) group_sums(sum, sides);
+    if (EACH_CHANNEL > 1) group_sums(sum, EACH_CHANNEL);
     Channels out;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
-    write_values(p, task, slice, out, staged, values);
+    write_values<EACH_CHANNEL, 1>(p, task, slice, out, staged, values);
   }
 }
 
@@ -169,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
       y.lane[v] = x.lane[v] = Sum(-2);
     }
     bool first = true;
-    each_sample(task, walk, active, notes, make, [&](const Spot& spot) {
+    each_sample<AT_ONCE>(task, walk, active, notes, make, [&](const Spot& spot) {
       Sum sample[VEC] = {};
       if (spot.footprint.corner[0] >= 0) {
 #pragma unroll
@@ -193,9 +201,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     Channels out;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(out.lane[v], best[v]);
-    write_values(p, task, slice, out, staged, values);
-    write_values<2>(p, task, slice, y, staged_places, places);
-    write_values<2>(p, task, slice, x, staged_places, places + (Index)p.channels * p.bins.value);
+    write_values<1, 1>(p, task, slice, out, staged, values);
+    write_values<1, 2>(p, task, slice, y, staged_places, places);
+    write_values<1, 2>(p, task, slice, x, staged_places, places + (Index)p.channels * p.bins.value);
   }
 }
 
@@ -211,10 +219,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   SHARED(Touch, notes, [THREADS]);
   const Task<Sum> task = task_of(p, rows);
   const Walk walk = walk_of(task);
-  const int sides = sides_of(p), side = task.lane & (sides - 1);
   Sum sums[3] = {};
-  for (int slice = 0; slice < p.channels; slice += task.lanes / sides * VEC) {
-    const int c = slice + task.lane / sides * VEC;
+  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    const int c = slice + task.lane * VEC;
     const bool active = task.present && c < p.channels;
     const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Channels grad;
@@ -227,21 +234,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       for (int k = 0; k < 4; ++k) touch.corner[k] = corner_of(p, touch.cell, k);
       return touch;
     };
-    each_sample(task, walk, active, notes, make, [&](const Touch& touch) {
+    each_sample<AT_ONCE>(task, walk, active, notes, make, [&](const Touch& touch) {
       const Cell<Sum>& cell = touch.cell;
-      if (!cell.inside) return;
+      if (VEC > 1 && !cell.inside) return;
       Channels corner[4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        corner[k].clear();
-        if (sides == 1 || (k & 1) == side) corner[k].load(from + touch.corner[k]);
-      }
+      for (int k = 0; k < 4; ++k) corner[k].load(from + touch.corner[k]);
       Sum dot[4] = {}, along_y, along_x;
 #pragma unroll
       for (int v = 0; v < VEC; ++v) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) dot[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
       }
+#pragma unroll
+      for (int k = 0; VEC == 1 && k < 4; ++k) dot[k] = cell.inside ? dot[k] : Sum(0);
       slopes(cell, dot, along_y, along_x);
       sums[0] += along_y;
       sums[1] += along_x;
@@ -267,22 +273,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
               const Params p) {
   SHARED(Scalar, staged, [STAGED<Scalar>]);
   const Task<Sum> task = task_of(p, rows);
-  const int sides = sides_of(p), side = task.lane & (sides - 1);
+  const int side = task.lane % EACH_CHANNEL;
   const int count = task.row.ny * task.row.nx, nx = max(task.row.nx, 1);
   const int start_a = quotient(side, nx), start_b = side - start_a * nx;
-  const int step_a = quotient(sides, nx), step_b = sides - step_a * nx;
-  for (int slice = 0; slice < p.channels; slice += task.lanes / sides * VEC) {
-    const int c = slice + task.lane / sides * VEC;
+  const int step_a = quotient(EACH_CHANNEL, nx), step_b = EACH_CHANNEL - step_a * nx;
+  for (int slice = 0; slice < p.channels; slice += task.lanes / EACH_CHANNEL * VEC) {
+    const int c = slice + task.lane / EACH_CHANNEL * VEC;
     Sum sum[VEC] = {};
     if (task.present && c < p.channels) {
       const Scalar* from = channel_of(p, input, task.row, c) + first_pixel(p, task.row) * pixel_step(p);
       int a = start_a, b = start_b;
-      for (int pixel = side; pixel < count; pixel += TOGETHER * sides) {
+      for (int pixel = side; pixel < count; pixel += TOGETHER * EACH_CHANNEL) {
         Channels here[TOGETHER];
 #pragma unroll
         for (int i = 0; i < TOGETHER; ++i) {
           here[i].clear();
-          if (pixel + i * sides < count) here[i].load(from + (Index)(a * p.width + b) * pixel_step(p));
+          if (pixel + i * EACH_CHANNEL < count) here[i].load(from + (Index)(a * p.width + b) * pixel_step(p));
           a += step_a;
           b += step_b;
           if (b >= task.row.nx) {
@@ -297,11 +303,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
       }
     }
-    if (VEC == 1 && sides > 1) group_sums(sum, sides);
+    if (EACH_CHANNEL > 1) group_sums(sum, EACH_CHANNEL);
     Channels out;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
-    write_values(p, task, slice, out, staged, values);
+    write_values<EACH_CHANNEL, 1>(p, task, slice, out, staged, values);
   }
 }
 
@@ -344,8 +350,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     }
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(here.lane[v], best[v]);
-    write_values(p, task, slice, here, staged, values);
-    write_values(p, task, slice, chosen, staged_pixels, argmax);
+    write_values<1, 1>(p, task, slice, here, staged, values);
+    write_values<1, 1>(p, task, slice, chosen, staged_pixels, argmax);
   }
 }
 

@@ -63,8 +63,8 @@ PLANES = 8  # channels of a pixel that a thread gathers, at most
 PART_BYTES = 8 << 10  # of sums of a plane that a warp has
 ENOUGH_WARPS = 4096  # for each scheduler of a large GPU eight
 LEAST_PART = 256  # pixels that are worth a warp of their own
-SIDES = 2  # threads that share a channel of a row in planes
-_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("SIDES", SIDES))
+SHARERS = 2  # threads that share one channel of a row
+_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("SHARERS", SHARERS))
 ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
 
 
@@ -124,8 +124,10 @@ class Launcher:
         self.row_bytes = self.channels * self.dtype.itemsize
         self._copied: slice | None = None  # regions whose gradients are copied
         self._copy: Any = None
-        threads = self.channels * (SIDES if self.planes else 1) // self.vector
-        self._packs = threads, self.vector
+        self._packs = self.channels // self.vector, self.vector
+        # Of a kernel that adds up what it reads
+        sharers = SHARERS if self.vector == 1 else 1
+        self._shared_packs = sharers * self._packs[0], self.vector
         self._dtype_name = dtype_name(self.dtype)
         offset_name = self._dtype_name if offset is None else dtype_name(offset.dtype)
         self._rows_unit = _rows_unit(self._dtype_name, offset_name)
@@ -233,7 +235,8 @@ class Launcher:
         kernel = "pool_largest" if self.plan.largest else "pool"
         if self.plan.reads == "pixels":
             kernel = "pool_max" if self.plan.largest else "pool_mean"
-        choice = choose(kernel, rows.shape[0], *self._packs)
+        packs = self._packs if self.plan.largest else self._shared_packs
+        choice = choose(kernel, rows.shape[0], *packs)
         self._wide(choice, rows.shape[0], (input, rows, *results))
 
     def point_gradients(
