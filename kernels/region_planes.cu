@@ -85,8 +85,8 @@ extern "C" __global__ void __launch_bounds__(WARP)
     spread_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
                    const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, const Params p) {
   SHARED(Sum, sums, [PART]);
-  SHARED(int, owners, [OWNERS]);   // which lane may add to some of the pixels
-  SHARED(int, touching, [WARP]);  // regions that have pixels in the part
+  SHARED(int, owners, [OWNERS]);     // which lane adds next to some of the pixels
+  SHARED(Index, touching, [WARP]);  // for regions that have pixels in the part: from their values' numbers to the values
   const int lane = threadIdx.x, bins = p.bins, regions = quotient(p.rows, p.bins);
   const int plane = quotient((int)blockIdx.x, p.parts), part = (int)blockIdx.x - plane * p.parts;
   const int image = quotient(plane, p.channels), channel = plane - image * p.channels;
@@ -95,10 +95,12 @@ extern "C" __global__ void __launch_bounds__(WARP)
   const int top = quotient(first, p.width), bottom = quotient(first + count - 1, p.width);
   for (int i = lane; i < count; i += WARP) sums[i] = Sum(0);
   for (int i = lane; i < OWNERS; i += WARP) owners[i] = WARP;
+  int next = 0;  // less in each round, so that owners of rounds before do not count
   for (int start = 0; start < regions; start += WARP) {
     const bool touches = start + lane < regions && touches_lines(p, boxes + 5LL * (start + lane), image, top, bottom);
     const unsigned those = __ballot_sync(ALL, touches);
-    if (touches) touching[__popc(those & ((1u << lane) - 1u))] = start + lane;
+    const int place = __popc(those & ((1u << lane) - 1u));
+    if (touches) touching[place] = ((Index)(start + lane) * p.channels + channel - place) * bins;
     __syncwarp(ALL);
     const int values = __popc(those) * bins;
     for (int begin = lane; begin - lane < values; begin += AHEAD * WARP) {
@@ -107,27 +109,23 @@ extern "C" __global__ void __launch_bounds__(WARP)
       // Nothing waits for what is read before all is asked for; behind the last value that is read again.
 #pragma unroll
       for (int i = 0; i < AHEAD; ++i) {
-        const int value = min(begin + i * WARP, values - 1), entry = quotient(value, p.bins);
-        const Index from = ((Index)touching[entry] * p.channels + channel) * bins + (value - entry * bins);
+        const int value = min(begin + i * WARP, values - 1);
+        const Index from = touching[quotient(value, p.bins)] + value;
         chosen[i] = __ldg(argmax + from);
         grad[i] = read(grad_values + from);
       }
 #pragma unroll
       for (int i = 0; i < AHEAD; ++i) {
-        const int at = chosen[i] - first;
-        int* const owner = owners + (at & (OWNERS - 1));
-        bool waits = begin + i * WARP < values && (unsigned)at < (unsigned)count;
-        while (__any_sync(ALL, waits)) {
-          if (waits) atomicMin(owner, lane);
+        int at = chosen[i] - first;
+        if (begin + i * WARP >= values || at >= count) at = -1;
+        for (; __any_sync(ALL, at >= 0); next -= WARP) {
+          if (at >= 0) atomicMin(owners + at % OWNERS, next + lane);
           __syncthreads();
-          const bool mine = waits && *owner == lane;
-          __syncwarp(ALL);
-          if (mine) {
+          if (at >= 0 && owners[at % OWNERS] == next + lane) {
             sums[at] += grad[i];
-            *owner = WARP;
+            at = -1;
           }
-          waits = waits && !mine;
-          __syncwarp(ALL);
+          __syncthreads();
         }
       }
     }
