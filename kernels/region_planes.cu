@@ -8,18 +8,19 @@ using Scalar = SCALAR;
 using Sum = SumOf<Scalar>::type;
 using Index = INDEX;
 
-// From the host: GATHER_THREADS of a block that gathers, the channels of a pixel that a thread of PLANES gathers, and
-// the pixels of a PART that a warp keeps the sums of.
+// From the host: GATHER_THREADS of a block that gathers, at most PLANES channels of a pixel for each, and the pixels of
+// a PART that a warp keeps the sums of.
 constexpr int GATHER_BLOCKS = 12;  // at once on a multiprocessor, at least: leaves a thread 80 registers
-constexpr int WARP = 32, OWNERS = 512;
+constexpr int WARP = 32;
 constexpr unsigned ALL = 0xffffffffu;
-constexpr int AHEAD = 8;  // bins that a lane reads before it adds any
+constexpr int AHEAD = 8;     // bins that a lane reads before it adds any
+constexpr int OWNERS = 512;  // pixels so far apart have one owner together, who adds before others do
 
 // grad_input = every pixel's share of the grad_values of the rows that touched it: a thread has some channels of a pixel
 template <class Target>
 __device__ __forceinline__ void gather_channels(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                                                 const Fraction<Sum>* __restrict__ fractions,
-                                              Target* __restrict__ grad_input, const Params& p) {
+                                                Target* __restrict__ grad_input, const Params& p) {
   const int slices = (p.channels + PLANES - 1) / PLANES, width = (p.channels + slices - 1) / slices;
   const int block = quotient((int)blockIdx.x, slices), first = ((int)blockIdx.x - block * slices) * width;
   const int channels = min(width, p.channels - first);
@@ -56,13 +57,13 @@ __device__ __forceinline__ void gather_channels(const Scalar* __restrict__ grad_
 
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_planes(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
+                  const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
   gather_channels(grad_values, starts, fractions, grad_input, p);
 }
 
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_planes_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                      const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
+                       const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
   gather_channels(grad_values, starts, fractions, grad_input, p);
 }
 
@@ -79,13 +80,13 @@ __device__ __forceinline__ bool touches_lines(const Params& p, const Sum* __rest
 }
 
 // grad_input = the grad_values of the bins that chose each pixel: a warp has a part of the pixels of a channel of an
-// image, and adds to them what the regions of that image give, in their order and that of their bins: of lanes that add
-// to the same pixel the first is first.
+// image, and adds to them what the regions of that image give, in their order and that of their bins: of lanes that wait
+// for the same owner the first is next.
 extern "C" __global__ void __launch_bounds__(WARP)
     spread_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
                    const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, const Params p) {
   SHARED(Sum, sums, [PART]);
-  SHARED(int, owners, [OWNERS]);     // which lane adds next to some of the pixels
+  SHARED(int, owners, [OWNERS]);    // which lane adds next to some of the pixels
   SHARED(Index, touching, [WARP]);  // for regions that have pixels in the part: from their values' numbers to the values
   const int lane = threadIdx.x, bins = p.bins, regions = quotient(p.rows, p.bins);
   const int plane = quotient((int)blockIdx.x, p.parts), part = (int)blockIdx.x - plane * p.parts;
