@@ -10,7 +10,7 @@ using Index = INDEX;
 
 // From the host: GATHER_THREADS of a block that gathers, at most PLANES channels of a pixel for each, and the pixels of
 // a PART that a warp keeps the sums of.
-constexpr int GATHER_BLOCKS = 12;  // at once on a multiprocessor, at least: leaves a thread 80 registers
+constexpr int GATHER_BLOCKS = 10;  // at once on a multiprocessor, at least: leaves a thread 96 registers
 constexpr int WARP = 32;
 constexpr unsigned ALL = 0xffffffffu;
 constexpr int AHEAD = 8;     // bins that a lane reads before it adds any
