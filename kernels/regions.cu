@@ -1,95 +1,89 @@
 // Pooling of regions of interest and its transposes: a group of lanes takes a row, each lane some of its channels.
 //
-// Values of rows are [row][channels]; images of the input are [image][pixel][channels].
+// Images of the input are [image][pixel][channels], or where VEC is 1 they may be planes, as the caller has them; results
+// are planes always, see regions.cuh. Gradients of the values of rows are [row][channels], beside planes planes as well.
 //
 // SCALAR: storage type; VEC: channels a thread moves at once; INDEX: integer that counts elements of an array.
-#include "regions.cuh"
+#include "region_tasks.cuh"
 
 using Scalar = SCALAR;
 using Sum = SumOf<Scalar>::type;
 using Index = INDEX;
 using Channels = Pack<Scalar, VEC>;
 
-// From the host: THREADS, and GATHER_THREADS of a block that gathers.
+// From the host: THREADS, GATHER_THREADS of a block that gathers, and the SHARERS of one channel.
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
 
 constexpr int MAX_BLOCKS = 2;  // of the kernels that keep an index of every channel
 // Of GATHER_THREADS
-constexpr int GATHER_BLOCKS = 12, MAX_GATHER_BLOCKS = 8;
+constexpr int GATHER_BLOCKS = 12;
 
-// The row of a group of lanes, and this thread's place in the group.
-struct Task {
-  int lanes, lane;
-  int number;  // of the row
-  bool present;
-  Row<Sum> row;
-};
+__device__ __forceinline__ bool are_planes(const Params& p) { return VEC == 1 && p.planes; }
 
-__device__ __forceinline__ Task task_of(const Params& p, const Row<Sum>* __restrict__ rows) {
-  Task task;
-  task.lanes = 1 << p.lane_bits;
-  task.lane = threadIdx.x & (task.lanes - 1);
-  const int local = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
-  task.present = local < p.rows;
-  task.number = p.first_row + local;
-  task.row = Row<Sum>{};
-  if (task.present) task.row = rows[task.number];
-  return task;
+// Threads that share one channel of a row: what they read together are neighbours in a plane, and one access.
+constexpr int EACH_CHANNEL = VEC == 1 ? SHARERS : 1;
+
+// Elements from a pixel of an image to the next, from a channel to the next, and to the image's first.
+__device__ __forceinline__ int pixel_step(const Params& p) { return are_planes(p) ? 1 : p.channels; }
+__device__ __forceinline__ Index channel_step(const Params& p) {
+  return are_planes(p) ? plane_step<Index>(p) : 1;
+}
+__device__ __forceinline__ Index first_of_image(const Params& p, int image) {
+  if (are_planes(p)) return plane_of<Index>(p, image);
+  return (Index)image * p.height * p.width * p.channels;
 }
 
-__device__ __forceinline__ const Scalar* image_of(const Params& p, const Scalar* input, const Row<Sum>& row) {
-  return input + (Index)row.image * p.height * p.width * p.channels;
+// Where the gradient of a channel of a row is.
+__device__ __forceinline__ Index grad_index(const Params& p, int row, int channel) {
+  return are_planes(p) ? value_of_plane<Index>(p, row, channel) : (Index)row * p.channels + channel;
+}
+
+__device__ __forceinline__ Index first_pixel(const Params& p, const Row<Sum>& row) {
+  return (Index)row.y * p.width + (Index)row.x;
+}
+
+// A channel of the image of a row.
+__device__ __forceinline__ const Scalar* channel_of(const Params& p, const Scalar* input, const Row<Sum>& row, int c) {
+  return input + (first_of_image(p, row.image) + c * channel_step(p));
 }
 
 __device__ __forceinline__ Index corner_of(const Params& p, const Cell<Sum>& cell, int k) {
   if (p.reads == READS_CORNERS) k &= (cell.flat_y ? 1 : 3) & (cell.flat_x ? 2 : 3);  // floor and ceil are one pixel
-  return (Index)corner_pixel(cell, k, p.height, p.width) * p.channels;
+  return (Index)corner_pixel(cell, k, p.height, p.width) * pixel_step(p);
 }
 
-// How the lanes of a row share its samples: one each, then the next ones.
-struct Walk {
-  int count;   // samples of the row
-  int rounds;  // the most of any row of the warp: all come to its barriers equally often
-  int a, b;    // this lane's first sample
-  int step_a, step_b;
-};
+// Values of the rows of a block before they are written, with a gap after each row for another bank.
+constexpr int GAP_BYTES = 16;
+template <class T>
+constexpr int STAGED = THREADS * (VEC + GAP_BYTES / (int)sizeof(T));
 
-__device__ __forceinline__ Walk walk_of(const Task& task) {
-  Walk walk;
-  walk.count = task.row.ny * task.row.nx;
-  const int nx = max(task.row.nx, 1);
-  walk.a = quotient(task.lane, nx);
-  walk.b = task.lane - walk.a * nx;
-  walk.step_a = quotient(task.lanes, nx);
-  walk.step_b = task.lanes - walk.step_a * nx;
-  walk.rounds = walk.count;
-  for (int step = 16; step > 0; step /= 2) {
-    walk.rounds = max(walk.rounds, __shfl_xor_sync(0xffffffffu, walk.rounds, step));
-  }
-  return walk;
-}
-
-// Calls use(note) for each sample of the row in order, where note = make(a, b) was made by one lane for all.
-template <class Note, class Make, class Use>
-__device__ __forceinline__ void each_sample(const Task& task, const Walk& walk, bool active, Note* notes, Make make,
-                                            Use use) {
-  Note* shared = notes + (threadIdx.x - task.lane);
-  int a = walk.a, b = walk.b;
-  for (int first = 0; first < walk.rounds; first += task.lanes) {
-    if (first + task.lane < walk.count) shared[task.lane] = make(a, b);
-    a += walk.step_a;
-    b += walk.step_b;
-    if (b >= task.row.nx) {
-      b -= task.row.nx;
-      ++a;
+// values = what each thread has for its channels of its row, from the channel `slice` on. Every thread of the block must
+// come here: neighbours write the same channel of neighbouring bins. EACH threads have the same channels; a region has so
+// many SETS of values.
+template <int EACH, int SETS, class T>
+__device__ __forceinline__ void write_values(const Params& p, const Task<Sum>& task, int slice, const Pack<T, VEC>& own,
+                                             T* staged, T* __restrict__ values) {
+  const int rows = THREADS >> p.lane_bits, width = task.lanes / EACH * VEC;
+  const int pitch = width + GAP_BYTES / (int)sizeof(T), pack = task.lane / EACH;
+  if (task.lane % EACH == 0) own.store(staged + ((threadIdx.x >> p.lane_bits) * pitch + pack * VEC));
+  __syncthreads();
+  const int row = threadIdx.x & (rows - 1), first = threadIdx.x >> (__ffs(rows) - 1);
+  const int number = blockIdx.x * rows + row;
+  if (number < p.rows) {
+    T* to = values + value_of_plane<Index>(p, p.first_row + number, slice + first);
+    if (SETS > 1) to += (Index)quotient(p.first_row + number, p.bins) * ((SETS - 1) * p.channels) * p.bins.value;
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) {
+      const int c = first + v * task.lanes;
+      if (c < width && slice + c < p.channels) to[(Index)(v * task.lanes) * p.bins.value] = staged[row * pitch + c];
     }
-    __syncwarp(0xffffffffu);
-    const int here = active ? min(walk.count - first, task.lanes) : 0;
-    for (int i = 0; i < here; ++i) use(shared[i]);
-    __syncwarp(0xffffffffu);
   }
+  __syncthreads();
 }
+
+// Of a thread that has one channel, whose samples without a pixel add 0.
+constexpr int AT_ONCE = VEC == 1 ? 4 : 1;
 
 struct alignas(16) Footprint {
   Index corner[4];  // first element of each corner's pixel in the image; the first is negative outside
@@ -112,17 +106,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     pool(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
          const Params p) {
   SHARED(Footprint, notes, [THREADS]);
-  const Task task = task_of(p, rows);
+  SHARED(Scalar, staged, [STAGED<Scalar>]);
+  const Task<Sum> task = task_of(p, rows);
   const Walk walk = walk_of(task);
-  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
-    const int c = slice + task.lane * VEC;
+  const int side = task.lane % EACH_CHANNEL;
+  for (int slice = 0; slice < p.channels; slice += task.lanes / EACH_CHANNEL * VEC) {
+    const int c = slice + task.lane / EACH_CHANNEL * VEC;
     const bool active = task.present && c < p.channels;
-    const Scalar* from = image_of(p, input, task.row) + c;
+    const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Sum sum[VEC] = {};
-    each_sample(
+    each_sample<AT_ONCE>(
         task, walk, active, notes, [&](int a, int b) { return footprint_of(p, cell_of(p, task.row, a, b)); },
         [&](const Footprint& f) {
-          if (f.corner[0] < 0) return;
+          const bool inside = f.corner[0] >= 0;
+          if (VEC == 1) {
+#pragma unroll
+            for (int k = 0; k < 4; k += EACH_CHANNEL) {
+              const Sum value = read(from + max(f.corner[k + side], Index(0)));
+              sum[0] += f.weight[k + side] * (inside ? value : Sum(0));
+            }
+            return;
+          }
+          if (!inside) return;
           Channels corner[4];
 #pragma unroll
           for (int k = 0; k < 4; ++k) corner[k].load(from + f.corner[k]);
@@ -132,12 +137,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             for (int k = 0; k < 4; ++k) sum[v] += f.weight[k] * widen(corner[k].lane[v]);
           }
         });
-    if (active) {
-      Channels out;
+    if (EACH_CHANNEL > 1) group_sums(sum, EACH_CHANNEL);
+    Channels out;
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
-      out.store(values + ((Index)task.number * p.channels + c));
-    }
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
+    write_values<EACH_CHANNEL, 1>(p, task, slice, out, staged, values);
   }
 }
 
@@ -146,13 +150,15 @@ struct alignas(16) Spot {
   Sum y, x;
 };
 
-// values = the largest sample of each row, the first that is, or the first NaN; places = [row][2][channels], its y and
-// its x, -2 where it is outside or there is none
+// values = the largest sample of each row, the first that is, or the first NaN; places = [region][2][channels][bin], its
+// y and its x, -2 where it is outside or there is none
 extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     pool_largest(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
                  Sum* __restrict__ places, const Params p) {
   SHARED(Spot, notes, [THREADS]);
-  const Task task = task_of(p, rows);
+  SHARED(Scalar, staged, [STAGED<Scalar>]);
+  SHARED(Sum, staged_places, [STAGED<Sum>]);
+  const Task<Sum> task = task_of(p, rows);
   const Walk walk = walk_of(task);
   const auto make = [&](int a, int b) {
     const Cell<Sum> cell = cell_of(p, task.row, a, b);
@@ -162,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
     const int c = slice + task.lane * VEC;
     const bool active = task.present && c < p.channels;
-    const Scalar* from = image_of(p, input, task.row) + c;
+    const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Sum best[VEC];
     Pack<Sum, VEC> y, x;
 #pragma unroll
@@ -171,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
       y.lane[v] = x.lane[v] = Sum(-2);
     }
     bool first = true;
-    each_sample(task, walk, active, notes, make, [&](const Spot& spot) {
+    each_sample<AT_ONCE>(task, walk, active, notes, make, [&](const Spot& spot) {
       Sum sample[VEC] = {};
       if (spot.footprint.corner[0] >= 0) {
 #pragma unroll
@@ -192,15 +198,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
       }
       first = false;
     });
-    if (active) {
-      Channels out;
+    Channels out;
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], best[v]);
-      const Index to = (Index)task.number * p.channels + c;
-      out.store(values + to);
-      y.store(places + (to + (Index)task.number * p.channels));
-      x.store(places + (to + (Index)(task.number + 1) * p.channels));
-    }
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], best[v]);
+    write_values<1, 1>(p, task, slice, out, staged, values);
+    write_values<1, 2>(p, task, slice, y, staged_places, places);
+    write_values<1, 2>(p, task, slice, x, staged_places, places + (Index)p.channels * p.bins.value);
   }
 }
 
@@ -214,16 +217,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     row_gradients(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows,
                   const Scalar* __restrict__ grad_values, Sum* __restrict__ row_sums, const Params p) {
   SHARED(Touch, notes, [THREADS]);
-  const Task task = task_of(p, rows);
+  const Task<Sum> task = task_of(p, rows);
   const Walk walk = walk_of(task);
   Sum sums[3] = {};
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
     const int c = slice + task.lane * VEC;
     const bool active = task.present && c < p.channels;
-    const Scalar* from = image_of(p, input, task.row) + c;
+    const Scalar* from = channel_of(p, input, task.row, active ? c : 0);
     Channels grad;
     grad.clear();
-    if (active) grad.load(grad_values + ((Index)task.number * p.channels + c));
+    if (active) grad.load(grad_values + grad_index(p, task.number, c));
     const auto make = [&](int a, int b) {
       Touch touch;
       touch.cell = cell_of(p, task.row, a, b);
@@ -231,9 +234,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       for (int k = 0; k < 4; ++k) touch.corner[k] = corner_of(p, touch.cell, k);
       return touch;
     };
-    each_sample(task, walk, active, notes, make, [&](const Touch& touch) {
+    each_sample<AT_ONCE>(task, walk, active, notes, make, [&](const Touch& touch) {
       const Cell<Sum>& cell = touch.cell;
-      if (!cell.inside) return;
+      if (VEC > 1 && !cell.inside) return;
       Channels corner[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) corner[k].load(from + touch.corner[k]);
@@ -243,6 +246,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
         for (int k = 0; k < 4; ++k) dot[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
       }
+#pragma unroll
+      for (int k = 0; VEC == 1 && k < 4; ++k) dot[k] = cell.inside ? dot[k] : Sum(0);
       slopes(cell, dot, along_y, along_x);
       sums[0] += along_y;
       sums[1] += along_x;
@@ -260,61 +265,78 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
 }
 
-// Calls use(this lane's channels, their first pixel in the image) for the packs of channels of a row of whole pixels.
-template <class Use>
-__device__ __forceinline__ void each_pack(const Params& p, const Task& task, const Scalar* __restrict__ input,
-                                          Use use) {
-  if (!task.present) return;
-  const int first = (int)task.row.y * p.width + (int)task.row.x;
-  const Scalar* from = image_of(p, input, task.row) + (Index)first * p.channels;
-  for (int c = task.lane * VEC; c < p.channels; c += task.lanes * VEC) {
-    use(c, from + c, first);
-  }
-}
+constexpr int TOGETHER = 4;  // pixels that are on their way at once
 
 // values = scaled sums of the pixels of each row
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     pool_mean(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
               const Params p) {
-  const Task task = task_of(p, rows);
-  each_pack(p, task, input, [&](int c, const Scalar* line, int) {
+  SHARED(Scalar, staged, [STAGED<Scalar>]);
+  const Task<Sum> task = task_of(p, rows);
+  const int side = task.lane % EACH_CHANNEL;
+  const int count = task.row.ny * task.row.nx, nx = max(task.row.nx, 1);
+  const int start_a = quotient(side, nx), start_b = side - start_a * nx;
+  const int step_a = quotient(EACH_CHANNEL, nx), step_b = EACH_CHANNEL - step_a * nx;
+  for (int slice = 0; slice < p.channels; slice += task.lanes / EACH_CHANNEL * VEC) {
+    const int c = slice + task.lane / EACH_CHANNEL * VEC;
     Sum sum[VEC] = {};
-    for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * p.channels) {
-      const Scalar* pixel = line;
-      for (int b = 0; b < task.row.nx; ++b, pixel += p.channels) {
-        Channels here;
-        here.load(pixel);
+    if (task.present && c < p.channels) {
+      const Scalar* from = channel_of(p, input, task.row, c) + first_pixel(p, task.row) * pixel_step(p);
+      int a = start_a, b = start_b;
+      for (int pixel = side; pixel < count; pixel += TOGETHER * EACH_CHANNEL) {
+        Channels here[TOGETHER];
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) sum[v] += widen(here.lane[v]);
+        for (int i = 0; i < TOGETHER; ++i) {
+          here[i].clear();
+          if (pixel + i * EACH_CHANNEL < count) here[i].load(from + (Index)(a * p.width + b) * pixel_step(p));
+          a += step_a;
+          b += step_b;
+          if (b >= task.row.nx) {
+            b -= task.row.nx;
+            ++a;
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i) {
+#pragma unroll
+          for (int v = 0; v < VEC; ++v) sum[v] += widen(here[i].lane[v]);
+        }
       }
     }
+    if (EACH_CHANNEL > 1) group_sums(sum, EACH_CHANNEL);
     Channels out;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * sum[v]);
-    out.store(values + ((Index)task.number * p.channels + c));
-  });
+    write_values<EACH_CHANNEL, 1>(p, task, slice, out, staged, values);
+  }
 }
 
 // values = the largest pixel of each row, argmax = the first that is, or the first NaN; 0 and -1 if there is none
 extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     pool_max(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
              int* __restrict__ argmax, const Params p) {
-  const Task task = task_of(p, rows);
+  SHARED(Scalar, staged, [STAGED<Scalar>]);
+  SHARED(int, staged_pixels, [STAGED<int>]);
+  const Task<Sum> task = task_of(p, rows);
   const bool empty = task.row.ny * task.row.nx == 0;
-  each_pack(p, task, input, [&](int c, const Scalar* line, int first) {
+  const int first = (int)first_pixel(p, task.row);
+  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    const int c = slice + task.lane * VEC;
     Channels here;
     Sum best[VEC];
     Pack<int, VEC> chosen;
     here.clear();
-    if (!empty) here.load(line);
+    const bool active = task.present && c < p.channels && !empty;
+    const Scalar* line = channel_of(p, input, task.row, active ? c : 0) + (Index)first * pixel_step(p);
+    if (active) here.load(line);
 #pragma unroll
     for (int v = 0; v < VEC; ++v) {
       best[v] = widen(here.lane[v]);
       chosen.lane[v] = empty ? -1 : first;
     }
-    for (int a = 0; a < task.row.ny; ++a, line += (Index)p.width * p.channels) {
+    for (int a = 0; active && a < task.row.ny; ++a, line += (Index)p.width * pixel_step(p)) {
       const Scalar* pixel = line;
-      for (int b = 0; b < task.row.nx; ++b, pixel += p.channels) {
+      for (int b = 0; b < task.row.nx; ++b, pixel += pixel_step(p)) {
         here.load(pixel);
 #pragma unroll
         for (int v = 0; v < VEC; ++v) {
@@ -326,25 +348,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
         }
       }
     }
-    const Index to = (Index)task.number * p.channels + c;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(here.lane[v], best[v]);
-    here.store(values + to);
-    chosen.store(argmax + to);
-  });
+    write_values<1, 1>(p, task, slice, here, staged, values);
+    write_values<1, 1>(p, task, slice, chosen, staged_pixels, argmax);
+  }
 }
 
-// What a pixel collects of a row: its values, and which pixel they chose if they are the largest.
-struct Collected {
-  Channels grad;
-  Pack<int, VEC> chosen;
-};
-
-// grad_input = every pixel's share of the grad_values of the rows that touched it; with an argmax only of those that
-// chose it
-template <bool LARGEST, bool SPLIT, class Target>
-__device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                                              const int* __restrict__ starts,
+// grad_input = every pixel's share of the grad_values of the rows that touched it
+template <bool SPLIT, class Target>
+__device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                                               const Fraction<Sum>* __restrict__ fractions,
                                               Target* __restrict__ grad_input, const Params& p) {
   SHARED(Share<Sum>, shares, [HELD * GATHER_THREADS]);
@@ -357,7 +370,9 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
   if (!exists) runs.count = 0;
   if (SPLIT) runs = part_of(runs, me.part, me.part_bits);
   find_most(runs);
-  for (int first = me.slice * me.lanes * VEC; first < p.channels; first += me.lanes * VEC) {
+  const int begin = me.slice * me.lanes * VEC;
+  const int end = SPLIT ? begin + 1 : p.channels;  // other slices have other warps
+  for (int first = begin; first < end; first += me.lanes * VEC) {
     const int c = first + me.lane * VEC;
     const bool active = exists && c < p.channels;
     const int channel = active ? c : 0;
@@ -372,17 +387,13 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
     gather(
         runs, active, fractions, me.lanes, shares, [&](const Fraction<Sum>& f) { return (int)f.source; },
         [&](int row) {
-          const Index from = (Index)row * p.channels + channel;
-          Collected values;
-          values.grad.load(grad_values + from);
-          if (LARGEST) values.chosen.load(argmax + from);
-          return values;
+          Channels grad;
+          grad.load(grad_values + ((Index)row * p.channels + channel));
+          return grad;
         },
-        [&](const Collected& values, Sum weight) {
+        [&](const Channels& grad, Sum weight) {
 #pragma unroll
-          for (int v = 0; v < VEC; ++v) {
-            if (!LARGEST || values.chosen.lane[v] == y * p.width + x) sum[v] += weight * widen(values.grad.lane[v]);
-          }
+          for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
         });
     if (SPLIT) group_sums(sum, me.lanes << me.part_bits, me.lanes);
     if (active && me.part == 0) {
@@ -390,47 +401,25 @@ __device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_va
       for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
       result.store(out);
     }
-    if (SPLIT) break;  // other slices have other warps
   }
 }
 
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_rows(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                 const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<false, false>(grad_values, nullptr, starts, fractions, grad_input, p);
+  gather_pixels<false>(grad_values, starts, fractions, grad_input, p);
 }
 
 // The same of few pixels
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_rows_split(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                       const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<false, true>(grad_values, nullptr, starts, fractions, grad_input, p);
+  gather_pixels<true>(grad_values, starts, fractions, grad_input, p);
 }
 
 // The same into unrounded sums, for rows whose samples come in several chunks
 extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
     gather_rows_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
                      const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels<false, false>(grad_values, nullptr, starts, fractions, grad_input, p);
-}
-
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
-    gather_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                   const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
-                   Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<true, false>(grad_values, argmax, starts, fractions, grad_input, p);
-}
-
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
-    gather_largest_split(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                         const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
-                         Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<true, true>(grad_values, argmax, starts, fractions, grad_input, p);
-}
-
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, MAX_GATHER_BLOCKS)
-    gather_largest_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                        const int* __restrict__ starts, const Fraction<Sum>* __restrict__ fractions,
-                        Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels<true, false>(grad_values, argmax, starts, fractions, grad_input, p);
+  gather_pixels<false>(grad_values, starts, fractions, grad_input, p);
 }

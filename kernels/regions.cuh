@@ -15,6 +15,9 @@ struct Params {
   int unread;          // rows and columns at the far edges that READS_PIXELS leaves out
   int height, width, channels;  // of an image of the input
   int classes, groups_y, groups_x, bins_y, bins_x, part_y, part_x;
+  Divisor bins;             // of a class of a region
+  int planes;               // 1: arrays are as the caller has them
+  int parts;                // of the pixels of a plane, each with a warp of its own
   int first_row, rows;      // of this launch
   int first_image, images;  // of which the gradient is computed
   int lane_bits;            // 2^lane_bits threads share a row; of a gather see Gatherer
@@ -154,4 +157,22 @@ __device__ __forceinline__ Cell<S> cell_of(const Params& p, const Row<S>& row, i
   if (p.reads == READS_PIXELS) return {(int)row.y + a, (int)row.x + b, S(0), S(0), true, true, true};
   const int border = p.reads == READS_CENTERS ? BORDER_CENTERS : BORDER_CORNERS;
   return locate_in_region(position(row.y, row.step_y, a), position(row.x, row.step_x, b), p.height, p.width, border);
+}
+
+// Of arrays as a caller has them: the input is [image][class][channel][group][pixel], values [region][class][channel]
+// [bin]. Elements from a channel of an image to the next, to the first of an image, to the value of a row.
+template <class Index>
+__device__ __forceinline__ Index plane_step(const Params& p) {
+  return (Index)p.groups_y * p.groups_x * p.height * p.width;
+}
+
+template <class Index>
+__device__ __forceinline__ Index plane_of(const Params& p, int image) {
+  const int groups = p.groups_y * p.groups_x;
+  return ((Index)quotient(image, groups) * (p.channels - 1) * groups + image) * (p.height * p.width);
+}
+
+template <class Index>
+__device__ __forceinline__ Index value_of_plane(const Params& p, int row, int channel) {
+  return row + ((Index)quotient(row, p.bins) * (p.channels - 1) + channel) * p.bins.value;
 }

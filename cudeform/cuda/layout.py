@@ -12,14 +12,17 @@ import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name
 from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, packed
-from cudeform.cuda.device import Device
+from cudeform.cuda.device import Device, address
+from cudeform.cuda.lanes import VECTOR_BYTES
 
 __all__ = ["Batch", "Strides", "fill", "index_type", "rounded", "transpose", "units"]
 
 JOB = np.dtype(
     [(name, "i4") for name in ("first_block", "blocks", "rows", "columns")]
     + [(name, DIVISOR) for name in ("tiles_down", "tiles_across", "groups")]
-    + [(name, "i4") for name in ("source_pitch", "target_pitch")]
+    + [(name, "i4") for name in (
+        "source_pitch", "target_pitch", "wide_source", "wide_target",
+    )]
     + [(name, DIVISOR) for name in ("channels", "inner")]
     + [(name, "i8") for name in (
         "source_step", "target_step", "source_group", "target_group", "count",
@@ -30,8 +33,9 @@ JOBS = 5  # of a launch
 PARAMS = np.dtype([("jobs", JOB, (JOBS,))], align=True)
 _UNUSED = {name: int(JOB[name] == DIVISOR) for name in JOB.names}
 _NONE = packed(JOB, {**_UNUSED, "first_block": 2**31 - 1})
-TILE, THREADS = 32, 256
-_SIZES = (("THREADS", THREADS), ("TILE", TILE), ("JOBS", JOBS))
+TILE, THREADS = 64, 256
+VECTOR = 4  # elements of a row that a thread moves at once, at most: a tile is as many for each
+_SIZES = (("THREADS", THREADS), ("TILE", TILE), ("JOBS", JOBS), ("VECTOR", VECTOR))
 FILL_BLOCKS = 1024
 _TYPES = {**SCALARS, "int32": "int"}  # whole numbers are moved, not converted
 
@@ -55,6 +59,12 @@ def units() -> Iterator[Unit]:
             yield _unit(*pair, index)
     for index in ("int", "long long"):
         yield _unit("int32", "int32", index)
+
+
+def _is_wide(array: Any, vector: int, *numbers: int) -> bool:
+    """Whether so many elements are a divisor of these numbers, and of where the array starts."""
+    whole = address(array) % (vector * array.dtype.itemsize) == 0
+    return whole and not any(number % vector for number in numbers)
 
 
 class _Job(NamedTuple):
@@ -114,6 +124,10 @@ class Batch:
             params[f"{name}_pitch"] = strides.pitch or pitch
             params[f"{name}_group"] = strides.group or rows * columns
             params[f"{name}_step"] = strides.step or groups * rows * columns
+        for name, array, extent in (("source", source, columns), ("target", target, rows)):
+            strides = [params[f"{name}_{way}"] for way in ("pitch", "group", "step")]
+            most = min(VECTOR, VECTOR_BYTES // array.dtype.itemsize)
+            params[f"wide_{name}"] = _is_wide(array, most, extent, *strides)
         largest = max(rows * params["source_pitch"], columns * params["target_pitch"])
         self._jobs.append(_Job(source, target, largest, matrices * down * across, params))
 
@@ -125,8 +139,13 @@ class Batch:
         count = prod(target.shape)
         channels = 1 if source is None else prod(source.shape)
         params = {"count": count, "inner": inner, "channels": channels}
-        blocks = min(-(-count // THREADS), FILL_BLOCKS)
-        largest = count + FILL_BLOCKS * THREADS  # a thread counts up to its next element
+        pack = VECTOR_BYTES // min(a.dtype.itemsize for a in (source, target) if a is not None)
+        params["wide_target"] = _is_wide(target, pack)
+        if source is not None and inner == 1:
+            params["wide_source"] = _is_wide(source, pack, *(channels,) * (channels < count))
+        blocks = min(-(-count // (pack * THREADS)), FILL_BLOCKS)
+        # A thread counts up to its next element
+        largest = count + FILL_BLOCKS * THREADS * pack
         self._jobs.append(_Job(source, target, largest, blocks, params))
 
     def run(self) -> None:

@@ -124,7 +124,6 @@ SPLIT = {  # a call, its dtype, and lanes, parts and slices of its gather
     "a slice that is not full": (convolved(44, "float64"), "float64", Shares(3, 2, 2)),
     "offset groups": (convolved(48, "float16", 2), "float16", Shares(2, 3, 0)),
     "regions": (pooled("roi_align_backward", 48), "float32", Shares(3, 2, 1)),
-    "the largest": (pooled("roi_pool_backward", 12), "float32", Shares(2, 2, 0)),
 }
 
 

@@ -20,6 +20,11 @@ SHAPES = {  # (height, width, channels), whose product is 2**31 - 1, 2**31, 2**3
 }
 
 
+def moved(dtype, *shape):
+    """An array that is nowhere."""
+    return SimpleNamespace(shape=shape, dtype=np.dtype(dtype), data=SimpleNamespace(ptr=0))
+
+
 def recording():
     """A device that computes nothing, and the width of the index in each launch."""
     widths = []
@@ -41,7 +46,7 @@ def test_index_of_images_is_wide_enough(index):
     plan = RoiPlan(1, channels, height, width, 1, (1, 1), 1.0, "unaligned", "grid_centers", 1)
     launcher = Launcher(device, plan, "float16", None)
     launcher.pool(None, np.empty((1, 8)), None, None)
-    layout.transpose(device, np.empty(0, "f2"), np.empty(0, "f2"), (1, height * channels, width))
+    layout.transpose(device, moved("f2"), moved("f2"), (1, height * channels, width))
     assert set(widths) == {index.split(",")[0]}
 
 
@@ -81,10 +86,9 @@ def test_index_of_corner_dots_is_wide_enough(count):
 
 
 def test_a_thread_that_fills_counts_beyond_the_end():
-    """To its next element, which need not be there: a step of all threads further."""
+    """To its next elements, which need not be there: a step of all threads further."""
     device, widths = recording()
-    step = layout.FILL_BLOCKS * layout.THREADS
+    step = layout.FILL_BLOCKS * layout.THREADS * 8
     for count in (2**31 - 1 - step, 2**31 - step, 2**31 - 1, 2**31):
-        target = SimpleNamespace(shape=(count,), dtype=np.dtype("f2"))
-        layout.fill(device, np.empty(1, "f4"), target)
+        layout.fill(device, moved("f4", 1), moved("f2", count))
     assert widths == ["int", "long long", "long long", "long long"]

@@ -15,7 +15,7 @@ from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward", "forward", "units"]
 
-WORKSPACE_BYTES = 64 << 20  # values of rows, what is kept of their samples, buckets: each
+WORKSPACE_BYTES = 64 << 20  # rows and their gradients, what is kept of samples, buckets: each
 
 
 def forward(
@@ -33,23 +33,8 @@ def forward(
         staged = launcher.stage(input)
         for regions in _region_groups(launcher):
             rows = launcher.rows(*_cut(regions, boxes, offset, mask))
-            results = [None if a is None else a[regions] for a in (*found, None)[:2]]
-            values = [_row_values(launcher, rows, result) for result in results]
-            launcher.pool(staged, rows, *values)
-            for result, value in zip(results, values, strict=True):
-                if result is not None and value.shape[1] > 1:
-                    launcher.channels_first(value, result)
+            launcher.pool(staged, rows, *_cut(regions, *found))
     return found
-
-
-def _row_values(launcher: Launcher, rows: Any, result: Any) -> Any:
-    """Where the values of rows go before they become (a part of) the result, or None."""
-    if result is None:
-        return None
-    channels = result.size // rows.shape[0]
-    if channels == 1:
-        return result.reshape(-1, 1)
-    return launcher.device.empty((rows.shape[0], channels), result.dtype)
 
 
 def _cut(regions: slice, *arrays: Any) -> Iterator[Any]:
@@ -57,16 +42,11 @@ def _cut(regions: slice, *arrays: Any) -> Iterator[Any]:
     return (None if array is None else array[regions] for array in arrays)
 
 
-def _region_groups(launcher: Launcher) -> Iterator[slice]:
-    """Divide the regions into groups whose values of rows fit the workspace."""
-    plan = launcher.plan
-    per_channel = launcher.dtype.itemsize
-    if plan.largest:
-        chosen = plan.argmax_dtype(launcher.dtype).itemsize
-        per_channel += chosen if plan.reads == "pixels" else 2 * chosen
-    per_row = launcher.channels * per_channel + ROW_ITEMS * launcher.sums.itemsize
+def _region_groups(launcher: Launcher, copied: int = 0) -> Iterator[slice]:
+    """Divide the regions into groups whose rows, with `copied` bytes each, fit the workspace."""
+    per_row = copied + ROW_ITEMS * launcher.sums.itemsize
     at_once = max(1, WORKSPACE_BYTES // (launcher.region_rows * per_row))
-    yield from _slices(plan.regions, at_once)
+    yield from _slices(launcher.plan.regions, at_once)
 
 
 def _slices(count: int, at_once: int) -> Iterator[slice]:
@@ -92,21 +72,25 @@ def backward(
         if plan.regions == 0:
             return grads
         launcher = Launcher(device, plan, input.dtype, offset)
+        groups = list(_region_groups(launcher, launcher.moves * launcher.row_bytes))
         if needs - {"input"}:
-            _point_gradients(launcher, grad_output, input, boxes, offset, mask, grads)
+            _point_gradients(launcher, groups, grad_output, input, boxes, offset, mask, grads)
         if "input" in needs and plan.largest and plan.reads == "grid_centers":
             _chosen_gradient(launcher, boxes, grad_output, argmax, grads["input"])
+        elif "input" in needs and plan.largest:
+            launcher.spread(grad_output, argmax, boxes, grads["input"])
         elif "input" in needs:
             for images in _image_groups(launcher):
                 gather = _Gather(launcher, images, grads["input"])
-                for regions in _region_groups(launcher):
-                    gather.add(*_cut(regions, boxes, offset, mask, grad_output, argmax))
+                for regions in groups:
+                    gather.add(regions, boxes, offset, mask, grad_output)
                 gather.finish()
     return grads
 
 
 def _point_gradients(
     launcher: Launcher,
+    groups: list[slice],
     grad_output: Any,
     input: Any,
     boxes: Any,
@@ -116,14 +100,14 @@ def _point_gradients(
 ) -> None:
     """Set the gradients of offset and mask."""
     staged = launcher.stage(input)
-    for regions in _region_groups(launcher):
+    for regions in groups:
         some_boxes, some_offset, some_mask = _cut(regions, boxes, offset, mask)
         launcher.point_gradients(
             staged,
             some_boxes,
             some_mask,
             launcher.rows(some_boxes, some_offset, None),
-            launcher.rows_last(grad_output[regions]),
+            launcher.rows_last(grad_output, regions),
             *_cut(regions, grads.get("offset"), grads.get("mask")),
         )
 
@@ -146,7 +130,7 @@ def _chosen_gradient(
         for regions in _slices(plan.regions, at_once):
             rows = lone.chosen_rows(boxes[regions], argmax[regions], channels)
             grad_values = grad_output[regions].reshape(-1, 1)
-            gather.add_rows(rows, grad_values, None, None)
+            gather.add_rows(rows, grad_values, None)
         gather.finish()
 
 
@@ -170,19 +154,19 @@ class _Gather:
         self.launcher = launcher
         self.images = images
         self.target = target[images.start : images.stop]
-        self.sum: Any = None  # (images, pixels, channels)
+        self.sum: Any = None  # (images, pixels, channels), or where nothing is moved the target's
 
-    def add(self, boxes: Any, offset: Any, mask: Any, grad_output: Any, argmax: Any) -> None:
-        """Add what some regions give, all of whose arrays are given."""
+    def add(self, regions: slice, boxes: Any, offset: Any, mask: Any, grad_output: Any) -> None:
+        """Add what some regions give."""
         launcher = self.launcher
-        grad_values = launcher.rows_last(grad_output)
-        chosen = None if argmax is None else launcher.rows_last(argmax)
+        grad_values = launcher.rows_last(grad_output, regions)
         counts = None
         if _has_own_counts(launcher.plan):
             counts = launcher.device.empty((grad_values.shape[0],), np.int32)
-        self.add_rows(launcher.rows(boxes, offset, mask, counts), grad_values, chosen, counts)
+        rows = launcher.rows(*_cut(regions, boxes, offset, mask), counts)
+        self.add_rows(rows, grad_values, counts)
 
-    def add_rows(self, rows: Any, grad_values: Any, chosen: Any, counts: Any) -> None:
+    def add_rows(self, rows: Any, grad_values: Any, counts: Any) -> None:
         """Add what some rows give, with the gradients of their values."""
         launcher = self.launcher
         parts = list(_parts(launcher, rows.shape[0], counts))
@@ -195,7 +179,7 @@ class _Gather:
                     and rows.shape[0] == launcher.plan.regions * launcher.region_rows
                 )
                 self.sum = self._place(only)
-            launcher.gather(samples, self.images, grad_values, chosen, self.sum, not first)
+            launcher.gather(samples, self.images, grad_values, self.sum, not first)
 
     def _place(self, only: bool) -> Any:
         """Where the gradient is summed, of the final dtype if there is `only` one summand."""
@@ -203,8 +187,8 @@ class _Gather:
         images = len(self.images) * plan.classes * launcher.groups
         shape = (images, plan.height * plan.width, launcher.channels)
         dtype = launcher.dtype if only else launcher.sums
-        if launcher.channels == 1 and dtype == launcher.dtype:
-            return self.target.reshape(shape)
+        if not launcher.moves and dtype == launcher.dtype:
+            return self.target
         return launcher.device.empty(shape, dtype)
 
     def finish(self) -> None:
@@ -212,7 +196,7 @@ class _Gather:
         launcher = self.launcher
         if self.sum is None:
             self.target.fill(0)
-        elif launcher.channels > 1:
+        elif launcher.moves:
             launcher.unstage(self.sum, self.target)
         elif self.sum.dtype != launcher.dtype:
             layout.fill(launcher.device, self.sum, self.target)

@@ -1,7 +1,8 @@
 """Regions of interest as rows of samples, by the kernels of ``region_rows.cu`` and ``regions.cu``.
 
-A row is a bin of one class in one region. Its values are the output channels of that class; those
-of the input are staged so that they lie side by side, as an image of (class, group).
+A row is a bin of one class in one region. Its values are the output channels of that class; the
+channels of the input are brought side by side first. Where each bin has channels of its own, and
+reads little of each, all stays as the caller has it: in planes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import numpy as np
 from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.box_rows import units as box_units
-from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
     GATHER_THREADS,
     THREADS,
+    WARP,
     Choice,
     choose,
     choose_gather,
@@ -39,7 +41,10 @@ PARAMS = np.dtype(
         "reads", "samples", "largest", "unread",
         "height", "width", "channels",
         "classes", "groups_y", "groups_x", "bins_y", "bins_x", "part_y", "part_x",
-        "first_row", "rows", "first_image", "images", "lane_bits", "accumulate",
+    )]
+    + [("bins", DIVISOR)]
+    + [(name, "i4") for name in (
+        "planes", "parts", "first_row", "rows", "first_image", "images", "lane_bits", "accumulate",
     )],
     align=True,
 )  # fmt: skip
@@ -55,7 +60,12 @@ REGIONS = {
     "msra_aligned": (1, 0, 1, 0, 0.5, 0.1),
 }
 _REGION_FIELDS = ("round_box", "round_scaled", "box_more", "scaled_more", "origin", "least")
-_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS))
+PLANES = 8  # channels of a pixel that a thread gathers, at most
+PART_BYTES = 8 << 10  # of sums of a plane that a warp has
+ENOUGH_WARPS = 4096  # for each scheduler of a large GPU eight
+LEAST_PART = 256  # pixels that are worth a warp of their own
+SHARERS = 2  # threads that share one channel of a row
+_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("SHARERS", SHARERS))
 ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
 
 
@@ -71,6 +81,13 @@ def _unit(dtype: str, vector: int, index: str) -> Unit:
     return Unit("regions.cu", defines, PARAMS, _SIZES)
 
 
+@lru_cache(maxsize=512)
+def _planes_unit(dtype: str, index: str) -> Unit:
+    part = PART_BYTES // sum_dtype(dtype).itemsize
+    sizes = (("GATHER_THREADS", GATHER_THREADS), ("PLANES", PLANES), ("PART", part))
+    return Unit("region_planes.cu", (("SCALAR", SCALARS[dtype]), ("INDEX", index)), PARAMS, sizes)
+
+
 def units() -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from layout.units()
@@ -80,6 +97,7 @@ def units() -> Iterator[Unit]:
         yield from (_rows_unit(dtype, offset) for offset in offset_dtypes(dtype))
     for dtype, index in product(DTYPES, ("int", "long long")):
         yield from (_unit(dtype, vector, index) for vector in vectors(dtype))
+        yield _planes_unit(dtype, index)
 
 
 class Part(NamedTuple):
@@ -103,8 +121,15 @@ class Launcher:
         self.groups = plan.groups[0] * plan.groups[1]
         self.images = plan.batch * plan.classes * self.groups  # of a row's channels each
         self.region_rows = plan.classes * plan.bins[0] * plan.bins[1]
-        self.vector = vector_of(self.dtype, self.channels)
+        self.planes = self.channels > 1 and self.groups > 1
+        self.vector = 1 if self.planes else vector_of(self.dtype, self.channels)
+        self.row_bytes = self.channels * self.dtype.itemsize
+        self._copied: slice | None = None  # regions whose gradients are copied
+        self._copy: Any = None
         self._packs = self.channels // self.vector, self.vector
+        # Of a kernel that adds up what it reads
+        sharers = SHARERS if self.vector == 1 else 1
+        self._shared_packs = sharers * self._packs[0], self.vector
         self._dtype_name = dtype_name(self.dtype)
         offset_name = self._dtype_name if offset is None else dtype_name(offset.dtype)
         self._rows_unit = _rows_unit(self._dtype_name, offset_name)
@@ -123,6 +148,9 @@ class Launcher:
             **_axes("groups", plan.groups),
             **_axes("bins", plan.bins),
             **_axes("part", plan.part_size),
+            "bins": self._bins,
+            "planes": int(self.planes),
+            "parts": 1,
             "first_row": 0,
             "first_image": 0,
             "images": self.images,
@@ -136,57 +164,52 @@ class Launcher:
 
     def _wide(self, choice: Choice, rows: int, arrays: tuple[Any, ...], **how: int) -> None:
         """A kernel of ``regions.cu``, where the lanes of a task are its channels."""
-        plan = self.plan
-        largest = max(
-            self.images * plan.height * plan.width * self.channels, rows * max(self.channels, 4)
-        )
-        unit = _unit(self._dtype_name, choice.vector, layout.index_type(largest))
+        unit = _unit(self._dtype_name, choice.vector, self._index(rows))
         self._launch(unit, choice, arrays, rows=rows, **how)
 
+    def _in_planes(self, choice: Choice, rows: int, arrays: tuple[Any, ...], **how: int) -> None:
+        """A kernel of ``region_planes.cu``."""
+        unit = _planes_unit(self._dtype_name, self._index(rows))
+        self._launch(unit, choice, arrays, rows=rows, **how)
+
+    def _index(self, rows: int) -> str:
+        plan = self.plan
+        elements = self.images * plan.height * plan.width * self.channels
+        return layout.index_type(max(elements, rows * max(self.channels, 4)))
+
+    @property
+    def moves(self) -> bool:
+        """Whether arrays are copied, channels last; rows of one channel have them so already."""
+        return self.channels > 1 and not self.planes
+
     def stage(self, input: Any) -> Any:
-        """(N, C, H, W) -> (images, pixels, channels); the same memory for rows of one channel."""
+        """(N, C, H, W) -> (images, pixels, channels), where arrays are moved."""
+        if not self.moves:
+            return input
         plan, channels = self.plan, self.channels
         pixels = plan.height * plan.width
-        if channels == 1:
-            return input.reshape(self.images, pixels, 1)
         staged = self.device.empty((self.images, pixels, channels), self.dtype)
-        layout.transpose(
-            self.device,
-            input,
-            staged,
-            (self.images, channels, pixels),
-            groups=self.groups,
-            of_source=layout.Strides(self.groups * pixels, pixels),
-        )
+        layout.transpose(self.device, input, staged, (self.images, channels, pixels))
         return staged
 
     def unstage(self, staged: Any, target: Any) -> None:
         """(images, pixels, channels) -> (N, C, H, W)."""
-        plan, channels = self.plan, self.channels
-        pixels = plan.height * plan.width
-        layout.transpose(
-            self.device,
-            staged,
-            target,
-            (staged.shape[0], pixels, channels),
-            groups=self.groups,
-            of_target=layout.Strides(self.groups * pixels, pixels),
-        )
+        layout.transpose(self.device, staged, target, staged.shape)
 
-    def rows_last(self, values: Any) -> Any:
-        """(R, out channels, ph, pw) -> (rows, channels); the same memory for one channel."""
-        rows = values.shape[0] * self.region_rows
-        if self.channels == 1:
-            return values.reshape(rows, 1)
-        last = self.device.empty((rows, self.channels), values.dtype)
-        shape = (rows // self._bins, self.channels, self._bins)
-        layout.transpose(self.device, values, last, shape)
-        return last
+    def rows_last(self, values: Any, regions: slice) -> Any:
+        """(R, out channels, ph, pw) -> (rows, channels) of some regions, where arrays are moved.
 
-    def channels_first(self, values: Any, target: Any) -> None:
-        """(rows, channels) -> (R, channels, ph, pw), of as many channels as there are."""
-        shape = (values.shape[0] // self._bins, self._bins, values.shape[1])
-        layout.transpose(self.device, values, target, shape)
+        A copy is kept for the next call that wants it.
+        """
+        rows = (regions.stop - regions.start) * self.region_rows
+        if not self.moves:
+            return values[regions].reshape(rows, self.channels)
+        if self._copied != regions:
+            self._copied = regions
+            self._copy = self.device.empty((rows, self.channels), values.dtype)
+            shape = (rows // self._bins, self.channels, self._bins)
+            layout.transpose(self.device, values[regions], self._copy, shape)
+        return self._copy
 
     @property
     def _bins(self) -> int:
@@ -209,13 +232,14 @@ class Launcher:
         self._launch(self._rows_unit, choice, (boxes, argmax, rows), **how)
         return rows
 
-    def pool(self, input: Any, rows: Any, values: Any, argmax: Any) -> None:
+    def pool(self, input: Any, rows: Any, *results: Any) -> None:
         """Set the values of some rows, and which pixel or sample each is where it is one."""
         kernel = "pool_largest" if self.plan.largest else "pool"
         if self.plan.reads == "pixels":
             kernel = "pool_max" if self.plan.largest else "pool_mean"
-        arrays = (input, rows, values) if argmax is None else (input, rows, values, argmax)
-        self._wide(choose(kernel, rows.shape[0], *self._packs), rows.shape[0], arrays)
+        packs = self._packs if self.plan.largest else self._shared_packs
+        choice = choose(kernel, rows.shape[0], *packs)
+        self._wide(choice, rows.shape[0], (input, rows, *results))
 
     def point_gradients(
         self,
@@ -255,19 +279,36 @@ class Launcher:
         samples: sort.Buckets,
         images: range,
         grad_values: Any,
-        argmax: Any,
         grad_input: Any,
         accumulate: bool,
     ) -> None:
         """Set grad_input (images, pixels, channels) of some images of the batch, or add to it."""
-        kernel = "gather_rows" if argmax is None else "gather_largest"
-        values = (grad_values,) if argmax is None else (grad_values, argmax)
-        how, corners = self._images(images), 1 if self.plan.reads == "pixels" else 4
+        how = {"accumulate": int(accumulate), **self._images(images)}
         tasks = how["images"] * self.plan.height * self.plan.width
-        points = corners * samples.records.shape[0] if grad_input.dtype == self.dtype else None
-        choice = choose_gather(kernel, tasks, *self._packs, points)
-        arrays = (*values, samples.starts, samples.records, grad_input)
-        self._wide(choice, grad_values.shape[0], arrays, accumulate=int(accumulate), **how)
+        arrays = (grad_values, samples.starts, samples.records, grad_input)
+        rows, at_once = grad_values.shape[0], grad_input.dtype == self.dtype
+        if self.planes:
+            kernel = "gather_planes" if at_once else "gather_planes_sums"
+            blocks = -(-tasks // GATHER_THREADS) * -(-self.channels // PLANES)
+            choice = Choice(kernel, blocks, 1, GATHER_THREADS)
+            self._in_planes(choice, rows, arrays, **how)
+            return
+        corners = 1 if self.plan.reads == "pixels" else 4
+        points = corners * samples.records.shape[0] if at_once else None
+        choice = choose_gather("gather_rows", tasks, *self._packs, points)
+        self._wide(choice, rows, arrays, **how)
+
+    def spread(self, grad_output: Any, argmax: Any, boxes: Any, grad_input: Any) -> None:
+        """Set grad_input (N, C, H, W) from the gradients of the pixels that are the largest."""
+        plan, planes = self.plan, self.images * self.channels
+        pixels = plan.height * plan.width
+        parts = max(
+            -(-pixels * self.sums.itemsize // PART_BYTES),
+            min(-(-ENOUGH_WARPS // planes), -(-pixels // LEAST_PART)),
+        )
+        choice = Choice("spread_largest", planes * parts, 1, WARP)
+        arrays = (grad_output, argmax, boxes, grad_input)
+        self._in_planes(choice, plan.regions * self.region_rows, arrays, parts=parts)
 
 
 def _axes(name: str, pair: tuple[int, int]) -> dict[str, int]:
