@@ -14,6 +14,7 @@ using Channels = Pack<Scalar, VEC>;
 
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
+constexpr int MOST_PARTS = PARTS_BYTES / (4 * (int)sizeof(Sum) * THREADS);  // of dot products, at once, of a lane
 constexpr unsigned WARP = 0xffffffffu;
 
 struct Task {
@@ -28,19 +29,20 @@ struct Task {
 // A task that is not there stands for the first, of which it stores nothing.
 __device__ __forceinline__ Task task_of(const Params& p) {
   Task task;
-  task.lanes = 1 << p.lane_bits;
-  task.lane = threadIdx.x & (task.lanes - 1);
+  task.lanes = settled(1 << p.lane_bits);
+  task.lane = settled(threadIdx.x & (task.lanes - 1));
   const int local = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
   task.present = local < p.images * p.queries * p.some_heads;
   task.local = task.present ? local : 0;
-  task.query = quotient(task.local, p.some_heads);
-  task.image = quotient(task.query, p.queries);
-  task.head = p.first_head + task.local - task.query * p.some_heads;
+  const int beside = quotient(task.local, p.band), band = quotient(beside, p.queries);
+  const int pixel = beside - band * p.queries, i = GRID ? quotient(pixel, p.out_width) : 0;
+  task.image = quotient(band, p.bands);
+  task.head = settled(p.first_head + (band - task.image * p.bands) * p.band + task.local - beside * p.band);
+  task.query = settled(task.image * p.queries + pixel);
   task.row = (long long)p.first_image * p.queries + task.query;
   task.number = task.row * p.heads + task.head;
-  const int pixel = task.query - task.image * p.queries, i = GRID ? quotient(pixel, p.out_width) : 0;
-  task.base_y = i * p.stride_y + p.origin_y;
-  task.base_x = (pixel - i * p.out_width) * p.stride_x + p.origin_x;
+  task.base_y = settled(i * p.stride_y + p.origin_y);
+  task.base_x = settled((pixel - i * p.out_width) * p.stride_x + p.origin_x);
   return task;
 }
 
@@ -52,12 +54,56 @@ __device__ __forceinline__ const Scalar* values_of(const Params& p, const Scalar
 // Row `row` of an array of all heads: in bytes, which is one multiplication and addition.
 __device__ __forceinline__ const Scalar* row_of(const Params& p, const Scalar* from, int row) {
   const unsigned bytes = (unsigned)(p.heads * p.channels) * (unsigned)sizeof(Scalar);
-  return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(from) + (unsigned long long)(unsigned)row * bytes);
+  return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(from) + whole_product(row, bytes));
 }
 
-__device__ __forceinline__ Sum read_either(const void* from, long long at, bool is_wide) {
-  return is_wide ? read(static_cast<const Sum*>(from) + at) : read(static_cast<const Scalar*>(from) + at);
-}
+// A number of either type as it is in memory: what waits for it is done where it is used.
+template <class Storage>
+struct Either {
+  Sum number;
+  __device__ __forceinline__ void load(const void* from, int k, bool) { number = __ldg(static_cast<const Sum*>(from) + k); }
+  __device__ __forceinline__ Sum get(bool) const { return number; }
+};
+template <class Storage>
+struct EitherOfTwo {
+  unsigned bits;
+  __device__ __forceinline__ void load(const void* from, int k, bool is_wide) {
+    if (is_wide) {
+      bits = __ldg(static_cast<const unsigned*>(from) + k);
+    } else {
+      bits = __ldg(static_cast<const unsigned short*>(from) + k);
+    }
+  }
+  __device__ __forceinline__ Sum get(bool is_wide) const {
+    return is_wide ? __uint_as_float(bits) : widen(Storage{(unsigned short)bits});
+  }
+};
+template <>
+struct Either<float16> : EitherOfTwo<float16> {};
+template <>
+struct Either<bfloat16> : EitherOfTwo<bfloat16> {};
+using Given = Either<Scalar>;
+
+// Neighbours in memory, of the storage type or of that of sums.
+struct Numbers {
+  const char* first;
+  bool are_wide;
+  __device__ __forceinline__ Numbers(const void* array, long long at, bool are_wide) : are_wide(are_wide) {
+    first = whole_address(static_cast<const char*>(array) + at * bytes());
+  }
+  __device__ __forceinline__ int bytes() const { return are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar); }
+  template <int N>
+  __device__ __forceinline__ void read(int at, Given (&out)[N]) const {
+    const void* from = first + whole_product(at, bytes());
+#pragma unroll
+    for (int k = 0; k < N; ++k) out[k].load(from, k, are_wide);
+  }
+  __device__ __forceinline__ Sum operator[](int at) const {
+    Given one[1];
+    read(at, one);
+    return one[0].get(are_wide);
+  }
+};
 
 __device__ __forceinline__ void write_either(void* to, long long at, bool is_wide, Sum value) {
   if (is_wide) {
@@ -77,28 +123,31 @@ __device__ __forceinline__ long long weights_of(const Params& p, const Task& tas
 
 // How the weights of a task's points follow from what is given: by themselves, or as a softmax.
 struct Shares {
-  const void* given;
-  long long first;
+  Numbers given;
   Sum most, scale;
-  __device__ __forceinline__ Sum raw(const Params& p, int point) const {
-    return read_either(given, first + point, p.weight_is_wide);
-  }
-  __device__ __forceinline__ Sum operator()(const Params& p, int point) const {
-    const Sum weight = raw(p, point);
+  __device__ __forceinline__ Sum of(const Params& p, Sum weight) const {
     return p.softmax ? exp(weight - most) * scale : weight;
   }
+  __device__ __forceinline__ Sum operator()(const Params& p, int point) const { return of(p, given[point]); }
 };
 
-__device__ __forceinline__ Shares shares_of(const Params& p, const Task& task, const void* __restrict__ weights) {
-  Shares shares = {weights, weights_of(p, task), Sum(0), Sum(1)};
+// Those of a softmax that are not yet divided by their sum.
+__device__ __forceinline__ Shares raw_shares_of(const Params& p, const Task& task, const void* __restrict__ weights) {
+  Shares shares = {Numbers(weights, weights_of(p, task), p.weight_is_wide), Sum(0), Sum(1)};
   if (!p.softmax) return shares;
-  Sum most = shares.raw(p, 0);
-  for (int point = task.lane; point < p.points; point += task.lanes) most = max(most, shares.raw(p, point));
+  Sum most = shares.given[0];
+  for (int point = task.lane; point < p.points; point += task.lanes) most = max(most, shares.given[point]);
   for (int step = task.lanes / 2; step > 0; step /= 2) most = max(most, __shfl_xor_sync(WARP, most, step));
-  Sum total[1] = {};
-  for (int point = task.lane; point < p.points; point += task.lanes) total[0] += exp(shares.raw(p, point) - most);
-  group_sums(total, task.lanes);
   shares.most = most;
+  return shares;
+}
+
+__device__ __forceinline__ Shares shares_of(const Params& p, const Task& task, const void* __restrict__ weights) {
+  Shares shares = raw_shares_of(p, task, weights);
+  if (!p.softmax) return shares;
+  Sum total[1] = {};
+  for (int point = task.lane; point < p.points; point += task.lanes) total[0] += shares(p, point);
+  group_sums(total, task.lanes);
   shares.scale = Sum(1) / total[0];
   return shares;
 }
@@ -107,12 +156,48 @@ __device__ __forceinline__ Shares shares_of(const Params& p, const Task& task, c
 __device__ __forceinline__ Cell<Sum> cell_of(const Params& p, const Task& task, const Level* levels, int& level,
                                              const void* __restrict__ locations, int point) {
   while (point >= levels[level].end) ++level;
-  const long long at = locations_of(p, task) + 2 * point;
-  const Sum x = read_either(locations, at, p.location_is_wide);
-  const Sum y = read_either(locations, at + 1, p.location_is_wide);
+  const Numbers given(locations, locations_of(p, task), p.location_is_wide);
+  const Sum x = given[2 * point], y = given[2 * point + 1];
   if (GRID) return cell_beside(p, levels[level], task.base_y, task.base_x, point, y, x);
-  return cell_in(p, levels[level], y, x);
+  return cell_in(levels[level], y, x, p.nearest);
 }
+
+// The points of a task as one of its lanes goes through them.
+template <int CORNERS>
+struct Walk {
+  const Level* levels;
+  int number;
+  Level level;  // that of the last point
+  Numbers locations, weights;
+  Given place[2], weight[1];  // of the next point
+  __device__ __forceinline__ Walk(const Params& p, const Task& task, const Level* levels,
+                                  const void* __restrict__ locations, const Numbers& weights)
+      : levels(levels), locations(locations, locations_of(p, task), p.location_is_wide), weights(weights) {
+    start(p, task);
+  }
+  __device__ __forceinline__ void start(const Params& p, const Task& task) {
+    number = -1;
+    level = GRID ? Level{p.heights[0], p.widths[0], 0, p.points} : Level{};
+    read(p, task.lane);
+  }
+  __device__ __forceinline__ void read(const Params& p, int point) {
+    if (point >= p.points) return;
+    locations.read(2 * point, place);
+    weights.read(point, weight);
+  }
+  // The cell and the weight of a point, which is the next. Its successor is asked for, and comes while these are used.
+  __device__ __forceinline__ Cell<Sum> step(const Params& p, const Task& task, int point, Sum& given) {
+    const Sum x = place[0].get(locations.are_wide), y = place[1].get(locations.are_wide);
+    given = weight[0].get(weights.are_wide);
+    read(p, point + task.lanes);
+    const bool exists = point < p.points;
+    while (!GRID && exists && point >= level.end) level = levels[++number];
+    Cell<Sum> cell = GRID ? cell_beside(p, level, task.base_y, task.base_x, point, y, x)
+                          : cell_in(level, y, x, CORNERS == 1);
+    cell.inside &= exists;
+    return cell;
+  }
+};
 
 // The pixels of a point that are read: four, or one of the nearest.
 template <int CORNERS>
@@ -120,34 +205,42 @@ struct alignas(4 * CORNERS) Corners {
   int pixel[CORNERS];
 };
 
+// Of a point inside. A corner outside stands for the nearest pixel, see corner_pixel.
 template <int CORNERS>
 __device__ __forceinline__ Corners<CORNERS> corners_of(const Level& level, const Cell<Sum>& cell) {
+  const int y[2] = {max(cell.y, 0), min(cell.y + 1, level.height - 1)};
+  const int x[2] = {max(cell.x, 0), min(cell.x + 1, level.width - 1)};
   Corners<CORNERS> corners;
 #pragma unroll
-  for (int k = 0; k < CORNERS; ++k) {
-    corners.pixel[k] = level.first + corner_pixel(cell, k, level.height, level.width);
-  }
+  for (int k = 0; k < CORNERS; ++k) corners.pixel[k] = y[k >> 1] * level.width + (level.first + x[k & 1]);
   return corners;
 }
 
-// What the lanes of a task need of a point that reads something.
+// Numbers of each of them.
 template <int CORNERS>
-struct alignas(16) Footprint {
-  Corners<CORNERS> corners;
-  Sum weight[CORNERS];
+struct alignas(CORNERS == 4 ? 16 : sizeof(Sum)) Sums {
+  Sum corner[CORNERS];
 };
 
 template <int CORNERS>
-__device__ __forceinline__ Footprint<CORNERS> footprint_of(const Level& level, const Cell<Sum>& cell, Sum weight) {
-  Footprint<CORNERS> f;
-  f.corners = corners_of<CORNERS>(level, cell);
+__device__ __forceinline__ Sums<CORNERS> corner_weights(const Level& level, const Cell<Sum>& cell, Sum weight) {
+  Sums<CORNERS> found;
   Sum along_y[2], along_x[2], share = weight;
   read_weights(cell.y, cell.ly, level.height, BORDER_ZEROS, along_y, share);
   read_weights(cell.x, cell.lx, level.width, BORDER_ZEROS, along_x, share);
 #pragma unroll
-  for (int k = 0; k < CORNERS; ++k) f.weight[k] = CORNERS == 1 ? weight : along_y[k >> 1] * along_x[k & 1] * share;
-  return f;
+  for (int k = 0; k < CORNERS; ++k) {
+    found.corner[k] = CORNERS == 1 ? weight : along_y[k >> 1] * share * along_x[k & 1];
+  }
+  return found;
 }
+
+// What the lanes of a task need of its points, apart: the tasks of a warp find each of the two in banks of their own.
+template <int CORNERS>
+struct Notes {
+  Corners<CORNERS> corners[THREADS];
+  Sums<CORNERS> weights[THREADS];
+};
 
 template <int CORNERS>
 __device__ __forceinline__ void sum_samples(const Scalar* __restrict__ value, const void* __restrict__ sizes,
@@ -155,48 +248,59 @@ __device__ __forceinline__ void sum_samples(const Scalar* __restrict__ value, co
                                             const void* __restrict__ weights, Scalar* __restrict__ output,
                                             const Params& p) {
   DYNAMIC_SHARED(Level, levels);
-  SHARED(Footprint<CORNERS>, notes, [THREADS]);
-  load_levels(p, sizes, ends, levels);
+  SHARED(Notes<CORNERS>, notes, [1]);
+  if (!GRID) load_levels(p, sizes, ends, levels);
   const Task task = task_of(p);
-  const Shares shares = shares_of(p, task, weights);
-  Footprint<CORNERS>* const shared = notes + (threadIdx.x - task.lane);
-  const int first_lane = (threadIdx.x & 31) - task.lane;
+  const Shares shares = raw_shares_of(p, task, weights);
+  Walk<CORNERS> walk(p, task, levels, locations, shares.given);
+  const int first_note = settled(threadIdx.x - task.lane);
+  const unsigned below = settled((1u << (threadIdx.x & 31)) - 1u);
+  const unsigned own = settled(((2u << (task.lanes - 1)) - 1u) << (first_note & 31));
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
+    if (slice > 0) walk.start(p, task);
     const int c = slice + task.lane * VEC;
-    const bool active = task.present && c < p.channels;
-    const Scalar* from = values_of(p, value, task) + c;
-    Sum sum[VEC] = {};
-    int level = 0;
+    const int active = settled(task.present && c < p.channels);
+    const Scalar* from = whole_address(values_of(p, value, task) + c);
+    Sum sum[VEC] = {}, total[1] = {};
     for (int first = 0; first < p.points; first += task.lanes) {
       const int point = first + task.lane;
-      Cell<Sum> cell = {};
-      if (point < p.points) cell = cell_of(p, task, levels, level, locations, point);
+      Sum weight;
+      const Cell<Sum> cell = walk.step(p, task, point, weight);
+      weight = shares.of(p, weight);
+      if (point < p.points) total[0] += weight;
       // Of the points that read something, so that the loop over them has no branch.
-      const unsigned inside = (__ballot_sync(WARP, cell.inside) >> first_lane) & ((2u << (task.lanes - 1)) - 1u);
+      const unsigned inside = __ballot_sync(WARP, cell.inside) & own;
       if (cell.inside) {
-        const Footprint<CORNERS> f = footprint_of<CORNERS>(levels[level], cell, shares(p, point));
-        shared[__popc(inside & ((1u << task.lane) - 1u))] = f;
+        const int note = first_note + __popc(inside & below);
+        notes->corners[note] = corners_of<CORNERS>(walk.level, cell);
+        notes->weights[note] = corner_weights<CORNERS>(walk.level, cell, weight);
       }
       __syncwarp(WARP);
-      const int count = active ? __popc(inside) : 0;
+      const int end = first_note + (active ? __popc(inside) : 0);
 #pragma unroll(4 / CORNERS)
-      for (int i = 0; i < count; ++i) {
-        const Footprint<CORNERS> f = shared[i];
+      for (int i = first_note; i < end; ++i) {
+        const Corners<CORNERS> at = notes->corners[i];
+        const Sums<CORNERS> share = notes->weights[i];
         Channels corner[CORNERS];
 #pragma unroll
-        for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, f.corners.pixel[k]));
+        for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, at.pixel[k]));
 #pragma unroll
         for (int v = 0; v < VEC; ++v) {
 #pragma unroll
-          for (int k = 0; k < CORNERS; ++k) sum[v] += f.weight[k] * widen(corner[k].lane[v]);
+          for (int k = 0; k < CORNERS; ++k) sum[v] += share.corner[k] * widen(corner[k].lane[v]);
         }
       }
       __syncwarp(WARP);
     }
+    Sum scale = Sum(1);
+    if (p.softmax) {
+      group_sums(total, task.lanes);
+      scale = Sum(1) / total[0];
+    }
     if (active) {
       Channels out;
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v]);
+      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v] * scale);
       out.store(output + (task.number * p.channels + c));
     }
   }
@@ -236,41 +340,68 @@ __device__ __forceinline__ Slopes slopes_of(const Params& p, const Level& level,
     found.value += corner_weight(cell.ly, cell.lx, k) * dot[k];
   }
   slopes(cell, dot, found.along_y, found.along_x);
-  found.along_y *= GRID ? (Sum)p.offset_scale : (Sum)level.height;
-  found.along_x *= GRID ? (Sum)p.offset_scale : (Sum)level.width;
+  found.along_y *= GRID ? scale_of<Sum>(p) : (Sum)level.height;
+  found.along_x *= GRID ? scale_of<Sum>(p) : (Sum)level.width;
   return found;
 }
 
-// Each lane's dot products of the corners of one point of a round with the gradient of the output.
+// A lane's share of a slice of the channels of a task: values and the gradient of the output.
+struct Slice {
+  bool active;
+  const Scalar* from;
+  Sum grad[VEC];
+  __device__ __forceinline__ void load(const Params& p, int c, const Scalar* value, const Scalar* grad_output) {
+    active = c < p.channels;
+    from = whole_address(value + (active ? c : 0));
+    Channels given;
+    given.clear();
+    if (active) given.load(grad_output + c);
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) grad[v] = widen(given.lane[v]);
+  }
+};
+
+// A lane's part of the dot products of the corners of one point with the gradient.
 template <int CORNERS>
-__device__ __forceinline__ void dot_corners(const Params& p, const Task& task, const Corners<CORNERS>* shared, int count,
-                                            const Scalar* __restrict__ value, const Scalar* __restrict__ grad_output,
-                                            Sum (&mine)[CORNERS]) {
-  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
-    const int c = slice + task.lane * VEC;
-    const bool active = c < p.channels;
-    const Scalar* from = values_of(p, value, task) + (active ? c : 0);
-    Channels grad;
-    grad.clear();
-    if (active) grad.load(grad_output + (task.number * p.channels + c));
-    for (int i = 0; i < count; ++i) {
-      const Corners<CORNERS> corners = shared[i];
-      Sum dot[CORNERS] = {};
-      Channels corner[CORNERS];
+__device__ __forceinline__ Sums<CORNERS> dots_of(const Params& p, const Slice& slice, const Corners<CORNERS>& at) {
+  Sums<CORNERS> dot = {};
+  Channels corner[CORNERS];
 #pragma unroll
-      for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, corners.pixel[k]));
+  for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, slice.from, at.pixel[k]));
 #pragma unroll
-      for (int k = 0; k < CORNERS; ++k) {
+  for (int k = 0; k < CORNERS; ++k) {
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) dot[k] += widen(grad.lane[v]) * widen(corner[k].lane[v]);
-        if (!active) dot[k] = Sum(0);  // not 0 * pixel, which may be infinite
-      }
-      group_sums(dot, task.lanes);
-      if (i == task.lane) {
+    for (int v = 0; v < VEC; ++v) dot.corner[k] += slice.grad[v] * widen(corner[k].lane[v]);
+  }
+  return dot;
+}
+
+// Each lane's dot products of one point of a round. Every lane leaves its parts of those of some points in `parts`, and
+// adds up all parts of its own point.
+template <int CORNERS>
+__device__ __forceinline__ void add_dots(const Params& p, const Task& task, const Slice& slice,
+                                         const Corners<CORNERS>* corners, int count, Sums<CORNERS>* parts,
+                                         Sum (&mine)[CORNERS]) {
+  for (int start = 0; start < count; start += MOST_PARTS) {
+    const int some = min(MOST_PARTS, count - start);
+    if (slice.active) {
+#pragma unroll 1
+      for (int i = 0; i < some; ++i) parts[i * THREADS + task.lane] = dots_of(p, slice, corners[start + i]);
+    } else {  // not 0 * pixel, which may be infinite
+#pragma unroll 1
+      for (int i = 0; i < some; ++i) parts[i * THREADS + task.lane] = Sums<CORNERS>{};
+    }
+    __syncwarp(WARP);
+    if (task.lane >= start && task.lane < start + MOST_PARTS) {
+      const Sums<CORNERS>* own = parts + (task.lane - start) * THREADS;
+#pragma unroll 2
+      for (int j = 0; j < task.lanes; ++j) {
+        const Sums<CORNERS> part = own[task.lane ^ j];  // in other banks than those that other lanes read now
 #pragma unroll
-        for (int k = 0; k < CORNERS; ++k) mine[k] += dot[k];
+        for (int k = 0; k < CORNERS; ++k) mine[k] += part.corner[k];
       }
     }
+    __syncwarp(WARP);
   }
 }
 
@@ -283,30 +414,37 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
                                               Sum* __restrict__ samples, const Params& p) {
   DYNAMIC_SHARED(Level, levels);
   SHARED(Corners<CORNERS>, notes, [THREADS]);
-  load_levels(p, sizes, ends, levels);
+  if (!GRID) load_levels(p, sizes, ends, levels);
   const Task task = task_of(p);
+  const int first_note = threadIdx.x - task.lane;
+  Sums<CORNERS>* const parts = reinterpret_cast<Sums<CORNERS>*>(levels + p.levels) + first_note;
   const Shares shares = shares_of(p, task, weights);
-  Corners<CORNERS>* const shared = notes + (threadIdx.x - task.lane);
-  const long long row = weights_of(p, task), local_row = (long long)task.local * p.points;
+  Walk<CORNERS> walk(p, task, levels, locations, shares.given);
+  const Scalar* const own_value = whole_address(values_of(p, value, task));
+  const Scalar* const own_grad = whole_address(grad_output + task.number * p.channels);
+  const long long row = weights_of(p, task), place = locations_of(p, task), local_row = (long long)task.local * p.points;
+  Slice slice;
+  slice.load(p, task.lane * VEC, own_value, own_grad);
   Sum total[1] = {};
-  int level = 0;
   for (int first = 0; first < p.points; first += task.lanes) {
     const int point = first + task.lane;
-    const bool mine = task.present && point < p.points;
-    Cell<Sum> cell = {};
+    Sum weight;
+    const Cell<Sum> cell = walk.step(p, task, point, weight);
     Corners<CORNERS> corners = {};  // outside: of the first pixel, and what comes of it is not used
-    if (point < p.points) cell = cell_of(p, task, levels, level, locations, point);
-    if (cell.inside) corners = corners_of<CORNERS>(levels[level], cell);
-    shared[task.lane] = corners;
+    if (cell.inside) corners = corners_of<CORNERS>(walk.level, cell);
+    notes[threadIdx.x] = corners;
     __syncwarp(WARP);
     Sum dots[CORNERS] = {};
-    dot_corners(p, task, shared, min(p.points - first, task.lanes), value, grad_output, dots);
-    __syncwarp(WARP);
-    if (!mine) continue;
-    const Slopes found = slopes_of(p, levels[level], cell, dots);
-    const Sum weight = shares(p, point);
+    const int count = min(p.points - first, task.lanes);
+    for (int c = 0; c < p.channels; c += task.lanes * VEC) {
+      if (p.channels > task.lanes * VEC) slice.load(p, c + task.lane * VEC, own_value, own_grad);
+      add_dots(p, task, slice, notes + first_note, count, parts, dots);
+    }
+    if (!task.present || point >= p.points) continue;
+    const Slopes found = slopes_of(p, walk.level, cell, dots);
+    weight = shares.of(p, weight);
     if (grad_locations) {
-      const long long at = locations_of(p, task) + 2 * point;
+      const long long at = place + 2 * point;
       write_either(grad_locations, at, p.location_is_wide, cell.inside ? weight * found.along_x : Sum(0));
       write_either(grad_locations, at + 1, p.location_is_wide, cell.inside ? weight * found.along_y : Sum(0));
     }

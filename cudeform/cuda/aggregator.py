@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import product
+from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import sort
-from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
     THREADS,
@@ -29,24 +30,33 @@ MOST_LEVELS = 16  # whose sizes a launch passes by value
 PARAMS = np.dtype(
     [("offset_scale", "f8")]
     + [(name, "i4", MOST_LEVELS) for name in ("heights", "widths", "ends")]
+    + [(name, "i4") for name in ("levels", "wide_sizes", "pixels", "points")]
+    + [("queries", DIVISOR)]
     + [(name, "i4") for name in (
-        "levels", "wide_sizes", "pixels", "points",
-        "queries", "heads", "channels",
-        "first_image", "images", "first_head", "some_heads",
+        "heads", "channels", "first_image", "images", "first_head", "some_heads",
+    )]
+    + [("band", DIVISOR), ("bands", DIVISOR)]
+    + [(name, "i4") for name in (
         "location_query", "location_head", "location_is_wide",
         "weight_query", "weight_head", "weight_is_wide",
         "nearest", "softmax", "lane_bits",
-        "out_width", "stride_y", "stride_x", "origin_y", "origin_x",
-        "kernel_height", "dilation_y", "dilation_x", "center_y", "center_x", "removed",
     )]
-    + [("columns_per_tap", "f4")],
+    + [("out_width", DIVISOR), ("kernel_height", DIVISOR)]
+    + [(name, "i4") for name in (
+        "stride_y", "stride_x", "origin_y", "origin_x",
+        "dilation_y", "dilation_x", "center_y", "center_x", "removed",
+    )]
+    + [("narrow_scale", "f4")],
     align=True,
 )  # fmt: skip
 LEVEL_BYTES = 16  # of shared memory, for each level
 POINT_BYTES = 64 << 20  # what is kept of points, and where those of each pixel begin
 _MOST_TASKS = 2**31 - 2**10
-_SIZES = (("THREADS", THREADS), ("MOST_LEVELS", MOST_LEVELS))
+_PARTS = 32 << 10  # bytes of shared memory for parts of dot products, at most
+_LINE = 128  # bytes, of the cache
+_SIZES = (("THREADS", THREADS), ("MOST_LEVELS", MOST_LEVELS), ("PARTS_BYTES", _PARTS))
 _NO_GRID = dict.fromkeys(("offset_scale", *PARAMS.names[PARAMS.names.index("out_width") :]), 0)
+_NO_GRID |= {"out_width": 1, "kernel_height": 1}  # divisors
 
 
 @lru_cache(maxsize=512)
@@ -123,9 +133,13 @@ class Aggregator:
         }
         self._nearest = "_nearest" if fields["nearest"] else ""
 
-    def _launch(self, choice: Choice, part: Part, arrays: tuple[Any, ...]) -> None:
-        how = {**part._asdict(), "lane_bits": choice.shares.bits}
-        params, shared = pack(PARAMS, {**self._params, **how}), LEVEL_BYTES * self._params["levels"]
+    def _launch(
+        self, choice: Choice, part: Part, arrays: tuple[Any, ...], band: int, shared: int = 0
+    ) -> None:
+        """`band`: heads of a query whose tasks are neighbours; `shared`: bytes besides levels."""
+        how = {**part._asdict(), "band": band, "bands": part.some_heads // band}
+        params = pack(PARAMS, {**self._params, **how, "lane_bits": choice.shares.bits})
+        shared += LEVEL_BYTES * self._params["levels"]
         blocks = choice.grid, choice.threads
         self.device.launch(self._unit, choice.kernel, *blocks, arrays, params, shared)
 
@@ -133,11 +147,19 @@ class Aggregator:
         """Heads of queries."""
         return part.count * self.extent.queries
 
+    @property
+    def _band(self) -> int:
+        """Heads whose values fill a line of the cache, if that many are a part of all.
+
+        What is at work at once then reads of few heads, of which the caches hold more pixels.
+        """
+        return gcd(max(1, _LINE // (self.extent.channels * self.value.itemsize)), self.extent.heads)
+
     def aggregate(self, output: Any) -> None:
         """Set the output."""
         for part in _whole_images(self.extent, _MOST_TASKS):
             choice = choose("aggregate" + self._nearest, self._tasks(part), *self._packs)
-            self._launch(choice, part, (self.value, *self._points, output))
+            self._launch(choice, part, (self.value, *self._points, output), self._band)
 
     def differentiate(self, grad_output: Any, grad_locations: Any, grad_weights: Any) -> None:
         """Set the gradients of locations and weights; each may be None."""
@@ -149,7 +171,8 @@ class Aggregator:
             arrays = (self.value, *self._points, grad_output)
             arrays = (*arrays, grad_locations, grad_weights, samples)
             choice = choose("point_gradients" + self._nearest, self._tasks(part), *self._packs)
-            self._launch(choice, part, arrays)
+            dots = 4 * self.sums.itemsize * THREADS << choice.shares.lanes
+            self._launch(choice, part, arrays, self._band, min(dots, _PARTS))
 
     def gather(self, grad_output: Any, grad_value: Any) -> None:
         """Set the gradient of the values."""
@@ -159,12 +182,13 @@ class Aggregator:
             keys = self.device.empty((tasks * extent.points,), np.int32)
             ways = self.device.empty((tasks * extent.points, 4), self.sums)
             choice = choose("point_keys", tasks, extent.points)
-            self._launch(choice, part, (*self._points, keys, ways))
+            self._launch(choice, part, (*self._points, keys, ways), part.some_heads)
             buckets = sort.sort_points(self.device, keys, pixels, ways)
             levels = self._points[:2]
             arrays = (grad_output, *levels, buckets.starts, buckets.records, grad_value)
             of_warps = choose("gather_value", pixels, *self._packs)
-            self._launch(of_warps._replace(per_block=THREADS // WARP), part, arrays)
+            of_warps = of_warps._replace(per_block=THREADS // WARP)
+            self._launch(of_warps, part, arrays, part.some_heads)
 
 
 def _whole_images(extent: Extent, most_tasks: int) -> Iterator[Part]:

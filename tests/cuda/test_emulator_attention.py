@@ -338,15 +338,15 @@ def test_launches(device, monkeypatch):
 # -- bugs that must be found ----------------------------------------------------------------------
 
 BARRIER = "      __syncwarp(WARP);\n"
-COUNT, END = "      const int count", "    }\n    if (active)"
+COUNT, END = "      const int end", "    }\n    Sum scale"
 PLANTED = {  # text of the kernels, with what, and what is found
     "no barrier before the notes are read": (BARRIER + COUNT, COUNT),
     "no barrier before new notes are made": (BARRIER + END, END),
-    "a task that is not there": ("const bool active = task.present && c", "const bool active = c"),
-    "a note that nobody makes": ("__popc(inside) : 0", "__popc(inside) + 1 : 0"),
+    "a task that is not there": ("settled(task.present && c", "settled(c"),
+    "a note that nobody makes": ("__popc(inside) : 0)", "__popc(inside) + 1 : 0)"),
     "a table that is not waited for": ("  }\n  __syncthreads();\n", "  }\n"),
     "sizes as they are said": ("possible && first + height * width <= p.pixels", "possible"),
-    "a pixel too far": ("level.first + corner_pixel", "40 + level.first + corner_pixel"),
+    "a pixel too far": ("(level.first + x", "(40 + level.first + x"),
 }  # fmt: skip
 
 
