@@ -392,7 +392,7 @@ __device__ __forceinline__ void add_dots(const Params& p, const Task& task, cons
       for (int i = 0; i < some; ++i) parts[i * THREADS + task.lane] = Sums<CORNERS>{};
     }
     __syncwarp(WARP);
-    if (task.lane >= start && task.lane < start + MOST_PARTS) {
+    if (task.lane >= start && task.lane < start + some) {
       const Sums<CORNERS>* own = parts + (task.lane - start) * THREADS;
 #pragma unroll 2
       for (int j = 0; j < task.lanes; ++j) {

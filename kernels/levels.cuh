@@ -78,9 +78,9 @@ __device__ __forceinline__ int nearest_pixel(double part, int size) {
 // The cell of a point at parts (y, x) of a level.
 template <class S>
 __device__ __forceinline__ Cell<S> cell_in(const Level& level, S y, S x, bool nearest) {
-  if (level.height == 0) return {0, 0, S(0), S(0), false, true, true};
+  const bool exists = level.height > 0;
   if (nearest) {
-    const bool inside = y == y && x == x;
+    const bool inside = exists && y == y && x == x;
     return {nearest_pixel(y, level.height), nearest_pixel(x, level.width), S(0), S(0), inside, true, true};
   }
   // Fused on every machine: the kernels of a backward have to agree where a point is.
@@ -89,7 +89,7 @@ __device__ __forceinline__ Cell<S> cell_in(const Level& level, S y, S x, bool ne
   Cell<S> cell = {floor_to_int(at_y), floor_to_int(at_x), S(0), S(0), false, false, false};
   cell.ly = at_y - (S)cell.y;
   cell.lx = at_x - (S)cell.x;
-  cell.inside = at_y > S(-1) && at_y < height && at_x > S(-1) && at_x < width;
+  cell.inside = exists & (at_y > S(-1)) & (at_y < height) & (at_x > S(-1)) & (at_x < width);
   return cell;
 }
 
