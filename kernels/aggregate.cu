@@ -15,6 +15,7 @@ using Channels = Pack<Scalar, VEC>;
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
 constexpr int MOST_PARTS = PARTS_BYTES / (4 * (int)sizeof(Sum) * THREADS);  // of dot products, at once, of a lane
+constexpr int ROUNDS = 3;  // of points, one of each lane, at once. Odd: tasks of a warp have their notes in other banks
 constexpr unsigned WARP = 0xffffffffu;
 
 struct Task {
@@ -238,8 +239,8 @@ __device__ __forceinline__ Sums<CORNERS> corner_weights(const Level& level, cons
 // What the lanes of a task need of its points, apart: the tasks of a warp find each of the two in banks of their own.
 template <int CORNERS>
 struct Notes {
-  Corners<CORNERS> corners[THREADS];
-  Sums<CORNERS> weights[THREADS];
+  Corners<CORNERS> corners[ROUNDS * THREADS];
+  Sums<CORNERS> weights[ROUNDS * THREADS];
 };
 
 template <int CORNERS>
@@ -253,30 +254,33 @@ __device__ __forceinline__ void sum_samples(const Scalar* __restrict__ value, co
   const Task task = task_of(p);
   const Shares shares = raw_shares_of(p, task, weights);
   Walk<CORNERS> walk(p, task, levels, locations, shares.given);
-  const int first_note = settled(threadIdx.x - task.lane);
+  const int first_note = settled(ROUNDS * (threadIdx.x - task.lane));
   const unsigned below = settled((1u << (threadIdx.x & 31)) - 1u);
-  const unsigned own = settled(((2u << (task.lanes - 1)) - 1u) << (first_note & 31));
+  const unsigned own = settled(((2u << (task.lanes - 1)) - 1u) << ((threadIdx.x - task.lane) & 31));
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
     if (slice > 0) walk.start(p, task);
     const int c = slice + task.lane * VEC;
     const int active = settled(task.present && c < p.channels);
     const Scalar* from = whole_address(values_of(p, value, task) + c);
     Sum sum[VEC] = {}, total[1] = {};
-    for (int first = 0; first < p.points; first += task.lanes) {
-      const int point = first + task.lane;
-      Sum weight;
-      const Cell<Sum> cell = walk.step(p, task, point, weight);
-      weight = shares.of(p, weight);
-      if (point < p.points) total[0] += weight;
-      // Of the points that read something, so that the loop over them has no branch.
-      const unsigned inside = __ballot_sync(WARP, cell.inside) & own;
-      if (cell.inside) {
-        const int note = first_note + __popc(inside & below);
-        notes->corners[note] = corners_of<CORNERS>(walk.level, cell);
-        notes->weights[note] = corner_weights<CORNERS>(walk.level, cell, weight);
+    for (int first = 0; first < p.points;) {
+      int end = first_note;  // of the notes of those points that read something: the loop over them has no branch
+      for (int round = 0; round < ROUNDS && first < p.points; ++round, first += task.lanes) {
+        const int point = first + task.lane;
+        Sum weight;
+        const Cell<Sum> cell = walk.step(p, task, point, weight);
+        weight = shares.of(p, weight);
+        if (point < p.points) total[0] += weight;
+        const unsigned inside = __ballot_sync(WARP, cell.inside) & own;
+        if (cell.inside) {
+          const int note = end + __popc(inside & below);
+          notes->corners[note] = corners_of<CORNERS>(walk.level, cell);
+          notes->weights[note] = corner_weights<CORNERS>(walk.level, cell, weight);
+        }
+        end += __popc(inside);
       }
       __syncwarp(WARP);
-      const int end = first_note + (active ? __popc(inside) : 0);
+      end = active ? end : first_note;
 #pragma unroll(4 / CORNERS)
       for (int i = first_note; i < end; ++i) {
         const Corners<CORNERS> at = notes->corners[i];
