@@ -106,13 +106,26 @@ struct Numbers {
   }
 };
 
-__device__ __forceinline__ void write_either(void* to, long long at, bool is_wide, Sum value) {
-  if (is_wide) {
-    narrow(static_cast<Sum*>(to)[at], value);
-  } else {
-    narrow(static_cast<Scalar*>(to)[at], value);
+// The same, which are written.
+struct Written {
+  char* first;
+  bool are_wide;
+  __device__ __forceinline__ Written(void* array, long long at, bool are_wide) : are_wide(are_wide) {
+    first = whole_address(static_cast<char*>(array) + at * (are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar)));
   }
-}
+  template <int N>
+  __device__ __forceinline__ void write(int at, const Sum (&numbers)[N]) const {
+    void* to = first + whole_product(at, are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar));
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      if (are_wide) {
+        narrow(static_cast<Sum*>(to)[k], numbers[k]);
+      } else {
+        narrow(static_cast<Scalar*>(to)[k], numbers[k]);
+      }
+    }
+  }
+};
 
 // Where a task's locations and weights begin.
 __device__ __forceinline__ long long locations_of(const Params& p, const Task& task) {
@@ -337,15 +350,15 @@ __device__ __forceinline__ Slopes slopes_of(const Params& p, const Level& level,
   Slopes found = {Sum(0), Sum(0), Sum(0)};
   if (!cell.inside) return found;
   if (CORNERS == 1) return {dots[0], Sum(0), Sum(0)};
+  const bool row[2] = {cell.y >= 0, cell.y < level.height - 1}, column[2] = {cell.x >= 0, cell.x < level.width - 1};
   Sum dot[4];
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    dot[k] = corner_exists(cell, k, level.height, level.width) ? dots[k % CORNERS] : Sum(0);
-    found.value += corner_weight(cell.ly, cell.lx, k) * dot[k];
-  }
-  slopes(cell, dot, found.along_y, found.along_x);
-  found.along_y *= GRID ? scale_of<Sum>(p) : (Sum)level.height;
-  found.along_x *= GRID ? scale_of<Sum>(p) : (Sum)level.width;
+  for (int k = 0; k < 4; ++k) dot[k] = row[k >> 1] && column[k & 1] ? dots[k % CORNERS] : Sum(0);
+  const Sum up = Sum(1) - cell.ly, left = Sum(1) - cell.lx;
+  const Sum above = left * dot[0] + cell.lx * dot[1], below = left * dot[2] + cell.lx * dot[3];
+  found.value = up * above + cell.ly * below;
+  found.along_y = (below - above) * (GRID ? scale_of<Sum>(p) : (Sum)level.height);
+  found.along_x = (up * (dot[1] - dot[0]) + cell.ly * (dot[3] - dot[2])) * (GRID ? scale_of<Sum>(p) : (Sum)level.width);
   return found;
 }
 
@@ -426,7 +439,9 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
   Walk<CORNERS> walk(p, task, levels, locations, shares.given);
   const Scalar* const own_value = whole_address(values_of(p, value, task));
   const Scalar* const own_grad = whole_address(grad_output + task.number * p.channels);
-  const long long row = weights_of(p, task), place = locations_of(p, task), local_row = (long long)task.local * p.points;
+  const Written of_locations(grad_locations, locations_of(p, task), p.location_is_wide);
+  const Written of_weights(grad_weights, weights_of(p, task), p.weight_is_wide);
+  const long long local_row = (long long)task.local * p.points;
   Slice slice;
   slice.load(p, task.lane * VEC, own_value, own_grad);
   Sum total[1] = {};
@@ -448,12 +463,11 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
     const Slopes found = slopes_of(p, walk.level, cell, dots);
     weight = shares.of(p, weight);
     if (grad_locations) {
-      const long long at = place + 2 * point;
-      write_either(grad_locations, at, p.location_is_wide, cell.inside ? weight * found.along_x : Sum(0));
-      write_either(grad_locations, at + 1, p.location_is_wide, cell.inside ? weight * found.along_y : Sum(0));
+      of_locations.write(2 * point, {cell.inside ? weight * found.along_x : Sum(0),
+                                     cell.inside ? weight * found.along_y : Sum(0)});
     }
     if (samples) samples[local_row + point] = found.value;
-    if (grad_weights && !samples) write_either(grad_weights, row + point, p.weight_is_wide, found.value);
+    if (grad_weights && !samples) of_weights.write(point, {found.value});
     total[0] += weight * found.value;
   }
   if (!samples) return;
@@ -461,7 +475,7 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
   if (!task.present) return;
   for (int point = task.lane; point < p.points; point += task.lanes) {
     const Sum grad = shares(p, point) * (samples[local_row + point] - total[0]);
-    write_either(grad_weights, row + point, p.weight_is_wide, grad);
+    of_weights.write(point, {grad});
   }
 }
 
