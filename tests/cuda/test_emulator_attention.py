@@ -355,7 +355,9 @@ PLANTED = {  # text of the kernels, with what, and what is found
 def test_planted_bug_is_caught(bug, order, seed):
     backends.require(backends.BACKENDS["emulator"])
     sizes = np.array(((4, 7), (30, 1), (1, 2)))
-    arrays = {k: to_device(a) for k, a in arguments(points=(9, 6, 1), n=1, queries=5, heads=1).items()}
+    arrays = {
+        k: to_device(a) for k, a in arguments(points=(9, 6, 1), n=1, queries=5, heads=1).items()
+    }
     arrays.pop("grad_output")
     flatten = planted(*PLANTED[bug], "aggregate.cu")
     with install(EmulatorDevice(order=order, seed=seed, flatten=flatten)):
