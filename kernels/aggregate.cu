@@ -4,9 +4,10 @@
 // A task is (image, band of heads, query, head of the band), numbered in this order within a launch: what is at work at
 // once reads few heads, of which caches hold more pixels. Values are [image][pixel][head][channel],
 // locations [image][query][head][point] as (x, y), weights likewise, the output [image][query][head][channel].
-// Locations and weights are of the storage type or of that of sums, which is no other unit: they are read once.
+// Locations and weights are of the storage type or of that of sums.
 //
-// SCALAR: storage type; VEC: channels a thread moves at once; GRID: where points are, see levels.cuh.
+// SCALAR: storage type; VEC: channels a thread moves at once; GRID: where points are, see levels.cuh; MIXED: whether
+// locations or weights may be of the type of sums where that is another.
 #include "points.cuh"
 
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.

@@ -80,7 +80,7 @@ using Given = Either<Scalar>;
 struct Numbers {
   const char* first;
   bool are_wide;
-  __device__ __forceinline__ Numbers(const void* array, long long at, bool are_wide) : are_wide(are_wide) {
+  __device__ __forceinline__ Numbers(const void* array, long long at, bool are_wide) : are_wide(MIXED && are_wide) {
     first = whole_address(static_cast<const char*>(array) + at * bytes());
   }
   __device__ __forceinline__ int bytes() const { return are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar); }
@@ -101,7 +101,7 @@ struct Numbers {
 struct Written {
   char* first;
   bool are_wide;
-  __device__ __forceinline__ Written(void* array, long long at, bool are_wide) : are_wide(are_wide) {
+  __device__ __forceinline__ Written(void* array, long long at, bool are_wide) : are_wide(MIXED && are_wide) {
     first = whole_address(static_cast<char*>(array) + at * (are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar)));
   }
   template <int N>

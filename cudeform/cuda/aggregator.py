@@ -60,16 +60,18 @@ _NO_GRID |= {"out_width": 1, "kernel_height": 1}  # divisors
 
 
 @lru_cache(maxsize=512)
-def _unit(dtype: str, vector: int, grid: bool) -> Unit:
-    defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("GRID", str(int(grid))))
+def _unit(dtype: str, vector: int, grid: bool, mixed: bool = False) -> Unit:
+    numbers = (("VEC", vector), ("GRID", grid), ("MIXED", mixed))
+    defines = (("SCALAR", SCALARS[dtype]), *((name, str(int(n))) for name, n in numbers))
     return Unit("aggregate.cu", defines, PARAMS, _SIZES)
 
 
 def units(grid: bool) -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from sort.units()
-    for dtype in DTYPES:
-        yield from (_unit(dtype, vector, grid) for vector in vectors(dtype))
+    for dtype, mixed in product(DTYPES, (False, True)):
+        if "16" in dtype or not mixed:
+            yield from (_unit(dtype, vector, grid, mixed) for vector in vectors(dtype))
 
 
 class Extent(NamedTuple):
@@ -121,7 +123,8 @@ class Aggregator:
         vector = vector_of(value.dtype, extent.channels)
         self._points = (*levels, locations, weights)
         self._packs = extent.channels // vector, vector
-        self._unit = _unit(dtype_name(value.dtype), vector, "out_width" in fields)
+        mixed = {locations.dtype, weights.dtype} != {value.dtype}
+        self._unit = _unit(dtype_name(value.dtype), vector, "out_width" in fields, mixed)
         counts = extent._asdict()
         del counts["batch"]
         self._params = {
