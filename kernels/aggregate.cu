@@ -13,7 +13,15 @@
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
 constexpr int MOST_PARTS = PARTS_BYTES / (4 * (int)sizeof(Sum) * THREADS);  // of dot products, at once, of a lane
-constexpr int ROUNDS = 3;  // of points, one of each lane, at once. Odd: tasks of a warp have their notes in other banks
+constexpr int ROUNDS = sizeof(Sum) == 8 ? 1 : 3;  // of points, one of each lane, at once; odd
+
+// Where the notes of a task begin, some for each of its lanes. An odd number of them apart, tasks of a warp find those
+// of the same number in other banks; room for so many notes of each lane of a block is enough.
+__device__ __forceinline__ int first_note_of(const Params& p, const Task& task, int of_each_lane) {
+  return settled((threadIdx.x >> p.lane_bits) * (task.lanes * of_each_lane | 1));
+}
+template <int OF_EACH_LANE>
+constexpr int ROOM = OF_EACH_LANE * THREADS + THREADS / 2;
 
 template <int CORNERS>
 __device__ __forceinline__ Sums<CORNERS> corner_weights(const Level& level, const Cell<Sum>& cell, Sum weight) {
@@ -31,8 +39,8 @@ __device__ __forceinline__ Sums<CORNERS> corner_weights(const Level& level, cons
 // What the lanes of a task need of its points, apart: the tasks of a warp find each of the two in banks of their own.
 template <int CORNERS>
 struct Notes {
-  Corners<CORNERS> corners[ROUNDS * THREADS];
-  Sums<CORNERS> weights[ROUNDS * THREADS];
+  Corners<CORNERS> corners[ROOM<ROUNDS>];
+  Sums<CORNERS> weights[ROOM<ROUNDS>];
 };
 
 template <int CORNERS>
@@ -46,7 +54,7 @@ __device__ __forceinline__ void sum_samples(const Scalar* __restrict__ value, co
   const Task task = task_of(p);
   const Shares shares = raw_shares_of(p, task, weights);
   Walk<CORNERS> walk(p, task, levels, locations, shares.given);
-  const int first_note = settled(ROUNDS * (threadIdx.x - task.lane));
+  const int first_note = first_note_of(p, task, ROUNDS);
   const unsigned below = settled((1u << (threadIdx.x & 31)) - 1u);
   const unsigned own = settled(((2u << (task.lanes - 1)) - 1u) << ((threadIdx.x - task.lane) & 31));
   for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
@@ -209,11 +217,11 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
                                               void* __restrict__ grad_locations, void* __restrict__ grad_weights,
                                               Sum* __restrict__ samples, const Params& p) {
   DYNAMIC_SHARED(Level, levels);
-  SHARED(Corners<CORNERS>, notes, [THREADS]);
+  SHARED(Corners<CORNERS>, notes, [ROOM<1>]);
   if (!GRID) load_levels(p, sizes, ends, levels);
   const Task task = task_of(p);
-  const int first_note = threadIdx.x - task.lane;
-  Sums<CORNERS>* const parts = reinterpret_cast<Sums<CORNERS>*>(levels + p.levels) + first_note;
+  const int first_note = first_note_of(p, task, 1);
+  Sums<CORNERS>* const parts = reinterpret_cast<Sums<CORNERS>*>(levels + p.levels) + (threadIdx.x - task.lane);
   const Shares shares = shares_of(p, task, weights);
   Walk<CORNERS> walk(p, task, levels, locations, shares.given);
   const Scalar* const own_value = whole_address(values_of(p, value, task));
@@ -230,7 +238,7 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
     const Cell<Sum> cell = walk.step(p, task, point, weight);
     Corners<CORNERS> corners = {};  // outside: of the first pixel, and what comes of it is not used
     if (cell.inside) corners = corners_of<CORNERS>(walk.level, cell);
-    notes[threadIdx.x] = corners;
+    notes[first_note + task.lane] = corners;
     __syncwarp(WARP);
     Sum dots[CORNERS] = {};
     const int count = min(p.points - first, task.lanes);
