@@ -226,8 +226,8 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
   Walk<CORNERS> walk(p, task, levels, locations, shares.given);
   const Scalar* const own_value = whole_address(values_of(p, value, task));
   const Scalar* const own_grad = whole_address(grad_output + task.number * p.channels);
-  const Written of_locations(grad_locations, locations_of(p, task), p.location_is_wide);
-  const Written of_weights(grad_weights, weights_of(p, task), p.weight_is_wide);
+  const Written of_locations(static_cast<char*>(grad_locations), locations_of(p, task), p.location_is_wide);
+  const Written of_weights(static_cast<char*>(grad_weights), weights_of(p, task), p.weight_is_wide);
   const long long local_row = (long long)task.local * p.points;
   Slice slice;
   slice.load(p, task.lane * VEC, own_value, own_grad);

@@ -53,19 +53,14 @@ __device__ __forceinline__ const Scalar* row_of(const Params& p, const Scalar* f
 template <class Storage>
 struct Either {
   Sum number;
-  __device__ __forceinline__ void load(const void* from, int k, bool) { number = __ldg(static_cast<const Sum*>(from) + k); }
+  __device__ __forceinline__ void set(Sum given) { number = given; }
   __device__ __forceinline__ Sum get(bool) const { return number; }
 };
 template <class Storage>
 struct EitherOfTwo {
   unsigned bits;
-  __device__ __forceinline__ void load(const void* from, int k, bool is_wide) {
-    if (is_wide) {
-      bits = __ldg(static_cast<const unsigned*>(from) + k);
-    } else {
-      bits = __ldg(static_cast<const unsigned short*>(from) + k);
-    }
-  }
+  __device__ __forceinline__ void set(float given) { bits = __float_as_uint(given); }
+  __device__ __forceinline__ void set(Storage given) { bits = given.bits; }
   __device__ __forceinline__ Sum get(bool is_wide) const {
     return is_wide ? __uint_as_float(bits) : widen(Storage{(unsigned short)bits});
   }
@@ -76,47 +71,57 @@ template <>
 struct Either<bfloat16> : EitherOfTwo<bfloat16> {};
 using Given = Either<Scalar>;
 
-// Neighbours in memory, of the storage type or of that of sums.
+// Neighbours in memory, of the storage type or of that of sums. Those of a grid may begin anywhere.
+template <class Byte>
 struct Numbers {
-  const char* first;
+  Byte* first;
   bool are_wide;
-  __device__ __forceinline__ Numbers(const void* array, long long at, bool are_wide) : are_wide(MIXED && are_wide) {
-    first = whole_address(static_cast<const char*>(array) + at * bytes());
+  __device__ __forceinline__ Numbers(Byte* array, long long at, bool are_wide) : are_wide(MIXED && are_wide) {
+    first = whole_address(array + at * bytes());
   }
   __device__ __forceinline__ int bytes() const { return are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar); }
   template <int N>
   __device__ __forceinline__ void read(int at, Given (&out)[N]) const {
-    const void* from = first + whole_product(at, bytes());
-#pragma unroll
-    for (int k = 0; k < N; ++k) out[k].load(from, k, are_wide);
+    const Byte* from = first + whole_product(at, bytes());
+    are_wide ? load(reinterpret_cast<const Sum*>(from), out) : load(reinterpret_cast<const Scalar*>(from), out);
   }
   __device__ __forceinline__ Sum operator[](int at) const {
     Given one[1];
     read(at, one);
     return one[0].get(are_wide);
   }
-};
-
-// The same, which are written.
-struct Written {
-  char* first;
-  bool are_wide;
-  __device__ __forceinline__ Written(void* array, long long at, bool are_wide) : are_wide(MIXED && are_wide) {
-    first = whole_address(static_cast<char*>(array) + at * (are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar)));
-  }
   template <int N>
   __device__ __forceinline__ void write(int at, const Sum (&numbers)[N]) const {
-    void* to = first + whole_product(at, are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar));
+    Byte* to = first + whole_product(at, bytes());
+    are_wide ? store(reinterpret_cast<Sum*>(to), numbers) : store(reinterpret_cast<Scalar*>(to), numbers);
+  }
+
+ private:
+  template <class T, int N>
+  __device__ __forceinline__ static void load(const T* from, Given (&out)[N]) {
+    constexpr int AT_ONCE = GRID ? 1 : N;
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      if (are_wide) {
-        narrow(static_cast<Sum*>(to)[k], numbers[k]);
-      } else {
-        narrow(static_cast<Scalar*>(to)[k], numbers[k]);
-      }
+    for (int k = 0; k < N; k += AT_ONCE) {
+      Pack<T, AT_ONCE> some;
+      some.load(from + k);
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; ++j) out[k + j].set(some.lane[j]);
+    }
+  }
+  template <class T, int N>
+  __device__ __forceinline__ static void store(T* to, const Sum (&numbers)[N]) {
+    constexpr int AT_ONCE = GRID ? 1 : N;
+#pragma unroll
+    for (int k = 0; k < N; k += AT_ONCE) {
+      Pack<T, AT_ONCE> some;
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; ++j) narrow(some.lane[j], numbers[k + j]);
+      some.store(to + k);
     }
   }
 };
+using Read = Numbers<const char>;
+using Written = Numbers<char>;
 
 // Where a task's locations and weights begin.
 __device__ __forceinline__ long long locations_of(const Params& p, const Task& task) {
@@ -128,7 +133,7 @@ __device__ __forceinline__ long long weights_of(const Params& p, const Task& tas
 
 // How the weights of a task's points follow from what is given: by themselves, or as a softmax.
 struct Shares {
-  Numbers given;
+  Read given;
   Sum most, scale;
   __device__ __forceinline__ Sum of(const Params& p, Sum weight) const {
     return p.softmax ? exp(weight - most) * scale : weight;
@@ -138,7 +143,7 @@ struct Shares {
 
 // Those of a softmax that are not yet divided by their sum.
 __device__ __forceinline__ Shares raw_shares_of(const Params& p, const Task& task, const void* __restrict__ weights) {
-  Shares shares = {Numbers(weights, weights_of(p, task), p.weight_is_wide), Sum(0), Sum(1)};
+  Shares shares = {Read(static_cast<const char*>(weights), weights_of(p, task), p.weight_is_wide), Sum(0), Sum(1)};
   if (!p.softmax) return shares;
   Sum most = shares.given[0];
   for (int point = task.lane; point < p.points; point += task.lanes) most = max(most, shares.given[point]);
@@ -161,7 +166,7 @@ __device__ __forceinline__ Shares shares_of(const Params& p, const Task& task, c
 __device__ __forceinline__ Cell<Sum> cell_of(const Params& p, const Task& task, const Level* levels, int& level,
                                              const void* __restrict__ locations, int point) {
   while (point >= levels[level].end) ++level;
-  const Numbers given(locations, locations_of(p, task), p.location_is_wide);
+  const Read given(static_cast<const char*>(locations), locations_of(p, task), p.location_is_wide);
   const Sum x = given[2 * point], y = given[2 * point + 1];
   if (GRID) return cell_beside(p, levels[level], task.base_y, task.base_x, point, y, x);
   return cell_in(levels[level], y, x, p.nearest);
@@ -173,11 +178,13 @@ struct Walk {
   const Level* levels;
   int number;
   Level level;  // that of the last point
-  Numbers locations, weights;
+  Read locations, weights;
   Given place[2], weight[1];  // of the next point
   __device__ __forceinline__ Walk(const Params& p, const Task& task, const Level* levels,
-                                  const void* __restrict__ locations, const Numbers& weights)
-      : levels(levels), locations(locations, locations_of(p, task), p.location_is_wide), weights(weights) {
+                                  const void* __restrict__ locations, const Read& weights)
+      : levels(levels),
+        locations(static_cast<const char*>(locations), locations_of(p, task), p.location_is_wide),
+        weights(weights) {
     start(p, task);
   }
   __device__ __forceinline__ void start(const Params& p, const Task& task) {

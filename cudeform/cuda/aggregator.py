@@ -121,7 +121,7 @@ class Aggregator:
         self.value = aligned(value)
         self.sums = sum_dtype(value.dtype)
         vector = vector_of(value.dtype, extent.channels)
-        self._points = (*levels, locations, weights)
+        self._points = (*levels, aligned(locations), weights)
         self._packs = extent.channels // vector, vector
         mixed = {locations.dtype, weights.dtype} != {value.dtype}
         self._unit = _unit(dtype_name(value.dtype), vector, "out_width" in fields, mixed)
