@@ -12,6 +12,7 @@
 
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
+constexpr int BLOCKS_OF_GRADIENTS = sizeof(Sum) == 8 ? 2 : 3;  // or 80
 constexpr int MOST_PARTS = PARTS_BYTES / (4 * (int)sizeof(Sum) * THREADS);  // of dot products, at once, of a lane
 constexpr int ROUNDS = sizeof(Sum) == 8 ? 1 : 3;  // of points, one of each lane, at once; odd
 
@@ -267,7 +268,7 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
 }
 
 // Gradients of locations and weights; each may be null. samples: room for those of a softmax, or null
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_GRADIENTS)
     point_gradients(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
                     const void* __restrict__ locations, const void* __restrict__ weights,
                     const Scalar* __restrict__ grad_output, void* __restrict__ grad_locations,
@@ -276,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 }
 
 // The same of the nearest pixels
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_GRADIENTS)
     point_gradients_nearest(const Scalar* __restrict__ value, const void* __restrict__ sizes,
                             const int* __restrict__ ends, const void* __restrict__ locations,
                             const void* __restrict__ weights, const Scalar* __restrict__ grad_output,

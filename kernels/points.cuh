@@ -49,20 +49,32 @@ __device__ __forceinline__ const Scalar* row_of(const Params& p, const Scalar* f
   return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(from) + whole_product(row, bytes));
 }
 
-// A number of either type as it is in memory: what waits for it is done where it is used.
+// Coordinates of a grid may begin anywhere, and are moved one by one; others in pairs.
+constexpr int MOST_AT_ONCE = GRID ? 1 : 2;
+
+// A number of either type as it came from memory, number k of a few: what waits for it is done where it is used.
 template <class Storage>
 struct Either {
   Sum number;
-  __device__ __forceinline__ void set(Sum given) { number = given; }
-  __device__ __forceinline__ Sum get(bool) const { return number; }
+  template <int N>
+  __device__ __forceinline__ void set(const Pack<Sum, N>& some, int k) {
+    number = some.lane[k % N];
+  }
+  __device__ __forceinline__ Sum get(bool, int) const { return number; }
 };
 template <class Storage>
 struct EitherOfTwo {
   unsigned bits;
-  __device__ __forceinline__ void set(float given) { bits = __float_as_uint(given); }
-  __device__ __forceinline__ void set(Storage given) { bits = given.bits; }
-  __device__ __forceinline__ Sum get(bool is_wide) const {
-    return is_wide ? __uint_as_float(bits) : widen(Storage{(unsigned short)bits});
+  template <int N>
+  __device__ __forceinline__ void set(const Pack<float, N>& some, int k) {
+    bits = __float_as_uint(some.lane[k % N]);
+  }
+  template <int N>
+  __device__ __forceinline__ void set(const Pack<Storage, N>& some, int) {
+    bits = some.word;  // of two numbers both, so that nothing waits here
+  }
+  __device__ __forceinline__ Sum get(bool is_wide, int k) const {
+    return is_wide ? __uint_as_float(bits) : widen(Storage{(unsigned short)(bits >> 16 * (k % MOST_AT_ONCE))});
   }
 };
 template <>
@@ -71,7 +83,7 @@ template <>
 struct Either<bfloat16> : EitherOfTwo<bfloat16> {};
 using Given = Either<Scalar>;
 
-// Neighbours in memory, of the storage type or of that of sums. Those of a grid may begin anywhere.
+// Neighbours in memory, of the storage type or of that of sums.
 template <class Byte>
 struct Numbers {
   Byte* first;
@@ -88,7 +100,7 @@ struct Numbers {
   __device__ __forceinline__ Sum operator[](int at) const {
     Given one[1];
     read(at, one);
-    return one[0].get(are_wide);
+    return one[0].get(are_wide, 0);
   }
   template <int N>
   __device__ __forceinline__ void write(int at, const Sum (&numbers)[N]) const {
@@ -99,18 +111,18 @@ struct Numbers {
  private:
   template <class T, int N>
   __device__ __forceinline__ static void load(const T* from, Given (&out)[N]) {
-    constexpr int AT_ONCE = GRID ? 1 : N;
+    constexpr int AT_ONCE = N < MOST_AT_ONCE ? N : MOST_AT_ONCE;
 #pragma unroll
     for (int k = 0; k < N; k += AT_ONCE) {
       Pack<T, AT_ONCE> some;
       some.load(from + k);
 #pragma unroll
-      for (int j = 0; j < AT_ONCE; ++j) out[k + j].set(some.lane[j]);
+      for (int j = k; j < k + AT_ONCE; ++j) out[j].set(some, j);
     }
   }
   template <class T, int N>
   __device__ __forceinline__ static void store(T* to, const Sum (&numbers)[N]) {
-    constexpr int AT_ONCE = GRID ? 1 : N;
+    constexpr int AT_ONCE = N < MOST_AT_ONCE ? N : MOST_AT_ONCE;
 #pragma unroll
     for (int k = 0; k < N; k += AT_ONCE) {
       Pack<T, AT_ONCE> some;
@@ -199,8 +211,8 @@ struct Walk {
   }
   // The cell and the weight of a point, which is the next. Its successor is asked for, and comes while these are used.
   __device__ __forceinline__ Cell<Sum> step(const Params& p, const Task& task, int point, Sum& given) {
-    const Sum x = place[0].get(locations.are_wide), y = place[1].get(locations.are_wide);
-    given = weight[0].get(weights.are_wide);
+    const Sum x = place[0].get(locations.are_wide, 0), y = place[1].get(locations.are_wide, 1);
+    given = weight[0].get(weights.are_wide, 0);
     read(p, point + task.lanes);
     const bool exists = point < p.points;
     while (!GRID && exists && point >= level.end) level = levels[++number];
