@@ -58,56 +58,53 @@ __device__ __forceinline__ void sum_samples(const Scalar* __restrict__ value, co
   const int first_note = first_note_of(p, task, ROUNDS);
   const unsigned below = settled((1u << (threadIdx.x & 31)) - 1u);
   const unsigned own = settled(((2u << (task.lanes - 1)) - 1u) << ((threadIdx.x - task.lane) & 31));
-  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
-    if (slice > 0) walk.start(p, task);
-    const int c = slice + task.lane * VEC;
-    const int active = settled(task.present && c < p.channels);
-    const Scalar* from = whole_address(values_of(p, value, task) + c);
-    Sum sum[VEC] = {}, total[1] = {};
-    for (int first = 0; first < p.points;) {
-      int end = first_note;  // of the notes of those points that read something: the loop over them has no branch
-      for (int round = 0; round < ROUNDS && first < p.points; ++round, first += task.lanes) {
-        const int point = first + task.lane;
-        Sum weight;
-        const Cell<Sum> cell = walk.step(p, task, point, weight);
-        weight = shares.of(p, weight);
-        if (point < p.points) total[0] += weight;
-        const unsigned inside = __ballot_sync(WARP, cell.inside) & own;
-        if (cell.inside) {
-          const int note = end + __popc(inside & below);
-          notes->corners[note] = corners_of<CORNERS>(walk.level, cell);
-          notes->weights[note] = corner_weights<CORNERS>(walk.level, cell, weight);
-        }
-        end += __popc(inside);
+  const int c = (task.slice * task.lanes + task.lane) * VEC;
+  const int active = settled(task.present && c < p.channels);
+  const Scalar* from = whole_address(values_of(p, value, task) + c);
+  Sum sum[VEC] = {}, total[1] = {};
+  for (int first = 0; first < p.points;) {
+    int end = first_note;  // of the notes of those points that read something: the loop over them has no branch
+    for (int round = 0; round < ROUNDS && first < p.points; ++round, first += task.lanes) {
+      const int point = first + task.lane;
+      Sum weight;
+      const Cell<Sum> cell = walk.step(p, task, point, weight);
+      weight = shares.of(p, weight);
+      if (point < p.points) total[0] += weight;
+      const unsigned inside = __ballot_sync(WARP, cell.inside) & own;
+      if (cell.inside) {
+        const int note = end + __popc(inside & below);
+        notes->corners[note] = corners_of<CORNERS>(walk.level, cell);
+        notes->weights[note] = corner_weights<CORNERS>(walk.level, cell, weight);
       }
-      __syncwarp(WARP);
-      end = active ? end : first_note;
+      end += __popc(inside);
+    }
+    __syncwarp(WARP);
+    end = active ? end : first_note;
 #pragma unroll(4 / CORNERS)
-      for (int i = first_note; i < end; ++i) {
-        const Corners<CORNERS> at = notes->corners[i];
-        const Sums<CORNERS> share = notes->weights[i];
-        Channels corner[CORNERS];
+    for (int i = first_note; i < end; ++i) {
+      const Corners<CORNERS> at = notes->corners[i];
+      const Sums<CORNERS> share = notes->weights[i];
+      Channels corner[CORNERS];
 #pragma unroll
-        for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, at.pixel[k]));
+      for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, at.pixel[k]));
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) {
+      for (int v = 0; v < VEC; ++v) {
 #pragma unroll
-          for (int k = 0; k < CORNERS; ++k) sum[v] += share.corner[k] * widen(corner[k].lane[v]);
-        }
+        for (int k = 0; k < CORNERS; ++k) sum[v] += share.corner[k] * widen(corner[k].lane[v]);
       }
-      __syncwarp(WARP);
     }
-    Sum scale = Sum(1);
-    if (p.softmax) {
-      group_sums(total, task.lanes);
-      scale = Sum(1) / total[0];
-    }
-    if (active) {
-      Channels out;
+    __syncwarp(WARP);
+  }
+  Sum scale = Sum(1);
+  if (p.softmax) {
+    group_sums(total, task.lanes);
+    scale = Sum(1) / total[0];
+  }
+  if (active) {
+    Channels out;
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v] * scale);
-      out.store(output + (task.number * p.channels + c));
-    }
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v] * scale);
+    out.store(output + (task.number * p.channels + c));
   }
 }
 

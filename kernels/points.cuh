@@ -11,6 +11,7 @@ constexpr unsigned WARP = 0xffffffffu;
 
 struct Task {
   int lanes, lane;
+  int slice;  // of the channels
   bool present;
   int local, query, image;  // number, query and image of this launch
   int head;
@@ -23,7 +24,9 @@ __device__ __forceinline__ Task task_of(const Params& p) {
   Task task;
   task.lanes = settled(1 << p.lane_bits);
   task.lane = settled(threadIdx.x & (task.lanes - 1));
-  const int local = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  const int team = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  const int local = team >> p.slice_bits;
+  task.slice = team & ((1 << p.slice_bits) - 1);
   task.present = local < p.images * p.queries * p.some_heads;
   task.local = task.present ? local : 0;
   const int beside = quotient(task.local, p.band), band = quotient(beside, p.queries);
@@ -197,9 +200,6 @@ struct Walk {
       : levels(levels),
         locations(static_cast<const char*>(locations), locations_of(p, task), p.location_is_wide),
         weights(weights) {
-    start(p, task);
-  }
-  __device__ __forceinline__ void start(const Params& p, const Task& task) {
     number = -1;
     level = GRID ? Level{p.heights[0], p.widths[0], 0, p.points} : Level{};
     read(p, task.lane);

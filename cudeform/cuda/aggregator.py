@@ -39,7 +39,7 @@ PARAMS = np.dtype(
     + [(name, "i4") for name in (
         "location_query", "location_head", "location_is_wide",
         "weight_query", "weight_head", "weight_is_wide",
-        "nearest", "softmax", "lane_bits",
+        "nearest", "softmax", "lane_bits", "slice_bits",
     )]
     + [("out_width", DIVISOR), ("kernel_height", DIVISOR)]
     + [(name, "i4") for name in (
@@ -141,7 +141,8 @@ class Aggregator:
     ) -> None:
         """`band`: heads of a query whose tasks are neighbours; `shared`: bytes besides levels."""
         how = {**part._asdict(), "band": band, "bands": part.some_heads // band}
-        params = pack(PARAMS, {**self._params, **how, "lane_bits": choice.shares.bits})
+        how |= {"lane_bits": choice.shares.lanes, "slice_bits": choice.shares.slices}
+        params = pack(PARAMS, {**self._params, **how})
         shared += LEVEL_BYTES * self._params["levels"]
         blocks = choice.grid, choice.threads
         self.device.launch(self._unit, choice.kernel, *blocks, arrays, params, shared)
@@ -160,8 +161,11 @@ class Aggregator:
 
     def aggregate(self, output: Any) -> None:
         """Set the output."""
-        for part in _whole_images(self.extent, _MOST_TASKS):
+        slices = (-(-self._packs[0] // WARP) - 1).bit_length()  # of what a warp takes, the logarithm
+        for part in _whole_images(self.extent, _MOST_TASKS >> slices):
             choice = choose("aggregate" + self._nearest, self._tasks(part), *self._packs)
+            shares = choice.shares._replace(slices=slices)
+            choice = choice._replace(tasks=choice.tasks << slices, shares=shares)
             self._launch(choice, part, (self.value, *self._points, output), self._band)
 
     def differentiate(self, grad_output: Any, grad_locations: Any, grad_weights: Any) -> None:

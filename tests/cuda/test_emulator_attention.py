@@ -337,8 +337,8 @@ def test_launches(device, monkeypatch):
 
 # -- bugs that must be found ----------------------------------------------------------------------
 
-BARRIER = "      __syncwarp(WARP);\n"
-COUNT, END = "      end = active", "    }\n    Sum scale"
+BARRIER = "    __syncwarp(WARP);\n"
+COUNT, END = "    end = active", "  }\n  Sum scale"
 PLANTED = {  # text of the kernels, with what, and what is found
     "no barrier before the notes are read": (BARRIER + COUNT, COUNT),
     "no barrier before new notes are made": (BARRIER + END, END),
