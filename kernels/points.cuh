@@ -19,6 +19,18 @@ struct Task {
   int base_y, base_x;     // of the query's window in a grid
 };
 
+// Pixel number `task` of those of a grid, in the order of tasks.
+struct OutputPixel {
+  int i, j;
+};
+
+__device__ __forceinline__ OutputPixel pixel_of(const Params& p, int task) {
+  const int strip = quotient(task, p.strip_pixels), rest = task - strip * p.strip_pixels;
+  const Divisor width = strip < p.full_strips ? p.strip_width : p.last_width;
+  const int i = quotient(rest, width);
+  return {i, strip * p.strip_width + rest - i * width};
+}
+
 // A task that is not there stands for the first, of which it stores nothing.
 __device__ __forceinline__ Task task_of(const Params& p) {
   Task task;
@@ -30,14 +42,18 @@ __device__ __forceinline__ Task task_of(const Params& p) {
   task.present = local < p.images * p.queries * p.some_heads;
   task.local = task.present ? local : 0;
   const int beside = quotient(task.local, p.band), band = quotient(beside, p.queries);
-  const int pixel = beside - band * p.queries, i = GRID ? quotient(pixel, p.out_width) : 0;
   task.image = quotient(band, p.bands);
   task.head = settled(p.first_head + (band - task.image * p.bands) * p.band + task.local - beside * p.band);
-  task.query = settled(task.image * p.queries + pixel);
+  int number = beside - band * p.queries;
+  if (GRID) {
+    const OutputPixel pixel = pixel_of(p, number);
+    number = pixel.i * p.out_width + pixel.j;
+    task.base_y = settled(pixel.i * p.stride_y + p.origin_y);
+    task.base_x = settled(pixel.j * p.stride_x + p.origin_x);
+  }
+  task.query = settled(task.image * p.queries + number);
   task.row = (long long)p.first_image * p.queries + task.query;
   task.number = task.row * p.heads + task.head;
-  task.base_y = settled(i * p.stride_y + p.origin_y);
-  task.base_x = settled((pixel - i * p.out_width) * p.stride_x + p.origin_x);
   return task;
 }
 

@@ -41,8 +41,10 @@ PARAMS = np.dtype(
         "weight_query", "weight_head", "weight_is_wide",
         "nearest", "softmax", "lane_bits", "slice_bits",
     )]
-    + [("out_width", DIVISOR), ("kernel_height", DIVISOR)]
+    + [("kernel_height", DIVISOR), ("out_width", "i4")]
+    + [(name, DIVISOR) for name in ("strip_pixels", "strip_width", "last_width")]
     + [(name, "i4") for name in (
+        "full_strips",
         "stride_y", "stride_x", "origin_y", "origin_x",
         "dilation_y", "dilation_x", "center_y", "center_x", "removed",
     )]
@@ -55,8 +57,9 @@ _MOST_TASKS = 2**31 - 2**10
 _PARTS = 32 << 10  # bytes of shared memory for parts of dot products, at most
 _LINE = 128  # bytes, of the cache
 _SIZES = (("THREADS", THREADS), ("MOST_LEVELS", MOST_LEVELS), ("PARTS_BYTES", _PARTS))
-_NO_GRID = dict.fromkeys(("offset_scale", *PARAMS.names[PARAMS.names.index("out_width") :]), 0)
-_NO_GRID |= {"out_width": 1, "kernel_height": 1}  # divisors
+_STRIP = 8  # columns of an output that tasks go down
+_NO_GRID = dict.fromkeys(PARAMS.names[PARAMS.names.index("kernel_height") :], 0)
+_NO_GRID |= {"offset_scale": 0, "kernel_height": 1, "out_width": 1}  # the last are divisors
 
 
 @lru_cache(maxsize=512)
@@ -137,10 +140,15 @@ class Aggregator:
         self._nearest = "_nearest" if fields["nearest"] else ""
 
     def _launch(
-        self, choice: Choice, part: Part, arrays: tuple[Any, ...], band: int, shared: int = 0
+        self,
+        choice: Choice,
+        part: Part,
+        arrays: tuple[Any, ...],
+        order: dict[str, int],
+        shared: int = 0,
     ) -> None:
-        """`band`: heads of a query whose tasks are neighbours; `shared`: bytes besides levels."""
-        how = {**part._asdict(), "band": band, "bands": part.some_heads // band}
+        """`shared`: bytes besides those of levels."""
+        how = {**part._asdict(), **order}
         how |= {"lane_bits": choice.shares.lanes, "slice_bits": choice.shares.slices}
         params = pack(PARAMS, {**self._params, **how})
         shared += LEVEL_BYTES * self._params["levels"]
@@ -151,22 +159,40 @@ class Aggregator:
         """Heads of queries."""
         return part.count * self.extent.queries
 
-    @property
-    def _band(self) -> int:
-        """Heads whose values fill a line of the cache, if that many are a part of all.
+    def _order(
+        self, part: Part, band: int | None = None, strip: int | None = None
+    ) -> dict[str, int]:
+        """Of tasks: `band` heads of a query are neighbours, `strip` columns of a grid; or all."""
+        band, width = band or part.some_heads, self._params["out_width"]
+        strip = min(strip or width, width)
+        return {
+            "band": band,
+            "bands": part.some_heads // band,
+            "strip_pixels": strip * (self.extent.queries // width),
+            "strip_width": strip,
+            "last_width": width % strip or strip,
+            "full_strips": width // strip,
+        }
 
-        What is at work at once then reads of few heads, of which the caches hold more pixels.
+    def _near_order(self, part: Part) -> dict[str, int]:
+        """Tasks that are at work at once read few heads, and pixels near each other.
+
+        Heads whose values fill a line of the cache, if that many are a part of all: caches hold
+        more pixels of them.
         """
-        return gcd(max(1, _LINE // (self.extent.channels * self.value.itemsize)), self.extent.heads)
+        line = max(1, _LINE // (self.extent.channels * self.value.itemsize))
+        return self._order(part, gcd(line, self.extent.heads), _STRIP)
 
     def aggregate(self, output: Any) -> None:
         """Set the output."""
-        slices = (-(-self._packs[0] // WARP) - 1).bit_length()  # of what a warp takes, the logarithm
+        slices = (
+            -(-self._packs[0] // WARP) - 1
+        ).bit_length()  # of what a warp takes, the logarithm
         for part in _whole_images(self.extent, _MOST_TASKS >> slices):
             choice = choose("aggregate" + self._nearest, self._tasks(part), *self._packs)
             shares = choice.shares._replace(slices=slices)
             choice = choice._replace(tasks=choice.tasks << slices, shares=shares)
-            self._launch(choice, part, (self.value, *self._points, output), self._band)
+            self._launch(choice, part, (self.value, *self._points, output), self._near_order(part))
 
     def differentiate(self, grad_output: Any, grad_locations: Any, grad_weights: Any) -> None:
         """Set the gradients of locations and weights; each may be None."""
@@ -179,7 +205,7 @@ class Aggregator:
             arrays = (*arrays, grad_locations, grad_weights, samples)
             choice = choose("point_gradients" + self._nearest, self._tasks(part), *self._packs)
             dots = 4 * self.sums.itemsize * THREADS << choice.shares.lanes
-            self._launch(choice, part, arrays, self._band, min(dots, _PARTS))
+            self._launch(choice, part, arrays, self._near_order(part), min(dots, _PARTS))
 
     def gather(self, grad_output: Any, grad_value: Any) -> None:
         """Set the gradient of the values."""
@@ -189,13 +215,13 @@ class Aggregator:
             keys = self.device.empty((tasks * extent.points,), np.int32)
             ways = self.device.empty((tasks * extent.points, 4), self.sums)
             choice = choose("point_keys", tasks, extent.points)
-            self._launch(choice, part, (*self._points, keys, ways), part.some_heads)
+            self._launch(choice, part, (*self._points, keys, ways), self._order(part))
             buckets = sort.sort_points(self.device, keys, pixels, ways)
             levels = self._points[:2]
             arrays = (grad_output, *levels, buckets.starts, buckets.records, grad_value)
             of_warps = choose("gather_value", pixels, *self._packs)
             of_warps = of_warps._replace(per_block=THREADS // WARP)
-            self._launch(of_warps, part, arrays, part.some_heads)
+            self._launch(of_warps, part, arrays, self._order(part))
 
 
 def _whole_images(extent: Extent, most_tasks: int) -> Iterator[Part]:
