@@ -9,7 +9,7 @@
 //
 // SCALAR: storage type; VEC: channels a thread moves at once; GRID: where points are, see levels.cuh; MIXED: whether
 // locations or weights may be of the type of sums where that is another.
-#include "points.cuh"
+#include "tasks.cuh"
 
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128; for gradients of points 80.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
