@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import product
+from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import sort
-from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
     THREADS,
@@ -29,37 +30,51 @@ MOST_LEVELS = 16  # whose sizes a launch passes by value
 PARAMS = np.dtype(
     [("offset_scale", "f8")]
     + [(name, "i4", MOST_LEVELS) for name in ("heights", "widths", "ends")]
+    + [(name, "i4") for name in ("levels", "wide_sizes", "pixels", "points")]
+    + [("queries", DIVISOR)]
     + [(name, "i4") for name in (
-        "levels", "wide_sizes", "pixels", "points",
-        "queries", "heads", "channels",
-        "first_image", "images", "first_head", "some_heads",
+        "heads", "channels", "first_image", "images", "first_head", "some_heads",
+    )]
+    + [("band", DIVISOR), ("bands", DIVISOR)]
+    + [(name, "i4") for name in (
         "location_query", "location_head", "location_is_wide",
         "weight_query", "weight_head", "weight_is_wide",
-        "nearest", "softmax", "lane_bits",
-        "out_width", "stride_y", "stride_x", "origin_y", "origin_x",
-        "kernel_height", "dilation_y", "dilation_x", "center_y", "center_x", "removed",
+        "nearest", "softmax", "lane_bits", "slice_bits",
     )]
-    + [("columns_per_tap", "f4")],
+    + [("kernel_height", DIVISOR), ("out_width", "i4")]
+    + [(name, DIVISOR) for name in ("strip_pixels", "strip_width", "last_width")]
+    + [(name, "i4") for name in (
+        "full_strips",
+        "stride_y", "stride_x", "origin_y", "origin_x",
+        "dilation_y", "dilation_x", "center_y", "center_x", "removed",
+    )]
+    + [("narrow_scale", "f4")],
     align=True,
 )  # fmt: skip
 LEVEL_BYTES = 16  # of shared memory, for each level
 POINT_BYTES = 64 << 20  # what is kept of points, and where those of each pixel begin
 _MOST_TASKS = 2**31 - 2**10
-_SIZES = (("THREADS", THREADS), ("MOST_LEVELS", MOST_LEVELS))
-_NO_GRID = dict.fromkeys(("offset_scale", *PARAMS.names[PARAMS.names.index("out_width") :]), 0)
+_PARTS = 32 << 10  # bytes of shared memory for parts of dot products, at most
+_LINE = 128  # bytes, of the cache
+_SIZES = (("THREADS", THREADS), ("MOST_LEVELS", MOST_LEVELS), ("PARTS_BYTES", _PARTS))
+_STRIP = 8  # columns of an output that tasks go down
+_NO_GRID = dict.fromkeys(PARAMS.names[PARAMS.names.index("kernel_height") :], 0)
+_NO_GRID |= {"offset_scale": 0, "kernel_height": 1, "out_width": 1}  # the last are divisors
 
 
 @lru_cache(maxsize=512)
-def _unit(dtype: str, vector: int, grid: bool) -> Unit:
-    defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("GRID", str(int(grid))))
+def _unit(dtype: str, vector: int, grid: bool, mixed: bool = False) -> Unit:
+    numbers = (("VEC", vector), ("GRID", grid), ("MIXED", mixed))
+    defines = (("SCALAR", SCALARS[dtype]), *((name, str(int(n))) for name, n in numbers))
     return Unit("aggregate.cu", defines, PARAMS, _SIZES)
 
 
 def units(grid: bool) -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from sort.units()
-    for dtype in DTYPES:
-        yield from (_unit(dtype, vector, grid) for vector in vectors(dtype))
+    for dtype, mixed in product(DTYPES, (False, True)):
+        if "16" in dtype or not mixed:
+            yield from (_unit(dtype, vector, grid, mixed) for vector in vectors(dtype))
 
 
 class Extent(NamedTuple):
@@ -109,9 +124,11 @@ class Aggregator:
         self.value = aligned(value)
         self.sums = sum_dtype(value.dtype)
         vector = vector_of(value.dtype, extent.channels)
-        self._points = (*levels, locations, weights)
+        grid = "out_width" in fields  # others read x and y at once
+        self._points = (*levels, locations if grid else aligned(locations), weights)
         self._packs = extent.channels // vector, vector
-        self._unit = _unit(dtype_name(value.dtype), vector, "out_width" in fields)
+        mixed = {locations.dtype, weights.dtype} != {value.dtype}
+        self._unit = _unit(dtype_name(value.dtype), vector, grid, mixed)
         counts = extent._asdict()
         del counts["batch"]
         self._params = {
@@ -123,9 +140,19 @@ class Aggregator:
         }
         self._nearest = "_nearest" if fields["nearest"] else ""
 
-    def _launch(self, choice: Choice, part: Part, arrays: tuple[Any, ...]) -> None:
-        how = {**part._asdict(), "lane_bits": choice.shares.bits}
-        params, shared = pack(PARAMS, {**self._params, **how}), LEVEL_BYTES * self._params["levels"]
+    def _launch(
+        self,
+        choice: Choice,
+        part: Part,
+        arrays: tuple[Any, ...],
+        order: dict[str, int],
+        shared: int = 0,
+    ) -> None:
+        """`shared`: bytes besides those of levels."""
+        how = {**part._asdict(), **order}
+        how |= {"lane_bits": choice.shares.lanes, "slice_bits": choice.shares.slices}
+        params = pack(PARAMS, {**self._params, **how})
+        shared += LEVEL_BYTES * self._params["levels"]
         blocks = choice.grid, choice.threads
         self.device.launch(self._unit, choice.kernel, *blocks, arrays, params, shared)
 
@@ -133,11 +160,39 @@ class Aggregator:
         """Heads of queries."""
         return part.count * self.extent.queries
 
+    def _order(
+        self, part: Part, band: int | None = None, strip: int | None = None
+    ) -> dict[str, int]:
+        """Of tasks: `band` heads of a query are neighbours, `strip` columns of a grid; or all."""
+        band, width = band or part.some_heads, self._params["out_width"]
+        strip = min(strip or width, width)
+        return {
+            "band": band,
+            "bands": part.some_heads // band,
+            "strip_pixels": strip * (self.extent.queries // width),
+            "strip_width": strip,
+            "last_width": width % strip or strip,
+            "full_strips": width // strip,
+        }
+
+    def _near_order(self, part: Part) -> dict[str, int]:
+        """Tasks that are at work at once read few heads, and pixels near each other.
+
+        Heads whose values fill a line of the cache, if that many are a part of all: caches hold
+        more pixels of them.
+        """
+        line = max(1, _LINE // (self.extent.channels * self.value.itemsize))
+        return self._order(part, gcd(line, self.extent.heads), _STRIP)
+
     def aggregate(self, output: Any) -> None:
         """Set the output."""
-        for part in _whole_images(self.extent, _MOST_TASKS):
+        # The logarithm of how many warps share the channels of a task.
+        slices = (-(-self._packs[0] // WARP) - 1).bit_length()
+        for part in _whole_images(self.extent, _MOST_TASKS >> slices):
             choice = choose("aggregate" + self._nearest, self._tasks(part), *self._packs)
-            self._launch(choice, part, (self.value, *self._points, output))
+            shares = choice.shares._replace(slices=slices)
+            choice = choice._replace(tasks=choice.tasks << slices, shares=shares)
+            self._launch(choice, part, (self.value, *self._points, output), self._near_order(part))
 
     def differentiate(self, grad_output: Any, grad_locations: Any, grad_weights: Any) -> None:
         """Set the gradients of locations and weights; each may be None."""
@@ -149,7 +204,8 @@ class Aggregator:
             arrays = (self.value, *self._points, grad_output)
             arrays = (*arrays, grad_locations, grad_weights, samples)
             choice = choose("point_gradients" + self._nearest, self._tasks(part), *self._packs)
-            self._launch(choice, part, arrays)
+            dots = 4 * self.sums.itemsize * THREADS << choice.shares.lanes
+            self._launch(choice, part, arrays, self._near_order(part), min(dots, _PARTS))
 
     def gather(self, grad_output: Any, grad_value: Any) -> None:
         """Set the gradient of the values."""
@@ -159,12 +215,13 @@ class Aggregator:
             keys = self.device.empty((tasks * extent.points,), np.int32)
             ways = self.device.empty((tasks * extent.points, 4), self.sums)
             choice = choose("point_keys", tasks, extent.points)
-            self._launch(choice, part, (*self._points, keys, ways))
+            self._launch(choice, part, (*self._points, keys, ways), self._order(part))
             buckets = sort.sort_points(self.device, keys, pixels, ways)
             levels = self._points[:2]
             arrays = (grad_output, *levels, buckets.starts, buckets.records, grad_value)
             of_warps = choose("gather_value", pixels, *self._packs)
-            self._launch(of_warps._replace(per_block=THREADS // WARP), part, arrays)
+            of_warps = of_warps._replace(per_block=THREADS // WARP)
+            self._launch(of_warps, part, arrays, self._order(part))
 
 
 def _whole_images(extent: Extent, most_tasks: int) -> Iterator[Part]:
