@@ -6,6 +6,7 @@
 // Locations and weights are of the storage type or of that of sums, which is no other unit: they are read once.
 //
 // SCALAR: storage type; VEC: channels a thread moves at once; GRID: where points are, see levels.cuh.
+#include "buckets.cuh"
 #include "levels.cuh"
 
 using Scalar = SCALAR;
@@ -47,12 +48,6 @@ __device__ __forceinline__ Task task_of(const Params& p) {
 // The values of a task's head and image.
 __device__ __forceinline__ const Scalar* values_of(const Params& p, const Scalar* value, const Task& task) {
   return value + ((long long)(p.first_image + task.image) * p.pixels * p.heads + task.head) * p.channels;
-}
-
-// Row `row` of an array of all heads: in bytes, which is one multiplication and addition.
-__device__ __forceinline__ const Scalar* row_of(const Params& p, const Scalar* from, int row) {
-  const unsigned bytes = (unsigned)(p.heads * p.channels) * (unsigned)sizeof(Scalar);
-  return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(from) + (unsigned long long)(unsigned)row * bytes);
 }
 
 __device__ __forceinline__ Sum read_either(const void* from, long long at, bool is_wide) {
@@ -342,83 +337,49 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   differentiate<1>(value, sizes, ends, locations, weights, grad_output, grad_locations, grad_weights, samples, p);
 }
 
-// The key of every point, (image, head, pixel), and the way from there
+// The key of every point, (image, head, pixel), and how many with it were counted before
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     point_keys(const void* __restrict__ sizes, const int* __restrict__ ends, const void* __restrict__ locations,
-               const void* __restrict__ weights, int* __restrict__ keys, Way<Sum>* __restrict__ ways,
-               const Params p) {
+               int* __restrict__ keys, int* __restrict__ counts, int* __restrict__ ranks, const Params p) {
+  DYNAMIC_SHARED(Level, levels);
+  load_levels(p, sizes, ends, levels);
+  const Task task = task_of(p);
+  const int slots = p.images * p.some_heads, slot = task.image * p.some_heads + task.head - p.first_head;
+  int level = 0;
+  for (int first = 0; first < p.points; first += task.lanes) {
+    const int point = first + task.lane, number = task.local * p.points + point;
+    const bool mine = task.present && point < p.points;
+    int key = slots * p.pixels;  // no pixel looks there
+    if (mine) {
+      const Cell<Sum> cell = cell_of(p, task, levels, level, locations, point);
+      const Level& in = levels[level];
+      if (cell.inside) key = slot * p.pixels + in.first + max(cell.y, 0) * in.width + max(cell.x, 0);
+    }
+    const int rank = count_point(key, slots * p.pixels, counts);
+    if (!mine) continue;
+    keys[number] = key;
+    ranks[number] = rank;
+  }
+}
+
+// Places the ways of all points, from the pixels of their keys.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    place_ways(const void* __restrict__ sizes, const int* __restrict__ ends, const void* __restrict__ locations,
+               const void* __restrict__ weights, const int* __restrict__ keys, const int* __restrict__ ranks,
+               const int* __restrict__ starts, int* __restrict__ numbers, Way<Sum>* __restrict__ ways, const Params p) {
   DYNAMIC_SHARED(Level, levels);
   load_levels(p, sizes, ends, levels);
   const Task task = task_of(p);
   const Shares shares = shares_of(p, task, weights);
   if (!task.present) return;
-  const int image = task.image * p.some_heads + task.head - p.first_head;
+  const Places<Way<Sum>> places = {starts, numbers, ways};
+  const int none = p.images * p.some_heads * p.pixels;
   int level = 0;
   for (int point = task.lane; point < p.points; point += task.lanes) {
+    const int number = task.local * p.points + point, key = __ldg(keys + number);
     const Cell<Sum> cell = cell_of(p, task, levels, level, locations, point);
-    const int number = task.local * p.points + point;
-    int key = p.images * p.some_heads * p.pixels;  // sorts last; no pixel looks there
-    if (cell.inside) {
-      key = image * p.pixels + levels[level].first + max(cell.y, 0) * levels[level].width + max(cell.x, 0);
-    }
-    keys[number] = key;
-    ways[number] = {way_along(cell.y, cell.ly), way_along(cell.x, cell.lx), shares(p, point), task.query};
-  }
-}
-
-// grad_value = every pixel's share of the grad_output of the points that touched it. A warp takes a head of a pixel:
-// groups of lanes that share the channels, each for some of the points.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    gather_value(const Scalar* __restrict__ grad_output, const void* __restrict__ sizes, const int* __restrict__ ends,
-                 const int* __restrict__ starts, const Way<Sum>* __restrict__ ways, Scalar* __restrict__ grad_value,
-                 const Params p) {
-  DYNAMIC_SHARED(Level, levels);
-  load_levels(p, sizes, ends, levels);
-  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
-  const int group = (threadIdx.x & 31) >> p.lane_bits, groups = 32 >> p.lane_bits;
-  const int task = blockIdx.x * (THREADS / 32) + (threadIdx.x >> 5);
-  const int rest = quotient(task, p.some_heads), head = task - rest * p.some_heads;
-  const int image = quotient(rest, p.pixels);
-  if (image >= p.images) return;
-  // Small levels, whose pixels have many points, come last and are begun first.
-  const int pixel = p.pixels - 1 - (rest - image * p.pixels);
-  int level = 0;
-  while (level < p.levels && pixel >= levels[level].first + levels[level].height * levels[level].width) ++level;
-  Runs runs = {};
-  if (level < p.levels) {
-    const int key = (image * p.some_heads + head) * p.pixels + pixel;
-    runs = runs_of(starts, key, pixel - levels[level].first, levels[level].width, p.nearest);
-  }
-  const long long images = (long long)p.first_image * p.queries * p.heads + p.first_head + head;
-  for (int slice = 0; slice < p.channels; slice += lanes * VEC) {
-    const int c = slice + lane * VEC;
-    const bool active = c < p.channels;
-    const Scalar* from = grad_output + (images * p.channels + c);
-    Sum sum[VEC] = {};
-#pragma unroll 4
-    for (int i = active ? group : runs.count; i < runs.count; i += groups) {
-      const bool down = i < runs.above_count;
-      const int at = down ? runs.above + i : runs.own + i - runs.above_count;
-      const bool right = at < (down ? runs.above_middle : runs.own_middle);
-      const Way<Sum> way = ways[at];
-      // A point left of its key, which is at the edge, does not touch the pixel on the right.
-      if ((down && way.y < Sum(0)) || (right && way.x < Sum(0))) continue;
-      const Sum weight = way_weight(way.y, down) * way_weight(way.x, right) * way.weight;
-      Channels grad;
-      grad.load(row_of(p, from, way.query));
-#pragma unroll
-      for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
-    }
-    for (int step = lanes; step < 32; step *= 2) {
-#pragma unroll
-      for (int v = 0; v < VEC; ++v) sum[v] += __shfl_xor_sync(WARP, sum[v], step);
-    }
-    if (active && group == 0) {
-      const long long row = ((long long)(p.first_image + image) * p.pixels + pixel) * p.heads + p.first_head + head;
-      Channels out;
-#pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v]);
-      out.store(grad_value + (row * p.channels + c));
-    }
+    if (key == none) continue;
+    places.put(key, __ldg(ranks + number), number,
+               {way_along(cell.y, cell.ly), way_along(cell.x, cell.lx), shares(p, point), task.query});
   }
 }

@@ -96,6 +96,13 @@ __device__ __forceinline__ Cell<S> cell_beside(const Params& p, const Level& lev
   return locate(base_y, base_x, y, x, level.height, level.width, BORDER_ZEROS);
 }
 
+// Row `row` of an array of all heads: in bytes, which is one multiplication and addition.
+template <class T>
+__device__ __forceinline__ const T* row_of(const Params& p, const T* from, int row) {
+  const unsigned bytes = (unsigned)(p.heads * p.channels) * (unsigned)sizeof(T);
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(from) + (unsigned long long)(unsigned)row * bytes);
+}
+
 // The transpose of sampling in levels. A point has one key: the pixel up and left of it, or where that is outside the
 // nearest pixel inside. So there are as many keys as pixels, whatever the sizes of the levels.
 
@@ -110,34 +117,4 @@ struct alignas(16) Way {
 template <class S>
 __device__ __forceinline__ S way_along(int pixel, S fraction) {
   return pixel < 0 ? fraction - S(1) : fraction;
-}
-
-// The weight along one axis of the pixel that is the key's or, if `far`, the next.
-template <class S>
-__device__ __forceinline__ S way_weight(S way, bool far) {
-  return far ? max(way, S(0)) : S(1) - abs(way);
-}
-
-// The points of one pixel: two runs of the sorted order, of the row of pixels above and its own.
-struct Runs {
-  int above, above_middle, own, own_middle;  // where they begin, and the points of the pixel's own column
-  int above_count, count;                    // count: of both
-};
-
-// key: of the pixel, whose level begins `before` pixels before it
-__device__ __forceinline__ Runs runs_of(const int* __restrict__ starts, int key, int before, int width, bool nearest) {
-  const int y = quotient(before, width);
-  const bool left = before > y * width && !nearest;
-  Runs runs = {};
-  runs.own = __ldg(starts + key - left);
-  runs.own_middle = __ldg(starts + key);
-  runs.count = __ldg(starts + key + 1) - runs.own;
-  if (y > 0 && !nearest) {
-    const int* up = starts + key - width;
-    runs.above = __ldg(up - left);
-    runs.above_middle = __ldg(up);
-    runs.above_count = __ldg(up + 1) - runs.above;
-    runs.count += runs.above_count;
-  }
-  return runs;
 }

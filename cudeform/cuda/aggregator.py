@@ -14,6 +14,7 @@ from cudeform.cuda import sort
 from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
+    BLOCKS,
     THREADS,
     WARP,
     Choice,
@@ -44,8 +45,18 @@ PARAMS = np.dtype(
 )  # fmt: skip
 LEVEL_BYTES = 16  # of shared memory, for each level
 POINT_BYTES = 64 << 20  # what is kept of points, and where those of each pixel begin
+FETCHED = 4  # points that a thread fetches at a time for all that share its pixel
+# Points of a pixel from which on a warp takes it, in a launch of its own; and from which on a block
+CROWD, LARGE_CROWD = 128, 2048
 _MOST_TASKS = 2**31 - 2**10
+_CORNERS = 4  # pixels that a point touches at most
 _SIZES = (("THREADS", THREADS), ("MOST_LEVELS", MOST_LEVELS))
+_GATHER_SIZES = (
+    *_SIZES,
+    ("FETCHED", FETCHED),
+    ("CROWD", CROWD),
+    ("LARGE_CROWD", LARGE_CROWD),
+)
 _NO_GRID = dict.fromkeys(("offset_scale", *PARAMS.names[PARAMS.names.index("out_width") :]), 0)
 
 
@@ -55,11 +66,18 @@ def _unit(dtype: str, vector: int, grid: bool) -> Unit:
     return Unit("aggregate.cu", defines, PARAMS, _SIZES)
 
 
+@lru_cache(maxsize=512)
+def _gathering(dtype: str, vector: int) -> Unit:
+    defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)))
+    return Unit("gather_values.cu", defines, PARAMS, _GATHER_SIZES)
+
+
 def units(grid: bool) -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from sort.units()
     for dtype in DTYPES:
         yield from (_unit(dtype, vector, grid) for vector in vectors(dtype))
+        yield from (_gathering(dtype, vector) for vector in vectors(dtype))
 
 
 class Extent(NamedTuple):
@@ -112,6 +130,7 @@ class Aggregator:
         self._points = (*levels, locations, weights)
         self._packs = extent.channels // vector, vector
         self._unit = _unit(dtype_name(value.dtype), vector, "out_width" in fields)
+        self._gathering = _gathering(dtype_name(value.dtype), vector)
         counts = extent._asdict()
         del counts["batch"]
         self._params = {
@@ -123,11 +142,14 @@ class Aggregator:
         }
         self._nearest = "_nearest" if fields["nearest"] else ""
 
-    def _launch(self, choice: Choice, part: Part, arrays: tuple[Any, ...]) -> None:
+    def _launch(
+        self, choice: Choice, part: Part, arrays: tuple[Any, ...], unit: Unit | None = None
+    ) -> None:
         how = {**part._asdict(), "lane_bits": choice.shares.bits}
         params, shared = pack(PARAMS, {**self._params, **how}), LEVEL_BYTES * self._params["levels"]
         blocks = choice.grid, choice.threads
-        self.device.launch(self._unit, choice.kernel, *blocks, arrays, params, shared)
+        unit = unit or self._unit
+        self.device.launch(unit, choice.kernel, *blocks, arrays, params, shared)
 
     def _tasks(self, part: Part) -> int:
         """Heads of queries."""
@@ -153,18 +175,43 @@ class Aggregator:
 
     def gather(self, grad_output: Any, grad_value: Any) -> None:
         """Set the gradient of the values."""
-        extent = self.extent
-        for part in _parts(extent, self.sums):
-            tasks, pixels = self._tasks(part), part.count * extent.pixels
-            keys = self.device.empty((tasks * extent.points,), np.int32)
-            ways = self.device.empty((tasks * extent.points, 4), self.sums)
-            choice = choose("point_keys", tasks, extent.points)
-            self._launch(choice, part, (*self._points, keys, ways))
-            buckets = sort.sort_points(self.device, keys, pixels, ways)
-            levels = self._points[:2]
-            arrays = (grad_output, *levels, buckets.starts, buckets.records, grad_value)
-            of_warps = choose("gather_value", pixels, *self._packs)
-            self._launch(of_warps._replace(per_block=THREADS // WARP), part, arrays)
+        for part in _parts(self.extent, self.sums):
+            buckets = self._sort(part)
+            pixels, points = part.count * self.extent.pixels, buckets.records.shape[0]
+            crowded = self.device.empty((_CORNERS * points // CROWD + 1,), np.int32)
+            found = buckets.starts, buckets.records, buckets.counter, crowded
+            arrays = (grad_output, *self._points[:2], *found, grad_value)
+            choice = choose("gather_value", pixels, *self._packs)
+            self._launch(choice, part, arrays, self._gathering)
+            if points > CROWD // _CORNERS:
+                tasks = min(crowded.shape[0], BLOCKS)
+                choice = choice._replace(kernel="gather_crowded", tasks=tasks, per_block=1)
+                self._launch(choice, part, arrays, self._gathering)
+
+    def _sort(self, part: Part) -> sort.Buckets:
+        """What is to be known of the points of a part, by the pixels that they touch."""
+        tasks, each = self._tasks(part), self.extent.points
+        keys = self.device.empty((tasks * each,), np.int32)
+        sorting = sort.Sorting(
+            self.device, tasks * each, part.count * self.extent.pixels, self.sums
+        )
+        *levels, locations, weights = self._points
+        choice = choose("point_keys", tasks, _point_lanes(each))
+        counted = (keys, sorting.counts, sorting.ranks)
+        self._launch(choice, part, (*levels, locations, *counted))
+        sorting.find_starts()
+        placed = (keys, sorting.ranks, *sorting.places)
+        choice = choice._replace(kernel="place_ways")
+        self._launch(choice, part, (*levels, locations, weights, *placed))
+        return sorting.order()
+
+
+def _point_lanes(points: int) -> int:
+    """Threads that share the points of a task: of them at most a quarter has none in the end."""
+    lanes = WARP
+    while 3 * -(-points // lanes) * lanes > 4 * points:
+        lanes //= 2
+    return lanes
 
 
 def _whole_images(extent: Extent, most_tasks: int) -> Iterator[Part]:
@@ -176,7 +223,7 @@ def _whole_images(extent: Extent, most_tasks: int) -> Iterator[Part]:
 
 def _parts(extent: Extent, sums: np.dtype) -> Iterator[Part]:
     """Images whose points fit the workspace, or heads of an image: these have points apart."""
-    per_point = 16 + 8 * sums.itemsize  # keys, ranks and places; ways twice
+    per_point = 12 + 8 * sums.itemsize  # key, rank and number; ways twice
     per_head = extent.queries * extent.points * per_point + 4 * extent.pixels
     at_once = max(1, POINT_BYTES // per_head)
     if at_once >= extent.heads:

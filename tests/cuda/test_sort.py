@@ -50,12 +50,12 @@ def test_every_length_of_a_bucket_is_in_order_under_every_schedule(order, seed, 
 
 PLANTED = {  # text of the kernels, with what
     "no barrier before the numbers of others are read": (
-        "thread + i);\n  }\n  __syncwarp(ALL);",
-        "thread + i);\n  }",
+        "before[i] = 0;\n  }\n  __syncwarp(ALL);",
+        "before[i] = 0;\n  }",
     ),
-    "memory of a warp by what this one holds": (
-        "HELD * (threadIdx.x - thread)",
-        "COUNT * (threadIdx.x - thread)",
+    "memory of a group by what this one holds": (
+        "HELD * (threadIdx.x - lane)",
+        "COUNT * (threadIdx.x - lane)",
     ),
 }
 
@@ -88,12 +88,12 @@ def test_no_point_is_wanted(device):
     assert not to_host(buckets.starts).any()
 
 
-def test_sort_takes_five_launches_whatever_the_keys(device, monkeypatch):
+def test_sort_takes_six_launches_whatever_the_keys(device, monkeypatch):
     launched = []
     launch = device.launch
     monkeypatch.setattr(device, "launch", lambda *a, **k: launched.append(a[1]) or launch(*a, **k))
     for keys in (1, 70_000):
         records = to_device(np.zeros((300, 4), np.float32))
         sort.sort_points(device, to_device(np.zeros(300, np.int32)), keys, records)
-    steps = ["clear", "count_points", "find_starts", "place_points", "order_points"]
+    steps = ["clear", "count_points", "count_tiles", "find_starts", "place_points", "order_points"]
     assert launched == 2 * steps

@@ -1,0 +1,220 @@
+// Gradients of the values of weighted sums of samples: a pixel gathers from the points that touched it. Arrays are those of
+// aggregate.cu.
+//
+// SCALAR: storage type; VEC: channels a thread moves at once.
+#include "levels.cuh"
+
+using Scalar = SCALAR;
+using Sum = SumOf<Scalar>::type;
+using Channels = Pack<Scalar, VEC>;
+
+// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128; and of those that gather a crowd 80.
+constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4, CROWD_BLOCKS = sizeof(Sum) == 8 ? 2 : 3;
+
+// The weight along one axis of the pixel that is the key's or, if `far`, the next.
+template <class S>
+__device__ __forceinline__ S way_weight(S way, bool far) {
+  return far ? max(way, S(0)) : S(1) - abs(way);
+}
+
+// The points of one pixel: two runs of the sorted order, of the row of pixels above and its own.
+struct Runs {
+  int above, above_middle, own, own_middle;  // where they begin, and the points of the pixel's own column
+  int above_count, count;                    // count: of both
+};
+
+// key: of the pixel, whose level begins `before` pixels before it
+__device__ __forceinline__ Runs runs_of(const int* __restrict__ starts, int key, int before, int width, bool nearest) {
+  const int y = quotient(before, width);
+  const bool left = before > y * width && !nearest;
+  Runs runs = {};
+  runs.own = __ldg(starts + key - left);
+  runs.own_middle = __ldg(starts + key);
+  runs.count = __ldg(starts + key + 1) - runs.own;
+  if (y > 0 && !nearest) {
+    const int* up = starts + key - width;
+    runs.above = __ldg(up - left);
+    runs.above_middle = __ldg(up);
+    runs.above_count = __ldg(up + 1) - runs.above;
+    runs.count += runs.above_count;
+  }
+  return runs;
+}
+
+// A head of a pixel, which has a key, and its points; none where no level reaches.
+struct Pixel {
+  int image, head, number;
+  Runs runs;
+};
+
+__device__ __forceinline__ Pixel pixel_of(const Params& p, const Level* levels, const int* __restrict__ starts, int key) {
+  const int slot = quotient(key, p.pixels), image = quotient(slot, p.some_heads);
+  Pixel pixel = {image, slot - image * p.some_heads, key - slot * p.pixels, {}};
+  int level = 0;
+  while (level < p.levels && pixel.number >= levels[level].first + levels[level].height * levels[level].width) ++level;
+  if (level == p.levels) return pixel;
+  pixel.runs = runs_of(starts, key, pixel.number - levels[level].first, levels[level].width, p.nearest);
+  return pixel;
+}
+
+// What a pixel adds of a point: a row of values, so many times.
+template <class S>
+struct alignas(2 * sizeof(S)) Share {
+  S weight;
+  int query;
+};
+
+// Adds up a pixel's points: those from `first` on that its threads fetch at a time, and so on by `step`. Each of its
+// 2^team_bits threads fetches some for all of them, while the rows of those before are on their way. 2^lane_bits of the
+// threads share the channels of a row, and groups of them the rows. Every thread of the warp must come here.
+//
+// active: whether the thread has channels to add; shares: room for FETCHED in each thread of the block; add(query,
+// weight) adds a row.
+template <class S, class Add>
+__device__ __forceinline__ void gather_ways(const Runs& runs, int first, int step, bool active, int team_bits,
+                                            int lane_bits, const Way<S>* __restrict__ ways, Share<S>* shares, Add add) {
+  const int team = 1 << team_bits, own = threadIdx.x & (team - 1), team_lane = (threadIdx.x & 31) - own;
+  const int group = own >> lane_bits, groups = 1 << (team_bits - lane_bits);
+  const unsigned members = (2u << (team - 1)) - 1u, before = (1u << own) - 1u;
+  Share<S>* const shared = shares + FETCHED * (threadIdx.x - own);
+  int most = runs.count;
+  for (int apart = 16; apart >= team; apart /= 2) most = max(most, __shfl_xor_sync(0xffffffffu, most, apart));
+  Way<S> fetched[FETCHED] = {};
+  const auto place_of = [&](int i) { return i < runs.above_count ? runs.above + i : runs.own + i - runs.above_count; };
+  const auto fetch = [&](int from) {
+#pragma unroll
+    for (int k = 0; k < FETCHED; ++k) {
+      const int i = from + k * team + own;
+      if (i < runs.count) fetched[k] = ways[place_of(i)];
+    }
+  };
+  fetch(first);
+#pragma unroll 1
+  for (; first < most; first += step) {
+    int ready = 0;
+#pragma unroll
+    for (int k = 0; k < FETCHED; ++k) {
+      const Way<S>& way = fetched[k];
+      const int i = first + k * team + own;
+      const bool down = i < runs.above_count;
+      const bool right = place_of(i) < (down ? runs.above_middle : runs.own_middle);
+      // A point left of its key, which is at the edge, does not touch the pixel on the right.
+      const bool touches = i < runs.count && !(down && way.y < S(0)) && !(right && way.x < S(0));
+      const unsigned touching = __ballot_sync(0xffffffffu, touches) >> team_lane & members;
+      if (touches) {
+        const S weight = way_weight(way.y, down) * way_weight(way.x, right) * way.weight;
+        shared[ready + __popc(touching & before)] = {weight, way.query};
+      }
+      ready += __popc(touching);
+    }
+    fetch(first + step);
+    __syncwarp(0xffffffffu);
+    if (!active) ready = 0;
+#pragma unroll 4
+    for (int i = group; i < ready; i += groups) {
+      const Share<S> share = shared[i];
+      add(share.query, share.weight);
+    }
+    __syncwarp(0xffffffffu);
+  }
+}
+
+// What a thread adds up of a pixel, some of its channels, and where that is in the arrays.
+struct Slice {
+  const Scalar* from;
+  Scalar* to;
+  bool active;
+  Sum sum[VEC];
+  __device__ __forceinline__ Slice(const Params& p, const Pixel& pixel, int c, bool present,
+                                   const Scalar* grad_output, Scalar* grad_value) {
+    const int head = p.first_head + pixel.head;
+    const long long row = ((long long)(p.first_image + pixel.image) * p.pixels + pixel.number) * p.heads + head;
+    active = present && c < p.channels;
+    from = grad_output + (((long long)p.first_image * p.queries * p.heads + head) * p.channels + c);
+    to = grad_value + (row * p.channels + c);
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) sum[v] = Sum(0);
+  }
+  __device__ __forceinline__ void gather(const Params& p, const Runs& runs, int first, int step, int team_bits,
+                                         const Way<Sum>* __restrict__ ways, Share<Sum>* shares) {
+    gather_ways(runs, first, step, active, team_bits, p.lane_bits, ways, shares, [&](int query, Sum weight) {
+      Channels grad;
+      grad.load(row_of(p, from, query));
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
+    });
+  }
+  // Those of the block's first warp become the sums of those of all.
+  __device__ __forceinline__ void add_warps(Sum* sums) {
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) sums[v * THREADS + threadIdx.x] = sum[v];
+    __syncthreads();
+    for (int other = threadIdx.x + 32; threadIdx.x < 32 && other < THREADS; other += 32) {
+#pragma unroll
+      for (int v = 0; v < VEC; ++v) sum[v] += sums[v * THREADS + other];
+    }
+    __syncthreads();
+  }
+  __device__ __forceinline__ void store() const {
+    Channels out;
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v]);
+    out.store(to);
+  }
+};
+
+// grad_value = every pixel's share of the grad_output of the points that touched it. A group of lanes takes a head of a
+// pixel, and lists it if there are too many points. Small levels, whose pixels have many, come last and are begun first.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    gather_value(const Scalar* __restrict__ grad_output, const void* __restrict__ sizes, const int* __restrict__ ends,
+                 const int* __restrict__ starts, const Way<Sum>* __restrict__ ways, int* __restrict__ crowded_count,
+                 int* __restrict__ crowded_keys, Scalar* __restrict__ grad_value, const Params p) {
+  DYNAMIC_SHARED(Level, levels);
+  SHARED(Share<Sum>, shares, [FETCHED * THREADS]);
+  load_levels(p, sizes, ends, levels);
+  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1), keys = p.images * p.some_heads * p.pixels;
+  const int number = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  const int key = number < keys ? keys - 1 - number : 0;
+  Pixel pixel = pixel_of(p, levels, starts, key);
+  const bool crowded = pixel.runs.count > CROWD, present = number < keys && !crowded;
+  if (number < keys && crowded && lane == 0) crowded_keys[atomicAdd(crowded_count, 1)] = key;
+  if (!present) pixel.runs.count = 0;
+  for (int c = lane * VEC; c - lane * VEC < p.channels; c += lanes * VEC) {
+    Slice slice(p, pixel, c, present, grad_output, grad_value);
+    slice.gather(p, pixel.runs, 0, FETCHED << p.lane_bits, p.lane_bits, ways, shares);
+    if (slice.active) slice.store();
+  }
+}
+
+// The same of those that were listed: by a warp each, or if there are very many points by a block.
+extern "C" __global__ void __launch_bounds__(THREADS, CROWD_BLOCKS)
+    gather_crowded(const Scalar* __restrict__ grad_output, const void* __restrict__ sizes, const int* __restrict__ ends,
+                   const int* __restrict__ starts, const Way<Sum>* __restrict__ ways,
+                   const int* __restrict__ crowded_count, const int* __restrict__ crowded_keys,
+                   Scalar* __restrict__ grad_value, const Params p) {
+  constexpr int WARPS = THREADS / 32;
+  DYNAMIC_SHARED(Level, levels);
+  SHARED(Share<Sum>, shares, [FETCHED * THREADS]);
+  SHARED(Sum, sums, [THREADS * VEC]);
+  const int count = __ldg(crowded_count);
+  if (count == 0) return;
+  load_levels(p, sizes, ends, levels);
+  const int lanes = 1 << p.lane_bits, thread = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int lane = thread & (lanes - 1);
+#pragma unroll 1
+  for (int by_block = 0; by_block < 2; ++by_block) {
+    const int workers = by_block ? 1 : WARPS, part = by_block ? warp : 0, parts = by_block ? WARPS : 1;
+#pragma unroll 1
+    for (int item = blockIdx.x * workers + (by_block ? 0 : warp); item < count; item += gridDim.x * workers) {
+      const Pixel pixel = pixel_of(p, levels, starts, __ldg(crowded_keys + item));
+      if ((pixel.runs.count > LARGE_CROWD) != (by_block == 1)) continue;
+      for (int c = lane * VEC; c - lane * VEC < p.channels; c += lanes * VEC) {
+        Slice slice(p, pixel, c, true, grad_output, grad_value);
+        slice.gather(p, pixel.runs, part * 32 * FETCHED, parts * 32 * FETCHED, 5, ways, shares);
+        group_sums(slice.sum, 32, lanes);
+        if (by_block) slice.add_warps(sums);
+        if (slice.active && thread < lanes && part == 0) slice.store();
+      }
+    }
+  }
+}
