@@ -10,6 +10,8 @@ using Channels = Pack<Scalar, VEC>;
 
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128; and of those that gather a crowd 80.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4, CROWD_BLOCKS = sizeof(Sum) == 8 ? 2 : 3;
+constexpr int TOGETHER = 4;  // rows that a thread reads at once
+constexpr unsigned WARP = 0xffffffffu;
 
 // The weight along one axis of the pixel that is the key's or, if `far`, the next.
 template <class S>
@@ -65,84 +67,91 @@ struct alignas(2 * sizeof(S)) Share {
 };
 
 // Adds up a pixel's points: those from `first` on that its threads fetch at a time, and so on by `step`. Each of its
-// 2^team_bits threads fetches some for all of them, while the rows of those before are on their way. 2^lane_bits of the
-// threads share the channels of a row, and groups of them the rows. Every thread of the warp must come here.
+// 2^team_bits threads fetches some for all of them; 2^lane_bits share the channels of a row, and groups of these the
+// rows. Every thread of the warp must come here.
 //
-// active: whether the thread has channels to add; shares: room for FETCHED in each thread of the block; add(query,
-// weight) adds a row.
-template <class S, class Add>
+// active: whether the thread has channels to add; shares: room for FETCHED in each thread of the block; load(query) reads
+// a row, add(row, weight) adds it.
+template <class S, class Load, class Add>
 __device__ __forceinline__ void gather_ways(const Runs& runs, int first, int step, bool active, int team_bits,
-                                            int lane_bits, const Way<S>* __restrict__ ways, Share<S>* shares, Add add) {
-  const int team = 1 << team_bits, own = threadIdx.x & (team - 1), team_lane = (threadIdx.x & 31) - own;
+                                            int lane_bits, const Way<S>* __restrict__ ways, Share<S>* shares, Load load,
+                                            Add add) {
+  const int team = 1 << team_bits, own = threadIdx.x & (team - 1), first_lane = (threadIdx.x & 31) - own;
   const int group = own >> lane_bits, groups = 1 << (team_bits - lane_bits);
   const unsigned members = (2u << (team - 1)) - 1u, before = (1u << own) - 1u;
   Share<S>* const shared = shares + FETCHED * (threadIdx.x - own);
   int most = runs.count;
-  for (int apart = 16; apart >= team; apart /= 2) most = max(most, __shfl_xor_sync(0xffffffffu, most, apart));
-  Way<S> fetched[FETCHED] = {};
-  const auto place_of = [&](int i) { return i < runs.above_count ? runs.above + i : runs.own + i - runs.above_count; };
-  const auto fetch = [&](int from) {
-#pragma unroll
-    for (int k = 0; k < FETCHED; ++k) {
-      const int i = from + k * team + own;
-      if (i < runs.count) fetched[k] = ways[place_of(i)];
-    }
-  };
-  fetch(first);
+  for (int apart = 16; apart >= team; apart /= 2) most = max(most, __shfl_xor_sync(WARP, most, apart));
 #pragma unroll 1
   for (; first < most; first += step) {
+    Way<S> way[FETCHED] = {};
+    bool down[FETCHED], right[FETCHED];
+#pragma unroll
+    for (int k = 0; k < FETCHED; ++k) {
+      const int i = first + k * team + own;
+      down[k] = i < runs.above_count;
+      const int place = down[k] ? runs.above + i : runs.own + i - runs.above_count;
+      right[k] = place < (down[k] ? runs.above_middle : runs.own_middle);
+      if (i < runs.count) way[k] = ways[place];
+    }
     int ready = 0;
 #pragma unroll
     for (int k = 0; k < FETCHED; ++k) {
-      const Way<S>& way = fetched[k];
-      const int i = first + k * team + own;
-      const bool down = i < runs.above_count;
-      const bool right = place_of(i) < (down ? runs.above_middle : runs.own_middle);
       // A point left of its key, which is at the edge, does not touch the pixel on the right.
-      const bool touches = i < runs.count && !(down && way.y < S(0)) && !(right && way.x < S(0));
-      const unsigned touching = __ballot_sync(0xffffffffu, touches) >> team_lane & members;
-      if (touches) {
-        const S weight = way_weight(way.y, down) * way_weight(way.x, right) * way.weight;
-        shared[ready + __popc(touching & before)] = {weight, way.query};
-      }
+      const bool outside = (down[k] && way[k].y < S(0)) || (right[k] && way[k].x < S(0));
+      const bool touches = first + k * team + own < runs.count && !outside;
+      const unsigned touching = __ballot_sync(WARP, touches) >> first_lane & members;
+      const S weight = way_weight(way[k].y, down[k]) * way_weight(way[k].x, right[k]) * way[k].weight;
+      if (touches) shared[ready + __popc(touching & before)] = {weight, way[k].query};
       ready += __popc(touching);
     }
-    fetch(first + step);
-    __syncwarp(0xffffffffu);
+    __syncwarp(WARP);
     if (!active) ready = 0;
-#pragma unroll 4
-    for (int i = group; i < ready; i += groups) {
-      const Share<S> share = shared[i];
-      add(share.query, share.weight);
+#pragma unroll 1
+    for (int i = group; i < ready; i += TOGETHER * groups) {
+      decltype(load(0)) row[TOGETHER];
+      S weight[TOGETHER];
+#pragma unroll
+      for (int k = 0; k < TOGETHER; ++k) {
+        const Share<S> share = shared[k ? min(i + k * groups, ready - 1) : i];
+        weight[k] = share.weight;
+        row[k] = load(share.query);
+      }
+#pragma unroll
+      for (int k = 0; k < TOGETHER; ++k) {
+        if (k == 0 || i + k * groups < ready) add(row[k], weight[k]);
+      }
     }
-    __syncwarp(0xffffffffu);
+    __syncwarp(WARP);
   }
 }
 
-// What a thread adds up of a pixel, some of its channels, and where that is in the arrays.
+// What a thread adds up of a pixel: some of its channels.
 struct Slice {
-  const Scalar* from;
-  Scalar* to;
+  const Scalar* from;  // these channels of the first query
+  int channel;
   bool active;
   Sum sum[VEC];
-  __device__ __forceinline__ Slice(const Params& p, const Pixel& pixel, int c, bool present,
-                                   const Scalar* grad_output, Scalar* grad_value) {
-    const int head = p.first_head + pixel.head;
-    const long long row = ((long long)(p.first_image + pixel.image) * p.pixels + pixel.number) * p.heads + head;
-    active = present && c < p.channels;
-    from = grad_output + (((long long)p.first_image * p.queries * p.heads + head) * p.channels + c);
-    to = grad_value + (row * p.channels + c);
+  __device__ __forceinline__ Slice(const Params& p, const Pixel& pixel, int c, bool present, const Scalar* grad_output)
+      : channel(c), active(present && c < p.channels) {
+    const long long row = (long long)p.first_image * p.queries * p.heads + p.first_head + pixel.head;
+    from = whole_address(grad_output + (row * p.channels + c));
 #pragma unroll
     for (int v = 0; v < VEC; ++v) sum[v] = Sum(0);
   }
   __device__ __forceinline__ void gather(const Params& p, const Runs& runs, int first, int step, int team_bits,
                                          const Way<Sum>* __restrict__ ways, Share<Sum>* shares) {
-    gather_ways(runs, first, step, active, team_bits, p.lane_bits, ways, shares, [&](int query, Sum weight) {
-      Channels grad;
-      grad.load(row_of(p, from, query));
+    gather_ways(
+        runs, first, step, active, team_bits, p.lane_bits, ways, shares,
+        [&](int query) {
+          Channels grad;
+          grad.load(row_of(p, from, query));
+          return grad;
+        },
+        [&](const Channels& grad, Sum weight) {
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
-    });
+          for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
+        });
   }
   // Those of the block's first warp become the sums of those of all.
   __device__ __forceinline__ void add_warps(Sum* sums) {
@@ -155,11 +164,13 @@ struct Slice {
     }
     __syncthreads();
   }
-  __device__ __forceinline__ void store() const {
+  __device__ __forceinline__ void store(const Params& p, const Pixel& pixel, Scalar* grad_value) const {
+    const long long image = p.first_image + pixel.image;
+    const long long row = (image * p.pixels + pixel.number) * p.heads + p.first_head + pixel.head;
     Channels out;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v]);
-    out.store(to);
+    out.store(grad_value + (row * p.channels + channel));
   }
 };
 
@@ -180,9 +191,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   if (number < keys && crowded && lane == 0) crowded_keys[atomicAdd(crowded_count, 1)] = key;
   if (!present) pixel.runs.count = 0;
   for (int c = lane * VEC; c - lane * VEC < p.channels; c += lanes * VEC) {
-    Slice slice(p, pixel, c, present, grad_output, grad_value);
+    Slice slice(p, pixel, c, present, grad_output);
     slice.gather(p, pixel.runs, 0, FETCHED << p.lane_bits, p.lane_bits, ways, shares);
-    if (slice.active) slice.store();
+    if (slice.active) slice.store(p, pixel, grad_value);
   }
 }
 
@@ -209,11 +220,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, CROWD_BLOCKS)
       const Pixel pixel = pixel_of(p, levels, starts, __ldg(crowded_keys + item));
       if ((pixel.runs.count > LARGE_CROWD) != (by_block == 1)) continue;
       for (int c = lane * VEC; c - lane * VEC < p.channels; c += lanes * VEC) {
-        Slice slice(p, pixel, c, true, grad_output, grad_value);
+        Slice slice(p, pixel, c, true, grad_output);
         slice.gather(p, pixel.runs, part * 32 * FETCHED, parts * 32 * FETCHED, 5, ways, shares);
         group_sums(slice.sum, 32, lanes);
         if (by_block) slice.add_warps(sums);
-        if (slice.active && thread < lanes && part == 0) slice.store();
+        if (slice.active && thread < lanes && part == 0) slice.store(p, pixel, grad_value);
       }
     }
   }

@@ -17,17 +17,18 @@ struct Params {
   int lane_bits;  // 2^lane_bits threads put a bucket in order, if it is short enough for their registers
 };
 
-// From the host: THREADS; POINTS a thread that counts and places, KEYS one that finds starts; HELD points of a bucket
-// that a thread has in registers at most; the longest bucket that is sorted WHOLE in a block's memory.
-// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
-constexpr int BLOCKS = sizeof(Record) == 16 ? 4 : 2;
+// From the host: THREADS; POINTS a thread that counts and places, KEYS one that finds starts; HELD points of a bucket for
+// each thread that puts it in order, at most; the longest bucket that is sorted WHOLE in a block's memory.
+// Blocks at once on a multiprocessor, at least: leaves a thread 40 registers, or 64.
+constexpr int BLOCKS = sizeof(Record) == 16 ? 6 : 4;
 constexpr int WARPS = THREADS / 32;
 constexpr int TILE = THREADS * KEYS;  // keys of a block
 constexpr int WORDS = WHOLE / 2;      // of bits, with a sum for each in a block's memory
+constexpr int TOGETHER = 4;           // points whose places a thread counts at once
 constexpr int RANGE = 32 * WORDS;     // points that have a bit each
 constexpr unsigned ALL = 0xffffffffu;
 static_assert(HELD * THREADS <= WHOLE, "a block's memory has what its threads hold");
-static_assert(HELD / 4 % 4 == 0, "threads read four numbers at once, also those that hold the fewest");
+static_assert(HELD % 4 == 0, "threads read four numbers at once");
 static_assert((TILE & (TILE - 1)) == 0, "the keys of a tile differ in their last bits");
 
 // The sum of the values of all threads before this one; `total` is the sum of all.
@@ -247,52 +248,38 @@ __device__ __forceinline__ void order_range(const Points& points, const Bucket& 
   __syncthreads();
 }
 
-// Puts a bucket in order that a group of lanes can hold, COUNT points each: every point counts those before it.
-template <int COUNT>
+// Puts a bucket in order that a group of lanes can hold, HELD points each: every point counts those before it. Every
+// thread of the warp must come here.
 __device__ __forceinline__ void order_held(const Points& points, int start, int length, int lanes, unsigned* shared) {
   const int lane = threadIdx.x & (lanes - 1);
-  unsigned* const all = shared + HELD * (threadIdx.x - lane);  // of the group, the longest that it may hold
-  unsigned number[COUNT];
-  int before[COUNT];
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i) {
-    const int at = i * lanes + lane;
-    number[i] = at < length ? __ldg(points.numbers + start + at) : ALL;
-    all[at] = number[i];
-    before[i] = 0;
+  unsigned* const all = shared + HELD * (threadIdx.x - lane);
+#pragma unroll 4
+  for (int at = lane; at < ((length + 3) & -4); at += lanes) {
+    all[at] = at < length ? __ldg(points.numbers + start + at) : ALL;
   }
   __syncwarp(ALL);
 #pragma unroll 1
-  for (int other = 0; other < length; other += 4) {
-    Pack<unsigned, 4> four;
-    four.load_written(all + other);
+  for (int first = lane; first < length; first += TOGETHER * lanes) {
+    unsigned number[TOGETHER];
+    int before[TOGETHER] = {};
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+    for (int i = 0; i < TOGETHER; ++i) number[i] = first + i * lanes < length ? all[first + i * lanes] : 0;
+#pragma unroll 1
+    for (int other = 0; other < length; other += 4) {
+      Pack<unsigned, 4> four;
+      four.load_written(all + other);
 #pragma unroll
-      for (int i = 0; i < COUNT; ++i) before[i] += four.lane[k] < number[i];
+      for (int k = 0; k < 4; ++k) {
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i) before[i] += four.lane[k] < number[i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < TOGETHER; ++i) {
+      if (first + i * lanes < length) points.put(start + before[i], start + first + i * lanes);
     }
   }
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i) {
-    const int at = i * lanes + lane;
-    if (at < length) points.put(start + before[i], start + at);
-    if (i % 4 == 3) __syncwarp(ALL);  // so many records at a time, for which there are registers
-  }
   __syncwarp(ALL);
-}
-
-// Puts the buckets of the warp's groups of lanes in order, of up to HELD points a lane. The threads of a warp do the
-// same: as much as the longest bucket takes.
-__device__ __forceinline__ void order_lanes(const Points& points, int start, int length, int lanes, unsigned* shared) {
-  if (__any_sync(ALL, length > HELD / 2 * lanes)) {
-    order_held<HELD>(points, start, length, lanes, shared);
-  } else if (__any_sync(ALL, length > HELD / 4 * lanes)) {
-    order_held<HELD / 2>(points, start, length, lanes, shared);
-  } else if (__any_sync(ALL, length > 1)) {
-    order_held<HELD / 4>(points, start, length, lanes, shared);
-  } else if (length > 0 && (threadIdx.x & (lanes - 1)) == 0) {
-    points.put(start, start);
-  }
 }
 
 // Puts the buckets in order that are too long for a warp: a block takes one, or a range of one's points.
@@ -334,10 +321,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       Bucket bucket = {0, 0};
       if (item < buckets) bucket = bucket_of(starts, all ? item : __ldg(long_keys + item));
       const int length = bucket.end - bucket.start;
-      // Through a shuffle, so that what follows from it is not computed ahead of the loop, for all the kernel's ways.
-      const int lanes = __shfl_sync(ALL, 1 << bits, 0);
       const bool fits = length > held && length <= HELD << bits;
-      order_lanes(points, bucket.start, fits ? length : 0, lanes, shared);
+      order_held(points, bucket.start, fits ? length : 0, 1 << bits, shared);
     }
     if (longer == 0) return;
     if (bits == 5) break;

@@ -13,9 +13,7 @@ from cudeform.cuda.lanes import THREADS, lane_bits
 
 __all__ = ["Buckets", "Sorting", "sort_points", "units"]
 
-PARAMS = np.dtype(
-    [(name, "i4") for name in ("count", "keys", "counters", "lane_bits")], align=True
-)
+PARAMS = np.dtype([(name, "i4") for name in ("count", "keys", "counters", "lane_bits")], align=True)
 POINTS, KEYS = 4, 4  # of a thread, in the kernels that go through them
 TILE = THREADS * KEYS
 # The points of a bucket are put in order by some threads that have HELD in registers each, those

@@ -117,7 +117,7 @@ def test_levels_and_points(device, shapes, points, array):
 @pytest.mark.parametrize("channels", [4, 40])
 @pytest.mark.parametrize("each", [aggregator.CROWD, aggregator.LARGE_CROWD])
 def test_crowded_pixels(device, each, channels):
-    """A warp takes a pixel with as many points as a group of lanes may have and one more; a block."""
+    """Up to a number a group of lanes takes a pixel, beyond it a warp, and then a block."""
     queries, shapes = each // 8, ((1, 1), (1, 2), (2, 2))
     check(arguments(shapes, (8, 9, 8), 1, queries, 1, channels), shapes=shapes, points=(8, 9, 8))
 

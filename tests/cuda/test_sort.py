@@ -50,12 +50,12 @@ def test_every_length_of_a_bucket_is_in_order_under_every_schedule(order, seed, 
 
 PLANTED = {  # text of the kernels, with what
     "no barrier before the numbers of others are read": (
-        "before[i] = 0;\n  }\n  __syncwarp(ALL);",
-        "before[i] = 0;\n  }",
+        " : ALL;\n  }\n  __syncwarp(ALL);",
+        " : ALL;\n  }",
     ),
-    "memory of a group by what this one holds": (
+    "memory of a group by half of what it may hold": (
         "HELD * (threadIdx.x - lane)",
-        "COUNT * (threadIdx.x - lane)",
+        "HELD / 2 * (threadIdx.x - lane)",
     ),
 }
 
@@ -69,7 +69,7 @@ def test_planted_bug_is_caught(bug):
         assert flatten(unit).count(old) == 1
         return flatten(unit).replace(old, new)
 
-    lengths = [*[20] * 20, *[9] * 200]  # of warps that hold 16 points a thread, or 8
+    lengths = [*[120] * 20, *[9] * 200]  # of groups that hold 128
     values = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
     with pytest.raises(EmulatorError, match="race|uninitialised"):
         _assert_sorted(EmulatorDevice(flatten=planted), values, len(lengths))
