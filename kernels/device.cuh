@@ -22,6 +22,25 @@ __device__ __forceinline__ T* whole_address(T* address) {
   return address;
 }
 
+// The same number, which the compiler does not compute anew at each place that asks for it.
+__device__ __forceinline__ int settled(int number) {
+#if defined(__CUDACC_RTC__)
+  asm("" : "+r"(number));
+#endif
+  return number;
+}
+
+// The product of two numbers in full.
+__device__ __forceinline__ unsigned long long whole_product(unsigned a, unsigned b) {
+#if defined(__CUDACC_RTC__)
+  unsigned long long product;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  return (unsigned long long)a * b;
+#endif
+}
+
 // A product that is not fused with a sum.
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }

@@ -1,17 +1,60 @@
-// Gradients of the values of weighted sums of samples: a pixel gathers from the points that touched it. Arrays are those of
-// aggregate.cu.
+// Gradients of the values of weighted sums of samples: points are put into buckets by the pixels that they touch, and a
+// pixel gathers from its own. Tasks and arrays are those of aggregate.cu.
 //
-// SCALAR: storage type; VEC: channels a thread moves at once.
-#include "levels.cuh"
-
-using Scalar = SCALAR;
-using Sum = SumOf<Scalar>::type;
-using Channels = Pack<Scalar, VEC>;
+// SCALAR: storage type; VEC: channels a thread moves at once; GRID: where points are, see levels.cuh.
+#include "buckets.cuh"
+#include "points.cuh"
 
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128; and of those that gather a crowd 80.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4, CROWD_BLOCKS = sizeof(Sum) == 8 ? 2 : 3;
 constexpr int TOGETHER = 4;  // rows that a thread reads at once
-constexpr unsigned WARP = 0xffffffffu;
+
+// The key of every point, (image, head, pixel), and how many with it were counted before
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    point_keys(const void* __restrict__ sizes, const int* __restrict__ ends, const void* __restrict__ locations,
+               int* __restrict__ keys, int* __restrict__ counts, int* __restrict__ ranks, const Params p) {
+  DYNAMIC_SHARED(Level, levels);
+  load_levels(p, sizes, ends, levels);
+  const Task task = task_of(p);
+  const int slots = p.images * p.some_heads, slot = task.image * p.some_heads + task.head - p.first_head;
+  int level = 0;
+  for (int first = 0; first < p.points; first += task.lanes) {
+    const int point = first + task.lane, number = task.local * p.points + point;
+    const bool mine = task.present && point < p.points;
+    int key = slots * p.pixels;  // no pixel looks there
+    if (mine) {
+      const Cell<Sum> cell = cell_of(p, task, levels, level, locations, point);
+      const Level& in = levels[level];
+      if (cell.inside) key = slot * p.pixels + in.first + max(cell.y, 0) * in.width + max(cell.x, 0);
+    }
+    const int rank = count_point(key, slots * p.pixels, counts);
+    if (!mine) continue;
+    keys[number] = key;
+    ranks[number] = rank;
+  }
+}
+
+// Places the ways of all points, from the pixels of their keys.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+    place_ways(const void* __restrict__ sizes, const int* __restrict__ ends, const void* __restrict__ locations,
+               const void* __restrict__ weights, const int* __restrict__ keys, const int* __restrict__ ranks,
+               const int* __restrict__ starts, int* __restrict__ numbers, Way<Sum>* __restrict__ ways, const Params p) {
+  DYNAMIC_SHARED(Level, levels);
+  load_levels(p, sizes, ends, levels);
+  const Task task = task_of(p);
+  const Shares shares = shares_of(p, task, weights);
+  if (!task.present) return;
+  const Places<Way<Sum>> places = {starts, numbers, ways};
+  const int none = p.images * p.some_heads * p.pixels;
+  int level = 0;
+  for (int point = task.lane; point < p.points; point += task.lanes) {
+    const int number = task.local * p.points + point, key = __ldg(keys + number);
+    const Cell<Sum> cell = cell_of(p, task, levels, level, locations, point);
+    if (key == none) continue;
+    places.put(key, __ldg(ranks + number), number,
+               {way_along(cell.y, cell.ly), way_along(cell.x, cell.lx), shares(p, point), task.query});
+  }
+}
 
 // The weight along one axis of the pixel that is the key's or, if `far`, the next.
 template <class S>

@@ -10,17 +10,25 @@ struct Params {
   int ends[MOST_LEVELS];  // of the points of each level, among those of all
   int levels, wide_sizes;  // wide_sizes: 64 bits each, in an array
   int pixels, points;      // of all levels; points: of a head of a query
-  int queries, heads, channels;
+  Divisor queries;
+  int heads, channels;
   int first_image, images, first_head, some_heads;      // of this launch
+  Divisor band, bands;  // heads that a query has beside each other in the order of tasks, and such bands of an image
   int location_query, location_head, location_is_wide;  // steps in elements; in the type of sums
   int weight_query, weight_head, weight_is_wide;
   int nearest, softmax;
   int lane_bits;  // 2^lane_bits threads share a head of a query
   // With a GRID queries are pixels of an output, and locations offsets from the taps of a kernel, in pixels.
-  int out_width, stride_y, stride_x, origin_y, origin_x;
-  int kernel_height, dilation_y, dilation_x, center_y, center_x, removed;  // removed: a tap that is no point, or -1
-  float columns_per_tap;
+  Divisor out_width, kernel_height;
+  int stride_y, stride_x, origin_y, origin_x;
+  int dilation_y, dilation_x, center_y, center_x, removed;  // removed: a tap that is no point, or one beyond all
+  float narrow_scale;                                       // offset_scale
 };
+
+template <class S>
+__device__ __forceinline__ S scale_of(const Params& p) {
+  return sizeof(S) == 8 ? (S)p.offset_scale : (S)p.narrow_scale;
+}
 
 struct alignas(16) Level {
   int height, width;  // 0: nothing is read
@@ -42,6 +50,7 @@ __device__ __forceinline__ void load_levels(const Params& p, const void* __restr
   for (int l = threadIdx.x; l < p.levels; l += THREADS) {
     Level level = {};
     long long first = 0, area = 0;
+#pragma unroll 1
     for (int i = 0; i <= l; ++i) {
       first += area;
       const long long height = size_of(p, sizes, i, 0), width = size_of(p, sizes, i, 1);
@@ -68,10 +77,10 @@ __device__ __forceinline__ int nearest_pixel(double part, int size) {
 
 // The cell of a point at parts (y, x) of a level.
 template <class S>
-__device__ __forceinline__ Cell<S> cell_in(const Params& p, const Level& level, S y, S x) {
-  if (level.height == 0) return {0, 0, S(0), S(0), false, true, true};
-  if (p.nearest) {
-    const bool inside = y == y && x == x;
+__device__ __forceinline__ Cell<S> cell_in(const Level& level, S y, S x, bool nearest) {
+  const bool exists = level.height > 0;
+  if (nearest) {
+    const bool inside = exists && y == y && x == x;
     return {nearest_pixel(y, level.height), nearest_pixel(x, level.width), S(0), S(0), inside, true, true};
   }
   // Fused on every machine: the kernels of a backward have to agree where a point is.
@@ -80,7 +89,7 @@ __device__ __forceinline__ Cell<S> cell_in(const Params& p, const Level& level, 
   Cell<S> cell = {floor_to_int(at_y), floor_to_int(at_x), S(0), S(0), false, false, false};
   cell.ly = at_y - (S)cell.y;
   cell.lx = at_x - (S)cell.x;
-  cell.inside = at_y > S(-1) && at_y < height && at_x > S(-1) && at_x < width;
+  cell.inside = exists & (at_y > S(-1)) & (at_y < height) & (at_x > S(-1)) & (at_x < width);
   return cell;
 }
 
@@ -89,18 +98,10 @@ __device__ __forceinline__ Cell<S> cell_in(const Params& p, const Level& level, 
 template <class S>
 __device__ __forceinline__ Cell<S> cell_beside(const Params& p, const Level& level, int base_y, int base_x, int point,
                                                S offset_y, S offset_x) {
-  const int tap = point + (p.removed >= 0 && point >= p.removed);
-  const int a = (int)(((float)tap + 0.5f) * p.columns_per_tap), b = tap - a * p.kernel_height;  // exact below 2^21 taps
-  const S y = ((S)(b * p.dilation_y - p.center_y) + offset_y) * (S)p.offset_scale;
-  const S x = ((S)(a * p.dilation_x - p.center_x) + offset_x) * (S)p.offset_scale;
+  const int tap = point + (point >= p.removed), a = quotient(tap, p.kernel_height), b = tap - a * p.kernel_height;
+  const S y = ((S)(b * p.dilation_y - p.center_y) + offset_y) * scale_of<S>(p);
+  const S x = ((S)(a * p.dilation_x - p.center_x) + offset_x) * scale_of<S>(p);
   return locate(base_y, base_x, y, x, level.height, level.width, BORDER_ZEROS);
-}
-
-// Row `row` of an array of all heads: in bytes, which is one multiplication and addition.
-template <class T>
-__device__ __forceinline__ const T* row_of(const Params& p, const T* from, int row) {
-  const unsigned bytes = (unsigned)(p.heads * p.channels) * (unsigned)sizeof(T);
-  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(from) + (unsigned long long)(unsigned)row * bytes);
 }
 
 // The transpose of sampling in levels. A point has one key: the pixel up and left of it, or where that is outside the

@@ -165,28 +165,44 @@ class Attention(Workload):
     batch: int
     queries: int
     shapes: tuple[tuple[int, int], ...] = ((64, 64), (32, 32), (16, 16), (8, 8))
+    near: bool = False  # whether queries are pixels of the levels, and points some pixels from them
     operator: ClassVar[str] = "ms_deform_attn"
 
     def __str__(self) -> str:
         first, last = (f"{height}x{width}" for height, width in (self.shapes[0], self.shapes[-1]))
-        return f"{self.batch}x{self.queries} queries, {first} to {last}"
+        where = ", points near" if self.near else ""
+        return f"{self.batch}x{self.queries} queries, {first} to {last}{where}"
 
     @property
     def options(self) -> dict[str, Any]:
         return {"spatial_shapes": self.shapes}
 
     def arrays(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """The arguments in float32, points anywhere within their level, and a grad_output."""
+        """The arguments in float32, and a grad_output.
+
+        Points are anywhere within their level or, as in a trained encoder, offset by about two of
+        its pixels from the query's own.
+        """
         rng = np.random.default_rng(seed)
         pixels = sum(height * width for height, width in self.shapes)
         points = (self.batch, self.queries, 8, len(self.shapes), 4)
         weights = rng.random(points, np.float32)
         return {
             "value": rng.standard_normal((self.batch, pixels, 8, 32), np.float32),
-            "sampling_locations": rng.random((*points, 2), np.float32),
+            "sampling_locations": self._locations(rng, points),
             "attention_weights": weights / weights.sum((3, 4), keepdims=True),
             "grad_output": rng.standard_normal((self.batch, self.queries, 256), np.float32),
         }
+
+    def _locations(self, rng: np.random.Generator, points: tuple[int, ...]) -> np.ndarray:
+        if not self.near:
+            return rng.random((*points, 2), np.float32)
+        grids = [(np.indices(shape).T + 0.5) / shape for shape in self.shapes]  # [x, y, axis]
+        centers = np.concatenate([grid.swapaxes(0, 1).reshape(-1, 2) for grid in grids])
+        pixels = 2 * rng.standard_normal((*points, 2), np.float32)
+        sizes = np.array(self.shapes)[:, None, ::-1]
+        own = centers[: self.queries, None, None, None, ::-1]
+        return (own + pixels / sizes).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -289,6 +305,7 @@ CUDA: tuple[Workload, ...] = (
     Convolution(2, 256, 100, 152, 256),
     Convolution(8, 256, 64, 64, 256),
     Attention(2, 20197, DETECTOR),
+    Attention(2, 20197, DETECTOR, near=True),
     Attention(2, 300, DETECTOR),
     Aggregation("dcnv3", 64, 64, 56, 56),
     Aggregation("dcnv3", 64, 256, 14, 14),

@@ -97,7 +97,7 @@ def _fields(plan: AggregationPlan) -> dict[str, Any]:
         "kernel_height": plan.kernel[0],
         "dilation_y": plan.dilation[0],
         "dilation_x": plan.dilation[1],
-        "removed": plan.removed,
-        "columns_per_tap": 1 / plan.kernel[0],
+        "removed": plan.removed if plan.remove_center else plan.points,
         "offset_scale": plan.scale,
+        "narrow_scale": plan.scale,
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import product
+from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name, sum_dtype
 from cudeform.cuda import sort
-from cudeform.cuda.compile import SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
     BLOCKS,
@@ -30,17 +31,23 @@ MOST_LEVELS = 16  # whose sizes a launch passes by value
 PARAMS = np.dtype(
     [("offset_scale", "f8")]
     + [(name, "i4", MOST_LEVELS) for name in ("heights", "widths", "ends")]
+    + [(name, "i4") for name in ("levels", "wide_sizes", "pixels", "points")]
+    + [("queries", DIVISOR)]
     + [(name, "i4") for name in (
-        "levels", "wide_sizes", "pixels", "points",
-        "queries", "heads", "channels",
-        "first_image", "images", "first_head", "some_heads",
+        "heads", "channels", "first_image", "images", "first_head", "some_heads",
+    )]
+    + [("band", DIVISOR), ("bands", DIVISOR)]
+    + [(name, "i4") for name in (
         "location_query", "location_head", "location_is_wide",
         "weight_query", "weight_head", "weight_is_wide",
         "nearest", "softmax", "lane_bits",
-        "out_width", "stride_y", "stride_x", "origin_y", "origin_x",
-        "kernel_height", "dilation_y", "dilation_x", "center_y", "center_x", "removed",
     )]
-    + [("columns_per_tap", "f4")],
+    + [("out_width", DIVISOR), ("kernel_height", DIVISOR)]
+    + [(name, "i4") for name in (
+        "stride_y", "stride_x", "origin_y", "origin_x",
+        "dilation_y", "dilation_x", "center_y", "center_x", "removed",
+    )]
+    + [("narrow_scale", "f4")],
     align=True,
 )  # fmt: skip
 LEVEL_BYTES = 16  # of shared memory, for each level
@@ -50,34 +57,32 @@ FETCHED = 4  # points that a thread fetches at a time for all that share its pix
 CROWD, LARGE_CROWD = 128, 2048
 _MOST_TASKS = 2**31 - 2**10
 _CORNERS = 4  # pixels that a point touches at most
-_SIZES = (("THREADS", THREADS), ("MOST_LEVELS", MOST_LEVELS))
-_GATHER_SIZES = (
-    *_SIZES,
+_PARTS = 32 << 10  # bytes of shared memory for parts of dot products, at most
+_LINE = 128  # bytes, of the cache
+_SIZES = (
+    ("THREADS", THREADS),
+    ("MOST_LEVELS", MOST_LEVELS),
+    ("PARTS_BYTES", _PARTS),
     ("FETCHED", FETCHED),
     ("CROWD", CROWD),
     ("LARGE_CROWD", LARGE_CROWD),
 )
+_OF_VALUES = ("point_keys", "place_ways", "gather_value", "gather_crowded")  # gather_values.cu
 _NO_GRID = dict.fromkeys(("offset_scale", *PARAMS.names[PARAMS.names.index("out_width") :]), 0)
+_NO_GRID |= {"out_width": 1, "kernel_height": 1}  # divisors
 
 
 @lru_cache(maxsize=512)
-def _unit(dtype: str, vector: int, grid: bool) -> Unit:
+def _unit(file: str, dtype: str, vector: int, grid: bool) -> Unit:
     defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("GRID", str(int(grid))))
-    return Unit("aggregate.cu", defines, PARAMS, _SIZES)
-
-
-@lru_cache(maxsize=512)
-def _gathering(dtype: str, vector: int) -> Unit:
-    defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)))
-    return Unit("gather_values.cu", defines, PARAMS, _GATHER_SIZES)
+    return Unit(file, defines, PARAMS, _SIZES)
 
 
 def units(grid: bool) -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from sort.units()
-    for dtype in DTYPES:
-        yield from (_unit(dtype, vector, grid) for vector in vectors(dtype))
-        yield from (_gathering(dtype, vector) for vector in vectors(dtype))
+    for file, dtype in product(("aggregate.cu", "gather_values.cu"), DTYPES):
+        yield from (_unit(file, dtype, vector, grid) for vector in vectors(dtype))
 
 
 class Extent(NamedTuple):
@@ -129,8 +134,8 @@ class Aggregator:
         vector = vector_of(value.dtype, extent.channels)
         self._points = (*levels, locations, weights)
         self._packs = extent.channels // vector, vector
-        self._unit = _unit(dtype_name(value.dtype), vector, "out_width" in fields)
-        self._gathering = _gathering(dtype_name(value.dtype), vector)
+        of = dtype_name(value.dtype), vector, "out_width" in fields
+        self._unit, self._of_values = _unit("aggregate.cu", *of), _unit("gather_values.cu", *of)
         counts = extent._asdict()
         del counts["batch"]
         self._params = {
@@ -143,23 +148,38 @@ class Aggregator:
         self._nearest = "_nearest" if fields["nearest"] else ""
 
     def _launch(
-        self, choice: Choice, part: Part, arrays: tuple[Any, ...], unit: Unit | None = None
+        self,
+        choice: Choice,
+        part: Part,
+        arrays: tuple[Any, ...],
+        band: int,
+        shared: int = 0,
     ) -> None:
-        how = {**part._asdict(), "lane_bits": choice.shares.bits}
-        params, shared = pack(PARAMS, {**self._params, **how}), LEVEL_BYTES * self._params["levels"]
+        """`band`: heads of a query whose tasks are neighbours; `shared`: bytes besides levels."""
+        how = {**part._asdict(), "band": band, "bands": part.some_heads // band}
+        params = pack(PARAMS, {**self._params, **how, "lane_bits": choice.shares.bits})
+        shared += LEVEL_BYTES * self._params["levels"]
         blocks = choice.grid, choice.threads
-        unit = unit or self._unit
+        unit = self._of_values if choice.kernel in _OF_VALUES else self._unit
         self.device.launch(unit, choice.kernel, *blocks, arrays, params, shared)
 
     def _tasks(self, part: Part) -> int:
         """Heads of queries."""
         return part.count * self.extent.queries
 
+    @property
+    def _band(self) -> int:
+        """Heads whose values fill a line of the cache, if that many are a part of all.
+
+        What is at work at once then reads of few heads, of which the caches hold more pixels.
+        """
+        return gcd(max(1, _LINE // (self.extent.channels * self.value.itemsize)), self.extent.heads)
+
     def aggregate(self, output: Any) -> None:
         """Set the output."""
         for part in _whole_images(self.extent, _MOST_TASKS):
             choice = choose("aggregate" + self._nearest, self._tasks(part), *self._packs)
-            self._launch(choice, part, (self.value, *self._points, output))
+            self._launch(choice, part, (self.value, *self._points, output), self._band)
 
     def differentiate(self, grad_output: Any, grad_locations: Any, grad_weights: Any) -> None:
         """Set the gradients of locations and weights; each may be None."""
@@ -171,7 +191,8 @@ class Aggregator:
             arrays = (self.value, *self._points, grad_output)
             arrays = (*arrays, grad_locations, grad_weights, samples)
             choice = choose("point_gradients" + self._nearest, self._tasks(part), *self._packs)
-            self._launch(choice, part, arrays)
+            dots = 4 * self.sums.itemsize * THREADS << choice.shares.lanes
+            self._launch(choice, part, arrays, self._band, min(dots, _PARTS))
 
     def gather(self, grad_output: Any, grad_value: Any) -> None:
         """Set the gradient of the values."""
@@ -182,11 +203,11 @@ class Aggregator:
             found = buckets.starts, buckets.records, buckets.counter, crowded
             arrays = (grad_output, *self._points[:2], *found, grad_value)
             choice = choose("gather_value", pixels, *self._packs)
-            self._launch(choice, part, arrays, self._gathering)
+            self._launch(choice, part, arrays, part.some_heads)
             if points > CROWD // _CORNERS:
                 tasks = min(crowded.shape[0], BLOCKS)
                 choice = choice._replace(kernel="gather_crowded", tasks=tasks, per_block=1)
-                self._launch(choice, part, arrays, self._gathering)
+                self._launch(choice, part, arrays, part.some_heads)
 
     def _sort(self, part: Part) -> sort.Buckets:
         """What is to be known of the points of a part, by the pixels that they touch."""
@@ -198,11 +219,11 @@ class Aggregator:
         *levels, locations, weights = self._points
         choice = choose("point_keys", tasks, _point_lanes(each))
         counted = (keys, sorting.counts, sorting.ranks)
-        self._launch(choice, part, (*levels, locations, *counted))
+        self._launch(choice, part, (*levels, locations, *counted), part.some_heads)
         sorting.find_starts()
         placed = (keys, sorting.ranks, *sorting.places)
         choice = choice._replace(kernel="place_ways")
-        self._launch(choice, part, (*levels, locations, weights, *placed))
+        self._launch(choice, part, (*levels, locations, weights, *placed), part.some_heads)
         return sorting.order()
 
 

@@ -348,15 +348,15 @@ def test_launches(device, monkeypatch):
 # -- bugs that must be found ----------------------------------------------------------------------
 
 BARRIER = "      __syncwarp(WARP);\n"
-COUNT, END = "      const int count", "    }\n    if (active)"
+COUNT, END = "      end = active", "    }\n    Sum scale"
 PLANTED = {  # text of the kernels, with what, and what is found
     "no barrier before the notes are read": (BARRIER + COUNT, COUNT),
     "no barrier before new notes are made": (BARRIER + END, END),
-    "a task that is not there": ("const bool active = task.present && c", "const bool active = c"),
-    "a note that nobody makes": ("__popc(inside) : 0", "__popc(inside) + 1 : 0"),
+    "a task that is not there": ("settled(task.present && c", "settled(c"),
+    "a note that nobody makes": ("end = active ? end :", "end = active ? end + 1 :"),
     "a table that is not waited for": ("  }\n  __syncthreads();\n", "  }\n"),
     "sizes as they are said": ("possible && first + height * width <= p.pixels", "possible"),
-    "a pixel too far": ("level.first + corner_pixel", "40 + level.first + corner_pixel"),
+    "a pixel too far": ("(level.first + x", "(40 + level.first + x"),
 }  # fmt: skip
 
 
@@ -365,11 +365,13 @@ PLANTED = {  # text of the kernels, with what, and what is found
 def test_planted_bug_is_caught(bug, order, seed):
     backends.require(backends.BACKENDS["emulator"])
     sizes = np.array(((4, 7), (30, 1), (1, 2)))
-    arrays = {k: to_device(a) for k, a in arguments(n=1, queries=5, heads=1).items()}
+    arrays = {
+        k: to_device(a) for k, a in arguments(points=(9, 6, 1), n=1, queries=5, heads=1).items()
+    }
     arrays.pop("grad_output")
     flatten = planted(*PLANTED[bug], "aggregate.cu")
     with install(EmulatorDevice(order=order, seed=seed, flatten=flatten)):
         with pytest.raises(EmulatorError, match="race|divergent|out of bounds|uninitialised"):
             cudeform.ms_deform_attn(
-                **arrays, spatial_shapes=to_device(sizes), points_per_level=(3, 6, 1)
+                **arrays, spatial_shapes=to_device(sizes), points_per_level=(9, 6, 1)
             )
