@@ -16,8 +16,8 @@ from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
     BLOCKS,
+    LANES,
     THREADS,
-    WARP,
     Choice,
     aligned,
     choose,
@@ -229,7 +229,7 @@ class Aggregator:
 
 def _point_lanes(points: int) -> int:
     """Threads that share the points of a task: of them at most a quarter has none in the end."""
-    lanes = WARP
+    lanes = LANES
     while 3 * -(-points // lanes) * lanes > 4 * points:
         lanes //= 2
     return lanes
