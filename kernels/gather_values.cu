@@ -8,6 +8,7 @@
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128; and of those that gather a crowd 80.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4, CROWD_BLOCKS = sizeof(Sum) == 8 ? 2 : 3;
 constexpr int TOGETHER = 4;  // rows that a thread reads at once
+constexpr int STRIP = 4;     // of the rows of a level
 
 // The key of every point, (image, head, pixel), and how many with it were counted before
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -68,10 +69,9 @@ struct Runs {
   int above_count, count;                    // count: of both
 };
 
-// key: of the pixel, whose level begins `before` pixels before it
-__device__ __forceinline__ Runs runs_of(const int* __restrict__ starts, int key, int before, int width, bool nearest) {
-  const int y = quotient(before, width);
-  const bool left = before > y * width && !nearest;
+// Those of the pixel with this key in column x and row y of its level.
+__device__ __forceinline__ Runs runs_of(const int* __restrict__ starts, int key, int y, int x, int width, bool nearest) {
+  const bool left = x > 0 && !nearest;
   Runs runs = {};
   runs.own = __ldg(starts + key - left);
   runs.own_middle = __ldg(starts + key);
@@ -86,19 +86,27 @@ __device__ __forceinline__ Runs runs_of(const int* __restrict__ starts, int key,
   return runs;
 }
 
-// A head of a pixel, which has a key, and its points; none where no level reaches.
+// A head of a pixel, and its points; none where no level reaches.
 struct Pixel {
   int image, head, number;
   Runs runs;
 };
 
-__device__ __forceinline__ Pixel pixel_of(const Params& p, const Level* levels, const int* __restrict__ starts, int key) {
-  const int slot = quotient(key, p.pixels), image = quotient(slot, p.some_heads);
-  Pixel pixel = {image, slot - image * p.some_heads, key - slot * p.pixels, {}};
-  int level = 0;
-  while (level < p.levels && pixel.number >= levels[level].first + levels[level].height * levels[level].width) ++level;
-  if (level == p.levels) return pixel;
-  pixel.runs = runs_of(starts, key, pixel.number - levels[level].first, levels[level].width, p.nearest);
+// Heads of pixels are numbered by image and head, and within a level STRIP rows at a time, column by column: neighbours
+// are gathered together, and have buckets in common.
+__device__ __forceinline__ Pixel pixel_of(const Params& p, const Level* levels, const int* __restrict__ starts, int task) {
+  const int slot = quotient(task, p.pixels), image = quotient(slot, p.some_heads);
+  Pixel pixel = {image, slot - image * p.some_heads, task - slot * p.pixels, {}};
+  int number = 0;
+  while (number < p.levels && pixel.number >= levels[number].first + levels[number].height * levels[number].width) ++number;
+  if (number == p.levels) return pixel;
+  const Level level = levels[number];
+  const int before = pixel.number - level.first, in_strip = min(STRIP, level.height) * level.width;
+  const int strip = quotient(before, in_strip), within = before - strip * in_strip;
+  const int rows = min(STRIP, level.height - strip * STRIP);
+  const int x = quotient(within, rows), y = strip * STRIP + within - x * rows;
+  pixel.number = level.first + y * level.width + x;
+  pixel.runs = runs_of(starts, slot * p.pixels + pixel.number, y, x, level.width, p.nearest);
   return pixel;
 }
 
@@ -218,20 +226,24 @@ struct Slice {
 };
 
 // grad_value = every pixel's share of the grad_output of the points that touched it. A group of lanes takes a head of a
-// pixel, and lists it if there are too many points. Small levels, whose pixels have many, come last and are begun first.
+// pixel, or lists it. Small levels, whose pixels have many points, come last and are begun first.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     gather_value(const Scalar* __restrict__ grad_output, const void* __restrict__ sizes, const int* __restrict__ ends,
-                 const int* __restrict__ starts, const Way<Sum>* __restrict__ ways, int* __restrict__ crowded_count,
-                 int* __restrict__ crowded_keys, Scalar* __restrict__ grad_value, const Params p) {
+                 const int* __restrict__ starts, const Way<Sum>* __restrict__ ways, int* __restrict__ counts,
+                 int* __restrict__ many, int* __restrict__ very_many, Scalar* __restrict__ grad_value, const Params p) {
   DYNAMIC_SHARED(Level, levels);
   SHARED(Share<Sum>, shares, [FETCHED * THREADS]);
   load_levels(p, sizes, ends, levels);
-  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1), keys = p.images * p.some_heads * p.pixels;
+  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1), tasks = p.images * p.some_heads * p.pixels;
   const int number = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
-  const int key = number < keys ? keys - 1 - number : 0;
-  Pixel pixel = pixel_of(p, levels, starts, key);
-  const bool crowded = pixel.runs.count > CROWD, present = number < keys && !crowded;
-  if (number < keys && crowded && lane == 0) crowded_keys[atomicAdd(crowded_count, 1)] = key;
+  const int task = number < tasks ? tasks - 1 - number : 0;
+  Pixel pixel = pixel_of(p, levels, starts, task);
+  bool present = number < tasks;
+  if (pixel.runs.count > CROWD) {
+    const bool large = pixel.runs.count > LARGE_CROWD;
+    if (present && lane == 0) (large ? very_many : many)[atomicAdd(counts + large, 1)] = task;
+    present = false;
+  }
   if (!present) pixel.runs.count = 0;
   for (int c = lane * VEC; c - lane * VEC < p.channels; c += lanes * VEC) {
     Slice slice(p, pixel, c, present, grad_output);
@@ -240,28 +252,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
 }
 
-// The same of those that were listed: by a warp each, or if there are very many points by a block.
+// The same of those that were listed: by a warp each, or by a block where there are very many points.
 extern "C" __global__ void __launch_bounds__(THREADS, CROWD_BLOCKS)
     gather_crowded(const Scalar* __restrict__ grad_output, const void* __restrict__ sizes, const int* __restrict__ ends,
-                   const int* __restrict__ starts, const Way<Sum>* __restrict__ ways,
-                   const int* __restrict__ crowded_count, const int* __restrict__ crowded_keys,
-                   Scalar* __restrict__ grad_value, const Params p) {
+                   const int* __restrict__ starts, const Way<Sum>* __restrict__ ways, const int* __restrict__ counts,
+                   const int* __restrict__ many, const int* __restrict__ very_many, Scalar* __restrict__ grad_value,
+                   const Params p) {
   constexpr int WARPS = THREADS / 32;
   DYNAMIC_SHARED(Level, levels);
   SHARED(Share<Sum>, shares, [FETCHED * THREADS]);
   SHARED(Sum, sums, [THREADS * VEC]);
-  const int count = __ldg(crowded_count);
-  if (count == 0) return;
+  if ((__ldg(counts) | __ldg(counts + 1)) == 0) return;
   load_levels(p, sizes, ends, levels);
   const int lanes = 1 << p.lane_bits, thread = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int lane = thread & (lanes - 1);
 #pragma unroll 1
   for (int by_block = 0; by_block < 2; ++by_block) {
     const int workers = by_block ? 1 : WARPS, part = by_block ? warp : 0, parts = by_block ? WARPS : 1;
+    const int* tasks = by_block ? very_many : many;
+    const int count = __ldg(counts + by_block);
 #pragma unroll 1
-    for (int item = blockIdx.x * workers + (by_block ? 0 : warp); item < count; item += gridDim.x * workers) {
-      const Pixel pixel = pixel_of(p, levels, starts, __ldg(crowded_keys + item));
-      if ((pixel.runs.count > LARGE_CROWD) != (by_block == 1)) continue;
+    for (int i = blockIdx.x * workers + (by_block ? 0 : warp); i < count; i += gridDim.x * workers) {
+      const Pixel pixel = pixel_of(p, levels, starts, __ldg(tasks + i));
       for (int c = lane * VEC; c - lane * VEC < p.channels; c += lanes * VEC) {
         Slice slice(p, pixel, c, true, grad_output);
         slice.gather(p, pixel.runs, part * 32 * FETCHED, parts * 32 * FETCHED, 5, ways, shares);

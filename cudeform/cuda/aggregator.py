@@ -199,13 +199,16 @@ class Aggregator:
         for part in _parts(self.extent, self.sums):
             buckets = self._sort(part)
             pixels, points = part.count * self.extent.pixels, buckets.records.shape[0]
-            crowded = self.device.empty((_CORNERS * points // CROWD + 1,), np.int32)
-            found = buckets.starts, buckets.records, buckets.counter, crowded
+            many, very_many = (
+                self.device.empty((_CORNERS * points // least + 1,), np.int32)
+                for least in (CROWD, LARGE_CROWD)
+            )
+            found = buckets.starts, buckets.records, buckets.counters, many, very_many
             arrays = (grad_output, *self._points[:2], *found, grad_value)
             choice = choose("gather_value", pixels, *self._packs)
             self._launch(choice, part, arrays, part.some_heads)
             if points > CROWD // _CORNERS:
-                tasks = min(crowded.shape[0], BLOCKS)
+                tasks = min(many.shape[0], BLOCKS)
                 choice = choice._replace(kernel="gather_crowded", tasks=tasks, per_block=1)
                 self._launch(choice, part, arrays, part.some_heads)
 

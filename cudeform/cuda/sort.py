@@ -40,7 +40,7 @@ class Buckets(NamedTuple):
 
     starts: Any  # (keys + 1,) int32
     records: Any  # (points, 4): what was given of each
-    counter: Any = None  # (1,) int32, of 0, for who goes through them
+    counters: Any = None  # (2,) int32, of 0, for who goes through them
 
 
 def units() -> Iterator[Unit]:
@@ -101,8 +101,7 @@ class Sorting:
         """Put the placed points of each bucket in the order of their numbers."""
         ordered = self._device.empty(self._records.shape, self._records.dtype)
         self._launch("order_points", self._keys << self._bits, *self.places, *self._long, ordered)
-        counter = self._counters[-2:-1]
-        return Buckets(self.counts[: self._keys + 1], ordered, counter)
+        return Buckets(self.counts[: self._keys + 1], ordered, self._counters[-3:-1])
 
     def _launch(self, kernel: str, threads: int, *arrays: Any) -> None:
         blocks = -(-threads // THREADS), THREADS
