@@ -9,6 +9,7 @@
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4, CROWD_BLOCKS = sizeof(Sum) == 8 ? 2 : 3;
 constexpr int TOGETHER = 4;  // rows that a thread reads at once
 constexpr int STRIP = 4;     // of the rows of a level
+static_assert(FETCHED % TOGETHER == 0, "what a thread reads at once has been fetched at once");
 
 // The key of every point, (image, head, pixel), and how many with it were counted before
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -110,11 +111,11 @@ __device__ __forceinline__ Pixel pixel_of(const Params& p, const Level* levels, 
   return pixel;
 }
 
-// What a pixel adds of a point: a row of values, so many times.
+// What a pixel adds of a point: a row of values, so many times; or nothing.
 template <class S>
 struct alignas(2 * sizeof(S)) Share {
   S weight;
-  int query;
+  int query;  // or -1
 };
 
 // Adds up a pixel's points: those from `first` on that its threads fetch at a time, and so on by `step`. Each of its
@@ -127,9 +128,8 @@ template <class S, class Load, class Add>
 __device__ __forceinline__ void gather_ways(const Runs& runs, int first, int step, bool active, int team_bits,
                                             int lane_bits, const Way<S>* __restrict__ ways, Share<S>* shares, Load load,
                                             Add add) {
-  const int team = 1 << team_bits, own = threadIdx.x & (team - 1), first_lane = (threadIdx.x & 31) - own;
+  const int team = 1 << team_bits, own = threadIdx.x & (team - 1);
   const int group = own >> lane_bits, groups = 1 << (team_bits - lane_bits);
-  const unsigned members = (2u << (team - 1)) - 1u, before = (1u << own) - 1u;
   Share<S>* const shared = shares + FETCHED * (threadIdx.x - own);
   int most = runs.count;
   for (int apart = 16; apart >= team; apart /= 2) most = max(most, __shfl_xor_sync(WARP, most, apart));
@@ -145,32 +145,28 @@ __device__ __forceinline__ void gather_ways(const Runs& runs, int first, int ste
       right[k] = place < (down[k] ? runs.above_middle : runs.own_middle);
       if (i < runs.count) way[k] = ways[place];
     }
-    int ready = 0;
 #pragma unroll
     for (int k = 0; k < FETCHED; ++k) {
+      const int i = k * team + own;
       // A point left of its key, which is at the edge, does not touch the pixel on the right.
       const bool outside = (down[k] && way[k].y < S(0)) || (right[k] && way[k].x < S(0));
-      const bool touches = first + k * team + own < runs.count && !outside;
-      const unsigned touching = __ballot_sync(WARP, touches) >> first_lane & members;
       const S weight = way_weight(way[k].y, down[k]) * way_weight(way[k].x, right[k]) * way[k].weight;
-      if (touches) shared[ready + __popc(touching & before)] = {weight, way[k].query};
-      ready += __popc(touching);
+      shared[i] = {weight, first + i < runs.count && !outside ? way[k].query : -1};
     }
     __syncwarp(WARP);
-    if (!active) ready = 0;
+    const int ready = active ? min(runs.count - first, FETCHED * team) : 0;
 #pragma unroll 1
     for (int i = group; i < ready; i += TOGETHER * groups) {
       decltype(load(0)) row[TOGETHER];
-      S weight[TOGETHER];
+      Share<S> share[TOGETHER];
 #pragma unroll
       for (int k = 0; k < TOGETHER; ++k) {
-        const Share<S> share = shared[k ? min(i + k * groups, ready - 1) : i];
-        weight[k] = share.weight;
-        row[k] = load(share.query);
+        share[k] = shared[i + k * groups];
+        row[k] = load(max(share[k].query, 0));
       }
 #pragma unroll
       for (int k = 0; k < TOGETHER; ++k) {
-        if (k == 0 || i + k * groups < ready) add(row[k], weight[k]);
+        if (share[k].query >= 0) add(row[k], share[k].weight);
       }
     }
     __syncwarp(WARP);

@@ -101,33 +101,38 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x == 0) tile_counts[blockIdx.x] = total;
 }
 
-// Lists those of a thread's buckets that are longer than the registers of the threads that put them in order.
-__device__ __forceinline__ void list_long(const Pack<int, KEYS>& counts, int first, int* __restrict__ long_count,
-                                          int* __restrict__ long_keys, const Params& p) {
-#pragma unroll
-  for (int k = 0; k < KEYS; ++k) {
-    if (counts.lane[k] > HELD << p.lane_bits && first + k < p.keys) long_keys[atomicAdd(long_count, 1)] = first + k;
+// Buckets that are longer than those for which there are threads: first, in any order, those of up to 32 HELD points, and
+// from the end on the others. counts: how many there are of both.
+struct Long {
+  int* counts;
+  int* keys;
+  int last;  // in keys
+  __device__ __forceinline__ Long(int* counts, int* keys, const Params& p)
+      : counts(counts), keys(keys), last(quotient(p.count, HELD << p.lane_bits)) {}
+  __device__ __forceinline__ void list(int key, int length) const {
+    const bool longest = length > 32 * HELD;
+    const int number = atomicAdd(counts + longest, 1);
+    keys[longest ? last - number : number] = key;
   }
-}
+};
 
-// Replaces counts by starts: how many points have smaller keys. Lists long buckets, in any order.
+// Replaces counts by starts: how many points have smaller keys. Lists long buckets.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    find_starts(int* __restrict__ starts, const int* __restrict__ tile_counts, int* __restrict__ long_count,
+    find_starts(int* __restrict__ starts, const int* __restrict__ tile_counts, int* __restrict__ long_counts,
                 int* __restrict__ long_keys, const Params p) {
   SHARED(int, warp_sums, [WARPS]);
   int before = 0, tiles_before, total;
   for (int tile = threadIdx.x; tile < (int)blockIdx.x; tile += THREADS) before += __ldg(tile_counts + tile);
   exclusive_sum(before, warp_sums, tiles_before);
   const int first = blockIdx.x * TILE + threadIdx.x * KEYS;
+  const Long longer(long_counts, long_keys, p);
   Pack<int, KEYS> counts;
   counts.load_written(starts + first);
-  int sum = 0, most = 0;
-#pragma unroll
-  for (int k = 0; k < KEYS; ++k) most = max(most, counts.lane[k]);
-  if (most > HELD << p.lane_bits) list_long(counts, first, long_count, long_keys, p);
+  int sum = 0;
 #pragma unroll
   for (int k = 0; k < KEYS; ++k) {
     const int here = counts.lane[k];
+    if (here > HELD << p.lane_bits) longer.list(first + k, here);
     counts.lane[k] = sum;
     sum += here;
   }
@@ -283,18 +288,16 @@ __device__ __forceinline__ void order_held(const Points& points, int start, int 
 }
 
 // Puts the buckets in order that are too long for a warp: a block takes one, or a range of one's points.
-__device__ __forceinline__ void order_longest(const int* __restrict__ starts, int longer,
-                                              const int* __restrict__ long_keys, const Points& points, const Params& p,
-                                              unsigned* shared, int* warp_sums) {
+__device__ __forceinline__ void order_longest(const int* __restrict__ starts, const Long& longer, const Points& points,
+                                              const Params& p, unsigned* shared, int* warp_sums) {
   const int ranges = (p.count - 1) / RANGE + 1;
-  const long long items = (long long)longer * ranges;
+  const long long items = (long long)longer.counts[1] * ranges;
   for (long long item = blockIdx.x; item < items; item += gridDim.x) {
     const int number = (int)(item / ranges), range = (int)(item - (long long)number * ranges);
-    const Bucket bucket = bucket_of(starts, __ldg(long_keys + number));
-    const int length = bucket.end - bucket.start;
-    if (length > WHOLE) {
+    const Bucket bucket = bucket_of(starts, longer.keys[longer.last - number]);
+    if (bucket.end - bucket.start > WHOLE) {
       order_range(points, bucket, range * RANGE, shared, warp_sums);
-    } else if (length > 32 * HELD && range == 0) {
+    } else if (range == 0) {
       order_whole(points, bucket, shared);
     }
   }
@@ -303,32 +306,27 @@ __device__ __forceinline__ void order_longest(const int* __restrict__ starts, in
 // ordered = the records by bucket, in each by the number of the point
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     order_points(const int* __restrict__ starts, const int* __restrict__ numbers, const Record* __restrict__ records,
-                 const int* __restrict__ long_count, const int* __restrict__ long_keys, Record* __restrict__ ordered,
+                 int* __restrict__ long_counts, int* __restrict__ long_keys, Record* __restrict__ ordered,
                  const Params p) {
   SHARED(unsigned, shared, [WHOLE]);
   SHARED(int, warp_sums, [WARPS]);
   const Points points = {numbers, records, ordered};
-  const int longer = __ldg(long_count), warp = blockIdx.x * WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
-  // First the buckets for which there are threads, then the longer ones by whole warps, and those that are longer still.
-  int held = 0, bits = p.lane_bits;  // held: points of the longest bucket before
+  const Long longer(long_counts, long_keys, p);
+  const int warp = blockIdx.x * WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+  // First all buckets, of which those for which there are threads are put in order, then the longer ones by whole warps.
 #pragma unroll 1
-  for (;;) {
-    const bool all = held == 0;
-    const int buckets = all ? p.keys : longer;
+  for (int pass = 0; pass < 2; ++pass) {
+    const int bits = pass ? 5 : p.lane_bits, buckets = pass ? longer.counts[0] : p.keys;
 #pragma unroll 1
     for (int first = warp << (5 - bits); first < buckets; first += gridDim.x * WARPS << (5 - bits)) {
       const int item = first + (lane >> bits);
       Bucket bucket = {0, 0};
-      if (item < buckets) bucket = bucket_of(starts, all ? item : __ldg(long_keys + item));
+      if (item < buckets) bucket = bucket_of(starts, pass ? longer.keys[item] : item);
       const int length = bucket.end - bucket.start;
-      const bool fits = length > held && length <= HELD << bits;
-      order_held(points, bucket.start, fits ? length : 0, 1 << bits, shared);
+      order_held(points, bucket.start, length <= HELD << bits ? length : 0, 1 << bits, shared);
     }
-    if (longer == 0) return;
-    if (bits == 5) break;
-    held = HELD << bits;
-    bits = 5;
   }
+  if (longer.counts[1] == 0) return;
   __syncthreads();
-  order_longest(starts, longer, long_keys, points, p, shared, warp_sums);
+  order_longest(starts, longer, points, p, shared, warp_sums);
 }

@@ -73,7 +73,7 @@ class Sorting:
         # Threads of a bucket, with room for a third of what buckets have on average in each
         self._bits = bits = lane_bits(-(-3 * count // (HELD // 2 * number_of_keys)))
         longest = device.empty((count // (HELD << bits) + 1,), np.int32)
-        self._long = self._counters[-1:], longest
+        self._long = self._counters[-2:], longest
         numbers = count, number_of_keys, self._counters.shape[0] // 4, bits
         self._params = pack(PARAMS, dict(zip(PARAMS.names, numbers, strict=True)))
         self._launch("clear", self._counters.shape[0] // 4, self._counters)
@@ -101,7 +101,7 @@ class Sorting:
         """Put the placed points of each bucket in the order of their numbers."""
         ordered = self._device.empty(self._records.shape, self._records.dtype)
         self._launch("order_points", self._keys << self._bits, *self.places, *self._long, ordered)
-        return Buckets(self.counts[: self._keys + 1], ordered, self._counters[-3:-1])
+        return Buckets(self.counts[: self._keys + 1], ordered, self._counters[-4:-2])
 
     def _launch(self, kernel: str, threads: int, *arrays: Any) -> None:
         blocks = -(-threads // THREADS), THREADS
