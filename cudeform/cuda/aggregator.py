@@ -18,6 +18,7 @@ from cudeform.cuda.lanes import (
     BLOCKS,
     LANES,
     THREADS,
+    WARP,
     Choice,
     aligned,
     choose,
@@ -57,6 +58,7 @@ FETCHED = 4  # points that a thread fetches at a time for all that share its pix
 CROWD, LARGE_CROWD = 128, 2048
 _MOST_TASKS = 2**31 - 2**10
 _CORNERS = 4  # pixels that a point touches at most
+_WARPS = THREADS // WARP  # of a block
 _PARTS = 32 << 10  # bytes of shared memory for parts of dot products, at most
 _LINE = 128  # bytes, of the cache
 _SIZES = (
@@ -208,8 +210,8 @@ class Aggregator:
             choice = choose("gather_value", pixels, *self._packs)
             self._launch(choice, part, arrays, part.some_heads)
             if points > CROWD // _CORNERS:
-                tasks = min(many.shape[0], BLOCKS)
-                choice = choice._replace(kernel="gather_crowded", tasks=tasks, per_block=1)
+                tasks = min(many.shape[0], 4 * BLOCKS * _WARPS)
+                choice = choice._replace(kernel="gather_crowded", tasks=tasks, per_block=_WARPS)
                 self._launch(choice, part, arrays, part.some_heads)
 
     def _sort(self, part: Part) -> sort.Buckets:
