@@ -1,5 +1,4 @@
-// Points are put into buckets, one for each key, in steps: whoever has their keys counts them, and once it is known where
-// buckets start, places them. See sort.cu.
+// Points that are to be put into buckets by sort.cu are counted by whoever has their keys.
 #pragma once
 #include "prelude.cuh"
 
@@ -17,16 +16,3 @@ __device__ __forceinline__ int count_point(int key, int keys, int* __restrict__ 
   if (lane == leader && key < keys) before = atomicAdd(counts + key, __popc(same));
   return __shfl_sync(0xffffffffu, before, leader) + __popc(same & ((1u << lane) - 1u));
 }
-
-// Where the buckets are, and the points in them: their numbers, and what is kept of each, in any order.
-template <class Record>
-struct Places {
-  const int* starts;
-  int* numbers;
-  Record* records;
-  __device__ __forceinline__ void put(int key, int rank, int number, const Record& record) const {
-    const int place = __ldg(starts + key) + rank;
-    numbers[place] = number;
-    records[place] = record;
-  }
-};

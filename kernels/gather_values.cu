@@ -11,13 +11,15 @@ constexpr int TOGETHER = 4;  // rows that a thread reads at once
 constexpr int STRIP = 4;     // of the rows of a level
 static_assert(FETCHED % TOGETHER == 0, "what a thread reads at once has been fetched at once");
 
-// The key of every point, (image, head, pixel), and how many with it were counted before
+// The key of every point, (image, head, pixel), how many with it were counted before, and the way from there
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     point_keys(const void* __restrict__ sizes, const int* __restrict__ ends, const void* __restrict__ locations,
-               int* __restrict__ keys, int* __restrict__ counts, int* __restrict__ ranks, const Params p) {
+               const void* __restrict__ weights, int* __restrict__ keys, int* __restrict__ counts,
+               int* __restrict__ ranks, Way<Sum>* __restrict__ ways, const Params p) {
   DYNAMIC_SHARED(Level, levels);
   load_levels(p, sizes, ends, levels);
   const Task task = task_of(p);
+  const Shares shares = shares_of(p, task, weights);
   const int slots = p.images * p.some_heads, slot = task.image * p.some_heads + task.head - p.first_head;
   int level = 0;
   for (int first = 0; first < p.points; first += task.lanes) {
@@ -28,33 +30,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       const Cell<Sum> cell = cell_of(p, task, levels, level, locations, point);
       const Level& in = levels[level];
       if (cell.inside) key = slot * p.pixels + in.first + max(cell.y, 0) * in.width + max(cell.x, 0);
+      ways[number] = {way_along(cell.y, cell.ly), way_along(cell.x, cell.lx), shares(p, point), task.query};
     }
     const int rank = count_point(key, slots * p.pixels, counts);
     if (!mine) continue;
     keys[number] = key;
     ranks[number] = rank;
-  }
-}
-
-// Places the ways of all points, from the pixels of their keys.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    place_ways(const void* __restrict__ sizes, const int* __restrict__ ends, const void* __restrict__ locations,
-               const void* __restrict__ weights, const int* __restrict__ keys, const int* __restrict__ ranks,
-               const int* __restrict__ starts, int* __restrict__ numbers, Way<Sum>* __restrict__ ways, const Params p) {
-  DYNAMIC_SHARED(Level, levels);
-  load_levels(p, sizes, ends, levels);
-  const Task task = task_of(p);
-  const Shares shares = shares_of(p, task, weights);
-  if (!task.present) return;
-  const Places<Way<Sum>> places = {starts, numbers, ways};
-  const int none = p.images * p.some_heads * p.pixels;
-  int level = 0;
-  for (int point = task.lane; point < p.points; point += task.lanes) {
-    const int number = task.local * p.points + point, key = __ldg(keys + number);
-    const Cell<Sum> cell = cell_of(p, task, levels, level, locations, point);
-    if (key == none) continue;
-    places.put(key, __ldg(ranks + number), number,
-               {way_along(cell.y, cell.ly), way_along(cell.x, cell.lx), shares(p, point), task.query});
   }
 }
 

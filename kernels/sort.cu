@@ -3,7 +3,7 @@
 // Points are counted by key, the counts are added up to the starts of the buckets, every point takes a place in its
 // bucket, and then each bucket is put in order. Counts are integers and have one sum in whatever order atomics add
 // them; which place a point takes does depend on that order, until the last kernel. So equal keys give equal bytes.
-// Kernels elsewhere may count and place their points themselves, by buckets.cuh.
+// Kernels elsewhere may count their points themselves, by buckets.cuh.
 //
 // RECORD: of 16 bytes, or of 32
 #include "buckets.cuh"
@@ -23,9 +23,8 @@ struct Params {
 constexpr int BLOCKS = sizeof(Record) == 16 ? 6 : 4;
 constexpr int WARPS = THREADS / 32;
 constexpr int TILE = THREADS * KEYS;  // keys of a block
-constexpr int WORDS = WHOLE / 2;      // of bits, with a sum for each in a block's memory
 constexpr int TOGETHER = 4;           // points whose places a thread counts at once
-constexpr int RANGE = 32 * WORDS;     // points that have a bit each
+constexpr int RANGE = 32 * WHOLE;     // points that have a bit each in a block's memory
 constexpr unsigned ALL = 0xffffffffu;
 static_assert(HELD * THREADS <= WHOLE, "a block's memory has what its threads hold");
 static_assert(HELD % 4 == 0, "threads read four numbers at once");
@@ -142,19 +141,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   counts.store(starts + first);
 }
 
-// numbers, records = those of the points by bucket, in any order within one
+// numbers = the points by bucket, in any order within one
 extern "C" __global__ void __launch_bounds__(THREADS)
     place_points(const int* __restrict__ keys, const int* __restrict__ ranks, const int* __restrict__ starts,
-                 const Record* __restrict__ given, int* __restrict__ numbers, Record* __restrict__ records,
-                 const Params p) {
+                 int* __restrict__ numbers, const Params p) {
   const int first = first_point();
-  const Places<Record> places = {starts, numbers, records};
   int key[POINTS];
   load_keys(keys, first, p, key);
+  const int* rank = ranks + first;
 #pragma unroll
   for (int k = 0; k < POINTS; ++k) {
-    const int number = first + 32 * k;
-    if (key[k] < p.keys) places.put(key[k], __ldg(ranks + number), number, load_word(given + number));
+    const int before = rank[32 * k];
+    if (key[k] < p.keys) numbers[__ldg(starts + key[k]) + before] = first + 32 * k;
   }
 }
 
@@ -166,15 +164,15 @@ __device__ __forceinline__ Bucket bucket_of(const int* __restrict__ starts, int 
   return {__ldg(starts + key), __ldg(starts + key + 1)};
 }
 
-// The points by bucket, in any order within one: the number of each, and what is kept of it; and where that goes.
+// The points by bucket, in any order within one; what is kept of each, by number; and where that goes, by place.
 struct Points {
   const int* numbers;
-  const Record* records;
+  const Record* given;
   Record* ordered;
-  __device__ __forceinline__ void put(int place, int from) const { ordered[place] = load_word(records + from); }
+  __device__ __forceinline__ void put(int place, int number) const { ordered[place] = load_word(given + number); }
 };
 
-// Calls visit(place, number) for all points of a bucket, each in some thread of the block.
+// Calls visit(number) for all points of a bucket, each in some thread of the block.
 template <class Visit>
 __device__ __forceinline__ void each_number(const Points& points, const Bucket& bucket, Visit visit) {
 #pragma unroll 4
@@ -183,18 +181,9 @@ __device__ __forceinline__ void each_number(const Points& points, const Bucket& 
     four.load(points.numbers + first);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      if (first + k >= bucket.start && first + k < bucket.end) visit(first + k, four.lane[k]);
+      if (first + k >= bucket.start && first + k < bucket.end) visit(four.lane[k]);
     }
   }
-}
-
-// How many of `size` sorted numbers, a power of two, are smaller than one that is among them.
-__device__ __forceinline__ int find_number(const unsigned* sorted, int size, unsigned number) {
-  int before = 0;
-  for (int step = size / 2; step > 0; step /= 2) {
-    if (sorted[before + step - 1] < number) before += step;
-  }
-  return before;
 }
 
 // Sorts the numbers of a bucket in the block's memory, by a bitonic network.
@@ -218,38 +207,29 @@ __device__ __forceinline__ void order_whole(const Points& points, const Bucket& 
     }
   }
   __syncthreads();
-  for (int i = bucket.start + threadIdx.x; i < bucket.end; i += THREADS) {
-    points.put(bucket.start + find_number(numbers, size, __ldg(points.numbers + i)), i);
-  }
+  for (int i = threadIdx.x; i < length; i += THREADS) points.put(bucket.start + i, numbers[i]);
   __syncthreads();
 }
 
 // Puts the points of a bucket that are in one range in order: each sets its bit, and bits are in order.
 __device__ __forceinline__ void order_range(const Points& points, const Bucket& bucket, int first, unsigned* bits,
                                             int* warp_sums) {
-  unsigned* const sums = bits + WORDS;
-  for (int i = threadIdx.x; i < WORDS; i += THREADS) bits[i] = 0;
+  for (int i = threadIdx.x; i < WHOLE; i += THREADS) bits[i] = 0;
   __syncthreads();
   int below = 0, all_below, count = 0, total;
-  each_number(points, bucket, [&](int, int number) {
+  each_number(points, bucket, [&](int number) {
     if (number < first) ++below;
     if (number >= first && number - first < RANGE) atomicOr(&bits[(number - first) >> 5], 1u << (number & 31));
   });
   __syncthreads();
-  constexpr int OWN = WORDS / THREADS;
-  for (int w = 0; w < OWN; ++w) count += __popc(bits[OWN * threadIdx.x + w]);
+  constexpr int WORDS = WHOLE / THREADS;
+  const int word = threadIdx.x * WORDS;
+  for (int w = word; w < word + WORDS; ++w) count += __popc(bits[w]);
   exclusive_sum(below, warp_sums, all_below);
   int place = bucket.start + all_below + exclusive_sum(count, warp_sums, total);
-  for (int w = OWN * threadIdx.x; w < OWN * (threadIdx.x + 1); ++w) {
-    sums[w] = place;
-    place += __popc(bits[w]);
+  for (int w = word; w < word + WORDS; ++w) {
+    for (unsigned rest = bits[w]; rest; rest &= rest - 1) points.put(place++, first + 32 * w + __ffs((int)rest) - 1);
   }
-  __syncthreads();
-  each_number(points, bucket, [&](int from, int number) {
-    if (number < first || number - first >= RANGE) return;
-    const int word = (number - first) >> 5;
-    points.put(sums[word] + __popc(bits[word] & ((1u << (number & 31)) - 1u)), from);
-  });
   __syncthreads();
 }
 
@@ -281,7 +261,7 @@ __device__ __forceinline__ void order_held(const Points& points, int start, int 
     }
 #pragma unroll
     for (int i = 0; i < TOGETHER; ++i) {
-      if (first + i * lanes < length) points.put(start + before[i], start + first + i * lanes);
+      if (first + i * lanes < length) points.put(start + before[i], number[i]);
     }
   }
   __syncwarp(ALL);
@@ -305,12 +285,12 @@ __device__ __forceinline__ void order_longest(const int* __restrict__ starts, co
 
 // ordered = the records by bucket, in each by the number of the point
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    order_points(const int* __restrict__ starts, const int* __restrict__ numbers, const Record* __restrict__ records,
+    order_points(const int* __restrict__ starts, const int* __restrict__ numbers, const Record* __restrict__ given,
                  int* __restrict__ long_counts, int* __restrict__ long_keys, Record* __restrict__ ordered,
                  const Params p) {
   SHARED(unsigned, shared, [WHOLE]);
   SHARED(int, warp_sums, [WARPS]);
-  const Points points = {numbers, records, ordered};
+  const Points points = {numbers, given, ordered};
   const Long longer(long_counts, long_keys, p);
   const int warp = blockIdx.x * WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
   // First all buckets, of which those for which there are threads are put in order, then the longer ones by whole warps.

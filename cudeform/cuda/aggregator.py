@@ -69,7 +69,7 @@ _SIZES = (
     ("CROWD", CROWD),
     ("LARGE_CROWD", LARGE_CROWD),
 )
-_OF_VALUES = ("point_keys", "place_ways", "gather_value", "gather_crowded")  # gather_values.cu
+_OF_VALUES = ("point_keys", "gather_value", "gather_crowded")  # gather_values.cu
 _NO_GRID = dict.fromkeys(("offset_scale", *PARAMS.names[PARAMS.names.index("out_width") :]), 0)
 _NO_GRID |= {"out_width": 1, "kernel_height": 1}  # divisors
 
@@ -218,18 +218,12 @@ class Aggregator:
         """What is to be known of the points of a part, by the pixels that they touch."""
         tasks, each = self._tasks(part), self.extent.points
         keys = self.device.empty((tasks * each,), np.int32)
-        sorting = sort.Sorting(
-            self.device, tasks * each, part.count * self.extent.pixels, self.sums
-        )
-        *levels, locations, weights = self._points
+        ways = self.device.empty((tasks * each, 4), self.sums)
+        sorting = sort.Sorting(self.device, tasks * each, part.count * self.extent.pixels)
+        arrays = (*self._points, keys, sorting.counts, sorting.ranks, ways)
         choice = choose("point_keys", tasks, _point_lanes(each))
-        counted = (keys, sorting.counts, sorting.ranks)
-        self._launch(choice, part, (*levels, locations, *counted), part.some_heads)
-        sorting.find_starts()
-        placed = (keys, sorting.ranks, *sorting.places)
-        choice = choice._replace(kernel="place_ways")
-        self._launch(choice, part, (*levels, locations, weights, *placed), part.some_heads)
-        return sorting.order()
+        self._launch(choice, part, arrays, part.some_heads)
+        return sorting.order(keys, ways)
 
 
 def _point_lanes(points: int) -> int:

@@ -51,61 +51,53 @@ def units() -> Iterator[Unit]:
 class Sorting:
     """Points on their way into buckets.
 
-    Whoever has their keys counts them into `counts`, keeps what that says as their `ranks`, and
-    then places them with ``Places`` of ``buckets.cuh``, made of `places`.
+    Whoever has their keys counts them, by ``buckets.cuh``, into `counts`, and keeps what that says
+    as their `ranks`.
 
     Attributes
     ----------
     counts : (keys + 1 or more,) int32
-        0 at first; from `find_starts` on, where the bucket of each key starts.
+        0 at first; in the end where the bucket of each key starts.
     ranks : (count or more,) int32
     """
 
-    def __init__(self, device: Device, count: int, number_of_keys: int, record: np.dtype) -> None:
+    def __init__(self, device: Device, count: int, number_of_keys: int) -> None:
         self._device, self._keys = device, number_of_keys
-        self._unit = UNIT if record.itemsize == 4 else WIDE_UNIT
         self._tiles = tiles = number_of_keys // TILE + 1
         self._counters = device.empty((tiles * TILE + 4,), np.int32)
         self.counts = self._counters[: tiles * TILE]
         self.ranks = device.empty((_multiple(count, THREADS * POINTS),), np.int32)
-        self._numbers = device.empty((_multiple(count, 4),), np.int32)
-        self._records = device.empty((count, 4), record)
         # Threads of a bucket, with room for a third of what buckets have on average in each
         self._bits = bits = lane_bits(-(-3 * count // (HELD // 2 * number_of_keys)))
-        longest = device.empty((count // (HELD << bits) + 1,), np.int32)
-        self._long = self._counters[-2:], longest
         numbers = count, number_of_keys, self._counters.shape[0] // 4, bits
         self._params = pack(PARAMS, dict(zip(PARAMS.names, numbers, strict=True)))
         self._launch("clear", self._counters.shape[0] // 4, self._counters)
-
-    @property
-    def places(self) -> tuple[Any, ...]:
-        return self.counts, self._numbers, self._records
 
     def count(self, keys: Any) -> None:
         """Count points by their keys; the key of those that nobody wants is behind all others."""
         self._launch("count_points", -(-keys.shape[0] // POINTS), keys, self.counts, self.ranks)
 
-    def find_starts(self) -> None:
+    def order(self, keys: Any, records: Any) -> Buckets:
+        """Put what is kept of each counted point into buckets."""
+        count, device = keys.shape[0], self._device
+        numbers, ordered = (
+            device.empty((_multiple(count, 4),), np.int32),
+            device.empty(records.shape, records.dtype),
+        )
+        tile_counts = device.empty((self._tiles,), np.int32)
+        longer = self._counters[-2:], device.empty((count // (HELD << self._bits) + 1,), np.int32)
         threads = self._tiles * THREADS
-        tile_counts = self._device.empty((self._tiles,), np.int32)
         self._launch("count_tiles", threads, self.counts, tile_counts)
-        self._launch("find_starts", threads, self.counts, tile_counts, *self._long)
-
-    def place(self, keys: Any, records: Any) -> None:
-        """Place what is kept of each point."""
-        arrays = keys, self.ranks, self.counts, records, self._numbers, self._records
-        self._launch("place_points", -(-keys.shape[0] // POINTS), *arrays)
-
-    def order(self) -> Buckets:
-        """Put the placed points of each bucket in the order of their numbers."""
-        ordered = self._device.empty(self._records.shape, self._records.dtype)
-        self._launch("order_points", self._keys << self._bits, *self.places, *self._long, ordered)
+        self._launch("find_starts", threads, self.counts, tile_counts, *longer)
+        self._launch("place_points", -(-count // POINTS), keys, self.ranks, self.counts, numbers)
+        arrays = (self.counts, numbers, records, *longer, ordered)
+        unit = UNIT if records.dtype.itemsize == 4 else WIDE_UNIT
+        self._launch("order_points", self._keys << self._bits, *arrays, unit=unit)
         return Buckets(self.counts[: self._keys + 1], ordered, self._counters[-4:-2])
 
-    def _launch(self, kernel: str, threads: int, *arrays: Any) -> None:
+    def _launch(self, kernel: str, threads: int, *arrays: Any, unit: Unit = UNIT) -> None:
         blocks = -(-threads // THREADS), THREADS
-        self._device.launch(self._unit, kernel, *blocks, arrays, self._params)
+        self._device.launch(unit, kernel, *blocks, arrays, self._params)
 
 
 def sort_points(device: Device, keys: Any, number_of_keys: int, records: Any) -> Buckets:
@@ -113,11 +105,9 @@ def sort_points(device: Device, keys: Any, number_of_keys: int, records: Any) ->
 
     The key `number_of_keys` marks points nobody wants.
     """
-    sorting = Sorting(device, keys.shape[0], number_of_keys, records.dtype)
+    sorting = Sorting(device, keys.shape[0], number_of_keys)
     sorting.count(keys)
-    sorting.find_starts()
-    sorting.place(keys, records)
-    return sorting.order()
+    return sorting.order(keys, records)
 
 
 def _multiple(count: int, of: int) -> int:

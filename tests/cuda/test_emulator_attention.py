@@ -341,7 +341,7 @@ def test_launches(device, monkeypatch):
     monkeypatch.setattr(device, "launch", recorded)
     call(arguments(n=4, queries=20, heads=4), to_device(np.array(LEVELS)), softmax=True)
     ours = [kernel for file, kernel in launched if file != "sort.cu"]
-    gradient = ["point_keys", "place_ways", "gather_value", "gather_crowded"]
+    gradient = ["point_keys", "gather_value", "gather_crowded"]
     assert ours == ["aggregate", "point_gradients", *gradient]
 
 
