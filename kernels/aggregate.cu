@@ -4,15 +4,25 @@
 // A task is (image, band of heads, query, head of the band), numbered in this order within a launch: what is at work at
 // once reads few heads, of which caches hold more pixels. Values are [image][pixel][head][channel],
 // locations [image][query][head][point] as (x, y), weights likewise, the output [image][query][head][channel].
-// Locations and weights are of the storage type or of that of sums, which is no other unit: they are read once.
+// Locations and weights are of the storage type or of that of sums.
 //
-// SCALAR: storage type; VEC: channels a thread moves at once; GRID: where points are, see levels.cuh.
+// SCALAR: storage type; VEC: channels a thread moves at once; GRID: where points are, see levels.cuh; MIXED: whether
+// locations or weights may be of the type of sums where that is another.
 #include "points.cuh"
 
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
+constexpr int BLOCKS_OF_GRADIENTS = sizeof(Sum) == 8 ? 2 : 3;  // or 80
 constexpr int MOST_PARTS = PARTS_BYTES / (4 * (int)sizeof(Sum) * THREADS);  // of dot products, at once, of a lane
-constexpr int ROUNDS = 3;  // of points, one of each lane, at once. Odd: tasks of a warp have their notes in other banks
+constexpr int ROUNDS = sizeof(Sum) == 8 ? 1 : 3;  // of points, one of each lane, at once; odd
+
+// Where the notes of a task begin, some for each of its lanes. An odd number of them apart, tasks of a warp find those
+// of the same number in other banks; room for so many notes of each lane of a block is enough.
+__device__ __forceinline__ int first_note_of(const Params& p, const Task& task, int of_each_lane) {
+  return settled((threadIdx.x >> p.lane_bits) * (task.lanes * of_each_lane | 1));
+}
+template <int OF_EACH_LANE>
+constexpr int ROOM = OF_EACH_LANE * THREADS + THREADS / 2;
 
 template <int CORNERS>
 __device__ __forceinline__ Sums<CORNERS> corner_weights(const Level& level, const Cell<Sum>& cell, Sum weight) {
@@ -30,8 +40,8 @@ __device__ __forceinline__ Sums<CORNERS> corner_weights(const Level& level, cons
 // What the lanes of a task need of its points, apart: the tasks of a warp find each of the two in banks of their own.
 template <int CORNERS>
 struct Notes {
-  Corners<CORNERS> corners[ROUNDS * THREADS];
-  Sums<CORNERS> weights[ROUNDS * THREADS];
+  Corners<CORNERS> corners[ROOM<ROUNDS>];
+  Sums<CORNERS> weights[ROOM<ROUNDS>];
 };
 
 template <int CORNERS>
@@ -45,59 +55,56 @@ __device__ __forceinline__ void sum_samples(const Scalar* __restrict__ value, co
   const Task task = task_of(p);
   const Shares shares = raw_shares_of(p, task, weights);
   Walk<CORNERS> walk(p, task, levels, locations, shares.given);
-  const int first_note = settled(ROUNDS * (threadIdx.x - task.lane));
+  const int first_note = first_note_of(p, task, ROUNDS);
   const unsigned below = settled((1u << (threadIdx.x & 31)) - 1u);
   const unsigned own = settled(((2u << (task.lanes - 1)) - 1u) << ((threadIdx.x - task.lane) & 31));
-  for (int slice = 0; slice < p.channels; slice += task.lanes * VEC) {
-    if (slice > 0) walk.start(p, task);
-    const int c = slice + task.lane * VEC;
-    const int active = settled(task.present && c < p.channels);
-    const Scalar* from = whole_address(values_of(p, value, task) + c);
-    Sum sum[VEC] = {}, total[1] = {};
-    for (int first = 0; first < p.points;) {
-      int end = first_note;  // of the notes of those points that read something: the loop over them has no branch
-      for (int round = 0; round < ROUNDS && first < p.points; ++round, first += task.lanes) {
-        const int point = first + task.lane;
-        Sum weight;
-        const Cell<Sum> cell = walk.step(p, task, point, weight);
-        weight = shares.of(p, weight);
-        if (point < p.points) total[0] += weight;
-        const unsigned inside = __ballot_sync(WARP, cell.inside) & own;
-        if (cell.inside) {
-          const int note = end + __popc(inside & below);
-          notes->corners[note] = corners_of<CORNERS>(walk.level, cell);
-          notes->weights[note] = corner_weights<CORNERS>(walk.level, cell, weight);
-        }
-        end += __popc(inside);
+  const int c = (task.slice * task.lanes + task.lane) * VEC;
+  const int active = settled(task.present && c < p.channels);
+  const Scalar* from = whole_address(values_of(p, value, task) + c);
+  Sum sum[VEC] = {}, total[1] = {};
+  for (int first = 0; first < p.points;) {
+    int end = first_note;  // of the notes of those points that read something: the loop over them has no branch
+    for (int round = 0; round < ROUNDS && first < p.points; ++round, first += task.lanes) {
+      const int point = first + task.lane;
+      Sum weight;
+      const Cell<Sum> cell = walk.step(p, task, point, weight);
+      weight = shares.of(p, weight);
+      if (point < p.points) total[0] += weight;
+      const unsigned inside = __ballot_sync(WARP, cell.inside) & own;
+      if (cell.inside) {
+        const int note = end + __popc(inside & below);
+        notes->corners[note] = corners_of<CORNERS>(walk.level, cell);
+        notes->weights[note] = corner_weights<CORNERS>(walk.level, cell, weight);
       }
-      __syncwarp(WARP);
-      end = active ? end : first_note;
+      end += __popc(inside);
+    }
+    __syncwarp(WARP);
+    end = active ? end : first_note;
 #pragma unroll(4 / CORNERS)
-      for (int i = first_note; i < end; ++i) {
-        const Corners<CORNERS> at = notes->corners[i];
-        const Sums<CORNERS> share = notes->weights[i];
-        Channels corner[CORNERS];
+    for (int i = first_note; i < end; ++i) {
+      const Corners<CORNERS> at = notes->corners[i];
+      const Sums<CORNERS> share = notes->weights[i];
+      Channels corner[CORNERS];
 #pragma unroll
-        for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, at.pixel[k]));
+      for (int k = 0; k < CORNERS; ++k) corner[k].load(row_of(p, from, at.pixel[k]));
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) {
+      for (int v = 0; v < VEC; ++v) {
 #pragma unroll
-          for (int k = 0; k < CORNERS; ++k) sum[v] += share.corner[k] * widen(corner[k].lane[v]);
-        }
+        for (int k = 0; k < CORNERS; ++k) sum[v] += share.corner[k] * widen(corner[k].lane[v]);
       }
-      __syncwarp(WARP);
     }
-    Sum scale = Sum(1);
-    if (p.softmax) {
-      group_sums(total, task.lanes);
-      scale = Sum(1) / total[0];
-    }
-    if (active) {
-      Channels out;
+    __syncwarp(WARP);
+  }
+  Sum scale = Sum(1);
+  if (p.softmax) {
+    group_sums(total, task.lanes);
+    scale = Sum(1) / total[0];
+  }
+  if (active) {
+    Channels out;
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v] * scale);
-      out.store(output + (task.number * p.channels + c));
-    }
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], sum[v] * scale);
+    out.store(output + (task.number * p.channels + c));
   }
 }
 
@@ -208,17 +215,17 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
                                               void* __restrict__ grad_locations, void* __restrict__ grad_weights,
                                               Sum* __restrict__ samples, const Params& p) {
   DYNAMIC_SHARED(Level, levels);
-  SHARED(Corners<CORNERS>, notes, [THREADS]);
+  SHARED(Corners<CORNERS>, notes, [ROOM<1>]);
   if (!GRID) load_levels(p, sizes, ends, levels);
   const Task task = task_of(p);
-  const int first_note = threadIdx.x - task.lane;
-  Sums<CORNERS>* const parts = reinterpret_cast<Sums<CORNERS>*>(levels + p.levels) + first_note;
+  const int first_note = first_note_of(p, task, 1);
+  Sums<CORNERS>* const parts = reinterpret_cast<Sums<CORNERS>*>(levels + p.levels) + (threadIdx.x - task.lane);
   const Shares shares = shares_of(p, task, weights);
   Walk<CORNERS> walk(p, task, levels, locations, shares.given);
   const Scalar* const own_value = whole_address(values_of(p, value, task));
   const Scalar* const own_grad = whole_address(grad_output + task.number * p.channels);
-  const Written of_locations(grad_locations, locations_of(p, task), p.location_is_wide);
-  const Written of_weights(grad_weights, weights_of(p, task), p.weight_is_wide);
+  const Written of_locations(static_cast<char*>(grad_locations), locations_of(p, task), p.location_is_wide);
+  const Written of_weights(static_cast<char*>(grad_weights), weights_of(p, task), p.weight_is_wide);
   const long long local_row = (long long)task.local * p.points;
   Slice slice;
   slice.load(p, task.lane * VEC, own_value, own_grad);
@@ -229,7 +236,7 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
     const Cell<Sum> cell = walk.step(p, task, point, weight);
     Corners<CORNERS> corners = {};  // outside: of the first pixel, and what comes of it is not used
     if (cell.inside) corners = corners_of<CORNERS>(walk.level, cell);
-    notes[threadIdx.x] = corners;
+    notes[first_note + task.lane] = corners;
     __syncwarp(WARP);
     Sum dots[CORNERS] = {};
     const int count = min(p.points - first, task.lanes);
@@ -258,7 +265,7 @@ __device__ __forceinline__ void differentiate(const Scalar* __restrict__ value, 
 }
 
 // Gradients of locations and weights; each may be null. samples: room for those of a softmax, or null
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_GRADIENTS)
     point_gradients(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
                     const void* __restrict__ locations, const void* __restrict__ weights,
                     const Scalar* __restrict__ grad_output, void* __restrict__ grad_locations,
@@ -267,7 +274,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 }
 
 // The same of the nearest pixels
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_GRADIENTS)
     point_gradients_nearest(const Scalar* __restrict__ value, const void* __restrict__ sizes,
                             const int* __restrict__ ends, const void* __restrict__ locations,
                             const void* __restrict__ weights, const Scalar* __restrict__ grad_output,

@@ -1,7 +1,5 @@
 // Gradients of the values of weighted sums of samples: points are put into buckets by the pixels that they touch, and a
-// pixel gathers from its own. Tasks and arrays are those of aggregate.cu.
-//
-// SCALAR: storage type; VEC: channels a thread moves at once; GRID: where points are, see levels.cuh.
+// pixel gathers from its own. Tasks and arrays are those of aggregate.cu, and so are SCALAR, VEC, GRID and MIXED.
 #include "buckets.cuh"
 #include "points.cuh"
 

@@ -17,9 +17,13 @@ struct Params {
   int location_query, location_head, location_is_wide;  // steps in elements; in the type of sums
   int weight_query, weight_head, weight_is_wide;
   int nearest, softmax;
-  int lane_bits;  // 2^lane_bits threads share a head of a query
+  int lane_bits, slice_bits;  // 2^lane_bits threads share 2^-slice_bits of the channels of a head of a query
   // With a GRID queries are pixels of an output, and locations offsets from the taps of a kernel, in pixels.
-  Divisor out_width, kernel_height;
+  Divisor kernel_height;
+  int out_width;
+  // Tasks go down strips of the output, of some columns, and the last of fewer: neighbours read the same pixels.
+  Divisor strip_pixels, strip_width, last_width;
+  int full_strips;
   int stride_y, stride_x, origin_y, origin_x;
   int dilation_y, dilation_x, center_y, center_x, removed;  // removed: a tap that is no point, or one beyond all
   float narrow_scale;                                       // offset_scale

@@ -11,6 +11,7 @@ constexpr unsigned WARP = 0xffffffffu;
 
 struct Task {
   int lanes, lane;
+  int slice;  // of the channels
   bool present;
   int local, query, image;  // number, query and image of this launch
   int head;
@@ -18,23 +19,41 @@ struct Task {
   int base_y, base_x;     // of the query's window in a grid
 };
 
+// Pixel number `task` of those of a grid, in the order of tasks.
+struct OutputPixel {
+  int i, j;
+};
+
+__device__ __forceinline__ OutputPixel pixel_of(const Params& p, int task) {
+  const int strip = quotient(task, p.strip_pixels), rest = task - strip * p.strip_pixels;
+  const Divisor width = strip < p.full_strips ? p.strip_width : p.last_width;
+  const int i = quotient(rest, width);
+  return {i, strip * p.strip_width + rest - i * width};
+}
+
 // A task that is not there stands for the first, of which it stores nothing.
 __device__ __forceinline__ Task task_of(const Params& p) {
   Task task;
   task.lanes = settled(1 << p.lane_bits);
   task.lane = settled(threadIdx.x & (task.lanes - 1));
-  const int local = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  const int team = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  const int local = team >> p.slice_bits;
+  task.slice = team & ((1 << p.slice_bits) - 1);
   task.present = local < p.images * p.queries * p.some_heads;
   task.local = task.present ? local : 0;
   const int beside = quotient(task.local, p.band), band = quotient(beside, p.queries);
-  const int pixel = beside - band * p.queries, i = GRID ? quotient(pixel, p.out_width) : 0;
   task.image = quotient(band, p.bands);
   task.head = settled(p.first_head + (band - task.image * p.bands) * p.band + task.local - beside * p.band);
-  task.query = settled(task.image * p.queries + pixel);
+  int number = beside - band * p.queries;
+  if (GRID) {
+    const OutputPixel pixel = pixel_of(p, number);
+    number = pixel.i * p.out_width + pixel.j;
+    task.base_y = settled(pixel.i * p.stride_y + p.origin_y);
+    task.base_x = settled(pixel.j * p.stride_x + p.origin_x);
+  }
+  task.query = settled(task.image * p.queries + number);
   task.row = (long long)p.first_image * p.queries + task.query;
   task.number = task.row * p.heads + task.head;
-  task.base_y = settled(i * p.stride_y + p.origin_y);
-  task.base_x = settled((pixel - i * p.out_width) * p.stride_x + p.origin_x);
   return task;
 }
 
@@ -49,25 +68,32 @@ __device__ __forceinline__ const Scalar* row_of(const Params& p, const Scalar* f
   return reinterpret_cast<const Scalar*>(reinterpret_cast<const char*>(from) + whole_product(row, bytes));
 }
 
-// A number of either type as it is in memory: what waits for it is done where it is used.
+// Coordinates of a grid may begin anywhere, and are moved one by one; others in pairs.
+constexpr int MOST_AT_ONCE = GRID ? 1 : 2;
+
+// A number of either type as it came from memory, number k of a few: what waits for it is done where it is used.
 template <class Storage>
 struct Either {
   Sum number;
-  __device__ __forceinline__ void load(const void* from, int k, bool) { number = __ldg(static_cast<const Sum*>(from) + k); }
-  __device__ __forceinline__ Sum get(bool) const { return number; }
+  template <int N>
+  __device__ __forceinline__ void set(const Pack<Sum, N>& some, int k) {
+    number = some.lane[k % N];
+  }
+  __device__ __forceinline__ Sum get(bool, int) const { return number; }
 };
 template <class Storage>
 struct EitherOfTwo {
   unsigned bits;
-  __device__ __forceinline__ void load(const void* from, int k, bool is_wide) {
-    if (is_wide) {
-      bits = __ldg(static_cast<const unsigned*>(from) + k);
-    } else {
-      bits = __ldg(static_cast<const unsigned short*>(from) + k);
-    }
+  template <int N>
+  __device__ __forceinline__ void set(const Pack<float, N>& some, int k) {
+    bits = __float_as_uint(some.lane[k % N]);
   }
-  __device__ __forceinline__ Sum get(bool is_wide) const {
-    return is_wide ? __uint_as_float(bits) : widen(Storage{(unsigned short)bits});
+  template <int N>
+  __device__ __forceinline__ void set(const Pack<Storage, N>& some, int) {
+    bits = some.word;  // of two numbers both, so that nothing waits here
+  }
+  __device__ __forceinline__ Sum get(bool is_wide, int k) const {
+    return is_wide ? __uint_as_float(bits) : widen(Storage{(unsigned short)(bits >> 16 * (k % MOST_AT_ONCE))});
   }
 };
 template <>
@@ -77,46 +103,56 @@ struct Either<bfloat16> : EitherOfTwo<bfloat16> {};
 using Given = Either<Scalar>;
 
 // Neighbours in memory, of the storage type or of that of sums.
+template <class Byte>
 struct Numbers {
-  const char* first;
+  Byte* first;
   bool are_wide;
-  __device__ __forceinline__ Numbers(const void* array, long long at, bool are_wide) : are_wide(are_wide) {
-    first = whole_address(static_cast<const char*>(array) + at * bytes());
+  __device__ __forceinline__ Numbers(Byte* array, long long at, bool are_wide) : are_wide(MIXED && are_wide) {
+    first = whole_address(array + at * bytes());
   }
   __device__ __forceinline__ int bytes() const { return are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar); }
   template <int N>
   __device__ __forceinline__ void read(int at, Given (&out)[N]) const {
-    const void* from = first + whole_product(at, bytes());
-#pragma unroll
-    for (int k = 0; k < N; ++k) out[k].load(from, k, are_wide);
+    const Byte* from = first + whole_product(at, bytes());
+    are_wide ? load(reinterpret_cast<const Sum*>(from), out) : load(reinterpret_cast<const Scalar*>(from), out);
   }
   __device__ __forceinline__ Sum operator[](int at) const {
     Given one[1];
     read(at, one);
-    return one[0].get(are_wide);
-  }
-};
-
-// The same, which are written.
-struct Written {
-  char* first;
-  bool are_wide;
-  __device__ __forceinline__ Written(void* array, long long at, bool are_wide) : are_wide(are_wide) {
-    first = whole_address(static_cast<char*>(array) + at * (are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar)));
+    return one[0].get(are_wide, 0);
   }
   template <int N>
   __device__ __forceinline__ void write(int at, const Sum (&numbers)[N]) const {
-    void* to = first + whole_product(at, are_wide ? (int)sizeof(Sum) : (int)sizeof(Scalar));
+    Byte* to = first + whole_product(at, bytes());
+    are_wide ? store(reinterpret_cast<Sum*>(to), numbers) : store(reinterpret_cast<Scalar*>(to), numbers);
+  }
+
+ private:
+  template <class T, int N>
+  __device__ __forceinline__ static void load(const T* from, Given (&out)[N]) {
+    constexpr int AT_ONCE = N < MOST_AT_ONCE ? N : MOST_AT_ONCE;
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      if (are_wide) {
-        narrow(static_cast<Sum*>(to)[k], numbers[k]);
-      } else {
-        narrow(static_cast<Scalar*>(to)[k], numbers[k]);
-      }
+    for (int k = 0; k < N; k += AT_ONCE) {
+      Pack<T, AT_ONCE> some;
+      some.load(from + k);
+#pragma unroll
+      for (int j = k; j < k + AT_ONCE; ++j) out[j].set(some, j);
+    }
+  }
+  template <class T, int N>
+  __device__ __forceinline__ static void store(T* to, const Sum (&numbers)[N]) {
+    constexpr int AT_ONCE = N < MOST_AT_ONCE ? N : MOST_AT_ONCE;
+#pragma unroll
+    for (int k = 0; k < N; k += AT_ONCE) {
+      Pack<T, AT_ONCE> some;
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; ++j) narrow(some.lane[j], numbers[k + j]);
+      some.store(to + k);
     }
   }
 };
+using Read = Numbers<const char>;
+using Written = Numbers<char>;
 
 // Where a task's locations and weights begin.
 __device__ __forceinline__ long long locations_of(const Params& p, const Task& task) {
@@ -128,7 +164,7 @@ __device__ __forceinline__ long long weights_of(const Params& p, const Task& tas
 
 // How the weights of a task's points follow from what is given: by themselves, or as a softmax.
 struct Shares {
-  Numbers given;
+  Read given;
   Sum most, scale;
   __device__ __forceinline__ Sum of(const Params& p, Sum weight) const {
     return p.softmax ? exp(weight - most) * scale : weight;
@@ -138,7 +174,7 @@ struct Shares {
 
 // Those of a softmax that are not yet divided by their sum.
 __device__ __forceinline__ Shares raw_shares_of(const Params& p, const Task& task, const void* __restrict__ weights) {
-  Shares shares = {Numbers(weights, weights_of(p, task), p.weight_is_wide), Sum(0), Sum(1)};
+  Shares shares = {Read(static_cast<const char*>(weights), weights_of(p, task), p.weight_is_wide), Sum(0), Sum(1)};
   if (!p.softmax) return shares;
   Sum most = shares.given[0];
   for (int point = task.lane; point < p.points; point += task.lanes) most = max(most, shares.given[point]);
@@ -161,7 +197,7 @@ __device__ __forceinline__ Shares shares_of(const Params& p, const Task& task, c
 __device__ __forceinline__ Cell<Sum> cell_of(const Params& p, const Task& task, const Level* levels, int& level,
                                              const void* __restrict__ locations, int point) {
   while (point >= levels[level].end) ++level;
-  const Numbers given(locations, locations_of(p, task), p.location_is_wide);
+  const Read given(static_cast<const char*>(locations), locations_of(p, task), p.location_is_wide);
   const Sum x = given[2 * point], y = given[2 * point + 1];
   if (GRID) return cell_beside(p, levels[level], task.base_y, task.base_x, point, y, x);
   return cell_in(levels[level], y, x, p.nearest);
@@ -173,14 +209,13 @@ struct Walk {
   const Level* levels;
   int number;
   Level level;  // that of the last point
-  Numbers locations, weights;
+  Read locations, weights;
   Given place[2], weight[1];  // of the next point
   __device__ __forceinline__ Walk(const Params& p, const Task& task, const Level* levels,
-                                  const void* __restrict__ locations, const Numbers& weights)
-      : levels(levels), locations(locations, locations_of(p, task), p.location_is_wide), weights(weights) {
-    start(p, task);
-  }
-  __device__ __forceinline__ void start(const Params& p, const Task& task) {
+                                  const void* __restrict__ locations, const Read& weights)
+      : levels(levels),
+        locations(static_cast<const char*>(locations), locations_of(p, task), p.location_is_wide),
+        weights(weights) {
     number = -1;
     level = GRID ? Level{p.heights[0], p.widths[0], 0, p.points} : Level{};
     read(p, task.lane);
@@ -192,8 +227,8 @@ struct Walk {
   }
   // The cell and the weight of a point, which is the next. Its successor is asked for, and comes while these are used.
   __device__ __forceinline__ Cell<Sum> step(const Params& p, const Task& task, int point, Sum& given) {
-    const Sum x = place[0].get(locations.are_wide), y = place[1].get(locations.are_wide);
-    given = weight[0].get(weights.are_wide);
+    const Sum x = place[0].get(locations.are_wide, 0), y = place[1].get(locations.are_wide, 1);
+    given = weight[0].get(weights.are_wide, 0);
     read(p, point + task.lanes);
     const bool exists = point < p.points;
     while (!GRID && exists && point >= level.end) level = levels[++number];

@@ -41,10 +41,12 @@ PARAMS = np.dtype(
     + [(name, "i4") for name in (
         "location_query", "location_head", "location_is_wide",
         "weight_query", "weight_head", "weight_is_wide",
-        "nearest", "softmax", "lane_bits",
+        "nearest", "softmax", "lane_bits", "slice_bits",
     )]
-    + [("out_width", DIVISOR), ("kernel_height", DIVISOR)]
+    + [("kernel_height", DIVISOR), ("out_width", "i4")]
+    + [(name, DIVISOR) for name in ("strip_pixels", "strip_width", "last_width")]
     + [(name, "i4") for name in (
+        "full_strips",
         "stride_y", "stride_x", "origin_y", "origin_x",
         "dilation_y", "dilation_x", "center_y", "center_x", "removed",
     )]
@@ -69,22 +71,26 @@ _SIZES = (
     ("CROWD", CROWD),
     ("LARGE_CROWD", LARGE_CROWD),
 )
+_STRIP = 8  # columns of an output that tasks go down
 _OF_VALUES = ("point_keys", "gather_value", "gather_crowded")  # gather_values.cu
-_NO_GRID = dict.fromkeys(("offset_scale", *PARAMS.names[PARAMS.names.index("out_width") :]), 0)
-_NO_GRID |= {"out_width": 1, "kernel_height": 1}  # divisors
+_NO_GRID = dict.fromkeys(PARAMS.names[PARAMS.names.index("kernel_height") :], 0)
+_NO_GRID |= {"offset_scale": 0, "kernel_height": 1, "out_width": 1}  # the last are divisors
 
 
 @lru_cache(maxsize=512)
-def _unit(file: str, dtype: str, vector: int, grid: bool) -> Unit:
-    defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("GRID", str(int(grid))))
+def _unit(file: str, dtype: str, vector: int, grid: bool, mixed: bool = False) -> Unit:
+    numbers = (("VEC", vector), ("GRID", grid), ("MIXED", mixed))
+    defines = (("SCALAR", SCALARS[dtype]), *((name, str(int(n))) for name, n in numbers))
     return Unit(file, defines, PARAMS, _SIZES)
 
 
 def units(grid: bool) -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from sort.units()
-    for file, dtype in product(("aggregate.cu", "gather_values.cu"), DTYPES):
-        yield from (_unit(file, dtype, vector, grid) for vector in vectors(dtype))
+    files = ("aggregate.cu", "gather_values.cu")
+    for file, dtype, mixed in product(files, DTYPES, (False, True)):
+        if "16" in dtype or not mixed:
+            yield from (_unit(file, dtype, vector, grid, mixed) for vector in vectors(dtype))
 
 
 class Extent(NamedTuple):
@@ -134,9 +140,10 @@ class Aggregator:
         self.value = aligned(value)
         self.sums = sum_dtype(value.dtype)
         vector = vector_of(value.dtype, extent.channels)
-        self._points = (*levels, locations, weights)
+        self._points = (*levels, aligned(locations), weights)
         self._packs = extent.channels // vector, vector
-        of = dtype_name(value.dtype), vector, "out_width" in fields
+        mixed = {locations.dtype, weights.dtype} != {value.dtype}
+        of = dtype_name(value.dtype), vector, "out_width" in fields, mixed
         self._unit, self._of_values = _unit("aggregate.cu", *of), _unit("gather_values.cu", *of)
         counts = extent._asdict()
         del counts["batch"]
@@ -154,12 +161,13 @@ class Aggregator:
         choice: Choice,
         part: Part,
         arrays: tuple[Any, ...],
-        band: int,
+        order: dict[str, int],
         shared: int = 0,
     ) -> None:
-        """`band`: heads of a query whose tasks are neighbours; `shared`: bytes besides levels."""
-        how = {**part._asdict(), "band": band, "bands": part.some_heads // band}
-        params = pack(PARAMS, {**self._params, **how, "lane_bits": choice.shares.bits})
+        """`shared`: bytes besides those of levels."""
+        how = {**part._asdict(), **order}
+        how |= {"lane_bits": choice.shares.lanes, "slice_bits": choice.shares.slices}
+        params = pack(PARAMS, {**self._params, **how})
         shared += LEVEL_BYTES * self._params["levels"]
         blocks = choice.grid, choice.threads
         unit = self._of_values if choice.kernel in _OF_VALUES else self._unit
@@ -169,19 +177,40 @@ class Aggregator:
         """Heads of queries."""
         return part.count * self.extent.queries
 
-    @property
-    def _band(self) -> int:
-        """Heads whose values fill a line of the cache, if that many are a part of all.
+    def _order(
+        self, part: Part, band: int | None = None, strip: int | None = None
+    ) -> dict[str, int]:
+        """Of tasks: `band` heads of a query are neighbours, `strip` columns of a grid; or all."""
+        band, width = band or part.some_heads, self._params["out_width"]
+        strip = min(strip or width, width)
+        return {
+            "band": band,
+            "bands": part.some_heads // band,
+            "strip_pixels": strip * (self.extent.queries // width),
+            "strip_width": strip,
+            "last_width": width % strip or strip,
+            "full_strips": width // strip,
+        }
 
-        What is at work at once then reads of few heads, of which the caches hold more pixels.
+    def _near_order(self, part: Part) -> dict[str, int]:
+        """Tasks that are at work at once read few heads, and pixels near each other.
+
+        Heads whose values fill a line of the cache, if that many are a part of all: caches hold
+        more pixels of them.
         """
-        return gcd(max(1, _LINE // (self.extent.channels * self.value.itemsize)), self.extent.heads)
+        line = max(1, _LINE // (self.extent.channels * self.value.itemsize))
+        return self._order(part, gcd(line, self.extent.heads), _STRIP)
 
     def aggregate(self, output: Any) -> None:
         """Set the output."""
-        for part in _whole_images(self.extent, _MOST_TASKS):
+        slices = (
+            -(-self._packs[0] // WARP) - 1
+        ).bit_length()  # of what a warp takes, the logarithm
+        for part in _whole_images(self.extent, _MOST_TASKS >> slices):
             choice = choose("aggregate" + self._nearest, self._tasks(part), *self._packs)
-            self._launch(choice, part, (self.value, *self._points, output), self._band)
+            shares = choice.shares._replace(slices=slices)
+            choice = choice._replace(tasks=choice.tasks << slices, shares=shares)
+            self._launch(choice, part, (self.value, *self._points, output), self._near_order(part))
 
     def differentiate(self, grad_output: Any, grad_locations: Any, grad_weights: Any) -> None:
         """Set the gradients of locations and weights; each may be None."""
@@ -194,7 +223,7 @@ class Aggregator:
             arrays = (*arrays, grad_locations, grad_weights, samples)
             choice = choose("point_gradients" + self._nearest, self._tasks(part), *self._packs)
             dots = 4 * self.sums.itemsize * THREADS << choice.shares.lanes
-            self._launch(choice, part, arrays, self._band, min(dots, _PARTS))
+            self._launch(choice, part, arrays, self._near_order(part), min(dots, _PARTS))
 
     def gather(self, grad_output: Any, grad_value: Any) -> None:
         """Set the gradient of the values."""
@@ -208,11 +237,11 @@ class Aggregator:
             found = buckets.starts, buckets.records, buckets.counters, many, very_many
             arrays = (grad_output, *self._points[:2], *found, grad_value)
             choice = choose("gather_value", pixels, *self._packs)
-            self._launch(choice, part, arrays, part.some_heads)
+            self._launch(choice, part, arrays, self._order(part))
             if points > CROWD // _CORNERS:
                 tasks = min(many.shape[0], 4 * BLOCKS * _WARPS)
                 choice = choice._replace(kernel="gather_crowded", tasks=tasks, per_block=_WARPS)
-                self._launch(choice, part, arrays, part.some_heads)
+                self._launch(choice, part, arrays, self._order(part))
 
     def _sort(self, part: Part) -> sort.Buckets:
         """What is to be known of the points of a part, by the pixels that they touch."""
@@ -222,7 +251,7 @@ class Aggregator:
         sorting = sort.Sorting(self.device, tasks * each, part.count * self.extent.pixels)
         arrays = (*self._points, keys, sorting.counts, sorting.ranks, ways)
         choice = choose("point_keys", tasks, _point_lanes(each))
-        self._launch(choice, part, arrays, part.some_heads)
+        self._launch(choice, part, arrays, self._order(part))
         return sorting.order(keys, ways)
 
 

@@ -44,6 +44,7 @@ PLANS = {
         scale=1.5,
         group_channels=3,
     ),
+    "strips": replace(PLAIN, batch=1, height=3, out_height=3, width=19, out_width=19),
     "packed": replace(PLAIN, packed=True, remove_center=True, scale=0.5),
     "packed-odd": replace(PLAIN, packed=True, kernel=(3, 2), out_width=6, groups=3),
 }

@@ -228,3 +228,14 @@ def test_cuda_bench_on_a_stand_in(work, name):
             assert result["errors"][peer] <= cuda.SETTINGS[setting]
             assert result["median_ms"][peer] == 0.5
     assert "cudeform" in command.report([result], {"threads": 1, "date": "", "processor": ""})
+
+
+def test_points_near_are_beside_the_pixel_of_their_query():
+    work = Attention(1, 30, ((4, 6), (2, 3)), near=True)
+    locations = work.arrays()["sampling_locations"][0, :24, :, 0]  # of the first level, in it
+    pixels = locations * (6, 4) - 0.5
+    own = np.stack(np.divmod(np.arange(24), 6)[::-1], -1)
+    offsets = pixels - own[:, None, None]
+    assert abs(offsets.mean((0, 1, 2))).max() < 0.3
+    assert abs(offsets.std() - 2) < 0.2
+    assert str(work) == "1x30 queries, 4x6 to 2x3, points near"
