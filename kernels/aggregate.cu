@@ -2,17 +2,18 @@
 // some of its channels and some of the geometry of its points.
 //
 // A task is (image, band of heads, query, head of the band), numbered in this order within a launch: what is at work at
-// once reads few heads, of which caches hold more pixels. Values are [image][pixel][head][channel],
-// locations [image][query][head][point] as (x, y), weights likewise, the output [image][query][head][channel].
+// once reads few heads, of which caches hold more pixels. Queries of a grid come strip by strip. Values are
+// [image][pixel][head][channel], locations [image][query][head][point] as (x, y), weights likewise, the output
+// [image][query][head][channel].
 // Locations and weights are of the storage type or of that of sums.
 //
 // SCALAR: storage type; VEC: channels a thread moves at once; GRID: where points are, see levels.cuh; MIXED: whether
 // locations or weights may be of the type of sums where that is another.
-#include "points.cuh"
+#include "tasks.cuh"
 
-// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
+// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128; for gradients of points 80.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
-constexpr int BLOCKS_OF_GRADIENTS = sizeof(Sum) == 8 ? 2 : 3;  // or 80
+constexpr int BLOCKS_OF_GRADIENTS = sizeof(Sum) == 8 ? 2 : 3;
 constexpr int MOST_PARTS = PARTS_BYTES / (4 * (int)sizeof(Sum) * THREADS);  // of dot products, at once, of a lane
 constexpr int ROUNDS = sizeof(Sum) == 8 ? 1 : 3;  // of points, one of each lane, at once; odd
 

@@ -1,7 +1,7 @@
 // Gradients of the values of weighted sums of samples: points are put into buckets by the pixels that they touch, and a
 // pixel gathers from its own. Tasks and arrays are those of aggregate.cu, and so are SCALAR, VEC, GRID and MIXED.
 #include "buckets.cuh"
-#include "points.cuh"
+#include "tasks.cuh"
 
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128; and of those that gather a crowd 80.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4, CROWD_BLOCKS = sizeof(Sum) == 8 ? 2 : 3;

@@ -140,10 +140,11 @@ class Aggregator:
         self.value = aligned(value)
         self.sums = sum_dtype(value.dtype)
         vector = vector_of(value.dtype, extent.channels)
-        self._points = (*levels, aligned(locations), weights)
+        grid = "out_width" in fields  # others read x and y at once
+        self._points = (*levels, locations if grid else aligned(locations), weights)
         self._packs = extent.channels // vector, vector
         mixed = {locations.dtype, weights.dtype} != {value.dtype}
-        of = dtype_name(value.dtype), vector, "out_width" in fields, mixed
+        of = dtype_name(value.dtype), vector, grid, mixed
         self._unit, self._of_values = _unit("aggregate.cu", *of), _unit("gather_values.cu", *of)
         counts = extent._asdict()
         del counts["batch"]
@@ -203,9 +204,8 @@ class Aggregator:
 
     def aggregate(self, output: Any) -> None:
         """Set the output."""
-        slices = (
-            -(-self._packs[0] // WARP) - 1
-        ).bit_length()  # of what a warp takes, the logarithm
+        # The logarithm of how many warps share the channels of a task.
+        slices = (-(-self._packs[0] // WARP) - 1).bit_length()
         for part in _whole_images(self.extent, _MOST_TASKS >> slices):
             choice = choose("aggregate" + self._nearest, self._tasks(part), *self._packs)
             shares = choice.shares._replace(slices=slices)

@@ -64,7 +64,7 @@ _STAGES = {
     "kernels/aggregate.cu": ["cuda/test_emulator_attention", *_EMULATOR],
     "kernels/gather_values.cu": ["cuda/test_emulator_attention", *_EMULATOR],
     "kernels/levels.cuh": ["cuda/test_emulator_attention", *_EMULATOR],
-    "kernels/points.cuh": ["cuda/test_emulator_attention", *_EMULATOR],
+    "kernels/tasks.cuh": ["cuda/test_emulator_attention", *_EMULATOR],
     "kernels/region*": [_EDGES_ON_A_GPU.format("roi"), *_EMULATED_REGIONS],
     "kernels/*": [_EDGES_ON_A_GPU.format("points or conv or channels"), *_EMULATOR],
     "cudeform/cuda/cupy_device.py": [
