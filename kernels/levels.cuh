@@ -123,33 +123,3 @@ template <class S>
 __device__ __forceinline__ S way_along(int pixel, S fraction) {
   return pixel < 0 ? fraction - S(1) : fraction;
 }
-
-// The weight along one axis of the pixel that is the key's or, if `far`, the next.
-template <class S>
-__device__ __forceinline__ S way_weight(S way, bool far) {
-  return far ? max(way, S(0)) : S(1) - abs(way);
-}
-
-// The points of one pixel: two runs of the sorted order, of the row of pixels above and its own.
-struct Runs {
-  int above, above_middle, own, own_middle;  // where they begin, and the points of the pixel's own column
-  int above_count, count;                    // count: of both
-};
-
-// key: of the pixel, whose level begins `before` pixels before it
-__device__ __forceinline__ Runs runs_of(const int* __restrict__ starts, int key, int before, int width, bool nearest) {
-  const int y = quotient(before, width);
-  const bool left = before > y * width && !nearest;
-  Runs runs = {};
-  runs.own = __ldg(starts + key - left);
-  runs.own_middle = __ldg(starts + key);
-  runs.count = __ldg(starts + key + 1) - runs.own;
-  if (y > 0 && !nearest) {
-    const int* up = starts + key - width;
-    runs.above = __ldg(up - left);
-    runs.above_middle = __ldg(up);
-    runs.above_count = __ldg(up + 1) - runs.above;
-    runs.count += runs.above_count;
-  }
-  return runs;
-}

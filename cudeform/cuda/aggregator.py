@@ -15,6 +15,8 @@ from cudeform.cuda import sort
 from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
+    BLOCKS,
+    LANES,
     THREADS,
     WARP,
     Choice,
@@ -53,28 +55,42 @@ PARAMS = np.dtype(
 )  # fmt: skip
 LEVEL_BYTES = 16  # of shared memory, for each level
 POINT_BYTES = 64 << 20  # what is kept of points, and where those of each pixel begin
+FETCHED = 4  # points that a thread fetches at a time for all that share its pixel
+# Points of a pixel from which on a warp takes it, in a launch of its own; and from which on a block
+CROWD, LARGE_CROWD = 128, 2048
 _MOST_TASKS = 2**31 - 2**10
+_CORNERS = 4  # pixels that a point touches at most
+_WARPS = THREADS // WARP  # of a block
 _PARTS = 32 << 10  # bytes of shared memory for parts of dot products, at most
 _LINE = 128  # bytes, of the cache
-_SIZES = (("THREADS", THREADS), ("MOST_LEVELS", MOST_LEVELS), ("PARTS_BYTES", _PARTS))
+_SIZES = (
+    ("THREADS", THREADS),
+    ("MOST_LEVELS", MOST_LEVELS),
+    ("PARTS_BYTES", _PARTS),
+    ("FETCHED", FETCHED),
+    ("CROWD", CROWD),
+    ("LARGE_CROWD", LARGE_CROWD),
+)
 _STRIP = 8  # columns of an output that tasks go down
+_OF_VALUES = ("point_keys", "gather_value", "gather_crowded")  # gather_values.cu
 _NO_GRID = dict.fromkeys(PARAMS.names[PARAMS.names.index("kernel_height") :], 0)
 _NO_GRID |= {"offset_scale": 0, "kernel_height": 1, "out_width": 1}  # the last are divisors
 
 
 @lru_cache(maxsize=512)
-def _unit(dtype: str, vector: int, grid: bool, mixed: bool = False) -> Unit:
+def _unit(file: str, dtype: str, vector: int, grid: bool, mixed: bool = False) -> Unit:
     numbers = (("VEC", vector), ("GRID", grid), ("MIXED", mixed))
     defines = (("SCALAR", SCALARS[dtype]), *((name, str(int(n))) for name, n in numbers))
-    return Unit("aggregate.cu", defines, PARAMS, _SIZES)
+    return Unit(file, defines, PARAMS, _SIZES)
 
 
 def units(grid: bool) -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from sort.units()
-    for dtype, mixed in product(DTYPES, (False, True)):
+    files = ("aggregate.cu", "gather_values.cu")
+    for file, dtype, mixed in product(files, DTYPES, (False, True)):
         if "16" in dtype or not mixed:
-            yield from (_unit(dtype, vector, grid, mixed) for vector in vectors(dtype))
+            yield from (_unit(file, dtype, vector, grid, mixed) for vector in vectors(dtype))
 
 
 class Extent(NamedTuple):
@@ -128,7 +144,8 @@ class Aggregator:
         self._points = (*levels, locations if grid else aligned(locations), weights)
         self._packs = extent.channels // vector, vector
         mixed = {locations.dtype, weights.dtype} != {value.dtype}
-        self._unit = _unit(dtype_name(value.dtype), vector, grid, mixed)
+        of = dtype_name(value.dtype), vector, grid, mixed
+        self._unit, self._of_values = _unit("aggregate.cu", *of), _unit("gather_values.cu", *of)
         counts = extent._asdict()
         del counts["batch"]
         self._params = {
@@ -154,7 +171,8 @@ class Aggregator:
         params = pack(PARAMS, {**self._params, **how})
         shared += LEVEL_BYTES * self._params["levels"]
         blocks = choice.grid, choice.threads
-        self.device.launch(self._unit, choice.kernel, *blocks, arrays, params, shared)
+        unit = self._of_values if choice.kernel in _OF_VALUES else self._unit
+        self.device.launch(unit, choice.kernel, *blocks, arrays, params, shared)
 
     def _tasks(self, part: Part) -> int:
         """Heads of queries."""
@@ -209,19 +227,40 @@ class Aggregator:
 
     def gather(self, grad_output: Any, grad_value: Any) -> None:
         """Set the gradient of the values."""
-        extent = self.extent
-        for part in _parts(extent, self.sums):
-            tasks, pixels = self._tasks(part), part.count * extent.pixels
-            keys = self.device.empty((tasks * extent.points,), np.int32)
-            ways = self.device.empty((tasks * extent.points, 4), self.sums)
-            choice = choose("point_keys", tasks, extent.points)
-            self._launch(choice, part, (*self._points, keys, ways), self._order(part))
-            buckets = sort.sort_points(self.device, keys, pixels, ways)
-            levels = self._points[:2]
-            arrays = (grad_output, *levels, buckets.starts, buckets.records, grad_value)
-            of_warps = choose("gather_value", pixels, *self._packs)
-            of_warps = of_warps._replace(per_block=THREADS // WARP)
-            self._launch(of_warps, part, arrays, self._order(part))
+        for part in _parts(self.extent, self.sums):
+            buckets = self._sort(part)
+            pixels, points = part.count * self.extent.pixels, buckets.records.shape[0]
+            many, very_many = (
+                self.device.empty((_CORNERS * points // least + 1,), np.int32)
+                for least in (CROWD, LARGE_CROWD)
+            )
+            found = buckets.starts, buckets.records, buckets.counters, many, very_many
+            arrays = (grad_output, *self._points[:2], *found, grad_value)
+            choice = choose("gather_value", pixels, *self._packs)
+            self._launch(choice, part, arrays, self._order(part))
+            if points > CROWD // _CORNERS:
+                tasks = min(many.shape[0], 4 * BLOCKS * _WARPS)
+                choice = choice._replace(kernel="gather_crowded", tasks=tasks, per_block=_WARPS)
+                self._launch(choice, part, arrays, self._order(part))
+
+    def _sort(self, part: Part) -> sort.Buckets:
+        """What is to be known of the points of a part, by the pixels that they touch."""
+        tasks, each = self._tasks(part), self.extent.points
+        keys = self.device.empty((tasks * each,), np.int32)
+        ways = self.device.empty((tasks * each, 4), self.sums)
+        sorting = sort.Sorting(self.device, tasks * each, part.count * self.extent.pixels)
+        arrays = (*self._points, keys, sorting.counts, sorting.ranks, ways)
+        choice = choose("point_keys", tasks, _point_lanes(each))
+        self._launch(choice, part, arrays, self._order(part))
+        return sorting.order(keys, ways)
+
+
+def _point_lanes(points: int) -> int:
+    """Threads that share the points of a task: of them at most a quarter has none in the end."""
+    lanes = LANES
+    while 3 * -(-points // lanes) * lanes > 4 * points:
+        lanes //= 2
+    return lanes
 
 
 def _whole_images(extent: Extent, most_tasks: int) -> Iterator[Part]:
@@ -233,7 +272,7 @@ def _whole_images(extent: Extent, most_tasks: int) -> Iterator[Part]:
 
 def _parts(extent: Extent, sums: np.dtype) -> Iterator[Part]:
     """Images whose points fit the workspace, or heads of an image: these have points apart."""
-    per_point = 16 + 8 * sums.itemsize  # keys, ranks and places; ways twice
+    per_point = 12 + 8 * sums.itemsize  # key, rank and number; ways twice
     per_head = extent.queries * extent.points * per_point + 4 * extent.pixels
     at_once = max(1, POINT_BYTES // per_head)
     if at_once >= extent.heads:

@@ -14,6 +14,7 @@ import numpy as np
 from cudeform.cuda.program import address
 
 __all__ = [
+    "BLOCKS",
     "GATHER_THREADS",
     "LANES",
     "THREADS",

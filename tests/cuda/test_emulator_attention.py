@@ -78,12 +78,13 @@ def test_every_variant_runs_clean(device, dtype, locations, weights):
         arrays = arguments(channels=channels, n=1, **dtypes)
         check(arrays, softmax=True)
         check(arrays, method="nearest")
-    ran = {(file, defines) for file, defines, _ in device.launched if file == "aggregate.cu"}
     kind = {("SCALAR", SCALARS[dtype]), ("MIXED", str(int(widths == (8,))))}
-    units = [unit for unit in attention.units() if kind <= set(unit.defines)]
-    assert ran == {(unit.file, unit.defines) for unit in units[-len(widths) :]}
-    kernels = {kernel for file, _, kernel in device.launched if file == "aggregate.cu"}
-    assert kernels == set(kernel_names(units[0]))
+    for name in ("aggregate.cu", "gather_values.cu"):
+        ran = {(file, defines) for file, defines, _ in device.launched if file == name}
+        units = [u for u in attention.units() if u.file == name and kind <= set(u.defines)]
+        assert ran == {(unit.file, unit.defines) for unit in units[-len(widths) :]}
+        kernels = {kernel for file, _, kernel in device.launched if file == name}
+        assert kernels == set(kernel_names(units[0]))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 32, 40, 64, 150, 256])
@@ -111,6 +112,14 @@ def test_levels_and_points(device, shapes, points, array):
     found = call(arrays, sizes, points)
     for name, array in want.items():
         assert_close(found[name], array, what=name)
+
+
+@pytest.mark.parametrize("channels", [4, 40])
+@pytest.mark.parametrize("each", [aggregator.CROWD, aggregator.LARGE_CROWD])
+def test_crowded_pixels(device, each, channels):
+    """Up to a number a group of lanes takes a pixel, beyond it a warp, and then a block."""
+    queries, shapes = each // 8, ((1, 1), (1, 2), (2, 2))
+    check(arguments(shapes, (8, 9, 8), 1, queries, 1, channels), shapes=shapes, points=(8, 9, 8))
 
 
 def test_one_gradient_alone_is_that_of_all(device):
@@ -331,8 +340,9 @@ def test_launches(device, monkeypatch):
 
     monkeypatch.setattr(device, "launch", recorded)
     call(arguments(n=4, queries=20, heads=4), to_device(np.array(LEVELS)), softmax=True)
-    ours = [kernel for file, kernel in launched if file == "aggregate.cu"]
-    assert ours == ["aggregate", "point_gradients", "point_keys", "gather_value"]
+    ours = [kernel for file, kernel in launched if file != "sort.cu"]
+    gradient = ["point_keys", "gather_value", "gather_crowded"]
+    assert ours == ["aggregate", "point_gradients", *gradient]
 
 
 # -- bugs that must be found ----------------------------------------------------------------------

@@ -96,7 +96,12 @@ PLANTED = {  # in which file: what is replaced, by what, and a dtype in which th
     "down is toward zero": ("sampling.cu", r"cvt\.rmi", "cvt.rzi", "float32"),
     "rounded toward zero": ("sampling.cu", r"cvt\.rn\.f16\.f32", "cvt.rz.f16.f32", "float16"),
     "a choice the other way": ("sampling.cu", SELECTION, r"\1\3, \2, \4;", "float32"),
-    "the larger of two for the smaller": ("sort.cu", r"min\.u32", "max.u32", "float32"),
+    "those behind for those before": (
+        "sort.cu",
+        r"(selp\.u32\s+%r\d+), 1, 0",
+        r"\1, 0, 1",
+        "float32",
+    ),
     "points of others": ("sort.cu", r"shfl\.sync\.idx", "shfl.sync.bfly", "float32"),
     "a row too far": ("layout.cu", r"shr\.u32(\s+%r\d+, %r\d+), 5;", r"shr.u32\1, 4;", "float32"),
 }

@@ -50,12 +50,12 @@ def test_every_length_of_a_bucket_is_in_order_under_every_schedule(order, seed, 
 
 PLANTED = {  # text of the kernels, with what
     "no barrier before the numbers of others are read": (
-        "thread + i);\n  }\n  __syncwarp(ALL);",
-        "thread + i);\n  }",
+        " : ALL;\n  }\n  __syncwarp(ALL);",
+        " : ALL;\n  }",
     ),
-    "memory of a warp by what this one holds": (
-        "HELD * (threadIdx.x - thread)",
-        "COUNT * (threadIdx.x - thread)",
+    "memory of a group by half of what it may hold": (
+        "HELD * (threadIdx.x - lane)",
+        "HELD / 2 * (threadIdx.x - lane)",
     ),
 }
 
@@ -69,7 +69,7 @@ def test_planted_bug_is_caught(bug):
         assert flatten(unit).count(old) == 1
         return flatten(unit).replace(old, new)
 
-    lengths = [*[20] * 20, *[9] * 200]  # of warps that hold 16 points a thread, or 8
+    lengths = [*[120] * 20, *[9] * 200]  # of groups that hold 128
     values = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
     with pytest.raises(EmulatorError, match="race|uninitialised"):
         _assert_sorted(EmulatorDevice(flatten=planted), values, len(lengths))
@@ -88,12 +88,12 @@ def test_no_point_is_wanted(device):
     assert not to_host(buckets.starts).any()
 
 
-def test_sort_takes_five_launches_whatever_the_keys(device, monkeypatch):
+def test_sort_takes_six_launches_whatever_the_keys(device, monkeypatch):
     launched = []
     launch = device.launch
     monkeypatch.setattr(device, "launch", lambda *a, **k: launched.append(a[1]) or launch(*a, **k))
     for keys in (1, 70_000):
         records = to_device(np.zeros((300, 4), np.float32))
         sort.sort_points(device, to_device(np.zeros(300, np.int32)), keys, records)
-    steps = ["clear", "count_points", "find_starts", "place_points", "order_points"]
+    steps = ["clear", "count_points", "count_tiles", "find_starts", "place_points", "order_points"]
     assert launched == 2 * steps

@@ -64,7 +64,7 @@ HOT = {
     ("aggregate.cu", "aggregate_nearest"): sass.Hot(1, 0),
     ("aggregate.cu", "point_gradients"): sass.Hot(4, 0),
     ("aggregate.cu", "point_gradients_nearest"): sass.Hot(1, 0),
-    ("aggregate.cu", "gather_value"): sass.Hot(2, 0),
+    ("gather_values.cu", "gather_value"): sass.Hot(1, 0),
     ("regions.cu", "pool"): sass.Hot(4, 0),
     ("regions.cu", "row_gradients"): sass.Hot(4, 0),
     ("regions.cu", "pool_mean"): sass.Hot(1, 0),

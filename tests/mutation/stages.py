@@ -62,6 +62,7 @@ _STAGES = {
         *_EMULATOR,
     ],
     "kernels/aggregate.cu": ["cuda/test_emulator_attention", *_EMULATOR],
+    "kernels/gather_values.cu": ["cuda/test_emulator_attention", *_EMULATOR],
     "kernels/levels.cuh": ["cuda/test_emulator_attention", *_EMULATOR],
     "kernels/tasks.cuh": ["cuda/test_emulator_attention", *_EMULATOR],
     "kernels/region*": [_EDGES_ON_A_GPU.format("roi"), *_EMULATED_REGIONS],
