@@ -12,8 +12,9 @@ import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name
 from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, packed
-from cudeform.cuda.device import Device, address
+from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import VECTOR_BYTES
+from cudeform.cuda.program import address
 
 __all__ = ["Batch", "Strides", "fill", "index_type", "rounded", "transpose", "units"]
 
