@@ -15,7 +15,7 @@ from cudeform.cuda.compile import Unit
 from cudeform.cuda.program import Program, Programs
 from cudeform.plans.outlines import Plan
 
-__all__ = ["Device", "device_of", "gradients", "load_cupy", "register"]
+__all__ = ["Device", "device_of", "gradients", "load_cupy", "register", "stream_at"]
 
 
 class Device(Protocol):
@@ -98,6 +98,23 @@ def gradients(
     for grad in grads.values() if zero else ():
         grad.fill(0)
     return grads
+
+
+class _Stream:
+    """A stream of another framework, as CuPy asks for it."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._pointer
+
+
+def stream_at(cupy: Any, pointer: int, device: int) -> Any:
+    """What makes another framework's stream on a device CuPy's current one, in a `with`."""
+    if hasattr(cupy.cuda.Stream, "from_external"):  # since CuPy 14, which deprecates the other way
+        return cupy.cuda.Stream.from_external(_Stream(pointer))
+    return cupy.cuda.ExternalStream(pointer, device)
 
 
 def load_cupy() -> Any:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
-from cudeform.cuda.device import load_cupy
+from cudeform.cuda.device import load_cupy, stream_at
 
 __all__ = ["compute"]
 
@@ -48,7 +48,7 @@ def _on_gpu(
 ) -> None:
     """On XLA's own stream: the kernels stand in line there, so nothing waits."""
     cupy = load_cupy()
-    with cupy.cuda.Device(ordinal), cupy.cuda.ExternalStream(stream, ordinal):
+    with cupy.cuda.Device(ordinal), stream_at(cupy, stream, ordinal):
         views = [cupy.from_dlpack(buffer) for buffer in inputs]
         for buffer, result in zip(outputs, function(*views), strict=True):
             cupy.from_dlpack(buffer)[...] = result

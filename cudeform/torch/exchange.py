@@ -13,7 +13,7 @@ from torch.utils.dlpack import to_dlpack
 
 from cudeform import checks
 from cudeform.arrays import DTYPES, dtype_name
-from cudeform.cuda.device import load_cupy
+from cudeform.cuda.device import load_cupy, stream_at
 from cudeform.torch.state import raw_stream, settled
 
 __all__ = [
@@ -199,11 +199,11 @@ def _on_device_of(tensor: torch.Tensor) -> Iterator[None]:
     The allocator is this thread's alone, and autograd has threads of its own: it is set in every
     call.
     """
-    cuda, index = load_cupy().cuda, tensor.device.index
+    cupy, index = load_cupy(), tensor.device.index
     with (
-        cuda.Device(index),
-        cuda.ExternalStream(raw_stream(index), index),
-        cuda.using_allocator(_allocator(index)),
+        cupy.cuda.Device(index),
+        stream_at(cupy, raw_stream(index), index),
+        cupy.cuda.using_allocator(_allocator(index)),
     ):
         yield
 

@@ -32,7 +32,9 @@ class FakeCupy(types.ModuleType):
         self.context, self.seen = [], []
         self.cuda = types.SimpleNamespace(
             Device=lambda ordinal: self._within(("device", ordinal)),
-            ExternalStream=lambda stream, ordinal: self._within(("stream", stream, ordinal)),
+            Stream=types.SimpleNamespace(
+                from_external=lambda of: self._within(("stream", *of.__cuda_stream__()))
+            ),
         )
 
     @contextmanager
@@ -69,11 +71,11 @@ def test_gpu_buffers_are_computed_on_the_stream_of_the_program(monkeypatch):
     array = np.arange(3.0)
 
     def double(given):
-        assert fake.context == [("device", 3), ("stream", 77, 3)]
+        assert fake.context == [("device", 3), ("stream", 0, 77)]
         return (2 * given,)
 
     buffers.compute(double, [array], [array])
     output = np.zeros(3)
     captured["callback"](types.SimpleNamespace(stream=77), [Buffer(output)], Buffer(array))
     np.testing.assert_array_equal(output, 2 * array)
-    assert set(fake.seen) == {(("device", 3), ("stream", 77, 3))} and not fake.context
+    assert set(fake.seen) == {(("device", 3), ("stream", 0, 77))} and not fake.context

@@ -12,6 +12,7 @@ import cudeform
 
 torch = pytest.importorskip("torch")
 
+from cudeform.cuda import device  # noqa: E402
 from cudeform.torch import exchange, state  # noqa: E402
 
 
@@ -262,7 +263,9 @@ class FakeCupy(SimpleNamespace):
 
         cuda = SimpleNamespace(
             Device=entered("device"),
-            ExternalStream=entered("stream"),
+            Stream=SimpleNamespace(
+                from_external=lambda of: entered("stream")(*of.__cuda_stream__())
+            ),
             using_allocator=entered("allocator"),
             UnownedMemory=lambda ptr, size, owner, device: SimpleNamespace(ptr=ptr, _owner=owner),
             MemoryPointer=lambda mem, offset: SimpleNamespace(ptr=mem.ptr + offset, mem=mem),
@@ -311,8 +314,15 @@ def test_cuda_runs_on_torchs_device_stream_and_memory(log):
         found = exchange.compute(function, {"input": tensor}, {"factor": 2})
     assert found.tolist() == [[0, 6], [2, 8], [4, 10]]
     ends = ["end allocator", "end stream", "end device"]
-    began = [("device", 3), ("stream", 73, 3), ("allocator", "torch's on 3")]
+    began = [("device", 3), ("stream", 0, 73), ("allocator", "torch's on 3")]
     assert log == [*began, "computed", *ends]
+
+
+def test_an_older_cupy_has_another_way_to_a_stream(log):
+    cupy = FakeCupy(log)
+    cupy.cuda.Stream = SimpleNamespace()
+    cupy.cuda.ExternalStream = lambda pointer, index: (pointer, index)
+    assert device.stream_at(cupy, 73, 3) == (73, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
