@@ -261,6 +261,13 @@ FAULTS = {
 }
 
 
+def test_what_nothing_has_written_may_be_moved():
+    """As compilers do where ways meet, on one of which it is not used."""
+    run(["mov.u32 %r1, %r7;", "mov.b64 %rd1, {%r7, %r10};"], np.zeros(32, np.uint32))
+    with pytest.raises(Fault, match="nothing has written %r7"):
+        run(["mov.u32 %r1, %r10;", "add.s32 %r1, %r7, 1;"], np.zeros(32, np.uint32))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault(fault):
     with pytest.raises(Fault, match=f"planted: .*{fault}"):

@@ -66,9 +66,12 @@ class Frame:
             return
         held = self.registers.get(number)
         if held is None:
-            poison = np.full(self.count * dtype.itemsize, POISON, np.uint8)
-            held = self.registers[number] = poison.view(dtype)
+            held = self.registers[number] = self.poison(dtype)
         held[at] = values.view(dtype)
+
+    def poison(self, dtype: np.dtype) -> np.ndarray:
+        """A register that nothing has written."""
+        return np.full(self.count * dtype.itemsize, POISON, np.uint8).view(dtype)
 
 
 class Machine:

@@ -43,21 +43,25 @@ class Operands:
             raise Fault(f"no register {name}")
         return self._numbers.setdefault(name, len(self._numbers)), dtype
 
-    def reader(self, operand: str, kind: str) -> Read:
-        """``(frame, at) -> values`` of a kind: an array, or one number for all threads."""
+    def reader(self, operand: str, kind: str, moved: bool = False) -> Read:
+        """``(frame, at) -> values`` of a kind: an array, or one number for all threads.
+
+        What is only `moved` may be a register that no thread has written: a compiler joins ways
+        on which it is with others on which it is not, and does not use it there.
+        """
         if operand.startswith("!"):
             read = self.reader(operand[1:], kind)
             return lambda frame, at: ~read(frame, at)
         if operand.startswith("{"):
-            return self._packed(operand, kind)
+            return self._packed(operand, kind, moved)
         if operand in SPECIAL:
             return lambda frame, at: frame.special[operand][at].astype(DTYPES[kind])
         if operand.startswith("%") or operand in self._declared:
-            return self._register_reader(operand, kind)
+            return self._register_reader(operand, kind, moved)
         value = self._immediate(operand, kind)
         return lambda frame, at: value
 
-    def _register_reader(self, name: str, kind: str) -> Read:
+    def _register_reader(self, name: str, kind: str, moved: bool) -> Read:
         number, dtype = self._register(name)
         wanted = DTYPES[kind]
         if wanted.itemsize > dtype.itemsize:
@@ -69,17 +73,19 @@ class Operands:
         def read(frame, at):
             held = frame.registers.get(number)
             if held is None:
-                raise Fault(f"nothing has written {name}")
+                if not moved:
+                    raise Fault(f"nothing has written {name}")
+                held = frame.poison(dtype)
             held = held[at]
             return (held if narrower is None else held.astype(narrower)).view(wanted)
 
         return read
 
-    def _packed(self, operand: str, kind: str) -> Read:
+    def _packed(self, operand: str, kind: str, moved: bool) -> Read:
         """Some registers as one number, the first lowest."""
         names = self.members(operand)
         bits = 8 * DTYPES[kind].itemsize // len(names)
-        reads = [self.reader(name, f"u{bits}") for name in names]
+        reads = [self.reader(name, f"u{bits}", moved) for name in names]
         whole = np.dtype(f"u{DTYPES[kind].itemsize}")
 
         def read(frame, at):

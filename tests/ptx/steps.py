@@ -51,7 +51,8 @@ def _computation(instruction: Instruction, operands: Operands) -> Step:
     parts = instruction.parts
     to, *given = instruction.operands
     function, result, kinds = operation(parts)
-    reads = [operands.reader(*one) for one in zip(given, kinds, strict=True)]
+    moved = parts[0] == "mov"
+    reads = [operands.reader(*one, moved) for one in zip(given, kinds, strict=True)]
     if parts[0] == "cvta" and "shared" in parts:
         base = np.uint64(SHARED)
         function = (lambda x: x - base) if parts[1] == "to" else (lambda x: x + base)
