@@ -11,8 +11,10 @@
 // locations or weights may be of the type of sums where that is another.
 #include "tasks.cuh"
 
-// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128; for gradients of points 80.
+// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128; of the nearest pixels and for
+// gradients of points 80.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
+constexpr int BLOCKS_OF_NEAREST = sizeof(Sum) == 8 ? 2 : 3;
 constexpr int BLOCKS_OF_GRADIENTS = sizeof(Sum) == 8 ? 2 : 3;
 constexpr int MOST_PARTS = PARTS_BYTES / (4 * (int)sizeof(Sum) * THREADS);  // of dot products, at once, of a lane
 constexpr int ROUNDS = sizeof(Sum) == 8 ? 1 : 3;  // of points, one of each lane, at once; odd
@@ -118,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 }
 
 // The same of the nearest pixels
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_NEAREST)
     aggregate_nearest(const Scalar* __restrict__ value, const void* __restrict__ sizes, const int* __restrict__ ends,
                       const void* __restrict__ locations, const void* __restrict__ weights,
                       Scalar* __restrict__ output, const Params p) {

@@ -32,7 +32,8 @@ struct Params {
 // From the host: THREADS, the side of a TILE, JOBS, and the most elements of a VECTOR, which has up to 16 bytes.
 constexpr int ACROSS = VECTOR * sizeof(Source) > 16 ? 16 / sizeof(Source) : VECTOR;
 constexpr int DOWN = VECTOR * sizeof(Target) > 16 ? 16 / sizeof(Target) : VECTOR;
-constexpr int BLOCKS = 4;   // at once on a multiprocessor, at least: leaves a thread 64 registers
+// Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 80 where it counts with 64 bits.
+constexpr int BLOCKS = sizeof(Index) == 8 ? 3 : 4;
 constexpr int BANKS = 128;  // bytes of shared memory that are moved at once
 
 __device__ __forceinline__ int widen(int x) { return x; }

@@ -19,8 +19,8 @@ struct Params {
 
 // From the host: THREADS; POINTS a thread that counts and places, KEYS one that finds starts; HELD points of a bucket for
 // each thread that puts it in order, at most; the longest bucket that is sorted WHOLE in a block's memory.
-// Blocks at once on a multiprocessor, at least: leaves a thread 40 registers, or 64.
-constexpr int BLOCKS = sizeof(Record) == 16 ? 6 : 4;
+// Blocks at once on a multiprocessor, at least: leaves a thread 40 registers, or 80.
+constexpr int BLOCKS = sizeof(Record) == 16 ? 6 : 3;
 constexpr int WARPS = THREADS / 32;
 constexpr int TILE = THREADS * KEYS;  // keys of a block
 constexpr int TOGETHER = 4;           // points whose places a thread counts at once

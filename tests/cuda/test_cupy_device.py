@@ -283,6 +283,6 @@ def test_memory_of_another_device_is_out_of_reach(cupy):
         keys = cupy.zeros((4,), np.int32)
     params = np.zeros((), sort.PARAMS)
     with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
-        CupyDevice(cupy, 0).launch(*LAUNCH, (keys, None, None, None), params)
+        CupyDevice(cupy, 0).launch(*LAUNCH, (keys, None, None), params)
     with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
         CupyDevice(cupy, 0).gemm(*(keys.view(np.float32).reshape(2, 2),) * 3)

@@ -103,7 +103,7 @@ PLANTED = {  # in which file: what is replaced, by what, and a dtype in which th
         "float32",
     ),
     "points of others": ("sort.cu", r"shfl\.sync\.idx", "shfl.sync.bfly", "float32"),
-    "a row too far": ("layout.cu", r"shr\.u32(\s+%r\d+, %r\d+), 5;", r"shr.u32\1, 4;", "float32"),
+    "a row too far": ("layout.cu", r"shr\.u32(\s+%r\d+, %r\d+), 6;", r"shr.u32\1, 5;", "float32"),
 }
 
 

@@ -32,10 +32,13 @@ def test_launches_of_every_case(recorded):
 
 
 def test_a_convolution_is_few_launches(recorded):
-    """Of one chunk: what is moved before, samples, corner dots, order, gather, moved after."""
+    """Of one chunk: what is moved before, samples, corner dots, order, gather, moved after.
+
+    Its 63 pixels are off the grid of vectors, so that results are moved as well.
+    """
     forward, product, backward, products = recorded["launches"]["deform_conv2d"]["v2"]
-    assert forward <= 3 and product == 1
-    assert backward <= 10 and products <= 3
+    assert forward <= 4 and product == 1
+    assert backward <= 11 and products <= 3
 
 
 @pytest.fixture(
@@ -152,10 +155,10 @@ def test_emulated_counts_are_those_of_a_copy():
     """A transpose reads and writes each element once; of whole tiles, in whole sectors."""
     backends.require(backends.BACKENDS["emulator"])
     with install(EmulatorDevice(count=True)) as device:
-        input = to_device(np.zeros((1, 32, 8, 8), np.float32))
-        weight = to_device(np.zeros((1, 32, 1, 1), np.float32))
+        input = to_device(np.zeros((1, 64, 8, 8), np.float32))
+        weight = to_device(np.zeros((1, 64, 1, 1), np.float32))
         cudeform.conv2d(input, weight)
-    (moved,) = (one.work for one in device.launches if one.blocks == 2)
+    (moved,) = (one.work for one in device.launches if one.kernel == "arrange")
     assert moved["read_bytes"] == moved["written_bytes"] == input.nbytes
     assert moved["read_sectors"] == moved["written_sectors"] == input.nbytes // 32
     assert moved["shared_read_bytes"] == moved["shared_written_bytes"] == input.nbytes
