@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import pytest
 
-__all__ = ["BACKENDS", "Cpu", "Cuda", "Emulator", "require"]
+__all__ = ["BACKENDS", "Cpu", "Cuda", "Emulator", "is_set", "require"]
 
 
 class Cpu:
@@ -84,12 +84,17 @@ BACKENDS = {backend.name: backend for backend in (Cpu(), Emulator(), Cuda())}
 _REQUIRED = {"emulator": "CI", "cuda": "CUDEFORM_REQUIRE_CUDA"}
 
 
+def is_set(variable):
+    """Whether an environment variable says yes."""
+    return os.environ.get(variable, "").lower() not in ("", "0", "false")
+
+
 def require(backend):
     """Skip the running test if the backend cannot run here, or fail it where it must."""
     why = backend.missing()
     if why is None:
         return
     variable = _REQUIRED[backend.name]
-    if os.environ.get(variable, "").lower() in ("", "0", "false"):
+    if not is_set(variable):
         pytest.skip(f"{backend.name} backend: {why}")
     pytest.fail(f"{backend.name} backend: {why}, and {variable} is set", pytrace=False)

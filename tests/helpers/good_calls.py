@@ -1,13 +1,13 @@
 """A call of every public function that is right in every way, and what kind each argument is of."""
 
 import inspect
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from backends import is_set
 
 import cudeform
 from cudeform import layers
@@ -185,7 +185,7 @@ def plot_calls():
 
 def dask_calls():
     """None where there is no dask, but for CI, which has it."""
-    if find_spec("dask") is None and "CI" not in os.environ:
+    if find_spec("dask") is None and not is_set("CI"):
         return
     from cudeform import dask
 

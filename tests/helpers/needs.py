@@ -1,8 +1,7 @@
 """Wheels that a test cannot do without."""
 
-import os
-
 import pytest
+from backends import is_set
 from gates import table
 
 __all__ = ["wheels"]
@@ -14,6 +13,6 @@ def wheels(*names):
     if not missing:
         return
     why = f"needs pip install -c constraints.txt {' '.join(missing)}"
-    if os.environ.get("CI", "").lower() in ("", "0", "false"):
+    if not is_set("CI"):
         pytest.skip(why)
     pytest.fail(f"{why}, and CI is set", pytrace=False)
