@@ -11,23 +11,21 @@ from typing import Any
 import numpy as np
 
 from cudeform.cuda.compile import Unit, flatten
-from cudeform.cuda.gemm import gemm_arguments
+from cudeform.cuda.device import Device
 from cudeform.cuda.products import Cublas
-from cudeform.cuda.program import Product, Program, Programs, address
+from cudeform.cuda.program import Launch, Product, Program, Programs, address
 from cudeform.cuda.replay import Arguments, Replay
 
 __all__ = ["CupyDevice"]
 
 _IN_MEMORY = "CUPY_CACHE_IN_MEMORY"
-_ARGUMENT_BYTES = 4 << 10  # that a kernel may have
 _SHARED_BYTES = 48 << 10  # that every block may have
 
 
-class CupyDevice:
+class CupyDevice(Device):
     """A CUDA device through CuPy: its current stream, its memory pool, its cuBLAS."""
 
     def __init__(self, cupy: Any, index: int) -> None:
-        self.name = f"cuda:{index}"
         self.cuda = cupy.cuda
         self.programs = Programs()
         self._cupy = cupy
@@ -35,13 +33,9 @@ class CupyDevice:
         self._kernels: dict[tuple[Unit, str], Any] = {}
         self._shared_bytes: dict[tuple[Unit, str], int] = {}  # that a block may have
         self._modules: dict[Unit, Any] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._of_thread = threading.local()
         self._told = False  # that there is no cache
-
-    @cached_property
-    def capability(self) -> int:
-        return int(self._cupy.cuda.Device(self._index).compute_capability)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self._cupy.empty(shape, dtype)
@@ -102,7 +96,7 @@ class CupyDevice:
         except (ImportError, OSError) as error:
             self._explain(error, "cublas", "cuBLAS, which multiplies the matrices")
             raise
-        return Cublas(cublas, self.capability)
+        return Cublas(cublas, int(self.cuda.Device(self._index).compute_capability))
 
     def cublas_handle(self) -> int:
         """That of this thread."""
@@ -110,45 +104,31 @@ class CupyDevice:
 
     def stream(self) -> int:
         """The current stream, in a thread in which the driver can launch."""
-        if not hasattr(self._of_thread, "arguments"):
+        if not hasattr(self._of_thread, "is_ready"):
             self.cuda.runtime.memGetInfo()  # which makes the device's context the thread's
-            self._of_thread.arguments = Arguments([_ARGUMENT_BYTES])
+            self._of_thread.is_ready = True
         return self.cuda.get_current_stream().ptr
 
-    def function(self, unit: Unit, kernel: str, shared_bytes: int = 0) -> int:
-        """A kernel for the driver, with so many bytes of shared memory besides its own."""
-        found, most = self._kernel(unit, kernel), self._shared_bytes
-        if shared_bytes > most.get((unit, kernel), _SHARED_BYTES):  # a kernel has to ask for more
-            found.max_dynamic_shared_size_bytes = most[unit, kernel] = shared_bytes
-        return found.kernel.ptr
+    def sizes(self, step: Launch) -> tuple[int, ...]:
+        """What the driver is told of a launch before its stream."""
+        kernel, shared_bytes = (step.unit, step.kernel), step.shared_bytes
+        found = self._kernel(*kernel)
+        with self._lock:
+            if shared_bytes > self._shared_bytes.get(kernel, _SHARED_BYTES):  # it has to be asked
+                found.max_dynamic_shared_size_bytes = self._shared_bytes[kernel] = shared_bytes
+        return found.kernel.ptr, step.grid, 1, 1, step.block, 1, 1, shared_bytes
 
     def prepare(self, program: Program) -> Replay:
         return Replay(self, program)
 
-    def launch(
-        self,
-        unit: Unit,
-        kernel: str,
-        grid: int,
-        block: int,
-        arrays: tuple[Any, ...],
-        params: np.ndarray,
-        shared_bytes: int = 0,
-    ) -> None:
-        function, stream = self.function(unit, kernel, shared_bytes), self.stream()
-        addresses = [0 if array is None else address(array) for array in arrays]
-        arguments: Arguments = self._of_thread.arguments
-        arguments.words[: len(addresses)] = addresses
-        after = arguments.words.itemsize * len(addresses)
-        arguments.sizes[0] = stop = after + params.nbytes
-        arguments.bytes[after:stop] = params.tobytes()
-        blocks = (grid, 1, 1, block, 1, 1, shared_bytes)
-        self.cuda.driver.launchKernel(function, *blocks, stream, 0, arguments.extra[0])
-
-    def gemm(
-        self, a: Any, b: Any, out: Any, *, accumulate: bool = False, precision: str = "ieee"
-    ) -> None:
-        product = Product((a, b, out), gemm_arguments(a, b, out), accumulate, precision)
+    def start(self, step: Launch | Product) -> None:
+        stream = self.stream()
+        addresses = [0 if array is None else address(array) for array in step.arrays]
+        if isinstance(step, Launch):
+            arguments = Arguments([step])
+            arguments.words[: len(addresses)] = addresses
+            self.cuda.driver.launchKernel(*self.sizes(step), stream, 0, arguments.extra[0])
+            return
         workspace = self.cuda.alloc(self.cublas.workspace_bytes)
-        with self.cublas.products(self.cublas_handle(), self.stream(), workspace.ptr) as handle:
-            self.cublas.multiply(self.cublas.arguments(product, handle, *map(address, (a, b, out))))
+        with self.cublas.products(self.cublas_handle(), stream, workspace.ptr) as handle:
+            self.cublas.multiply(self.cublas.arguments(step, handle, *addresses))

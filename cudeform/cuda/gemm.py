@@ -45,6 +45,8 @@ def gemm_arguments(a: Any, b: Any, out: Any) -> Gemm:
     transpose_b, ldb = _leading(a)
     m, n, k = out.shape[-1], out.shape[-2], a.shape[-1]
     sizes = (m, n, k, lda, ldb, ldc)
+    if max(sizes) >= 2**31:  # a C int would take their last bits in silence
+        raise ValueError(f"no product for cuBLAS, which counts in 32 bits: {max(sizes)} elements")
     if out.ndim == 2:
         return Gemm(swapped, transpose_a, transpose_b, *sizes, 0, 0, 0, 1)
     steps = [x.strides[0] // x.itemsize if x.shape[0] > 1 else 0 for x in (b, a, out)]

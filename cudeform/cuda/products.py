@@ -18,10 +18,11 @@ from cudeform.cuda.program import Product
 
 __all__ = ["Cublas"]
 
-# cudaDataType_t, cublasComputeType_t, cublasMath_t and cublasGemmAlgo_t of the CUDA headers
+# cudaDataType_t, cublasComputeType_t, cublasMath_t, cublasPointerMode_t, cublasGemmAlgo_t of CUDA
 _CUDA_TYPES = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}
 _COMPUTE_32F, _COMPUTE_32F_FAST_TF32, _COMPUTE_64F = 68, 77, 70
 _DEFAULT_MATH_WITHOUT_REDUCED_PRECISION = 16
+_FACTORS_ON_HOST = 0
 _DEFAULT_ALGORITHM = -1
 _long, _pointer = ctypes.c_longlong, ctypes.c_void_p  # a number is a C int
 _SCALARS = {
@@ -47,7 +48,7 @@ class Cublas:
         Afterwards the handle is as CuPy left it, which sets its stream for every call of its own.
         """
         cublas, check = self._cublas, self._cublas.check_status
-        math_mode = cublas.getMathMode(handle)
+        math_mode, pointer_mode = cublas.getMathMode(handle), cublas.getPointerMode(handle)
         check(self._set_stream(_pointer(handle), _pointer(stream)))
         check(
             self._set_workspace(
@@ -55,10 +56,12 @@ class Cublas:
             )
         )
         cublas.setMathMode(handle, _DEFAULT_MATH_WITHOUT_REDUCED_PRECISION)
+        cublas.setPointerMode(handle, _FACTORS_ON_HOST)
         try:
             yield handle
         finally:
             cublas.setMathMode(handle, math_mode)
+            cublas.setPointerMode(handle, pointer_mode)
             # which also takes back the workspace
             check(self._set_stream(_pointer(handle), _pointer(stream)))
 

@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 _GRID = 256  # bytes: where every allocation of a GPU starts
-_MOST_STEPS = 1 << 14  # of all programs of a device together, some kB each
+_MOST_STEPS = 1 << 14  # of all programs of a device together, a kB or two each
 
 
 def address(array: Any) -> int:
@@ -27,15 +27,16 @@ def address(array: Any) -> int:
     return array.data.ptr
 
 
+def _nbytes(array: Any) -> int:
+    return prod(array.shape) * array.dtype.itemsize
+
+
 class Slot(NamedTuple):
     """An array of a program: an argument, a result, or what is needed in between."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+    nbytes = property(_nbytes)
 
 
 class View(NamedTuple):
@@ -46,10 +47,7 @@ class View(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: np.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+    nbytes = property(_nbytes)
 
 
 class Launch(NamedTuple):
@@ -130,7 +128,7 @@ class Known(NamedTuple):
     """How calls with one key are computed: None for the host code."""
 
     run: Callable[[tuple[Any, ...], list[int]], Any] | None
-    steps: int
+    steps: int  # and what else takes the memory of one
 
 
 class Programs:
@@ -139,7 +137,7 @@ class Programs:
     def __init__(self) -> None:
         self._kept: dict[Any, Known] = {}
         self._steps = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.get = self._kept.get
 
     def keep(self, key: Any, kept: Known) -> None:

@@ -7,6 +7,7 @@ on the grid of vectors of each argument. Where it does not, the host code runs a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -53,23 +54,17 @@ def _compute(
         known = tuple(key)
         kept = device.programs.get(known)
         if kept is None:
-            kept = _record(device, function, plan, given, options)
+            kept = _record(device, partial(function, plan, **options), given)
             device.programs.keep(known, kept)
         if kept.run is None:
             return function(plan, **given, **options)
         return kept.run(arrays, addresses)
 
 
-def _record(
-    device: Device,
-    function: Callable[..., Any],
-    plan: Any,
-    given: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> Known:
+def _record(device: Device, function: Callable[..., Any], given: Mapping[str, Any]) -> Known:
     try:
-        program = trace(device, function, plan, given, options)
+        program = trace(function, given)
     except Unforeseen:
         return Known(None, 1)
-    steps = max(1, len(program.steps))
-    return Known(None, 1) if steps > _LONGEST else Known(device.prepare(program), steps)
+    steps = len(program.steps)
+    return Known(None, 1) if steps > _LONGEST else Known(device.prepare(program), 4 + steps)

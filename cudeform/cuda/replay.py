@@ -7,7 +7,9 @@ and cuBLAS read them, and starts one step after the other.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -22,22 +24,39 @@ _WORD = 8  # bytes of an address
 
 
 class Arguments:
-    """Room for the arguments of launches, as the driver takes them: addresses, then Params."""
+    """The arguments of launches as the driver takes them: addresses, still 0, then Params."""
 
-    def __init__(self, sizes: list[int]) -> None:
-        """Of launches whose arguments have so many bytes."""
-        self.firsts = np.cumsum([0, *[-(-size // _WORD) for size in sizes]]).tolist()
-        self.words = np.zeros(self.firsts[-1], np.uint64)
-        self.bytes = memoryview(self.words).cast("B") if self.words.size else b""
-        self.sizes = np.array(sizes, np.uint64)
-        start, of_sizes = self.words.ctypes.data, self.sizes.ctypes.data
+    def __init__(self, launches: Sequence[Launch]) -> None:
+        sizes = [_WORD * len(step.arrays) + step.params.nbytes for step in launches]
+        self._firsts = list(accumulate((-(-size // _WORD) for size in sizes), initial=0))
+        self._sizes = np.array(sizes, np.uint64)
+        self.words = np.zeros(self._firsts.pop(), np.uint64)
+        self.places: list[int] = []  # of the addresses among the words
+        room = self.words.view(np.uint8)
+        for step, first, size in zip(launches, self._firsts, sizes, strict=True):
+            after = first + len(step.arrays)
+            self.places += range(first, after)
+            params = np.frombuffer(step.params.tobytes(), np.uint8)
+            room[_WORD * after : _WORD * first + size] = params
+        self._point()
+
+    def _point(self) -> None:
+        """Make what the driver is given of each launch: the address of a row of these."""
+        start, of_sizes = self.words.ctypes.data, self._sizes.ctypes.data
         rows = [
             (_BUFFER, start + _WORD * first, _SIZE, of_sizes + _WORD * number, _END)
-            for number, first in enumerate(self.firsts[:-1])
+            for number, first in enumerate(self._firsts)
         ]
         self._extra = np.array(rows, np.uint64)
         of_extra = self._extra.ctypes.data
-        self.extra = [of_extra + number * self._extra.strides[0] for number in range(len(rows))]
+        self.extra = [of_extra + _WORD * 5 * number for number in range(len(rows))]
+
+    def copy(self) -> Arguments:
+        """The same in a place of its own."""
+        other = copy(self)
+        other.words = self.words.copy()
+        other._point()
+        return other
 
 
 class Replay:
@@ -50,16 +69,16 @@ class Replay:
         launches = [step for step in program.steps if isinstance(step, Launch)]
         others = [step for step in program.steps if not isinstance(step, Launch)]
         self.products = any(isinstance(step, Product) for step in others)
-        self.sizes = [_WORD * len(s.arrays) + s.params.nbytes for s in launches]
-        # The functions with their sizes, and what else there is to do, in order
+        # What the driver is told of launches, and what else there is to do, in order
         self.steps = [
-            _sizes(device, step) if isinstance(step, Launch) else step for step in program.steps
+            device.sizes(step) if isinstance(step, Launch) else step for step in program.steps
         ]
         self._place(program)
         views = [view for step in (*launches, *others) for view in step.arrays]
         wheres = np.array([self._where(view) for view in views], np.uint64).reshape(-1, 2)
         self.which, self.offsets = wheres[:, 0].astype(np.intp), wheres[:, 1].copy()
-        self._write(launches)
+        self.arguments = Arguments(launches)
+        self.places = np.array(self.arguments.places, np.intp)
         self._frames: list[_Frame] = []  # of which every thread takes one
 
     def _place(self, program: Program) -> None:
@@ -90,16 +109,6 @@ class Replay:
         base = self._bases.get(view.slot, self.workspace)
         return base, self._starts.get(view.slot, 0) + view.offset
 
-    def _write(self, launches: list[Launch]) -> None:
-        """Lay out the arguments of all launches but the addresses; find the places of those."""
-        arguments, found = Arguments(self.sizes), []
-        for launch, first in zip(launches, arguments.firsts, strict=False):
-            after = first + len(launch.arrays)
-            found += range(first, after)
-            start = _WORD * after
-            arguments.bytes[start : start + launch.params.nbytes] = launch.params.tobytes()
-        self.words, self.places = arguments.words, np.array(found, np.intp)
-
     def __call__(self, arrays: tuple[Any, ...], addresses: list[int]) -> Any:
         try:
             frame = self._frames.pop()
@@ -116,8 +125,7 @@ class _Frame:
 
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
-        self._arguments = Arguments(replay.sizes)
-        self._arguments.words[:] = replay.words
+        self._arguments = replay.arguments.copy()
         self._bases = np.zeros(replay.workspace + 1, np.uint64)
         self._addresses = np.zeros(replay.which.size, np.uint64)
         self._handle = ctypes.c_void_p()
@@ -141,8 +149,13 @@ class _Frame:
     def _function(self, step: Product | Copy | Zero, at: list[Any]) -> Callable[[int], None]:
         device = self._replay.device
         if isinstance(step, Product):
-            return _multiply(device.cublas, step, self._handle, at)
-        return _move(device.cuda.runtime, step, at)
+            arguments = device.cublas.arguments(step, self._handle, *at)
+            return lambda stream: device.cublas.multiply(arguments)
+        runtime, size = device.cuda.runtime, step.arrays[0].nbytes
+        if isinstance(step, Zero):
+            return lambda stream: runtime.memsetAsync(at[0].value, 0, size, stream)
+        kind = runtime.memcpyDeviceToDevice
+        return lambda stream: runtime.memcpyAsync(at[1].value, at[0].value, size, kind, stream)
 
     def run(self, given: list[int]) -> Any:
         """Compute with arguments at these addresses, on the current device and stream."""
@@ -175,22 +188,3 @@ class _Frame:
                 launch(*step[0], stream, 0, step[1])
             else:
                 step(stream)
-
-
-def _sizes(device: Any, step: Launch) -> tuple[int, ...]:
-    """What the driver is told of a launch before its stream."""
-    function = device.function(step.unit, step.kernel, step.shared_bytes)
-    return function, step.grid, 1, 1, step.block, 1, 1, step.shared_bytes
-
-
-def _multiply(cublas: Any, step: Product, handle: Any, at: list[Any]) -> Callable[[int], None]:
-    arguments = cublas.arguments(step, handle, *at)
-    return lambda stream: cublas.multiply(arguments)
-
-
-def _move(runtime: Any, step: Copy | Zero, at: list[Any]) -> Callable[[int], None]:
-    size = step.arrays[0].nbytes
-    if isinstance(step, Zero):
-        return lambda stream: runtime.memsetAsync(at[0].value, 0, size, stream)
-    device = runtime.memcpyDeviceToDevice
-    return lambda stream: runtime.memcpyAsync(at[1].value, at[0].value, size, device, stream)

@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudeform.cuda.compile import Unit
 from cudeform.cuda.device import Device, register
-from cudeform.cuda.gemm import gemm_arguments
 from cudeform.cuda.lanes import VECTOR_BYTES
-from cudeform.cuda.program import Copy, Launch, Product, Program, Slot, Step, View, Zero, address
+from cudeform.cuda.program import Copy, Program, Slot, Step, View, Zero, address
 
 __all__ = ["Traced", "Tracer", "Unforeseen", "trace"]
 
@@ -68,22 +66,13 @@ def _tracer() -> Tracer:
 register(Traced, lambda: _tracer())
 
 
-class Tracer:
+class Tracer(Device):
     """What the host code sees in the place of a device."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self.slots: list[Slot] = []
         self.steps: list[Step] = []
         self._starts: list[int] = []
-
-    @property
-    def name(self) -> str:
-        return self._device.name
-
-    @property
-    def capability(self) -> int:
-        return self._device.capability
 
     def array(self, shape: tuple[int, ...], dtype: Any, past: int = 0) -> Traced:
         """A new array that starts so many bytes past the grid of vectors."""
@@ -112,44 +101,27 @@ class Tracer:
     def to_host(self, array: Any) -> np.ndarray:
         raise Unforeseen("a copy to the host")
 
-    def launch(
-        self,
-        unit: Unit,
-        kernel: str,
-        grid: int,
-        block: int,
-        arrays: tuple[Any, ...],
-        params: np.ndarray,
-        shared_bytes: int = 0,
-    ) -> None:
-        views = tuple(None if array is None else self.view(array) for array in arrays)
-        self.steps.append(Launch(views, unit, kernel, grid, block, params, shared_bytes))
-
-    def gemm(
-        self, a: Any, b: Any, out: Any, *, accumulate: bool = False, precision: str = "ieee"
-    ) -> None:
-        views = self.view(a), self.view(b), self.view(out)
-        self.steps.append(Product(views, gemm_arguments(a, b, out), accumulate, precision))
+    def start(self, step: Step) -> None:
+        views = (None if array is None else self.view(array) for array in step.arrays)
+        self.steps.append(step._replace(arrays=tuple(views)))
 
     def copy(self, array: Traced) -> Traced:
         """A copy of a part of an array without gaps."""
         copy = self.empty(array.shape, array.dtype)
-        self._move(Copy((self._dense(array), self.view(copy))))
+        self._move(Copy((array, copy)))
         return copy
 
     def fill(self, array: Traced, value: Any) -> None:
         if value != 0:
             raise ValueError(f"expected a fill with 0, got {value!r}")
-        self._move(Zero((self._dense(array),)))
+        self._move(Zero((array,)))
 
     def _move(self, step: Copy | Zero) -> None:
-        if step.arrays[0].nbytes:
-            self.steps.append(step)
-
-    def _dense(self, array: Traced) -> View:
+        array = step.arrays[0]
         if not array.flags.c_contiguous:
             raise ValueError(f"expected an array without gaps, got strides {array.strides}")
-        return self.view(array)
+        if array.nbytes:
+            self.start(step)
 
     def view(self, array: Any) -> View:
         """Which part of which array of the program this is."""
@@ -160,27 +132,21 @@ class Tracer:
         return View(slot, offset, array.shape, array.strides, array.dtype)
 
 
-def trace(
-    device: Device,
-    function: Callable[..., Any],
-    plan: Any,
-    given: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> Program:
-    """What a function of a family's module does with arrays like these.
+def trace(function: Callable[..., Any], given: Mapping[str, Any]) -> Program:
+    """What a function, which is given arrays by name, does with arrays like these.
 
     Raises
     ------
     Unforeseen
         It depends on what is in them.
     """
-    tracer = Tracer(device)
+    tracer = Tracer()
     before = getattr(_current, "tracer", None)
     _current.tracer = tracer
     try:
         places = {name: tracer.argument(array) for name, array in given.items()}
         count = len(tracer.slots)
-        found = function(plan, **places, **options)
+        found = function(**places)
         names = tuple(found) if isinstance(found, dict) else None
         arrays = found if names is None else found.values()
         results = tuple(_whole(tracer, array, count) for array in arrays)
@@ -190,8 +156,9 @@ def trace(
 
 
 def _whole(tracer: Tracer, result: Any, arguments: int) -> View:
-    """The view of a result, which is all of an array that the host code asked for."""
+    """The view of a result, which is all of an array that the host code asked for, in its order."""
     view = tracer.view(result)
-    if view.slot < arguments or result.nbytes != tracer.slots[view.slot].nbytes:
+    whole = result.flags.c_contiguous and result.nbytes == tracer.slots[view.slot].nbytes
+    if view.slot < arguments or not whole:
         raise ValueError(f"a result of shape {result.shape} is an argument or a part of an array")
     return view

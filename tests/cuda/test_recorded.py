@@ -11,6 +11,7 @@ from cases import problem
 import cudeform
 from cudeform.cuda import conv, program, regions, sampling
 from cudeform.cuda.device import device_of
+from cudeform.cuda.gemm import gemm_arguments
 from cudeform.cuda.products import Cublas
 from cudeform.cuda.program import Known, Programs, places
 from cudeform.cuda.tracing import Tracer, trace
@@ -129,9 +130,12 @@ def test_threads_that_call_at_once_have_arguments_of_their_own(cupy, rng):
 def test_the_handle_is_left_as_it_was(cupy, rng):
     from cupy_backends.cuda.libs import cublas
 
-    cudeform.deform_conv2d(**given(cupy, "deform_conv2d", "v2", rng))
     handle = cupy.cuda.device.get_cublas_handle()
-    assert cublas.of(handle).workspace is None and cublas.getMathMode(handle) == 0
+    cublas.setMathMode(handle, 3)
+    cublas.setPointerMode(handle, 1)  # factors of CuPy's own products are on the device
+    cudeform.deform_conv2d(**given(cupy, "deform_conv2d", "v2", rng))
+    assert cublas.of(handle).workspace is None
+    assert (cublas.getMathMode(handle), cublas.getPointerMode(handle)) == (3, 1)
 
 
 @pytest.mark.parametrize("path", [np._core._multiarray_umath.__file__, "/no/cublas.so"])
@@ -174,7 +178,7 @@ def test_the_oldest_programs_are_forgotten(monkeypatch):
 
 
 def test_what_host_code_must_not_do_is_refused(device):
-    tracer = Tracer(device)
+    tracer = Tracer()
     array = tracer.empty((2, 3), np.float32)
     with pytest.raises(ValueError, match="copied an array of shape"):
         tracer.view(array.T.reshape(6))
@@ -187,14 +191,27 @@ def test_what_host_code_must_not_do_is_refused(device):
 
 
 @pytest.mark.parametrize(
-    "result", [lambda a, b: a, lambda a, b: b[1:], lambda a, b: b.T.reshape(6)]
+    "result",
+    [lambda a, b: a, lambda a, b: b[1:], lambda a, b: b.T, lambda a, b: b.T.reshape(6)],
 )
 def test_results_are_arrays_of_their_own(device, result):
     array = device.empty((2, 3), np.float32)
 
-    def function(plan, a):
+    def function(a):
         with device_of(a) as traced:
             return (result(a, traced.empty((2, 3), np.float32)),)
 
     with pytest.raises(ValueError, match="of shape"):
-        trace(device, function, None, {"a": array}, {})
+        trace(function, {"a": array})
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 2**32 + 8), (2**31, 1, 1), (1, 2**31, 1)])
+def test_products_that_cublas_cannot_count_are_refused(sizes):
+    """A C int would have taken their last 32 bits in silence."""
+    m, n, k = sizes
+    a, b, out = (
+        np.lib.stride_tricks.as_strided(np.empty(1, np.float16), shape, (2 * shape[1], 2))
+        for shape in ((m, k), (k, n), (m, n))
+    )
+    with pytest.raises(ValueError, match="counts in 32 bits.*4294967304|2147483648"):
+        gemm_arguments(a, b, out)

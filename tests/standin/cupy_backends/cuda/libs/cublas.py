@@ -38,6 +38,8 @@ _DEFAULT_ALGORITHM = -1
 _FULL_PRECISION_SUMS = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 _MODES = {mode | flag for mode in (0, 1, 2, 3) for flag in (0, _FULL_PRECISION_SUMS)}
 
+_ON_HOST, _ON_DEVICE = 0, 1  # where the factors of a product are
+
 _errors = []  # that functions of the library have told of by a status
 _handles = {}  # number -> _Handle
 calls = []  # (compute type, math mode) of each product
@@ -55,7 +57,9 @@ def _invalid(why):
 
 def create():
     handle = 0x1000 + len(_handles)
-    _handles[handle] = SimpleNamespace(device=runtime.getDevice(), mode=0, stream=0, workspace=None)
+    _handles[handle] = SimpleNamespace(
+        device=runtime.getDevice(), mode=0, pointers=_ON_HOST, stream=0, workspace=None
+    )
     return handle
 
 
@@ -74,6 +78,16 @@ def setMathMode(handle, mode):
     if mode not in _MODES:
         _invalid(f"math mode {mode}")
     of(handle).mode = mode
+
+
+def getPointerMode(handle):
+    return of(handle).pointers
+
+
+def setPointerMode(handle, mode):
+    if mode not in (_ON_HOST, _ON_DEVICE):
+        _invalid(f"pointer mode {mode}")
+    of(handle).pointers = mode
 
 
 def check_status(status):
@@ -132,6 +146,8 @@ def _gemm_strided_batched_ex(
         raise CUBLASError("CUBLAS_STATUS_EXECUTION_FAILED", f"on stream {has.stream:#x}")
     if has.workspace is None and capturing():
         raise CUBLASError("CUBLAS_STATUS_ALLOC_FAILED", "memory while a stream is captured")
+    if has.pointers != _ON_HOST:
+        raise CUBLASError("CUBLAS_STATUS_EXECUTION_FAILED", "factors of the host on the device")
     if has.device != runtime.getDevice():
         raise CUBLASError("CUBLAS_STATUS_ARCH_MISMATCH", "a handle of another device")
     if min(m, n, k, batchCount) < 0:
