@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from cudeform.cuda.compile import Unit, flatten
-from cudeform.cuda.device import Device
 from cudeform.cuda.products import Cublas
-from cudeform.cuda.program import Launch, Product, Program, Programs, address
+from cudeform.cuda.program import Launch, Product, Program, Programs, Starter, address
 from cudeform.cuda.replay import Arguments, Replay
 
 __all__ = ["CupyDevice"]
@@ -22,7 +21,7 @@ _IN_MEMORY = "CUPY_CACHE_IN_MEMORY"
 _SHARED_BYTES = 48 << 10  # that every block may have
 
 
-class CupyDevice(Device):
+class CupyDevice(Starter):
     """A CUDA device through CuPy: its current stream, its memory pool, its cuBLAS."""
 
     def __init__(self, cupy: Any, index: int) -> None:

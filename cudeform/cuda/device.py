@@ -11,15 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cudeform.cuda.compile import Unit
-from cudeform.cuda.gemm import gemm_arguments
-from cudeform.cuda.program import Launch, Product, Program, Programs
+from cudeform.cuda.program import Program, Programs, Starter
 from cudeform.plans.outlines import Plan
 
 __all__ = ["Device", "device_of", "gradients", "load_cupy", "register", "stream_at"]
 
 
-class Device(Protocol):
+class Device(Starter, Protocol):
     """What the host code of an operator may ask of a GPU."""
 
     programs: Programs  # what is known of calls
@@ -33,33 +31,8 @@ class Device(Protocol):
     def to_host(self, array: Any) -> np.ndarray:
         """A copy as a NumPy array; the one call that waits for what was started before."""
 
-    def start(self, step: Launch | Product) -> None:
-        """Start a step whose arrays are there, or None."""
-
     def prepare(self, program: Program) -> Callable[[tuple[Any, ...], list[int]], Any]:
         """A function that runs a program: of the arguments and their addresses, 0 for None."""
-
-    def launch(
-        self,
-        unit: Unit,
-        kernel: str,
-        grid: int,
-        block: int,
-        arrays: tuple[Any, ...],
-        params: np.ndarray,
-        shared_bytes: int = 0,
-    ) -> None:
-        """Start a kernel: contiguous arrays or None first, its Params last.
-
-        `shared_bytes` is what a block has of shared memory besides what the kernel declares.
-        """
-        self.start(Launch(arrays, unit, kernel, grid, block, params, shared_bytes))
-
-    def gemm(
-        self, a: Any, b: Any, out: Any, *, accumulate: bool = False, precision: str = "ieee"
-    ) -> None:
-        """out = a @ b, or out += a @ b, on (batches of) strided matrices, summed in `sum_dtype`."""
-        self.start(Product((a, b, out), gemm_arguments(a, b, out), accumulate, precision))
 
 
 _registered: dict[type, Callable[[], Device]] = {}

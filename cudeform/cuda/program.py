@@ -6,16 +6,16 @@ import threading
 from bisect import insort
 from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from cudeform.cuda.compile import Unit
-from cudeform.cuda.gemm import Gemm
+from cudeform.cuda.gemm import Gemm, gemm_arguments
 
 __all__ = [
-    "Copy", "Known", "Launch", "Product", "Program", "Programs", "Slot", "Step", "View", "Zero",
-    "address", "places",
+    "Copy", "Known", "Launch", "Product", "Program", "Programs", "Slot", "Starter", "Step", "View",
+    "Zero", "address", "places",
 ]  # fmt: skip
 
 _GRID = 256  # bytes: where every allocation of a GPU starts
@@ -84,6 +84,35 @@ class Zero(NamedTuple):
 
 
 Step = Launch | Product | Copy | Zero
+
+
+class Starter(Protocol):
+    """What host code has its launches and products started by."""
+
+    def start(self, step: Launch | Product) -> None:
+        """Start a step that has arrays, or None, in the place of views."""
+
+    def launch(
+        self,
+        unit: Unit,
+        kernel: str,
+        grid: int,
+        block: int,
+        arrays: tuple[Any, ...],
+        params: np.ndarray,
+        shared_bytes: int = 0,
+    ) -> None:
+        """Start a kernel: contiguous arrays or None first, its Params last.
+
+        `shared_bytes` is what a block has of shared memory besides what the kernel declares.
+        """
+        self.start(Launch(arrays, unit, kernel, grid, block, params, shared_bytes))
+
+    def gemm(
+        self, a: Any, b: Any, out: Any, *, accumulate: bool = False, precision: str = "ieee"
+    ) -> None:
+        """out = a @ b, or out += a @ b, on (batches of) strided matrices, summed in `sum_dtype`."""
+        self.start(Product((a, b, out), gemm_arguments(a, b, out), accumulate, precision))
 
 
 class Program(NamedTuple):

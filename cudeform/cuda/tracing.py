@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudeform.cuda.device import Device, register
+from cudeform.cuda.device import register
 from cudeform.cuda.lanes import VECTOR_BYTES
-from cudeform.cuda.program import Copy, Program, Slot, Step, View, Zero, address
+from cudeform.cuda.program import Copy, Program, Slot, Starter, Step, View, Zero, address
 
 __all__ = ["Traced", "Tracer", "Unforeseen", "trace"]
 
@@ -66,7 +66,7 @@ def _tracer() -> Tracer:
 register(Traced, lambda: _tracer())
 
 
-class Tracer(Device):
+class Tracer(Starter):
     """What the host code sees in the place of a device."""
 
     def __init__(self) -> None:
