@@ -10,7 +10,6 @@ import numpy as np
 from cudeform.cuda import aggregator
 from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent
 from cudeform.cuda.device import Device, device_of, gradients
-from cudeform.cuda.lanes import aligned
 from cudeform.plans.aggregation import AggregationPlan
 
 __all__ = ["backward", "forward", "units"]
@@ -52,14 +51,10 @@ def backward(
         if not plan.batch:
             return grads
         call = _aggregator(device, plan, input, *plan.apart(**points))
-        grad_output = aligned(grad_output)
-        if needs - {"input"}:
-            if "offset_mask" in grads:
-                grads["offset_mask"].fill(0)  # what is behind the last point
-            of_points = {name: grads.get(name) for name in points}
-            call.differentiate(grad_output, *plan.apart(**of_points))
-        if "input" in needs:
-            call.gather(grad_output, grads["input"])
+        if "offset_mask" in grads:
+            grads["offset_mask"].fill(0)  # what is behind the last point
+        of_points = plan.apart(**{name: grads.get(name) for name in points})
+        call.backpropagate(grad_output, grads.get("input"), *of_points)
     return grads
 
 

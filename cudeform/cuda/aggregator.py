@@ -212,7 +212,17 @@ class Aggregator:
             choice = choice._replace(tasks=choice.tasks << slices, shares=shares)
             self._launch(choice, part, (self.value, *self._points, output), self._near_order(part))
 
-    def differentiate(self, grad_output: Any, grad_locations: Any, grad_weights: Any) -> None:
+    def backpropagate(
+        self, grad_output: Any, grad_value: Any, grad_locations: Any, grad_weights: Any
+    ) -> None:
+        """Set the gradients; each may be None."""
+        grad_output = aligned(grad_output)
+        if grad_locations is not None or grad_weights is not None:
+            self._differentiate(grad_output, grad_locations, grad_weights)
+        if grad_value is not None:
+            self._gather(grad_output, grad_value)
+
+    def _differentiate(self, grad_output: Any, grad_locations: Any, grad_weights: Any) -> None:
         """Set the gradients of locations and weights; each may be None."""
         samples, extent = None, self.extent
         most_tasks = POINT_BYTES // (extent.points * self.sums.itemsize)
@@ -225,7 +235,7 @@ class Aggregator:
             dots = 4 * self.sums.itemsize * THREADS << choice.shares.lanes
             self._launch(choice, part, arrays, self._near_order(part), min(dots, _PARTS))
 
-    def gather(self, grad_output: Any, grad_value: Any) -> None:
+    def _gather(self, grad_output: Any, grad_value: Any) -> None:
         """Set the gradient of the values."""
         for part in _parts(self.extent, self.sums):
             buckets = self._sort(part)

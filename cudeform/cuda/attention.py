@@ -10,7 +10,6 @@ import numpy as np
 from cudeform.cuda import aggregator
 from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent
 from cudeform.cuda.device import Device, device_of, gradients
-from cudeform.cuda.lanes import aligned
 from cudeform.plans.attention import AttentionPlan
 
 __all__ = ["backward", "forward", "units"]
@@ -54,11 +53,7 @@ def backward(
         if nothing:
             return grads
         call = _aggregator(device, plan, value, spatial_shapes, *points.values())
-        grad_output = aligned(grad_output)
-        if needs & points.keys():
-            call.differentiate(grad_output, *map(grads.get, points))
-        if "value" in needs:
-            call.gather(grad_output, grads["value"])
+        call.backpropagate(grad_output, *map(grads.get, given))
     return grads
 
 

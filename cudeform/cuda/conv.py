@@ -137,11 +137,8 @@ def backward(
     with device_of(input) as device:
         given = {"input": input, "offset": offset, "weight": weight, "mask": mask}
         grads = gradients(device, plan, given, needs, zero=plan.points.batch == 0)
-        if plan.points.batch == 0:
-            return grads
-        _Backward(device, plan, input.dtype, offset, needs).run(
-            grad_output, input, offset, weight, mask, grads
-        )
+        if plan.points.batch:
+            _Backward(device, plan, given, grads).run(grad_output)
     return grads
 
 
@@ -149,12 +146,13 @@ class _Backward:
     """The backward of one call; the sums over the batch live here."""
 
     def __init__(
-        self, device: Device, plan: ConvPlan, dtype: Any, offset: Any, needs: frozenset[str]
+        self, device: Device, plan: ConvPlan, given: dict[str, Any], grads: dict[str, Any]
     ) -> None:
         self.device = device
         self.plan = plan
-        self.needs = needs
-        self.sampler = Sampler(device, plan.points, dtype, offset)
+        self.input, self.offset, self.weight, self.mask = given.values()
+        self.grads = grads
+        self.sampler = Sampler(device, plan.points, self.input.dtype, self.offset)
         self.block_channels = _block_channels(plan, self.sampler)
         self.blocks = list(_blocks(plan, self.block_channels))
         channels = max(block.channels for block in self.blocks)
@@ -163,28 +161,21 @@ class _Backward:
         self.begin, self.finish = layout.Batch(device), layout.Batch(device)
         self.in_order = 1 in (plan.points.taps, plan.in_channels)  # weights and columns alike
 
-    def run(
-        self,
-        grad_output: Any,
-        input: Any,
-        offset: Any,
-        weight: Any,
-        mask: Any,
-        grads: dict[str, Any],
-    ) -> None:
+    def run(self, grad_output: Any) -> None:
+        """Set the gradients."""
         plan, points = self.plan, self.plan.points
-        bias_sum = self._sum(grads, "bias", (1, plan.out_channels))
+        bias_sum = self._sum("bias", (1, plan.out_channels))
         by_group = (plan.groups, plan.out_channels // plan.groups, points.taps * plan.in_channels)
-        weight_sum = self._sum(grads, "weight", by_group, self.in_order)
-        targets = Gradients(*(grads.get(name) for name in Gradients._fields))
+        weight_sum = self._sum("weight", by_group, self.in_order)
+        targets = Gradients(*map(self.grads.get, Gradients._fields))
         if targets.needs:
-            self.packed = dict(_packed_blocks(self.begin, plan, weight, self.block_channels))
+            self.packed = dict(_packed_blocks(self.begin, plan, self.weight, self.block_channels))
 
         for images in image_groups(points, self.most, self.sampler.dtype.itemsize):
             last = ones = None
             grad_output_last = self.sampler.channels_last(self.begin, grad_output, images)
-            if self.needs - {"bias"}:
-                last = self.sampler.channels_last(self.begin, input, images)
+            if self.grads.keys() - {"bias"}:
+                last = self.sampler.channels_last(self.begin, self.input, images)
             if bias_sum is not None:
                 ones = self.device.empty((1, len(images) * points.pixels), grad_output.dtype)
                 self.begin.fill(None, ones)
@@ -194,28 +185,25 @@ class _Backward:
                 rows = grad_output_last.reshape(-1, plan.out_channels)
                 self.device.gemm(ones, rows, bias_sum, accumulate=images.start > 0)
             if weight_sum is not None:
-                self._add_weight(images, grad_output_last, last, offset, mask, weight_sum)
+                self._add_weight(images, grad_output_last, last, weight_sum)
             if targets.needs:
-                self._points(images, grad_output_last, last, offset, mask, targets)
+                self._points(images, grad_output_last, last, targets)
             if images.stop < points.batch:
                 self.finish.run()
-        self._finish(grads, weight_sum, bias_sum)
+        self._finish(weight_sum, bias_sum)
 
-    def _sum(
-        self, grads: dict[str, Any], name: str, shape: tuple[int, ...], in_order: bool = True
-    ) -> Any:
+    def _sum(self, name: str, shape: tuple[int, ...], in_order: bool = True) -> Any:
         """Where a gradient is summed, in the order of the columns: itself where it has that."""
-        grad = grads.get(name)
+        grad = self.grads.get(name)
         if grad is None:
             return None
         if in_order and grad.dtype == self.sampler.sums:
             return grad.reshape(shape)
         return self.device.empty(shape, self.sampler.sums)
 
-    def _finish(self, grads: dict[str, Any], weight_sum: Any, bias_sum: Any) -> None:
+    def _finish(self, weight_sum: Any, bias_sum: Any) -> None:
         """Bring the sums, where they are not the gradients themselves, into their place."""
-        plan = self.plan
-        sums = self.sampler.sums
+        plan, grads, sums = self.plan, self.grads, self.sampler.sums
         if weight_sum is not None and not (self.in_order and grads["weight"].dtype == sums):
             shape = (plan.out_channels, plan.points.taps, plan.in_channels)
             self.finish.transpose(weight_sum, grads["weight"], shape)
@@ -223,14 +211,12 @@ class _Backward:
             self.finish.fill(bias_sum, grads["bias"])
         self.finish.run()
 
-    def _add_weight(
-        self, images: range, grad_output: Any, input: Any, offset: Any, mask: Any, grad_weight: Any
-    ) -> None:
+    def _add_weight(self, images: range, grad_output: Any, input: Any, grad_weight: Any) -> None:
         """Add grad_output^T columns of some images, given channels last."""
         plan = self.plan
         most = _most_pixels(plan, self.sampler.dtype)
         for chunk in chunks(plan.points, images, most):
-            part = input[chunk.within(images)], *chunk.of(offset, mask)
+            part = input[chunk.within(images)], *chunk.of(self.offset, self.mask)
             columns = self.sampler.columns(chunk, _all_channels(plan), *part)
             self.device.gemm(
                 self._by_group(chunk, images, grad_output).transpose(1, 2, 0),
@@ -245,30 +231,21 @@ class _Backward:
         rows = grad_output[chunk.within(images), chunk.pixel : chunk.pixel + chunk.pixels]
         return rows.reshape(chunk.size, self.plan.groups, -1)
 
-    def _points(
-        self,
-        images: range,
-        grad_output: Any,
-        input: Any,
-        offset: Any,
-        mask: Any,
-        targets: Gradients,
-    ) -> None:
+    def _points(self, images: range, grad_output: Any, input: Any, targets: Gradients) -> None:
         """Gradients of input, offset and mask of some images, from W^T grad_output."""
-        plan = self.plan
 
         def grad_columns(chunk: Chunk, block: Block) -> Any:
             packed = self.packed[block]
-            group = block.first // plan.in_channels
+            group = block.first // self.plan.in_channels
             rows = self._by_group(chunk, images, grad_output)
             rows = rows[:, group : group + packed.shape[0]].swapaxes(0, 1)
-            columns = self.device.empty(
-                (chunk.size, packed.shape[0], packed.shape[2]), self.sampler.dtype
-            )
-            self.device.gemm(rows, packed, columns.swapaxes(0, 1), precision=plan.precision)
+            shape = (chunk.size, packed.shape[0], packed.shape[2])
+            columns = self.device.empty(shape, self.sampler.dtype)
+            precision = self.plan.precision
+            self.device.gemm(rows, packed, columns.swapaxes(0, 1), precision=precision)
             return columns
 
-        given = grad_columns, input, offset, mask, targets, self.finish
+        given = grad_columns, input, self.offset, self.mask, targets, self.finish
         self.sampler.backpropagate(images, self.most, self.blocks, *given)
 
 

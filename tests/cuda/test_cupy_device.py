@@ -278,6 +278,21 @@ def test_arguments_that_do_not_fit_the_kernel(cupy, arrays, params, error, messa
         CupyDevice(cupy, 0).launch(*LAUNCH, arrays, np.zeros((), params))
 
 
+def test_a_launch_in_the_middle_of_another(cupy):
+    """As the finalizer of an object may start one: the arguments of the first stay what they are."""
+    device = CupyDevice(cupy, 0)
+    first, second = (cupy.empty((4,), np.int32) for _ in range(2))
+    params = np.ones((), sort.PARAMS)
+
+    class Interrupted(np.ndarray):
+        def tobytes(self):
+            device.launch(sort.UNIT, "clear", 1, 256, (second,), params)
+            return params.tobytes()
+
+    device.launch(sort.UNIT, "clear", 1, 256, (first,), params.view(Interrupted))
+    assert not first.get().any() and not second.get().any()
+
+
 def test_memory_of_another_device_is_out_of_reach(cupy):
     with cupy.cuda.Device(1):
         keys = cupy.zeros((4,), np.int32)
