@@ -115,39 +115,42 @@ class Replay:
         except IndexError:
             frame = _Frame(self)
         try:
-            return frame.run(addresses)
+            return frame.run(self, addresses)
         finally:
             self._frames.append(frame)
 
 
 class _Frame:
-    """The memory that one call of a program at a time needs on the host."""
+    """The memory that one call of a program at a time needs on the host.
+
+    It does not know its program, which would then wait for the garbage collector.
+    """
 
     def __init__(self, replay: Replay) -> None:
-        self._replay = replay
         self._arguments = replay.arguments.copy()
         self._bases = np.zeros(replay.workspace + 1, np.uint64)
         self._addresses = np.zeros(replay.which.size, np.uint64)
         self._handle = ctypes.c_void_p()
         self._launch = replay.device.cuda.driver.launchKernel
-        self._steps = self._started()
+        self._steps = self._started(replay)
 
-    def _started(self) -> list[Any]:
+    def _started(self, replay: Replay) -> list[Any]:
         """For each step the arguments of `_launch` before and after the stream, or a function."""
         extra = iter(self._arguments.extra)
-        rest = iter(range(self._replay.places.size, self._addresses.size))
+        rest = iter(range(replay.places.size, self._addresses.size))
         steps: list[Any] = []
-        for step in self._replay.steps:
+        for step in replay.steps:
             if isinstance(step, (Product, Copy, Zero)):
                 places = [_WORD * next(rest) for _ in step.arrays]
                 at = [ctypes.c_void_p.from_buffer(self._addresses, place) for place in places]
-                steps.append(self._function(step, at))
+                steps.append(self._function(replay.device, step, at))
             else:
                 steps.append((step, next(extra)))
         return steps
 
-    def _function(self, step: Product | Copy | Zero, at: list[Any]) -> Callable[[int], None]:
-        device = self._replay.device
+    def _function(
+        self, device: Any, step: Product | Copy | Zero, at: list[Any]
+    ) -> Callable[[int], None]:
         if isinstance(step, Product):
             arguments = device.cublas.arguments(step, self._handle, *at)
             return lambda stream: device.cublas.multiply(arguments)
@@ -157,9 +160,9 @@ class _Frame:
         kind = runtime.memcpyDeviceToDevice
         return lambda stream: runtime.memcpyAsync(at[1].value, at[0].value, size, kind, stream)
 
-    def run(self, given: list[int]) -> Any:
+    def run(self, replay: Replay, given: list[int]) -> Any:
         """Compute with arguments at these addresses, on the current device and stream."""
-        replay, device = self._replay, self._replay.device
+        device = replay.device
         results = [device.empty(shape, dtype) for shape, dtype in replay.results]
         workspace, start = None, 0
         if replay.workspace_bytes:

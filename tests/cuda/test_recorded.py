@@ -1,6 +1,8 @@
 """Calls on a GPU that are recorded and started again: what is kept, and that it is right."""
 
+import gc
 import threading
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,11 +12,12 @@ from cases import problem
 
 import cudeform
 from cudeform.cuda import conv, program, regions, sampling
+from cudeform.cuda.cupy_device import CupyDevice
 from cudeform.cuda.device import device_of
 from cudeform.cuda.gemm import gemm_arguments
 from cudeform.cuda.products import Cublas
 from cudeform.cuda.program import Known, Programs, places
-from cudeform.cuda.tracing import Tracer, trace
+from cudeform.cuda.tracing import Traced, Tracer, trace
 
 
 @pytest.fixture
@@ -215,3 +218,28 @@ def test_products_that_cublas_cannot_count_are_refused(sizes):
     )
     with pytest.raises(ValueError, match="counts in 32 bits.*4294967304|2147483648"):
         gemm_arguments(a, b, out)
+
+
+@pytest.mark.parametrize("name, case", [("deform_conv2d", "v2"), ("roi_align", "adaptive")])
+def test_nothing_waits_for_the_garbage_collector(cupy, rng, monkeypatch, name, case):
+    """What is forgotten is freed at once, also in a program that has switched that off."""
+    monkeypatch.setattr(program, "_MOST_STEPS", 0)
+    made, prepare = [], CupyDevice.prepare
+
+    def prepared(device, of):
+        found = prepare(device, of)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(CupyDevice, "prepare", prepared)
+    arguments = given(cupy, name, case, rng)
+    gc.collect()
+    gc.disable()
+    try:
+        output = getattr(cudeform, name)(**arguments)
+        arguments.pop("bias", None)
+        getattr(cudeform, name + "_backward")(output, **arguments)
+        assert made and not any(replay() for replay in made)
+        assert not any(isinstance(thing, Traced) for thing in gc.get_objects())
+    finally:
+        gc.enable()
