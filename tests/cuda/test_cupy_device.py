@@ -279,7 +279,7 @@ def test_arguments_that_do_not_fit_the_kernel(cupy, arrays, params, error, messa
 
 
 def test_a_launch_in_the_middle_of_another(cupy):
-    """As the finalizer of an object may start one: the arguments of the first stay what they are."""
+    """As a finalizer may start one: the arguments of the first stay what they are."""
     device = CupyDevice(cupy, 0)
     first, second = (cupy.empty((4,), np.int32) for _ in range(2))
     params = np.ones((), sort.PARAMS)
