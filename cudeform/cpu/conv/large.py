@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,13 @@ import numpy as np
 from cudeform.cpu.conv.convolve import convolve
 from cudeform.cpu.conv.pieces import (
     Piece,
+    Range,
     Rectangle,
+    channel_ranges,
     fitted,
     inside,
-    pieces,
+    most_channels,
+    most_taps,
     plan_of,
     rectangles,
     regions,
@@ -102,13 +106,19 @@ class Arrays:
     def rectangles(self, times: int = 1) -> Iterator[Rectangle]:
         """Of output pixels, of which no array has more elements than there is room for."""
         points = self.plan.points
-        taps = 6 * points.offset_groups * points.taps if self.plan.deformable else 1
+        taps = most_taps(self.plan, self.dense)
+        taps = 6 * points.offset_groups * taps if self.plan.deformable else 1
         most = max(self.plan.out_channels, taps, 2 * points.channels) * times
         return rectangles(points.out_height, points.out_width, max(self.room // most, 1))
 
-    def pieces(self, image: int, pixels: Rectangle, most: int | None = None) -> Iterator[Piece]:
+    def taps(self) -> Iterator[Rectangle]:
+        """Of the kernel, as many as a piece has, before those are cut whose points lie far apart."""
+        return rectangles(*self.plan.points.kernel, most_taps(self.plan, self.dense))
+
+    def channels(self, most: int | None = None) -> Iterator[Range]:
+        """As many as a piece has."""
         most = min(most or self.plan.points.channels, max(self.room // 64, 1))
-        return pieces(self.plan, image, pixels, self.dense, most)
+        return channel_ranges(self.plan, min(most_channels(self.plan, self.dense), most))
 
 
 def views(plan: ConvPlan, wide: np.dtype, weight: np.ndarray | None, **arrays) -> Arrays:
@@ -176,7 +186,8 @@ def convolve_pieces(
     for image in range(plan.points.batch):
         for pixels in call.rectangles():
             sums = np.zeros((plan.out_channels, pixels.height, pixels.width), wide)
-            for piece in call.pieces(image, pixels):
+            for channels, taps in product(call.channels(), call.taps()):
+                piece = Piece(image, channels, taps, pixels)
                 _convolve_piece(call, piece, given["bias"], sums)
             copy(sums, call.output[(image, slice(None), *pixels.place)])
 

@@ -1,8 +1,8 @@
 """The gradients of convolutions that are too large for a workspace, one piece at a time.
 
 What has more bits than its gradient is summed up apart and rounded once: of an offset and a mask
-while their pixels are gone through, and of an input, which points anywhere may read, in cells, each
-with all pieces that reach it.
+while their pixels are gone through, of a weight while its taps are, or its channels where they are
+many, and of an input, which points anywhere may read, in cells, each with all pieces that reach it.
 """
 
 from __future__ import annotations
@@ -42,13 +42,23 @@ Sums = dict[str, np.ndarray]
 T = TypeVar("T")
 
 
-class _Step(NamedTuple):
-    """A box to compute; or the end of some output pixels, of which nothing is to come any more."""
+class _Round(NamedTuple):
+    """Some weights, of which all pixels of all images are gone through at once."""
 
-    pixels: Rectangle
+    needs: frozenset[str]
+    channels: list[Range]
+    taps: Rectangle
+    weights: tuple[slice, ...]
+
+
+class _Step(NamedTuple):
+    """A box to compute; or the end of some sums, to which nothing is added any more."""
+
     sums: Sums  # to add to
     box: Box | None
-    ends: Sums  # what the sums of these pixels are rounded to
+    ends: Sums  # what the sums are rounded to
+    pixels: Rectangle | None = None  # that the sums of an offset and a mask are of
+    round: _Round | None = None
 
 
 def piece_gradients(
@@ -58,36 +68,63 @@ def piece_gradients(
     images = {name: given.get(name) for name in _OF_IMAGES}
     call = views(plan, wide, given.get("weight"), **images, output=given["grad_output"])
     found = views(plan, wide, None, **{name: result.get(name) for name in _OF_IMAGES})
-    sums = {}
-    for name in result.keys() - {*_OF_IMAGES}:
-        own = result[name].dtype == wide
-        sums[name] = result[name] if own else np.zeros(result[name].shape, wide)
     apart = "input" in result and result["input"].dtype != wide
     needs = result.keys() - ({"input"} if apart else set())
-    for image in range(plan.points.batch):
-        if needs:
-            steps = _steps(call, found, sums, image, needs)
-            _in_order(steps, partial(_gradients_of, call), partial(_finish, call))
-        if apart:
-            _add_cells(call, found.input[image], image)
-    for name, values in sums.items():
-        if values is not result[name]:
-            copy(values, result[name])
+    if needs:
+        steps = _steps(call, found, result, needs)
+        _in_order(steps, partial(_gradients_of, call), partial(_finish, call))
+    for image in range(plan.points.batch if apart else 0):
+        _add_cells(call, found.input[image], image)
 
 
-def _steps(call: Arrays, found: Arrays, sums: Sums, image: int, needs: set[str]) -> Iterator[_Step]:
-    """All of an image, in the order in which it is added up."""
-    for pixels in call.rectangles():
-        own, ends = dict(sums), {}
-        if "input" in needs:
-            own["input"] = found.input[image]
-        for name in needs & {"offset", "mask"}:
-            ends[name] = view = getattr(found, name)[image][(..., *pixels.place)]
-            own[name] = view if view.dtype == call.wide else np.zeros(view.shape, call.wide)
-        for piece in call.pieces(image, pixels):
-            for box in boxes(call, piece, call.outputs):
-                yield _Step(pixels, own, box, {})
-        yield _Step(pixels, own, None, ends)
+def _rounds(call: Arrays, needs: set[str], result: Sums) -> Iterator[_Round]:
+    """Of some taps; where their weights are many and summed up apart, of each range of channels."""
+    plan, every, weight = call.plan, list(call.channels()), result.get("weight")
+    for taps in call.taps():
+        window = slice(0, plan.out_channels), slice(0, plan.in_channels), *taps.place
+        apart = "weight" in needs and weight.dtype != call.wide
+        if not apart or weight[window].size <= call.room:
+            yield _Round(frozenset(needs), every, taps, window)
+            continue
+        if needs > {"weight"}:
+            yield _Round(frozenset(needs - {"weight"}), every, taps, window)
+        for channels in every:
+            window = Piece(0, channels, taps, taps).weights(plan)
+            yield _Round(frozenset({"weight"}), [channels], taps, window)
+
+
+def _steps(call: Arrays, found: Arrays, result: Sums, needs: set[str]) -> Iterator[_Step]:
+    """All that is computed, in the order in which it is added up."""
+    of_bias, rounded_bias = _begun(call, result, needs & {"bias"})
+    for round in _rounds(call, needs, result):
+        some = {"weight": result["weight"][round.weights]} if "weight" in round.needs else {}
+        of_weight, rounded_weight = _begun(call, some, round.needs & {"weight"})
+        fixed = {**of_weight, **(of_bias if "bias" in round.needs else {})}
+        for image in range(call.plan.points.batch):
+            if "input" in round.needs:
+                fixed["input"] = found.input[image]
+            for pixels in call.rectangles():
+                place = slice(None), *round.taps.place, ..., *pixels.place
+                names = round.needs & {"offset", "mask"}
+                points = {name: getattr(found, name)[image][place] for name in names}
+                own, ends = _begun(call, points, names)
+                for channels in round.channels:
+                    piece = Piece(image, channels, round.taps, pixels)
+                    for box in boxes(call, piece, call.outputs):
+                        yield _Step({**fixed, **own}, box, {}, pixels, round)
+                yield _Step(own, None, ends)
+        yield _Step(of_weight, None, rounded_weight)
+    yield _Step(of_bias, None, rounded_bias)
+
+
+def _begun(call: Arrays, targets: Sums, names: Iterable[str]) -> tuple[Sums, Sums]:
+    """Sums to add to, which are the targets where these have as many bits; and those that have not.
+    """
+    ends = {name: targets[name] for name in names if targets[name].dtype != call.wide}
+    return {
+        name: np.zeros(targets[name].shape, call.wide) if name in ends else targets[name]
+        for name in names
+    }, ends
 
 
 def _in_order(
@@ -116,8 +153,7 @@ def _finish(call: Arrays, step: _Step, found: Sums) -> None:
         target = step.sums[name][places[name]]
         add(gradient.reshape(target.shape), target)
     for name, view in step.ends.items():
-        if step.sums[name] is not view:
-            copy(step.sums[name], view)
+        copy(step.sums[name], view)
 
 
 def _gradients_of(call: Arrays, step: _Step) -> Sums:
@@ -144,23 +180,27 @@ def _places(call: Arrays, step: _Step) -> dict[str, tuple]:
     """Where in the sums these are added."""
     plan, (piece, box, *_) = call.plan, step.box
     within = piece.pixels.within(step.pixels)
-    points = piece.offset_groups(plan), *piece.taps.place, ..., *within
+    points = piece.offset_groups(plan), *piece.taps.within(step.round.taps), ..., *within
     places = {
         "input": (slice(*piece.channels), *box.place),
         "offset": points,
         "mask": points,
         "bias": piece.outputs(plan, call.dense),
     }
-    return {**places, "weight": piece.weights(plan)} if call.dense else places
+    if call.dense:
+        both = zip(piece.weights(plan), step.round.weights, strict=True)
+        places["weight"] = tuple(
+            slice(own.start - all.start, own.stop - all.start) for own, all in both
+        )
+    return places
 
 
 def _add_cells(call: Arrays, target: np.ndarray, image: int) -> None:
     """Fill the gradient of an image of fewer bits, cell by cell."""
     points = call.plan.points
     most = min(_CHANNELS, points.channels)
-    somewhere = next(call.rectangles())
-    for channels in dict.fromkeys(p.channels for p in call.pieces(image, somewhere, most)):
-        reach = _reach(call, image, channels, most)
+    for channels in call.channels(most):
+        reach = _reach(call, image, channels)
         for cell in rectangles(points.height, points.width, 2 * call.room // most):
             (top, bottom), (left, right) = cell
             overlap = (reach[:, 0] < bottom) & (reach[:, 1] > top)
@@ -175,16 +215,15 @@ def _add_cells(call: Arrays, target: np.ndarray, image: int) -> None:
             copy(sums, target[(slice(*channels), *cell.place)])
 
 
-def _reach(call: Arrays, image: int, channels: Range, most: int) -> np.ndarray:
+def _reach(call: Arrays, image: int, channels: Range) -> np.ndarray:
     """A row for each part of the pieces of some channels: its box, whether that is no more than a
     guess, taps and output pixels.
     """
     found = array("q")  # millions of them would take gigabytes as tuples
     everywhere = Rectangle((0, call.plan.points.height), (0, call.plan.points.width))
     for pixels in call.rectangles(_PARTS):
-        for piece in call.pieces(image, pixels, most):
-            if piece.channels != channels:
-                continue
+        for kernel in call.taps():
+            piece = Piece(image, channels, kernel, pixels)
             for part, box in fitted(call.plan, piece, call.points(piece)[0], call.room):
                 spans = box or everywhere, part.taps, part.pixels
                 numbers = [n for whole in spans for span in whole for n in span]

@@ -24,9 +24,11 @@ __all__ = [
     "Range",
     "Rectangle",
     "corners_of",
+    "channel_ranges",
     "fitted",
     "inside",
-    "pieces",
+    "most_channels",
+    "most_taps",
     "plan_of",
     "rectangles",
     "regions",
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 MOST_TAPS = 2048  # of a piece: a thread has about 6 kB for each
-MOST_WEIGHTS = 2 << 20  # elements of a piece
+MOST_WEIGHTS = 1 << 19  # elements of a piece
 _WIDE = 16  # channels that are worth a piece
 _SMALLER = 0.9  # times the box of a piece: halves of it are worth their while
 _SPARSE = 64  # pixels of a box for each point: it is worth looking for smaller ones
@@ -120,7 +122,7 @@ def single_taps(plan: ConvPlan, piece: Piece) -> Iterator[Piece]:
     """Cut a piece into those that have one point for each output pixel."""
     points, channels = plan.points, [piece.channels]
     if piece.channels == (0, points.channels):  # else it is of one offset group
-        channels = _channels(plan, points.group_channels)
+        channels = channel_ranges(plan, points.group_channels)
     for some in channels:
         for tap in rectangles(piece.taps.height, piece.taps.width, 1):
             moved = (
@@ -187,20 +189,19 @@ def _equal(size: int, most: int) -> int:
     return -(-size // -(-size // most))
 
 
-def pieces(
-    plan: ConvPlan, image: int, pixels: Rectangle, dense: bool, most_channels: int
-) -> Iterator[Piece]:
-    """All pieces of some output pixels, before those are cut whose points lie far apart."""
-    points = plan.points
+def most_taps(plan: ConvPlan, dense: bool) -> int:
+    """Of a piece, so that it has enough channels."""
     each = plan.out_channels // plan.groups if dense else 1
-    taps = max(min(points.taps, MOST_TAPS, MOST_WEIGHTS // (each * _WIDE)), 1)
-    most = min(max(MOST_WEIGHTS // (each * taps), 1), most_channels)
-    for channels in _channels(plan, most):
-        for kernel in rectangles(*points.kernel, taps):
-            yield Piece(image, channels, kernel, pixels)
+    return max(min(plan.points.taps, MOST_TAPS, MOST_WEIGHTS // (each * _WIDE)), 1)
 
 
-def _channels(plan: ConvPlan, most: int) -> Iterator[Range]:
+def most_channels(plan: ConvPlan, dense: bool) -> int:
+    """Of a piece, so that it does not have too many weights."""
+    each = plan.out_channels // plan.groups if dense else 1
+    return max(MOST_WEIGHTS // (each * most_taps(plan, dense)), 1)
+
+
+def channel_ranges(plan: ConvPlan, most: int) -> Iterator[Range]:
     """Ranges of channels: all, or of one offset group, and whole weight groups or of one alone."""
     channels, own = plan.points.channels, plan.in_channels
     if channels <= most:

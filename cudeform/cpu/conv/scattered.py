@@ -48,7 +48,7 @@ def are_scattered(
     rounds = "input" in result and result["input"].dtype != wide  # sums of all points
     if 4 * points.width > call.room or (rounds and points.pixels > _POINTS):
         return False
-    piece = next(call.pieces(0, next(call.rectangles())))
+    piece = Piece(0, next(call.channels()), next(call.taps()), next(call.rectangles()))
     boxes = fitted(plan, piece, call.points(piece)[0], call.room)
     return any(box is None for _, box in boxes)
 

@@ -145,7 +145,7 @@ def _as(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _is_small(plan: ConvPlan, weight: np.ndarray | None) -> bool:
     """Whether tiles and what is made of the weight are."""
-    return plan.points.taps <= MOST_TAPS and (weight is None or weight.size <= 2 * MOST_WEIGHTS)
+    return plan.points.taps <= MOST_TAPS and (weight is None or weight.size <= 8 * MOST_WEIGHTS)
 
 
 def are_plain(arrays: tuple[np.ndarray | None, ...], dtype: np.dtype) -> bool:
