@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import copyreg
 import gc
 import inspect
 import sys
@@ -126,6 +128,14 @@ def _namespaces() -> Iterator[dict[str, Any]]:
 _CLASSES: WeakSet[type] = WeakSet()  # that modules of patched models have
 
 
+class _Patched(type):
+    """The classes of patched modules. A copy keeps one, a pickle has the class from before."""
+
+
+# A copy of a class is the class itself: this is how one is pickled by another's name.
+copyreg.pickle(_Patched, lambda kind: (copy.copy, (kind.__base__,)))  # type: ignore[arg-type]
+
+
 def _for_one(model: nn.Module) -> Patch:
     """By giving modules a class of their own, which has other methods."""
     others = {id(original.value): original.ours for original in loaded()}
@@ -142,7 +152,8 @@ def _for_one(model: nn.Module) -> Patch:
     fresh = {path: entry for path, entry in found.items() if entry[2]}
     for module, kind, members in fresh.values():
         names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **members}
-        module.__class__ = type(kind.__name__, (kind,), names)
+        make = _Patched if type(kind) is type else type(kind)
+        module.__class__ = make(kind.__name__, (kind,), names)
         _CLASSES.add(module.__class__)
 
     def undo() -> None:

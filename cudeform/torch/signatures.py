@@ -54,7 +54,7 @@ class Bridge:
     def schemas(self) -> tuple[str, str]:
         """What torch.library is told of the forward and of the backward."""
         options = [
-            f"{_TYPES[kind]} {self._known_as(name)}"
+            f"{_TYPES[kind]}{'?' * self._may_miss(name, kind)} {self._known_as(name)}"
             for kind, name in zip(self.kinds, self.options, strict=True)
         ]
 
@@ -78,11 +78,15 @@ class Bridge:
             parameters.append(inspect.Parameter(name, order, default=default, annotation=Any))
         for name, kind in zip(self.options, self.kinds, strict=True):
             default, annotation = self.defaults[name], _PYTHON.get(kind, Any)
-            if _TYPES[kind] == _MANY and default is not REQUIRED:
+            if _TYPES[kind] == _MANY and default not in (None, REQUIRED):
                 default = tuple(_integers(self.name, name, kind, default))
             parameter = inspect.Parameter(self._known_as(name), order, default=default)
             parameters.append(parameter.replace(annotation=annotation))
         return inspect.Signature(parameters, return_annotation=Any)
+
+    def _may_miss(self, option: str, kind: str) -> bool:
+        """Of integers: none at all are None, of which AOTInductor makes what it should."""
+        return _TYPES[kind] == _MANY and self.defaults[option] is None
 
     def _known_as(self, option: str) -> str:
         """An array may have the name of an option."""
@@ -122,15 +126,13 @@ def flat(bridge: Bridge, options: dict[str, Any]) -> list[Any]:
         value = options[name] if name in options else bridge.defaults[name]
         if value is REQUIRED:
             raise TypeError(f"{bridge.name}() missing a required argument: {name!r}")
-        if _TYPES[kind] == _MANY:
+        if _TYPES[kind] == _MANY and value is not None:
             value = _integers(bridge.name, name, kind, value)
         values.append(value)
     return values
 
 
 def _integers(op: str, name: str, kind: str, value: Any) -> list[Any]:
-    if value is None:
-        return []
     if not isinstance(value, (tuple, list)):
         return [value]
     if kind == "pairs":
@@ -150,7 +152,8 @@ def nested(bridge: Bridge, values: Sequence[Any]) -> dict[str, Any]:
     for name, kind, value in zip(bridge.options, bridge.kinds, values, strict=True):
         if name in bridge.static and not value:
             continue
-        options[name] = _together(kind, value) if _TYPES[kind] == _MANY else value
+        many = _TYPES[kind] == _MANY and value is not None
+        options[name] = _together(kind, value) if many else value
     return options
 
 
@@ -159,7 +162,7 @@ def _together(kind: str, value: Sequence[Any]) -> Any:
     if kind == "pairs":
         return tuple(zip(value[::2], value[1::2], strict=True))
     if kind == "integers":
-        return tuple(value) or None
+        return tuple(value)
     if len(value) == 4:
         return (value[0], value[1]), (value[2], value[3])
-    return tuple(value) if len(value) > 1 else value[0] if value else None
+    return tuple(value) if len(value) > 1 else value[0]

@@ -117,6 +117,20 @@ def test_exported_options_keep_their_axes():
     assert torch.equal(exported.module()(*given), Uneven()(*given))
 
 
+def test_exported_calls_have_no_empty_list_of_integers():
+    """AOTInductor makes None of one; with options that are left out the operator takes that."""
+
+    class Attention(torch.nn.Module):
+        def forward(self, value, points, weights):
+            return cudeform.ms_deform_attn(value, [(2, 3)], points, weights)
+
+    given = torch.rand(1, 6, 2, 4), torch.rand(1, 5, 2, 1, 3, 2), torch.rand(1, 5, 2, 1, 3)
+    exported = torch.export.export(Attention(), given)
+    (node,) = (node for node in exported.graph.nodes if "cudeform" in str(node.target))
+    assert [2, 3] in node.args and [] not in node.args
+    assert torch.equal(exported.module()(*given), Attention()(*given))
+
+
 def test_tracing_records_the_operator():
     """And not the result of the one call that was traced, as a constant."""
     given = tensors()

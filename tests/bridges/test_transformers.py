@@ -1,5 +1,7 @@
 """Detectors of transformers with their attention and with ours, and our modules with their keys."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -173,6 +175,19 @@ def test_patched_attention_is_compiled(name, everywhere):
     targets = [str(node.target) for node in graph.graph.nodes]
     assert sum("ms_deform_attn" in target for target in targets) == 1
     assert not any("grid_sample" in target for target in targets)
+
+
+def test_a_patched_model_is_pickled_as_it_was(calls):
+    """Another process has no patch; a copy in this one has."""
+    model, given = build("deformable_detr")
+    with patch(model), torch.no_grad():
+        pickled, copied = pickle.dumps(model), copy.deepcopy(model)
+        model(**given)
+        times = len(calls)
+        copied(**given)
+        assert len(calls) == 2 * times > 0
+        pickle.loads(pickled)(**given)
+    assert len(calls) == 2 * times
 
 
 def test_no_architecture_is_left_out():

@@ -122,9 +122,18 @@ class _Pack(DeformConv2d):
             self.dilation,
             **factory,
         )
-        nn.init.zeros_(branch.weight)
-        nn.init.zeros_(branch.bias)
         self.add_module(self._branch, branch)
+        self._reset_branch()
+
+    def _reset_branch(self) -> None:
+        for parameter in getattr(self, self._branch).parameters():
+            nn.init.zeros_(parameter)
+
+    def reset_parameters(self) -> None:
+        """The weight as torch.nn.Conv2d begins, the branch with zeros."""
+        super().reset_parameters()
+        if hasattr(self, self._branch):  # not yet where the base makes its own
+            self._reset_branch()
 
     def forward(self, input: Tensor) -> Tensor:
         predicted = getattr(self, self._branch)(input)

@@ -14,14 +14,23 @@ from cudeform.torch.nn.module import Module
 __all__ = ["DCNPooling", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
 
 
-def _fully_connected(sizes: list[int], factory: dict[str, Any], *last: nn.Module) -> nn.Sequential:
+class _FullyConnected(nn.Sequential):
     """Linear layers with ReLU between; the last one begins with zeros."""
+
+    def reset_parameters(self) -> None:
+        """Of the last layer; the others have their own."""
+        *_, last = (layer for layer in self if isinstance(layer, nn.Linear))
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+
+
+def _fully_connected(sizes: list[int], factory: dict[str, Any], *last: nn.Module) -> nn.Module:
     layers: list[nn.Module] = []
     for inner, outer in zip(sizes, sizes[1:], strict=False):
         layers += [nn.Linear(inner, outer, **factory), nn.ReLU(inplace=True)]
-    nn.init.zeros_(layers[-2].weight)
-    nn.init.zeros_(layers[-2].bias)
-    return nn.Sequential(*layers[:-1], *last)
+    connected = _FullyConnected(*layers[:-1], *last)
+    connected.reset_parameters()
+    return connected
 
 
 class DeformRoIPoolPack(Module):
