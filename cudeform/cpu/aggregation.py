@@ -84,8 +84,6 @@ def _sizes(
         channels=plan.group_channels,
         queries=(rows[1] - rows[0]) * plan.out_width,
         points=plan.points,
-        nearest=0,
-        softmax=int(plan.softmax),
         **plan.steps,
         out_width=plan.out_width,
         stride_y=plan.stride[0],
@@ -97,4 +95,4 @@ def _sizes(
     removed = plan.removed if plan.remove_center else plan.points
     taps = Taps(plan.kernel[0], removed, *plan.dilation, *plan.center)
     shape = images[1] - images[0], plan.height, plan.width, plan.groups, plan.group_channels
-    return sized(shape, extent, levels, taps, plan.scale, dtype)
+    return sized(shape, extent, levels, taps, plan.scale, dtype, softmax=plan.softmax)

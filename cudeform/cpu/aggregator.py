@@ -25,10 +25,8 @@ from cudeform.cpu.language.workspace import SCRATCH_BYTES
 from cudeform.cpu.queries import (
     Extent,
     aggregate,
-    aggregate_gathered,
     pack,
     point_gradients,
-    point_gradients_gathered,
 )
 from cudeform.cpu.sizes import At, Sizes, job_of, rows_of
 from cudeform.cpu.sorting import GRAIN, add_corners, list_corners
@@ -256,7 +254,7 @@ class Aggregator:
             value = aligned(value.reshape(sizes.shape))
         self.value = value
         if value.flags.c_contiguous:
-            self.at, self.gathers, self.flat = sizes.at, False, frozen(words(value), value)
+            self.at, self.gathers, self.flat = sizes.at, None, frozen(words(value), value)
         else:
             self._lie(value)
 
@@ -265,16 +263,15 @@ class Aggregator:
         self.flat, start, (image, row, pixel, head, channel) = lying(value)
         gap = row - value.shape[2] * pixel if value.shape[1] > 1 else 0
         self.at = At(start, image, head, pixel, channel, gap)
-        self.gathers = gap != 0 or (channel != 1 and self.extent.channels > 1)
+        self.gathers = gap != 0 or (channel != 1 and self.extent.channels > 1) or None
 
     def aggregate(self, output: np.ndarray) -> None:
         """Set the output."""
         sizes, target = self.sizes, words(output.reshape(-1))
         for part in self._parts():
             source, gathers = self._source(part)
-            given = part.numbers, sizes.levels, sizes.taps, source, *self.points, sizes.scale
-            kernel = aggregate_gathered if gathers else aggregate
-            threads.share(partial(kernel, *given, target), part.tasks, self._work(output))
+            given = part.numbers, *sizes.places, gathers, source, *self.points, sizes.scale
+            threads.share(partial(aggregate, *given, target), part.tasks, self._work(output))
 
     def differentiate(
         self,
@@ -291,9 +288,9 @@ class Aggregator:
         grads = frozen(words(grad_output), grad_output)
         for part in self._parts():
             source, gathers = self._source(part)
-            given = part.numbers, sizes.levels, sizes.taps, source, *self.points, grads, sizes.scale
-            kernel = point_gradients_gathered if gathers else point_gradients
-            threads.share(partial(kernel, *given, *targets), part.tasks, self._work(grad_output))
+            given = part.numbers, *sizes.places, gathers, source, *self.points, grads, sizes.scale
+            task = partial(point_gradients, *given, *targets)
+            threads.share(task, part.tasks, self._work(grad_output))
 
     def spread(
         self, grad_output: np.ndarray, room: Room, pixels: tuple[int, int] | None = None
@@ -322,7 +319,7 @@ class Aggregator:
             cuts = _cuts(sizes.levels.reshape(3, -1), end, pieces)
         grads = frozen(words(grad_output), grad_output)
         points = *self.points, grads, sizes.scale, words(room.array.reshape(-1))
-        task = partial(value_gradients, numbers, sizes.levels, sizes.taps, cuts, *reach, *points)
+        task = partial(value_gradients, numbers, *sizes.places, cuts, *reach, *points)
         threads.share(task, sizes.slices * pieces, self._work(grad_output))
 
     def _lists(self, count: int) -> bool:
@@ -362,7 +359,7 @@ class Aggregator:
         for first in range(0, sizes.slices, together):
             count = min(together, sizes.slices - first)
             numbers = job_of(extent, first, pieces, sizes.at, how)
-            given = numbers, sizes.levels, sizes.taps, owners, *self.points, sizes.scale, *lists
+            given = numbers, *sizes.places, owners, *self.points, sizes.scale, *lists
             threads.share(partial(list_corners, *given), count * bundles, work)
             given = numbers, cuts, touched, *lists, grads, sizes.scale, target
             threads.share(partial(add_corners, *given), count * pieces, work)
@@ -377,7 +374,7 @@ class Aggregator:
         reach = np.empty(2 * tasks, np.int64)
         touched = np.zeros(sizes.slices * -(-extent.pixels // _PAGE), np.uint8)
         numbers = job_of(extent, 0, 1, sizes.at, how)
-        given = numbers, sizes.levels, sizes.taps, self.points[0], sizes.scale, reach, touched
+        given = numbers, *sizes.places[:3], self.points[0], sizes.scale, reach, touched
         work = sizes.slices * extent.queries * extent.points
         threads.share(partial(survey, *given), tasks, work)
         return how, reach, touched
@@ -389,8 +386,8 @@ class Aggregator:
         sizes, count = self.sizes, threads.get_num_threads()
         return _parts(self.extent, sizes.slices, self.at, sizes.scale.itemsize, count)
 
-    def _source(self, part: _Part) -> tuple[np.ndarray, bool]:
-        """The values as kernels take them, and whether they are gathered."""
+    def _source(self, part: _Part) -> tuple[np.ndarray, bool | None]:
+        """The values as kernels take them, and whether they are gathered; None: they are not."""
         if not part.packed:
             return self.flat, self.gathers
         extent, slices = self.extent, part.last - part.first
@@ -401,7 +398,7 @@ class Aggregator:
             threads.share(partial(pack, job, self.flat, target), slices * pieces, target.size)
         else:
             self._pack(part, target.reshape(slices, *self.value.shape[1:3], extent.channels))
-        return frozen(target, target), False
+        return frozen(target, target), None
 
     def _pack(self, part: _Part, target: np.ndarray) -> None:
         """Copy the values of slices side by side, however they lie."""

@@ -85,11 +85,10 @@ def _sizes(plan: AttentionPlan, images: int, queries: int, dtype: np.dtype) -> S
         channels=plan.channels,
         queries=queries,
         points=plan.samples,
-        nearest=int(plan.method == "nearest"),
-        softmax=int(plan.softmax),
         **plan.steps,
     )
     rows = [(*size, start) for size, start in zip(plan.shapes, plan.starts, strict=True)]
     levels = np.repeat(np.array(rows, np.int64), plan.points, 0).T.ravel()
     shape = images, 1, plan.values, plan.heads, plan.channels
-    return sized(shape, extent, levels, None, 1.0, dtype)
+    rules = plan.method == "nearest", plan.softmax
+    return sized(shape, extent, levels, None, 1.0, dtype, *rules)

@@ -6,7 +6,7 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inner
 from cudeform.cpu.language.halves import element, put
-from cudeform.cpu.located import DOWN, PIXEL, RIGHT, SINGLE, WIDTH
+from cudeform.cpu.located import DOWN, PIXEL, RIGHT, WIDTH
 
 __all__ = ["CORNERS", "gather_corners"]
 
@@ -14,7 +14,7 @@ CORNERS = 4  # of a point
 
 
 @inner
-def gather_corners(block, count, source, view, apart, room):
+def gather_corners(block, count, source, view, apart, room, nearest):
     """Copy the corners of points into a room, where corner k of point p is pixel 4*p + k, and let
     the points read them there.
 
@@ -31,7 +31,7 @@ def gather_corners(block, count, source, view, apart, room):
         )
         if first < 0:
             continue
-        for k in range(1 if right == SINGLE else CORNERS):
+        for k in range(CORNERS if nearest is None else 1):
             pixel = np.int64(first)
             if k & 1:
                 pixel += right
@@ -43,6 +43,5 @@ def gather_corners(block, count, source, view, apart, room):
             for c in range(view.channels):
                 room[np.uint64(to + c)] = source[np.uint64(at + c * channel)]
         put(whole, PIXEL + p, CORNERS * p)
-        if right != SINGLE:
-            put(whole, RIGHT + p, 1)
-            put(whole, DOWN + p, 2)
+        put(whole, RIGHT + p, 1)
+        put(whole, DOWN + p, 2)

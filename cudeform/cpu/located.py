@@ -39,7 +39,6 @@ __all__ = [
     "PLANE",
     "RIGHT",
     "SHARE",
-    "SINGLE",
     "START",
     "TAP_X",
     "TAP_Y",
@@ -72,7 +71,6 @@ _INTEGERS = 7 * PLANE
 # Until corners are known: whole coordinates that X and Y are from, and whether anything is read.
 BASE_Y, BASE_X, _INSIDE = PIXEL, SIDES, DOWN
 _TOP, _BOTTOM, _LEFT, _RIGHT = 1, 2, 4, 8
-SINGLE = -1  # of RIGHT: the first corner is all that is read
 
 
 class Rows(NamedTuple):
@@ -221,7 +219,6 @@ def locate_nearest(block, count):
         column = min(max(np.float64(np.floor(x)), 0.0), right)
         pixel = whole[START + p] + np.int32(row) * whole[WIDTH + p] + np.int32(column)
         whole[PIXEL + p] = select(reads, pixel, -1)
-        whole[RIGHT + p] = SINGLE
         reals[W00 + p] = reals[SHARE + p]
 
 
@@ -241,21 +238,24 @@ def _weights(reals, like, p):
 
 
 @inner
-def sum_points(block, rows, source, view, target):
-    """target[r*channels + c] += sum over the points of row r of weighted values of channel c."""
+def sum_points(block, rows, source, view, target, nearest):
+    """target[r*channels + c] += sum over the points of row r of weighted values of channel c.
+
+    With `nearest` not None a point reads one pixel.
+    """
     step = lanes(target)
     tail = view.channels & (step - 1)
     whole = view.channels - tail
     blocks = whole - whole % (4 * step)
     for c in range(0, blocks, 4 * step):
-        _sum_four(block, rows, source, view, target, c)
+        _sum_four(block, rows, source, view, target, nearest, c)
     pairs = blocks + (whole - blocks) // (2 * step) * (2 * step)
     for c in range(blocks, pairs, 2 * step):
-        _sum_two(block, rows, source, view, target, c)
+        _sum_two(block, rows, source, view, target, nearest, c)
     for c in range(pairs, whole, step):
-        _sum_one(block, rows, source, view, target, c, step)
+        _sum_one(block, rows, source, view, target, nearest, c, step)
     if tail:
-        _sum_one(block, rows, source, view, target, whole, tail)
+        _sum_one(block, rows, source, view, target, nearest, whole, tail)
 
 
 @inlined
@@ -267,7 +267,7 @@ def _blend(source, at, w, c, sums):
 
 
 @inlined
-def _sum_four(block, rows, source, view, target, c):
+def _sum_four(block, rows, source, view, target, nearest, c):
     reals, whole = block
     step = lanes(target)
     c1, c2, c3 = c + step, c + 2 * step, c + 3 * step
@@ -279,7 +279,7 @@ def _sum_four(block, rows, source, view, target, c):
             if element(whole, PIXEL + p) < 0:
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
-            if element(whole, RIGHT + p) == SINGLE:
+            if nearest is not None:
                 s0 = fma(w[0], load_wide(source, at[0] + c), s0)
                 s1 = fma(w[0], load_wide(source, at[0] + c1), s1)
                 s2 = fma(w[0], load_wide(source, at[0] + c2), s2)
@@ -294,7 +294,7 @@ def _sum_four(block, rows, source, view, target, c):
 
 
 @inlined
-def _sum_two(block, rows, source, view, target, c):
+def _sum_two(block, rows, source, view, target, nearest, c):
     reals, whole = block
     c1 = c + lanes(target)
     for r in range(rows.count):
@@ -304,7 +304,7 @@ def _sum_two(block, rows, source, view, target, c):
             if element(whole, PIXEL + p) < 0:
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
-            if element(whole, RIGHT + p) == SINGLE:
+            if nearest is not None:
                 s0 = fma(w[0], load_wide(source, at[0] + c), s0)
                 s1 = fma(w[0], load_wide(source, at[0] + c1), s1)
             else:
@@ -314,7 +314,7 @@ def _sum_two(block, rows, source, view, target, c):
 
 
 @inlined
-def _sum_one(block, rows, source, view, target, c, count):
+def _sum_one(block, rows, source, view, target, nearest, c, count):
     """One vector of `count` channels."""
     reals, whole = block
     for r in range(rows.count):
@@ -325,7 +325,7 @@ def _sum_one(block, rows, source, view, target, c, count):
                 continue
             at, w = _corners(whole, view, p), _weights(reals, target, p)
             sums = fma(w[0], load_wide_some(source, at[0] + c, count), sums)
-            if element(whole, RIGHT + p) != SINGLE:
+            if nearest is None:
                 sums = fma(w[1], load_wide_some(source, at[1] + c, count), sums)
                 sums = fma(w[2], load_wide_some(source, at[2] + c, count), sums)
                 sums = fma(w[3], load_wide_some(source, at[3] + c, count), sums)
@@ -333,7 +333,7 @@ def _sum_one(block, rows, source, view, target, c, count):
 
 
 @inner
-def dot_points(block, rows, source, view, grad, dots):
+def dot_points(block, rows, source, view, grad, dots, nearest):
     """The products of a row's gradient with each corner of its points, into four planes."""
     _, whole = block
     step = lanes(grad)
@@ -344,7 +344,9 @@ def dot_points(block, rows, source, view, grad, dots):
         for p in range(r * rows.each, (r + 1) * rows.each):
             at = _corners(whole, view, p)
             dot = zeros(grad), zeros(grad), zeros(grad), zeros(grad)
-            if element(whole, PIXEL + p) >= 0 and element(whole, RIGHT + p) == SINGLE:
+            if element(whole, PIXEL + p) < 0:
+                pass
+            elif nearest is not None:
                 only = dot[0]
                 for c in range(0, end, step):
                     only = fma(load(grad, row + c), load_wide(source, at[0] + c), only)
@@ -352,7 +354,7 @@ def dot_points(block, rows, source, view, grad, dots):
                     value = load_wide_some(source, at[0] + end, tail)
                     only = fma(load_some(grad, row + end, tail), value, only)
                 dot = only, dot[1], dot[2], dot[3]
-            elif element(whole, PIXEL + p) >= 0:
+            else:
                 for c in range(0, end, step):
                     values = load_corners(source, at, c, step)
                     dot = add_dots(load(grad, row + c), values, dot)

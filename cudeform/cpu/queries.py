@@ -47,13 +47,11 @@ __all__ = [
     "Job",
     "Strides",
     "aggregate",
-    "aggregate_gathered",
     "fill_grads",
     "fill_shares",
     "locate",
     "pack",
     "point_gradients",
-    "point_gradients_gathered",
     "queries_of",
     "share",
     "shares_of",
@@ -75,8 +73,6 @@ class Extent(NamedTuple):
     channels: int  # of a head
     queries: int
     points: int  # of a head of a query
-    nearest: int
-    softmax: int
     location_query: int
     location_head: int
     weight_query: int
@@ -104,8 +100,10 @@ class Strides(NamedTuple):
 
 Job = namedtuple("Job", Extent._fields + Strides._fields)
 _read_job = records(Job)
-# Kernels get the taps of a grid as an array, and None for locations: a call compiles one of both.
-# It has no number for each tap, of which there may be millions; a block finds its own.
+# What is None is no part of what a call compiles: `taps`, the taps of a grid, where points are at
+# locations; `nearest`, where one reads four pixels; `softmax`, where factors are as given;
+# `gathers`, where channels lie side by side.
+# A grid has no number for each tap, of which there may be millions; a block finds its own.
 
 
 class _Queries(NamedTuple):
@@ -151,15 +149,15 @@ def _weights(job, queries):
 
 
 @inlined
-def shares_of(job, like):
+def shares_of(job, softmax, like):
     """Room for the factors of the points of a block's queries, where these depend on each other."""
-    return empty(job.rows * job.points if job.softmax else 0, like.dtype)
+    return empty(0 if softmax is None else job.rows * job.points, like.dtype)
 
 
 @inlined
-def fill_shares(job, weights, queries, shares):
+def fill_shares(job, softmax, weights, queries, shares):
     """The factors of all points of so many queries, where these depend on each other."""
-    if job.softmax:
+    if softmax is not None:
         points, count = job.points, queries.count
         places = *_weights(job, queries), np.int64(0), points
         read_rows(weights, shares, places, (count, points))
@@ -173,11 +171,11 @@ def _rows(job, queries, first):
 
 
 @inlined
-def share(job, weights, shares, queries, first, block):
+def share(job, softmax, weights, shares, queries, first, block):
     """Give the points of a block their factors, from point `first` of each query on."""
     rows, (reals, _) = _rows(job, queries, first), block
     size, to = (rows.count, rows.each), np.int64(SHARE)  # no numbers written out: one function
-    if job.softmax:
+    if softmax is not None:
         read_rows(shares, reals, (first, job.points, to, rows.each), size)
     else:
         at, step = _weights(job, queries)
@@ -192,7 +190,7 @@ def _locations(job, queries, first):
 
 
 @inlined
-def locate(job, taps, given, queries, first, block, fresh):
+def locate(job, taps, nearest, given, queries, first, block, fresh):
     """Locate the points of a block, which have their factors, from point `first` of each query on;
     levels of a `fresh` block are not known. Returns its rows.
     """
@@ -211,14 +209,14 @@ def locate(job, taps, given, queries, first, block, fresh):
         _displace(job, queries, rows, block, scale)
         locate_beside(block, count)
     else:
-        half = reals.dtype.type(0.5 if job.nearest else -0.5)
+        half = reals.dtype.type(-0.5 if nearest is None else 0.5)
         for p in range(count):
             reals[X + p] = reals[X + p] * reals.dtype.type(whole[WIDTH + p]) + half
             reals[Y + p] = reals[Y + p] * reals.dtype.type(whole[HEIGHT + p]) + half
-        if job.nearest:
-            locate_nearest(block, count)
-        else:
+        if nearest is None:
             locate_points(block, count)
+        else:
+            locate_nearest(block, count)
     return rows
 
 
@@ -252,61 +250,58 @@ def _slice(job, task):
     return image, head, (first, last), View(start, job.pixel, job.channels)
 
 
-@inlined
-def _in_place(job, block, rows, source, view, room):
-    """What the points of a block read, and where."""
-    return source, view
-
-
-@inlined
-def _gathered(job, block, rows, source, view, room):
-    """The same where the channels of a pixel lie apart: a copy."""
-    gather_corners(block, rows.count * rows.each, source, view, (job.channel, job.gap), room)
-    return room, View(0, job.channels, job.channels)
-
-
 @kernel
 def aggregate(
-    numbers, levels, taps, source, locations, weights, scale, output, first_task, last_task
+    numbers,
+    levels,
+    taps,
+    nearest,
+    softmax,
+    gathers,
+    source,
+    locations,
+    weights,
+    scale,
+    output,
+    first_task,
+    last_task,
 ):
     """The results of queries of slices."""
-    given = levels, source, locations, weights, scale
-    _aggregate(numbers, taps, given, output, first_task, last_task, _in_place, source)
-
-
-@kernel
-def aggregate_gathered(
-    numbers, levels, taps, source, locations, weights, scale, output, first_task, last_task
-):
-    """The same of values whose channels lie apart."""
-    given = levels, source, locations, weights, scale
-    (job,) = _read_job(numbers)
-    room = empty(CORNERS * PLANE * job.channels, source.dtype)
-    _aggregate(numbers, taps, given, output, first_task, last_task, _gathered, room)
-
-
-@inlined
-def _aggregate(numbers, taps, given, output, first_task, last_task, find, room):
-    levels, source, locations, weights, scale = given
     (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
-    shares = shares_of(job, scale)
-    sums = empty(job.rows * channels, scale.dtype)
+    shares = shares_of(job, softmax, scale)
+    sums, room = empty(job.rows * channels, scale.dtype), _room(job, gathers, source)
+    beside = View(0, channels, channels)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
             queries = queries_of(job, image, head, q, last)
             sums[: queries.count * channels] = 0
-            fill_shares(job, weights, queries, shares)
+            fill_shares(job, softmax, weights, queries, shares)
             for k in range(0, points, PLANE):
-                share(job, weights, shares, queries, k, block)
+                share(job, softmax, weights, shares, queries, k, block)
                 given = levels, locations, scale
-                rows = locate(job, taps, given, queries, k, block, q == first)
-                values, seen = find(job, block, rows, source, view, room)
-                sum_points(block, rows, values, seen, sums)
+                rows = locate(job, taps, nearest, given, queries, k, block, q == first)
+                if gathers is None:
+                    sum_points(block, rows, source, view, sums, nearest)
+                else:
+                    _gather(job, block, rows, source, view, room, nearest)
+                    sum_points(block, rows, room, beside, sums, nearest)
             size = queries.count, channels
             write_rows(sums, output, (0, channels, *_results(job, queries)), size)
+
+
+@inlined
+def _room(job, gathers, source):
+    """For what the points of a block read, where the channels of a pixel lie apart."""
+    return empty(0 if gathers is None else CORNERS * PLANE * job.channels, source.dtype)
+
+
+@inlined
+def _gather(job, block, rows, source, view, room, nearest):
+    count, apart = rows.count * rows.each, (job.channel, job.gap)
+    gather_corners(block, count, source, view, apart, room, nearest)
 
 
 @inlined
@@ -329,6 +324,9 @@ def point_gradients(
     numbers,
     levels,
     taps,
+    nearest,
+    softmax,
+    gathers,
     source,
     locations,
     weights,
@@ -340,73 +338,47 @@ def point_gradients(
     last_task,
 ):
     """The gradients of the locations and weights of queries of slices; an empty one is skipped."""
-    given = levels, source, locations, weights, grad_output, scale
-    targets = grad_locations, grad_weights
-    _point_gradients(numbers, taps, given, targets, first_task, last_task, _in_place, source)
-
-
-@kernel
-def point_gradients_gathered(
-    numbers,
-    levels,
-    taps,
-    source,
-    locations,
-    weights,
-    grad_output,
-    scale,
-    grad_locations,
-    grad_weights,
-    first_task,
-    last_task,
-):
-    """The same of values whose channels lie apart."""
-    given = levels, source, locations, weights, grad_output, scale
-    targets = grad_locations, grad_weights
-    (job,) = _read_job(numbers)
-    room = empty(CORNERS * PLANE * job.channels, source.dtype)
-    _point_gradients(numbers, taps, given, targets, first_task, last_task, _gathered, room)
-
-
-@inlined
-def _point_gradients(numbers, taps, given, targets, first_task, last_task, find, room):
-    levels, source, locations, weights, grad_output, scale = given
-    grad_locations, grad_weights = targets
     (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
     dots = empty(4 * PLANE, scale.dtype)
-    shares, found = shares_of(job, scale), shares_of(job, scale)
-    grads = empty(job.rows * channels, scale.dtype)
+    shares, found = shares_of(job, softmax, scale), shares_of(job, softmax, scale)
+    grads, room = empty(job.rows * channels, scale.dtype), _room(job, gathers, source)
+    beside = View(0, channels, channels)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
             queries = queries_of(job, image, head, q, last)
-            fill_shares(job, weights, queries, shares)
+            fill_shares(job, softmax, weights, queries, shares)
             fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
-                share(job, weights, shares, queries, k, block)
+                share(job, softmax, weights, shares, queries, k, block)
                 given = levels, locations, scale
-                rows = locate(job, taps, given, queries, k, block, q == first)
-                values, seen = find(job, block, rows, source, view, room)
-                dot_points(block, rows, values, seen, grads, dots)
-                _write_locations(job, taps, block, rows, dots, grad_locations, queries, k, scale)
+                rows = locate(job, taps, nearest, given, queries, k, block, q == first)
+                if gathers is None:
+                    dot_points(block, rows, source, view, grads, dots, nearest)
+                else:
+                    _gather(job, block, rows, source, view, room, nearest)
+                    dot_points(block, rows, room, beside, grads, dots, nearest)
+                where = grad_locations, queries, k
+                _write_locations(job, taps, nearest, block, rows, dots, where, scale)
                 size, own = (rows.count, rows.each), (np.int64(0), rows.each)
-                if job.softmax:
+                if softmax is not None:
                     read_rows(dots, found, (*own, k, points), size)
                 elif len(grad_weights):
                     at, step = _weights(job, queries)
                     write_rows(dots, grad_weights, (*own, at + k, step), size)
-            if job.softmax and len(grad_weights):
+            if softmax is not None and len(grad_weights):
                 _write_weights(job, shares, found, grad_weights, queries)
 
 
 @inlined
-def _write_locations(job, taps, block, rows, dots, target, queries, first, scale):
+def _write_locations(job, taps, nearest, block, rows, dots, where, scale):
     """From the dots of a block to gradients of its locations, and of its shares in their place."""
     _, whole = block
+    target, queries, first = where
     count = rows.count * rows.each
-    if job.nearest:
+    if nearest is not None:
         dots[PLANE : 3 * PLANE] = 0
     else:
         slopes(block, count, dots)

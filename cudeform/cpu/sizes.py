@@ -44,8 +44,15 @@ class Sizes(NamedTuple):
     # Height, width and first pixel of the level of each point, all heights first; of a grid, of one
     levels: np.ndarray
     taps: np.ndarray | None  # of a grid: `Taps`
+    nearest: bool | None  # None: a point reads four pixels
+    softmax: bool | None  # None: of no weights
     scale: np.ndarray  # one number, in the dtype of sums; of a grid: of the taps with their offsets
     at: At  # of contiguous values
+
+    @property
+    def places(self) -> tuple[np.ndarray | bool | None, ...]:
+        """Where points are, and what a kernel is compiled for."""
+        return self.levels, self.taps, self.nearest, self.softmax
 
     @property
     def slices(self) -> int:
@@ -59,12 +66,15 @@ def sized(
     taps: Taps | None,
     scale: float,
     dtype: np.dtype,
+    nearest: bool = False,
+    softmax: bool = False,
 ) -> Sizes:
     """The sizes of a call, for values of a dtype."""
     pixel = extent.heads * extent.channels
     at = At(0, extent.pixels * pixel, extent.channels, pixel, 1, 0)
     places = None if taps is None else np.array(taps, np.int64)
-    return Sizes(shape, extent, levels, places, np.array([scale], sum_dtype(dtype)), at)
+    factor = np.array([scale], sum_dtype(dtype))
+    return Sizes(shape, extent, levels, places, nearest or None, softmax or None, factor, at)
 
 
 def job_of(extent: Extent, first: int, pieces: int, at: At, *more: tuple[int, ...]) -> np.ndarray:

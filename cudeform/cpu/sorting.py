@@ -36,6 +36,8 @@ def list_corners(
     numbers,
     levels,
     taps,
+    nearest,
+    softmax,
     owners,
     locations,
     weights,
@@ -54,7 +56,7 @@ def list_corners(
     job, how = _read(numbers)
     points = job.points
     block = block_arrays(scale)
-    shares = shares_of(job, scale)
+    shares = shares_of(job, softmax, scale)
     most = CORNERS * how.bundle * points
     pixels, queried, found = empty(most, np.int32), empty(most, np.int32), empty(most, scale.dtype)
     bundles = (job.queries + how.bundle - 1) // how.bundle
@@ -67,14 +69,14 @@ def list_corners(
         count = 0
         for q in range(begin, end, job.rows):
             queries = queries_of(job, image, head, q, end)
-            fill_shares(job, weights, queries, shares)
+            fill_shares(job, softmax, weights, queries, shares)
             for k in range(0, points, PLANE):
-                share(job, weights, shares, queries, k, block)
+                share(job, softmax, weights, shares, queries, k, block)
                 given = levels, locations, scale
-                rows = locate(job, taps, given, queries, k, block, q == begin)
+                rows = locate(job, taps, nearest, given, queries, k, block, q == begin)
                 for r in range(rows.count):
                     for p in range(r * rows.each, (r + 1) * rows.each):
-                        for corner in range(CORNERS):
+                        for corner in range(CORNERS if nearest is None else 1):
                             pixel, weight = corner_of(block, p, corner)
                             if pixel >= 0:
                                 put(pixels, count, np.int32(pixel))

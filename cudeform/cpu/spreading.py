@@ -18,7 +18,6 @@ from cudeform.cpu.located import (
     PLANE,
     RIGHT,
     SHARE,
-    SINGLE,
     W00,
     View,
     block_arrays,
@@ -65,7 +64,7 @@ _read = records(Job, Spread)
 
 
 @kernel
-def survey(numbers, levels, taps, locations, scale, reach, touched, first_task, last_task):
+def survey(numbers, levels, taps, nearest, locations, scale, reach, touched, first_task, last_task):
     """Which pixels bundles of queries of slices reach: a task is a bundle.
 
     `reach` is told the first pixel and an end, and `touched` which pages have any.
@@ -84,9 +83,9 @@ def survey(numbers, levels, taps, locations, scale, reach, touched, first_task, 
             queries = queries_of(job, image, head, q, last)
             for k in range(0, job.points, PLANE):
                 given = levels, locations, scale
-                rows = locate(job, taps, given, queries, k, block, True)
+                rows = locate(job, taps, nearest, given, queries, k, block, True)
                 for p in range(rows.count * rows.each):
-                    for corner in range(CORNERS):
+                    for corner in range(CORNERS if nearest is None else 1):
                         pixel, _ = corner_of(block, p, corner)
                         if pixel >= 0:
                             low, high = min(low, pixel), max(high, pixel + 1)
@@ -99,6 +98,8 @@ def value_gradients(
     numbers,
     levels,
     taps,
+    nearest,
+    softmax,
     cuts,
     reach,
     touched,
@@ -117,7 +118,7 @@ def value_gradients(
     job, how = _read(numbers)
     channels, points = job.channels, job.points
     block = block_arrays(scale)
-    shares = shares_of(job, scale)
+    shares = shares_of(job, softmax, scale)
     grads = empty(job.rows * channels, scale.dtype)
     longest = 0
     for piece in range(job.pieces):
@@ -141,13 +142,13 @@ def value_gradients(
             if reach[bundle] >= end or reach[bundle + 1] <= first:
                 continue
             queries = queries_of(job, image, head, q, job.queries)
-            fill_shares(job, weights, queries, shares)
+            fill_shares(job, softmax, weights, queries, shares)
             fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
-                share(job, weights, shares, queries, k, block)
+                share(job, softmax, weights, shares, queries, k, block)
                 given = levels, locations, scale
-                rows = locate(job, taps, given, queries, k, block, not filled)
-                spread_points(block, rows, grads, sums, view, (first, end))
+                rows = locate(job, taps, nearest, given, queries, k, block, not filled)
+                spread_points(block, rows, grads, sums, view, (first, end), nearest)
             filled = True
         if not how.in_place:
             each_page(job, how, number, (first, end), touched, sums, target, page_ends)
@@ -198,7 +199,7 @@ def page_ends(how, places, size, sums, target):
 
 
 @inner
-def spread_points(block, rows, grad, target, view, bounds):
+def spread_points(block, rows, grad, target, view, bounds, nearest):
     """Add a row's gradient, times their weights, to the corners that are within `bounds`.
 
     These are a first pixel and an end; `target` begins at the first.
@@ -208,27 +209,25 @@ def spread_points(block, rows, grad, target, view, bounds):
     whole = view.channels - tail
     pairs = whole - whole % (2 * step)
     for c in range(0, pairs, 2 * step):
-        _spread_two(block, rows, grad, target, view, bounds, c)
+        _spread_two(block, rows, grad, target, view, bounds, nearest, c)
     if pairs < whole:
-        _spread_one(block, rows, grad, target, view, bounds, pairs, step)
+        _spread_one(block, rows, grad, target, view, bounds, nearest, pairs, step)
     if tail:
-        _spread_one(block, rows, grad, target, view, bounds, whole, tail)
+        _spread_one(block, rows, grad, target, view, bounds, nearest, whole, tail)
 
 
 @inlined
 def corner_of(block, p, corner):
     """The pixel of a corner of a point, and its weight; -1 where there is none."""
     reals, whole = block
-    pixel, right = element(whole, PIXEL + p), element(whole, RIGHT + p)
-    weight = element(reals, W00 + p + corner * PLANE)
-    beside = right if corner & 1 else 0
+    pixel, weight = element(whole, PIXEL + p), element(reals, W00 + p + corner * PLANE)
+    beside = element(whole, RIGHT + p) if corner & 1 else 0
     below = element(whole, DOWN + p) if corner & 2 else 0
-    none = pixel < 0 or (corner > 0 and right == SINGLE)
-    return -1 if none else pixel + beside + below, weight
+    return -1 if pixel < 0 else pixel + beside + below, weight
 
 
 @inlined
-def _spread_two(block, rows, grad, target, view, bounds, c):
+def _spread_two(block, rows, grad, target, view, bounds, nearest, c):
     """Two vectors of channels from c on."""
     first, end = bounds
     step = lanes(grad)
@@ -236,7 +235,7 @@ def _spread_two(block, rows, grad, target, view, bounds, c):
         row = r * view.channels + c
         g0, g1 = load(grad, row), load(grad, row + step)
         for p in range(r * rows.each, (r + 1) * rows.each):
-            for corner in range(4):
+            for corner in range(CORNERS if nearest is None else 1):
                 pixel, weight = corner_of(block, p, corner)
                 if pixel < first or pixel >= end:
                     continue
@@ -247,13 +246,13 @@ def _spread_two(block, rows, grad, target, view, bounds, c):
 
 
 @inlined
-def _spread_one(block, rows, grad, target, view, bounds, c, count):
+def _spread_one(block, rows, grad, target, view, bounds, nearest, c, count):
     """One vector of `count` channels."""
     first, end = bounds
     for r in range(rows.count):
         g = load_some(grad, r * view.channels + c, count)
         for p in range(r * rows.each, (r + 1) * rows.each):
-            for corner in range(4):
+            for corner in range(CORNERS if nearest is None else 1):
                 pixel, weight = corner_of(block, p, corner)
                 if pixel < first or pixel >= end:
                     continue

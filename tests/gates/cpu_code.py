@@ -145,9 +145,10 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
         yield rows.split_pairs, (source, flat, (0, 0, 0, 0), (0, 0), 0)
         yield rows.write_rows, (flat, kept, (0, 0, 0, 0), (0, 0))
         yield rows.join_pairs, (flat, kept, (0, 0, 0, 0), (0, 0), 0)
-        yield located.sum_points, (block, located.Rows(0, 0), source, view, flat)
-        yield located.dot_points, (block, located.Rows(0, 0), source, view, flat, flat)
-    yield spreading.spread_points, (block, located.Rows(0, 0), flat, flat, view, (0, 0))
+        for nearest in None, True:
+            yield located.sum_points, (block, located.Rows(0, 0), source, view, flat, nearest)
+            yield located.dot_points, (block, located.Rows(0, 0), source, view, flat, flat, nearest)
+    yield spreading.spread_points, (block, located.Rows(0, 0), flat, flat, view, (0, 0), None)
     places = np.zeros(0, np.int32)
     yield sorting.add_listed, ((0, 0), places, flat, given, view, flat, view, 0)
     yield patches.blend_tile, (tile, 0, flat, 0, 0, flat)
@@ -193,9 +194,18 @@ def with_vectors() -> set[str]:
 def main(cpu: str, triple: str | None = None) -> None:
     aim(cpu, triple)
     from numba import jit, typeof
+    from numba.core.codegen import JITCodeLibrary
     from numba.core.registry import cpu_target
 
     from cudeform.cpu.language import pipeline, simd
+
+    class Alone(pipeline._Whole):
+        _optimize_functions = JITCodeLibrary._optimize_functions
+
+    class Parts(pipeline.Kernels):
+        """What LLVM sees by itself before it sees the kernel around it."""
+
+        library = Alone
 
     cpu_target.target_context.codegen()._tm.set_asm_verbosity(True)
     found: dict[str, Any] = {"bytes": simd.BLOCK_BYTES, "rows": simd.BLOCK_ROWS}
@@ -205,7 +215,9 @@ def main(cpu: str, triple: str | None = None) -> None:
         for function, arguments in [*hot(dtype), *points]:
             types = tuple(map(typeof, arguments))
             # down to machine code, which is not written of what kernels call
-            whole = jit(pipeline_class=pipeline.Kernels, **function.targetoptions)(function.py_func)
+            part = function._compiler.pipeline_class is pipeline.Parts
+            compiler = Parts if part else pipeline.Kernels
+            whole = jit(pipeline_class=compiler, **function.targetoptions)(function.py_func)
             whole.compile(types)
             code = whole.inspect_asm(types)
             name = function.py_func.__name__

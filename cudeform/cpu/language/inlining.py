@@ -17,8 +17,11 @@ from numba.core.inline_closurecall import (
     _get_callee_args,
     _replace_returns,
 )
-from numba.core.ir_utils import get_definition, guard, simplify_CFG
+from numba.core.ir_utils import build_definitions, get_definition, guard, simplify_CFG
+from numba.core.rewrites.static_getitem import RewriteConstGetitems, RewriteConstSetitems
+from numba.core.ssa import reconstruct_ssa
 from numba.core.transforms import canonicalize_cfg
+from numba.core.typed_passes import PreLowerStripPhis
 from numba.core.untyped_passes import (
     DeadBranchPrune,
     FixupArgs,
@@ -26,11 +29,12 @@ from numba.core.untyped_passes import (
     InlineInlinables,
     IRProcessing,
     MakeFunctionToJitFunction,
+    ReconstructSSA,
     RewriteSemanticConstants,
     TranslateByteCode,
 )
 
-__all__ = ["Canonical", "Inline", "Passes"]
+__all__ = ["INSTEAD", "Passes"]
 
 
 class Passes(PassManager):
@@ -47,6 +51,47 @@ class Canonical(IRProcessing):
 
     def run_pass(self, state: Any) -> bool:
         state.func_ir.blocks = canonicalize_cfg(state.func_ir.blocks)
+        return True
+
+
+# Numba's own end with the lives of variables, which nobody asks for before the last pass.
+@register_pass(mutates_CFG=True, analysis_only=False)
+class Constant(GenericRewrites):
+    """Elements at indices that are written out; nothing else is rewritten in our kernels."""
+
+    _name = "constant"
+
+    def run_pass(self, state: Any) -> bool:
+        for each in RewriteConstGetitems, RewriteConstSetitems:
+            rewrite = each(state)
+            for label, block in state.func_ir.blocks.items():
+                while rewrite.match(state.func_ir, block, state.typemap, state.calltypes):
+                    state.func_ir.blocks[label] = block = rewrite.apply()
+        return True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class Single(ReconstructSSA):
+    """A name for each value that a variable gets."""
+
+    _name = "single"
+
+    def run_pass(self, state: Any) -> bool:
+        state.func_ir = reconstruct_ssa(state.func_ir)
+        self._patch_locals(state)
+        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
+        return True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class Joined(PreLowerStripPhis):
+    """And one for what is the same variable on several ways."""
+
+    _name = "joined"
+
+    def run_pass(self, state: Any) -> bool:
+        state.func_ir = self._strip_phi_nodes(state.func_ir)
+        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
         return True
 
 
@@ -90,11 +135,18 @@ _PASSES = (
     Canonical,
     RewriteSemanticConstants,
     DeadBranchPrune,
-    GenericRewrites,
+    Constant,
     MakeFunctionToJitFunction,
     Inline,
     DeadBranchPrune,
 )
+INSTEAD = {
+    GenericRewrites: Constant,
+    InlineInlinables: Inline,
+    IRProcessing: Canonical,
+    PreLowerStripPhis: Joined,
+    ReconstructSSA: Single,
+}
 _READ: dict[Callable[..., Any], Any] = {}
 
 

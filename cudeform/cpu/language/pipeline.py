@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import importlib
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from llvmlite.binding import create_new_function_pass_manager
 from numba import njit, types
+from numba.core import base
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, Flags
 from numba.core.imputils import builtin_registry
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 from numba.core.runtime.context import NRTContext
+from numba.core.typed_passes import IRLegalization, NativeLowering
 from numba.core.typing import Context, mathdecl, npydecl
-from numba.core.untyped_passes import InlineInlinables, IRProcessing
 from numba.cpython import mathimpl
 from numba.cpython.builtins import do_minmax
 from numba.np import npyimpl
 
-from cudeform.cpu.language.inlining import Canonical, Inline, Passes
+from cudeform.cpu.language.inlining import INSTEAD, Passes
+from cudeform.cpu.language.lowering import Legal, Native
 
 __all__ = ["Drafts", "Kernels", "Parts", "called", "declare"]
 
@@ -70,6 +74,18 @@ def _asking_no_other() -> Iterator[None]:
             given["refresh"] = before
 
 
+@contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """Nearly all that is made while a kernel is compiled is in use until the end."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _nothing() -> None:
     pass
 
@@ -87,7 +103,7 @@ class Kernels(Compiler):
 
     def _compile_core(self) -> Any:
         self.state.flags = _Flags(self.state.flags)
-        with _asking_no_other():
+        with _asking_no_other(), _collecting_nothing():
             return super()._compile_core()
 
     def define_pipelines(self) -> Any:
@@ -106,9 +122,20 @@ class Kernels(Compiler):
         return [passes]
 
 
-# What they look for is not in our kernels: `with`, closures, expressions of whole arrays.
-_UNNEEDED = {"WithLifting", "InlineClosureLikes", "NopythonRewrites"}
-_INSTEAD = {IRProcessing: Canonical, InlineInlinables: Inline}
+# What they look for is not in our kernels: `with`, closures, literals, expressions of whole arrays.
+_UNNEEDED = {
+    "AnnotateTypes",
+    "FindLiterallyCalls",
+    "InlineClosureLikes",
+    "InlineOverloads",
+    "LiteralPropagationSubPipelinePass",
+    "LiteralUnroll",
+    "NoPythonSupportedFeatureValidation",
+    "NopythonRewrites",
+    "RewriteDynamicRaises",
+    "WithLifting",
+}
+_INSTEAD = {**INSTEAD, IRLegalization: Legal, NativeLowering: Native}
 
 
 class _Flags(Flags):
@@ -188,10 +215,22 @@ def _signature(func: types.Function, args: tuple[Any, ...]) -> Any:
 
 
 _TYPING = _Typing(cpu_target.typing_context)
+base._has_loc = functools.lru_cache(maxsize=_MOST)(base._has_loc)  # asked for each statement
 
 
 class _Whole(JITCodeLibrary):
     """The code of a kernel, with that of all it calls: LLVM sees that once, as a whole."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        """As far as counts of references cancel each other; the rest is done for the whole."""
+        ll_module.data_layout = self._codegen._data_layout
+        for function in ll_module.functions:
+            passes = create_new_function_pass_manager()
+            passes.add_sroa_pass()
+            passes.add_simplify_cfg_pass()
+            passes.add_instruction_combine_pass()
+            passes.add_refprune_pass()
+            passes.run(function, self._codegen._pass_builder())
 
     def add_linking_library(self, library: Any) -> None:
         super().add_linking_library(library)
@@ -205,6 +244,8 @@ class _Part(_Whole):
 
     Machine code of it is written as a part of kernels; Numba would do so here as well, for nobody.
     """
+
+    _optimize_functions = JITCodeLibrary._optimize_functions
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()

@@ -10,7 +10,7 @@ from typing import Any
 import llvmlite.ir as ir
 import numpy as np
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.halves import (
@@ -170,44 +170,38 @@ def softmax_rows(array, rows, count):
         _scale(array, at, count, one / total, zero)
 
 
+# exp(x) = 2**n exp(r): octaves in 1, log 2 in two parts, and the polynomial's factors
+_PER_OCTAVE, _OCTAVE = 1.44269504, (0.693359375, -2.12194440e-4)
+_FACTORS = 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0
+
+
 @intrinsic
-def _power_of_two(typingctx, exponent):
-    """2**exponent in float32, for the exponents of normal numbers."""
-
-    def codegen(context, builder, signature, args):
-        whole = ir.IntType(32)
-        biased = builder.add(builder.trunc(args[0], whole), whole(127))
-        return builder.bitcast(builder.shl(biased, whole(23)), ir.FloatType())
-
-    return types.float32(types.int64), codegen
-
-
-def _exponential(x):
-    raise NotImplementedError("for kernels")
-
-
-@overload(_exponential, jit_options={"error_model": "numpy"})
-def _exponential_of(x):
+def _exponential(typingctx, x):
     """exp of a number that is not above 0; of float32 in a way that LLVM makes vectors of.
 
     exp(x) = 2**n exp(r) with |r| at most half of log 2, where a polynomial of degree 7 is exact to
     the last bit but one.
     """
-    if x != types.float32:
-        return lambda x: np.exp(x)
-    real = np.float32
-    per_octave, octave, rest = real(1.44269504), real(0.693359375), real(-2.12194440e-4)
-    c7, c6, c5 = real(1 / 5040), real(1 / 720), real(1 / 120)
-    c4, c3, half, one = real(1 / 24), real(1 / 6), real(0.5), real(1)
-    least, zero = real(-87.0), real(0)
 
-    def of_float32(x):
-        near = x if x > least else zero  # neither NaN nor infinite
-        n = np.floor(near * per_octave + half)
-        r = near - n * octave
-        r = r - n * rest
-        p = ((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + half
-        value = ((p * r + one) * r + one) * _power_of_two(np.int64(n))
-        return value if x > least else (zero if x == x else x)
+    def codegen(context, builder, signature, args):
+        if x != types.float32:
+            return context.get_function(np.exp, signature)(builder, args)
+        real, whole = ir.FloatType(), ir.IntType(32)
+        (given,) = args
+        near = builder.fcmp_ordered(">", given, real(-87.0))
+        kept = builder.select(near, given, real(0.0))  # neither NaN nor infinite
+        floor = builder.module.declare_intrinsic("llvm.floor", [real])
+        octaves = builder.fadd(builder.fmul(kept, real(_PER_OCTAVE)), real(0.5))
+        n = builder.call(floor, [octaves])
+        r = builder.fsub(kept, builder.fmul(n, real(_OCTAVE[0])))
+        r = builder.fsub(r, builder.fmul(n, real(_OCTAVE[1])))
+        value = real(_FACTORS[0])
+        for factor in _FACTORS[1:]:
+            value = builder.fadd(builder.fmul(value, r), real(factor))
+        biased = builder.add(builder.fptosi(n, whole), whole(127))
+        power = builder.bitcast(builder.shl(biased, whole(23)), real)
+        value = builder.fmul(value, power)
+        number = builder.fcmp_ordered("ord", given, given)
+        return builder.select(near, value, builder.select(number, real(0.0), given))
 
-    return of_float32
+    return x(x), codegen
