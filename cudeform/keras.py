@@ -68,19 +68,12 @@ class DeformConv2D(_OnAllBackends, keras.layers.Conv2D):
     """
 
     def __init__(
-        self,
-        filters: int,
-        kernel_size: int | tuple[int, int],
-        strides: int | tuple[int, int] = (1, 1),
-        padding: str = "valid",
+        self, filters: int, kernel_size: int | tuple[int, int],
+        strides: int | tuple[int, int] = (1, 1), padding: str = "valid",
         data_format: str | None = None,
-        dilation_rate: int | tuple[int, int] = (1, 1),
-        groups: int = 1,
-        *,
-        offset_groups: int = 1,
-        modulated: bool = False,
-        **kwargs: Any,
-    ) -> None:
+        dilation_rate: int | tuple[int, int] = (1, 1), groups: int = 1,
+        *, offset_groups: int = 1, modulated: bool = False, **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(
             filters,
             kernel_size,
@@ -242,14 +235,9 @@ class MSDeformAttn(_OnAllBackends):
         return query_shape
 
     def call(
-        self,
-        query: Any,
-        reference: Any,
-        features: Any,
-        *,
-        spatial_shapes: Any,
-        features_mask: Any = None,
-    ) -> Any:
+        self, query: Any, reference: Any, features: Any,
+        *, spatial_shapes: Any, features_mask: Any = None,
+    ) -> Any:  # fmt: skip
         value = self.value_proj(features)
         if features_mask is not None:
             value = ops.where(features_mask[..., None], value, ops.zeros_like(value))

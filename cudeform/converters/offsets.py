@@ -129,15 +129,10 @@ def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: floa
 @dispatched("offset")
 def convert_offset(
     offset: Array,
-    source: str,
-    target: str,
-    *,
-    kernel_size: Pair,
-    dilation: Pair = 1,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-    layout: Layout = "NCHW",
-) -> Array:
+    source: str, target: str,
+    *, kernel_size: Pair, dilation: Pair = 1, offset_scale: float = 1.0,
+    remove_center: bool = False, layout: Layout = "NCHW",
+) -> Array:  # fmt: skip
     r"""Offsets of a deformable convolution from the layout of one library in that of another.
 
     "torchvision" is the layout of `deform_conv2d`; it is also that of mmcv, detectron2, ONNX,
@@ -210,13 +205,9 @@ def convert_offset(
 @dispatched("mask")
 def convert_mask(
     mask: Array,
-    source: str,
-    target: str,
-    *,
-    kernel_size: Pair,
-    remove_center: bool = False,
-    layout: Layout = "NCHW",
-) -> Array:
+    source: str, target: str,
+    *, kernel_size: Pair, remove_center: bool = False, layout: Layout = "NCHW",
+) -> Array:  # fmt: skip
     """Masks of a deformable convolution from the layout of one library in that of another.
 
     Parameters

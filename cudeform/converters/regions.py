@@ -25,16 +25,10 @@ _ROI_SIZES = {"mmcv": _roi_size_mmcv, "mxnet": _roi_size_mxnet}
 
 @dispatched("offset", "boxes")
 def convert_roi_offset(
-    offset: Array,
-    boxes: Boxes[Array],
-    source: str,
-    target: str,
-    *,
-    spatial_scale: float = 1.0,
-    gamma: float = 0.1,
-    trans_std: float = 0.1,
-    classes: int = 1,
-) -> Array:
+    offset: Array, boxes: Boxes[Array],
+    source: str, target: str,
+    *, spatial_scale: float = 1.0, gamma: float = 0.1, trans_std: float = 0.1, classes: int = 1,
+) -> Array:  # fmt: skip
     """Offsets of a deformable RoI pooling from the unit of one library in that of another.
 
     mmcv's deform_roi_pool and MXNet's deformable position-sensitive RoI pooling both shift a bin

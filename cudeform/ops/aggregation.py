@@ -29,19 +29,10 @@ class DCNv4Gradients(NamedTuple, Generic[Array]):
 
 @dispatched("input", "offset", "mask")
 def dcnv3(
-    input: Array,
-    offset: Array,
-    mask: Array,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-    softmax: bool = False,
-) -> Array:
+    input: Array, offset: Array, mask: Array,
+    kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1,
+    *, offset_scale: float = 1.0, remove_center: bool = False, softmax: bool = False,
+) -> Array:  # fmt: skip
     r"""The aggregation of DCNv3 [1]_: weighted sums of samples around each pixel of the output.
 
     It is a deformable convolution without a weight: what a channel reads is the same for all
@@ -105,21 +96,11 @@ def dcnv3(
 
 @dispatched("grad_output", "input", "offset", "mask")
 def dcnv3_backward(
-    grad_output: Array,
-    input: Array,
-    offset: Array,
-    mask: Array,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    needs: Iterable[str] | None = None,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
+    grad_output: Array, input: Array, offset: Array, mask: Array,
+    kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1,
+    *, needs: Iterable[str] | None = None, offset_scale: float = 1.0, remove_center: bool = False,
     softmax: bool = False,
-) -> DCNv3Gradients[Array]:
+) -> DCNv3Gradients[Array]:  # fmt: skip
     """Gradients of `dcnv3`.
 
     Parameters
@@ -158,17 +139,10 @@ def dcnv3_backward(
 
 @dispatched("input", "offset_mask")
 def dcnv4(
-    input: Array,
-    offset_mask: Array,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-) -> Array:
+    input: Array, offset_mask: Array,
+    kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1,
+    *, offset_scale: float = 1.0, remove_center: bool = False,
+) -> Array:  # fmt: skip
     """The aggregation of DCNv4 [1]_: that of DCNv3, with offset and mask in one array.
 
     Parameters
@@ -212,19 +186,10 @@ def dcnv4(
 
 @dispatched("grad_output", "input", "offset_mask")
 def dcnv4_backward(
-    grad_output: Array,
-    input: Array,
-    offset_mask: Array,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    needs: Iterable[str] | None = None,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-) -> DCNv4Gradients[Array]:
+    grad_output: Array, input: Array, offset_mask: Array,
+    kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1,
+    *, needs: Iterable[str] | None = None, offset_scale: float = 1.0, remove_center: bool = False,
+) -> DCNv4Gradients[Array]:  # fmt: skip
     """Gradients of `dcnv4`.
 
     Parameters

@@ -22,15 +22,11 @@ class MSDeformAttnGradients(NamedTuple, Generic[Array]):
 
 @dispatched("value", "spatial_shapes", "sampling_locations", "attention_weights")
 def ms_deform_attn(
-    value: Array,
-    spatial_shapes: Array | Sequence[tuple[int, int]],
-    sampling_locations: Array,
+    value: Array, spatial_shapes: Array | Sequence[tuple[int, int]], sampling_locations: Array,
     attention_weights: Array,
-    *,
-    points_per_level: Sequence[int] | None = None,
-    method: Literal["bilinear", "nearest"] = "bilinear",
-    softmax: bool = False,
-) -> Array:
+    *, points_per_level: Sequence[int] | None = None,
+    method: Literal["bilinear", "nearest"] = "bilinear", softmax: bool = False,
+) -> Array:  # fmt: skip
     r"""Multi-scale deformable attention [1]_: weighted sums of samples of several levels.
 
     Parameters
@@ -107,17 +103,11 @@ def ms_deform_attn(
 
 @dispatched("grad_output", "value", "spatial_shapes", "sampling_locations", "attention_weights")
 def ms_deform_attn_backward(
-    grad_output: Array,
-    value: Array,
-    spatial_shapes: Array | Sequence[tuple[int, int]],
-    sampling_locations: Array,
-    attention_weights: Array,
-    *,
-    needs: Iterable[str] | None = None,
-    points_per_level: Sequence[int] | None = None,
-    method: Literal["bilinear", "nearest"] = "bilinear",
-    softmax: bool = False,
-) -> MSDeformAttnGradients[Array]:
+    grad_output: Array, value: Array, spatial_shapes: Array | Sequence[tuple[int, int]],
+    sampling_locations: Array, attention_weights: Array,
+    *, needs: Iterable[str] | None = None, points_per_level: Sequence[int] | None = None,
+    method: Literal["bilinear", "nearest"] = "bilinear", softmax: bool = False,
+) -> MSDeformAttnGradients[Array]:  # fmt: skip
     """Gradients of `ms_deform_attn`.
 
     Parameters

@@ -39,19 +39,10 @@ class Conv2dGradients(NamedTuple, Generic[Array]):
 
 @dispatched("input", "offset", "weight", "bias", "mask")
 def deform_conv2d(
-    input: Array,
-    offset: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Pair = 1,
-    padding: Padding = 0,
-    dilation: Pair = 1,
-    mask: Array | None = None,
-    *,
-    border: Border = "zeros",
-    layout: Layout = "NCHW",
-    precision: Precision = "ieee",
-) -> Array:
+    input: Array, offset: Array, weight: Array, bias: Array | None = None,
+    stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1, mask: Array | None = None,
+    *, border: Border = "zeros", layout: Layout = "NCHW", precision: Precision = "ieee",
+) -> Array:  # fmt: skip
     r"""Deformable convolution: a convolution whose taps are displaced, each by its own offset.
 
     Without a mask this is version 1 [1]_, with a mask version 2 [2]_. The order of the arguments
@@ -130,20 +121,11 @@ def deform_conv2d(
 
 @dispatched("grad_output", "input", "offset", "weight", "mask")
 def deform_conv2d_backward(
-    grad_output: Array,
-    input: Array,
-    offset: Array,
-    weight: Array,
-    stride: Pair = 1,
-    padding: Padding = 0,
-    dilation: Pair = 1,
-    mask: Array | None = None,
-    *,
-    needs: Iterable[str] | None = None,
-    border: Border = "zeros",
-    layout: Layout = "NCHW",
+    grad_output: Array, input: Array, offset: Array, weight: Array,
+    stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1, mask: Array | None = None,
+    *, needs: Iterable[str] | None = None, border: Border = "zeros", layout: Layout = "NCHW",
     precision: Precision = "ieee",
-) -> DeformConv2dGradients[Array]:
+) -> DeformConv2dGradients[Array]:  # fmt: skip
     """Gradients of `deform_conv2d`.
 
     Parameters
@@ -190,16 +172,10 @@ def deform_conv2d_backward(
 
 @dispatched("input", "weight", "bias")
 def conv2d(
-    input: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Pair = 1,
-    padding: Padding = 0,
-    dilation: Pair = 1,
-    *,
-    layout: Layout = "NCHW",
-    precision: Precision = "ieee",
-) -> Array:
+    input: Array, weight: Array, bias: Array | None = None,
+    stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1,
+    *, layout: Layout = "NCHW", precision: Precision = "ieee",
+) -> Array:  # fmt: skip
     """Convolution without offsets, for the layers that predict them.
 
     Parameters
@@ -230,17 +206,10 @@ def conv2d(
 
 @dispatched("grad_output", "input", "weight")
 def conv2d_backward(
-    grad_output: Array,
-    input: Array,
-    weight: Array,
-    stride: Pair = 1,
-    padding: Padding = 0,
-    dilation: Pair = 1,
-    *,
-    needs: Iterable[str] | None = None,
-    layout: Layout = "NCHW",
-    precision: Precision = "ieee",
-) -> Conv2dGradients[Array]:
+    grad_output: Array, input: Array, weight: Array,
+    stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1,
+    *, needs: Iterable[str] | None = None, layout: Layout = "NCHW", precision: Precision = "ieee",
+) -> Conv2dGradients[Array]:  # fmt: skip
     """Gradients of `conv2d`.
 
     Parameters

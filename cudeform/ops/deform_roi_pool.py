@@ -28,15 +28,10 @@ class DeformRoiPoolGradients(NamedTuple, Generic[Array]):
 
 @dispatched("input", "boxes", "offset", "mask")
 def deform_roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    offset: Array | None,
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = 0,
-    gamma: float = 0.1,
+    input: Array, boxes: Boxes[Array], offset: Array | None,
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = 0, gamma: float = 0.1,
     mask: Array | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
     """Deformable RoI pooling ([1]_, equation 6), modulated with a `mask` [2]_.
 
     Parameters
@@ -86,18 +81,11 @@ def deform_roi_pool(
 
 @dispatched("grad_output", "input", "boxes", "offset", "mask")
 def deform_roi_pool_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    offset: Array | None,
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = 0,
-    gamma: float = 0.1,
+    grad_output: Array, input: Array, boxes: Boxes[Array], offset: Array | None,
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = 0, gamma: float = 0.1,
     mask: Array | None = None,
-    *,
-    needs: Iterable[str] | None = None,
-) -> DeformRoiPoolGradients[Array]:
+    *, needs: Iterable[str] | None = None,
+) -> DeformRoiPoolGradients[Array]:  # fmt: skip
     """Gradients of `deform_roi_pool`.
 
     Parameters
@@ -119,18 +107,11 @@ def deform_roi_pool_backward(
 
 @dispatched("input", "boxes", "offset", "mask")
 def deform_ps_roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    offset: Array | None,
-    output_size: Pair,
-    spatial_scale: float,
-    output_dim: int,
-    group_size: Pair,
-    part_size: Pair | None = None,
-    sample_per_part: int = 4,
-    trans_std: float = 0.1,
+    input: Array, boxes: Boxes[Array], offset: Array | None,
+    output_size: Pair, spatial_scale: float, output_dim: int, group_size: Pair,
+    part_size: Pair | None = None, sample_per_part: int = 4, trans_std: float = 0.1,
     mask: Array | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
     """Deformable position-sensitive RoI pooling [1]_, modulated with a `mask` [2]_.
 
     Parameters
@@ -194,21 +175,12 @@ def deform_ps_roi_pool(
 
 @dispatched("grad_output", "input", "boxes", "offset", "mask")
 def deform_ps_roi_pool_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    offset: Array | None,
-    output_size: Pair,
-    spatial_scale: float,
-    output_dim: int,
-    group_size: Pair,
-    part_size: Pair | None = None,
-    sample_per_part: int = 4,
-    trans_std: float = 0.1,
+    grad_output: Array, input: Array, boxes: Boxes[Array], offset: Array | None,
+    output_size: Pair, spatial_scale: float, output_dim: int, group_size: Pair,
+    part_size: Pair | None = None, sample_per_part: int = 4, trans_std: float = 0.1,
     mask: Array | None = None,
-    *,
-    needs: Iterable[str] | None = None,
-) -> DeformRoiPoolGradients[Array]:
+    *, needs: Iterable[str] | None = None,
+) -> DeformRoiPoolGradients[Array]:  # fmt: skip
     """Gradients of `deform_ps_roi_pool`.
 
     Parameters

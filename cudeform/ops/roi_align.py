@@ -28,52 +28,28 @@ class RoiAlignGradients(NamedTuple, Generic[Array]):
 
 @overload
 def roi_align(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    mode: _Mode = "avg",
-    return_argmax: Literal[False] = False,
-) -> Array: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False,
+    *, mode: _Mode = "avg", return_argmax: Literal[False] = False,
+) -> Array: ...  # fmt: skip
 @overload
 def roi_align(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    mode: _Mode = "avg",
-    return_argmax: Literal[True],
-) -> tuple[Array, Array]: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False,
+    *, mode: _Mode = "avg", return_argmax: Literal[True],
+) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def roi_align(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    mode: _Mode = "avg",
-    return_argmax: bool = False,
-) -> Array | tuple[Array, Array]: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False,
+    *, mode: _Mode = "avg", return_argmax: bool = False,
+) -> Array | tuple[Array, Array]: ...  # fmt: skip
 @dispatched("input", "boxes")
 def roi_align(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    mode: _Mode = "avg",
-    return_argmax: bool = False,
-) -> Array | tuple[Array, Array]:
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False,
+    *, mode: _Mode = "avg", return_argmax: bool = False,
+) -> Array | tuple[Array, Array]:  # fmt: skip
     """Average or maximum of bilinear samples in each bin of regions of interest (RoIAlign, [1]_).
 
     Parameters
@@ -138,18 +114,10 @@ def roi_align(
 
 @dispatched("grad_output", "input", "boxes", "argmax")
 def roi_align_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    mode: _Mode = "avg",
-    argmax: Array | None = None,
-    needs: Iterable[str] | None = None,
-) -> RoiAlignGradients[Array]:
+    grad_output: Array, input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False,
+    *, mode: _Mode = "avg", argmax: Array | None = None, needs: Iterable[str] | None = None,
+) -> RoiAlignGradients[Array]:  # fmt: skip
     """Gradient of `roi_align`.
 
     Parameters
@@ -170,12 +138,9 @@ def roi_align_backward(
 
 @dispatched("input", "boxes")
 def ps_roi_align(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-) -> Array:
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1,
+) -> Array:  # fmt: skip
     """Position-sensitive RoIAlign: each bin reads channels of its own [1]_.
 
     Parameters
@@ -207,15 +172,10 @@ def ps_roi_align(
 
 @dispatched("grad_output", "input", "boxes")
 def ps_roi_align_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    *,
-    needs: Iterable[str] | None = None,
-) -> RoiAlignGradients[Array]:
+    grad_output: Array, input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1,
+    *, needs: Iterable[str] | None = None,
+) -> RoiAlignGradients[Array]:  # fmt: skip
     """Gradient of `ps_roi_align`.
 
     Parameters

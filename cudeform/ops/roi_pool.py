@@ -29,44 +29,28 @@ class RoiPoolGradients(NamedTuple, Generic[Array]):
 
 @overload
 def roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    mode: _Mode = "max",
-    return_argmax: Literal[False] = False,
-) -> Array: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, mode: _Mode = "max", return_argmax: Literal[False] = False,
+) -> Array: ...  # fmt: skip
 @overload
 def roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    mode: _Mode = "max",
-    return_argmax: Literal[True],
-) -> tuple[Array, Array]: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, mode: _Mode = "max", return_argmax: Literal[True],
+) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    mode: _Mode = "max",
-    return_argmax: bool = False,
-) -> Array | tuple[Array, Array]: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, mode: _Mode = "max", return_argmax: bool = False,
+) -> Array | tuple[Array, Array]: ...  # fmt: skip
 @dispatched("input", "boxes")
 def roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    mode: _Mode = "max",
-    return_argmax: bool = False,
-) -> Array | tuple[Array, Array]:
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, mode: _Mode = "max", return_argmax: bool = False,
+) -> Array | tuple[Array, Array]:  # fmt: skip
     """Maximum [1]_ or average ([2]_, equation 5) of the pixels in each bin of regions of interest.
 
     Parameters
@@ -125,16 +109,10 @@ def roi_pool(
 
 @dispatched("grad_output", "input", "boxes", "argmax")
 def roi_pool_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    mode: _Mode = "max",
-    argmax: Array | None = None,
-    needs: Iterable[str] | None = None,
-) -> RoiPoolGradients[Array]:
+    grad_output: Array, input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, mode: _Mode = "max", argmax: Array | None = None, needs: Iterable[str] | None = None,
+) -> RoiPoolGradients[Array]:  # fmt: skip
     """Gradient of `roi_pool`.
 
     Parameters
@@ -155,13 +133,10 @@ def roi_pool_backward(
 
 @dispatched("input", "boxes")
 def ps_roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    convention: _Convention = "torchvision",
-) -> Array:
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, convention: _Convention = "torchvision",
+) -> Array:  # fmt: skip
     """Position-sensitive RoI pooling: the average of a bin, in channels of its own [1]_.
 
     Parameters
@@ -199,15 +174,10 @@ def ps_roi_pool(
 
 @dispatched("grad_output", "input", "boxes")
 def ps_roi_pool_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    convention: _Convention = "torchvision",
-    needs: Iterable[str] | None = None,
-) -> RoiPoolGradients[Array]:
+    grad_output: Array, input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, convention: _Convention = "torchvision", needs: Iterable[str] | None = None,
+) -> RoiPoolGradients[Array]:  # fmt: skip
     """Gradient of `ps_roi_pool`.
 
     Parameters

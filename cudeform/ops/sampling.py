@@ -77,14 +77,9 @@ def bilinear_sample(
 
 @dispatched("grad_output", "input", "points")
 def bilinear_sample_backward(
-    grad_output: Array,
-    input: Array,
-    points: Array,
-    *,
-    needs: Iterable[str] | None = None,
-    border: Border = "zeros",
-    layout: Layout = "NCHW",
-) -> BilinearSampleGradients[Array]:
+    grad_output: Array, input: Array, points: Array,
+    *, needs: Iterable[str] | None = None, border: Border = "zeros", layout: Layout = "NCHW",
+) -> BilinearSampleGradients[Array]:  # fmt: skip
     """Gradients of `bilinear_sample`.
 
     Parameters

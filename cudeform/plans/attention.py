@@ -128,13 +128,9 @@ def _counts(op: str, name: str, value: Any) -> tuple[int, ...]:
     ),
 )
 def ms_deform_attn(
-    op: str,
-    options: Options,
-    value: Outline,
-    sampling_locations: Outline,
-    attention_weights: Outline,
-    spatial_shapes: Any = None,
-) -> AttentionPlan:
+    op: str, options: Options, value: Outline, sampling_locations: Outline,
+    attention_weights: Outline, spatial_shapes: Any = None,
+) -> AttentionPlan:  # fmt: skip
     """Check the shapes of attention; those of levels are pairs, or the outline of an array."""
     symbols = "(N, S, M, D)"
     checks.rank(op, "value", value, symbols)

@@ -115,14 +115,9 @@ _PRECISION = choice("precision", "ieee", "tf32")
     options=(*_GRID, BORDER, LAYOUT, _PRECISION),
 )
 def deform_conv2d(
-    op: str,
-    options: Options,
-    input: Outline,
-    offset: Outline,
-    weight: Outline,
-    bias: Outline | None = None,
-    mask: Outline | None = None,
-) -> ConvPlan:
+    op: str, options: Options, input: Outline, offset: Outline, weight: Outline,
+    bias: Outline | None = None, mask: Outline | None = None,
+) -> ConvPlan:  # fmt: skip
     """Check the shapes of a deformable convolution."""
     fields = _points(op, options, input, weight)
     groups = _offset_groups(op, offset, fields["channels"], fields["kernel"], options["layout"])
@@ -165,14 +160,9 @@ def _points(op: str, options: Options, input: Outline, weight: Outline) -> dict[
 
 
 def _plan(
-    op: str,
-    options: Options,
-    points: Points,
-    weight: Outline,
-    bias: Outline | None,
-    deformable: bool = False,
-    modulated: bool = False,
-) -> ConvPlan:
+    op: str, options: Options, points: Points, weight: Outline, bias: Outline | None,
+    deformable: bool = False, modulated: bool = False,
+) -> ConvPlan:  # fmt: skip
     out_channels, in_channels = weight.shape[:2]
     groups = points.channels // in_channels
     if groups * in_channels != points.channels:

@@ -23,16 +23,9 @@ class _Aggregation(Module):
     """What both have: the options of the operator, and how much of the middle is taken."""
 
     def __init__(
-        self,
-        channels: int,
-        kernel_size: Any,
-        stride: Any,
-        pad: Any,
-        dilation: Any,
-        group: int,
-        offset_scale: float,
-        remove_center: bool,
-    ) -> None:
+        self, channels: int, kernel_size: Any, stride: Any, pad: Any, dilation: Any, group: int,
+        offset_scale: float, remove_center: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         op = type(self).__name__
         self.channels = checks.integer(op, "channels", channels, 1)
@@ -148,23 +141,12 @@ class DCNv3(_Aggregation):
     """
 
     def __init__(
-        self,
-        channels: int = 64,
-        kernel_size: Any = 3,
-        dw_kernel_size: Any = None,
-        stride: Any = 1,
-        pad: Any = 1,
-        dilation: Any = 1,
-        group: int = 4,
-        offset_scale: float = 1.0,
-        act_layer: str = "GELU",
-        norm_layer: str = "LN",
-        center_feature_scale: bool = False,
+        self, channels: int = 64, kernel_size: Any = 3, dw_kernel_size: Any = None, stride: Any = 1,
+        pad: Any = 1, dilation: Any = 1, group: int = 4, offset_scale: float = 1.0,
+        act_layer: str = "GELU", norm_layer: str = "LN", center_feature_scale: bool = False,
         remove_center: bool = False,
-        *,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+        *, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
         factory = {"device": device, "dtype": dtype}
         grid = (channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
         super().__init__(*grid)
@@ -246,23 +228,12 @@ class DCNv4(_Aggregation):
     """
 
     def __init__(
-        self,
-        channels: int = 64,
-        kernel_size: Any = 3,
-        stride: Any = 1,
-        pad: Any = 1,
-        dilation: Any = 1,
-        group: int = 4,
-        offset_scale: float = 1.0,
-        dw_kernel_size: Any = None,
-        center_feature_scale: bool = False,
-        remove_center: bool = False,
-        output_bias: bool = True,
+        self, channels: int = 64, kernel_size: Any = 3, stride: Any = 1, pad: Any = 1,
+        dilation: Any = 1, group: int = 4, offset_scale: float = 1.0, dw_kernel_size: Any = None,
+        center_feature_scale: bool = False, remove_center: bool = False, output_bias: bool = True,
         without_pointwise: bool = False,
-        *,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+        *, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
         factory = {"device": device, "dtype": dtype}
         grid = (channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
         super().__init__(*grid)

@@ -38,19 +38,10 @@ class DeformConv2d(Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1,
+        padding: Any = 0, dilation: Any = 1, groups: int = 1, bias: bool = True,
+        *, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         op = type(self).__name__
         self.in_channels = in_channels = checks.integer(op, "in_channels", in_channels, 1)
@@ -174,20 +165,11 @@ class _MmcvPack(_Pack):
     _version = 2
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1,
+        padding: Any = 0, dilation: Any = 1, groups: int = 1, deform_groups: int = 1,
         bias: bool = True,
-        *,
-        deformable_groups: int | None = None,
-        **factory: Any,
-    ) -> None:
+        *, deformable_groups: int | None = None, **factory: Any,
+    ) -> None:  # fmt: skip
         if deformable_groups is not None:
             if deform_groups not in (1, deformable_groups):
                 op, got = type(self).__name__, f"{deform_groups} and {deformable_groups}"
@@ -212,19 +194,10 @@ class DeformConv2dPack(_MmcvPack):
     _channels_per_tap = 2
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
-        bias: bool = False,
-        im2col_step: int = 32,
-        **more: Any,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1,
+        padding: Any = 0, dilation: Any = 1, groups: int = 1, deform_groups: int = 1,
+        bias: bool = False, im2col_step: int = 32, **more: Any,
+    ) -> None:  # fmt: skip
         checks.integer(type(self).__name__, "im2col_step", im2col_step, 1)  # nothing depends on it
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
         super().__init__(*sizes, groups, deform_groups, bias, **more)
@@ -241,16 +214,9 @@ class DCN(_Pack):
     _offset_groups = "deformable_groups"
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any,
-        padding: Any,
-        dilation: Any = 1,
-        deformable_groups: int = 1,
-        **factory: Any,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any, padding: Any,
+        dilation: Any = 1, deformable_groups: int = 1, **factory: Any,
+    ) -> None:  # fmt: skip
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
         super().__init__(*sizes, **factory)
         self._add_branch(deformable_groups, **factory)
