@@ -162,7 +162,7 @@ def convert_offset(
     -------
     array of the same dtype
 
-    %(raises_for_converters)s
+    %(raises)s
 
     Notes
     -----
@@ -227,7 +227,7 @@ def convert_mask(
     -------
     array of the same dtype
 
-    %(raises_for_converters)s
+    %(raises)s
 
     See Also
     --------
@@ -271,7 +271,7 @@ def unpack_dcnv4(offset_mask: Array, groups: int, points: int) -> tuple[Array, A
     mask : array of shape (..., groups*points)
         Both as `convert_offset` and `convert_mask` take them from "dcnv3".
 
-    %(raises_for_converters)s
+    %(raises)s
 
     See Also
     --------
@@ -315,7 +315,7 @@ def pack_dcnv4(offset: Array, mask: Array, groups: int) -> Array:
     array of shape (..., channels)
         ``3*groups*points`` channels, then zeros up to a multiple of 8.
 
-    %(raises_for_converters)s
+    %(raises)s
     """
     op = "pack_dcnv4"
     kind = arrays.kind_of(op, {"offset": offset, "mask": mask})

@@ -58,10 +58,7 @@ def points_from_msda(locations: Array, spatial_shapes: Any) -> Array:
     array of shape (N, Lq, M, L, P, 2)
         (y, x) in pixels of the level, pixel centres on integers, as `bilinear_sample` takes them.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array of the wrong kind, dtype or shape.
+    %(raises)s
 
     Examples
     --------
@@ -97,10 +94,7 @@ def points_to_msda(points: Array, spatial_shapes: Any) -> Array:
     array of shape (N, Lq, M, L, P, 2)
         Normalised (x, y).
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array of the wrong kind, dtype or shape.
+    %(raises)s
 
     Notes
     -----

@@ -55,7 +55,7 @@ def convert_roi_offset(
     -------
     array of shape (R, 2*classes, ph, pw)
 
-    %(raises_for_converters)s
+    %(raises)s
 
     Notes
     -----

@@ -20,13 +20,6 @@ class DCNv3Gradients(NamedTuple, Generic[Array]):
     mask: Array | Any = None
 
 
-class DCNv4Gradients(NamedTuple, Generic[Array]):
-    """Gradients by the argument they belong to; None where not needed."""
-
-    input: Array | Any = None
-    offset_mask: Array | Any = None
-
-
 @dispatched("input", "offset", "mask")
 def dcnv3(
     input: Array, offset: Array, mask: Array,
@@ -76,12 +69,10 @@ def dcnv3(
 
     %(internimage_paper)s
 
-    Examples
-    --------
+    %(examples)s
+
     One group of two channels and a kernel of one tap, which reads half a pixel to the right:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> image = np.arange(8.0).reshape(1, 1, 4, 2)
     >>> offset = np.zeros((1, 1, 4, 2))
     >>> offset[..., 0] = 0.5
@@ -103,30 +94,11 @@ def dcnv3_backward(
 ) -> DCNv3Gradients[Array]:  # fmt: skip
     """Gradients of `dcnv3`.
 
-    Parameters
-    ----------
-    %(grad_of_aggregate)s
-    input, offset, mask
-        As they were given to `dcnv3`.
-    %(grid_as_given)s
-    offset_scale, remove_center, softmax
-        As they were given to `dcnv3`.
+    %(backward)s
 
-    Returns
-    -------
-    DCNv3Gradients
-        A named tuple with the fields input, offset and mask; None where not needed.
+    %(on_pixel_centres)s
 
-    %(raises_for_aggregation)s
-
-    Notes
-    -----
-    On a pixel centre the gradient of `offset` is the derivative to the right and below.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.array([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1)
     >>> offset = np.zeros((1, 1, 3, 2))
     >>> mask = np.ones((1, 1, 3, 1))
@@ -135,6 +107,13 @@ def dcnv3_backward(
     array([1., 2., 4.])
     """
     return gradients("dcnv3_backward", DCNv3Gradients, locals())
+
+
+class DCNv4Gradients(NamedTuple, Generic[Array]):
+    """Gradients by the argument they belong to; None where not needed."""
+
+    input: Array | Any = None
+    offset_mask: Array | Any = None
 
 
 @dispatched("input", "offset_mask")
@@ -169,12 +148,10 @@ def dcnv4(
 
     %(dcnv4_paper)s
 
-    Examples
-    --------
+    %(examples)s
+
     A kernel of one tap, which reads half a pixel to the right and has a factor of 2:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> image = np.arange(4.0).reshape(1, 1, 4, 1)
     >>> offset_mask = np.zeros((1, 1, 4, 8))
     >>> offset_mask[..., :3] = 0.5, 0, 2
@@ -192,31 +169,13 @@ def dcnv4_backward(
 ) -> DCNv4Gradients[Array]:  # fmt: skip
     """Gradients of `dcnv4`.
 
-    Parameters
-    ----------
-    %(grad_of_aggregate)s
-    input, offset_mask
-        As they were given to `dcnv4`.
-    %(grid_as_given)s
-    offset_scale, remove_center
-        As they were given to `dcnv4`.
+    %(backward)s
 
-    Returns
-    -------
-    DCNv4Gradients
-        A named tuple with the fields input and offset_mask; None where not needed. That of
-        `offset_mask` is 0 behind the last group.
+    %(on_pixel_centres)s
 
-    %(raises_for_aggregation)s
+    Behind the last group the gradient of `offset_mask` is 0.
 
-    Notes
-    -----
-    On a pixel centre the gradient of an offset is the derivative to the right and below.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.array([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1)
     >>> offset_mask = np.zeros((1, 1, 3, 8))
     >>> offset_mask[..., 2] = 1

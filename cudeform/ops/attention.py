@@ -84,13 +84,11 @@ def ms_deform_attn(
 
     %(deformable_detr_paper)s
 
-    Examples
-    --------
+    %(examples)s
+
     One query with one head, one channel and a point on each of two levels, of 2 x 2 and 1 x 1
     pixels:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> value = np.array([1.0, 2.0, 3.0, 4.0, 10.0]).reshape(1, 5, 1, 1)
     >>> locations = np.array([[0.5, 0.5], [0.5, 0.5]]).reshape(1, 1, 1, 2, 1, 2)
     >>> weights = np.array([0.4, 0.6]).reshape(1, 1, 1, 2, 1)
@@ -110,35 +108,13 @@ def ms_deform_attn_backward(
 ) -> MSDeformAttnGradients[Array]:  # fmt: skip
     """Gradients of `ms_deform_attn`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (N, Lq, M*D)
-        The gradient of a scalar with respect to the result of the forward.
-    value, spatial_shapes, sampling_locations, attention_weights
-        As they were given to `ms_deform_attn`.
-    needs : iterable of str, optional
-        Which gradients to compute, of "value", "sampling_locations" and "attention_weights"; by
-        default all.
-    points_per_level, method, softmax
-        As they were given to `ms_deform_attn`.
+    %(backward)s
 
-    Returns
-    -------
-    MSDeformAttnGradients
-        A named tuple with the fields value, sampling_locations and attention_weights; None where
-        not needed.
+    %(on_pixel_centres)s
 
-    %(raises_in_backward)s
+    With method "nearest" that of `sampling_locations` is 0.
 
-    Notes
-    -----
-    On a pixel centre the gradient of `sampling_locations` is the derivative to the right and
-    below. With method "nearest" it is 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> value = np.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 4, 1, 1)
     >>> locations = np.full((1, 1, 1, 1, 1, 2), 0.5)
     >>> weights = np.ones((1, 1, 1, 1, 1))

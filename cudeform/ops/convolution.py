@@ -19,6 +19,14 @@ __all__ = [
 ]
 
 
+class Conv2dGradients(NamedTuple, Generic[Array]):
+    """Gradients by the argument they belong to; None where not needed."""
+
+    input: Array | Any = None
+    weight: Array | Any = None
+    bias: Array | Any = None
+
+
 class DeformConv2dGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed or not given."""
 
@@ -27,14 +35,6 @@ class DeformConv2dGradients(NamedTuple, Generic[Array]):
     weight: Array | Any = None
     bias: Array | Any = None
     mask: Array | Any = None
-
-
-class Conv2dGradients(NamedTuple, Generic[Array]):
-    """Gradients by the argument they belong to; None where not needed."""
-
-    input: Array | Any = None
-    weight: Array | Any = None
-    bias: Array | Any = None
 
 
 @dispatched("input", "offset", "weight", "bias", "mask")
@@ -77,10 +77,7 @@ def deform_conv2d(
     array of shape (N, O, Ho, Wo)
         ``Ho = (H + top + bottom - dilation*(kh - 1) - 1) // stride + 1``, and Wo likewise.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, device, shape or value, before any work.
+    %(raises)s
 
     See Also
     --------
@@ -102,12 +99,10 @@ def deform_conv2d(
 
     %(deformable_papers)s
 
-    Examples
-    --------
+    %(examples)s
+
     One tap that reads half a pixel to the right; beyond the last column lie zeros:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> image = np.arange(8.0).reshape(1, 1, 2, 4)
     >>> weight = np.ones((1, 1, 1, 1))
     >>> offset = np.zeros((1, 2, 2, 4))
@@ -128,24 +123,7 @@ def deform_conv2d_backward(
 ) -> DeformConv2dGradients[Array]:  # fmt: skip
     """Gradients of `deform_conv2d`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (N, O, Ho, Wo)
-        The gradient of a scalar with respect to the result of the forward.
-    input, offset, weight, stride, padding, dilation, mask, border, layout, precision
-        As they were given to `deform_conv2d`.
-    %(needs)s
-
-    Returns
-    -------
-    DeformConv2dGradients
-        A named tuple with the fields input, offset, weight, bias and mask; each has the shape and
-        the dtype of its argument, or is None where not needed.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `deform_conv2d`, and for `needs` with an unknown name or with "mask" without a mask.
+    %(backward)s
 
     Notes
     -----
@@ -153,12 +131,10 @@ def deform_conv2d_backward(
     centre the derivative jumps, and the gradient of `offset` is the one to the right and below.
     Every sum has a fixed order: no atomic additions, equal bytes in every run.
 
-    Examples
-    --------
+    %(examples)s
+
     How the four samples of the first row change when they move along x:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> image = np.arange(8.0).reshape(1, 1, 2, 4)
     >>> offset = np.full((1, 2, 2, 4), 0.5)
     >>> offset[:, 0] = 0
@@ -192,10 +168,7 @@ def conv2d(
     TypeError, ValueError
         As `deform_conv2d`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.arange(6.0).reshape(1, 1, 2, 3)
     >>> cudeform.conv2d(image, np.ones((1, 1, 1, 2)))[0, 0]
     array([[1., 3.],
@@ -212,19 +185,6 @@ def conv2d_backward(
 ) -> Conv2dGradients[Array]:  # fmt: skip
     """Gradients of `conv2d`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (N, O, Ho, Wo)
-    input, weight, stride, padding, dilation, layout, precision
-        As they were given to `conv2d`.
-    needs : iterable of str, optional
-        Which gradients to compute, of "input", "weight" and "bias"; by default all.
-
-    Returns
-    -------
-    Conv2dGradients
-        A named tuple with the fields input, weight and bias; None where not needed.
-
-    %(raises_in_backward)s
+    %(backward)s
     """
     return gradients("conv2d_backward", Conv2dGradients, locals())

@@ -18,14 +18,6 @@ __all__ = [
 ]
 
 
-class DeformRoiPoolGradients(NamedTuple, Generic[Array]):
-    """Gradients by the argument they belong to; None where not needed or not given."""
-
-    input: Array | Any = None
-    offset: Array | Any = None
-    mask: Array | Any = None
-
-
 @dispatched("input", "boxes", "offset", "mask")
 def deform_roi_pool(
     input: Array, boxes: Boxes[Array], offset: Array | None,
@@ -36,13 +28,11 @@ def deform_roi_pool(
 
     Parameters
     ----------
-    %(feature_maps)s
-    %(boxes)s
+    %(maps_and_boxes)s
     offset : array of shape (R, 2, ph, pw) or None
         How far each bin moves, x before y, in units of `gamma` times the size of the region; of
         the dtype of `input`, or of float32 where that has 16 bits.
-    %(output_size)s
-    %(spatial_scale)s
+    %(bins)s
     %(sampling_ratio)s
     gamma : float
         Scale of the offsets.
@@ -62,12 +52,10 @@ def deform_roi_pool(
 
     %(deformable_papers)s
 
-    Examples
-    --------
+    %(examples)s
+
     Moving both columns of bins to the right by a quarter of the region, one pixel:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> image = np.arange(16.0).reshape(1, 1, 4, 4)
     >>> boxes = np.array([[0.0, 0.0, 0.0, 4.0, 4.0]])
     >>> offset = np.zeros((1, 2, 2, 2))
@@ -79,6 +67,14 @@ def deform_roi_pool(
     return results("deform_roi_pool", locals())[0]
 
 
+class DeformRoiPoolGradients(NamedTuple, Generic[Array]):
+    """Gradients by the argument they belong to; None where not needed or not given."""
+
+    input: Array | Any = None
+    offset: Array | Any = None
+    mask: Array | Any = None
+
+
 @dispatched("grad_output", "input", "boxes", "offset", "mask")
 def deform_roi_pool_backward(
     grad_output: Array, input: Array, boxes: Boxes[Array], offset: Array | None,
@@ -88,14 +84,7 @@ def deform_roi_pool_backward(
 ) -> DeformRoiPoolGradients[Array]:  # fmt: skip
     """Gradients of `deform_roi_pool`.
 
-    Parameters
-    ----------
-    %(grad_of_bins)s
-    input, boxes, offset, output_size, spatial_scale, sampling_ratio, gamma, mask
-        As they were given to `deform_roi_pool`.
-    %(needs)s
-
-    %(gradients_of_bins)s
+    %(backward)s
 
     Notes
     -----
@@ -124,8 +113,7 @@ def deform_ps_roi_pool(
     offset : array of shape (R, 2*classes, part_h, part_w) or None
         How far the bins of a part move, per class x before y, in units of `trans_std` times the
         size of the region; of the dtype of `input`, or of float32 where that has 16 bits.
-    %(output_size)s
-    %(spatial_scale)s
+    %(bins)s
     output_dim : int
         Output channels C; the classes divide them into equal runs.
     group_size : int or (int, int)
@@ -160,15 +148,11 @@ def deform_ps_roi_pool(
 
     %(deformable_papers)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> maps = np.arange(4.0).reshape(1, 4, 1, 1) * np.ones((4, 4))
     >>> boxes = np.array([[0.0, 0.0, 0.0, 3.0, 3.0]])
-    >>> cudeform.deform_ps_roi_pool(maps, boxes, None, 2, 1.0, 1, 2)[0, 0]
-    array([[0., 1.],
-           [2., 3.]])
+    >>> cudeform.deform_ps_roi_pool(maps, boxes, None, 2, 1.0, 1, 2).ravel()
+    array([0., 1., 2., 3.])
     """
     return results("deform_ps_roi_pool", locals())[0]
 
@@ -183,16 +167,6 @@ def deform_ps_roi_pool_backward(
 ) -> DeformRoiPoolGradients[Array]:  # fmt: skip
     """Gradients of `deform_ps_roi_pool`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (R, output_dim, ph, pw)
-    input, boxes, offset, output_size, spatial_scale, output_dim, group_size, part_size
-        As they were given to `deform_ps_roi_pool`.
-    sample_per_part, trans_std, mask
-        As they were given to `deform_ps_roi_pool`.
-    needs : iterable of str, optional
-        As in `deform_roi_pool_backward`.
-
-    %(gradients_of_bins)s
+    %(backward)s
     """
     return gradients("deform_ps_roi_pool_backward", DeformRoiPoolGradients, locals())

@@ -18,13 +18,6 @@ __all__ = [
 ]
 
 _Mode: TypeAlias = Literal["max", "avg"]
-_Convention: TypeAlias = Literal["torchvision", "rfcn", "msra"]
-
-
-class RoiPoolGradients(NamedTuple, Generic[Array]):
-    """Gradients by the argument they belong to; None where not needed."""
-
-    input: Array | Any = None
 
 
 @overload
@@ -55,10 +48,8 @@ def roi_pool(
 
     Parameters
     ----------
-    %(feature_maps)s
-    %(boxes)s
-    %(output_size)s
-    %(spatial_scale)s
+    %(maps_and_boxes)s
+    %(bins)s
     mode : {"max", "avg"}
         What becomes of the pixels of a bin.
     return_argmax : bool
@@ -90,21 +81,23 @@ def roi_pool(
     .. [1] Girshick, R., "Fast R-CNN", ICCV 2015, arXiv:1504.08083.
     .. [2] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.arange(16.0).reshape(1, 1, 4, 4)
     >>> boxes = np.array([[0.0, 0.0, 0.0, 3.0, 3.0]])
     >>> cudeform.roi_pool(image, boxes, 2)[0, 0]
     array([[ 5.,  7.],
            [13., 15.]])
-    >>> cudeform.roi_pool(image, boxes, 2, mode="avg")[0, 0]
-    array([[ 2.5,  4.5],
-           [10.5, 12.5]])
+    >>> cudeform.roi_pool(image, boxes, 2, mode="avg").ravel()
+    array([ 2.5,  4.5, 10.5, 12.5])
     """
     outputs = results("roi_pool", locals())
     return outputs if return_argmax else outputs[0]
+
+
+class RoiPoolGradients(NamedTuple, Generic[Array]):
+    """Gradients by the argument they belong to; None where not needed."""
+
+    input: Array | Any = None
 
 
 @dispatched("grad_output", "input", "boxes", "argmax")
@@ -115,20 +108,16 @@ def roi_pool_backward(
 ) -> RoiPoolGradients[Array]:  # fmt: skip
     """Gradient of `roi_pool`.
 
-    Parameters
-    ----------
-    %(grad_of_bins)s
-    input, boxes, output_size, spatial_scale, mode
-        As they were given to `roi_pool`.
-    argmax : int32 array of shape (R, C, ph, pw), optional
-        What the forward returned with `return_argmax`; without, it is computed once more.
-    %(needs_input)s
+    %(backward)s
 
-    %(gradient_of_input)s
-
-    %(raises_with_argmax)s
+    Notes
+    -----
+    With mode "max" the pixel that was the largest of a bin has all of that bin's gradient.
     """
     return gradients("roi_pool_backward", RoiPoolGradients, locals())
+
+
+_Convention: TypeAlias = Literal["torchvision", "rfcn", "msra"]
 
 
 @dispatched("input", "boxes")
@@ -160,14 +149,11 @@ def ps_roi_pool(
 
     %(rfcn_paper)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> maps = np.arange(4.0).reshape(1, 4, 1, 1) * np.ones((4, 4))
-    >>> cudeform.ps_roi_pool(maps, np.array([[0.0, 0.0, 0.0, 4.0, 4.0]]), 2)[0, 0]
-    array([[0., 1.],
-           [2., 3.]])
+    >>> boxes = np.array([[0.0, 0.0, 0.0, 4.0, 4.0]])
+    >>> cudeform.ps_roi_pool(maps, boxes, 2).ravel()
+    array([0., 1., 2., 3.])
     """
     return results("ps_roi_pool", locals())[0]
 
@@ -180,16 +166,6 @@ def ps_roi_pool_backward(
 ) -> RoiPoolGradients[Array]:  # fmt: skip
     """Gradient of `ps_roi_pool`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (R, C, ph, pw)
-    input, boxes, output_size, spatial_scale, convention
-        As they were given to `ps_roi_pool`.
-    needs : iterable of str, optional
-        As in `roi_pool_backward`.
-
-    %(gradient_of_input)s
-
-    %(raises_in_backward)s
+    %(backward)s
     """
     return gradients("ps_roi_pool_backward", RoiPoolGradients, locals())
