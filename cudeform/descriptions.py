@@ -21,8 +21,7 @@ _SHARED = {
     "examples": """\
 Examples
 --------
->>> import numpy as np
->>> import cudeform""",
+>>> {imports}""",
     "backward": """\
 Parameters
 ----------
@@ -125,6 +124,21 @@ kernel_size, stride, padding, dilation : int or (int, int)
     As in `cudeform.conv2d`, the kernel's size as (height, width).
 groups : int
     Of the channels, which are convolved apart.""",
+    "grid_of_layer": """\
+channels : int
+    Channels C of inputs and outputs.
+kernel_size : int or (int, int)
+    (kh, kw) in taps.
+stride, pad, dilation : int or (int, int)
+    In pixels. They have to leave the size as it is: the branch has an offset for each pixel of
+    the input.
+group : int
+    Groups G of channels.
+offset_scale, remove_center
+    As in `cudeform.{operator}`.""",
+    "branch_rate": """\
+branch_rate : float
+    The branch's part of the learning rate of the rest, for `rate_factors`: 0.1 in version 2.""",
     "with_bias": """\
 bias : bool
     Whether to add a number to each output channel.""",
@@ -154,7 +168,7 @@ References
 }
 
 _FIELD = re.compile(r"^( *)%\((\w+)\)s$", re.MULTILINE)
-_NAME = re.compile(r"\{(forward|plain|result|given|gradients|fields|refused)\}")
+_NAME = re.compile(r"\{(forward|plain|imports|operator|result|given|gradients|fields|refused)\}")
 _ARGMAX = """\
 argmax : array, optional
     The second result of the forward with `return_argmax`; without, it is computed once more."""
@@ -195,6 +209,12 @@ def described(function: _Described) -> _Described:
     if function.__doc__:  # none under `python -OO`
         forward = function.__name__.removesuffix("_backward")
         names = {"forward": forward, "plain": forward.removeprefix("ps_")}
+        names["imports"] = "import numpy as np\n>>> import cudeform"
+        if isinstance(function, type):
+            names["operator"] = forward.lower()
+            public = function.__module__.rpartition(".")[0]
+            library = "torch" if ".torch." in public else "numpy as np"
+            names["imports"] = f"import {library}\n>>> from {public} import {forward}"
         if forward != function.__name__:
             names |= _of_backward(function, forward)
 

@@ -171,12 +171,10 @@ def convert_offset(
 
     .. math:: \Delta x = σ \, e_x + (σ - 1) (b d - \lfloor d (k - 1) / 2 \rfloor)
 
-    Examples
-    --------
+    %(examples)s
+
     Chainer keeps all x before all y, here of a kernel of 1 x 2 taps:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> chainer = np.array([1.0, 2.0, 10.0, 20.0]).reshape(1, 4, 1, 1)
     >>> ours = cudeform.convert_offset(chainer, "chainer", "torchvision", kernel_size=(1, 2))
     >>> ours.ravel()
@@ -233,12 +231,10 @@ def convert_mask(
     --------
     convert_offset : the offsets of the same taps.
 
-    Examples
-    --------
+    %(examples)s
+
     DCNv3 counts taps down the columns, torchvision along the rows:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> dcnv3 = np.array([0.0, 1.0, 2.0, 3.0]).reshape(1, 1, 1, 4)
     >>> cudeform.convert_mask(dcnv3, "dcnv3", "torchvision", kernel_size=2).ravel()
     array([0., 2., 1., 3.])
@@ -277,10 +273,7 @@ def unpack_dcnv4(offset_mask: Array, groups: int, points: int) -> tuple[Array, A
     --------
     pack_dcnv4 : the inverse.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> packed = np.array([1.0, 2.0, 3.0, 4.0, 0.5, 0.25, 0.0, 0.0])
     >>> cudeform.unpack_dcnv4(packed, groups=1, points=2)
     (array([1., 2., 3., 4.]), array([0.5 , 0.25]))

@@ -60,12 +60,10 @@ def points_from_msda(locations: Array, spatial_shapes: Any) -> Array:
 
     %(raises)s
 
-    Examples
-    --------
+    %(examples)s
+
     The centre of a level of 2 x 4 pixels, and the centre of its first pixel:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> locations = np.array([[0.5, 0.5], [0.125, 0.25]]).reshape(1, 2, 2)
     >>> cudeform.points_from_msda(locations, [(2, 4)])
     array([[[0.5, 1.5],

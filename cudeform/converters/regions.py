@@ -62,12 +62,10 @@ def convert_roi_offset(
     mmcv's RoI is ``(x2 - x1) * spatial_scale`` wide, MXNet's
     ``max((round(x2) + 1 - round(x1)) * spatial_scale, 0.1)``, and so with y.
 
-    Examples
-    --------
+    %(examples)s
+
     A RoI 9 wide and 19 high counts as 10 by 20 in MXNet:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> offset = np.array([1.0, 1.0]).reshape(1, 2, 1, 1)
     >>> boxes = np.array([[0.0, 0.0, 0.0, 9.0, 19.0]])
     >>> cudeform.convert_roi_offset(offset, boxes, "mmcv", "mxnet").ravel()

@@ -50,10 +50,7 @@ class MSDeformAttn(Attention):
 
     %(deformable_detr_paper)s
 
-    Examples
-    --------
-    >>> import torch
-    >>> from cudeform.torch.nn import MSDeformAttn
+    %(examples)s
     >>> attention = MSDeformAttn(d_model=32, n_levels=2, n_heads=4, n_points=3)
     >>> shapes = [(6, 8), (3, 4)]
     >>> features = torch.rand(1, 6 * 8 + 3 * 4, 32)
@@ -253,10 +250,8 @@ class MSDeformableAttention(Attention):
 
         Parameters
         ----------
-        query : Tensor
-            (N, Lq, C)
-        reference_points : Tensor
-            (N, Lq, L or 1, 2 or 4), as in `MSDeformAttn`.
+        query, reference_points : Tensor
+            (N, Lq, C) and (N, Lq, L or 1, 2 or 4), as in `MSDeformAttn`.
         value : Tensor or sequence of Tensor
             (N, S, C), the pixels of all levels; without projections also (N, M, C / M, H W) for
             each level.
