@@ -68,8 +68,12 @@ remove_center : bool
     "raises": """\
 Raises
 ------
-TypeError, ValueError
-    An array or option of the wrong kind, dtype, device, shape or value, before any work.""",
+TypeError
+    An array or an option of the wrong kind or dtype, or arrays that differ in kind, device or
+    dtype.
+ValueError
+    A shape, a value or an option that does not fit. Both say what was expected, before any
+    work.""",
     "internimage_paper": """\
 References
 ----------
@@ -110,14 +114,6 @@ Raises
 ------
 TypeError, ValueError
     As `{plain}`, and for a number of channels that ph*pw does not divide.""",
-    "raises_for_regions": """\
-Raises
-------
-TypeError
-    An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
-ValueError
-    A shape, an option or an image index that does not fit; the message says what was
-    expected.""",
     "channels_and_kernel": """\
 in_channels, out_channels : int
 kernel_size, stride, padding, dilation : int or (int, int)

@@ -57,13 +57,7 @@ def ms_deform_attn(
     -------
     array of shape (N, Lq, M*D)
 
-    Raises
-    ------
-    TypeError
-        An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
-    ValueError
-        A shape or an option that does not fit, or levels that do not have S pixels in all; the
-        message says what was expected.
+    %(raises)s
 
     See Also
     --------

@@ -163,10 +163,7 @@ def conv2d(
     -------
     array of shape (N, O, Ho, Wo)
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `deform_conv2d`.
+    %(raises)s
 
     %(examples)s
     >>> image = np.arange(6.0).reshape(1, 1, 2, 3)

@@ -43,7 +43,7 @@ def deform_roi_pool(
     -------
     array of shape (R, C, ph, pw)
 
-    %(raises_for_regions)s
+    %(raises)s
 
     See Also
     --------
@@ -130,21 +130,15 @@ def deform_ps_roi_pool(
     Returns
     -------
     array of shape (R, output_dim, ph, pw)
+        The mean of those samples of each bin that are no more than half a pixel outside the image,
+        and 0 if there are none.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `deform_roi_pool`.
+    %(raises)s
 
     See Also
     --------
     deform_ps_roi_pool_backward : the gradients.
     convert_roi_offset : offsets between this operator and `deform_roi_pool`.
-
-    Notes
-    -----
-    Samples more than half a pixel outside the image do not count; a bin is the mean of those that
-    do, and 0 if there are none.
 
     %(deformable_papers)s
 

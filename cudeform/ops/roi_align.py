@@ -74,7 +74,7 @@ def roi_align(
         coordinates with y and x of the sample, in pixels of `input`; -2 where that is outside or
         the bin has none.
 
-    %(raises_for_regions)s
+    %(raises)s
 
     See Also
     --------

@@ -61,7 +61,7 @@ def roi_pool(
         With `return_argmax` a pair: that, and an int32 array of its shape with y*W + x of the first
         largest pixel, -1 for a bin without pixels.
 
-    %(raises_for_regions)s
+    %(raises)s
 
     See Also
     --------

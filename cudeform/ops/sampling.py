@@ -42,12 +42,7 @@ def bilinear_sample(
     array of shape (N, C, ...), or (N, ..., C) with layout "NHWC"
         The axes ``...`` are those of `points`.
 
-    Raises
-    ------
-    TypeError
-        An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
-    ValueError
-        A shape or an option that does not fit; the message says what was expected.
+    %(raises)s
 
     See Also
     --------

@@ -140,7 +140,7 @@ def ms_deform_attn(
         checks.fail(op, "value", f"with S at most {_MOST}", values, "kernels count in 32 bits")
     counts = options["points_per_level"]
     points = _points(op, sampling_locations, counts)
-    plan = AttentionPlan(
+    return AttentionPlan(
         batch=batch,
         values=values,
         heads=heads,
@@ -151,12 +151,7 @@ def ms_deform_attn(
         method=options["method"],
         softmax=options["softmax"],
         ragged=counts is not None,
-    )
-    given = {"sampling_locations": sampling_locations, "attention_weights": attention_weights}
-    for name, outline in given.items():
-        expected = plan.gradients[name]
-        checks.shape(op, name, outline, expected.shape, expected.axes)
-    return plan
+    ).fitting(op, sampling_locations=sampling_locations, attention_weights=attention_weights)
 
 
 def _points(op: str, locations: Outline, counts: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -48,10 +48,8 @@ class DeformConv2d(Module):
         self.out_channels = out_channels = checks.integer(op, "out_channels", out_channels, 1)
         self.groups = groups = checks.integer(op, "groups", groups, 1)
         if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"{op}: expected `in_channels` and `out_channels` divisible by "
-                f"`groups` = {groups}, got {in_channels} and {out_channels}"
-            )
+            expected = f"and `out_channels` divisible by `groups` = {groups}"
+            checks.fail(op, "in_channels", expected, f"{in_channels} and {out_channels}")
         self.kernel_size = checks.pair(op, "kernel_size", kernel_size, 1)
         self.stride = checks.pair(op, "stride", stride, 1)
         self.padding = checks.pair(op, "padding", padding, 0)
@@ -72,16 +70,8 @@ class DeformConv2d(Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        return cudeform.deform_conv2d(
-            input,
-            offset,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            mask=mask,
-        )
+        window = self.stride, self.padding, self.dilation
+        return cudeform.deform_conv2d(input, offset, self.weight, self.bias, *window, mask)
 
     def extra_repr(self) -> str:
         return (
@@ -103,16 +93,9 @@ class _Pack(DeformConv2d):
         self.deform_groups = deform_groups = checks.integer(op, name, deform_groups, 1)
         if self.in_channels % deform_groups:
             checks.fail(op, name, f"to divide {self.in_channels} = in_channels", deform_groups)
-        taps = self.kernel_size[0] * self.kernel_size[1]
-        branch = nn.Conv2d(
-            self.in_channels,
-            deform_groups * self._channels_per_tap * taps,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            **factory,
-        )
+        channels = deform_groups * self._channels_per_tap * math.prod(self.kernel_size)
+        window = self.kernel_size, self.stride, self.padding, self.dilation
+        branch = nn.Conv2d(self.in_channels, channels, *window, **factory)
         nn.init.zeros_(branch.weight)
         nn.init.zeros_(branch.bias)
         self.add_module(self._branch, branch)
