@@ -45,22 +45,11 @@ class Case:
 
 
 def _convolution(
-    rng: np.random.Generator,
-    name: str,
-    *,
-    n: int = 2,
-    c: int = 6,
-    size: tuple[int, int] = (7, 9),
-    o: int = 4,
-    kernel: tuple[int, int] = (3, 3),
-    groups: int = 1,
-    offset_groups: int = 1,
-    spread: float = 1.5,
-    bias: bool = True,
-    mask: bool = False,
-    deformable: bool = True,
-    **options: Any,
-) -> Case:
+    rng: np.random.Generator, name: str,
+    *, n: int = 2, c: int = 6, size: tuple[int, int] = (7, 9), o: int = 4,
+    kernel: tuple[int, int] = (3, 3), groups: int = 1, offset_groups: int = 1, spread: float = 1.5,
+    bias: bool = True, mask: bool = False, deformable: bool = True, **options: Any,
+) -> Case:  # fmt: skip
     """Random arguments of a convolution; the shapes follow from the options."""
     last = options.get("layout", "NCHW") == "NHWC"
     (top, bottom), (left, right) = pad_pairs("case", "padding", options.get("padding", 0))
@@ -138,17 +127,10 @@ def bilinear_sample(rng: np.random.Generator) -> Iterator[Case]:
 
 
 def _aggregation(
-    rng: np.random.Generator,
-    name: str,
-    *,
-    n: int = 2,
-    size: tuple[int, int] = (6, 7),
-    groups: int = 2,
-    channels: int = 5,
-    spread: float = 1.5,
-    packed: bool = False,
-    **options: Any,
-) -> Case:
+    rng: np.random.Generator, name: str,
+    *, n: int = 2, size: tuple[int, int] = (6, 7), groups: int = 2, channels: int = 5,
+    spread: float = 1.5, packed: bool = False, **options: Any,
+) -> Case:  # fmt: skip
     """Random arguments of DCNv3, or of DCNv4; the shapes follow from the options."""
     options = {"kernel_size": 3, "groups": groups, **options}
     given = {"stride": 1, "padding": 0, "dilation": 1, **options}
@@ -199,18 +181,10 @@ def dcnv4(rng: np.random.Generator) -> Iterator[Case]:
 
 
 def _attention(
-    rng: np.random.Generator,
-    name: str,
-    *,
-    shapes: tuple[tuple[int, int], ...] = ((6, 5), (3, 4)),
-    n: int = 2,
-    queries: int = 7,
-    heads: int = 2,
-    channels: int = 5,
-    points: int = 3,
-    array: bool = False,
-    **options: Any,
-) -> Case:
+    rng: np.random.Generator, name: str,
+    *, shapes: tuple[tuple[int, int], ...] = ((6, 5), (3, 4)), n: int = 2, queries: int = 7,
+    heads: int = 2, channels: int = 5, points: int = 3, array: bool = False, **options: Any,
+) -> Case:  # fmt: skip
     """Random arguments of attention, to points some of which are outside of their level.
 
     With `array` the shapes are one.
@@ -259,18 +233,11 @@ def _boxes(rng: np.random.Generator, count: int, n: int, height: float, width: f
 
 
 def _pooling(
-    rng: np.random.Generator,
-    name: str,
-    *,
-    n: int = 2,
-    c: int = 6,
-    size: tuple[int, int] = (9, 11),
-    regions: int = 9,
-    elements: tuple[int, int, int] | None = None,
-    mask: bool = False,
-    spread: float = 1.0,
+    rng: np.random.Generator, name: str,
+    *, n: int = 2, c: int = 6, size: tuple[int, int] = (9, 11), regions: int = 9,
+    elements: tuple[int, int, int] | None = None, mask: bool = False, spread: float = 1.0,
     **options: Any,
-) -> Case:
+) -> Case:  # fmt: skip
     """Random arguments of a pooling; `elements` of the offset and the mask: (classes, y, x)."""
     scale = options.get("spatial_scale", 1.0)
     arrays = {

@@ -1,11 +1,13 @@
-"""What several docstrings share: a line `%(boxes)s` in one of them stands for what is said here.
+"""What several docstrings share: a line `%(bins)s` in one of them stands for what is said here.
 
-What is said may have such lines, too. `{forward}` is the operator whose backward says it, `{plain}`
-that which is not position-sensitive, and `{gradients}` what the backward returns.
+What is said may have such lines, too, and in braces what follows from a function: `{forward}` is
+the operator whose backward it is, `{plain}` that which is not position-sensitive. `_of_backward`
+has the others: `%(backward)s` says of any gradients what all of them say.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import textwrap
 from collections.abc import Callable
@@ -16,9 +18,38 @@ __all__ = ["described"]
 _Described = TypeVar("_Described", bound=Callable[..., Any])
 
 _SHARED = {
-    "feature_maps": """\
+    "examples": """\
+Examples
+--------
+>>> {imports}""",
+    "backward": """\
+Parameters
+----------
+grad_output : {result}
+    The gradient of a scalar with respect to the result of the forward.
+{given}
+needs : iterable of str, optional
+    Names of the gradients to compute, by default all; the work for the others is not done.
+
+Returns
+-------
+{gradients}
+    {fields}
+
+Raises
+------
+TypeError, ValueError
+    As `{forward}`, and for {refused}.""",
+    "on_pixel_centres": """\
+Notes
+-----
+Where a point lies on a pixel centre, its gradient is the derivative to the right and below.""",
+    "maps_and_boxes": """\
 input : array of shape (N, C, H, W)
-    Feature maps, of dtype float16, bfloat16, float32 or float64.""",
+    Feature maps, of dtype float16, bfloat16, float32 or float64.
+boxes : array of shape (R, 5), or list of N arrays of shape (L, 4)
+    Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates
+    of the image; of the dtype of `input`, or of float32 where that has 16 bits.""",
     "pixels_channels_last": """\
 input : array of shape (N, H, W, G*Cg)
     Images, channels last, of G groups of channels; of dtype float16, bfloat16, float32 or
@@ -34,11 +65,15 @@ offset_scale : float
     A factor above 0 of the offsets and of the distance of each tap from the kernel's centre.
 remove_center : bool
     Whether the middle tap of a kernel of odd sizes is no point.""",
-    "raises_for_aggregation": """\
+    "raises": """\
 Raises
 ------
-TypeError, ValueError
-    An array or option of the wrong kind, dtype, device, shape or value, before any work.""",
+TypeError
+    An array or an option of the wrong kind or dtype, or arrays that differ in kind, device or
+    dtype.
+ValueError
+    A shape, a value or an option that does not fit. Both say what was expected, before any
+    work.""",
     "internimage_paper": """\
 References
 ----------
@@ -49,46 +84,27 @@ References
 ----------
 .. [1] Xiong, Y. et al., "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator
    for Vision Applications", CVPR 2024, arXiv:2401.06197.""",
-    "boxes": """\
-boxes : array of shape (R, 5), or list of N arrays of shape (L, 4)
-    Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates
-    of the image; of the dtype of `input`, or of float32 where that has 16 bits.""",
     "output_size": """\
 output_size : int or (int, int)
     Bins (ph, pw) along y and x.""",
-    "spatial_scale": """\
+    "bins": """\
+%(output_size)s
 spatial_scale : float
     Pixels of `input` per unit of `boxes`.""",
     "sampling_ratio": """\
 sampling_ratio : int
     Samples of a bin along each axis, at most 32768; 0 or -1: as many as the bin has pixels,
     rounded up.""",
-    "grid_as_given": """\
-kernel_size, stride, padding, dilation, groups
-    As they were given to `{forward}`.
-%(needs)s""",
-    "grad_of_aggregate": """\
-grad_output : array of shape (N, Ho, Wo, G*Cg)
-    The gradient of a scalar with respect to the result of the forward.""",
     "aggregate": """\
 Returns
 -------
 array of shape (N, Ho, Wo, G*Cg)
     ``Ho = (H + 2*padding - dilation*(kh - 1) - 1) // stride + 1``, and Wo likewise.
 
-%(raises_for_aggregation)s""",
+%(raises)s""",
     "score_maps": """\
 input : array of shape (N, C*ph*pw, H, W)
     Score maps; bin (i, j) of output channel c reads channel (c*ph + i)*pw + j.""",
-    "grad_of_bins": """\
-grad_output : array of shape (R, C, ph, pw)
-    The gradient of a scalar with respect to the result of the forward.""",
-    "needs": """\
-needs : iterable of str, optional
-    Names of the gradients to compute, by default all; the work for the others is not done.""",
-    "needs_input": """\
-needs : iterable of str, optional
-    Names of the gradients to compute: "input", the default, or none.""",
     "score_bins": """\
 Returns
 -------
@@ -98,58 +114,33 @@ Raises
 ------
 TypeError, ValueError
     As `{plain}`, and for a number of channels that ph*pw does not divide.""",
-    "gradient_of_input": """\
-Returns
--------
-{gradients}
-    A named tuple with the field input.""",
-    "gradients_of_bins": """\
-Returns
--------
-{gradients}
-    A named tuple with the fields input, offset and mask; None where not needed or not given.
-
-%(raises_for_absent)s""",
-    "raises_in_backward": """\
-Raises
-------
-TypeError, ValueError
-    As `{forward}`, and for an unknown name in `needs`.""",
-    "raises_with_argmax": """\
-Raises
-------
-TypeError, ValueError
-    As `{forward}`, and for an unknown name in `needs` or an `argmax` that does not fit.""",
-    "raises_for_absent": """\
-Raises
-------
-TypeError, ValueError
-    As `{forward}`, and for `needs` with an unknown name or one that was not given.""",
-    "raises_for_regions": """\
-Raises
-------
-TypeError
-    An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
-ValueError
-    A shape, an option or an image index that does not fit; the message says what was
-    expected.""",
     "channels_and_kernel": """\
 in_channels, out_channels : int
 kernel_size, stride, padding, dilation : int or (int, int)
     As in `cudeform.conv2d`, the kernel's size as (height, width).
 groups : int
     Of the channels, which are convolved apart.""",
+    "grid_of_layer": """\
+channels : int
+    Channels C of inputs and outputs.
+kernel_size : int or (int, int)
+    (kh, kw) in taps.
+stride, pad, dilation : int or (int, int)
+    In pixels. They have to leave the size as it is: the branch has an offset for each pixel of
+    the input.
+group : int
+    Groups G of channels.
+offset_scale, remove_center
+    As in `cudeform.{operator}`.""",
+    "branch_rate": """\
+branch_rate : float
+    The branch's part of the learning rate of the rest, for `rate_factors`: 0.1 in version 2.""",
     "with_bias": """\
 bias : bool
     Whether to add a number to each output channel.""",
     "layout_of_torchvision": """\
 layout : {"NCHW", "NHWC"}
     Where the channels are on the "torchvision" side.""",
-    "raises_for_converters": """\
-Raises
-------
-TypeError, ValueError
-    An array or option of the wrong kind, dtype, shape or value.""",
     "deformable_paper": """\
 References
 ----------
@@ -173,7 +164,40 @@ References
 }
 
 _FIELD = re.compile(r"^( *)%\((\w+)\)s$", re.MULTILINE)
-_NAME = re.compile(r"\{(forward|plain|gradients)\}")
+_NAME = re.compile(r"\{(forward|plain|imports|operator|result|given|gradients|fields|refused)\}")
+_ARGMAX = """\
+argmax : array, optional
+    The second result of the forward with `return_argmax`; without, it is computed once more."""
+_RESULT = re.compile(r"^ *Returns\n *-+\n *(.+)$", re.MULTILINE)
+
+
+def _of_backward(function: Callable[..., Any], forward: str) -> dict[str, str]:
+    """What the signature of a backward says, beside the docstring of its forward."""
+    parameters = inspect.signature(function).parameters
+    names = ", ".join(n for n in parameters if n not in ("grad_output", "argmax", "needs"))
+    given = [
+        f"{line.rstrip(',')}\n    As they were given to `{forward}`."
+        for line in textwrap.wrap(names, 96)
+    ]
+    gradients = function.__annotations__["return"].partition("[")[0]
+    *first, last = fields = function.__globals__[gradients]._fields
+    named = f"fields {', '.join(first)} and {last}, each" if first else f"field {last},"
+    said = f"A named tuple with the {named} of the shape and the dtype of its argument; None where"
+    said += " not needed"
+    refused = ["an unknown name in `needs`"]
+    if any("None" in str(parameters[n].annotation) for n in fields if n in parameters):
+        said += " or not given"
+        refused.append("one that was not given")
+    if "argmax" in parameters:
+        given.append(_ARGMAX)
+        refused.append("an `argmax` that does not fit")
+    return {
+        "result": _RESULT.search(function.__globals__[forward].__doc__)[1],
+        "given": "\n".join(given),
+        "gradients": gradients,
+        "fields": textwrap.fill(said + ".", 92, subsequent_indent="    "),
+        "refused": " or ".join(refused),
+    }
 
 
 def described(function: _Described) -> _Described:
@@ -181,11 +205,18 @@ def described(function: _Described) -> _Described:
     if function.__doc__:  # none under `python -OO`
         forward = function.__name__.removesuffix("_backward")
         names = {"forward": forward, "plain": forward.removeprefix("ps_")}
-        names["gradients"] = str(function.__annotations__.get("return")).partition("[")[0]
+        names["imports"] = "import numpy as np\n>>> import cudeform"
+        if isinstance(function, type):
+            names["operator"] = forward.lower()
+            public = function.__module__.rpartition(".")[0]
+            library = "torch" if ".torch." in public else "numpy as np"
+            names["imports"] = f"import {library}\n>>> from {public} import {forward}"
+        if forward != function.__name__:
+            names |= _of_backward(function, forward)
 
         def shared(field: re.Match[str]) -> str:
-            text = _NAME.sub(lambda name: names[name[1]], _SHARED[field[2]])
-            return textwrap.indent(_FIELD.sub(shared, text), field[1])
+            text = _FIELD.sub(shared, _NAME.sub(lambda name: names[name[1]], _SHARED[field[2]]))
+            return textwrap.indent(text, field[1])
 
         function.__doc__ = _FIELD.sub(shared, function.__doc__)
     return function

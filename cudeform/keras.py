@@ -68,38 +68,21 @@ class DeformConv2D(_OnAllBackends, keras.layers.Conv2D):
     """
 
     def __init__(
-        self,
-        filters: int,
-        kernel_size: int | tuple[int, int],
-        strides: int | tuple[int, int] = (1, 1),
-        padding: str = "valid",
+        self, filters: int, kernel_size: int | tuple[int, int],
+        strides: int | tuple[int, int] = (1, 1), padding: str = "valid",
         data_format: str | None = None,
-        dilation_rate: int | tuple[int, int] = (1, 1),
-        groups: int = 1,
-        *,
-        offset_groups: int = 1,
-        modulated: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            data_format=data_format,
-            dilation_rate=dilation_rate,
-            groups=groups,
-            **kwargs,
-        )
+        dilation_rate: int | tuple[int, int] = (1, 1), groups: int = 1,
+        *, offset_groups: int = 1, modulated: bool = False, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        window = dict(strides=strides, padding=padding, dilation_rate=dilation_rate)
+        window["data_format"] = data_format
+        super().__init__(filters, kernel_size, **window, groups=groups, **kwargs)
         self.offset_groups = checks.integer("DeformConv2D", "offset_groups", offset_groups, 1)
         self.modulated = checks.flag("DeformConv2D", "modulated", modulated)
         self.offset_branch = keras.layers.Conv2D(
             self._offset_channels + self._mask_channels,
-            self.kernel_size,
-            strides=self.strides,
-            padding=self.padding,
-            data_format=self.data_format,
-            dilation_rate=self.dilation_rate,
+            kernel_size,
+            **window,
             kernel_initializer="zeros",
             dtype=self.dtype_policy,
             name="offset",
@@ -242,14 +225,9 @@ class MSDeformAttn(_OnAllBackends):
         return query_shape
 
     def call(
-        self,
-        query: Any,
-        reference: Any,
-        features: Any,
-        *,
-        spatial_shapes: Any,
-        features_mask: Any = None,
-    ) -> Any:
+        self, query: Any, reference: Any, features: Any,
+        *, spatial_shapes: Any, features_mask: Any = None,
+    ) -> Any:  # fmt: skip
         value = self.value_proj(features)
         if features_mask is not None:
             value = ops.where(features_mask[..., None], value, ops.zeros_like(value))
@@ -289,12 +267,9 @@ class MSDeformAttn(_OnAllBackends):
 
 
 def _computed(
-    layer: keras.layers.Layer,
-    op: str,
-    given: dict[str, Any],
-    options: Callable[[dict[str, Any]], dict[str, Any]],
-    shape: tuple[int | None, ...],
-) -> Any:
+    layer: keras.layers.Layer, op: str, given: dict[str, Any],
+    options: Callable[[dict[str, Any]], dict[str, Any]], shape: tuple[int | None, ...],
+) -> Any:  # fmt: skip
     """The result of an operator, of which `shape` is known; options may follow from the arrays."""
     if keras.backend.backend() == "tensorflow":
         return _on_tensorflow(type(layer).__name__, op, given, options, shape)
@@ -302,12 +277,9 @@ def _computed(
 
 
 def _on_tensorflow(
-    layer: str,
-    op: str,
-    arrays: dict[str, Any],
-    options: Callable[[dict[str, Any]], dict[str, Any]],
-    shape: tuple[int | None, ...],
-) -> Any:
+    layer: str, op: str, arrays: dict[str, Any],
+    options: Callable[[dict[str, Any]], dict[str, Any]], shape: tuple[int | None, ...],
+) -> Any:  # fmt: skip
     import tensorflow as tf
 
     (row,) = (row for row in OPERATORS if row.name == op)

@@ -129,15 +129,10 @@ def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: floa
 @dispatched("offset")
 def convert_offset(
     offset: Array,
-    source: str,
-    target: str,
-    *,
-    kernel_size: Pair,
-    dilation: Pair = 1,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-    layout: Layout = "NCHW",
-) -> Array:
+    source: str, target: str,
+    *, kernel_size: Pair, dilation: Pair = 1, offset_scale: float = 1.0,
+    remove_center: bool = False, layout: Layout = "NCHW",
+) -> Array:  # fmt: skip
     r"""Offsets of a deformable convolution from the layout of one library in that of another.
 
     "torchvision" is the layout of `deform_conv2d`; it is also that of mmcv, detectron2, ONNX,
@@ -167,7 +162,7 @@ def convert_offset(
     -------
     array of the same dtype
 
-    %(raises_for_converters)s
+    %(raises)s
 
     Notes
     -----
@@ -176,12 +171,10 @@ def convert_offset(
 
     .. math:: \Delta x = σ \, e_x + (σ - 1) (b d - \lfloor d (k - 1) / 2 \rfloor)
 
-    Examples
-    --------
+    %(examples)s
+
     Chainer keeps all x before all y, here of a kernel of 1 x 2 taps:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> chainer = np.array([1.0, 2.0, 10.0, 20.0]).reshape(1, 4, 1, 1)
     >>> ours = cudeform.convert_offset(chainer, "chainer", "torchvision", kernel_size=(1, 2))
     >>> ours.ravel()
@@ -210,13 +203,9 @@ def convert_offset(
 @dispatched("mask")
 def convert_mask(
     mask: Array,
-    source: str,
-    target: str,
-    *,
-    kernel_size: Pair,
-    remove_center: bool = False,
-    layout: Layout = "NCHW",
-) -> Array:
+    source: str, target: str,
+    *, kernel_size: Pair, remove_center: bool = False, layout: Layout = "NCHW",
+) -> Array:  # fmt: skip
     """Masks of a deformable convolution from the layout of one library in that of another.
 
     Parameters
@@ -236,18 +225,16 @@ def convert_mask(
     -------
     array of the same dtype
 
-    %(raises_for_converters)s
+    %(raises)s
 
     See Also
     --------
     convert_offset : the offsets of the same taps.
 
-    Examples
-    --------
+    %(examples)s
+
     DCNv3 counts taps down the columns, torchvision along the rows:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> dcnv3 = np.array([0.0, 1.0, 2.0, 3.0]).reshape(1, 1, 1, 4)
     >>> cudeform.convert_mask(dcnv3, "dcnv3", "torchvision", kernel_size=2).ravel()
     array([0., 2., 1., 3.])
@@ -280,16 +267,13 @@ def unpack_dcnv4(offset_mask: Array, groups: int, points: int) -> tuple[Array, A
     mask : array of shape (..., groups*points)
         Both as `convert_offset` and `convert_mask` take them from "dcnv3".
 
-    %(raises_for_converters)s
+    %(raises)s
 
     See Also
     --------
     pack_dcnv4 : the inverse.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> packed = np.array([1.0, 2.0, 3.0, 4.0, 0.5, 0.25, 0.0, 0.0])
     >>> cudeform.unpack_dcnv4(packed, groups=1, points=2)
     (array([1., 2., 3., 4.]), array([0.5 , 0.25]))
@@ -324,7 +308,7 @@ def pack_dcnv4(offset: Array, mask: Array, groups: int) -> Array:
     array of shape (..., channels)
         ``3*groups*points`` channels, then zeros up to a multiple of 8.
 
-    %(raises_for_converters)s
+    %(raises)s
     """
     op = "pack_dcnv4"
     kind = arrays.kind_of(op, {"offset": offset, "mask": mask})

@@ -58,17 +58,12 @@ def points_from_msda(locations: Array, spatial_shapes: Any) -> Array:
     array of shape (N, Lq, M, L, P, 2)
         (y, x) in pixels of the level, pixel centres on integers, as `bilinear_sample` takes them.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array of the wrong kind, dtype or shape.
+    %(raises)s
 
-    Examples
-    --------
+    %(examples)s
+
     The centre of a level of 2 x 4 pixels, and the centre of its first pixel:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> locations = np.array([[0.5, 0.5], [0.125, 0.25]]).reshape(1, 2, 2)
     >>> cudeform.points_from_msda(locations, [(2, 4)])
     array([[[0.5, 1.5],
@@ -97,10 +92,7 @@ def points_to_msda(points: Array, spatial_shapes: Any) -> Array:
     array of shape (N, Lq, M, L, P, 2)
         Normalised (x, y).
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array of the wrong kind, dtype or shape.
+    %(raises)s
 
     Notes
     -----

@@ -25,16 +25,10 @@ _ROI_SIZES = {"mmcv": _roi_size_mmcv, "mxnet": _roi_size_mxnet}
 
 @dispatched("offset", "boxes")
 def convert_roi_offset(
-    offset: Array,
-    boxes: Boxes[Array],
-    source: str,
-    target: str,
-    *,
-    spatial_scale: float = 1.0,
-    gamma: float = 0.1,
-    trans_std: float = 0.1,
-    classes: int = 1,
-) -> Array:
+    offset: Array, boxes: Boxes[Array],
+    source: str, target: str,
+    *, spatial_scale: float = 1.0, gamma: float = 0.1, trans_std: float = 0.1, classes: int = 1,
+) -> Array:  # fmt: skip
     """Offsets of a deformable RoI pooling from the unit of one library in that of another.
 
     mmcv's deform_roi_pool and MXNet's deformable position-sensitive RoI pooling both shift a bin
@@ -61,19 +55,17 @@ def convert_roi_offset(
     -------
     array of shape (R, 2*classes, ph, pw)
 
-    %(raises_for_converters)s
+    %(raises)s
 
     Notes
     -----
     mmcv's RoI is ``(x2 - x1) * spatial_scale`` wide, MXNet's
     ``max((round(x2) + 1 - round(x1)) * spatial_scale, 0.1)``, and so with y.
 
-    Examples
-    --------
+    %(examples)s
+
     A RoI 9 wide and 19 high counts as 10 by 20 in MXNet:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> offset = np.array([1.0, 1.0]).reshape(1, 2, 1, 1)
     >>> boxes = np.array([[0.0, 0.0, 0.0, 9.0, 19.0]])
     >>> cudeform.convert_roi_offset(offset, boxes, "mmcv", "mxnet").ravel()

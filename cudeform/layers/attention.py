@@ -11,14 +11,14 @@ import numpy as np
 from cudeform import checks, ms_deform_attn, ms_deform_attn_backward
 from cudeform.descriptions import described
 from cudeform.directions import first_offsets
-from cudeform.layers.plain import Array, Linear, inner, nested, positive_integer, settle
+from cudeform.layers.plain import Array, Layer, Linear, inner, nested
 
 __all__ = ["MSDeformAttn"]
 
 
 @dataclass(frozen=True)
 @described
-class MSDeformAttn:
+class MSDeformAttn(Layer):
     """Multi-scale deformable attention [1]_: from queries follows where and how much they read.
 
     At first each head looks in a direction of its own, and at all its points alike.
@@ -27,22 +27,15 @@ class MSDeformAttn:
     ----------
     channels : int
         Channels C of queries, features and results.
-    levels : int
-        Feature maps L.
-    heads : int
-        Heads M; they divide the channels.
-    points : int
-        Points P of a head on each level.
+    levels, heads, points : int
+        Feature maps L; heads M, which divide the channels; points P of a head on each level.
     branch_rate : float
         The learning rate of ``sampling_offsets`` as a part of that of the rest, for
         `rate_factors`; it was published with 0.1.
 
     %(deformable_detr_paper)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cudeform.layers import MSDeformAttn
+    %(examples)s
     >>> layer = MSDeformAttn(16, levels=2, heads=4, points=3)
     >>> rng = np.random.default_rng(0)
     >>> params = layer.init(rng)
@@ -64,11 +57,8 @@ class MSDeformAttn:
     branch_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        counts = dict.fromkeys(("channels", "levels", "heads", "points"), positive_integer)
-        settle(self, **counts, branch_rate=checks.number)
-        if self.channels % self.heads:
-            expected = f"divisible by heads = {self.heads}"
-            checks.fail("MSDeformAttn", "channels", expected, self.channels)
+        super().__post_init__()
+        self._divides("heads", "channels")
 
     @property
     def parts(self) -> dict[str, Linear]:

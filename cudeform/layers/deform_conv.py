@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cudeform import checks, deform_conv2d, deform_conv2d_backward
+from cudeform import deform_conv2d, deform_conv2d_backward
 from cudeform.descriptions import described
 from cudeform.layers.plain import (
     Array,
@@ -18,8 +18,6 @@ from cudeform.layers.plain import (
     check_input,
     inner,
     nested,
-    positive_integer,
-    settle,
     sigmoid,
 )
 
@@ -43,16 +41,12 @@ class DeformConv2d(Convolution):
     modulated : bool
         Version 2: the branch has three instead of two channels for each tap, and the sigmoid of
         the third is the tap's factor.
-    branch_rate : float
-        The branch's learning rate as a part of that of the rest, for `rate_factors`: 0.1 in version
-        2; version 1 was published with 1.
+    %(branch_rate)s
+        Version 1 was published with 1.
 
     %(deformable_papers)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cudeform.layers import DeformConv2d
+    %(examples)s
     >>> layer = DeformConv2d(3, 8, kernel_size=3, padding=1, modulated=True)
     >>> params = layer.init(np.random.default_rng(0))
     >>> {name: array.shape for name, array in params.items()}
@@ -75,11 +69,7 @@ class DeformConv2d(Convolution):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = dict(modulated=checks.flag, branch_rate=checks.number)
-        settle(self, offset_groups=positive_integer, **own)
-        if self.in_channels % self.offset_groups:
-            expected = f"divisible by offset_groups = {self.offset_groups}"
-            checks.fail("DeformConv2d", "in_channels", expected, self.in_channels)
+        self._divides("offset_groups", "in_channels")
 
     @property
     def plain(self) -> Conv2d:

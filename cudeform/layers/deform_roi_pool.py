@@ -19,23 +19,22 @@ from cudeform.descriptions import described
 from cudeform.layers.plain import (
     Array,
     Conv2d,
+    Layer,
     Linear,
     branch_gradient,
     check_input,
     inner,
     nested,
     positive_integer,
-    settle,
     sigmoid,
 )
-from cudeform.plans.regions import SAMPLE_PER_PART, SAMPLING_RATIO
 
 __all__ = ["DeformPSRoiPool", "DeformRoiPool"]
 
 
 @dataclass(frozen=True)
 @described
-class DeformRoiPool:
+class DeformRoiPool(Layer):
     """Deformable RoI pooling; what the bins read unmoved tells where they move.
 
     In version 1 [1]_ one fully connected layer, ``offset_fc``, gives the offsets; in version 2
@@ -54,16 +53,12 @@ class DeformRoiPool:
         Version 2.
     hidden : int
         Width of the two hidden layers of version 2.
-    branch_rate : float
-        The branch's learning rate as a part of that of the rest, for `rate_factors`: 0.1 in version
-        2; version 1 was published with 0.01.
+    %(branch_rate)s
+        Version 1 was published with 0.01.
 
     %(deformable_papers)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cudeform.layers import DeformRoiPool
+    %(examples)s
     >>> pool = DeformRoiPool(8, output_size=3, spatial_scale=0.5)
     >>> params = pool.init(np.random.default_rng(0))
     >>> {name: array.shape for name, array in params.items()}
@@ -83,19 +78,6 @@ class DeformRoiPool:
     modulated: bool = False
     hidden: int = 1024
     branch_rate: float = 0.1
-
-    def __post_init__(self) -> None:
-        settle(
-            self,
-            channels=positive_integer,
-            spatial_scale=checks.positive,
-            sampling_ratio=SAMPLING_RATIO.check,
-            gamma=checks.number,
-            modulated=checks.flag,
-            hidden=positive_integer,
-            branch_rate=checks.number,
-        )
-        checks.pair("DeformRoiPool", "output_size", self.output_size, 1)
 
     @property
     def bins(self) -> tuple[int, int]:
@@ -176,7 +158,7 @@ class DeformRoiPool:
 
 @dataclass(frozen=True)
 @described
-class DeformPSRoiPool:
+class DeformPSRoiPool(Layer):
     """Deformable position-sensitive RoI pooling with its two convolutional branches [1]_.
 
     A convolution, ``conv``, makes k*k score maps of each class, and a second one, ``conv_offset``,
@@ -202,20 +184,20 @@ class DeformPSRoiPool:
 
     %(deformable_paper)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cudeform.layers import DeformPSRoiPool
+    %(examples)s
     >>> pool = DeformPSRoiPool(8, classes=3, output_size=2, spatial_scale=0.5)
     >>> params = pool.init(np.random.default_rng(0))
     >>> {name: array.shape for name, array in params.items()}
     {'conv.weight': (12, 8, 1, 1), 'conv.bias': (12,),
      'conv_offset.weight': (24, 8, 1, 1), 'conv_offset.bias': (24,)}
+    >>> x = np.ones((2, 8, 10, 12), np.float32)
     >>> boxes = np.array([[0, 2, 2, 20, 14], [1, 0, 4, 9, 12]], np.float32)
-    >>> y, saved = pool.forward(params, np.ones((2, 8, 10, 12), np.float32), boxes)
+    >>> y, saved = pool.forward(params, x, boxes)
     >>> grad_x, grad_params = pool.backward(params, saved, np.ones_like(y))
-    >>> y.shape, grad_x.shape, grad_params.keys() == params.keys()
-    ((2, 3, 2, 2), (2, 8, 10, 12), True)
+    >>> y.shape, pool.deformation(params, x, boxes).shape
+    ((2, 3, 2, 2), (2, 6, 2, 2))
+    >>> grad_x.shape == x.shape, grad_params.keys() == params.keys()
+    (True, True)
     """
 
     in_channels: int
@@ -223,20 +205,12 @@ class DeformPSRoiPool:
     output_size: int
     spatial_scale: float = 1.0
     sample_per_part: int = 4
-    gamma: float = 0.1
+    gamma: float = 0.1  # the operator's trans_std
     branch_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        settle(
-            self,
-            in_channels=positive_integer,
-            classes=positive_integer,
-            output_size=positive_integer,
-            spatial_scale=checks.positive,
-            sample_per_part=SAMPLE_PER_PART.check,
-            gamma=checks.number,
-            branch_rate=checks.number,
-        )
+        super().__post_init__()
+        self._settle({"output_size": positive_integer})  # as many along both axes
 
     @property
     def branches(self) -> dict[str, Conv2d]:

@@ -6,7 +6,7 @@ Functions of NumPy are given CuPy arrays, too: NumPy's protocols hand such calls
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, TypeVar
 
@@ -14,11 +14,13 @@ import numpy as np
 
 from cudeform import checks, conv2d, conv2d_backward
 from cudeform.descriptions import described
+from cudeform.plans.regions import SAMPLE_PER_PART, SAMPLING_RATIO
 
 __all__ = [
     "Array",
     "Conv2d",
     "Convolution",
+    "Layer",
     "Linear",
     "branch_gradient",
     "check_input",
@@ -26,7 +28,6 @@ __all__ = [
     "inner",
     "nested",
     "positive_integer",
-    "settle",
     "sigmoid",
     "zeros",
 ]
@@ -34,18 +35,11 @@ __all__ = [
 Array = TypeVar("Array")  # NumPy's or CuPy's: what comes in comes out
 
 
-def settle(layer: Any, **checked: Callable[[str, str, Any], Any]) -> None:
-    """Check fields of a layer, each by its function, and keep what that makes of them."""
-    for name, check in checked.items():
-        value = check(type(layer).__name__, name, getattr(layer, name))
-        object.__setattr__(layer, name, value)  # frozen for others
-
-
 def positive_integer(op: str, name: str, value: Any) -> int:
     return checks.integer(op, name, value, 1)
 
 
-def _strides(op: str, name: str, value: Any) -> Any:
+def _sizes(op: str, name: str, value: Any) -> Any:
     checks.pair(op, name, value, 1)
     return value
 
@@ -55,8 +49,43 @@ def _padding(op: str, name: str, value: Any) -> Any:
     return value
 
 
+_INTEGERS = ("in_channels", "out_channels", "channels", "groups", "offset_groups", "classes")
+_INTEGERS += ("levels", "heads", "points", "hidden", "in_features", "out_features")
+_CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
+    **dict.fromkeys(_INTEGERS, positive_integer),
+    **dict.fromkeys(("kernel_size", "stride", "dilation", "output_size"), _sizes),
+    **dict.fromkeys(("bias", "modulated"), checks.flag),
+    **dict.fromkeys(("gamma", "branch_rate"), checks.number),
+    "padding": _padding,
+    "spatial_scale": checks.positive,
+    "sampling_ratio": SAMPLING_RATIO.check,
+    "sample_per_part": SAMPLE_PER_PART.check,
+}
+
+
+class Layer:
+    """Has fields, which mean the same in all layers and are checked by their names."""
+
+    def __post_init__(self) -> None:
+        self._settle(_CHECKS)
+
+    def _settle(self, known: Mapping[str, Callable[[str, str, Any], Any]]) -> None:
+        """Check the fields of these names, and keep what their checks make of them."""
+        for name in (field.name for field in fields(self) if field.name in known):
+            value = known[name](type(self).__name__, name, getattr(self, name))
+            object.__setattr__(self, name, value)  # frozen for others
+
+    def _divides(self, divisor: str, *names: str) -> None:
+        """Check that one field divides others."""
+        by = getattr(self, divisor)
+        for name in names:
+            value = getattr(self, name)
+            if value % by:
+                checks.fail(type(self).__name__, name, f"divisible by {divisor} = {by}", value)
+
+
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(Layer):
     """The fields that convolutions have in common, beside `bias`."""
 
     in_channels: int
@@ -68,13 +97,8 @@ class Convolution:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        counts = dict.fromkeys(("in_channels", "out_channels", "groups"), positive_integer)
-        sizes = dict.fromkeys(("kernel_size", "stride", "dilation"), _strides)
-        settle(self, **counts, **sizes, padding=_padding, bias=checks.flag)
-        op = type(self).__name__
-        for name in ("in_channels", "out_channels"):
-            if getattr(self, name) % self.groups:
-                checks.fail(op, name, f"divisible by groups = {self.groups}", getattr(self, name))
+        super().__post_init__()
+        self._divides("groups", "in_channels", "out_channels")
 
     @property
     def _window(self) -> tuple[Any, ...]:
@@ -144,10 +168,7 @@ class Conv2d(Convolution):
     %(channels_and_kernel)s
     %(with_bias)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cudeform.layers import Conv2d
+    %(examples)s
     >>> conv = Conv2d(3, 8, kernel_size=3, padding=1)
     >>> params = conv.init(np.random.default_rng(0))
     >>> {name: array.shape for name, array in params.items()}
@@ -193,17 +214,15 @@ class Conv2d(Convolution):
 
 
 @dataclass(frozen=True)
-class Linear:
+@described
+class Linear(Layer):
     """Fully connected layer.
 
     Parameters
     ----------
     in_features, out_features : int
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from cudeform.layers import Linear
+    %(examples)s
     >>> linear = Linear(6, 2)
     >>> params = linear.init(np.random.default_rng(0))
     >>> y, saved = linear.forward(params, np.ones((5, 6), np.float32))
@@ -213,9 +232,6 @@ class Linear:
 
     in_features: int
     out_features: int
-
-    def __post_init__(self) -> None:
-        settle(self, in_features=positive_integer, out_features=positive_integer)
 
     @property
     def rate_factors(self) -> dict[str, float]:

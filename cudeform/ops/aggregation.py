@@ -20,28 +20,12 @@ class DCNv3Gradients(NamedTuple, Generic[Array]):
     mask: Array | Any = None
 
 
-class DCNv4Gradients(NamedTuple, Generic[Array]):
-    """Gradients by the argument they belong to; None where not needed."""
-
-    input: Array | Any = None
-    offset_mask: Array | Any = None
-
-
 @dispatched("input", "offset", "mask")
 def dcnv3(
-    input: Array,
-    offset: Array,
-    mask: Array,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-    softmax: bool = False,
-) -> Array:
+    input: Array, offset: Array, mask: Array,
+    kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1,
+    *, offset_scale: float = 1.0, remove_center: bool = False, softmax: bool = False,
+) -> Array:  # fmt: skip
     r"""The aggregation of DCNv3 [1]_: weighted sums of samples around each pixel of the output.
 
     It is a deformable convolution without a weight: what a channel reads is the same for all
@@ -85,12 +69,10 @@ def dcnv3(
 
     %(internimage_paper)s
 
-    Examples
-    --------
+    %(examples)s
+
     One group of two channels and a kernel of one tap, which reads half a pixel to the right:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> image = np.arange(8.0).reshape(1, 1, 4, 2)
     >>> offset = np.zeros((1, 1, 4, 2))
     >>> offset[..., 0] = 0.5
@@ -105,47 +87,18 @@ def dcnv3(
 
 @dispatched("grad_output", "input", "offset", "mask")
 def dcnv3_backward(
-    grad_output: Array,
-    input: Array,
-    offset: Array,
-    mask: Array,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    needs: Iterable[str] | None = None,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
+    grad_output: Array, input: Array, offset: Array, mask: Array,
+    kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1,
+    *, needs: Iterable[str] | None = None, offset_scale: float = 1.0, remove_center: bool = False,
     softmax: bool = False,
-) -> DCNv3Gradients[Array]:
+) -> DCNv3Gradients[Array]:  # fmt: skip
     """Gradients of `dcnv3`.
 
-    Parameters
-    ----------
-    %(grad_of_aggregate)s
-    input, offset, mask
-        As they were given to `dcnv3`.
-    %(grid_as_given)s
-    offset_scale, remove_center, softmax
-        As they were given to `dcnv3`.
+    %(backward)s
 
-    Returns
-    -------
-    DCNv3Gradients
-        A named tuple with the fields input, offset and mask; None where not needed.
+    %(on_pixel_centres)s
 
-    %(raises_for_aggregation)s
-
-    Notes
-    -----
-    On a pixel centre the gradient of `offset` is the derivative to the right and below.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.array([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1)
     >>> offset = np.zeros((1, 1, 3, 2))
     >>> mask = np.ones((1, 1, 3, 1))
@@ -156,19 +109,19 @@ def dcnv3_backward(
     return gradients("dcnv3_backward", DCNv3Gradients, locals())
 
 
+class DCNv4Gradients(NamedTuple, Generic[Array]):
+    """Gradients by the argument they belong to; None where not needed."""
+
+    input: Array | Any = None
+    offset_mask: Array | Any = None
+
+
 @dispatched("input", "offset_mask")
 def dcnv4(
-    input: Array,
-    offset_mask: Array,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-) -> Array:
+    input: Array, offset_mask: Array,
+    kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1,
+    *, offset_scale: float = 1.0, remove_center: bool = False,
+) -> Array:  # fmt: skip
     """The aggregation of DCNv4 [1]_: that of DCNv3, with offset and mask in one array.
 
     Parameters
@@ -195,12 +148,10 @@ def dcnv4(
 
     %(dcnv4_paper)s
 
-    Examples
-    --------
+    %(examples)s
+
     A kernel of one tap, which reads half a pixel to the right and has a factor of 2:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> image = np.arange(4.0).reshape(1, 1, 4, 1)
     >>> offset_mask = np.zeros((1, 1, 4, 8))
     >>> offset_mask[..., :3] = 0.5, 0, 2
@@ -212,46 +163,19 @@ def dcnv4(
 
 @dispatched("grad_output", "input", "offset_mask")
 def dcnv4_backward(
-    grad_output: Array,
-    input: Array,
-    offset_mask: Array,
-    kernel_size: Pair,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    needs: Iterable[str] | None = None,
-    offset_scale: float = 1.0,
-    remove_center: bool = False,
-) -> DCNv4Gradients[Array]:
+    grad_output: Array, input: Array, offset_mask: Array,
+    kernel_size: Pair, stride: Pair = 1, padding: Pair = 0, dilation: Pair = 1, groups: int = 1,
+    *, needs: Iterable[str] | None = None, offset_scale: float = 1.0, remove_center: bool = False,
+) -> DCNv4Gradients[Array]:  # fmt: skip
     """Gradients of `dcnv4`.
 
-    Parameters
-    ----------
-    %(grad_of_aggregate)s
-    input, offset_mask
-        As they were given to `dcnv4`.
-    %(grid_as_given)s
-    offset_scale, remove_center
-        As they were given to `dcnv4`.
+    %(backward)s
 
-    Returns
-    -------
-    DCNv4Gradients
-        A named tuple with the fields input and offset_mask; None where not needed. That of
-        `offset_mask` is 0 behind the last group.
+    %(on_pixel_centres)s
 
-    %(raises_for_aggregation)s
+    Behind the last group the gradient of `offset_mask` is 0.
 
-    Notes
-    -----
-    On a pixel centre the gradient of an offset is the derivative to the right and below.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.array([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1)
     >>> offset_mask = np.zeros((1, 1, 3, 8))
     >>> offset_mask[..., 2] = 1

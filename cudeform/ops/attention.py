@@ -22,15 +22,11 @@ class MSDeformAttnGradients(NamedTuple, Generic[Array]):
 
 @dispatched("value", "spatial_shapes", "sampling_locations", "attention_weights")
 def ms_deform_attn(
-    value: Array,
-    spatial_shapes: Array | Sequence[tuple[int, int]],
-    sampling_locations: Array,
+    value: Array, spatial_shapes: Array | Sequence[tuple[int, int]], sampling_locations: Array,
     attention_weights: Array,
-    *,
-    points_per_level: Sequence[int] | None = None,
-    method: Literal["bilinear", "nearest"] = "bilinear",
-    softmax: bool = False,
-) -> Array:
+    *, points_per_level: Sequence[int] | None = None,
+    method: Literal["bilinear", "nearest"] = "bilinear", softmax: bool = False,
+) -> Array:  # fmt: skip
     r"""Multi-scale deformable attention [1]_: weighted sums of samples of several levels.
 
     Parameters
@@ -61,13 +57,7 @@ def ms_deform_attn(
     -------
     array of shape (N, Lq, M*D)
 
-    Raises
-    ------
-    TypeError
-        An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
-    ValueError
-        A shape or an option that does not fit, or levels that do not have S pixels in all; the
-        message says what was expected.
+    %(raises)s
 
     See Also
     --------
@@ -88,13 +78,11 @@ def ms_deform_attn(
 
     %(deformable_detr_paper)s
 
-    Examples
-    --------
+    %(examples)s
+
     One query with one head, one channel and a point on each of two levels, of 2 x 2 and 1 x 1
     pixels:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> value = np.array([1.0, 2.0, 3.0, 4.0, 10.0]).reshape(1, 5, 1, 1)
     >>> locations = np.array([[0.5, 0.5], [0.5, 0.5]]).reshape(1, 1, 1, 2, 1, 2)
     >>> weights = np.array([0.4, 0.6]).reshape(1, 1, 1, 2, 1)
@@ -107,48 +95,20 @@ def ms_deform_attn(
 
 @dispatched("grad_output", "value", "spatial_shapes", "sampling_locations", "attention_weights")
 def ms_deform_attn_backward(
-    grad_output: Array,
-    value: Array,
-    spatial_shapes: Array | Sequence[tuple[int, int]],
-    sampling_locations: Array,
-    attention_weights: Array,
-    *,
-    needs: Iterable[str] | None = None,
-    points_per_level: Sequence[int] | None = None,
-    method: Literal["bilinear", "nearest"] = "bilinear",
-    softmax: bool = False,
-) -> MSDeformAttnGradients[Array]:
+    grad_output: Array, value: Array, spatial_shapes: Array | Sequence[tuple[int, int]],
+    sampling_locations: Array, attention_weights: Array,
+    *, needs: Iterable[str] | None = None, points_per_level: Sequence[int] | None = None,
+    method: Literal["bilinear", "nearest"] = "bilinear", softmax: bool = False,
+) -> MSDeformAttnGradients[Array]:  # fmt: skip
     """Gradients of `ms_deform_attn`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (N, Lq, M*D)
-        The gradient of a scalar with respect to the result of the forward.
-    value, spatial_shapes, sampling_locations, attention_weights
-        As they were given to `ms_deform_attn`.
-    needs : iterable of str, optional
-        Which gradients to compute, of "value", "sampling_locations" and "attention_weights"; by
-        default all.
-    points_per_level, method, softmax
-        As they were given to `ms_deform_attn`.
+    %(backward)s
 
-    Returns
-    -------
-    MSDeformAttnGradients
-        A named tuple with the fields value, sampling_locations and attention_weights; None where
-        not needed.
+    %(on_pixel_centres)s
 
-    %(raises_in_backward)s
+    With method "nearest" that of `sampling_locations` is 0.
 
-    Notes
-    -----
-    On a pixel centre the gradient of `sampling_locations` is the derivative to the right and
-    below. With method "nearest" it is 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> value = np.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 4, 1, 1)
     >>> locations = np.full((1, 1, 1, 1, 1, 2), 0.5)
     >>> weights = np.ones((1, 1, 1, 1, 1))

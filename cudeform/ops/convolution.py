@@ -19,6 +19,14 @@ __all__ = [
 ]
 
 
+class Conv2dGradients(NamedTuple, Generic[Array]):
+    """Gradients by the argument they belong to; None where not needed."""
+
+    input: Array | Any = None
+    weight: Array | Any = None
+    bias: Array | Any = None
+
+
 class DeformConv2dGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed or not given."""
 
@@ -29,29 +37,12 @@ class DeformConv2dGradients(NamedTuple, Generic[Array]):
     mask: Array | Any = None
 
 
-class Conv2dGradients(NamedTuple, Generic[Array]):
-    """Gradients by the argument they belong to; None where not needed."""
-
-    input: Array | Any = None
-    weight: Array | Any = None
-    bias: Array | Any = None
-
-
 @dispatched("input", "offset", "weight", "bias", "mask")
 def deform_conv2d(
-    input: Array,
-    offset: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Pair = 1,
-    padding: Padding = 0,
-    dilation: Pair = 1,
-    mask: Array | None = None,
-    *,
-    border: Border = "zeros",
-    layout: Layout = "NCHW",
-    precision: Precision = "ieee",
-) -> Array:
+    input: Array, offset: Array, weight: Array, bias: Array | None = None,
+    stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1, mask: Array | None = None,
+    *, border: Border = "zeros", layout: Layout = "NCHW", precision: Precision = "ieee",
+) -> Array:  # fmt: skip
     r"""Deformable convolution: a convolution whose taps are displaced, each by its own offset.
 
     Without a mask this is version 1 [1]_, with a mask version 2 [2]_. The order of the arguments
@@ -86,10 +77,7 @@ def deform_conv2d(
     array of shape (N, O, Ho, Wo)
         ``Ho = (H + top + bottom - dilation*(kh - 1) - 1) // stride + 1``, and Wo likewise.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An array or option of the wrong kind, dtype, device, shape or value, before any work.
+    %(raises)s
 
     See Also
     --------
@@ -111,12 +99,10 @@ def deform_conv2d(
 
     %(deformable_papers)s
 
-    Examples
-    --------
+    %(examples)s
+
     One tap that reads half a pixel to the right; beyond the last column lie zeros:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> image = np.arange(8.0).reshape(1, 1, 2, 4)
     >>> weight = np.ones((1, 1, 1, 1))
     >>> offset = np.zeros((1, 2, 2, 4))
@@ -130,40 +116,14 @@ def deform_conv2d(
 
 @dispatched("grad_output", "input", "offset", "weight", "mask")
 def deform_conv2d_backward(
-    grad_output: Array,
-    input: Array,
-    offset: Array,
-    weight: Array,
-    stride: Pair = 1,
-    padding: Padding = 0,
-    dilation: Pair = 1,
-    mask: Array | None = None,
-    *,
-    needs: Iterable[str] | None = None,
-    border: Border = "zeros",
-    layout: Layout = "NCHW",
+    grad_output: Array, input: Array, offset: Array, weight: Array,
+    stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1, mask: Array | None = None,
+    *, needs: Iterable[str] | None = None, border: Border = "zeros", layout: Layout = "NCHW",
     precision: Precision = "ieee",
-) -> DeformConv2dGradients[Array]:
+) -> DeformConv2dGradients[Array]:  # fmt: skip
     """Gradients of `deform_conv2d`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (N, O, Ho, Wo)
-        The gradient of a scalar with respect to the result of the forward.
-    input, offset, weight, stride, padding, dilation, mask, border, layout, precision
-        As they were given to `deform_conv2d`.
-    %(needs)s
-
-    Returns
-    -------
-    DeformConv2dGradients
-        A named tuple with the fields input, offset, weight, bias and mask; each has the shape and
-        the dtype of its argument, or is None where not needed.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `deform_conv2d`, and for `needs` with an unknown name or with "mask" without a mask.
+    %(backward)s
 
     Notes
     -----
@@ -171,12 +131,10 @@ def deform_conv2d_backward(
     centre the derivative jumps, and the gradient of `offset` is the one to the right and below.
     Every sum has a fixed order: no atomic additions, equal bytes in every run.
 
-    Examples
-    --------
+    %(examples)s
+
     How the four samples of the first row change when they move along x:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> image = np.arange(8.0).reshape(1, 1, 2, 4)
     >>> offset = np.full((1, 2, 2, 4), 0.5)
     >>> offset[:, 0] = 0
@@ -190,16 +148,10 @@ def deform_conv2d_backward(
 
 @dispatched("input", "weight", "bias")
 def conv2d(
-    input: Array,
-    weight: Array,
-    bias: Array | None = None,
-    stride: Pair = 1,
-    padding: Padding = 0,
-    dilation: Pair = 1,
-    *,
-    layout: Layout = "NCHW",
-    precision: Precision = "ieee",
-) -> Array:
+    input: Array, weight: Array, bias: Array | None = None,
+    stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1,
+    *, layout: Layout = "NCHW", precision: Precision = "ieee",
+) -> Array:  # fmt: skip
     """Convolution without offsets, for the layers that predict them.
 
     Parameters
@@ -211,15 +163,9 @@ def conv2d(
     -------
     array of shape (N, O, Ho, Wo)
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `deform_conv2d`.
+    %(raises)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.arange(6.0).reshape(1, 1, 2, 3)
     >>> cudeform.conv2d(image, np.ones((1, 1, 1, 2)))[0, 0]
     array([[1., 3.],
@@ -230,32 +176,12 @@ def conv2d(
 
 @dispatched("grad_output", "input", "weight")
 def conv2d_backward(
-    grad_output: Array,
-    input: Array,
-    weight: Array,
-    stride: Pair = 1,
-    padding: Padding = 0,
-    dilation: Pair = 1,
-    *,
-    needs: Iterable[str] | None = None,
-    layout: Layout = "NCHW",
-    precision: Precision = "ieee",
-) -> Conv2dGradients[Array]:
+    grad_output: Array, input: Array, weight: Array,
+    stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1,
+    *, needs: Iterable[str] | None = None, layout: Layout = "NCHW", precision: Precision = "ieee",
+) -> Conv2dGradients[Array]:  # fmt: skip
     """Gradients of `conv2d`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (N, O, Ho, Wo)
-    input, weight, stride, padding, dilation, layout, precision
-        As they were given to `conv2d`.
-    needs : iterable of str, optional
-        Which gradients to compute, of "input", "weight" and "bias"; by default all.
-
-    Returns
-    -------
-    Conv2dGradients
-        A named tuple with the fields input, weight and bias; None where not needed.
-
-    %(raises_in_backward)s
+    %(backward)s
     """
     return gradients("conv2d_backward", Conv2dGradients, locals())

@@ -18,36 +18,21 @@ __all__ = [
 ]
 
 
-class DeformRoiPoolGradients(NamedTuple, Generic[Array]):
-    """Gradients by the argument they belong to; None where not needed or not given."""
-
-    input: Array | Any = None
-    offset: Array | Any = None
-    mask: Array | Any = None
-
-
 @dispatched("input", "boxes", "offset", "mask")
 def deform_roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    offset: Array | None,
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = 0,
-    gamma: float = 0.1,
+    input: Array, boxes: Boxes[Array], offset: Array | None,
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = 0, gamma: float = 0.1,
     mask: Array | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
     """Deformable RoI pooling ([1]_, equation 6), modulated with a `mask` [2]_.
 
     Parameters
     ----------
-    %(feature_maps)s
-    %(boxes)s
+    %(maps_and_boxes)s
     offset : array of shape (R, 2, ph, pw) or None
         How far each bin moves, x before y, in units of `gamma` times the size of the region; of
         the dtype of `input`, or of float32 where that has 16 bits.
-    %(output_size)s
-    %(spatial_scale)s
+    %(bins)s
     %(sampling_ratio)s
     gamma : float
         Scale of the offsets.
@@ -58,7 +43,7 @@ def deform_roi_pool(
     -------
     array of shape (R, C, ph, pw)
 
-    %(raises_for_regions)s
+    %(raises)s
 
     See Also
     --------
@@ -67,12 +52,10 @@ def deform_roi_pool(
 
     %(deformable_papers)s
 
-    Examples
-    --------
+    %(examples)s
+
     Moving both columns of bins to the right by a quarter of the region, one pixel:
 
-    >>> import numpy as np
-    >>> import cudeform
     >>> image = np.arange(16.0).reshape(1, 1, 4, 4)
     >>> boxes = np.array([[0.0, 0.0, 0.0, 4.0, 4.0]])
     >>> offset = np.zeros((1, 2, 2, 2))
@@ -84,30 +67,24 @@ def deform_roi_pool(
     return results("deform_roi_pool", locals())[0]
 
 
+class DeformRoiPoolGradients(NamedTuple, Generic[Array]):
+    """Gradients by the argument they belong to; None where not needed or not given."""
+
+    input: Array | Any = None
+    offset: Array | Any = None
+    mask: Array | Any = None
+
+
 @dispatched("grad_output", "input", "boxes", "offset", "mask")
 def deform_roi_pool_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    offset: Array | None,
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = 0,
-    gamma: float = 0.1,
+    grad_output: Array, input: Array, boxes: Boxes[Array], offset: Array | None,
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = 0, gamma: float = 0.1,
     mask: Array | None = None,
-    *,
-    needs: Iterable[str] | None = None,
-) -> DeformRoiPoolGradients[Array]:
+    *, needs: Iterable[str] | None = None,
+) -> DeformRoiPoolGradients[Array]:  # fmt: skip
     """Gradients of `deform_roi_pool`.
 
-    Parameters
-    ----------
-    %(grad_of_bins)s
-    input, boxes, offset, output_size, spatial_scale, sampling_ratio, gamma, mask
-        As they were given to `deform_roi_pool`.
-    %(needs)s
-
-    %(gradients_of_bins)s
+    %(backward)s
 
     Notes
     -----
@@ -119,18 +96,11 @@ def deform_roi_pool_backward(
 
 @dispatched("input", "boxes", "offset", "mask")
 def deform_ps_roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    offset: Array | None,
-    output_size: Pair,
-    spatial_scale: float,
-    output_dim: int,
-    group_size: Pair,
-    part_size: Pair | None = None,
-    sample_per_part: int = 4,
-    trans_std: float = 0.1,
+    input: Array, boxes: Boxes[Array], offset: Array | None,
+    output_size: Pair, spatial_scale: float, output_dim: int, group_size: Pair,
+    part_size: Pair | None = None, sample_per_part: int = 4, trans_std: float = 0.1,
     mask: Array | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
     """Deformable position-sensitive RoI pooling [1]_, modulated with a `mask` [2]_.
 
     Parameters
@@ -143,8 +113,7 @@ def deform_ps_roi_pool(
     offset : array of shape (R, 2*classes, part_h, part_w) or None
         How far the bins of a part move, per class x before y, in units of `trans_std` times the
         size of the region; of the dtype of `input`, or of float32 where that has 16 bits.
-    %(output_size)s
-    %(spatial_scale)s
+    %(bins)s
     output_dim : int
         Output channels C; the classes divide them into equal runs.
     group_size : int or (int, int)
@@ -161,66 +130,37 @@ def deform_ps_roi_pool(
     Returns
     -------
     array of shape (R, output_dim, ph, pw)
+        The mean of those samples of each bin that are no more than half a pixel outside the image,
+        and 0 if there are none.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `deform_roi_pool`.
+    %(raises)s
 
     See Also
     --------
     deform_ps_roi_pool_backward : the gradients.
     convert_roi_offset : offsets between this operator and `deform_roi_pool`.
 
-    Notes
-    -----
-    Samples more than half a pixel outside the image do not count; a bin is the mean of those that
-    do, and 0 if there are none.
-
     %(deformable_papers)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> maps = np.arange(4.0).reshape(1, 4, 1, 1) * np.ones((4, 4))
     >>> boxes = np.array([[0.0, 0.0, 0.0, 3.0, 3.0]])
-    >>> cudeform.deform_ps_roi_pool(maps, boxes, None, 2, 1.0, 1, 2)[0, 0]
-    array([[0., 1.],
-           [2., 3.]])
+    >>> cudeform.deform_ps_roi_pool(maps, boxes, None, 2, 1.0, 1, 2).ravel()
+    array([0., 1., 2., 3.])
     """
     return results("deform_ps_roi_pool", locals())[0]
 
 
 @dispatched("grad_output", "input", "boxes", "offset", "mask")
 def deform_ps_roi_pool_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    offset: Array | None,
-    output_size: Pair,
-    spatial_scale: float,
-    output_dim: int,
-    group_size: Pair,
-    part_size: Pair | None = None,
-    sample_per_part: int = 4,
-    trans_std: float = 0.1,
+    grad_output: Array, input: Array, boxes: Boxes[Array], offset: Array | None,
+    output_size: Pair, spatial_scale: float, output_dim: int, group_size: Pair,
+    part_size: Pair | None = None, sample_per_part: int = 4, trans_std: float = 0.1,
     mask: Array | None = None,
-    *,
-    needs: Iterable[str] | None = None,
-) -> DeformRoiPoolGradients[Array]:
+    *, needs: Iterable[str] | None = None,
+) -> DeformRoiPoolGradients[Array]:  # fmt: skip
     """Gradients of `deform_ps_roi_pool`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (R, output_dim, ph, pw)
-    input, boxes, offset, output_size, spatial_scale, output_dim, group_size, part_size
-        As they were given to `deform_ps_roi_pool`.
-    sample_per_part, trans_std, mask
-        As they were given to `deform_ps_roi_pool`.
-    needs : iterable of str, optional
-        As in `deform_roi_pool_backward`.
-
-    %(gradients_of_bins)s
+    %(backward)s
     """
     return gradients("deform_ps_roi_pool_backward", DeformRoiPoolGradients, locals())

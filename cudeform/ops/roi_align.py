@@ -28,60 +28,34 @@ class RoiAlignGradients(NamedTuple, Generic[Array]):
 
 @overload
 def roi_align(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    mode: _Mode = "avg",
-    return_argmax: Literal[False] = False,
-) -> Array: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False,
+    *, mode: _Mode = "avg", return_argmax: Literal[False] = False,
+) -> Array: ...  # fmt: skip
 @overload
 def roi_align(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    mode: _Mode = "avg",
-    return_argmax: Literal[True],
-) -> tuple[Array, Array]: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False,
+    *, mode: _Mode = "avg", return_argmax: Literal[True],
+) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def roi_align(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    mode: _Mode = "avg",
-    return_argmax: bool = False,
-) -> Array | tuple[Array, Array]: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False,
+    *, mode: _Mode = "avg", return_argmax: bool = False,
+) -> Array | tuple[Array, Array]: ...  # fmt: skip
 @dispatched("input", "boxes")
 def roi_align(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    mode: _Mode = "avg",
-    return_argmax: bool = False,
-) -> Array | tuple[Array, Array]:
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False,
+    *, mode: _Mode = "avg", return_argmax: bool = False,
+) -> Array | tuple[Array, Array]:  # fmt: skip
     """Average or maximum of bilinear samples in each bin of regions of interest (RoIAlign, [1]_).
 
     Parameters
     ----------
-    %(feature_maps)s
-    %(boxes)s
-    %(output_size)s
-    %(spatial_scale)s
+    %(maps_and_boxes)s
+    %(bins)s
     %(sampling_ratio)s
     aligned : bool
         Whether to move the boxes by half a pixel, so that a pixel's centre is where sampling
@@ -100,7 +74,7 @@ def roi_align(
         coordinates with y and x of the sample, in pixels of `input`; -2 where that is outside or
         the bin has none.
 
-    %(raises_for_regions)s
+    %(raises)s
 
     See Also
     --------
@@ -119,10 +93,7 @@ def roi_align(
     ----------
     .. [1] He, K. et al., "Mask R-CNN", ICCV 2017, arXiv:1703.06870.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.arange(16.0).reshape(1, 1, 4, 4)
     >>> boxes = np.array([[0.0, 0.0, 0.0, 4.0, 4.0]])
     >>> cudeform.roi_align(image, boxes, 2, aligned=True)[0, 0]
@@ -138,44 +109,22 @@ def roi_align(
 
 @dispatched("grad_output", "input", "boxes", "argmax")
 def roi_align_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    aligned: bool = False,
-    *,
-    mode: _Mode = "avg",
-    argmax: Array | None = None,
-    needs: Iterable[str] | None = None,
-) -> RoiAlignGradients[Array]:
+    grad_output: Array, input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False,
+    *, mode: _Mode = "avg", argmax: Array | None = None, needs: Iterable[str] | None = None,
+) -> RoiAlignGradients[Array]:  # fmt: skip
     """Gradient of `roi_align`.
 
-    Parameters
-    ----------
-    %(grad_of_bins)s
-    input, boxes, output_size, spatial_scale, sampling_ratio, aligned, mode
-        As they were given to `roi_align`.
-    argmax : array of shape (R, 2, C, ph, pw), optional
-        What the forward returned with `return_argmax`; without, it is computed once more.
-    %(needs_input)s
-
-    %(gradient_of_input)s
-
-    %(raises_with_argmax)s
+    %(backward)s
     """
     return gradients("roi_align_backward", RoiAlignGradients, locals())
 
 
 @dispatched("input", "boxes")
 def ps_roi_align(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-) -> Array:
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1,
+) -> Array:  # fmt: skip
     """Position-sensitive RoIAlign: each bin reads channels of its own [1]_.
 
     Parameters
@@ -193,10 +142,7 @@ def ps_roi_align(
 
     %(rfcn_paper)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> maps = np.arange(4.0).reshape(1, 4, 1, 1) * np.ones((4, 4))
     >>> cudeform.ps_roi_align(maps, np.array([[0.0, 0.0, 0.0, 4.0, 4.0]]), 2)[0, 0]
     array([[0., 1.],
@@ -207,27 +153,12 @@ def ps_roi_align(
 
 @dispatched("grad_output", "input", "boxes")
 def ps_roi_align_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = -1,
-    *,
-    needs: Iterable[str] | None = None,
-) -> RoiAlignGradients[Array]:
+    grad_output: Array, input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0, sampling_ratio: int = -1,
+    *, needs: Iterable[str] | None = None,
+) -> RoiAlignGradients[Array]:  # fmt: skip
     """Gradient of `ps_roi_align`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (R, C, ph, pw)
-    input, boxes, output_size, spatial_scale, sampling_ratio
-        As they were given to `ps_roi_align`.
-    needs : iterable of str, optional
-        As in `roi_align_backward`.
-
-    %(gradient_of_input)s
-
-    %(raises_in_backward)s
+    %(backward)s
     """
     return gradients("ps_roi_align_backward", RoiAlignGradients, locals())

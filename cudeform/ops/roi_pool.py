@@ -18,63 +18,38 @@ __all__ = [
 ]
 
 _Mode: TypeAlias = Literal["max", "avg"]
-_Convention: TypeAlias = Literal["torchvision", "rfcn", "msra"]
-
-
-class RoiPoolGradients(NamedTuple, Generic[Array]):
-    """Gradients by the argument they belong to; None where not needed."""
-
-    input: Array | Any = None
 
 
 @overload
 def roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    mode: _Mode = "max",
-    return_argmax: Literal[False] = False,
-) -> Array: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, mode: _Mode = "max", return_argmax: Literal[False] = False,
+) -> Array: ...  # fmt: skip
 @overload
 def roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    mode: _Mode = "max",
-    return_argmax: Literal[True],
-) -> tuple[Array, Array]: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, mode: _Mode = "max", return_argmax: Literal[True],
+) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    mode: _Mode = "max",
-    return_argmax: bool = False,
-) -> Array | tuple[Array, Array]: ...
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, mode: _Mode = "max", return_argmax: bool = False,
+) -> Array | tuple[Array, Array]: ...  # fmt: skip
 @dispatched("input", "boxes")
 def roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    mode: _Mode = "max",
-    return_argmax: bool = False,
-) -> Array | tuple[Array, Array]:
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, mode: _Mode = "max", return_argmax: bool = False,
+) -> Array | tuple[Array, Array]:  # fmt: skip
     """Maximum [1]_ or average ([2]_, equation 5) of the pixels in each bin of regions of interest.
 
     Parameters
     ----------
-    %(feature_maps)s
-    %(boxes)s
-    %(output_size)s
-    %(spatial_scale)s
+    %(maps_and_boxes)s
+    %(bins)s
     mode : {"max", "avg"}
         What becomes of the pixels of a bin.
     return_argmax : bool
@@ -86,7 +61,7 @@ def roi_pool(
         With `return_argmax` a pair: that, and an int32 array of its shape with y*W + x of the first
         largest pixel, -1 for a bin without pixels.
 
-    %(raises_for_regions)s
+    %(raises)s
 
     See Also
     --------
@@ -106,62 +81,51 @@ def roi_pool(
     .. [1] Girshick, R., "Fast R-CNN", ICCV 2015, arXiv:1504.08083.
     .. [2] Dai, J. et al., "Deformable Convolutional Networks", ICCV 2017, arXiv:1703.06211.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.arange(16.0).reshape(1, 1, 4, 4)
     >>> boxes = np.array([[0.0, 0.0, 0.0, 3.0, 3.0]])
     >>> cudeform.roi_pool(image, boxes, 2)[0, 0]
     array([[ 5.,  7.],
            [13., 15.]])
-    >>> cudeform.roi_pool(image, boxes, 2, mode="avg")[0, 0]
-    array([[ 2.5,  4.5],
-           [10.5, 12.5]])
+    >>> cudeform.roi_pool(image, boxes, 2, mode="avg").ravel()
+    array([ 2.5,  4.5, 10.5, 12.5])
     """
     outputs = results("roi_pool", locals())
     return outputs if return_argmax else outputs[0]
 
 
+class RoiPoolGradients(NamedTuple, Generic[Array]):
+    """Gradients by the argument they belong to; None where not needed."""
+
+    input: Array | Any = None
+
+
 @dispatched("grad_output", "input", "boxes", "argmax")
 def roi_pool_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    mode: _Mode = "max",
-    argmax: Array | None = None,
-    needs: Iterable[str] | None = None,
-) -> RoiPoolGradients[Array]:
+    grad_output: Array, input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, mode: _Mode = "max", argmax: Array | None = None, needs: Iterable[str] | None = None,
+) -> RoiPoolGradients[Array]:  # fmt: skip
     """Gradient of `roi_pool`.
 
-    Parameters
-    ----------
-    %(grad_of_bins)s
-    input, boxes, output_size, spatial_scale, mode
-        As they were given to `roi_pool`.
-    argmax : int32 array of shape (R, C, ph, pw), optional
-        What the forward returned with `return_argmax`; without, it is computed once more.
-    %(needs_input)s
+    %(backward)s
 
-    %(gradient_of_input)s
-
-    %(raises_with_argmax)s
+    Notes
+    -----
+    With mode "max" the pixel that was the largest of a bin has all of that bin's gradient.
     """
     return gradients("roi_pool_backward", RoiPoolGradients, locals())
 
 
+_Convention: TypeAlias = Literal["torchvision", "rfcn", "msra"]
+
+
 @dispatched("input", "boxes")
 def ps_roi_pool(
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    convention: _Convention = "torchvision",
-) -> Array:
+    input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, convention: _Convention = "torchvision",
+) -> Array:  # fmt: skip
     """Position-sensitive RoI pooling: the average of a bin, in channels of its own [1]_.
 
     Parameters
@@ -185,41 +149,23 @@ def ps_roi_pool(
 
     %(rfcn_paper)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> maps = np.arange(4.0).reshape(1, 4, 1, 1) * np.ones((4, 4))
-    >>> cudeform.ps_roi_pool(maps, np.array([[0.0, 0.0, 0.0, 4.0, 4.0]]), 2)[0, 0]
-    array([[0., 1.],
-           [2., 3.]])
+    >>> boxes = np.array([[0.0, 0.0, 0.0, 4.0, 4.0]])
+    >>> cudeform.ps_roi_pool(maps, boxes, 2).ravel()
+    array([0., 1., 2., 3.])
     """
     return results("ps_roi_pool", locals())[0]
 
 
 @dispatched("grad_output", "input", "boxes")
 def ps_roi_pool_backward(
-    grad_output: Array,
-    input: Array,
-    boxes: Boxes[Array],
-    output_size: Pair,
-    spatial_scale: float = 1.0,
-    *,
-    convention: _Convention = "torchvision",
-    needs: Iterable[str] | None = None,
-) -> RoiPoolGradients[Array]:
+    grad_output: Array, input: Array, boxes: Boxes[Array],
+    output_size: Pair, spatial_scale: float = 1.0,
+    *, convention: _Convention = "torchvision", needs: Iterable[str] | None = None,
+) -> RoiPoolGradients[Array]:  # fmt: skip
     """Gradient of `ps_roi_pool`.
 
-    Parameters
-    ----------
-    grad_output : array of shape (R, C, ph, pw)
-    input, boxes, output_size, spatial_scale, convention
-        As they were given to `ps_roi_pool`.
-    needs : iterable of str, optional
-        As in `roi_pool_backward`.
-
-    %(gradient_of_input)s
-
-    %(raises_in_backward)s
+    %(backward)s
     """
     return gradients("ps_roi_pool_backward", RoiPoolGradients, locals())

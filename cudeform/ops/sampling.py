@@ -42,12 +42,7 @@ def bilinear_sample(
     array of shape (N, C, ...), or (N, ..., C) with layout "NHWC"
         The axes ``...`` are those of `points`.
 
-    Raises
-    ------
-    TypeError
-        An array of an unknown kind or dtype, or arrays that differ in kind, device or dtype.
-    ValueError
-        A shape or an option that does not fit; the message says what was expected.
+    %(raises)s
 
     See Also
     --------
@@ -63,10 +58,7 @@ def bilinear_sample(
 
     %(deformable_paper)s
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.array([[0.0, 1.0], [2.0, 3.0]]).reshape(1, 1, 2, 2)
     >>> points = np.array([[[0.5, 0.5], [0.0, 1.25], [5.0, 5.0]]])
     >>> cudeform.bilinear_sample(image, points)
@@ -77,39 +69,16 @@ def bilinear_sample(
 
 @dispatched("grad_output", "input", "points")
 def bilinear_sample_backward(
-    grad_output: Array,
-    input: Array,
-    points: Array,
-    *,
-    needs: Iterable[str] | None = None,
-    border: Border = "zeros",
-    layout: Layout = "NCHW",
-) -> BilinearSampleGradients[Array]:
+    grad_output: Array, input: Array, points: Array,
+    *, needs: Iterable[str] | None = None, border: Border = "zeros", layout: Layout = "NCHW",
+) -> BilinearSampleGradients[Array]:  # fmt: skip
     """Gradients of `bilinear_sample`.
 
-    Parameters
-    ----------
-    grad_output : array of the shape of the forward's result
-    input, points, border, layout
-        As they were given to `bilinear_sample`.
-    needs : iterable of str, optional
-        Which gradients to compute, of "input" and "points"; by default both.
+    %(backward)s
 
-    Returns
-    -------
-    BilinearSampleGradients
-        A named tuple with the fields input and points; None where not needed.
+    %(on_pixel_centres)s
 
-    %(raises_in_backward)s
-
-    Notes
-    -----
-    On a pixel centre the gradient of `points` is the derivative to the right and below.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import cudeform
+    %(examples)s
     >>> image = np.array([[0.0, 1.0], [2.0, 3.0]]).reshape(1, 1, 2, 2)
     >>> points = np.array([[[0.5, 0.5]]])
     >>> cudeform.bilinear_sample_backward(np.ones((1, 1, 1)), image, points).points

@@ -128,13 +128,9 @@ def _counts(op: str, name: str, value: Any) -> tuple[int, ...]:
     ),
 )
 def ms_deform_attn(
-    op: str,
-    options: Options,
-    value: Outline,
-    sampling_locations: Outline,
-    attention_weights: Outline,
-    spatial_shapes: Any = None,
-) -> AttentionPlan:
+    op: str, options: Options, value: Outline, sampling_locations: Outline,
+    attention_weights: Outline, spatial_shapes: Any = None,
+) -> AttentionPlan:  # fmt: skip
     """Check the shapes of attention; those of levels are pairs, or the outline of an array."""
     symbols = "(N, S, M, D)"
     checks.rank(op, "value", value, symbols)
@@ -144,7 +140,7 @@ def ms_deform_attn(
         checks.fail(op, "value", f"with S at most {_MOST}", values, "kernels count in 32 bits")
     counts = options["points_per_level"]
     points = _points(op, sampling_locations, counts)
-    plan = AttentionPlan(
+    return AttentionPlan(
         batch=batch,
         values=values,
         heads=heads,
@@ -155,12 +151,7 @@ def ms_deform_attn(
         method=options["method"],
         softmax=options["softmax"],
         ragged=counts is not None,
-    )
-    given = {"sampling_locations": sampling_locations, "attention_weights": attention_weights}
-    for name, outline in given.items():
-        expected = plan.gradients[name]
-        checks.shape(op, name, outline, expected.shape, expected.axes)
-    return plan
+    ).fitting(op, sampling_locations=sampling_locations, attention_weights=attention_weights)
 
 
 def _points(op: str, locations: Outline, counts: tuple[int, ...] | None) -> tuple[int, ...]:

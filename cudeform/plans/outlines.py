@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from cudeform import checks
 from cudeform.arrays import sum_dtype_name
 from cudeform.plans.arguments import Argument, Arguments, Option
 
@@ -34,6 +35,9 @@ class Outline(NamedTuple):
         return dtypes.get(self.like, self.like)
 
 
+_Plan = TypeVar("_Plan", bound="Plan")
+
+
 class Plan:
     """What has passed all checks of shapes and options: frozen, hashable, equal for equal calls.
 
@@ -56,6 +60,14 @@ class Plan:
     @property
     def gradients(self) -> Mapping[str, Outline]:
         raise NotImplementedError
+
+    def fitting(self: _Plan, op: str, **given: Outline | None) -> _Plan:
+        """This plan, once arrays that are given have the shapes that it says."""
+        for name, outline in given.items():
+            if outline is not None:
+                expected = self.gradients[name]
+                checks.shape(op, name, outline, expected.shape, expected.axes)
+        return self
 
     def counts(self, backward: bool) -> Mapping[str, int]:
         """What the kernels of a GPU count in 32 bits, by the name that a message uses."""

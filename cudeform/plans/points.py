@@ -134,12 +134,8 @@ def out_sizes(
     ):
         extent = d * (k - 1) + 1
         if extent > size:
-            checks.fail(
-                op,
-                argument,
-                f"{expected} that fits the padded input, {size} pixels along {axis}",
-                f"{extent} pixels",
-                f"dilation*(k - 1) + 1 with k = {k}, dilation = {d}",
-            )
+            expected = f"{expected} that fits the padded input, {size} pixels along {axis}"
+            why = f"dilation*(k - 1) + 1 with k = {k}, dilation = {d}"
+            checks.fail(op, argument, expected, f"{extent} pixels", why)
         sizes.append((size - extent) // s + 1)
     return dict(zip(("out_height", "out_width"), sizes, strict=True))

@@ -362,7 +362,4 @@ def _classes(op: str, moved: dict[str, Outline], output_dim: int) -> int:
 def _moved(op: str, moved: dict[str, Outline], **fields: Any) -> RoiPlan:
     """A plan, once the shapes of what moves and weighs its bins are checked."""
     plan = RoiPlan(**fields, deformable="offset" in moved, modulated="mask" in moved)
-    for name, array in moved.items():
-        expected = plan.gradients[name]
-        checks.shape(op, name, array, expected.shape, expected.axes)
-    return plan
+    return plan.fitting(op, **moved)

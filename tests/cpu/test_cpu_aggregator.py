@@ -205,11 +205,7 @@ def wide(side):  # kernels, of one query
     yield cudeform.dcnv4_backward, (ones(1, 1, 1, 4), image, both), grid
 
 # Of many the small ones, too, are so large that it is surveyed which values are read
-for made, small, large in ((few, 60, 8000), (many, 540, 900), (wide, 12, 1500)):
-    for call, given, options in made(small):
-        call(*given, **options)  # compiles
-    for call, given, options in made(large):
-        print(call.__name__, *peak(lambda: call(*given, **options)))
+peaks((few, 60, 8000), (many, 540, 900), (wide, 12, 1500))
 """
 
 

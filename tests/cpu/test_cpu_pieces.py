@@ -258,11 +258,7 @@ def dense(side, layout="NHWC"):
     yield cudeform.deform_conv2d, (image, offset, weight), options
     yield cudeform.deform_conv2d_backward, (image, image, offset, weight), options
 
-for made, small, large in ((few, 60, 8000), (kernel, 3, 1500), (dense, 30, 900)):
-    for call, given, options in made(small):
-        call(*given, **options)  # compiles
-    for call, given, options in made(large):
-        print(call.__name__, *peak(lambda: call(*given, **options)))
+peaks((few, 60, 8000), (kernel, 3, 1500), (dense, 30, 900))
 """
 
 

@@ -13,37 +13,14 @@ from tolerances import assert_close
 from cudeform.cuda import aggregation
 from cudeform.plans.aggregation import AggregationPlan
 
-PLAIN = AggregationPlan(
-    batch=2,
-    height=6,
-    width=5,
-    out_height=6,
-    out_width=5,
-    groups=2,
-    group_channels=8,
-    kernel=(3, 3),
-    stride=(1, 1),
-    padding=(1, 1),
-    dilation=(1, 1),
-    scale=1.0,
-    remove_center=False,
-    softmax=False,
-    packed=False,
-)
+GRID = dict(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), scale=1.0)
+SIZES = dict(batch=2, height=6, width=5, out_height=6, out_width=5, groups=2, group_channels=8)
+PLAIN = AggregationPlan(**GRID, **SIZES, remove_center=False, softmax=False, packed=False)
+ODD = dict(kernel=(2, 4), stride=(2, 3), padding=(1, 3), dilation=(2, 2), scale=1.5)
 PLANS = {
     "plain": PLAIN,
     "softmax": replace(PLAIN, softmax=True, remove_center=True),
-    "odd": replace(
-        PLAIN,
-        out_height=3,
-        out_width=2,
-        kernel=(2, 4),
-        stride=(2, 3),
-        padding=(1, 3),
-        dilation=(2, 2),
-        scale=1.5,
-        group_channels=3,
-    ),
+    "odd": replace(PLAIN, **ODD, out_height=3, out_width=2, group_channels=3),
     "strips": replace(PLAIN, batch=1, height=3, out_height=3, width=19, out_width=19),
     "packed": replace(PLAIN, packed=True, remove_center=True, scale=0.5),
     "packed-odd": replace(PLAIN, packed=True, kernel=(3, 2), out_width=6, groups=3),

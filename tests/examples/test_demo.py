@@ -40,20 +40,20 @@ class TestDemo:
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
-        [
-            (("--image", "absent.png"), "no such file: absent.png"),
-            (("--image", "text.png"), "cannot read text.png: it is no image that Pillow knows"),
-            (("--image", "text.tif"), "cannot read text.tif: "),
-            (("--image", "."), "expected --image to be a file, got the folder ."),
-            (("--device", "cuda"), "no GPU to compute on"),
-            (("--size", "8"), "expected --size of at least 16, got 8"),
-            (("--steps", "0"), "expected --steps of at least 1, got 0"),
-            (("--seed", "-1"), "expected --seed of at least 0, got -1"),
-            (("--output", "."), "expected --output to be a file, got the folder ."),
-            (("--output", "no/where.png"), "cannot write --output no/where.png: no folder no"),
-            (("--output", "/dev/full/x.png"), "cannot write --output /dev/full/x.png: no folder"),
-            (("--output", "figure.txt"), "expected the suffix of --output to be png, pdf, svg or"),
-        ],
+        {
+            "--image absent.png": "no such file: absent.png",
+            "--image text.png": "cannot read text.png: it is no image that Pillow knows",
+            "--image text.tif": "cannot read text.tif: ",
+            "--image .": "expected --image to be a file, got the folder .",
+            "--device cuda": "no GPU to compute on",
+            "--size 8": "expected --size of at least 16, got 8",
+            "--steps 0": "expected --steps of at least 1, got 0",
+            "--seed -1": "expected --seed of at least 0, got -1",
+            "--output .": "expected --output to be a file, got the folder .",
+            "--output no/where.png": "cannot write --output no/where.png: no folder no",
+            "--output /dev/full/x.png": "cannot write --output /dev/full/x.png: no folder",
+            "--output figure.txt": "expected the suffix of --output to be png, pdf, svg or",
+        }.items(),
     )
     def test_bad_input(self, tmp_path, monkeypatch, capsys, arguments, message):
         from cudeform.demo import photograph
@@ -63,7 +63,7 @@ class TestDemo:
         for name in ("text.png", "text.tif"):
             (tmp_path / name).write_text("not an image")
         before = sorted(tmp_path.iterdir())
-        assert command_line.main(["demo", *arguments]) == 2
+        assert command_line.main(["demo", *arguments.split()]) == 2
         shown = capsys.readouterr().err
         assert shown.startswith(f"cudeform demo: {message}")
         assert shown.count("\n") == 1

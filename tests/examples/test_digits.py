@@ -163,16 +163,16 @@ def test_adam_starts_with_steps_of_the_rate():
 class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
-        [
-            (("--device", "cuda"), "no GPU to compute on"),
-            (("--seeds", "0"), "expected --seeds of at least 1, got 0"),
-            (("--size", "64"), "--size is no option of the example digits"),
-            (("--output", "no/where.png"), "cannot write --output no/where.png: no folder no"),
-            (("--output", "figure.txt"), "expected the suffix of --output to be png, pdf, svg or"),
-        ],
+        {
+            "--device cuda": "no GPU to compute on",
+            "--seeds 0": "expected --seeds of at least 1, got 0",
+            "--size 64": "--size is no option of the example digits",
+            "--output no/where.png": "cannot write --output no/where.png: no folder no",
+            "--output figure.txt": "expected the suffix of --output to be png, pdf, svg or",
+        }.items(),
     )
     def test_bad_input(self, tmp_path, arguments, message):
-        done = run(tmp_path, "demo", "digits", *arguments)
+        done = run(tmp_path, "demo", "digits", *arguments.split())
         assert done.returncode == 2
         assert done.stderr.startswith(f"cudeform demo: {message}")
         assert done.stderr.count("\n") == 1
@@ -209,14 +209,14 @@ class TestCommand:
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
-        [
-            (("--steps", "0"), "expected a whole number of at least 1, got 0"),
-            (("--output", "figure.txt"), "expected a suffix of "),
-            (("--output", "no/where.png"), "No such file or directory"),
-        ],
+        {
+            "--steps 0": "expected a whole number of at least 1, got 0",
+            "--output figure.txt": "expected a suffix of ",
+            "--output no/where.png": "No such file or directory",
+        }.items(),
     )
     def test_script_refuses(self, tmp_path, arguments, message):
-        done = run(tmp_path, *arguments, program=[ROOT / "examples" / "digits.py"])
+        done = run(tmp_path, *arguments.split(), program=[ROOT / "examples" / "digits.py"])
         assert done.returncode == 2
         assert message in done.stderr.splitlines()[-1]
 

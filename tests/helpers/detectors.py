@@ -10,18 +10,9 @@ PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1), d
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 WORDS = torch.tensor([[101, 7, 9, 1012, 8, 102], [101, 17, 1012, 18, 4, 102]])
 
-DETR = dict(
-    d_model=32,
-    encoder_ffn_dim=16,
-    encoder_layers=1,
-    encoder_attention_heads=2,
-    decoder_ffn_dim=16,
-    decoder_layers=2,
-    decoder_attention_heads=2,
-    decoder_n_points=3,
-    num_feature_levels=3,
-    num_queries=5,
-)
+DETR = dict(d_model=32, num_queries=5, num_feature_levels=3, decoder_n_points=3)
+DETR |= dict(encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2)
+DETR |= dict(decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2)
 RT_DETR = DETR | dict(
     encoder_hidden_dim=32,
     encoder_in_channels=[8, 12, 16],
@@ -31,25 +22,11 @@ RT_DETR = DETR | dict(
 D_FINE = RT_DETR | dict(
     decoder_n_points=[3, 6, 3], max_num_bins=8, lqe_hidden_dim=8, depth_mult=0.34
 )
-LW_DETR = dict(
-    d_model=32,
-    decoder_ffn_dim=16,
-    decoder_layers=2,
-    decoder_self_attention_heads=2,
-    decoder_cross_attention_heads=4,
-    num_queries=5,
-    group_detr=2,
-)
+LW_DETR = dict(d_model=32, num_queries=5, group_detr=2, decoder_layers=2, decoder_ffn_dim=16)
+LW_DETR |= dict(decoder_self_attention_heads=2, decoder_cross_attention_heads=4)
 TRANSFORMER = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
-MASKS = dict(
-    hidden_dim=32,
-    encoder_feedforward_dim=16,
-    encoder_layers=2,
-    decoder_layers=2,
-    num_attention_heads=2,
-    dim_feedforward=16,
-    num_queries=5,
-)
+MASKS = dict(hidden_dim=32, num_queries=5, num_attention_heads=2, dim_feedforward=16)
+MASKS |= dict(encoder_layers=2, decoder_layers=2, encoder_feedforward_dim=16)
 
 
 def new(name, *given, **options):
@@ -148,14 +125,8 @@ def d_fine(method="default", name="DFine"):
 
 
 def pp_doclayout_v2():
-    order = TRANSFORMER | dict(
-        coordinate_size=4,
-        shape_size=4,
-        global_pointer_head_size=8,
-        num_classes=5,
-        max_position_embeddings=32,
-        relation_bias_embed_dim=4,
-    )
+    order = dict(coordinate_size=4, shape_size=4, relation_bias_embed_dim=4, **TRANSFORMER)
+    order |= dict(global_pointer_head_size=8, num_classes=5, max_position_embeddings=32)
     config = new(
         "PPDocLayoutV2Config", backbone_config=hgnet(), reading_order_config=order, **RT_DETR
     )
@@ -241,37 +212,23 @@ def grounding_dino(name="GroundingDino"):
 
 
 def omdet_turbo():
-    text = new(
-        "CLIPTextConfig",
-        vocab_size=50,
-        max_position_embeddings=16,
-        projection_dim=16,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        **TRANSFORMER,
-    )
+    words = dict(vocab_size=50, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    sizes = dict(max_position_embeddings=16, projection_dim=16, **TRANSFORMER)
+    text = new("CLIPTextConfig", **words, **sizes)
+    projections = dict(text_projection_in_dim=16, text_projection_out_dim=16, class_embed_dim=16)
+    encoder = dict(encoder_hidden_dim=32, encoder_dim_feedforward=16, encoder_attention_heads=2)
+    decoder = dict(decoder_hidden_dim=32, decoder_dim_feedforward=16, decoder_num_heads=2)
+    decoder |= dict(decoder_num_layers=2, decoder_num_points=3, num_queries=5)
     config = new(
         "OmDetTurboConfig",
         text_config=text,
         backbone_config=swin(),
         apply_layernorm_after_vision_backbone=False,
         image_size=64,
-        text_projection_in_dim=16,
-        text_projection_out_dim=16,
         task_encoder_hidden_dim=16,
-        class_embed_dim=16,
-        num_queries=5,
-        encoder_hidden_dim=32,
         vision_features_channels=[32, 32, 32],
         encoder_in_channels=[16, 32, 64],
-        encoder_attention_heads=2,
-        encoder_dim_feedforward=16,
-        decoder_hidden_dim=32,
-        decoder_num_heads=2,
-        decoder_num_layers=2,
-        decoder_dim_feedforward=16,
-        decoder_num_points=3,
+        **projections | encoder | decoder,
     )
     words = torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0], [1, 8, 9, 2], [1, 11, 2, 0]])
     there = (words > 0).long()

@@ -27,6 +27,13 @@ def peak(call):
     results = results if isinstance(results, tuple) else (results,)
     touched = sum(r.nbytes for r in results if r is not None and r.any())
     return status("VmHWM") - before, touched
+
+def peaks(*series):  # of large calls, when small ones have compiled what they need
+    for made, small, large in series:
+        for call, given, options in made(small):
+            call(*given, **options)
+        for call, given, options in made(large):
+            print(call.__name__, *peak(lambda: call(*given, **options)))
 """
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import cudeform
 from cudeform import checks
+from cudeform.descriptions import described
 from cudeform.plans.aggregation import packed_channels
 from cudeform.torch.nn.module import Module
 
@@ -23,16 +24,9 @@ class _Aggregation(Module):
     """What both have: the options of the operator, and how much of the middle is taken."""
 
     def __init__(
-        self,
-        channels: int,
-        kernel_size: Any,
-        stride: Any,
-        pad: Any,
-        dilation: Any,
-        group: int,
-        offset_scale: float,
-        remove_center: bool,
-    ) -> None:
+        self, channels: int, kernel_size: Any, stride: Any, pad: Any, dilation: Any, group: int,
+        offset_scale: float, remove_center: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         op = type(self).__name__
         self.channels = checks.integer(op, "channels", channels, 1)
@@ -105,6 +99,7 @@ class _Permute(nn.Module):
         return input.permute(self.axes)
 
 
+@described
 class DCNv3(_Aggregation):
     """The layer of InternImage [1]_, whose checkpoints it loads without renaming a key.
 
@@ -113,58 +108,30 @@ class DCNv3(_Aggregation):
 
     Parameters
     ----------
-    channels : int
-        Channels C of inputs and outputs.
-    kernel_size : int or (int, int)
+    %(grid_of_layer)s
     dw_kernel_size : int or (int, int), optional
         Of the depthwise convolution, odd; by default `kernel_size`.
-    stride, pad, dilation : int or (int, int)
-        As in `cudeform.dcnv3`. They have to leave the size as it is: the branch has an offset for
-        each pixel of the input.
-    group : int
-        Groups G of channels.
-    offset_scale : float
-        As in `cudeform.dcnv3`.
     act_layer : {"GELU", "ReLU", "SiLU"}
     norm_layer : {"LN", "BN"}
         After the depthwise convolution.
     center_feature_scale : bool
         Whether the pixel itself is mixed in, as in InternImage-H.
-    remove_center : bool
-        As in `cudeform.dcnv3`.
 
-    References
-    ----------
-    .. [1] W. Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with
-       Deformable Convolutions", CVPR 2023, https://arxiv.org/abs/2211.05778
+    %(internimage_paper)s
 
-    Examples
-    --------
-    >>> import torch
-    >>> from cudeform.torch.nn import DCNv3
+    %(examples)s
     >>> layer = DCNv3(channels=32, group=4)
     >>> layer(torch.rand(2, 7, 9, 32)).shape
     torch.Size([2, 7, 9, 32])
     """
 
     def __init__(
-        self,
-        channels: int = 64,
-        kernel_size: Any = 3,
-        dw_kernel_size: Any = None,
-        stride: Any = 1,
-        pad: Any = 1,
-        dilation: Any = 1,
-        group: int = 4,
-        offset_scale: float = 1.0,
-        act_layer: str = "GELU",
-        norm_layer: str = "LN",
-        center_feature_scale: bool = False,
+        self, channels: int = 64, kernel_size: Any = 3, dw_kernel_size: Any = None, stride: Any = 1,
+        pad: Any = 1, dilation: Any = 1, group: int = 4, offset_scale: float = 1.0,
+        act_layer: str = "GELU", norm_layer: str = "LN", center_feature_scale: bool = False,
         remove_center: bool = False,
-        *,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+        *, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
         factory = {"device": device, "dtype": dtype}
         grid = (channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
         super().__init__(*grid)
@@ -202,6 +169,7 @@ class DCNv3(_Aggregation):
         return self.output_proj(self._with_center(output, values, seen))
 
 
+@described
 class DCNv4(_Aggregation):
     """The layer of FlashInternImage [1]_, whose checkpoints it loads without renaming a key.
 
@@ -210,63 +178,34 @@ class DCNv4(_Aggregation):
 
     Parameters
     ----------
-    channels : int
-        Channels C of inputs and outputs.
-    kernel_size : int or (int, int)
-    stride, pad, dilation : int or (int, int)
-        As in `cudeform.dcnv4`. They have to leave the size as it is: the branch has an offset for
-        each pixel of the input.
-    group : int
-        Groups G of channels.
-    offset_scale : float
-        As in `cudeform.dcnv4`.
+    %(grid_of_layer)s
     dw_kernel_size : int or (int, int), optional
         Of a depthwise convolution before the linear layer, odd; by default there is none.
     center_feature_scale : bool
         Whether the pixel itself is mixed in.
-    remove_center : bool
-        As in `cudeform.dcnv4`.
     output_bias : bool
         Whether the last projection has a bias.
     without_pointwise : bool
         Whether the projections of inputs and outputs are left out.
 
-    References
-    ----------
-    .. [1] Y. Xiong et al., "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator
-       for Vision Applications", CVPR 2024, https://arxiv.org/abs/2401.06197
+    %(dcnv4_paper)s
 
-    Examples
-    --------
-    >>> import torch
-    >>> from cudeform.torch.nn import DCNv4
+    %(examples)s
     >>> layer = DCNv4(channels=32, group=2)
     >>> layer(torch.rand(2, 7 * 9, 32), shape=(7, 9)).shape
     torch.Size([2, 63, 32])
     """
 
     def __init__(
-        self,
-        channels: int = 64,
-        kernel_size: Any = 3,
-        stride: Any = 1,
-        pad: Any = 1,
-        dilation: Any = 1,
-        group: int = 4,
-        offset_scale: float = 1.0,
-        dw_kernel_size: Any = None,
-        center_feature_scale: bool = False,
-        remove_center: bool = False,
-        output_bias: bool = True,
+        self, channels: int = 64, kernel_size: Any = 3, stride: Any = 1, pad: Any = 1,
+        dilation: Any = 1, group: int = 4, offset_scale: float = 1.0, dw_kernel_size: Any = None,
+        center_feature_scale: bool = False, remove_center: bool = False, output_bias: bool = True,
         without_pointwise: bool = False,
-        *,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        factory = {"device": device, "dtype": dtype}
+        *, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
         grid = (channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
         super().__init__(*grid)
-        op = type(self).__name__
+        op, factory = type(self).__name__, {"device": device, "dtype": dtype}
         self.dw_kernel_size = dw_kernel_size
         if dw_kernel_size is not None:
             size = checks.pair(op, "dw_kernel_size", dw_kernel_size, 1)

@@ -50,10 +50,7 @@ class MSDeformAttn(Attention):
 
     %(deformable_detr_paper)s
 
-    Examples
-    --------
-    >>> import torch
-    >>> from cudeform.torch.nn import MSDeformAttn
+    %(examples)s
     >>> attention = MSDeformAttn(d_model=32, n_levels=2, n_heads=4, n_points=3)
     >>> shapes = [(6, 8), (3, 4)]
     >>> features = torch.rand(1, 6 * 8 + 3 * 4, 32)
@@ -63,18 +60,11 @@ class MSDeformAttn(Attention):
     """
 
     def __init__(
-        self,
-        d_model: int = 256,
-        n_levels: int = 4,
-        n_heads: int = 8,
-        n_points: Any = 4,
+        self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: Any = 4,
         ratio: float = 1.0,
-        *,
-        method: str = "bilinear",
-        offset_scale: float = 0.5,
-        device: Any = None,
+        *, method: str = "bilinear", offset_scale: float = 0.5, device: Any = None,
         dtype: Any = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         op = type(self).__name__
         width, heads = width_and_heads(op, "d_model", d_model, "n_heads", n_heads)
         points = points_by_level(op, "n_levels", n_levels, "n_points", n_points)
@@ -86,16 +76,11 @@ class MSDeformAttn(Attention):
         self.n_points, self.ratio, self.method = n_points, ratio, method
 
     def forward(
-        self,
-        query: Tensor,
-        reference_points: Tensor,
-        input_flatten: Tensor,
-        input_spatial_shapes: Any,
-        input_level_start_index: Tensor | None = None,
+        self, query: Tensor, reference_points: Tensor, input_flatten: Tensor,
+        input_spatial_shapes: Any, input_level_start_index: Tensor | None = None,
         input_padding_mask: Tensor | None = None,
-        *,
-        input_keep_mask: Tensor | None = None,
-    ) -> Tensor:
+        *, input_keep_mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """What the queries read.
 
         Parameters
@@ -158,22 +143,11 @@ class MultiScaleDeformableAttention(Attention):
     """
 
     def __init__(
-        self,
-        embed_dims: int = 256,
-        num_heads: int = 8,
-        num_levels: int = 4,
-        num_points: int = 4,
-        im2col_step: int = 64,
-        dropout: float = 0.1,
-        batch_first: bool = False,
-        norm_cfg: None = None,
-        init_cfg: None = None,
-        value_proj_ratio: float = 1.0,
-        *,
-        img2col_step: int = 64,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+        self, embed_dims: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4,
+        im2col_step: int = 64, dropout: float = 0.1, batch_first: bool = False,
+        norm_cfg: None = None, init_cfg: None = None, value_proj_ratio: float = 1.0,
+        *, img2col_step: int = 64, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
         op = type(self).__name__
         checks.integer(op, "im2col_step", im2col_step, 1)
         checks.integer(op, "img2col_step", img2col_step, 1)
@@ -190,18 +164,11 @@ class MultiScaleDeformableAttention(Attention):
         self.dropout = nn.Dropout(checks.number(op, "dropout", dropout))
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        identity: Tensor | None = None,
-        query_pos: Tensor | None = None,
-        key_padding_mask: Tensor | None = None,
-        reference_points: Tensor | None = None,
-        spatial_shapes: Any = None,
-        level_start_index: Tensor | None = None,
-        **others: Any,
-    ) -> Tensor:
+        self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None,
+        identity: Tensor | None = None, query_pos: Tensor | None = None,
+        key_padding_mask: Tensor | None = None, reference_points: Tensor | None = None,
+        spatial_shapes: Any = None, level_start_index: Tensor | None = None, **others: Any,
+    ) -> Tensor:  # fmt: skip
         """What the queries read, and the identity.
 
         Parameters
@@ -260,18 +227,10 @@ class MSDeformableAttention(Attention):
     """
 
     def __init__(
-        self,
-        embed_dim: int = 256,
-        num_heads: int = 8,
-        num_levels: int = 4,
-        num_points: Any = 4,
-        method: str = "default",
-        offset_scale: float = 0.5,
-        *,
-        projected: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+        self, embed_dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: Any = 4,
+        method: str = "default", offset_scale: float = 0.5,
+        *, projected: bool = True, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
         op = type(self).__name__
         width, heads = width_and_heads(op, "embed_dim", embed_dim, "num_heads", num_heads)
         points = points_by_level(op, "num_levels", num_levels, "num_points", num_points)
@@ -284,21 +243,15 @@ class MSDeformableAttention(Attention):
         self.num_points, self.method, self.projected = num_points, method, projected
 
     def forward(
-        self,
-        query: Tensor,
-        reference_points: Tensor,
-        value: Any,
-        value_spatial_shapes: Any,
-        value_mask: Tensor | None = None,
-    ) -> Tensor:
+        self, query: Tensor, reference_points: Tensor,
+        value: Any, value_spatial_shapes: Any, value_mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """What the queries read.
 
         Parameters
         ----------
-        query : Tensor
-            (N, Lq, C)
-        reference_points : Tensor
-            (N, Lq, L or 1, 2 or 4), as in `MSDeformAttn`.
+        query, reference_points : Tensor
+            (N, Lq, C) and (N, Lq, L or 1, 2 or 4), as in `MSDeformAttn`.
         value : Tensor or sequence of Tensor
             (N, S, C), the pixels of all levels; without projections also (N, M, C / M, H W) for
             each level.

@@ -38,29 +38,18 @@ class DeformConv2d(Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1,
+        padding: Any = 0, dilation: Any = 1, groups: int = 1, bias: bool = True,
+        *, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         op = type(self).__name__
         self.in_channels = in_channels = checks.integer(op, "in_channels", in_channels, 1)
         self.out_channels = out_channels = checks.integer(op, "out_channels", out_channels, 1)
         self.groups = groups = checks.integer(op, "groups", groups, 1)
         if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"{op}: expected `in_channels` and `out_channels` divisible by "
-                f"`groups` = {groups}, got {in_channels} and {out_channels}"
-            )
+            expected = f"and `out_channels` divisible by `groups` = {groups}"
+            checks.fail(op, "in_channels", expected, f"{in_channels} and {out_channels}")
         self.kernel_size = checks.pair(op, "kernel_size", kernel_size, 1)
         self.stride = checks.pair(op, "stride", stride, 1)
         self.padding = checks.pair(op, "padding", padding, 0)
@@ -81,16 +70,8 @@ class DeformConv2d(Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        return cudeform.deform_conv2d(
-            input,
-            offset,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            mask=mask,
-        )
+        window = self.stride, self.padding, self.dilation
+        return cudeform.deform_conv2d(input, offset, self.weight, self.bias, *window, mask)
 
     def extra_repr(self) -> str:
         return (
@@ -112,16 +93,9 @@ class _Pack(DeformConv2d):
         self.deform_groups = deform_groups = checks.integer(op, name, deform_groups, 1)
         if self.in_channels % deform_groups:
             checks.fail(op, name, f"to divide {self.in_channels} = in_channels", deform_groups)
-        taps = self.kernel_size[0] * self.kernel_size[1]
-        branch = nn.Conv2d(
-            self.in_channels,
-            deform_groups * self._channels_per_tap * taps,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            **factory,
-        )
+        channels = deform_groups * self._channels_per_tap * math.prod(self.kernel_size)
+        window = self.kernel_size, self.stride, self.padding, self.dilation
+        branch = nn.Conv2d(self.in_channels, channels, *window, **factory)
         self.add_module(self._branch, branch)
         self._reset_branch()
 
@@ -183,20 +157,11 @@ class _MmcvPack(_Pack):
     _version = 2
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1,
+        padding: Any = 0, dilation: Any = 1, groups: int = 1, deform_groups: int = 1,
         bias: bool = True,
-        *,
-        deformable_groups: int | None = None,
-        **factory: Any,
-    ) -> None:
+        *, deformable_groups: int | None = None, **factory: Any,
+    ) -> None:  # fmt: skip
         if deformable_groups is not None:
             if deform_groups not in (1, deformable_groups):
                 op, got = type(self).__name__, f"{deform_groups} and {deformable_groups}"
@@ -221,19 +186,10 @@ class DeformConv2dPack(_MmcvPack):
     _channels_per_tap = 2
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
-        bias: bool = False,
-        im2col_step: int = 32,
-        **more: Any,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1,
+        padding: Any = 0, dilation: Any = 1, groups: int = 1, deform_groups: int = 1,
+        bias: bool = False, im2col_step: int = 32, **more: Any,
+    ) -> None:  # fmt: skip
         checks.integer(type(self).__name__, "im2col_step", im2col_step, 1)  # nothing depends on it
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
         super().__init__(*sizes, groups, deform_groups, bias, **more)
@@ -250,16 +206,9 @@ class DCN(_Pack):
     _offset_groups = "deformable_groups"
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any,
-        padding: Any,
-        dilation: Any = 1,
-        deformable_groups: int = 1,
-        **factory: Any,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any, padding: Any,
+        dilation: Any = 1, deformable_groups: int = 1, **factory: Any,
+    ) -> None:  # fmt: skip
         sizes = in_channels, out_channels, kernel_size, stride, padding, dilation
         super().__init__(*sizes, **factory)
         self._add_branch(deformable_groups, **factory)

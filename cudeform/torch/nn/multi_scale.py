@@ -21,16 +21,9 @@ class Attention(Module):
     """What all have: the parameters, where a query reads, and the call of the operator."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        points: tuple[int, ...],
-        inner: int,
-        method: str = "bilinear",
-        offset_scale: float = 0.5,
-        projected: bool = True,
-        **factory: Any,
-    ) -> None:
+        self, width: int, heads: int, points: tuple[int, ...], inner: int, method: str = "bilinear",
+        offset_scale: float = 0.5, projected: bool = True, **factory: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         self._heads, self._points, self._method = heads, points, method
         self.offset_scale = checks.number(type(self).__name__, "offset_scale", offset_scale)

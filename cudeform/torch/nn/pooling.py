@@ -49,17 +49,10 @@ class DeformRoIPoolPack(Module):
     """
 
     def __init__(
-        self,
-        output_size: Any,
-        output_channels: int,
-        deform_fc_channels: int = 1024,
-        spatial_scale: float = 1.0,
-        sampling_ratio: int = 0,
-        gamma: float = 0.1,
-        *,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+        self, output_size: Any, output_channels: int, deform_fc_channels: int = 1024,
+        spatial_scale: float = 1.0, sampling_ratio: int = 0, gamma: float = 0.1,
+        *, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         op = type(self).__name__
         self.output_size = regions.OUTPUT_SIZE.value(op, output_size)
@@ -125,20 +118,11 @@ class DCNPooling(Module):
     """
 
     def __init__(
-        self,
-        spatial_scale: float,
-        pooled_size: int,
-        output_dim: int,
-        no_trans: bool,
-        group_size: int = 1,
-        part_size: int | None = None,
-        sample_per_part: int = 4,
-        trans_std: float = 0.0,
-        deform_fc_dim: int = 1024,
-        *,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+        self, spatial_scale: float, pooled_size: int, output_dim: int, no_trans: bool,
+        group_size: int = 1, part_size: int | None = None, sample_per_part: int = 4,
+        trans_std: float = 0.0, deform_fc_dim: int = 1024,
+        *, device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         op = type(self).__name__
         output_dim = checks.integer(op, "output_dim", output_dim, 1)

@@ -20,11 +20,7 @@ def toy(input: Array, factor: Array, *, gain: float = 1.0) -> Array:
 
 @dispatched("grad_output", "input", "factor")
 def toy_backward(
-    grad_output: Array,
-    input: Array,
-    factor: Array,
-    *,
-    needs: Iterable[str] | None = None,
-    gain: float = 1.0,
-) -> ToyGradients[Array]:
+    grad_output: Array, input: Array, factor: Array,
+    *, needs: Iterable[str] | None = None, gain: float = 1.0,
+) -> ToyGradients[Array]:  # fmt: skip
     return gradients("toy_backward", ToyGradients, locals())
