@@ -174,10 +174,13 @@ def dispatched(*arrays: str) -> Callable[[_Function], _Function]:
                 return function(*args, **kwargs)  # raises what Python says of such a call
             bridge = None
             for name in arrays:
-                if name in given and (found := _bridge(type(given[name]))) is not None:
-                    bridge = found
-                    if found != "cudeform.arrays":
-                        break
+                if name in given:
+                    array_type = type(given[name])
+                    found = _found[array_type] if array_type in _found else _bridge(array_type)
+                    if found is not None:
+                        bridge = found
+                        if found != "cudeform.arrays":
+                            break
             if bridge is None:  # an option that is an array: its check says so
                 return function(*args, **kwargs)
             if bridge != "cudeform.torch":  # which does this in passing

@@ -36,6 +36,11 @@ class Family:
     def backward(self, plan: Any, *, needs: frozenset[str], **given: Any) -> dict[str, Any]:
         return _compute(self._module.backward, plan, given, {"needs": needs})
 
+    def record(self, device: Device, plan: Any, given: Mapping[str, Any], options: Any) -> Known:
+        """How a device computes calls like this one, which with options is a backward."""
+        function = self._module.backward if options else self._module.forward
+        return _record(device, function, plan, given, options)
+
 
 def _compute(
     function: Callable[..., Any], plan: Any, given: Mapping[str, Any], options: Mapping[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +11,13 @@ from torch.autograd import Function
 
 from cudeform import derivatives
 from cudeform.plans import plan
-from cudeform.torch.exchange import compute
+from cudeform.torch.exchange import compute, direct
 from cudeform.torch.signatures import BRIDGES, Bridge, flat
 from cudeform.torch.state import (
     below,
+    common_place,
     is_forward_mode,
+    is_noticed,
     is_plain,
     transformed,
     untraced,
@@ -67,19 +70,41 @@ class Eager(Function):
     """The short way to a gradient; its backward takes the long one when that is differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, bound: Bound, *tensors: Any) -> Any:
-        ctx.bound = bound
-        names = bound.bridge.names
-        kept = bound.bridge.kept
-        given = dict(zip(names, tensors, strict=True))
-        ctx.save_for_backward(*[given[name] for name in kept])
-        return compute(bound.bridge.forward, given, bound.options)
+    def forward(ctx: Any, bound: Bound, given: Any, place: int | None, *tensors: Any) -> Any:
+        """Of a call that is direct, at a place, `given` has all arguments as they came."""
+        ctx.bound, bridge = bound, bound.bridge
+        ctx.save_for_backward(*[tensors[position] for position in bridge.kept_positions])
+        if given is not None:
+            return direct(bridge.forward, given, place)
+        return compute(bridge.forward, dict(zip(bridge.names, tensors, strict=True)), bound.options)
 
     @staticmethod
     @untraced  # a graph that broke around it would be traced on in here
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
-        found = _gradients(ctx.bound, grad_output, ctx.saved_tensors, ctx.needs_input_grad[1:])
-        return None, *found
+        bound, tensors, needed = ctx.bound, ctx.saved_tensors, ctx.needs_input_grad[3:]
+        place = None
+        if not (torch.is_grad_enabled() or is_noticed()):
+            place = common_place((grad_output, *tensors))
+        if place is None:
+            return *_NOT_TENSORS, *_gradients(bound, grad_output, tensors, needed)
+        bridge = bound.bridge
+        needs, order = _order(bridge.name, needed)
+        given = dict(zip(bridge.kept, tensors, strict=True))
+        given = {"grad_output": grad_output, **given, **bound.options, "needs": needs}
+        found = direct(bridge.backward, given, place)
+        return *_NOT_TENSORS, *[None if p is None else found[p] for p in order]
+
+
+_NOT_TENSORS = None, None, None  # what `Eager.forward` takes besides those
+
+
+@functools.lru_cache(maxsize=256)
+def _order(op: str, needed: tuple[bool, ...]) -> tuple[tuple[str, ...], list[int | None]]:
+    """Which gradients are needed, and of each tensor of a forward its place among the gradients."""
+    bridge = BRIDGES[op]
+    needs = _with_gradient(bridge, bridge.names, needed)
+    order = [bridge.differentiable.index(n) if n in needs else None for n in bridge.names]
+    return needs, order
 
 
 # What `Eager.apply` comes to where torch.func is not at work and has left no wrapper to take off.
@@ -87,18 +112,16 @@ apply = super(Function, Eager).apply
 
 
 def _gradients(
-    bound: Bound, grad_output: Any, tensors: Sequence[Any], needed: Sequence[bool]
+    bound: Bound, grad_output: Any, tensors: Sequence[Any], needed: tuple[bool, ...]
 ) -> list[Any]:
     """The gradients of a forward's tensors, None where not `needed`, or where there is none."""
-    bridge = bound.bridge
-    needs = _with_gradient(bridge, bridge.names, needed)
+    needs, order = _order(bound.bridge.name, needed)
     if torch.is_grad_enabled() or transformed():
         kind = BackwardDual if is_forward_mode() else Backward
         found = kind.apply(bound, needs, grad_output, *tensors)
     else:
         found = bound.backward(needs, grad_output, tensors)
-    by_name = dict(zip(bridge.differentiable, found, strict=True))
-    return [by_name[name] if name in needs else None for name in bridge.names]
+    return [None if position is None else found[position] for position in order]
 
 
 def _with_gradient(bridge: Bridge, names: Sequence[str], needed: Sequence[bool]) -> tuple[str, ...]:

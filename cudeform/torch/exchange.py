@@ -14,7 +14,9 @@ from torch.utils.dlpack import to_dlpack
 from cudeform import checks
 from cudeform.arrays import DTYPES, dtype_name
 from cudeform.cuda.device import load_cupy, stream_at
-from cudeform.torch.state import raw_stream, settled
+from cudeform.torch import recorded
+from cudeform.torch.recorded import torch_dtype
+from cudeform.torch.state import common_place, raw_stream, settled
 
 __all__ = [
     "check_dense",
@@ -25,8 +27,6 @@ __all__ = [
     "to_array",
     "to_tensor",
 ]
-
-_NONE: Mapping[str, Any] = {}
 
 
 class _Host:
@@ -90,12 +90,10 @@ def _memory_array(tensor: torch.Tensor) -> Any:
 def _device_array(tensor: torch.Tensor) -> Any:
     """The same on a GPU, at a tenth of the time of DLPack, which asks who computes on what stream.
 
-    It is the same one here: see `_on_device_of`.
+    It is the same one here: see `_on_device`.
     """
     cupy, dtype = load_cupy(), numpy_dtype(tensor.dtype)
-    memory = cupy.cuda.UnownedMemory(
-        tensor.data_ptr(), tensor.untyped_storage().nbytes(), tensor, tensor.device.index
-    )
+    memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, tensor, tensor.get_device())
     start = cupy.cuda.MemoryPointer(memory, 0)
     strides = tuple([step * dtype.itemsize for step in tensor.stride()])
     return cupy.ndarray(tuple(tensor.shape), dtype, start, strides)
@@ -127,18 +125,13 @@ def _device_tensor(array: Any) -> torch.Tensor:
     storage = getattr(array.data.mem, "_owner", None)
     if not isinstance(storage, torch.UntypedStorage):
         return torch.from_dlpack(array)
-    dtype = _torch_dtype(array.dtype)
+    dtype = torch_dtype(array.dtype)
     first = (array.data.ptr - storage.data_ptr()) // array.itemsize
     steps = [step // array.itemsize for step in array.strides]
     # No view of another tensor: autograd would refuse to write to those.
     return torch.empty(0, dtype=dtype, device=storage.device).set_(
         storage, first, array.shape, steps
     )
-
-
-@functools.lru_cache(maxsize=64)
-def _torch_dtype(dtype: np.dtype) -> torch.dtype:
-    return getattr(torch, dtype_name(dtype))
 
 
 def compute(
@@ -149,32 +142,43 @@ def compute(
     The first tensor is there, and the others, or None, are on its device. An array that is an
     option is the None of a tensor.
     """
+    given, place = {**tensors, **options}, common_place(tensors.values())
+    if place is not None:
+        return direct(function, given, place)
     first = next(iter(tensors.values()))
     if first.is_cpu:
-        return _with_arrays(function, tensors, options)
-    with _on_device_of(first):
-        return _with_arrays(function, tensors, options)
+        return _as_tensors(function(**_as_arrays(function, given, to_array)))
+    with _on_device(first.device.index):
+        return _as_tensors(function(**_as_arrays(function, given, to_array)))
 
 
-def direct(function: Callable[..., Any], given: Mapping[str, Any], first: torch.Tensor) -> Any:
-    """The same of arguments whose tensors are memory of the first one's device, or of the host."""
-    if first.is_cpu:
-        return _with_arrays(function, given, array=host_array)
-    with _on_device_of(first):
-        return _with_arrays(function, given, array=_memory_array)
+def direct(function: Callable[..., Any], given: Mapping[str, Any], place: int) -> Any:
+    """The same of arguments whose tensors are memory at one place, see `place_of`, or of the host.
+
+    On a GPU what was computed before is started again.
+    """
+    if place < 0:
+        return _as_tensors(function(**_as_arrays(function, given, host_array)))
+    call = recorded.asked(function, given)
+    if call is None:
+        with _on_device(place):
+            return _as_tensors(function(**_as_arrays(function, given, _memory_array)))
+    found = recorded.replay(place, call)
+    if found is not None:
+        return found[0]
+    with _on_device(place):
+        arrays = _as_arrays(function, call.arguments, _memory_array)
+        result = function(**arrays)
+        recorded.record(place, call, function, arrays, result)
+        return _as_tensors(result)
 
 
-def _with_arrays(
+def _as_arrays(
     function: Callable[..., Any],
     given: Mapping[str, Any],
-    options: Mapping[str, Any] = _NONE,
-    array: Callable[[torch.Tensor], Any] = to_array,
-) -> Any:
-    """The same where no device has to be chosen; `given` may be other arguments as well.
-
-    `array` is `host_array` where all tensors are known to be for that.
-    """
-    arguments = {**given, **options}
+    array: Callable[[torch.Tensor], Any],
+) -> dict[str, Any]:
+    arguments = dict(given)
     failure = None
     try:
         for name, value in given.items():
@@ -185,7 +189,10 @@ def _with_arrays(
     if failure is not None:
         check_dense(function.__name__, given)
         raise failure
-    result = function(**arguments)
+    return arguments
+
+
+def _as_tensors(result: Any) -> Any:
     if not isinstance(result, tuple):
         return to_tensor(result)
     found = [to_tensor(array) for array in result]
@@ -193,13 +200,13 @@ def _with_arrays(
 
 
 @contextmanager
-def _on_device_of(tensor: torch.Tensor) -> Iterator[None]:
+def _on_device(index: int) -> Iterator[None]:
     """CuPy on torch's device and stream, with torch's memory: nothing waits, nothing is copied.
 
     The allocator is this thread's alone, and autograd has threads of its own: it is set in every
     call.
     """
-    cupy, index = load_cupy(), tensor.device.index
+    cupy = load_cupy()
     with (
         cupy.cuda.Device(index),
         stream_at(cupy, raw_stream(index), index),

@@ -21,9 +21,9 @@ from cudeform.torch.state import (
     PLAIN,
     is_forward_mode,
     is_noticed,
-    is_on_gpu,
-    is_on_host,
     is_plain,
+    is_under_autocast,
+    place_of,
     transformed,
     untraced,
 )
@@ -50,12 +50,12 @@ def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
 
 
 def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
-    tensors = _direct(bridge, bridge.names, given)
-    if tensors:
-        if not (torch.is_grad_enabled() and _is_differentiated(tensors)):
-            return direct(bridge.forward, given, tensors[0])
+    place, differentiated = _direct(bridge, bridge.names, given)
+    if place is not None:
+        if not differentiated:
+            return direct(bridge.forward, given, place)
         if not given.get("return_argmax"):
-            return _differentiable(bridge, given)
+            return _differentiable(bridge, given, place)
     if "return_argmax" in given:
         given = dict(given)
         if given.pop("return_argmax"):
@@ -70,16 +70,17 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
     return _answer(bridge, tensors, options)
 
 
-def _differentiable(bridge: Bridge, given: dict[str, Any]) -> Any:
+def _differentiable(bridge: Bridge, given: dict[str, Any], place: int) -> Any:
     """The result of a call that is direct but for the gradients."""
     options = dict(given)
-    options.pop("return_argmax", None)
     tensors = [options.pop(name, None) for name in bridge.names]
     for name in bridge.static:
         position = bridge.names.index(name)
         if isinstance(tensors[position], (list, tuple)):
             options[name], tensors[position] = tensors[position], None
-    return apply(Bound(bridge, options), *tensors)
+    if bridge.argmax:
+        options.pop("return_argmax", None)
+    return apply(Bound(bridge, options), given, place, *tensors)
 
 
 def _answer(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
@@ -89,7 +90,7 @@ def _answer(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> 
     if not is_plain(tensors):
         return _traced(bridge, tensors, options)
     if torch.is_grad_enabled() and _is_differentiated(tensors):
-        return Eager.apply(bound, *tensors)
+        return Eager.apply(bound, None, None, *tensors)
     return compute(bridge.forward, dict(zip(bridge.names, tensors, strict=True)), options)
 
 
@@ -106,30 +107,33 @@ def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
     return (_untraced_call(bound, tensors) if transformed() else bound.forward(tensors))[1]
 
 
-def _direct(bridge: Bridge, names: Sequence[str], given: dict[str, Any]) -> list[Any]:
-    """The tensors of a call that computes on memory of one device, and nobody asks how; else none.
+def _direct(bridge: Bridge, names: Sequence[str], given: dict[str, Any]) -> tuple[int | None, bool]:
+    """Of a call that computes on memory of one device, while nobody asks how: which, `place_of`.
 
-    For most calls of a network it does, and the longer way is left for the others.
+    And whether one of its tensors is to be differentiated. For most calls of a network there is
+    one, and the longer way is left for the others.
     """
-    if torch.compiler.is_compiling() or is_noticed():
-        return []
-    tensors: list[Any] = []
+    where, differentiated = None, False
+    if torch.compiler.is_compiling() or is_under_autocast() or is_noticed():
+        return None, False
     for name in names:
         tensor = given.get(name)
         if type(tensor) in PLAIN:
-            if not (is_on_host(tensor) or is_on_gpu(tensor)):
-                return []
-            if tensors and tensor.get_device() != tensors[0].get_device():
-                if name not in bridge.static or not tensor.is_cpu:
-                    return []
-            tensors.append(tensor)
+            place = place_of(tensor)
+            if where is None:
+                where = place
+            elif place != where and not (place == -1 and name in bridge.static):
+                return None, False
+            if place is None:
+                return None, False
+            differentiated = differentiated or tensor.requires_grad
         elif name in bridge.required:
-            return []
+            return None, False
         elif tensor is not None and not (
             name in bridge.static and isinstance(tensor, (list, tuple))
         ):
-            return []
-    return tensors
+            return None, False
+    return where, differentiated and torch.is_grad_enabled()
 
 
 # An operator of torch.library has no tangent, and says nothing of it: not to be compiled.
@@ -166,10 +170,9 @@ def _is_differentiated(values: Iterable[Any]) -> bool:
 
 def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
     names = ("grad_output", *bridge.kept)
-    found = _direct(bridge, (*names, "argmax"), given)
-    if found and given.get("grad_output") is not None:
-        if not (torch.is_grad_enabled() and _is_differentiated(found)):
-            return direct(bridge.backward, given, found[0])
+    place, differentiated = _direct(bridge, (*names, "argmax"), given)
+    if place is not None and not differentiated and given.get("grad_output") is not None:
+        return direct(bridge.backward, given, place)
     op = bridge.name + "_backward"
     tensors, options = _arguments(bridge, names, given, "_backward")
     kept = dict(zip(bridge.kept, tensors[1:], strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ class Bridge:
     kinds: tuple[str, ...]  # of the options
     defaults: dict[str, Any]
     argmax: bool  # there is a <name>_argmax
+
+    @functools.cached_property
+    def kept_positions(self) -> tuple[int, ...]:
+        """Of the arrays that the backward takes, among all."""
+        return tuple(self.names.index(name) for name in self.kept)
 
     @property
     def schemas(self) -> tuple[str, str]:

@@ -20,13 +20,14 @@ from torch._functorch.utils import unwrap_dead_wrappers
 __all__ = [
     "PLAIN",
     "below",
+    "common_place",
     "is_forward_mode",
     "is_noticed",
-    "is_on_gpu",
     "is_on_host",
     "is_plain",
     "is_under_autocast",
     "is_watched",
+    "place_of",
     "raw_stream",
     "settled",
     "transformed",
@@ -78,9 +79,24 @@ def is_on_host(tensor: Any) -> bool:
     return torch._C._dispatch_keys(tensor) in _HOST
 
 
-def is_on_gpu(tensor: Any) -> bool:
-    """The same of the memory of a GPU."""
-    return torch._C._dispatch_keys(tensor) in _GPU
+def place_of(tensor: Any) -> int | None:
+    """Where such a tensor's memory is: the number of its GPU, -1 on the host, None for others."""
+    keys = torch._C._dispatch_keys(tensor)
+    if keys in _HOST:
+        return -1
+    return tensor.get_device() if keys in _GPU else None
+
+
+def common_place(tensors: Iterable[Any]) -> int | None:
+    """`place_of` all tensors, which are of the types `PLAIN`, or None; None if they differ."""
+    where = None
+    for tensor in tensors:
+        if tensor is not None:
+            place = place_of(tensor) if type(tensor) in PLAIN else None
+            if place is None or where not in (None, place):
+                return None
+            where = place
+    return where
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:
@@ -112,24 +128,22 @@ def is_watched() -> bool:
 
 
 def is_noticed() -> bool:
-    """Whether a call is more than numbers from numbers: to autocast, `is_watched`, `transformed`.
-
-    At once, since every call asks.
-    """
+    """Whether a call is more than numbers from numbers: `is_watched` or `transformed`, at once."""
     c = torch._C
     return (
-        c._is_any_autocast_enabled()
-        or c._len_torch_dispatch_stack() > 0
+        c._len_torch_dispatch_stack() > 0
         or c._get_tracing_state() is not None
         or c._functorch.maybe_current_level() is not None
         or torch.autograd.forward_ad._current_level >= 0
     )
 
 
-def raw_stream(device: int) -> int:
-    """The current stream on a GPU of this number, as CUDA knows it."""
-    known = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-    return known(device) if known else torch.cuda.current_stream(device).cuda_stream
+def _current_stream(device: int) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+# The current stream on a GPU of a number, as CUDA knows it
+raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream)
 
 
 def settled(tensor: torch.Tensor) -> torch.Tensor:
@@ -173,9 +187,8 @@ def below(rule: Callable[..., Any], *tensors: Any) -> Any:
     return _wrap_for_grad(found, level)
 
 
-def is_under_autocast() -> bool:
-    """Whether autocast is on, on whichever device."""
-    return torch._C._is_any_autocast_enabled()
+# Whether autocast is on, on whichever device
+is_under_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 
 def without(keys: Iterable[str]) -> Callable[[], Any]:

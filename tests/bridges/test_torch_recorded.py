@@ -1,0 +1,161 @@
+"""Tensors on a GPU, on tests/standin: calls that are recorded need no array of CuPy's."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tolerances import assert_close
+
+import cudeform
+
+torch = pytest.importorskip("torch")
+
+from cudeform.torch import exchange, recorded, route, state  # noqa: E402
+
+SHAPES = {"input": (2, 4, 6, 7), "offset": (2, 18, 6, 7), "weight": (4, 4, 3, 3), "bias": (4,)}
+
+
+class Gpu:
+    """Memory of the stand-in's that torch takes for its own, on one of its devices."""
+
+    def __init__(self, cupy):
+        self.cupy, self.index, self.arrays, self.computed = cupy, 0, {}, []
+
+    def tensor(self, array):
+        """An array of the stand-in's as a tensor."""
+        self.arrays[array.data.ptr] = array
+        words = array.host.dtype.name == "bfloat16"
+        if words:
+            return torch.from_numpy(array.host.view(np.uint16)).view(torch.bfloat16)
+        return torch.from_numpy(array.host)
+
+    def put(self, array, dtype=np.float32):
+        with self.cupy.cuda.Device(self.index):
+            return self.tensor(self.cupy.asarray(array.astype(dtype)))
+
+    def get(self, tensor):
+        with self.cupy.cuda.Device(self.index):
+            return self.arrays[tensor.data_ptr()].get()
+
+    def empty(self, shape, dtype):
+        array = self.cupy.empty(shape, dtype)
+        return SimpleNamespace(tensor=self.tensor(array), data=array.data)
+
+
+@pytest.fixture
+def gpu(cupy, monkeypatch):
+    gpu = Gpu(cupy)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    monkeypatch.setattr(state, "place_of", lambda tensor: gpu.index)
+    monkeypatch.setattr(route, "place_of", state.place_of)
+    monkeypatch.setattr(exchange, "_device_array", lambda t: gpu.arrays[t.data_ptr()])
+    monkeypatch.setattr(exchange, "_device_tensor", gpu.tensor)
+    monkeypatch.setattr(exchange, "_on_device", cupy.cuda.Device)
+    monkeypatch.setattr(recorded, "_programs", {})
+    current = cupy.cuda.get_current_stream
+    monkeypatch.setattr(recorded, "raw_stream", lambda index: current(index).ptr)
+    monkeypatch.setattr(recorded._Device, "empty", lambda self, *what: gpu.empty(*what))
+    monkeypatch.setattr(recorded._Device, "_alloc", lambda self, size: cupy.cuda.alloc(size))
+    arrays = exchange._as_arrays
+
+    def counted(function, given, array):
+        gpu.computed.append(function.__name__)
+        return arrays(function, given, array)
+
+    monkeypatch.setattr(exchange, "_as_arrays", counted)
+    return gpu
+
+
+def numbers(rng, dtype=np.float32):
+    return {n: rng.uniform(-1, 1, shape).astype(dtype) for n, shape in SHAPES.items()}
+
+
+def conv(arrays):
+    return cudeform.deform_conv2d(**arrays, padding=1, stride=(1, 1))
+
+
+def check(gpu, rng, dtype=np.float32, needed=tuple(SHAPES), grad_output=None):
+    """Output and gradients of an autograd function are NumPy's."""
+    arrays = numbers(rng, dtype)
+    tensors = {name: gpu.put(array, dtype) for name, array in arrays.items()}
+    for name in needed:
+        tensors[name].requires_grad_()
+    output = conv(tensors)
+    expected = conv(arrays)
+    grad = rng.uniform(size=expected.shape).astype(dtype)
+    found = torch.autograd.grad(output, [tensors[name] for name in needed], gpu.put(grad, dtype))
+    del arrays["bias"]
+    wanted = cudeform.deform_conv2d_backward(grad, **arrays, padding=1, needs=needed)
+    name_of = np.dtype(dtype).name
+    assert_close(gpu.get(output.detach()), expected, name_of)
+    for name, gradient in zip(needed, found, strict=True):
+        assert gradient.shape == tensors[name].shape and gradient.dtype == tensors[name].dtype
+        assert_close(gpu.get(gradient), getattr(wanted, name), name_of, what=name)
+
+
+def test_a_call_like_one_before_makes_no_arrays(gpu, rng):
+    check(gpu, rng)
+    assert gpu.computed == ["deform_conv2d", "deform_conv2d_backward"]
+    check(gpu, rng)
+    assert len(gpu.computed) == 2
+    check(gpu, rng, needed=("offset", "bias"))
+    assert gpu.computed[2:] == ["deform_conv2d_backward"]
+    check(gpu, rng, needed=("offset", "bias"))
+    assert len(gpu.computed) == 3
+
+
+def test_other_dtypes_and_devices_are_other_calls(gpu, rng):
+    check(gpu, rng)
+    for _ in range(2):
+        check(gpu, rng, np.float16)
+    assert len(gpu.computed) == 4
+    gpu.index = 1
+    for _ in range(2):
+        check(gpu, rng)
+    assert len(gpu.computed) == 6
+    assert gpu.cupy.cuda.Device().id == 0
+
+
+def test_without_a_gradient_and_by_the_backward_itself(gpu, rng):
+    arrays = numbers(rng)
+    tensors = {name: gpu.put(array) for name, array in arrays.items()}
+    for _ in range(2):
+        assert_close(gpu.get(conv(tensors)), conv(arrays), "float32")
+    del arrays["bias"], tensors["bias"]
+    grad = rng.uniform(size=(2, 4, 6, 7)).astype(np.float32)
+    wanted = cudeform.deform_conv2d_backward(grad, **arrays, padding=1, needs=["input"])
+    for _ in range(2):
+        given = {"grad_output": gpu.put(grad), **tensors, "padding": 1, "needs": ("input",)}
+        found = cudeform.deform_conv2d_backward(**given)
+        assert type(found) is type(wanted) and found.offset is None and found.bias is None
+        assert_close(gpu.get(found.input), wanted.input, "float32")
+    assert gpu.computed == ["deform_conv2d", "deform_conv2d_backward"]
+
+
+def test_equal_options_of_other_types_are_other_calls(gpu, rng):
+    tensors = {name: gpu.put(array) for name, array in numbers(rng).items()}
+    cudeform.deform_conv2d(**tensors, padding=1)
+    for bad in (True, 1.0):
+        with pytest.raises(TypeError, match="deform_conv2d: expected `padding`"):
+            cudeform.deform_conv2d(**tensors, padding=bad)
+    cudeform.deform_conv2d(**tensors, padding=np.int64(1))
+    assert len(gpu.computed) == 4
+    with pytest.raises(ValueError, match="deform_conv2d: expected `bias` of shape"):
+        conv({**tensors, "bias": gpu.put(np.zeros(3))})
+
+
+def test_what_is_known_of_a_call_is_its_place_and_no_value(gpu, rng):
+    tensors = {name: gpu.put(array) for name, array in numbers(rng).items()}
+    function = cudeform.deform_conv2d.__wrapped__
+    key = recorded.asked(function, {**tensors, "padding": 1}).key
+    others = {name: gpu.put(array) for name, array in numbers(rng).items()}
+    assert recorded.asked(function, {**others, "padding": 1}).key == key
+    moved = gpu.put(np.zeros(5, np.float32))[1:]
+    assert recorded.asked(function, {**others, "bias": moved, "padding": 1}).key != key
+    strided = {**others, "weight": gpu.put(np.zeros((4, 3, 3, 4), np.float32)).permute(0, 3, 1, 2)}
+    asked = recorded.asked(function, {**strided, "padding": 1})
+    assert asked.arguments["weight"].is_contiguous() and asked.key == key
+    assert recorded.asked(function, {**others, "padding": [1, 1]}) is None
+    boxes = gpu.put(np.zeros((1, 5), np.float32))
+    given = {"input": others["input"], "boxes": boxes, "output_size": 2}
+    assert recorded.asked(cudeform.roi_align.__wrapped__, given) is None
