@@ -10,9 +10,8 @@ using Index = INDEX;
 
 // From the host: THREADS of a block that gathers, at most PLANES channels of a pixel for each, and the pixels of a PART
 // that a warp keeps the sums of.
-constexpr int GATHER_BLOCKS = 3;  // at once on a multiprocessor, at least: leaves a thread 80 registers
+constexpr int GATHER_BLOCKS = 2;  // at once on a multiprocessor, at least: leaves a thread 128 registers
 constexpr int WARP = 32;
-constexpr int AHEAD = 8;     // bins that a lane reads before it adds any
 constexpr int OWNERS = 512;  // pixels so far apart have one owner together, who adds before others do
 
 // grad_input = every pixel's share of the grad_values of the rows that touch it: a block has a tile of pixels, a thread
@@ -118,7 +117,7 @@ __device__ __forceinline__ void add_in_order(Part& part, bool chose, int pixel, 
 // What a bin chose: a pixel, or a sample, whose y and x argmax has one after the other.
 struct Pixel {
   using Number = int;
-  static constexpr int SETS = 1;
+  static constexpr int SETS = 1, AHEAD = 8;  // bins that a lane reads before it adds any
   int at;
   __device__ __forceinline__ void load(const int* argmax, Index) { at = __ldg(argmax); }
   __device__ __forceinline__ void add(const Params&, Part& part, bool chose, Sum grad) const {
@@ -128,7 +127,7 @@ struct Pixel {
 
 struct Sample {
   using Number = Sum;
-  static constexpr int SETS = 2;
+  static constexpr int SETS = 2, AHEAD = 4;
   Sum y, x;
   __device__ __forceinline__ void load(const Sum* argmax, Index to_x) {
     y = __ldg(argmax);
@@ -163,6 +162,7 @@ __device__ __forceinline__ void spread(const Scalar* __restrict__ grad_values,
   const int pixels = p.height * p.width, size = (pixels - 1) / p.parts + 1;
   Part part = {number * size, min(size, pixels - number * size), sums, owners, 0};
   const int top = quotient(part.first, p.width), bottom = quotient(part.first + part.count - 1, p.width);
+  constexpr int AHEAD = Chosen::AHEAD;
   const Index of_region = (Index)p.channels * bins;
   for (int i = lane; i < part.count; i += WARP) sums[i] = Sum(0);
   for (int i = lane; i < OWNERS; i += WARP) owners[i] = WARP;

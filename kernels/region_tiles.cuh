@@ -20,7 +20,7 @@ template <class S>
 struct alignas(16) Listed {
   S shares[BATCH * SIDES];  // of each row: of the columns, then of the lines
   S scales[BATCH];
-  int regions[THREADS], rows[THREADS];
+  int regions[2 * THREADS], rows[2 * THREADS];
   int counts[THREADS / 32];
 };
 
@@ -127,29 +127,39 @@ __device__ __forceinline__ void each_batch(const Params& p, const Tile& tile, co
   const int per_region = own.lines * own.columns, sides = p.tile_y + p.tile_x;
   const int regions = quotient(p.rows, p.classes * p.bins.value);
   const int image = quotient(tile.image, p.classes * p.groups_y * p.groups_x);  // of the batch
-  for (int start = 0; start < regions; start += THREADS) {
-    const int region = start + threadIdx.x;
-    int found, total;
-    bool wanted = region < regions && (int)__ldg(boxes + 5LL * region) == image && touches(p, bounds[region], tile);
-    int place = place_in_block(wanted, listed.counts, found);
-    if (wanted) listed.regions[place] = region;
-    __syncthreads();
-    for (int begin = 0; begin < found * per_region; begin += THREADS) {
-      const int candidate = begin + threadIdx.x;
-      int number = 0;
-      wanted = candidate < found * per_region;
-      if (wanted) {
-        const int which = quotient(candidate, per_region), bin = candidate - which * per_region;
-        const int line = quotient(bin, own.columns);
-        number = (listed.regions[which] * p.classes + own.label) * p.bins.value +
-                 (own.first_i + line) * p.bins_x + own.first_j + bin - line * own.columns;
-        Bounds<S> of_row = no_bounds<S>();
-        include(rows[number], of_row);
-        wanted = touches(p, of_row, tile);
-      }
-      place = place_in_block(wanted, listed.counts, total);
-      if (wanted) listed.rows[place] = number;
+  for (int start = 0; start < regions;) {
+    int found = 0, here;
+    do {
+      const int region = start + threadIdx.x;
+      const bool wanted =
+          region < regions && (int)__ldg(boxes + 5LL * region) == image && touches(p, bounds[region], tile);
+      const int place = place_in_block(wanted, listed.counts, here);
+      if (wanted) listed.regions[found + place] = region;
+      found += here;
+      start += THREADS;
       __syncthreads();
+    } while (start < regions && found <= THREADS);
+    for (int begin = 0; begin < found * per_region;) {
+      int total = 0;
+      do {
+        const int candidate = begin + threadIdx.x;
+        int number = 0;
+        bool wanted = candidate < found * per_region;
+        if (wanted) {
+          const int which = quotient(candidate, per_region), bin = candidate - which * per_region;
+          const int line = quotient(bin, own.columns);
+          number = (listed.regions[which] * p.classes + own.label) * p.bins.value +
+                   (own.first_i + line) * p.bins_x + own.first_j + bin - line * own.columns;
+          Bounds<S> of_row = no_bounds<S>();
+          include(rows[number], of_row);
+          wanted = touches(p, of_row, tile);
+        }
+        const int place = place_in_block(wanted, listed.counts, here);
+        if (wanted) listed.rows[total + place] = number;
+        total += here;
+        begin += THREADS;
+        __syncthreads();
+      } while (begin < found * per_region && total <= THREADS);
       for (int first = 0; first < total; first += BATCH) {
         const int count = min(BATCH, total - first);
         for (int i = threadIdx.x; i < count * sides; i += THREADS) {
