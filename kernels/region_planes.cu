@@ -2,136 +2,215 @@
 // pixels. Values of rows are [region][class][channel][bin], the input is [image][class][channel][group][pixel].
 //
 // SCALAR: storage type; INDEX: integer that counts elements of an array.
-#include "regions.cuh"
+#include "region_tiles.cuh"
 
 using Scalar = SCALAR;
 using Sum = SumOf<Scalar>::type;
 using Index = INDEX;
 
-// From the host: GATHER_THREADS of a block that gathers, at most PLANES channels of a pixel for each, and the pixels of
-// a PART that a warp keeps the sums of.
-constexpr int GATHER_BLOCKS = 10;  // at once on a multiprocessor, at least: leaves a thread 96 registers
+// From the host: THREADS of a block that gathers, at most PLANES channels of a pixel for each, and the pixels of a PART
+// that a warp keeps the sums of.
+constexpr int GATHER_BLOCKS = 2;  // at once on a multiprocessor, at least: leaves a thread 128 registers
 constexpr int WARP = 32;
-constexpr unsigned ALL = 0xffffffffu;
-constexpr int AHEAD = 8;     // bins that a lane reads before it adds any
 constexpr int OWNERS = 512;  // pixels so far apart have one owner together, who adds before others do
 
-// grad_input = every pixel's share of the grad_values of the rows that touched it: a thread has some channels of a pixel
+// grad_input = every pixel's share of the grad_values of the rows that touch it: a block has a tile of pixels, a thread
+// some channels of one
 template <class Target>
-__device__ __forceinline__ void gather_channels(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                                                const Fraction<Sum>* __restrict__ fractions,
-                                                Target* __restrict__ grad_input, const Params& p) {
-  const int slices = (p.channels + PLANES - 1) / PLANES, width = (p.channels + slices - 1) / slices;
-  const int block = quotient((int)blockIdx.x, slices), first = ((int)blockIdx.x - block * slices) * width;
+__device__ __forceinline__ void gather_channels(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
+                                                const Row<Sum>* __restrict__ rows,
+                                                const Scalar* __restrict__ grad_values,
+                                                Target* __restrict__ grad_input, Listed<Sum>& listed, const Params& p) {
+  const int slices = (p.channels - 1) / PLANES + 1, width = (p.channels - 1) / slices + 1;
+  const int number = quotient((int)blockIdx.x, slices), first = ((int)blockIdx.x - number * slices) * width;
   const int channels = min(width, p.channels - first);
-  const int task = block * GATHER_THREADS + threadIdx.x;  // (image, y, x)
-  const int line = quotient(task, p.width), image = quotient(line, p.height);
-  if (image >= p.images) return;
-  const int y = line - image * p.height, x = task - line * p.width;
+  const Tile tile = tile_of(p, number);
+  const int line = quotient((int)threadIdx.x, p.tile_x), column = threadIdx.x - line * p.tile_x;
+  const int y = tile.top + line, x = tile.left + column;
+  const bool active = y < p.height && x < p.width;
   const Index step = plane_step<Index>(p);
-  const Runs runs = runs_of(starts, image, y, x, p.height, p.width, p.reads == READS_PIXELS);
-  Target* out = grad_input + (plane_of<Index>(p, image) + first * step + (y * p.width + x));
+  Target* out = grad_input + (plane_of<Index>(p, tile.image) + first * step + (y * p.width + x));
   Sum sum[PLANES] = {};
-  if (p.accumulate) {
+  if (p.accumulate && active) {
 #pragma unroll
     for (int c = 0; c < PLANES; ++c) {
       if (c < channels) sum[c] = widen(out[c * step]);
     }
   }
-#pragma unroll 2
-  for (int i = 0; i < runs.count; ++i) {
-    const bool down = i < runs.above_count, right = i < (down ? runs.above_middle : runs.own_middle);
-    const Fraction<Sum> f = fractions[i + (down ? runs.above : runs.own)];
-    const Sum weight = side_weight(f.ly, down) * side_weight(f.lx, right) * f.scale;
-    const Scalar* from = grad_values + value_of_plane<Index>(p, (int)f.source, first);
+  each_batch(p, tile, boxes, bounds, rows, listed, [&](const int* numbers, int count) {
+    for (int i = 0; i < count; ++i) {
+      const Sum* shares = listed.shares + i * (p.tile_y + p.tile_x);
+      const Sum down = shares[p.tile_x + line], across = shares[column];
+      if (!active || !(down >= Sum(0)) || !(across >= Sum(0))) continue;  // 0 * NaN is not 0
+      const Sum weight = down * across * listed.scales[i];
+      const Scalar* from = grad_values + value_of_plane<Index>(p, numbers[i], first);
 #pragma unroll
-    for (int c = 0; c < PLANES; ++c) {
-      if (c < channels) sum[c] += weight * read(from + c * p.bins.value);
+      for (int c = 0; c < PLANES; ++c) {
+        if (c < channels) sum[c] += weight * read(from + c * p.bins.value);
+      }
     }
-  }
+  });
 #pragma unroll
   for (int c = 0; c < PLANES; ++c) {
-    if (c < channels) narrow(out[c * step], sum[c]);
+    if (active && c < channels) narrow(out[c * step], sum[c]);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
-    gather_planes(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                  const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_channels(grad_values, starts, fractions, grad_input, p);
+extern "C" __global__ void __launch_bounds__(THREADS, GATHER_BLOCKS)
+    gather_planes(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
+                  const Row<Sum>* __restrict__ rows, const Scalar* __restrict__ grad_values,
+                  Scalar* __restrict__ grad_input, const Params p) {
+  SHARED(Listed<Sum>, listed, [1]);
+  gather_channels(boxes, bounds, rows, grad_values, grad_input, listed[0], p);
 }
 
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
-    gather_planes_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                       const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
-  gather_channels(grad_values, starts, fractions, grad_input, p);
+// The same into unrounded sums, for regions that come in several launches
+extern "C" __global__ void __launch_bounds__(THREADS, GATHER_BLOCKS)
+    gather_planes_sums(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
+                       const Row<Sum>* __restrict__ rows, const Scalar* __restrict__ grad_values,
+                       Sum* __restrict__ grad_input, const Params p) {
+  SHARED(Listed<Sum>, listed, [1]);
+  gather_channels(boxes, bounds, rows, grad_values, grad_input, listed[0], p);
 }
 
-// Whether a region has pixels of an image in these lines of it.
+// Whether a region has samples or pixels of an image in these lines of it.
 __device__ __forceinline__ bool touches_lines(const Params& p, const Sum* __restrict__ box, int image, int top,
                                               int bottom) {
   if ((int)__ldg(box) != image) return false;
   const Extent<Sum> down = extent_of(p, __ldg(box + 2), __ldg(box + 4));
   if (!down.finite) return false;
+  if (p.reads != READS_PIXELS) {  // with room for the pixel beside a sample, and for what was rounded
+    const Sum end = down.start + down.size, room = Sum(2) + (abs(down.start) + abs(down.size)) * Sum(1e-6);
+    return min(down.start, end) - room <= (Sum)bottom && max(down.start, end) + room >= (Sum)top;
+  }
   const Sum bin = down.size / (Sum)p.bins_y;
   const Grid<Sum> low = pixels_of(p, down, bin, 0, p.height);
   const Grid<Sum> high = pixels_of(p, down, bin, p.bins_y - 1, p.height);
   return (int)low.first <= bottom && (int)high.first + high.count > top;
 }
 
+// What a warp has of a plane: the sums of the pixels from `first` on.
+struct Part {
+  int first, count;
+  Sum* sums;
+  int* owners;  // which lane adds next to some of the pixels
+  int next;     // less in each round, so that owners of rounds before do not count
+};
+
+// Adds what each lane has to the pixel that it chose, if that is in the part: of lanes that wait for the same owner the
+// first is next. Every lane of the warp must come here.
+__device__ __forceinline__ void add_in_order(Part& part, bool chose, int pixel, Sum value) {
+  int at = pixel - part.first;
+  if (!chose || at >= part.count) at = -1;
+  for (; __any_sync(ALL, at >= 0); part.next -= WARP) {
+    const int turn = part.next + (int)threadIdx.x;
+    if (at >= 0) atomicMin(part.owners + at % OWNERS, turn);
+    __syncthreads();
+    if (at >= 0 && part.owners[at % OWNERS] == turn) {
+      part.sums[at] += value;
+      at = -1;
+    }
+    __syncthreads();
+  }
+}
+
+// What a bin chose: a pixel, or a sample, whose y and x argmax has one after the other.
+struct Pixel {
+  using Number = int;
+  static constexpr int SETS = 1, AHEAD = 8;  // bins that a lane reads before it adds any
+  int at;
+  __device__ __forceinline__ void load(const int* argmax, Index) { at = __ldg(argmax); }
+  __device__ __forceinline__ void add(const Params&, Part& part, bool chose, Sum grad) const {
+    add_in_order(part, chose, at, grad);
+  }
+};
+
+struct Sample {
+  using Number = Sum;
+  static constexpr int SETS = 2, AHEAD = 4;
+  Sum y, x;
+  __device__ __forceinline__ void load(const Sum* argmax, Index to_x) {
+    y = __ldg(argmax);
+    x = __ldg(argmax + to_x);
+  }
+  __device__ __forceinline__ void add(const Params& p, Part& part, bool chose, Sum grad) const {
+    const Cell<Sum> cell = locate_in_region(y, x, p.height, p.width, BORDER_CENTERS);
+#pragma unroll 1
+    for (int k = 0; k < 4; ++k) {
+      const bool exists = chose && corner_exists(cell, k, p.height, p.width);
+      add_in_order(part, exists, corner_pixel(cell, k, p.height, p.width), corner_weight(cell.ly, cell.lx, k) * grad);
+    }
+  }
+};
+
+// Where the values of a region of those that touch a part are: from their numbers to the first set of argmax, and back to
+// the gradients.
+struct Touching {
+  Index argmax, back;
+};
+
 // grad_input = the grad_values of the bins that chose each pixel: a warp has a part of the pixels of a channel of an
-// image, and adds to them what the regions of that image give, in their order and that of their bins: of lanes that wait
-// for the same owner the first is next.
-extern "C" __global__ void __launch_bounds__(WARP)
-    spread_largest(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
-                   const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, const Params p) {
-  SHARED(Sum, sums, [PART]);
-  SHARED(int, owners, [OWNERS]);    // which lane adds next to some of the pixels
-  SHARED(Index, touching, [WARP]);  // for regions that have pixels in the part: from their values' numbers to the values
+// image, and adds to them what the regions of that image give, in their order and that of their bins.
+template <class Chosen>
+__device__ __forceinline__ void spread(const Scalar* __restrict__ grad_values,
+                                       const typename Chosen::Number* __restrict__ argmax,
+                                       const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, Sum* sums,
+                                       int* owners, Touching* touching, const Params& p) {
   const int lane = threadIdx.x, bins = p.bins, regions = quotient(p.rows, p.bins);
-  const int plane = quotient((int)blockIdx.x, p.parts), part = (int)blockIdx.x - plane * p.parts;
+  const int plane = quotient((int)blockIdx.x, p.parts), number = (int)blockIdx.x - plane * p.parts;
   const int image = quotient(plane, p.channels), channel = plane - image * p.channels;
   const int pixels = p.height * p.width, size = (pixels - 1) / p.parts + 1;
-  const int first = part * size, count = min(size, pixels - first);
-  const int top = quotient(first, p.width), bottom = quotient(first + count - 1, p.width);
-  for (int i = lane; i < count; i += WARP) sums[i] = Sum(0);
+  Part part = {number * size, min(size, pixels - number * size), sums, owners, 0};
+  const int top = quotient(part.first, p.width), bottom = quotient(part.first + part.count - 1, p.width);
+  constexpr int AHEAD = Chosen::AHEAD;
+  const Index of_region = (Index)p.channels * bins;
+  for (int i = lane; i < part.count; i += WARP) sums[i] = Sum(0);
   for (int i = lane; i < OWNERS; i += WARP) owners[i] = WARP;
-  int next = 0;  // less in each round, so that owners of rounds before do not count
   for (int start = 0; start < regions; start += WARP) {
-    const bool touches = start + lane < regions && touches_lines(p, boxes + 5LL * (start + lane), image, top, bottom);
+    const int region = start + lane;
+    const bool touches = region < regions && touches_lines(p, boxes + 5LL * region, image, top, bottom);
     const unsigned those = __ballot_sync(ALL, touches);
     const int place = __popc(those & ((1u << lane) - 1u));
-    if (touches) touching[place] = ((Index)(start + lane) * p.channels + channel - place) * bins;
+    if (touches) {
+      const Index back = (Chosen::SETS - 1) * region * of_region;
+      touching[place] = {region * of_region + (channel - place) * bins + back, back};
+    }
     __syncwarp(ALL);
     const int values = __popc(those) * bins;
     for (int begin = lane; begin - lane < values; begin += AHEAD * WARP) {
-      int chosen[AHEAD];
+      Chosen chosen[AHEAD];
       Sum grad[AHEAD];
       // Nothing waits for what is read before all is asked for; behind the last value that is read again.
 #pragma unroll
       for (int i = 0; i < AHEAD; ++i) {
         const int value = min(begin + i * WARP, values - 1);
-        const Index from = touching[quotient(value, p.bins)] + value;
-        chosen[i] = __ldg(argmax + from);
-        grad[i] = read(grad_values + from);
+        const Touching from = touching[quotient(value, p.bins)];
+        chosen[i].load(argmax + (from.argmax + value), of_region);
+        grad[i] = read(grad_values + (from.argmax + value - from.back));
       }
 #pragma unroll
-      for (int i = 0; i < AHEAD; ++i) {
-        int at = chosen[i] - first;
-        if (begin + i * WARP >= values || at >= count) at = -1;
-        for (; __any_sync(ALL, at >= 0); next -= WARP) {
-          if (at >= 0) atomicMin(owners + at % OWNERS, next + lane);
-          __syncthreads();
-          if (at >= 0 && owners[at % OWNERS] == next + lane) {
-            sums[at] += grad[i];
-            at = -1;
-          }
-          __syncthreads();
-        }
-      }
+      for (int i = 0; i < AHEAD; ++i) chosen[i].add(p, part, begin + i * WARP < values, grad[i]);
     }
     __syncwarp(ALL);
   }
-  Scalar* out = grad_input + ((Index)plane * pixels + first);
-  for (int i = lane; i < count; i += WARP) narrow(out[i], sums[i]);
+  Scalar* out = grad_input + ((Index)plane * pixels + part.first);
+  for (int i = lane; i < part.count; i += WARP) narrow(out[i], sums[i]);
+}
+
+extern "C" __global__ void __launch_bounds__(WARP)
+    spread_pixels(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
+                  const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, const Params p) {
+  SHARED(Sum, sums, [PART]);
+  SHARED(int, owners, [OWNERS]);
+  SHARED(Touching, touching, [WARP]);
+  spread<Pixel>(grad_values, argmax, boxes, grad_input, sums, owners, touching, p);
+}
+
+extern "C" __global__ void __launch_bounds__(WARP)
+    spread_samples(const Scalar* __restrict__ grad_values, const Sum* __restrict__ argmax,
+                   const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, const Params p) {
+  SHARED(Sum, sums, [PART]);
+  SHARED(int, owners, [OWNERS]);
+  SHARED(Touching, touching, [WARP]);
+  spread<Sample>(grad_values, argmax, boxes, grad_input, sums, owners, touching, p);
 }

@@ -1,8 +1,8 @@
-// What is computed once for each bin of a region and for each sample of it, for all channels: where it is, and the
-// gradients of the offset and the mask that move it.
+// What is computed once for each bin of a region, for all channels: where it is, and the gradients of the offset and the
+// mask that move it.
 //
 // SCALAR: storage type; OFFSET: that of offsets, which may be float beside 16 bits.
-#include "regions.cuh"
+#include "region_tiles.cuh"
 
 using Scalar = SCALAR;
 using Offset = OFFSET;
@@ -11,11 +11,10 @@ using Sum = SumOf<Scalar>::type;
 // From the host: THREADS.
 constexpr int BLOCKS = 2;  // at once on a multiprocessor, at least: leaves a thread 128 registers
 
-// Rows from boxes (regions, 5) and the offset; their scale has the mask in it if there is one. counts: samples of each
-// row, or null
+// Rows from boxes (regions, 5) and the offset; their scale has the mask in it if there is one.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     locate_rows(const Sum* __restrict__ boxes, const Offset* __restrict__ offset, const Scalar* __restrict__ mask,
-                Row<Sum>* __restrict__ rows, int* __restrict__ counts, const Params p) {
+                Row<Sum>* __restrict__ rows, const Params p) {
   const int number = blockIdx.x * THREADS + threadIdx.x;
   if (number >= p.rows) return;
   const Place at = place_of(p, number);
@@ -39,44 +38,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     if (mask) row.scale *= read(mask + mask_index(p, at));
   }
   rows[number] = row;
-  if (counts) counts[number] = row.ny * row.nx;
 }
 
-// Rows of one sample each in images of one channel: the largest of a bin of p.classes channels, which argmax has as
-// (regions, 2, channels, bins): y, then x
+// What the rows of each region read together: a warp has a region.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    locate_chosen(const Sum* __restrict__ boxes, const Sum* __restrict__ argmax, Row<Sum>* __restrict__ rows,
-                  const Params p) {
-  const int number = blockIdx.x * THREADS + threadIdx.x;
-  if (number >= p.rows) return;
-  const int per_region = p.classes * p.bins_y * p.bins_x;
-  const int region = quotient(number, per_region), channel = quotient(number - region * per_region, p.bins_y * p.bins_x);
-  const Sum* from = argmax + ((long long)number + (long long)region * per_region);
-  const int image = (int)__ldg(boxes + 5LL * region) * p.classes + channel;
-  rows[number] = {__ldg(from), __ldg(from + per_region), Sum(0), Sum(0), Sum(1), 1, 1, image};
-}
-
-// The key and the fractions of every sample of some rows. starts: a row's first sample; null: each row has the same
-// number of places, and those that it does not need get the key that nobody wants
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    sample_keys(const Row<Sum>* __restrict__ rows, const int* __restrict__ starts, int* __restrict__ keys,
-                Fraction<Sum>* __restrict__ fractions, const Params p) {
-  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1);
-  const int task = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
-  if (task >= p.rows) return;
-  const Row<Sum> row = rows[p.first_row + task];
-  const int image = row.image - p.first_image, count = row.ny * row.nx;
-  const int places = starts ? count : p.samples * p.samples;
-  const int first = starts ? __ldg(starts + task) : task * places;
-  for (int sample = lane; sample < places; sample += lanes) {
-    Cell<Sum> cell = {};
-    if (sample < count && image >= 0 && image < p.images) {
-      const int a = quotient(sample, row.nx);
-      cell = cell_of(p, row, a, sample - a * row.nx);
-    }
-    keys[first + sample] = key_of(cell, image, p.height, p.width, p.images);
-    fractions[first + sample] = {cell.ly, cell.lx, row.scale, (unsigned)(p.first_row + task)};
+    bound_regions(const Row<Sum>* __restrict__ rows, Bounds<Sum>* __restrict__ bounds, const Params p) {
+  const int region = (blockIdx.x * THREADS + threadIdx.x) >> 5, per_region = p.classes * p.bins.value;
+  if (region >= quotient(p.rows, per_region)) return;
+  Bounds<Sum> found = no_bounds<Sum>();
+  for (int row = threadIdx.x & 31; row < per_region; row += 32) include(rows[region * per_region + row], found);
+  for (int step = 16; step > 0; step /= 2) {
+    found.top = min(found.top, __shfl_xor_sync(ALL, found.top, step));
+    found.bottom = max(found.bottom, __shfl_xor_sync(ALL, found.bottom, step));
+    found.left = min(found.left, __shfl_xor_sync(ALL, found.left, step));
+    found.right = max(found.right, __shfl_xor_sync(ALL, found.right, step));
   }
+  if ((threadIdx.x & 31) == 0) bounds[region] = found;
 }
 
 // Gradients of offset and mask from those of the rows that an element moves: (along y, along x, of the mask, unused)

@@ -17,9 +17,8 @@ __device__ __forceinline__ Task<S> task_of(const Params& p, const Row<S>* __rest
   Task<S> task;
   task.lanes = 1 << p.lane_bits;
   task.lane = threadIdx.x & (task.lanes - 1);
-  const int local = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
-  task.present = local < p.rows;
-  task.number = p.first_row + local;
+  task.number = blockIdx.x * (THREADS >> p.lane_bits) + (threadIdx.x >> p.lane_bits);
+  task.present = task.number < p.rows;
   task.row = Row<S>{};
   if (task.present) task.row = rows[task.number];
   return task;

@@ -5,19 +5,20 @@
 //
 // SCALAR: storage type; VEC: channels a thread moves at once; INDEX: integer that counts elements of an array.
 #include "region_tasks.cuh"
+#include "region_tiles.cuh"
 
 using Scalar = SCALAR;
 using Sum = SumOf<Scalar>::type;
 using Index = INDEX;
 using Channels = Pack<Scalar, VEC>;
 
-// From the host: THREADS, GATHER_THREADS of a block that gathers, and the SHARERS of one channel.
+// From the host: THREADS, the SHARERS of one channel, and the pixels of a PATCH.
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 128.
 constexpr int BLOCKS = sizeof(Sum) == 8 ? 2 : 4;
 
 constexpr int MAX_BLOCKS = 2;  // of the kernels that keep an index of every channel
-// Of GATHER_THREADS
-constexpr int GATHER_BLOCKS = 12;
+constexpr int GATHER_BLOCKS = 2;
+constexpr int AT_ONCE_ROWS = 2;  // of a gather, whose gradients are on their way together
 
 __device__ __forceinline__ bool are_planes(const Params& p) { return VEC == 1 && p.planes; }
 
@@ -71,8 +72,8 @@ __device__ __forceinline__ void write_values(const Params& p, const Task<Sum>& t
   const int row = threadIdx.x & (rows - 1), first = threadIdx.x >> (__ffs(rows) - 1);
   const int number = blockIdx.x * rows + row;
   if (number < p.rows) {
-    T* to = values + value_of_plane<Index>(p, p.first_row + number, slice + first);
-    if (SETS > 1) to += (Index)quotient(p.first_row + number, p.bins) * ((SETS - 1) * p.channels) * p.bins.value;
+    T* to = values + value_of_plane<Index>(p, number, slice + first);
+    if (SETS > 1) to += (Index)quotient(number, p.bins) * ((SETS - 1) * p.channels) * p.bins.value;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) {
       const int c = first + v * task.lanes;
@@ -355,71 +356,85 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
   }
 }
 
-// grad_input = every pixel's share of the grad_values of the rows that touched it
-template <bool SPLIT, class Target>
-__device__ __forceinline__ void gather_pixels(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                                              const Fraction<Sum>* __restrict__ fractions,
-                                              Target* __restrict__ grad_input, const Params& p) {
-  SHARED(Share<Sum>, shares, [HELD * GATHER_THREADS]);
-  const Gatherer me = gatherer_of<SPLIT>(p.lane_bits);
-  const bool exists = me.task < p.images * p.height * p.width;
-  const int task = exists ? me.task : 0;  // (image, y, x)
-  const int line = quotient(task, p.width), image = quotient(line, p.height);
-  const int y = line - image * p.height, x = task - line * p.width;
-  Runs runs = runs_of(starts, image, y, x, p.height, p.width, p.reads == READS_PIXELS);
-  if (!exists) runs.count = 0;
-  if (SPLIT) runs = part_of(runs, me.part, me.part_bits);
-  find_most(runs);
-  const int begin = me.slice * me.lanes * VEC;
-  const int end = SPLIT ? begin + 1 : p.channels;  // other slices have other warps
-  for (int first = begin; first < end; first += me.lanes * VEC) {
-    const int c = first + me.lane * VEC;
-    const bool active = exists && c < p.channels;
-    const int channel = active ? c : 0;
-    Target* out = grad_input + ((Index)task * p.channels + c);
-    Sum sum[VEC] = {};
-    Pack<Target, VEC> result;
-    if (p.accumulate && active && me.part == 0) {
-      result.load_written(out);
+// grad_input = every pixel's share of the grad_values of the rows that touch it: a block has a tile of pixels, a group of
+// its lanes PATCH of them, side by side
+template <class Target>
+__device__ __forceinline__ void gather_patches(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
+                                               const Row<Sum>* __restrict__ rows,
+                                               const Scalar* __restrict__ grad_values, Target* __restrict__ grad_input,
+                                               Listed<Sum>& listed, const Params& p) {
+  const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1), patch = threadIdx.x >> p.lane_bits;
+  const int slices = (p.channels - 1) / (lanes * VEC) + 1, number = quotient((int)blockIdx.x, slices);
+  const Tile tile = tile_of(p, number);
+  const int c = ((int)blockIdx.x - number * slices) * lanes * VEC + lane * VEC;
+  const int patches = quotient(p.tile_x, PATCH), line = quotient(patch, patches);
+  const int column = (patch - line * patches) * PATCH, y = tile.top + line, x = tile.left + column;
+  const bool active = c < p.channels && y < p.height;
+  Target* out = grad_input + ((((Index)tile.image * p.height + y) * p.width + x) * p.channels + c);
+  Sum sum[PATCH][VEC] = {};
+  Pack<Target, VEC> result;
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) sum[v] = widen(result.lane[v]);
+  for (int i = 0; i < PATCH; ++i) {
+    if (!p.accumulate || !active || x + i >= p.width) continue;
+    result.load_written(out + (Index)i * p.channels);
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) sum[i][v] = widen(result.lane[v]);
+  }
+  each_batch(p, tile, boxes, bounds, rows, listed, [&](const int* numbers, int count) {
+    for (int first = 0; first < count; first += AT_ONCE_ROWS) {
+      Channels grad[AT_ONCE_ROWS];
+      Pack<Sum, PATCH> across[AT_ONCE_ROWS];
+      Sum down[AT_ONCE_ROWS], scale[AT_ONCE_ROWS];
+      // All that is read is on its way before any is added.
+#pragma unroll
+      for (int k = 0; k < AT_ONCE_ROWS; ++k) {
+        const int place = min(first + k, count - 1);
+        const Sum* shares = listed.shares + place * (p.tile_y + p.tile_x);
+        across[k].load_written(shares + column);
+        down[k] = shares[p.tile_x + line];
+        scale[k] = listed.scales[place];
+        if (first + k >= count || !active) down[k] = Sum(-1);
+        bool any = false;
+#pragma unroll
+        for (int i = 0; i < PATCH; ++i) any |= across[k].lane[i] >= Sum(0);
+        grad[k].clear();
+        if (any && down[k] >= Sum(0)) grad[k].load(grad_values + ((Index)numbers[place] * p.channels + c));
+      }
+#pragma unroll
+      for (int k = 0; k < AT_ONCE_ROWS; ++k) {
+        if (!(down[k] >= Sum(0))) continue;
+#pragma unroll
+        for (int i = 0; i < PATCH; ++i) {
+          if (!(across[k].lane[i] >= Sum(0))) continue;  // 0 * NaN is not 0
+          const Sum weight = down[k] * across[k].lane[i] * scale[k];
+#pragma unroll
+          for (int v = 0; v < VEC; ++v) sum[i][v] += weight * widen(grad[k].lane[v]);
+        }
+      }
     }
-    gather(
-        runs, active, fractions, me.lanes, shares, [&](const Fraction<Sum>& f) { return (int)f.source; },
-        [&](int row) {
-          Channels grad;
-          grad.load(grad_values + ((Index)row * p.channels + channel));
-          return grad;
-        },
-        [&](const Channels& grad, Sum weight) {
+  });
 #pragma unroll
-          for (int v = 0; v < VEC; ++v) sum[v] += weight * widen(grad.lane[v]);
-        });
-    if (SPLIT) group_sums(sum, me.lanes << me.part_bits, me.lanes);
-    if (active && me.part == 0) {
+  for (int i = 0; i < PATCH; ++i) {
+    if (!active || x + i >= p.width) continue;
 #pragma unroll
-      for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[v]);
-      result.store(out);
-    }
+    for (int v = 0; v < VEC; ++v) narrow(result.lane[v], sum[i][v]);
+    result.store(out + (Index)i * p.channels);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
-    gather_rows(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<false>(grad_values, starts, fractions, grad_input, p);
+extern "C" __global__ void __launch_bounds__(THREADS, GATHER_BLOCKS)
+    gather_rows(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
+                const Row<Sum>* __restrict__ rows, const Scalar* __restrict__ grad_values,
+                Scalar* __restrict__ grad_input, const Params p) {
+  SHARED(Listed<Sum>, listed, [1]);
+  gather_patches(boxes, bounds, rows, grad_values, grad_input, listed[0], p);
 }
 
-// The same of few pixels
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
-    gather_rows_split(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                      const Fraction<Sum>* __restrict__ fractions, Scalar* __restrict__ grad_input, const Params p) {
-  gather_pixels<true>(grad_values, starts, fractions, grad_input, p);
-}
-
-// The same into unrounded sums, for rows whose samples come in several chunks
-extern "C" __global__ void __launch_bounds__(GATHER_THREADS, GATHER_BLOCKS)
-    gather_rows_sums(const Scalar* __restrict__ grad_values, const int* __restrict__ starts,
-                     const Fraction<Sum>* __restrict__ fractions, Sum* __restrict__ grad_input, const Params p) {
-  gather_pixels<false>(grad_values, starts, fractions, grad_input, p);
+// The same into unrounded sums, for regions that come in several launches
+extern "C" __global__ void __launch_bounds__(THREADS, GATHER_BLOCKS)
+    gather_rows_sums(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
+                     const Row<Sum>* __restrict__ rows, const Scalar* __restrict__ grad_values,
+                     Sum* __restrict__ grad_input, const Params p) {
+  SHARED(Listed<Sum>, listed, [1]);
+  gather_patches(boxes, bounds, rows, grad_values, grad_input, listed[0], p);
 }

@@ -2,7 +2,7 @@
 // image of the input. Rows are numbered (region, class, bin); the images of the input are (image, class, group), pixels
 // by channels, so that position-sensitive pooling only reads another image.
 #pragma once
-#include "gather.cuh"
+#include "sampling.cuh"
 
 enum Reads { READS_CENTERS = 0, READS_CORNERS = 1, READS_PIXELS = 2 };
 
@@ -18,10 +18,11 @@ struct Params {
   Divisor bins;             // of a class of a region
   int planes;               // 1: arrays are as the caller has them
   int parts;                // of the pixels of a plane, each with a warp of its own
-  int first_row, rows;      // of this launch
-  int first_image, images;  // of which the gradient is computed
-  int lane_bits;            // 2^lane_bits threads share a row; of a gather see Gatherer
+  int rows;                 // of this launch
+  int lane_bits;            // 2^lane_bits threads share a row, or a patch of pixels
   int accumulate;
+  int tile_y, tile_x;    // lines and columns of a tile, of which an image has
+  int tiles_y, tiles_x;  // so many along each axis
 };
 
 template <class S>

@@ -13,7 +13,7 @@ from tolerances import assert_close
 
 import cudeform
 from cudeform.cuda import lanes, layout
-from cudeform.cuda.compile import SCALARS
+from cudeform.cuda.compile import SCALARS, flatten
 from cudeform.cuda.regions import pooling, rows
 
 EMULATOR = backends.BACKENDS["emulator"]
@@ -27,7 +27,7 @@ READS = [  # a case for each way to read, and its forward and backward kernels
     ("deform_ps_roi_pool", "classes"),
     ("ps_roi_pool", "msra"),
 ]
-SUMMED = [read for read in READS if read != ("roi_pool", "max")]  # whose gradient is gathered
+SUMMED = [read for read in READS if read[1] != "max"]  # whose gradient is gathered
 
 
 def results(todo):
@@ -251,7 +251,7 @@ def test_chunks_give_the_same_bytes(monkeypatch, device, op, options):
 def test_small_workspaces_round_once(monkeypatch, device, op, case):
     todo = problem(op, case, "float16")
     whole = results(todo)
-    monkeypatch.setattr(pooling, "WORKSPACE_BYTES", 1 << 12)
+    monkeypatch.setattr(pooling, "WORKSPACE_BYTES", 1 << 8)
     device.launched.clear()
     parts = results(todo)
     assert any(kernel.endswith("_sums") for _, _, kernel in device.launched)
@@ -260,41 +260,60 @@ def test_small_workspaces_round_once(monkeypatch, device, op, case):
             assert_close(parts[name], want.astype(np.float64), "float16", what=name)
 
 
-@pytest.mark.parametrize("options", [{"sampling_ratio": 2}, {}, {"mode": "max"}])
-def test_images_in_several_groups_and_regions_in_one(monkeypatch, device, options):
-    """Images have more cells than regions have bins: each gradient comes from one group."""
+@pytest.mark.parametrize("op", ["roi_align", "ps_roi_pool"])
+def test_more_regions_and_rows_than_a_block_lists_at_once(device, op):
+    """In one tile of pixels, and of another image between them."""
     rng = np.random.default_rng(2)
-    boxes = np.array([[2.0, 1, 2, 30, 25], [0, 3, 3, 9, 5], [1, 0, 0, 4, 6], [2, 8, 1, 20, 4]])
-    given = {"input": rng.standard_normal((3, 2, 40, 36)), "boxes": boxes, "output_size": (1, 2)}
-    monkeypatch.setattr(pooling, "WORKSPACE_BYTES", 1 << 13)
-    launcher = rows.Launcher(device, _plan(**given), np.float64)
-    assert len(list(pooling._image_groups(launcher))) == 3
-    assert len(list(pooling._region_groups(launcher))) == 1
-    check("roi_align", {**given, **options}, "float64")
+    corner = rng.uniform(-2, 6, (700, 2))
+    boxes = [rng.integers(0, 2, (700, 1)), corner, corner + rng.uniform(1, 7, (700, 2))]
+    image = rng.standard_normal((2, 4, 7, 6))
+    given = {"input": image, "boxes": np.concatenate(boxes, 1), "output_size": 2}
+    got = getattr(cudeform, op)(**on_device(given))
+    grad = rng.standard_normal(got.shape)
+    call = getattr(cudeform, op + "_backward")
+    found = to_host(call(to_device(grad), **on_device(given)).input)
+    np.testing.assert_allclose(found, call(grad, **given).input, rtol=1e-12, atol=1e-12)
+
+
+TILES = {  # text of the kernels, with what, and what is found
+    "no barrier before the list is read": ("found += here;\n      start += THREADS;\n      __sync", "found += here;\n      start += THREADS;\n      // __sync"),
+    "no barrier before the rows are read": ("begin += THREADS;\n        __sync", "begin += THREADS;\n        // __sync"),
+    "no barrier before shares are read": ("        __syncthreads();\n        use(", "        use("),
+    "no barrier before shares are made anew": ("use(listed.rows + first, count);\n        __sync", "use(listed.rows + first, count);\n        // __sync"),
+    "a list that is too short": ("2 * THREADS]", "THREADS]"),
+    "a row that is not there": ("candidate < found * per_region;", "true;"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", TILES)
+def test_planted_bug_of_the_gather_is_caught(bug):
+    backends.require(EMULATOR)
+    rng = np.random.default_rng(3)
+    corner = rng.uniform(0, 3, (400, 2))
+    boxes = np.concatenate([np.zeros((400, 1)), corner, corner + 4], 1).astype(np.float32)
+    given = {"input": np.zeros((1, 4, 9, 9), np.float32), "boxes": boxes, "output_size": 1}
+    grad = np.ones((400, 4, 1, 1), np.float32)
+    flatten = planted_in(TILES[bug])
+    with install(EmulatorDevice(order="random", seed=1, flatten=flatten)):
+        with pytest.raises(EmulatorError, match=MESSAGES):
+            cudeform.roi_align_backward(to_device(grad), **on_device(given))
+
+
+def planted_in(change):
+    old, new = change
+
+    def flattened(unit):
+        text = flatten(unit)
+        assert "region_tiles.cuh" not in text or old in text
+        return text.replace(old, new)
+
+    return flattened
 
 
 def _plan(input, boxes, output_size):
     return cudeform.plans.regions.RoiPlan(
         *input.shape, len(boxes), output_size, scale=1.0, region="unaligned", reads="grid_centers"
     )
-
-
-def test_parts_cover_every_row_once(monkeypatch, device):
-    plan = cudeform.plans.regions.RoiPlan(
-        1, 3, 5, 5, 7, bins=(2, 2), scale=1.0, region="unaligned", reads="pixels"
-    )
-    counts = np.array([0, 3, 0, 0, 700, 1, 2, 0, 5, 0], np.int32)
-    launcher = rows.Launcher(device, plan, np.float32)
-    for limit, number in ((1, 5), (32 * 6, 4), (1 << 20, 1)):
-        monkeypatch.setattr(pooling, "WORKSPACE_BYTES", limit)
-        parts = list(pooling._parts(launcher, 10, to_device(counts)))
-        assert len(parts) == number
-        for part in parts:
-            inside = counts[part.first : part.first + part.rows]
-            assert part.samples == inside.sum() > 0
-            assert part.samples * 32 <= limit or np.count_nonzero(inside) == 1
-            np.testing.assert_array_equal(to_host(part.starts), np.cumsum(inside) - inside)
-        assert sum(part.samples for part in parts) == counts.sum()
 
 
 def test_a_row_takes_as_much_as_it_is_given(device):
@@ -308,26 +327,14 @@ def test_a_row_takes_as_much_as_it_is_given(device):
 # -- what the host waits for, and boxes that are no boxes -----------------------------------------
 
 
-def test_fixed_sampling_does_not_wait_for_the_device(monkeypatch, device):
+@pytest.mark.parametrize(("op", "case"), [*READS, ("ps_roi_align", "adaptive")])
+def test_nothing_waits_for_the_device(monkeypatch, device, op, case):
+    todo = problem(op, case, "float32")
     waits = []
-    to_host = device.to_host
-    monkeypatch.setattr(
-        device, "to_host", lambda array: waits.append(array.shape) or to_host(array)
-    )
-    for op, case, expected in (
-        ("roi_align", "wide", 0),
-        ("deform_roi_pool", "fixed", 0),
-        ("deform_ps_roi_pool", "classes", 0),
-        ("roi_align", "adaptive", 1),
-        ("roi_pool", "max", 0),
-        ("roi_pool", "avg", 1),
-    ):
-        todo = problem(op, case, "float32")
-        todo.forward(EMULATOR)
-        assert waits == []
-        todo.backward(EMULATOR)
-        assert len(waits) == expected
-        waits.clear()
+    monkeypatch.setattr(device, "to_host", waits.append)
+    monkeypatch.setattr(device, "to_device", waits.append)
+    results(todo)
+    assert waits == []
 
 
 NO_BOXES = [
@@ -368,9 +375,9 @@ def test_samples_of_wide_boxes_are_bounded(device):
     )
     launcher = rows.Launcher(device, plan, np.float32)
     boxes = [[0, -1e30, -1e30, 1e30, 1e30], [0, -1e6, 0, 1e6, 4], [0, 0, -1e4, 5, 3]]
-    counts = device.empty((3,), np.int32)
-    launcher.rows(to_device(np.array(boxes, np.float32)), None, None, counts)
-    assert to_host(counts).min() >= 0 and to_host(counts).max() <= 9 * 10
+    found = to_host(launcher.rows(to_device(np.array(boxes, np.float32)), None, None))
+    counts = found.view(np.int32)[:, 5:7]
+    assert counts.min() >= 0 and (counts.max(0) <= (9, 10)).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e30])

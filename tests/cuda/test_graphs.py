@@ -11,9 +11,7 @@ from checkout import ROOT
 import cudeform
 from cudeform.registry import OPERATORS
 
-YES, NO = "yes", "no"
-BY_IMAGE = "boxes image by image"
-FIXED, LARGEST = BY_IMAGE + ", samples fixed", BY_IMAGE + ", the largest"
+YES, BY_IMAGE = "yes", "boxes image by image"
 
 
 def documented():
@@ -57,7 +55,7 @@ def on_device(cupy, value):
 
 
 def recorded(cupy, row):
-    """[backward][(options, by image)] of all cases with work to do: whether each is recorded."""
+    """[backward][(by image, whether it is recorded)] of all cases with work to do."""
     found = {False: [], True: []}
     for case in cases(row.name).values():
         single = case.astype(np.float32)
@@ -74,26 +72,16 @@ def recorded(cupy, row):
                 lambda given=given, grad=grad_output: row.call_backward(grad, given),
             )
             for backward, call in enumerate(calls):
-                options = {**row.defaults, **case.options}
-                found[bool(backward)].append((options, images, is_recorded(cupy, call)))
+                found[bool(backward)].append((images, is_recorded(cupy, call)))
     return found
 
 
 def verdict(found):
     """The word of the table for what is recorded."""
-    if all(done for _, _, done in found):
+    if all(done for _, done in found):
         return YES
-    assert not any(done for _, images, done in found if not images)
-    listed = [(options, done) for options, images, done in found if images]
-    if all(done for _, done in listed):
-        return BY_IMAGE
-    if not any(done for _, done in listed):
-        return NO
-    if "sampling_ratio" in listed[0][0]:
-        assert all(done for options, done in listed if options["sampling_ratio"] >= 1)
-        return FIXED
-    assert all(done == (options["mode"] == "max") for options, done in listed)
-    return LARGEST
+    assert all(done == images for images, done in found)
+    return BY_IMAGE
 
 
 def test_the_table_has_every_operator():

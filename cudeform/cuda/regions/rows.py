@@ -11,28 +11,19 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
-from cudeform.cuda import layout, sort
+from cudeform.cuda import layout
 from cudeform.cuda.box_rows import units as box_units
 from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
 from cudeform.cuda.device import Device
-from cudeform.cuda.lanes import (
-    GATHER_THREADS,
-    THREADS,
-    WARP,
-    Choice,
-    choose,
-    choose_gather,
-    vector_of,
-    vectors,
-)
+from cudeform.cuda.lanes import THREADS, WARP, Choice, Shares, choose, lane_bits, vector_of, vectors
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["ROW_ITEMS", "Launcher", "Part", "units"]
+__all__ = ["ROW_ITEMS", "Launcher", "units"]
 
 PARAMS = np.dtype(
     [(name, "f8") for name in ("scale", "origin", "least", "offset_scale")]
@@ -44,7 +35,8 @@ PARAMS = np.dtype(
     )]
     + [("bins", DIVISOR)]
     + [(name, "i4") for name in (
-        "planes", "parts", "first_row", "rows", "first_image", "images", "lane_bits", "accumulate",
+        "planes", "parts", "rows", "lane_bits", "accumulate",
+        "tile_y", "tile_x", "tiles_y", "tiles_x",
     )],
     align=True,
 )  # fmt: skip
@@ -60,53 +52,47 @@ REGIONS = {
     "msra_aligned": (1, 0, 1, 0, 0.5, 0.1),
 }
 _REGION_FIELDS = ("round_box", "round_scaled", "box_more", "scaled_more", "origin", "least")
-PLANES = 8  # channels of a pixel that a thread gathers, at most
+PATCH = 4  # pixels side by side whose gradients a thread gathers
+SIDES = 64  # lines and columns of a tile of pixels, at most
+PLANE_TILE = (8, 32)  # lines and columns of one in planes, a thread for each pixel
+PLANES = 8  # channels of a pixel that a thread gathers there, at most
 PART_BYTES = 8 << 10  # of sums of a plane that a warp has
 ENOUGH_WARPS = 4096  # for each scheduler of a large GPU eight
 LEAST_PART = 256  # pixels that are worth a warp of their own
 SHARERS = 2  # threads that share one channel of a row
-_SIZES = (("THREADS", THREADS), ("GATHER_THREADS", GATHER_THREADS), ("SHARERS", SHARERS))
-ROW_ITEMS = 8  # elements of the dtype of sums that a row takes
+_TILES = (("THREADS", THREADS), ("SIDES", SIDES))
+ROW_ITEMS, BOUND_ITEMS = 8, 4  # elements of the dtype of sums of a row, of a region's bounds
 
 
 @lru_cache(maxsize=512)
 def _rows_unit(dtype: str, offset: str) -> Unit:
     types = (("SCALAR", SCALARS[dtype]), ("OFFSET", SCALARS[offset]))
-    return Unit("region_rows.cu", types, PARAMS, _SIZES)
+    return Unit("region_rows.cu", types, PARAMS, _TILES)
 
 
 @lru_cache(maxsize=512)
 def _unit(dtype: str, vector: int, index: str) -> Unit:
     defines = (("SCALAR", SCALARS[dtype]), ("VEC", str(vector)), ("INDEX", index))
-    return Unit("regions.cu", defines, PARAMS, _SIZES)
+    sizes = (*_TILES, ("SHARERS", SHARERS), ("PATCH", PATCH))
+    return Unit("regions.cu", defines, PARAMS, sizes)
 
 
 @lru_cache(maxsize=512)
 def _planes_unit(dtype: str, index: str) -> Unit:
     part = PART_BYTES // sum_dtype(dtype).itemsize
-    sizes = (("GATHER_THREADS", GATHER_THREADS), ("PLANES", PLANES), ("PART", part))
+    sizes = (*_TILES, ("PLANES", PLANES), ("PART", part))
     return Unit("region_planes.cu", (("SCALAR", SCALARS[dtype]), ("INDEX", index)), PARAMS, sizes)
 
 
 def units() -> Iterator[Unit]:
     """Every variant that a call can ask for."""
     yield from layout.units()
-    yield from sort.units()
     yield from box_units()
     for dtype in DTYPES:
         yield from (_rows_unit(dtype, offset) for offset in offset_dtypes(dtype))
     for dtype, index in product(DTYPES, ("int", "long long")):
         yield from (_unit(dtype, vector, index) for vector in vectors(dtype))
         yield _planes_unit(dtype, index)
-
-
-class Part(NamedTuple):
-    """Some rows of a launch, and the samples that they have together."""
-
-    first: int
-    rows: int
-    samples: int
-    starts: Any  # of each row, counted from the first, or None where all have the same number
 
 
 class Launcher:
@@ -151,10 +137,9 @@ class Launcher:
             "bins": self._bins,
             "planes": int(self.planes),
             "parts": 1,
-            "first_row": 0,
-            "first_image": 0,
-            "images": self.images,
             "accumulate": 0,
+            **_axes("tile", (1, 1)),
+            **_axes("tiles", (1, 1)),
         }
 
     def _launch(self, unit: Unit, choice: Choice, arrays: tuple[Any, ...], **how: int) -> None:
@@ -215,21 +200,12 @@ class Launcher:
     def _bins(self) -> int:
         return self.plan.bins[0] * self.plan.bins[1]
 
-    def rows(self, boxes: Any, offset: Any, mask: Any, counts: Any = None) -> Any:
-        """Where the rows of some regions read; `counts` is filled with their samples."""
+    def rows(self, boxes: Any, offset: Any, mask: Any) -> Any:
+        """Where the rows of some regions read."""
         count = boxes.shape[0] * self.region_rows
         rows = self.device.empty((count, ROW_ITEMS), self.sums)
-        arrays = (boxes, offset, mask, rows, counts)
+        arrays = (boxes, offset, mask, rows)
         self._launch(self._rows_unit, choose("locate_rows", count), arrays, rows=count)
-        return rows
-
-    def chosen_rows(self, boxes: Any, argmax: Any, channels: int) -> Any:
-        """A row for each sample that is the largest, in images of one channel."""
-        count = argmax.size // 2
-        rows = self.device.empty((count, ROW_ITEMS), self.sums)
-        how = {"rows": count, "classes": channels}
-        choice = choose("locate_chosen", count)
-        self._launch(self._rows_unit, choice, (boxes, argmax, rows), **how)
         return rows
 
     def pool(self, input: Any, rows: Any, *results: Any) -> None:
@@ -260,56 +236,45 @@ class Launcher:
         arrays = (boxes, mask, sums, grad_offset, grad_mask)
         self._launch(self._rows_unit, choose("offset_gradients", elements), arrays, rows=count)
 
-    def samples(self, rows: Any, part: Part, images: range) -> sort.Buckets:
-        """The samples of a part of the rows in some images of the batch, with their fractions."""
-        keys, each = self.device.empty((part.samples,), np.int32), -(-part.samples // part.rows)
-        fractions = self.device.empty((part.samples, 4), self.sums)
-        choice, how = choose("sample_keys", part.rows, each), self._images(images)
-        arrays = (rows, part.starts, keys, fractions)
-        self._launch(self._rows_unit, choice, arrays, first_row=part.first, rows=part.rows, **how)
-        cells = (self.plan.height + 1) * (self.plan.width + 1)
-        return sort.sort_points(self.device, keys, how["images"] * cells, fractions)
-
-    def _images(self, images: range) -> dict[str, int]:
-        per_image = self.plan.classes * self.groups
-        return {"first_image": images.start * per_image, "images": len(images) * per_image}
-
     def gather(
-        self,
-        samples: sort.Buckets,
-        images: range,
-        grad_values: Any,
-        grad_input: Any,
-        accumulate: bool,
+        self, boxes: Any, rows: Any, grad_values: Any, grad_input: Any, accumulate: bool
     ) -> None:
-        """Set grad_input (images, pixels, channels) of some images of the batch, or add to it."""
-        how = {"accumulate": int(accumulate), **self._images(images)}
-        tasks = how["images"] * self.plan.height * self.plan.width
-        arrays = (grad_values, samples.starts, samples.records, grad_input)
-        rows, at_once = grad_values.shape[0], grad_input.dtype == self.dtype
-        if self.planes:
-            kernel = "gather_planes" if at_once else "gather_planes_sums"
-            blocks = -(-tasks // GATHER_THREADS) * -(-self.channels // PLANES)
-            choice = Choice(kernel, blocks, 1, GATHER_THREADS)
-            self._in_planes(choice, rows, arrays, **how)
-            return
-        corners = 1 if self.plan.reads == "pixels" else 4
-        points = corners * samples.records.shape[0] if at_once else None
-        choice = choose_gather("gather_rows", tasks, *self._packs, points)
-        self._wide(choice, rows, arrays, **how)
+        """Set grad_input (images, pixels, channels), or add to it, from the rows of some boxes."""
+        count = rows.shape[0]
+        bounds = self.device.empty((boxes.shape[0], BOUND_ITEMS), self.sums)
+        choice = choose("bound_regions", boxes.shape[0], WARP)
+        self._launch(self._rows_unit, choice, (rows, bounds), rows=count)
+        name = "gather_planes" if self.planes else "gather_rows"
+        kernel = name if grad_input.dtype == self.dtype else name + "_sums"
+        shares = Shares() if self.planes else Shares(lane_bits(self._packs[0]))
+        tile = PLANE_TILE if self.planes else _tile(THREADS >> shares.lanes)
+        tiles = -(-self.plan.height // tile[0]), -(-self.plan.width // tile[1])
+        slices = -(-self.channels // (PLANES if self.planes else self.vector << shares.lanes))
+        blocks = self.images * prod(tiles) * slices
+        choice = Choice(kernel, blocks, 1, vector=self.vector, shares=shares)
+        launch = self._in_planes if self.planes else self._wide
+        how = {**_axes("tile", tile), **_axes("tiles", tiles), "accumulate": int(accumulate)}
+        launch(choice, count, (boxes, bounds, rows, grad_values, grad_input), **how)
 
     def spread(self, grad_output: Any, argmax: Any, boxes: Any, grad_input: Any) -> None:
-        """Set grad_input (N, C, H, W) from the gradients of the pixels that are the largest."""
+        """Set grad_input (N, C, H, W) from the gradients of the pixels or samples chosen."""
         plan, planes = self.plan, self.images * self.channels
         pixels = plan.height * plan.width
         parts = max(
             -(-pixels * self.sums.itemsize // PART_BYTES),
             min(-(-ENOUGH_WARPS // planes), -(-pixels // LEAST_PART)),
         )
-        choice = Choice("spread_largest", planes * parts, 1, WARP)
+        kernel = "spread_pixels" if plan.reads == "pixels" else "spread_samples"
+        choice = Choice(kernel, planes * parts, 1, WARP)
         arrays = (grad_output, argmax, boxes, grad_input)
         self._in_planes(choice, plan.regions * self.region_rows, arrays, parts=parts)
 
 
 def _axes(name: str, pair: tuple[int, int]) -> dict[str, int]:
     return {f"{name}_y": pair[0], f"{name}_x": pair[1]}
+
+
+def _tile(patches: int) -> tuple[int, int]:
+    """Lines and columns of a tile of so many patches, a power of two: about a square."""
+    in_line = 1 << (patches.bit_length() - 2) // 2
+    return patches // in_line, in_line * PATCH
