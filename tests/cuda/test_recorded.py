@@ -11,7 +11,7 @@ import pytest
 from cases import problem
 
 import cudeform
-from cudeform.cuda import attention, conv, program, regions, sampling
+from cudeform.cuda import attention, conv, program, sampling
 from cudeform.cuda.cupy_device import CupyDevice
 from cudeform.cuda.device import device_of
 from cudeform.cuda.gemm import gemm_arguments
