@@ -18,8 +18,6 @@ from cudeform.cuda.tracing import Unforeseen, trace
 
 __all__ = ["Family"]
 
-_LONGEST = 1 << 10  # steps of a program: what starts more keeps a GPU busy while host code runs
-
 
 class Family:
     """A family's module, whose forward and backward are recorded."""
@@ -66,5 +64,4 @@ def _record(device: Device, function: Callable[..., Any], given: Mapping[str, An
         program = trace(function, given)
     except Unforeseen:
         return Known(None, 1)
-    steps = len(program.steps)
-    return Known(None, 1) if steps > _LONGEST else Known(device.prepare(program), 4 + steps)
+    return Known(device.prepare(program), 4 + len(program.steps))

@@ -11,7 +11,7 @@ import pytest
 from cases import problem
 
 import cudeform
-from cudeform.cuda import conv, program, regions, sampling
+from cudeform.cuda import conv, program, regions, sampling, tracing
 from cudeform.cuda.cupy_device import CupyDevice
 from cudeform.cuda.device import device_of
 from cudeform.cuda.gemm import gemm_arguments
@@ -96,6 +96,16 @@ def test_host_code_that_looks_at_values_runs_every_time(cupy, counted, rng):
     found = [cudeform.roi_align_backward(grad_output, **arguments) for _ in range(3)]
     assert len(calls) == 4  # and once to see that
     np.testing.assert_array_equal(found[0].input.get(), found[2].input.get())
+
+
+def test_very_long_programs_are_not_recorded(cupy, counted, rng, monkeypatch):
+    """And that is seen before their end."""
+    calls, started = counted(conv, "forward"), counted(Tracer, "start")
+    monkeypatch.setattr(tracing, "_LONGEST", 2)
+    arguments = given(cupy, "deform_conv2d", "v2", rng)
+    found = [cudeform.deform_conv2d(**arguments).get() for _ in range(2)]
+    assert (len(calls), len(started)) == (3, 3)
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_call_asks_for_its_results_and_one_workspace(cupy, rng):
