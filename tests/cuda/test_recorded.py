@@ -11,7 +11,7 @@ import pytest
 from cases import problem
 
 import cudeform
-from cudeform.cuda import conv, program, regions, sampling, tracing
+from cudeform.cuda import conv, program, regions, sampling
 from cudeform.cuda.cupy_device import CupyDevice
 from cudeform.cuda.device import device_of
 from cudeform.cuda.gemm import gemm_arguments
@@ -101,7 +101,7 @@ def test_host_code_that_looks_at_values_runs_every_time(cupy, counted, rng):
 def test_very_long_programs_are_not_recorded(cupy, counted, rng, monkeypatch):
     """And that is seen before their end."""
     calls, started = counted(conv, "forward"), counted(Tracer, "start")
-    monkeypatch.setattr(tracing, "_LONGEST", 2)
+    monkeypatch.setattr("cudeform.cuda.tracing._LONGEST", 2)
     arguments = given(cupy, "deform_conv2d", "v2", rng)
     found = [cudeform.deform_conv2d(**arguments).get() for _ in range(2)]
     assert (len(calls), len(started)) == (3, 3)
