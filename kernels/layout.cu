@@ -1,6 +1,6 @@
 // Moving arrays between layouts and storage types: several in one launch, because a launch has its price too.
 //
-// SOURCE, TARGET: storage types, or both int; INDEX: integer that counts elements of an array.
+// SOURCE, TARGET: storage types; INDEX: integer that counts elements of an array.
 #include "prelude.cuh"
 
 using Source = SOURCE;
@@ -35,9 +35,6 @@ constexpr int DOWN = VECTOR * sizeof(Target) > 16 ? 16 / sizeof(Target) : VECTOR
 // Blocks at once on a multiprocessor, at least: leaves a thread 64 registers, or 80 where it counts with 64 bits.
 constexpr int BLOCKS = sizeof(Index) == 8 ? 3 : 4;
 constexpr int BANKS = 128;  // bytes of shared memory that are moved at once
-
-__device__ __forceinline__ int widen(int x) { return x; }
-__device__ __forceinline__ void narrow(int& x, int value) { x = value; }
 
 template <class From, class To>
 __device__ __forceinline__ void convert(From value, To& result) {

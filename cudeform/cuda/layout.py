@@ -16,7 +16,7 @@ from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import VECTOR_BYTES
 from cudeform.cuda.program import address
 
-__all__ = ["Batch", "Strides", "fill", "index_type", "rounded", "transpose", "units"]
+__all__ = ["Batch", "Strides", "fill", "index_type", "transpose", "units"]
 
 JOB = np.dtype(
     [(name, "i4") for name in ("first_block", "blocks", "rows", "columns")]
@@ -38,7 +38,6 @@ TILE, THREADS = 64, 256
 VECTOR = 4  # elements of a row that a thread moves at once, at most: a tile is as many for each
 _SIZES = (("THREADS", THREADS), ("TILE", TILE), ("JOBS", JOBS), ("VECTOR", VECTOR))
 FILL_BLOCKS = 1024
-_TYPES = {**SCALARS, "int32": "int"}  # whole numbers are moved, not converted
 
 
 def index_type(elements: int) -> str:
@@ -48,7 +47,7 @@ def index_type(elements: int) -> str:
 
 @lru_cache(maxsize=512)
 def _unit(source: str, target: str, index: str) -> Unit:
-    defines = (("SOURCE", _TYPES[source]), ("TARGET", _TYPES[target]), ("INDEX", index))
+    defines = (("SOURCE", SCALARS[source]), ("TARGET", SCALARS[target]), ("INDEX", index))
     return Unit("layout.cu", defines, PARAMS, _SIZES)
 
 
@@ -58,8 +57,6 @@ def units() -> Iterator[Unit]:
         wide = "float64" if dtype == "float64" else "float32"
         for pair in dict.fromkeys([(dtype, dtype), (dtype, wide), (wide, dtype)]):
             yield _unit(*pair, index)
-    for index in ("int", "long long"):
-        yield _unit("int32", "int32", index)
 
 
 def _is_wide(array: Any, vector: int, *numbers: int) -> bool:
@@ -183,12 +180,3 @@ def fill(device: Device, source: Any, target: Any, inner: int = 1) -> None:
     batch = Batch(device)
     batch.fill(source, target, inner)
     batch.run()
-
-
-def rounded(device: Device, sums: Any, dtype: Any) -> Any:
-    """Sums in their final dtype: the array itself where that is the dtype of sums."""
-    if sums.dtype == dtype:
-        return sums
-    result = device.empty(sums.shape, dtype)
-    fill(device, sums, result)
-    return result

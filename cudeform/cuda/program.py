@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 _GRID = 256  # bytes: where every allocation of a GPU starts
-_MOST_STEPS = 1 << 14  # of all programs of a device together, a kB or two each
+_MOST_STEPS = 1 << 15  # of all programs of a device together, a kB or two each
 
 
 def address(array: Any) -> int:

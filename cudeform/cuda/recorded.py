@@ -18,8 +18,6 @@ from cudeform.cuda.tracing import Unforeseen, trace
 
 __all__ = ["Family"]
 
-_LONGEST = 1 << 10  # steps of a program: what starts more keeps a GPU busy while host code runs
-
 
 class Family:
     """A family's module, whose forward and backward are recorded."""
@@ -59,17 +57,22 @@ def _compute(
         known = tuple(key)
         kept = device.programs.get(known)
         if kept is None:
-            kept = _record(device, partial(function, plan, **options), given)
+            kept = _record(device, function, plan, given, options)
             device.programs.keep(known, kept)
         if kept.run is None:
             return function(plan, **given, **options)
         return kept.run(arrays, addresses)
 
 
-def _record(device: Device, function: Callable[..., Any], given: Mapping[str, Any]) -> Known:
+def _record(
+    device: Device,
+    function: Callable[..., Any],
+    plan: Any,
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Known:
     try:
-        program = trace(function, given)
+        program = trace(partial(function, plan, **options), given)
     except Unforeseen:
         return Known(None, 1)
-    steps = len(program.steps)
-    return Known(None, 1) if steps > _LONGEST else Known(device.prepare(program), 4 + steps)
+    return Known(device.prepare(program), 4 + len(program.steps))

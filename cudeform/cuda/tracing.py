@@ -19,11 +19,12 @@ from cudeform.cuda.program import Copy, Program, Slot, Starter, Step, View, Zero
 
 __all__ = ["Traced", "Tracer", "Unforeseen", "trace"]
 
+_LONGEST = 1 << 10  # steps of a program: what starts more keeps a GPU busy while host code runs
 _current = threading.local()
 
 
 class Unforeseen(Exception):
-    """Host code looks at what is in an array, or hands the device something that is."""
+    """Host code starts too much, looks at what is in an array, or brings what is in one."""
 
 
 class _Place(NamedTuple):
@@ -102,6 +103,8 @@ class Tracer(Starter):
         raise Unforeseen("a copy to the host")
 
     def start(self, step: Step) -> None:
+        if len(self.steps) == _LONGEST:
+            raise Unforeseen("more steps than a program has")
         views = (None if array is None else self.view(array) for array in step.arrays)
         self.steps.append(step._replace(arrays=tuple(views)))
 
@@ -138,7 +141,7 @@ def trace(function: Callable[..., Any], given: Mapping[str, Any]) -> Program:
     Raises
     ------
     Unforeseen
-        It depends on what is in them.
+        It depends on what is in them, or is too much.
     """
     tracer = Tracer()
     before = getattr(_current, "tracer", None)

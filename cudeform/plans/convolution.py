@@ -66,7 +66,8 @@ class ConvPlan(Plan):
         return (self.out_channels, self.in_channels, *self.points.kernel)
 
     def counts(self, backward: bool) -> dict[str, int]:
-        return self.points.counts(backward)
+        columns = self.points.taps * self.points.channels  # of a pixel, which cuBLAS counts
+        return {**self.points.counts(backward), "kh*kw*C": columns}
 
     @property
     def blended(self) -> int:

@@ -100,6 +100,16 @@ def test_host_code_that_looks_at_values_runs_every_time(cupy, counted, rng):
     np.testing.assert_array_equal(found[0].get(), found[2].get())
 
 
+def test_very_long_programs_are_not_recorded(cupy, counted, rng, monkeypatch):
+    """And that is seen before their end."""
+    calls, started = counted(conv, "forward"), counted(Tracer, "start")
+    monkeypatch.setattr("cudeform.cuda.tracing._LONGEST", 2)
+    arguments = given(cupy, "deform_conv2d", "v2", rng)
+    found = [cudeform.deform_conv2d(**arguments).get() for _ in range(2)]
+    assert (len(calls), len(started)) == (3, 3)
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_call_asks_for_its_results_and_one_workspace(cupy, rng):
     arguments = given(cupy, "deform_conv2d", "v2", rng)
     sizes = cupy.get_default_memory_pool().sizes
@@ -242,6 +252,6 @@ def test_nothing_waits_for_the_garbage_collector(cupy, rng, monkeypatch, name, c
         arguments.pop("bias", None)
         getattr(cudeform, name + "_backward")(output, **arguments)
         assert made and not any(replay() for replay in made)
-        assert not any(isinstance(thing, Traced) for thing in gc.get_objects())
+        assert not any(type(thing) is Traced for thing in gc.get_objects())
     finally:
         gc.enable()

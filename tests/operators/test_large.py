@@ -219,6 +219,7 @@ def test_kernels_number_the_cells_of_an_image_in_32_bits(backend):
         "the padded height": [
             lambda: cudeform.conv2d(fits, weight, padding=((2**31 - 1, 0), (0, 0)), stride=2**30)
         ],
+        "kh*kw*C": [lambda: cudeform.conv2d(*[unfilled(backend, (1, 2**28, 3, 3))] * 2)],
         "S": [partial(attend, backend, 2**31 - 1, 1, 1)],
         "8*M*D": [partial(attend, backend, 1, 1, 2**28)],
         "Lq*M": [partial(attend, backend, 1, 2**20, 2**11)],
