@@ -134,7 +134,7 @@ offset_scale, remove_center
     As in `cudeform.{operator}`.""",
     "branch_rate": """\
 branch_rate : float
-    The branch's part of the learning rate of the rest, for `rate_factors`: 0.1 in version 2.""",
+    The branch's learning rate as a part of the rest's, for `rate_factors`: 0.1 in version 2.""",
     "with_bias": """\
 bias : bool
     Whether to add a number to each output channel.""",
