@@ -77,19 +77,8 @@ def deform_conv2d(rng: np.random.Generator) -> Iterator[Case]:
     yield _convolution(rng, "v1", padding=1)
     yield _convolution(rng, "v2", padding=1, mask=True, c=16, o=8)
     yield _convolution(rng, "v2-channels-last", padding=1, mask=True, c=16, o=8, layout="NHWC")
-    yield _convolution(
-        rng,
-        "groups",
-        c=12,
-        o=6,
-        groups=3,
-        offset_groups=2,
-        mask=True,
-        stride=(2, 1),
-        padding=((2, 1), (0, 3)),
-        dilation=(1, 2),
-        size=(11, 13),
-    )
+    uneven = dict(stride=(2, 1), padding=((2, 1), (0, 3)), dilation=(1, 2), size=(11, 13))
+    yield _convolution(rng, "groups", c=12, o=6, groups=3, offset_groups=2, mask=True, **uneven)
     yield _convolution(rng, "clamp", padding=1, border="clamp", mask=True, spread=3.0)
     yield _convolution(rng, "depthwise", c=5, o=5, groups=5, offset_groups=5, kernel=(2, 3))
     double = dict(c=34, o=68, groups=34, offset_groups=2, mask=True, padding=1)

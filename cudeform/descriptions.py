@@ -11,7 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 __all__ = ["described"]
 
@@ -134,7 +134,7 @@ offset_scale, remove_center
     As in `cudeform.{operator}`.""",
     "branch_rate": """\
 branch_rate : float
-    The branch's part of the learning rate of the rest, for `rate_factors`: 0.1 in version 2.""",
+    The branch's learning rate as a part of the rest's, for `rate_factors`: 0.1 in version 2.""",
     "with_bias": """\
 bias : bool
     Whether to add a number to each output channel.""",
@@ -173,19 +173,18 @@ _RESULT = re.compile(r"^ *Returns\n *-+\n *(.+)$", re.MULTILINE)
 
 def _of_backward(function: Callable[..., Any], forward: str) -> dict[str, str]:
     """What the signature of a backward says, beside the docstring of its forward."""
-    parameters = inspect.signature(function).parameters
-    names = ", ".join(n for n in parameters if n not in ("grad_output", "argmax", "needs"))
-    given = [
-        f"{line.rstrip(',')}\n    As they were given to `{forward}`."
-        for line in textwrap.wrap(names, 96)
-    ]
-    gradients = function.__annotations__["return"].partition("[")[0]
-    *first, last = fields = function.__globals__[gradients]._fields
+    signature = inspect.signature(function, eval_str=True)
+    parameters, gradients = signature.parameters, get_origin(signature.return_annotation)
+    own = ("grad_output", "argmax", "needs")
+    names = textwrap.wrap(", ".join(name for name in parameters if name not in own), 96)
+    given = [f"{line.rstrip(',')}\n    As they were given to `{forward}`." for line in names]
+    *first, last = fields = gradients._fields
     named = f"fields {', '.join(first)} and {last}, each" if first else f"field {last},"
     said = f"A named tuple with the {named} of the shape and the dtype of its argument; None where"
     said += " not needed"
     refused = ["an unknown name in `needs`"]
-    if any("None" in str(parameters[n].annotation) for n in fields if n in parameters):
+    types = [parameters[name].annotation for name in fields if name in parameters]
+    if any(type(None) in get_args(annotation) for annotation in types):
         said += " or not given"
         refused.append("one that was not given")
     if "argmax" in parameters:
@@ -194,7 +193,7 @@ def _of_backward(function: Callable[..., Any], forward: str) -> dict[str, str]:
     return {
         "result": _RESULT.search(function.__globals__[forward].__doc__)[1],
         "given": "\n".join(given),
-        "gradients": gradients,
+        "gradients": gradients.__name__,
         "fields": textwrap.fill(said + ".", 92, subsequent_indent="    "),
         "refused": " or ".join(refused),
     }

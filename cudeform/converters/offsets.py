@@ -128,8 +128,7 @@ def _scaled_grid(kernel: tuple[int, int], dilation: tuple[int, int], scale: floa
 
 @dispatched("offset")
 def convert_offset(
-    offset: Array,
-    source: str, target: str,
+    offset: Array, source: str, target: str,
     *, kernel_size: Pair, dilation: Pair = 1, offset_scale: float = 1.0,
     remove_center: bool = False, layout: Layout = "NCHW",
 ) -> Array:  # fmt: skip
@@ -202,8 +201,7 @@ def convert_offset(
 
 @dispatched("mask")
 def convert_mask(
-    mask: Array,
-    source: str, target: str,
+    mask: Array, source: str, target: str,
     *, kernel_size: Pair, remove_center: bool = False, layout: Layout = "NCHW",
 ) -> Array:  # fmt: skip
     """Masks of a deformable convolution from the layout of one library in that of another.

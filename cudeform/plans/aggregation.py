@@ -216,11 +216,8 @@ def _plan(op: str, options: Options, input: Outline, **of_points: Outline) -> Ag
         groups=groups,
         group_channels=channels // groups,
         kernel=kernel,
-        stride=options["stride"],
-        padding=options["padding"],
-        dilation=options["dilation"],
         scale=options["offset_scale"],
-        remove_center=options["remove_center"],
+        **{n: options[n] for n in ("stride", "padding", "dilation", "remove_center")},
         softmax=options.get("softmax", False),
         packed="offset_mask" in of_points,
     ).fitting(op, **of_points)

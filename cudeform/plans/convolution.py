@@ -49,14 +49,6 @@ class ConvPlan(Plan):
         """Input channels of one weight group."""
         return self.points.channels // self.groups
 
-    @property
-    def offset_channels(self) -> int:
-        return 2 * self.points.offset_groups * self.points.taps
-
-    @property
-    def mask_channels(self) -> int:
-        return self.points.offset_groups * self.points.taps
-
     @cached_property
     def out_shape(self) -> tuple[int, ...]:
         return self.points.out_shape(self.out_channels)
@@ -90,15 +82,16 @@ class ConvPlan(Plan):
             "bias": Outline((self.out_channels,), "(O,)", "weight"),
         }
         if self.deformable:
-            outlines["offset"] = self._of_taps("offset", self.offset_channels, 2)
+            outlines["offset"] = self._of_taps("offset", 2)
         if self.modulated:
-            outlines["mask"] = self._of_taps("mask", self.mask_channels, 1)
+            outlines["mask"] = self._of_taps("mask", 1)
         return outlines
 
     def _axes(self, channels: str) -> str:
         return checks.image_axes(self.points.layout, channels, "Ho", "Wo")
 
-    def _of_taps(self, name: str, channels: int, each: int) -> Outline:
+    def _of_taps(self, name: str, each: int) -> Outline:
+        channels = each * self.points.offset_groups * self.points.taps
         axes = self._axes(f"{'2*' if each == 2 else ''}offset_groups*kh*kw")
         return Outline(self.points.out_shape(channels), axes, name)
 

@@ -14,6 +14,7 @@ from checkout import MODULES, PACKAGE
 from numpydoc.docscrape import FunctionDoc
 
 import cudeform
+from cudeform import descriptions
 from cudeform.registry import OPERATORS
 from cudeform.types import Array
 
@@ -255,6 +256,19 @@ def test_docstring_is_complete(name):
     assert sorted(described) == sorted(inspect.signature(function).parameters)
     for section in ("Returns", "Raises"):
         assert doc[section], f"no {section} section"
+
+
+def test_what_docstrings_share_is_filled_in_and_all_of_it_used():
+    field = re.compile(r"^ *%\((\w+)\)s$", re.MULTILINE)
+    used = set(field.findall("\n".join(descriptions._SHARED.values())))
+    for module in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                fields = field.findall(ast.get_docstring(node) or "")
+                by = {ast.unparse(decorator).partition("(")[0] for decorator in node.decorator_list}
+                assert not fields or by & {"described", "dispatched"}, f"{module}: {node.name}"
+                used.update(fields)
+    assert used == set(descriptions._SHARED)
 
 
 @every_row

@@ -111,8 +111,8 @@ WRONG_SHAPE = [
     ("conv2d", {"weight": f32(0, 3, 3, 3)}, "`weight` to be non-empty (O, C/groups, kh, kw), got shape (0, 3, 3, 3)"),
     ("bilinear_sample", {"input": f32(2, 6, 7, 0)}, "`input` to be non-empty (N, C, H, W), got shape (2, 6, 7, 0)"),
     # kernel larger than the padded input
-    ("deform_conv2d", {"weight": f32(4, 3, 10, 3)}, "`weight` to have a kernel that fits the padded input, 9 pixels along y, got 10 pixels (dilation*(k - 1) + 1 with k = 10, dilation = 1)"),
     ("conv2d", {"dilation": (1, 4)}, "`weight` to have a kernel that fits the padded input, 8 pixels along x, got 9 pixels (dilation*(k - 1) + 1 with k = 3, dilation = 4)"),
+    ("deform_conv2d", {"weight": f32(4, 3, 10, 3)}, "`weight` to have a kernel that fits the padded input, 9 pixels along y, got 10 pixels (dilation*(k - 1) + 1 with k = 10, dilation = 1)"),
 ]  # fmt: skip
 WRONG_OPTION = [
     ("deform_conv2d", {"stride": 0}, ValueError, "`stride` to be at least 1, got 0"),

@@ -67,22 +67,17 @@ class DeformRoIPoolPack(Module):
         sizes = [bins * self.output_channels, hidden, hidden, 2 * bins]
         self.offset_fc = _fully_connected(sizes, factory)
 
-    def _pool(self, input: Tensor, rois: Tensor, **shifts: Tensor) -> Tensor:
-        return cudeform.deform_roi_pool(
-            input,
-            rois,
-            output_size=self.output_size,
-            spatial_scale=self.spatial_scale,
-            sampling_ratio=self.sampling_ratio,
-            gamma=self.gamma,
-            **{"offset": None, **shifts},
-        )
+    def _pool(
+        self, input: Tensor, rois: Tensor, offset: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        options = self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma
+        return cudeform.deform_roi_pool(input, rois, offset, *options, mask)
 
     def _offset(self, pooled: Tensor) -> Tensor:
         return self.offset_fc(pooled.flatten(1)).view(-1, 2, *self.output_size)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        return self._pool(input, rois, offset=self._offset(self._pool(input, rois)))
+        return self._pool(input, rois, self._offset(self._pool(input, rois)))
 
 
 class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
@@ -99,7 +94,7 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         pooled = self._pool(input, rois)
         mask = self.mask_fc(pooled.flatten(1)).view(-1, 1, *self.output_size)
-        return self._pool(input, rois, offset=self._offset(pooled), mask=mask)
+        return self._pool(input, rois, self._offset(pooled), mask)
 
 
 class DCNPooling(Module):
