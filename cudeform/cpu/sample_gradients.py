@@ -24,7 +24,6 @@ from cudeform.cpu.sampler import (
     LEFT,
     LX,
     LY,
-    MASK,
     NUMBERS,
     ON_PIXEL,
     PIXELS,
@@ -56,7 +55,8 @@ def _add_corners(target, at, weights, c, g, count):
 
 @inner
 def measure(grid, points, count, source, image, grad, pitch, out, out_at):
-    """Write what the slice adds to the gradients of y, x and mask of the tile's points.
+    """Write what the slice adds to the gradients of y, x and mask of the tile's points; those of y
+    and x are still to be multiplied by the mask.
 
     The gradient of the sampled values lies in `grad` as `blend` writes those; `out` takes three
     numbers a point from `out_at` on.
@@ -87,7 +87,9 @@ def measure(grid, points, count, source, image, grad, pitch, out, out_at):
 
 @inlined
 def _write_slopes(bits, sums, numbers, n, out, to):
-    """Write the gradients of y, x and mask of a point from its sums at the corners."""
+    """Write the gradients of y and x, but for the mask, and of the mask of a point from its sums at
+    the corners.
+    """
     zero, one = numbers.dtype.type(0), numbers.dtype.type(1)
     t00, t01, t10, t11 = totals(*sums)
     if not bits & LEFT:
@@ -98,12 +100,12 @@ def _write_slopes(bits, sums, numbers, n, out, to):
         t00 = t01 = zero
     if not bits & BOTTOM:
         t10 = t11 = zero
-    ly, lx, m = numbers[n + LY], numbers[n + LX], numbers[n + MASK]
+    ly, lx = numbers[n + LY], numbers[n + LX]
     top = (one - lx) * t00 + lx * t01
     bottom = (one - lx) * t10 + lx * t11
     slope = (one - ly) * (t01 - t00) + ly * (t11 - t10)
-    out[to] = m * (bottom - top) if bits & ALONG_Y else zero
-    out[to + 1] = m * slope if bits & ALONG_X else zero
+    out[to] = bottom - top if bits & ALONG_Y else zero
+    out[to + 1] = slope if bits & ALONG_X else zero
     out[to + 2] = (one - ly) * top + ly * bottom
 
 

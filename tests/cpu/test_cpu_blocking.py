@@ -6,6 +6,7 @@ taken one by one, channels slice by slice and pixels in parts.
 
 import subprocess
 import sys
+import warnings
 
 import backends
 import numpy as np
@@ -14,7 +15,7 @@ from cases import DTYPES, batch_of, dtype_of, problem
 
 import cudeform
 from cudeform import threads
-from cudeform.cpu.conv import blocking, convolve, gradients, stretches, widening, windows
+from cudeform.cpu.conv import blocking, convolve, gradients, pieces, stretches, widening, windows
 from cudeform.cpu.language import workspace
 
 CPU = backends.BACKENDS["cpu"]
@@ -227,3 +228,35 @@ def test_slices_that_threads_share_give_the_bytes_of_one_thread(
             found = cudeform.deform_conv2d_backward(grad, **arrays, **options, needs=wanted)
             seen.append([None if a is None else a.tobytes() for a in found])
         assert all(one == seen[0] for one in seen), wanted
+
+
+def gradients_of(arrays, grad, **options):
+    """With warnings as errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return cudeform.deform_conv2d_backward(grad, **arrays, padding=1, **options)
+
+
+@pytest.mark.parametrize("groups", [1, 96])
+def test_an_infinite_mask_does_not_show_how_channels_are_cut(monkeypatch, groups):
+    """A sum over all channels is infinite, or NaN, and not one of infinities of slices."""
+    rng = np.random.default_rng(0)
+    shapes = dict(input=96, offset=18, mask=9)
+    given = {k: rng.standard_normal((1, c, 6, 6)).astype("f") for k, c in shapes.items()}
+    given["weight"] = rng.standard_normal((96, 96 // groups, 3, 3)).astype("f")
+    given["mask"][0, :, ::2] = np.inf
+    grad = rng.standard_normal((1, 96, 6, 6)).astype("f")
+    grad[0, 0, 0, :2] = np.inf, -np.inf  # the gradient of the bias is none, without a warning
+    found = []
+    for most in (16, 32, 96):
+        monkeypatch.setattr(gradients, "gradient_slice", lambda _, most=most: most)
+        gradients._prepared.cache_clear()
+        found.append(gradients_of(given, grad, needs=("offset", "bias")))
+    gradients._prepared.cache_clear()
+    monkeypatch.setattr(widening, "_is_small", lambda *_: False)
+    monkeypatch.setattr(pieces, "MOST_WEIGHTS", 1000)
+    found.append(gradients_of(given, grad, needs=("offset", "bias")))
+    for gradient in found:
+        assert np.isnan(gradient.bias[0])
+        np.testing.assert_allclose(gradient.offset, found[0].offset, 1e-4, 1e-3)
+    assert np.isinf(found[0].offset).any()

@@ -200,28 +200,29 @@ def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
             channels = slices.first[s + 1] - slices.first[s]
             view = _image_of(work, place, s)
             blend(grid, points, count, source, view, columns, job.pitch)
-            if not job.dense:
-                _write(work, columns, job.pitch, place, slices.first[s], channels)
-                continue
-            group = slices.weight_group[s]
-            first = group * job.out_channels
-            if group != sums_of:
-                sums_of = group
-                fresh = slices.first[s] == group * job.in_channels
-                _start_sums(work, sums, place, first, fresh)
-            depth = job.taps * channels
-            multiply(
-                columns,
-                (0, job.pitch, 1),
-                packed,
-                (s * size, block, depth * block),
-                sums,
-                (0, width),
-                (count, columns_of(source, job.out_channels), depth),
-                False,
-            )
-            if s + 1 == part.end or slices.weight_group[s + 1] != group:
-                _write(work, sums, width, place, first, job.out_channels)
+            values, pitch, first = columns, job.pitch, slices.first[s]
+            if job.dense:
+                group = slices.weight_group[s]
+                first = group * job.out_channels
+                if group != sums_of:
+                    sums_of = group
+                    fresh = slices.first[s] == group * job.in_channels
+                    _start_sums(work, sums, place, first, fresh)
+                depth = job.taps * channels
+                multiply(
+                    columns,
+                    (0, job.pitch, 1),
+                    packed,
+                    (s * size, block, depth * block),
+                    sums,
+                    (0, width),
+                    (count, columns_of(source, job.out_channels), depth),
+                    False,
+                )
+                if s + 1 < part.end and slices.weight_group[s + 1] == group:
+                    continue
+                values, pitch, channels = sums, width, job.out_channels
+            _write(work, values, pitch, place, first, channels)
 
 
 @kernel

@@ -57,6 +57,7 @@ from cudeform.cpu.conv.tiles import (
     image_of,
 )
 from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.dtypes import sum_first
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import frozen
@@ -79,10 +80,12 @@ def gradients(
     mask: np.ndarray | None,
     needs: frozenset[str],
     copies: int = 0,
+    times_mask: bool = True,
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`; all arrays are of one dtype, float32 or float64.
 
-    The caller keeps so many bytes of copies meanwhile.
+    The caller keeps so many bytes of copies meanwhile. It may multiply the gradient of the offset
+    by the mask itself.
     """
     like = {"input": input, "offset": offset, "mask": mask, "weight": weight}
     result = {n: np.empty(like[n].shape, input.dtype) for n in needs & like.keys()}
@@ -114,7 +117,8 @@ def gradients(
             found = {name: gradient[images] for name, gradient in found.items()}
         flat = [frozen(array, input) for array in arrays]  # copied only if it is not contiguous
         here = parts[last - first < blocking.images]
-        _add_images(prepared, wanted, here, (*flat, packed), sums, found)
+        factor = flat[3] if times_mask else packed[:0]
+        _add_images(prepared, wanted, here, (*flat, packed), factor, sums, found)
     if wanted.weight and job.narrow:
         weight_of_rows(plan, sums.weight, result["weight"])
     elif wanted.weight:
@@ -125,7 +129,7 @@ def gradients(
     if wanted.bias and job.narrow:
         result["bias"][...] = bias_of_rows(plan, sums.bias)
     elif wanted.bias:
-        np.add.reduce(sums.bias.reshape(blocking.images, -1), 0, out=result["bias"])
+        sum_first(sums.bias.reshape(blocking.images, -1), result["bias"])
     return result
 
 
@@ -134,6 +138,7 @@ def _add_images(
     wanted: Wanted,
     parts: list[tuple[Part, np.ndarray]],
     given: tuple[np.ndarray, ...],
+    factor: np.ndarray,
     sums: Sums,
     found: dict[str, np.ndarray],
 ) -> None:
@@ -155,7 +160,7 @@ def _add_images(
         else:
             threads.share(partial(kernel_of_slices, numbers, slices, given, sums), tasks, size)
         if wanted.points:
-            task = partial(collect_points, numbers, slices, sums.points, *grads[1:])
+            task = partial(collect_points, numbers, slices, sums.points, factor, *grads[1:])
             pixels = part.images * (part.last_pixel - part.first_pixel)
             threads.share(task, pixels, 12 * pixels * job.taps * (part.end - part.begin))
 

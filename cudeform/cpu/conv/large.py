@@ -112,7 +112,7 @@ class Arrays:
         return rectangles(points.out_height, points.out_width, max(self.room // most, 1))
 
     def taps(self) -> Iterator[Rectangle]:
-        """Of the kernel, as many as a piece has, before those are cut whose points lie far apart."""
+        """Of the kernel, as many as a piece has."""
         return rectangles(*self.plan.points.kernel, most_taps(self.plan, self.dense))
 
     def channels(self, most: int | None = None) -> Iterator[Range]:

@@ -27,7 +27,7 @@ from cudeform.cpu.conv.pieces import (
     plan_of,
     rectangles,
 )
-from cudeform.cpu.language.dtypes import add, copy
+from cudeform.cpu.language.dtypes import add, copied, copy, multiply
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["piece_gradients"]
@@ -59,6 +59,7 @@ class _Step(NamedTuple):
     ends: Sums  # what the sums are rounded to
     pixels: Rectangle | None = None  # that the sums of an offset and a mask are of
     round: _Round | None = None
+    mask: np.ndarray | None = None  # that the sums of an offset are multiplied by at the end
 
 
 def piece_gradients(
@@ -95,10 +96,10 @@ def _rounds(call: Arrays, needs: set[str], result: Sums) -> Iterator[_Round]:
 
 def _steps(call: Arrays, found: Arrays, result: Sums, needs: set[str]) -> Iterator[_Step]:
     """All that is computed, in the order in which it is added up."""
-    of_bias, rounded_bias = _begun(call, result, needs & {"bias"})
+    of_bias, rounded_bias = _begun(call, {name: result[name] for name in needs & {"bias"}})
     for round in _rounds(call, needs, result):
         some = {"weight": result["weight"][round.weights]} if "weight" in round.needs else {}
-        of_weight, rounded_weight = _begun(call, some, round.needs & {"weight"})
+        of_weight, rounded_weight = _begun(call, some)
         fixed = {**of_weight, **(of_bias if "bias" in round.needs else {})}
         for image in range(call.plan.points.batch):
             if "input" in round.needs:
@@ -106,25 +107,22 @@ def _steps(call: Arrays, found: Arrays, result: Sums, needs: set[str]) -> Iterat
             for pixels in call.rectangles():
                 place = slice(None), *round.taps.place, ..., *pixels.place
                 names = round.needs & {"offset", "mask"}
-                points = {name: getattr(found, name)[image][place] for name in names}
-                own, ends = _begun(call, points, names)
+                own, ends = _begun(call, {n: getattr(found, n)[image][place] for n in names})
                 for channels in round.channels:
                     piece = Piece(image, channels, round.taps, pixels)
                     for box in boxes(call, piece, call.outputs):
                         yield _Step({**fixed, **own}, box, {}, pixels, round)
-                yield _Step(own, None, ends)
+                mask = None if call.mask is None else call.mask[image][place]
+                yield _Step(own, None, ends, mask=mask)
         yield _Step(of_weight, None, rounded_weight)
     yield _Step(of_bias, None, rounded_bias)
 
 
-def _begun(call: Arrays, targets: Sums, names: Iterable[str]) -> tuple[Sums, Sums]:
-    """Sums to add to, which are the targets where these have as many bits; and those that have not.
-    """
-    ends = {name: targets[name] for name in names if targets[name].dtype != call.wide}
-    return {
-        name: np.zeros(targets[name].shape, call.wide) if name in ends else targets[name]
-        for name in names
-    }, ends
+def _begun(call: Arrays, targets: Sums) -> tuple[Sums, Sums]:
+    """Sums to add to, the targets themselves if they have as many bits; and those that have not."""
+    ends = {name: target for name, target in targets.items() if target.dtype != call.wide}
+    sums = {name: np.zeros(target.shape, call.wide) for name, target in ends.items()}
+    return {**targets, **sums}, ends
 
 
 def _in_order(
@@ -152,6 +150,8 @@ def _finish(call: Arrays, step: _Step, found: Sums) -> None:
     for name, gradient in found.items():
         target = step.sums[name][places[name]]
         add(gradient.reshape(target.shape), target)
+    if step.mask is not None and "offset" in step.sums:
+        multiply(copied(step.mask, call.wide)[:, :, :, None], step.sums["offset"])
     for name, view in step.ends.items():
         copy(step.sums[name], view)
 
@@ -173,7 +173,7 @@ def _gradients_of(call: Arrays, step: _Step) -> Sums:
         image = call.image(piece, box)
     grad = step.box.keep(call.outputs(piece))[None]
     given = grad, image, step.box.offset, call.weights(piece), step.box.mask
-    return gradients(own, *given, frozenset(needs))
+    return gradients(own, *given, frozenset(needs), times_mask=False)
 
 
 def _places(call: Arrays, step: _Step) -> dict[str, tuple]:

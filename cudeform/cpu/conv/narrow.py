@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.dtypes import sum_first
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import copy_plain, transpose
 from cudeform.cpu.sampler import locate
@@ -39,8 +40,8 @@ def weight_rows(plan: ConvPlan, weight: np.ndarray) -> np.ndarray:
 def weight_of_rows(plan: ConvPlan, rows: np.ndarray, weight: np.ndarray) -> None:
     """From gradients in the layout of `weight_rows`, one after the other, to their sum."""
     each = plan.out_channels // plan.groups
-    rows = rows.reshape(-1, each, plan.points.taps, plan.groups, plan.in_channels).sum(axis=0)
-    weight[...] = rows.transpose(2, 0, 3, 1).reshape(weight.shape)
+    rows = rows.reshape(-1, each, plan.points.taps, plan.groups, plan.in_channels)
+    weight[...] = sum_first(rows).transpose(2, 0, 3, 1).reshape(weight.shape)
 
 
 def bias_rows(plan: ConvPlan, bias: np.ndarray) -> np.ndarray:
@@ -53,8 +54,8 @@ def bias_rows(plan: ConvPlan, bias: np.ndarray) -> np.ndarray:
 def bias_of_rows(plan: ConvPlan, rows: np.ndarray) -> np.ndarray:
     """From gradients in the layout of `bias_rows`, one after the other, to their sum."""
     each = plan.out_channels // plan.groups
-    rows = rows.reshape(-1, each, plan.groups, plan.in_channels).sum(axis=0)
-    return rows[:, :, 0].T.reshape(-1)
+    rows = rows.reshape(-1, each, plan.groups, plan.in_channels)
+    return sum_first(rows)[:, :, 0].T.reshape(-1)
 
 
 @inlined

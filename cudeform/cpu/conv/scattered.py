@@ -16,7 +16,7 @@ from cudeform import threads
 from cudeform.cpu.conv.gradients import gradients
 from cudeform.cpu.conv.large import Arrays, views
 from cudeform.cpu.conv.pieces import Piece, Range, Rectangle, corners_of, fitted
-from cudeform.cpu.language.dtypes import copied, rounded
+from cudeform.cpu.language.dtypes import add, copied, rounded
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["are_scattered", "sample_gradients"]
@@ -104,7 +104,7 @@ def _add_window(call: Arrays, found: Arrays, window: _Window, needs: set[str]) -
         threads.run(task, len(some))
         for channel, gradient in zip(some, made, strict=True):
             if "offset" in gradient:
-                of_points += gradient["offset"].reshape(of_points.shape)
+                add(gradient["offset"].reshape(of_points.shape), of_points)
             if "input" in gradient:
                 _add_rows(found, window, channel, gradient["input"][0, :, :, 0])
     if "offset" in needs:
@@ -149,6 +149,6 @@ def _add_rows(found: Arrays, window: _Window, channel: int, values: np.ndarray) 
     target = found.input[window.image, channel, top:bottom]
     values = values[top - above : bottom - above]
     if target.dtype == values.dtype:
-        target += values
+        add(values, target)
     else:
         target[...] = rounded(values, target.dtype)

@@ -127,8 +127,9 @@ def _points_at(work, place, s):
 
 
 @kernel
-def collect_points(numbers, slices, points, grad_offset, grad_mask, first, last):
-    """Add up what slices found for the gradients of offset and mask, in their order.
+def collect_points(numbers, slices, points, mask, grad_offset, grad_mask, first, last):
+    """Add up what slices found for the gradients of offset and mask, in their order; those of the
+    offset times the mask, if there is one, at last: so an infinite one makes no sum of infinities.
 
     `first` to `last` counts pixels of the part, image after image.
     """
@@ -141,21 +142,23 @@ def collect_points(numbers, slices, points, grad_offset, grad_mask, first, last)
         for s in range(part.begin, part.end):
             group = slices.offset_group[s]
             fresh = slices.first[s] == group * slice_channels
+            ends = slices.first[s + 1] == (group + 1) * slice_channels
             start = 3 * job.taps * pixels * (image * (part.end - part.begin) + s - part.begin)
-            for k in range(job.taps):
-                tap = group * job.taps + k
-                if grad_offset.size:
-                    at = image * grid.offset_image
-                    at += 2 * tap * grid.offset_channel + part.first_pixel * grid.offset_pixel
-                    for axis in range(2):
-                        for p in range(p0, p1):
-                            value = points[start + 3 * (p * job.taps + k) + axis]
-                            to = at + axis * grid.offset_channel + p * grid.offset_pixel
-                            grad_offset[to] = value if fresh else grad_offset[to] + value
-                if grad_mask.size:
-                    at = image * grid.mask_image
-                    at += tap * grid.mask_channel + part.first_pixel * grid.mask_pixel
+            for row in range(3 * job.taps):  # y, x and mask of every tap
+                tap, which = group * job.taps + row // 3, row % 3
+                of_mask = image * grid.mask_image + tap * grid.mask_channel
+                of_mask += part.first_pixel * grid.mask_pixel
+                if which == 2:
+                    target, to, step = grad_mask, of_mask, grid.mask_pixel
+                else:
+                    to = image * grid.offset_image + (2 * tap + which) * grid.offset_channel
+                    to += part.first_pixel * grid.offset_pixel
+                    target, step = grad_offset, grid.offset_pixel
+                if target.size == 0:
+                    continue
+                for p in range(p0, p1):
+                    value = points[start + 3 * p * job.taps + row]
+                    target[to + p * step] = value if fresh else target[to + p * step] + value
+                if ends and which != 2 and mask.size:
                     for p in range(p0, p1):
-                        value = points[start + 3 * (p * job.taps + k) + 2]
-                        to = at + p * grid.mask_pixel
-                        grad_mask[to] = value if fresh else grad_mask[to] + value
+                        target[to + p * step] *= mask[of_mask + p * grid.mask_pixel]

@@ -19,7 +19,7 @@ from cudeform.cpu.conv.parts import reads_little
 from cudeform.cpu.conv.pieces import MOST_TAPS, MOST_WEIGHTS
 from cudeform.cpu.conv.scattered import are_scattered, sample_gradients
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.dtypes import copied, copy
+from cudeform.cpu.language.dtypes import add, copied, copy
 from cudeform.cpu.language.strided import aligned
 from cudeform.plans.convolution import ConvPlan
 
@@ -126,7 +126,7 @@ def _gradients_in_parts(
         given = grad, input, offset, weight, mask
         for name, gradient in gradients(part, *given, needs, copies).items():
             if name in sums:
-                sums[name] += gradient
+                add(gradient, sums[name])
             else:
                 copy(gradient, result[name][images])
     for name, gradient in sums.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import write_rows
 from cudeform.cpu.language.transpose import frozen
 
-__all__ = ["add", "copied", "copy", "rounded"]
+__all__ = ["add", "copied", "copy", "multiply", "rounded", "sum_first"]
 
 _AT_ONCE = 1 << 12  # elements of arrays without gaps: of a task at least
 _EFFORT = 2  # multiplications in the time of one element, from memory to memory
@@ -43,12 +44,23 @@ def copy(values: np.ndarray, target: np.ndarray) -> None:
 
 def add(values: np.ndarray, target: np.ndarray) -> None:
     """In place, where the target is a view too."""
+    _share(partial(_compute, np.add), values, target)
 
-    def task(values: np.ndarray, target: np.ndarray) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):  # as kernels add
-            np.add(target, values, out=target)
 
-    _share(task, values, target)
+def multiply(values: np.ndarray, target: np.ndarray) -> None:
+    """In place; the values may be of fewer axes."""
+    _compute(np.multiply, values, target)
+
+
+def sum_first(values: np.ndarray, target: np.ndarray | None = None) -> np.ndarray:
+    """The sum along the first axis."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.add.reduce(values, 0, out=target)
+
+
+def _compute(function: np.ufunc, values: np.ndarray, target: np.ndarray) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):  # as kernels compute
+        function(target, values, out=target)
 
 
 def _copy(values: np.ndarray, target: np.ndarray) -> None:
