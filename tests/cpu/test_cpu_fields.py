@@ -79,6 +79,23 @@ def test_fields_read_arrays_of_any_strides(cut, rng, dtype, layout):
         assert [g.tobytes() for g in found] == [g.tobytes() for g in expected]
 
 
+@pytest.mark.parametrize(("border", "layout"), [("zeros", "NCHW"), ("clamp", "NHWC")])
+def test_a_gradient_of_16_bits_by_many_points_is_rounded_once(
+    cut, rng, monkeypatch, border, layout
+):
+    """In bands of rows and channels, each by several rounds of points."""
+    arrays = [a.astype(np.float16) for a in given(rng)]
+    if layout == "NHWC":
+        arrays[:2] = [np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in arrays[:2]]
+    options = {"border": border, "layout": layout}
+    wide = [a.astype(np.float32) for a in arrays]
+    expected = cudeform.bilinear_sample_backward(*wide, **options).input.astype(np.float16)
+    cut(1 << 12, 300)
+    monkeypatch.setattr(sampling, "_BAND", 1 << 14)
+    found = cudeform.bilinear_sample_backward(*arrays, **options).input
+    assert found.tobytes() == expected.tobytes()
+
+
 MEMORY = (
     PEAK
     + """
