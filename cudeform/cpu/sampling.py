@@ -50,7 +50,7 @@ _FIELD = 1 << 20  # bytes of the pixels of a field and their gradient
 _LEAST = 256  # pixels of a field: those of its rim are read, and their points added up, twice
 _COUNTS = 1 << 18  # of the points of fields, by task that sorts
 _BLOCK = 16 * PLANE  # points that a task sorts, at least
-_BAND = 16 << 20  # bytes of the sums of a band
+_BAND = 24 << 20  # bytes of the sums of a band
 _ROWS = 16  # of a band, if that is no more of one channel
 _FAR = 1 << 62  # pixels: no point is that far
 
@@ -299,16 +299,19 @@ def _by_bands(
 ) -> np.ndarray:
     """The gradient of an input of fewer bits than its sums, by points of several rounds."""
     convolution, wide = plan.convolution, sum_dtype(input.dtype)
-    result, axis = np.zeros(input.shape, input.dtype), 3 if plan.points.channels_last else 1
-    by_channel, points = np.moveaxis(result, axis, 1), _flat(points)
+    result, points = np.zeros(input.shape, input.dtype), _flat(points)
     lies, *flat = _lies(plan, aligned(input), aligned(grad_output))
     for image in range(plan.points.batch):
         for band in _bands(convolution, wide.itemsize):
             given = lies.of(image, band.channels[0]), *flat, points[image : image + 1]
             sums = _sums_of_band(convolution, band, given, wide)
-            top, bottom = (row - band.around[0] for row in band.rows)
-            target = by_channel[image, slice(*band.channels), slice(*band.rows)]
-            copy(np.moveaxis(sums, axis, 1)[0, :, top:bottom], target)
+            channels, rows = slice(*band.channels), slice(*band.rows)
+            own = slice(*(row - band.around[0] for row in band.rows))
+            if plan.points.channels_last:
+                copy(sums[0, own], result[image, rows, :, channels])
+                continue
+            for plane, target in zip(sums[0], result[image, channels], strict=True):
+                copy(plane[own], target[rows])  # without gaps
     return result
 
 
