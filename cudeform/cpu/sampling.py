@@ -104,18 +104,18 @@ def backward(
     convolution = plan.convolution
     names = {"input": "input", "points": "offset"}
     wanted = frozenset(names[name] for name in needs)
-    plain = widening.are_plain((grad_output, input, points), sum_dtype(input.dtype))
+    arrays, wide = (grad_output, input, points), sum_dtype(input.dtype)
+    plain = widening.are_plain(arrays, wide)
     if plain and not _takes_fields(convolution, input.dtype, wanted, threads.get_num_threads()):
         grad_output = grad_output.reshape(convolution.out_shape)
         found = gradients(convolution, grad_output, input, points, None, None, wanted)
         return {name: found[names[name]] for name in needs}
-    narrow = input.dtype != sum_dtype(input.dtype)
-    result = {}
+    result, narrow = {}, input.dtype != wide
     if "input" in needs and narrow and plan.points.pixels > _most_points(convolution, 4):
         # of 16 bits, it is rounded once, and so never added to
-        result, needs = {"input": _by_bands(plan, grad_output, input, points)}, needs - {"input"}
+        result, needs = {"input": _by_bands(plan, arrays)}, needs - {"input"}
     if needs:
-        result |= _by_fields(plan, grad_output, input, points, needs)
+        result |= _by_fields(plan, arrays, needs)
     return result
 
 
@@ -223,12 +223,9 @@ def _cut(
 
 
 def _by_fields(
-    plan: SamplePlan,
-    grad_output: np.ndarray,
-    input: np.ndarray,
-    points: np.ndarray,
-    needs: frozenset[str],
+    plan: SamplePlan, arrays: tuple[np.ndarray, ...], needs: frozenset[str]
 ) -> dict[str, np.ndarray]:
+    grad_output, input, points = arrays
     convolution, wide = plan.convolution, sum_dtype(input.dtype)
     given, count = {"input": input, "points": points}, threads.get_num_threads()
     result = {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
@@ -294,10 +291,9 @@ def _bands(plan: ConvPlan, itemsize: int) -> Iterator[_Band]:
             yield _Band((channel, last), (top, bottom), around)
 
 
-def _by_bands(
-    plan: SamplePlan, grad_output: np.ndarray, input: np.ndarray, points: np.ndarray
-) -> np.ndarray:
+def _by_bands(plan: SamplePlan, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
     """The gradient of an input of fewer bits than its sums, by points of several rounds."""
+    grad_output, input, points = arrays
     convolution, wide = plan.convolution, sum_dtype(input.dtype)
     result, points = np.zeros(input.shape, input.dtype), _flat(points)
     lies, *flat = _lies(plan, aligned(input), aligned(grad_output))

@@ -78,9 +78,7 @@ class Single(ReconstructSSA):
     _name = "single"
 
     def run_pass(self, state: Any) -> bool:
-        state.func_ir = reconstruct_ssa(state.func_ir)
-        self._patch_locals(state)
-        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
+        self._patch_locals(_become(state, reconstruct_ssa(state.func_ir)))
         return True
 
 
@@ -91,9 +89,14 @@ class Joined(PreLowerStripPhis):
     _name = "joined"
 
     def run_pass(self, state: Any) -> bool:
-        state.func_ir = self._strip_phi_nodes(state.func_ir)
-        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
-        return True
+        return bool(_become(state, self._strip_phi_nodes(state.func_ir)))
+
+
+def _become(state: Any, function: Any) -> Any:
+    """Go on with other statements."""
+    function._definitions = build_definitions(function.blocks)
+    state.func_ir = function
+    return state
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
