@@ -218,12 +218,18 @@ class _Ranges(NamedTuple):
 
 @remembered
 def _ranges(
-    extent: Extent, slices: int, itemsize: int, pixels: tuple[int, int], how: Spread, tasks: int
+    extent: Extent,
+    slices: int,
+    itemsize: int,
+    pixels: tuple[int, int],
+    in_place: bool | None,
+    how: Spread,
+    tasks: int,
 ) -> _Ranges:
     """Ranges of equal length, for so many tasks at least."""
     begin, end = pixels
     pieces = min(-(-tasks // slices), extent.pixels // _FEW)
-    if not how.in_place:
+    if not in_place:
         size = (end - begin) * extent.channels * itemsize
         pieces = max(pieces, -(-size // _RANGE_BYTES))
     pieces = max(pieces, 1)
@@ -301,15 +307,15 @@ class Aggregator:
         """
         sizes, extent = self.sizes, self.extent
         begin, end = whole = pixels or (0, extent.pixels)
-        in_place = room.holds != NOTHING and _in_place(sizes, room.array.dtype)
-        how = Spread(begin, room.holds, extent.queries, extent.pixels, int(in_place))
+        in_place = (room.holds != NOTHING and _in_place(sizes, room.array.dtype)) or None
+        how = Spread(begin, room.holds, extent.queries, extent.pixels)
         count, tasks = threads.get_num_threads(), threads.wanted_tasks(self._work(grad_output))
         size = (end - begin) * extent.channels * sizes.scale.itemsize
         known = not in_place and size > _WIDE * _RANGE_BYTES
         if not known and not pixels and self._lists(min(count, tasks)):
-            self._spread_listed(grad_output, room, how)
+            self._spread_listed(grad_output, room, how, in_place)
             return
-        given = extent, sizes.slices, sizes.scale.itemsize, whole
+        given = extent, sizes.slices, sizes.scale.itemsize, whole, in_place
         tasks = min(tasks, _RANGES * count)
         pieces, cuts, numbers, *reach = _ranges(*given, how, tasks)
         if known:
@@ -319,7 +325,7 @@ class Aggregator:
             cuts = _cuts(sizes.levels.reshape(3, -1), end, pieces)
         grads = frozen(words(grad_output), grad_output)
         points = *self.points, grads, sizes.scale, words(room.array.reshape(-1))
-        task = partial(value_gradients, numbers, *sizes.places, cuts, *reach, *points)
+        task = partial(value_gradients, numbers, *sizes.places, in_place, cuts, *reach, *points)
         threads.share(task, sizes.slices * pieces, self._work(grad_output))
 
     def _lists(self, count: int) -> bool:
@@ -338,17 +344,21 @@ class Aggregator:
     def _entry_bytes(self) -> int:
         return 8 + self.sizes.scale.itemsize
 
-    def _spread_listed(self, grad_output: np.ndarray, room: Room, how: Spread) -> None:
+    def _spread_listed(
+        self, grad_output: np.ndarray, room: Room, how: Spread, in_place: bool | None
+    ) -> None:
         """Set the gradient of the values, or add to it, from lists of corners by range."""
         sizes, extent = self.sizes, self.extent
         together = min(max(_LISTED // (self._entries() * self._entry_bytes()), 1), sizes.slices)
         work = self._work(grad_output) * together // sizes.slices
-        pieces = min(-(-threads.wanted_tasks(work) // together), extent.pixels // GRAIN)
+        tasks = threads.wanted_tasks(self._work(grad_output))  # of each group, however few listed
+        pieces = min(-(-tasks // together), extent.pixels // GRAIN)
         cuts = _cuts(sizes.levels.reshape(3, -1), extent.pixels, pieces)
         cuts[1:-1] = cuts[1:-1] // GRAIN * GRAIN
         grains = np.arange(0, extent.pixels, GRAIN)
         owners = (np.searchsorted(cuts[1:], grains, "right")).astype(np.int32)
-        bundle = max(_BUNDLE // extent.points // rows_of(extent), 1) * rows_of(extent)
+        points = min(_BUNDLE, together * extent.queries * extent.points // tasks)
+        bundle = max(points // extent.points // rows_of(extent), 1) * rows_of(extent)
         bundles = -(-extent.queries // bundle)
         starts = np.empty(together * bundles * (pieces + 1), np.int64)
         places = np.empty(together * self._entries() * 2, np.int32)
@@ -361,7 +371,7 @@ class Aggregator:
             numbers = job_of(extent, first, pieces, sizes.at, how)
             given = numbers, *sizes.places, owners, *self.points, sizes.scale, *lists
             threads.share(partial(list_corners, *given), count * bundles, work)
-            given = numbers, cuts, touched, *lists, grads, sizes.scale, target
+            given = numbers, in_place, cuts, touched, *lists, grads, sizes.scale, target
             threads.share(partial(add_corners, *given), count * pieces, work)
 
     def _surveyed(self, how: Spread) -> tuple[Spread, np.ndarray, np.ndarray]:

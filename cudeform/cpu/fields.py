@@ -49,6 +49,8 @@ class Fields(NamedTuple):
     blocks: int  # of the points of an image, for sorting them
     block: int  # points
     sort: int  # 0: a field is an image, and has all of its points
+    above: int  # points whose y is not between the two are left out
+    below: int
     adds: int  # 1: to what the gradient of the input has
     wants_input: int
     wants_points: int
@@ -66,6 +68,12 @@ class Lies(NamedTuple):
     grad_image: int
     grad_channel: int
     grad_first: int  # the number of the first point of an image
+
+    def of(self, image: int, channel: int = 0) -> Lies:
+        """From an image and a channel on."""
+        input = self.input + image * self.image + channel * self.channel
+        grad = self.grad + image * self.grad_image + channel * self.grad_channel
+        return self._replace(input=input, grad=grad)
 
 
 class Memory(NamedTuple):
@@ -101,18 +109,29 @@ def find_fields(numbers, points, keys, counts, first_task, last_task):
     grid, how = _read(numbers)
     located = point_arrays(points, 1)
     pixel, state, _ = located
+    some, index = empty(2 * PLANE, points.dtype), empty(PLANE, np.int64)
+    above, below = points.dtype.type(how.above), points.dtype.type(how.below)
     fields = how.down * how.across
     for task in range(first_task, last_task):
         image, begin, end = _block(how, task)
         own = counts[task * fields :]
         for f in range(fields):
             own[f] = 0
-        for at in range(begin, end, PLANE):
-            count = min(PLANE, end - at)
-            locate(grid, points, points, (image, at, count), 0, located)
+        at, end = image * how.points + begin, image * how.points + end
+        while at < end:
+            count = 0
+            while at < end and count < PLANE:
+                y = points[2 * at]
+                keys[at] = -1
+                if y > above and y < below:
+                    some[2 * count], some[2 * count + 1] = y, points[2 * at + 1]
+                    index[count] = at
+                    count += 1
+                at += 1
+            locate(grid, some, some, (0, 0, count), 0, located)
             for p in range(count):
                 key = _key(grid, how, state[p], pixel[p])
-                keys[image * how.points + at + p] = key
+                keys[index[p]] = key
                 if key >= 0:
                     for corner in range(4):
                         if corner & key == corner:

@@ -50,6 +50,9 @@ _FIELD = 1 << 20  # bytes of the pixels of a field and their gradient
 _LEAST = 256  # pixels of a field: those of its rim are read, and their points added up, twice
 _COUNTS = 1 << 18  # of the points of fields, by task that sorts
 _BLOCK = 16 * PLANE  # points that a task sorts, at least
+_BAND = 24 << 20  # bytes of the sums of a band
+_ROWS = 16  # of a band, if that is no more of one channel
+_FAR = 1 << 62  # pixels: no point is that far
 
 _NOTHING = np.empty(0, np.int32)
 
@@ -101,20 +104,18 @@ def backward(
     convolution = plan.convolution
     names = {"input": "input", "points": "offset"}
     wanted = frozenset(names[name] for name in needs)
-    plain = widening.are_plain((grad_output, input, points), sum_dtype(input.dtype))
+    arrays, wide = (grad_output, input, points), sum_dtype(input.dtype)
+    plain = widening.are_plain(arrays, wide)
     if plain and not _takes_fields(convolution, input.dtype, wanted, threads.get_num_threads()):
         grad_output = grad_output.reshape(convolution.out_shape)
         found = gradients(convolution, grad_output, input, points, None, None, wanted)
         return {name: found[names[name]] for name in needs}
-    narrow = input.dtype != sum_dtype(input.dtype)
-    apart = "input" in needs and narrow and plan.points.pixels > _most_points(convolution, 4)
-    result = {}
-    if apart:  # a gradient of 16 bits is rounded once, and so never added to
-        grad = grad_output.reshape(convolution.out_shape)
-        found = widening.backward(convolution, grad, input, points, needs=frozenset({"input"}))
-        result, needs = dict(found), needs - {"input"}
+    result, narrow = {}, input.dtype != wide
+    if "input" in needs and narrow and plan.points.pixels > _most_points(convolution, 4):
+        # of 16 bits, it is rounded once, and so never added to
+        result, needs = {"input": _by_bands(plan, arrays)}, needs - {"input"}
     if needs:
-        result |= _by_fields(plan, grad_output, input, points, needs)
+        result |= _by_fields(plan, arrays, needs)
     return result
 
 
@@ -143,9 +144,11 @@ def _work(plan: ConvPlan) -> int:
     return points.batch * (points.pixels * of_point + points.height * points.width)
 
 
-def _fields(plan: ConvPlan, itemsize: int, tasks: int) -> Fields:
+def _fields(
+    plan: ConvPlan, itemsize: int, tasks: int, between: tuple[int, int] | None = None
+) -> Fields:
     """How images of which each has so many points are cut into fields; `tasks` is of an image and
-    a slice.
+    a slice. Points are looked at `between` two coordinates, if that is not None.
     """
     points, slices = plan.points, cut(plan, gradient_slice(plan), False)
     widest = int(np.diff(slices.first).max())
@@ -171,7 +174,8 @@ def _fields(plan: ConvPlan, itemsize: int, tasks: int) -> Fields:
         int(points.channels_last),
         1,
         points.pixels,
-        int(down * across > 1),
+        int(down * across > 1 or between is not None),
+        *(between or (-_FAR, _FAR)),
         0,
         0,
         0,
@@ -189,7 +193,13 @@ class _Cut(NamedTuple):
 
 
 @remembered
-def _cut(plan: ConvPlan, itemsize: int, wants: tuple[int, int, int], count: int) -> _Cut:
+def _cut(
+    plan: ConvPlan,
+    itemsize: int,
+    wants: tuple[int, int, int],
+    count: int,
+    between: tuple[int, int] | None = None,
+) -> _Cut:
     """Of as many images as are worked on at a time, or of one with some of its points.
 
     The cut for `count` threads does not change a bit.
@@ -199,7 +209,8 @@ def _cut(plan: ConvPlan, itemsize: int, wants: tuple[int, int, int], count: int)
     work = _work(plan) * images // points.batch
     slices = cut(plan, gradient_slice(plan), False)
     whole, tasks = images * (len(slices.first) - 1), threads.wanted_tasks(work, count)
-    fields = _fields(plan, itemsize, -(-tasks // whole) if threads.too_few(whole) else 1)
+    tasks_each = -(-tasks // whole) if threads.too_few(whole) else 1
+    fields = _fields(plan, itemsize, tasks_each, between)
     if fields.sort:
         images = min(images, max(_COUNTS // (fields.down * fields.across), 1))
         most = _COUNTS // (fields.down * fields.across * images)
@@ -212,12 +223,9 @@ def _cut(plan: ConvPlan, itemsize: int, wants: tuple[int, int, int], count: int)
 
 
 def _by_fields(
-    plan: SamplePlan,
-    grad_output: np.ndarray,
-    input: np.ndarray,
-    points: np.ndarray,
-    needs: frozenset[str],
+    plan: SamplePlan, arrays: tuple[np.ndarray, ...], needs: frozenset[str]
 ) -> dict[str, np.ndarray]:
+    grad_output, input, points = arrays
     convolution, wide = plan.convolution, sum_dtype(input.dtype)
     given, count = {"input": input, "points": points}, threads.get_num_threads()
     result = {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
@@ -247,14 +255,80 @@ def _by_fields(
                 None if array is None else array[index]
                 for array, index in zip(targets, (place[0], place), strict=True)
             ]
-            at = lies._replace(
-                input=lies.input + image * lies.image,
-                grad=lies.grad + image * lies.grad_image,
-                grad_first=first,
-            )
+            at = lies.of(image)._replace(grad_first=first)
             own = _some(points[place[0]], first, last, wide)
             _add_round(made, at, (*flat, own), here)
     return result
+
+
+class _Band(NamedTuple):
+    """Some channels of some rows of an image, whose gradient is summed up at a time."""
+
+    channels: tuple[int, int]
+    rows: tuple[int, int]
+    around: tuple[int, int]  # rows that points read which read any of these
+
+    def of(self, plan: ConvPlan, count: int) -> ConvPlan:
+        """As an image by itself, with so many points."""
+        channels, (top, bottom) = self.channels[1] - self.channels[0], self.around
+        origin = plan.points.origin[0] - top, plan.points.origin[1]
+        own = replace(plan.points, batch=1, channels=channels, height=bottom - top, origin=origin)
+        own = replace(own, out_height=1, out_width=count)
+        return replace(plan, points=own, out_channels=channels)
+
+
+def _bands(plan: ConvPlan, itemsize: int) -> Iterator[_Band]:
+    """All of an image."""
+    points = plan.points
+    line = points.width * itemsize
+    together = max(min(_BAND // (_ROWS * line), points.channels), 1)
+    high = max(_BAND // (line * together) - 2, 1)
+    for channel in range(0, points.channels, together):
+        for top in range(0, points.height, high):
+            bottom = min(top + high, points.height)
+            around = max(top - 1, 0), min(bottom + 1, points.height)
+            last = min(channel + together, points.channels)
+            yield _Band((channel, last), (top, bottom), around)
+
+
+def _by_bands(plan: SamplePlan, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The gradient of an input of fewer bits than its sums, by points of several rounds."""
+    grad_output, input, points = arrays
+    convolution, wide = plan.convolution, sum_dtype(input.dtype)
+    result, points = np.zeros(input.shape, input.dtype), _flat(points)
+    lies, *flat = _lies(plan, aligned(input), aligned(grad_output))
+    for image in range(plan.points.batch):
+        for band in _bands(convolution, wide.itemsize):
+            given = lies.of(image, band.channels[0]), *flat, points[image : image + 1]
+            sums = _sums_of_band(convolution, band, given, wide)
+            channels, rows = slice(*band.channels), slice(*band.rows)
+            own = slice(*(row - band.around[0] for row in band.rows))
+            if plan.points.channels_last:
+                copy(sums[0, own], result[image, rows, :, channels])
+                continue
+            for plane, target in zip(sums[0], result[image, channels], strict=True):
+                copy(plane[own], target[rows])  # without gaps
+    return result
+
+
+def _sums_of_band(
+    plan: ConvPlan, band: _Band, given: tuple[Lies | np.ndarray, ...], dtype: np.dtype
+) -> np.ndarray:
+    """The gradient of the rows around a band; only that of its own rows is whole."""
+    lies, *flat, points = given
+    pixels, count = plan.points.pixels, threads.get_num_threads()
+    most, own = _most_points(plan, dtype.itemsize), band.of(plan, 0).points
+    size = own.height, own.width
+    sums = np.zeros(
+        (1, *size, own.channels) if own.channels_last else (1, own.channels, *size), dtype
+    )
+    between = band.around[0] - 2, band.around[1] + 1
+    for first in range(0, pixels, most):
+        last = min(first + most, pixels)
+        asked = band.of(plan, last - first), dtype.itemsize, (1, 0, int(first > 0)), count
+        some = *flat, _some(points, first, last, dtype)
+        _add_round(_cut(*asked, between), lies._replace(grad_first=first), some, [sums, None])
+    return sums
 
 
 def _axes(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[tuple[int, int]]:

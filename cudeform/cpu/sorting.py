@@ -21,7 +21,6 @@ from cudeform.cpu.spreading import (
     each_page,
     page_begins,
     page_ends,
-    sums_of,
 )
 
 __all__ = ["GRAIN", "add_corners", "add_listed", "list_corners"]
@@ -111,6 +110,7 @@ def _distribute(count, owners, given, ends, places, factors):
 @kernel
 def add_corners(
     numbers,
+    in_place,
     cuts,
     touched,
     starts,
@@ -129,14 +129,14 @@ def add_corners(
     longest = 0
     for piece in range(job.pieces):
         longest = max(longest, cuts[piece + 1] - cuts[piece])
-    sums = sums_of(how, target, scale, longest * channels)
+    sums = target if in_place is not None else empty(longest * channels, scale.dtype)
     bundles = (job.queries + how.bundle - 1) // how.bundle
     for task in range(first_task, last_task):
         number, piece = job.first + task // job.pieces, task % job.pieces
         first, end = cuts[piece], cuts[piece + 1]
         image, head = number // job.heads, number % job.heads
         to = View(0, channels, channels)
-        if how.in_place:
+        if in_place is not None:
             to = View((image * job.pixels + first - how.begin) * step + head * channels, step, 0)
         else:
             each_page(job, how, number, (first, end), touched, sums, target, page_begins)
@@ -145,7 +145,7 @@ def add_corners(
             at = ((number - job.first) * bundles + bundle) * (job.pieces + 1) + piece
             listed = starts[at], starts[at + 1]
             add_listed(listed, places, factors, grad_output, given, sums, to, first)
-        if not how.in_place:
+        if in_place is None:
             each_page(job, how, number, (first, end), touched, sums, target, page_ends)
 
 

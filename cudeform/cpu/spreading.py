@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numba.extending import overload
-
 from cudeform.cpu.gathered import CORNERS
 from cudeform.cpu.language.compiler import inlined, inner, kernel, records
 from cudeform.cpu.language.halves import element
@@ -42,7 +40,6 @@ __all__ = [
     "page_begins",
     "page_ends",
     "spread_points",
-    "sums_of",
     "survey",
     "value_gradients",
 ]
@@ -57,7 +54,6 @@ class Spread(NamedTuple):
     holds: int  # what the target has before
     bundle: int  # queries of which is known which pixels they reach
     page: int  # pixels of which is known whether any is reached
-    in_place: int  # 1: in the target, which holds zeros or sums, and nowhere else
 
 
 _read = records(Job, Spread)
@@ -100,6 +96,7 @@ def value_gradients(
     taps,
     nearest,
     softmax,
+    in_place,
     cuts,
     reach,
     touched,
@@ -113,7 +110,8 @@ def value_gradients(
 ):
     """The gradients of ranges of pixels of slices: from each cut to the next.
 
-    `reach` and `touched` are as `survey` fills them; what is not touched is left as it is.
+    `reach` and `touched` are as `survey` fills them; what is not touched is left as it is. With
+    `in_place` not None sums are made in the target, which holds zeros or sums, and nowhere else.
     """
     job, how = _read(numbers)
     channels, points = job.channels, job.points
@@ -123,7 +121,7 @@ def value_gradients(
     longest = 0
     for piece in range(job.pieces):
         longest = max(longest, cuts[piece + 1] - cuts[piece])
-    sums = sums_of(how, target, scale, longest * channels)
+    sums = target if in_place is not None else empty(longest * channels, scale.dtype)
     view = View(0, channels, channels)
     step = job.heads * channels
     bundles = (job.queries + how.bundle - 1) // how.bundle
@@ -131,7 +129,7 @@ def value_gradients(
         number, piece = task // job.pieces, task % job.pieces
         first, end = cuts[piece], cuts[piece + 1]
         image, head = number // job.heads, number % job.heads
-        if how.in_place:
+        if in_place is not None:
             start = (image * job.pixels + first - how.begin) * step + head * channels
             view = View(start, step, channels)
         else:
@@ -150,20 +148,8 @@ def value_gradients(
                 rows = locate(job, taps, nearest, given, queries, k, block, not filled)
                 spread_points(block, rows, grads, sums, view, (first, end), nearest)
             filled = True
-        if not how.in_place:
+        if in_place is None:
             each_page(job, how, number, (first, end), touched, sums, target, page_ends)
-
-
-def sums_of(how, target, like, count):
-    raise NotImplementedError("for kernels")
-
-
-@overload(sums_of)
-def _sums_of(how, target, like, count):
-    """Where sums are made: in the target, or in room for so many."""
-    if target.dtype != like.dtype:  # 16 bits
-        return lambda how, target, like, count: empty(count, like.dtype)
-    return lambda how, target, like, count: target if how.in_place else empty(count, like.dtype)
 
 
 @inlined

@@ -43,7 +43,7 @@ def test_ranges_have_equal_shares_of_pixels_and_points(pieces):
     ("count", "heads", "least"), [(1, 1, 1), (2, 8, 8), (64, 1, 64), (64, 8, 64)]
 )
 def test_threads_have_a_range_of_pixels_each(count, heads, least, monkeypatch):
-    extent = Extent(PIXELS, heads, 32, 300, 2, 0, 0, 4 * heads, 4, 2 * heads, 2)
+    extent = Extent(PIXELS, heads, 32, 300, 2, 4 * heads, 4, 2 * heads, 2)
     arrays = [np.zeros(300 * heads * n, np.float32) for n in (4, 2)]
     call = aggregator_of(extent, LEVELS.ravel(), *arrays)
     tasks = []
@@ -62,7 +62,7 @@ def test_threads_have_a_range_of_pixels_each(count, heads, least, monkeypatch):
 )
 def test_copies_that_a_cache_holds_are_worked_on_together(side, count, parts, monkeypatch):
     """There is a wait at the end of a part, which takes longer than a small one."""
-    extent = Extent(side**2, 16, 16, side**2, 9, 0, 0, 18 * 16, 18, 9 * 16, 9)
+    extent = Extent(side**2, 16, 16, side**2, 9, 18 * 16, 18, 9 * 16, 9)
     levels = np.repeat([side, side, 0], 9)
     given = np.zeros(1, np.float32), np.zeros(1, np.float32)
     monkeypatch.setattr(threads, "get_num_threads", lambda: count)
@@ -151,9 +151,9 @@ def test_queries_are_surveyed(monkeypatch):
     """Ranges that no query reaches are left alone, and so are other pages of those."""
     asked = []
 
-    def watched(numbers, levels, taps, cuts, reach, touched, *rest):
-        asked.append((reach, touched))
-        value_gradients(numbers, levels, taps, cuts, reach, touched, *rest)
+    def watched(*given):
+        asked.append(given[7:9])
+        value_gradients(*given)
 
     value_gradients = aggregator.value_gradients
     monkeypatch.setattr(aggregator, "value_gradients", watched)

@@ -79,25 +79,43 @@ def test_fields_read_arrays_of_any_strides(cut, rng, dtype, layout):
         assert [g.tobytes() for g in found] == [g.tobytes() for g in expected]
 
 
+@pytest.mark.parametrize(("border", "layout"), [("zeros", "NCHW"), ("clamp", "NHWC")])
+def test_a_gradient_of_16_bits_by_many_points_is_rounded_once(
+    cut, rng, monkeypatch, border, layout
+):
+    """In bands of rows and channels, each by several rounds of points."""
+    arrays = [a.astype(np.float16) for a in given(rng)]
+    if layout == "NHWC":
+        arrays[:2] = [np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in arrays[:2]]
+    options = {"border": border, "layout": layout}
+    wide = [a.astype(np.float32) for a in arrays]
+    expected = cudeform.bilinear_sample_backward(*wide, **options).input.astype(np.float16)
+    cut(1 << 12, 300)
+    monkeypatch.setattr(sampling, "_BAND", 1 << 14)
+    found = cudeform.bilinear_sample_backward(*arrays, **options).input
+    assert found.tobytes() == expected.tobytes()
+
+
 MEMORY = (
     PEAK
     + """
 import numpy, cudeform
 rng = numpy.random.default_rng(0)
-points = rng.uniform(0, {side}, (1, 3 << 19, 2)).astype("float32")
-grad = numpy.broadcast_to(numpy.ones((), "float32"), (1, 2, 3 << 19))
-image = numpy.zeros((1, 2, {side}, {side}), "float32")
+points = rng.uniform(0, {side}, (1, 3 << 19, 2)).astype("{dtype}")
+grad = numpy.broadcast_to(numpy.ones((), "{dtype}"), (1, 2, 3 << 19))
+image = numpy.zeros((1, 2, {side}, {side}), "{dtype}")
 call = cudeform.bilinear_sample_backward
-call(grad[..., :9], image, points[:, :9])  # compiles
+call(grad, image, points)  # compiles
 print(*peak(lambda: call(grad, image, points)))
 """
 )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_memory_is_bounded_whatever_points_and_pixels(rng):
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_memory_is_bounded_whatever_points_and_pixels(dtype):
     """In a process of its own: 16 megapixels, and more points than are sorted at a time."""
-    taken, results = map(int, python(MEMORY.format(side=4000)).split())
+    taken, results = map(int, python(MEMORY.format(side=4000, dtype=dtype)).split())
     assert taken - results < 64e6
 
 

@@ -89,6 +89,16 @@ def test_passes_with_enough_work_have_tasks_for_64_threads(shape):
         assert all(run.tasks >= tasks for run in large), large
 
 
+def test_groups_of_slices_have_tasks_for_64_threads_each():
+    """The corners of two slices are listed at a time here, with a part of the work."""
+    _, backward = attention(9000, LEVELS)
+    with runs_with(THREADS) as found:
+        backward()
+    listed = [run.tasks for run in found if run.name in ("list_corners", "add_corners")]
+    assert len(listed) == 8
+    assert min(listed) >= TASKS
+
+
 def test_passes_over_the_weights_have_more_tasks_than_slices():
     _, backward = convolution(4, 256, 14, 256)
     with runs_with(THREADS) as found:

@@ -5,10 +5,11 @@ Numba copies such a function several times for each call of it, with all that it
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
-from numba.core import ir
+from numba.core import ir, types
 from numba.core.analysis import compute_cfg_from_blocks
 from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.inline_closurecall import (
@@ -77,9 +78,7 @@ class Single(ReconstructSSA):
     _name = "single"
 
     def run_pass(self, state: Any) -> bool:
-        state.func_ir = reconstruct_ssa(state.func_ir)
-        self._patch_locals(state)
-        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
+        self._patch_locals(_become(state, reconstruct_ssa(state.func_ir)))
         return True
 
 
@@ -90,9 +89,14 @@ class Joined(PreLowerStripPhis):
     _name = "joined"
 
     def run_pass(self, state: Any) -> bool:
-        state.func_ir = self._strip_phi_nodes(state.func_ir)
-        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
-        return True
+        return bool(_become(state, self._strip_phi_nodes(state.func_ir)))
+
+
+def _become(state: Any, function: Any) -> Any:
+    """Go on with other statements."""
+    function._definitions = build_definitions(function.blocks)
+    state.func_ir = function
+    return state
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -118,6 +122,45 @@ class Inline(InlineInlinables):
         return found
 
 
+@register_pass(mutates_CFG=True, analysis_only=False)
+class Prune(DeadBranchPrune):
+    """Numba's, which knows what is None, but not what else is not."""
+
+    _name = "prune"
+
+    def run_pass(self, state: Any) -> bool:
+        blocks, found = state.func_ir.blocks, False
+        for block in blocks.values():
+            way = _way(state, block.terminator)
+            if way is not None:
+                block.body[-1], found = ir.Jump(way, block.terminator.loc), True
+        if found:
+            for dead in compute_cfg_from_blocks(blocks).dead_nodes():
+                del blocks[dead]
+        return super().run_pass(state) or found
+
+
+def _way(state: Any, branch: Any) -> int | None:
+    """Where a branch goes that asks whether an argument is None which is something else."""
+    if not isinstance(branch, ir.Branch):
+        return None
+
+    def defined(variable: Any) -> Any:
+        return guard(get_definition, state.func_ir, variable)
+
+    asked = defined(branch.cond)
+    if isinstance(asked, ir.Expr) and asked.op == "call" and len(asked.args) == 1:  # bool
+        asked = defined(asked.args[0])
+    if not isinstance(asked, ir.Expr) or asked.op != "binop":
+        return None
+    given, none = defined(asked.lhs), defined(asked.rhs)
+    if not isinstance(given, ir.Arg) or not isinstance(none, ir.Const) or none.value is not None:
+        return None
+    if isinstance(state.args[given.index], types.NoneType | types.Optional | types.Omitted):
+        return None
+    return {operator.is_: branch.falsebr, operator.is_not: branch.truebr}.get(asked.fn)
+
+
 def _inlined(function: Any, statement: Any) -> Callable[..., Any] | None:
     """The function that a statement calls and that is to be inlined."""
     call = statement.value if isinstance(statement, ir.Assign) else None
@@ -141,6 +184,7 @@ _PASSES = (
     DeadBranchPrune,
 )
 INSTEAD = {
+    DeadBranchPrune: Prune,
     GenericRewrites: Constant,
     InlineInlinables: Inline,
     IRProcessing: Canonical,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 from numba.core import ir
 from numba.core.compiler_machinery import register_pass
 from numba.core.lowering import Lower
+from numba.core.registry import cpu_target
 from numba.core.typed_passes import IRLegalization, NativeLowering
 
-__all__ = ["Legal", "Native"]
+__all__ = ["Legal", "Native", "counted"]
 
 
 @register_pass(mutates_CFG=False, analysis_only=True)
@@ -91,12 +93,22 @@ class _Lowering(Lower):
         return self.context.cast(self.builder, found, signature.return_type, kind)
 
     def storevar(self, value: Any, name: str, argidx: int | None = None) -> None:
-        if self.context.enable_nrt:
+        if self.context.enable_nrt and counted(self.typeof(name)):
             super().storevar(value, name, argidx)
         elif name in self._singly_assigned_vars:
             self._blk_local_varmap[name] = value
         else:
             self.builder.store(value, self.getvar(name))
+
+    def delvar(self, name: str) -> None:
+        if counted(self.typeof(name)):
+            super().delvar(name)
+
+
+@functools.lru_cache(maxsize=4096)
+def counted(kind: Any) -> bool:
+    """Whether references to what has this type are counted."""
+    return cpu_target.target_context.data_model_manager[kind].contains_nrt_meminfo()
 
 
 def _read(value: Any) -> Iterator[str]:

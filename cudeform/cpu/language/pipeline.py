@@ -31,7 +31,7 @@ from numba.cpython.builtins import do_minmax
 from numba.np import npyimpl
 
 from cudeform.cpu.language.inlining import INSTEAD, Passes
-from cudeform.cpu.language.lowering import Legal, Native
+from cudeform.cpu.language.lowering import Legal, Native, counted
 
 __all__ = ["Drafts", "Kernels", "Parts", "called", "declare"]
 
@@ -183,11 +183,12 @@ class _References(NRTContext):
     """Numba's counts of references, which looks for arrays in numbers as well, one by one."""
 
     def get_meminfos(self, builder: Any, ty: Any, val: Any) -> list[tuple[Any, Any]]:
+        if not counted(ty):
+            return []
         model = self._context.data_model_manager[ty]
         found = [(ty, model.get_nrt_meminfo(builder, val))] if model.has_nrt_meminfo() else []
         for member, getter in model.traverse(builder):
-            if self._context.data_model_manager[member].contains_nrt_meminfo():
-                found += self.get_meminfos(builder, member, getter(val))
+            found += self.get_meminfos(builder, member, getter(val))
         return found
 
 

@@ -21,6 +21,7 @@ from cudeform.cpu.language.halves import (
     put_vector,
 )
 from cudeform.cpu.language.simd import (
+    Vector,
     fma,
     lanes,
     load,
@@ -59,38 +60,38 @@ def _zipped(typingctx, a, b):
     return _rearranged(a, [pairs[: a.lanes], pairs[a.lanes :]])
 
 
+@intrinsic
+def _wide_lanes(typingctx, array):
+    """Elements of an array in a vector, as they are computed with."""
+
+    def codegen(context, builder, signature, args):
+        dtype = types.float32 if array.dtype.bitwidth == 16 else array.dtype
+        return ir.Constant(ir.IntType(64), Vector(dtype).lanes)
+
+    return types.intp(array), codegen
+
+
 # `places` are where the first row begins and how far the next one is, in the source and then in
 # the target; `size` is the number of rows, and of numbers or pairs in each.
 
 
 @inner
 def read_rows(source, target, places, size):
-    """Copy rows, widened."""
+    """Copy rows, widened or rounded."""
     at, pitch, to, step = places
     rows, count = size
-    tail = count & (lanes(target) - 1)
+    width = _wide_lanes(target)
+    tail = count & (width - 1)
     whole = count - tail
     for r in range(rows):
         start, end = at + r * pitch, to + r * step
-        for i in range(0, whole, lanes(target)):
-            store(target, end + i, load_wide(source, start + i))
+        for i in range(0, whole, width):
+            put_vector(target, end + i, load_wide(source, start + i))
         if tail:
-            store_some(target, end + whole, load_wide_some(source, start + whole, tail), tail)
+            put_some(target, end + whole, load_wide_some(source, start + whole, tail), tail)
 
 
-@inner
-def write_rows(source, target, places, size):
-    """Copy rows, rounded."""
-    at, pitch, to, step = places
-    rows, count = size
-    tail = count & (lanes(source) - 1)
-    whole = count - tail
-    for r in range(rows):
-        start, end = at + r * pitch, to + r * step
-        for i in range(0, whole, lanes(source)):
-            put_vector(target, end + i, load(source, start + i))
-        if tail:
-            put_some(target, end + whole, load_some(source, start + whole, tail), tail)
+write_rows = read_rows
 
 
 @inner
