@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from cudeform.cpu.language import workspace
-from cudeform.cpu.regions.extents import NUMBERS, Regions
+from cudeform.cpu.regions.extents import NUMBERS, Regions, regions_of
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["framed"]
@@ -87,8 +87,7 @@ def _listed(plan: RoiPlan, regions: Regions, covered: list[np.ndarray], side: in
     frame, region = frame[by_frame], region[by_frame]
     frames, begins, place = np.unique(frame, return_index=True, return_inverse=True)
     origin = np.stack([frames // across % down * side, frames % across * side], 1)
-    return Regions(
-        regions.numbers.reshape(-1, NUMBERS)[region].reshape(-1),
+    integers = (
         regions.counts.reshape(-1, 2)[region].reshape(-1),
         place,
         regions.order[region],
@@ -96,3 +95,5 @@ def _listed(plan: RoiPlan, regions: Regions, covered: list[np.ndarray], side: in
         np.append(begins, len(region)),
         origin.reshape(-1),
     )
+    numbers = regions.numbers.reshape(-1, NUMBERS)[region].reshape(-1)
+    return regions_of(numbers, np.concatenate(integers), len(frames), len(frames))

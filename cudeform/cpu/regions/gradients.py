@@ -14,9 +14,10 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.bare import bare
+from cudeform.cpu.language.compiler import inlined, inner, kernel
 from cudeform.cpu.language.dtypes import rounded
-from cudeform.cpu.language.scratch import empty, zeroed
+from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.regions import planes, strips
 from cudeform.cpu.regions.blocking import (
@@ -27,6 +28,7 @@ from cudeform.cpu.regions.blocking import (
     by_class,
     count_groups,
     effort,
+    job_in,
     job_of,
     one_round,
     packed,
@@ -44,6 +46,7 @@ from cudeform.cpu.regions.patches import (
     locate_tile,
     measure_tile,
     reached,
+    room_of,
     spread_tile,
     tile_of,
 )
@@ -183,7 +186,7 @@ def _element_gradients(
     for part, source in staged_rounds(job, regions, input, wide, as_planes):
         for work, grad, _ in _works(job, regions, part, given):
             task = partial(measure, packed(work), *source, frozen(grad, flat[0]), *flat)
-            threads.share(task, work.piece.end - work.piece.begin, effort(plan))
+            threads.share(task, work.piece.span.end - work.piece.span.begin, effort(plan))
 
 
 def _works(
@@ -205,17 +208,23 @@ def _works(
 @kernel
 def _spread(given, target, grad, first, last):
     """Tasks `first` to `last` of a round: slices of images, and rows of groups."""
+    _spread_slices(given, target, grad, room_of(given, target), first, last)
+
+
+@inner
+def _spread_slices(given, target, grad, room, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
-    tile = tile_of(job, target)
-    values = zeroed(job.tile * job.pitch, target.dtype)
+    tile, values = tile_of(job, room)
+    target, grad = bare(target, 0), bare(grad, 0)
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for task in range(first, last):
         u, c, gy, s = _task(job, part, task)
         begin, end = bins_of(job.bins_y, job.groups_y, gy)
         starts = slice_of(job, part, regions.origin, u, c, s)
-        for t in range(max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)):
+        since, until = regions.first[u], regions.first[u + 1]
+        for t in range(max(since, piece.span.begin), min(until, piece.span.end)):
             locate_region(job, regions, t, begin, end, tile)
             first_row, last_row = reached(job, tile, begin, end)
             for top in range(first_row, last_row, high):
@@ -250,14 +259,20 @@ def _task(job, part, task):
 @kernel
 def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
     """Tasks `first` to `last` of a round, each a region: gradients of its offsets and masks."""
+    found, sums = empty(3 * job_in(given).tile, staged.dtype), (grad_offset, grad_mask)
+    _measure_regions(given, staged, grad, room_of(given, staged), found, sums, first, last)
+
+
+@inner
+def _measure_regions(given, staged, grad, room, found, sums, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
-    tile = tile_of(job, staged)
-    values = zeroed(job.tile * job.pitch, staged.dtype)
-    found = empty(3 * job.tile, staged.dtype)
+    tile, values = tile_of(job, room)
+    staged, grad, found = bare(staged, 0), bare(grad, 0), bare(found, 0)
+    targets = bare(sums[0], 0), bare(sums[1], 0), sums[0].size > 0, sums[1].size > 0
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
-    for t in range(piece.begin + first, piece.begin + last):
+    for t in range(piece.span.begin + first, piece.span.begin + last):
         locate_region(job, regions, t, 0, job.bins_y, tile)
         for c in range(part.class_begin, part.class_end):
             for s in range(part.slice_begin, part.slice_end):
@@ -268,5 +283,4 @@ def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
                     locate_tile(work, (t, c, s), starts, top, bottom, tile)
                     read_gradients(work, (t, c, s), grad, top, count, values)
                     measure_tile(tile, count, staged, job.pitch, line, values, found)
-                    sums = grad_offset, grad_mask
-                    add_elements(job, regions, (t, c, top), count, tile.factor, found, sums)
+                    add_elements(job, regions, (t, c, top), count, tile.factor, found, targets)

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudeform.cpu.language.bare import bare
 from cudeform.cpu.language.compiler import inlined, inner, unrolled
-from cudeform.cpu.language.scratch import empty
+from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.cpu.regions.axes import keep_within, locate_axis
+from cudeform.cpu.regions.blocking import job_in
 from cudeform.cpu.regions.extents import ALONG_X, NUMBERS, REACH, SHARE, SIZE, SPACING, START
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Tile",
     "bins_of",
     "blend_tile",
+    "chosen_of",
     "covered",
     "element_of",
     "frame_of",
@@ -32,6 +35,8 @@ __all__ = [
     "patch_of",
     "put_found",
     "reached",
+    "room_of",
+    "row_of",
     "samples_of",
     "share_of",
     "spread_tile",
@@ -59,18 +64,49 @@ class Tile(NamedTuple):
 
 
 @inlined
-def tile_of(job, like):
-    """Room for a tile."""
-    axes = 2 * job.tile if job.deformable else job.bins_y + job.bins_x
-    return Tile(
-        empty(axes * job.slot, np.int64),
-        empty(2 * axes * job.slot, like.dtype),
-        empty(job.tile, np.int64),
-        empty(job.tile, np.int64),
-        empty(job.tile, np.int64),
-        empty(job.tile, like.dtype),
-        empty(job.tile, like.dtype),
+def room_of(given, like):
+    """Memory for a tile, and for what its bins are of a slice, 0 at first."""
+    job = job_in(given)
+    slots = _axes(job) * job.slot
+    integers = empty(slots + 3 * job.tile, np.int64)
+    numbers = empty(2 * slots + 2 * job.tile, like.dtype)
+    return integers, numbers, zeroed(job.tile * job.pitch, like.dtype)
+
+
+@inlined
+def chosen_of(given):
+    """Memory for which pixels the bins of a tile are."""
+    job = job_in(given)
+    return zeroed(job.tile * job.pitch, np.int32)
+
+
+@inlined
+def _axes(job):
+    return 2 * job.tile if job.deformable else job.bins_y + job.bins_x
+
+
+@inlined
+def tile_of(job, room):
+    """A tile in its room, and what else is there."""
+    integers, numbers, values = room
+    slots = _axes(job) * job.slot
+    tile = Tile(
+        bare(integers, 0),
+        bare(numbers, 0),
+        bare(integers, slots),
+        bare(integers, slots + job.tile),
+        bare(integers, slots + 2 * job.tile),
+        bare(numbers, 2 * slots),
+        bare(numbers, 2 * slots + job.tile),
     )
+    return tile, bare(values, 0)
+
+
+@inlined
+def row_of(work, t):
+    """Where a region is in the arrays of a piece."""
+    first = work.piece.span.row
+    return work.regions.order[t] if first < 0 else t - first
 
 
 @inlined
@@ -125,7 +161,7 @@ def locate_tile(work, where, starts, top, bottom, tile):
     numbers, counts, offset, mask = regions.numbers, regions.counts, piece.offset, piece.mask
     pixel, weight = tile.pixel, tile.weight
     t, c, s = where
-    row = piece.rows[t]
+    row = row_of(work, t)
     for i in range(top, bottom):
         gy = i * job.groups_y // job.bins_y
         for j in range(job.bins_x):
@@ -395,21 +431,21 @@ def largest_of_tile(tile, count, source, pitch, width, best, chosen):
     for n in range(count):
         start = tile.start[n]
         y0, y1, x0, x1 = patch_of(tile, n)
-        values, pixels = best[n * pitch :], chosen[n * pitch :]
+        values, pixels = bare(best, n * pitch), bare(chosen, n * pitch)
         if start == ELSEWHERE or y0 == y1 or x0 == x1:
             for c in range(pitch):
                 values[c] = 0
                 pixels[c] = -1
             continue
         first = pixel[y0] * width + pixel[x0]
-        given = source[start + first * pitch :]
+        given = bare(source, start + first * pitch)
         for c in range(pitch):
             values[c] = given[c]
             pixels[c] = first
         for a in range(y0, y1):
             for b in range(x0, x1):
                 p = np.int32(pixel[a] * width + pixel[b])
-                given = source[start + p * pitch :]
+                given = bare(source, start + p * pitch)
                 for c in range(pitch):
                     value, before = given[c], values[c]
                     larger = (value > before) | ((value != value) & (before == before))

@@ -30,10 +30,10 @@ from cudeform.cpu.regions.blocking import (
     pieces,
     reads_planes,
     taken_whole,
-    unpacked,
 )
 from cudeform.cpu.regions.extents import locate_regions
 from cudeform.cpu.regions.gradients import backward
+from cudeform.cpu.regions.patches import chosen_of, room_of
 from cudeform.cpu.regions.slices import average_slices, choose_slices
 from cudeform.cpu.regions.staging import staged_rounds
 from cudeform.plans.regions import RoiPlan
@@ -90,12 +90,12 @@ def _pool_rounds(
         for piece, chosen in pieces(job, regions, part, offset, mask, wide, whole):
             written = in_order
             if chosen is not None:
-                size = len(chosen) * piece.region
+                size = len(chosen) * piece.span.region
                 dtypes = wide, *(array.dtype for array in results[1:])
                 written = tuple(np.empty(size, dtype) for dtype in dtypes)
             given = packed(Work(job, part, regions, piece))
             flat = [array.reshape(-1) for array in written]
-            tasks = (piece.end - piece.begin) * (part.slice_end - part.slice_begin)
+            tasks = (piece.span.end - piece.span.begin) * (part.slice_end - part.slice_begin)
             if averages:
                 task = partial(planes.average, given, *source, *flat)
                 tasks = planes.count_tasks(job, part)
@@ -144,13 +144,14 @@ def _keep(
 @kernel
 def _average(given, staged, output, split, first, last):
     """Tasks `first` to `last` of a round, each a slice of some bins of a region: weighted sums."""
-    average_slices(unpacked(given), staged, output, split, first, last)
+    average_slices(given, staged, room_of(given, staged), output, split, first, last)
 
 
 @kernel
 def _choose(given, staged, output, argmax, split, first, last):
     """The same: the largest pixels, and which they are."""
-    choose_slices(unpacked(given), staged, output, argmax, split, first, last)
+    room, pixels = room_of(given, staged), chosen_of(given)
+    choose_slices(given, staged, room, pixels, output, argmax, split, first, last)
 
 
 # By the number of arrays that are filled

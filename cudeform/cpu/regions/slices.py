@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from cudeform.cpu.language.compiler import inlined
-from cudeform.cpu.language.scratch import zeroed
+from cudeform.cpu.language.bare import bare
+from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import (
     blend_tile,
     largest_of_tile,
@@ -19,32 +18,32 @@ from cudeform.cpu.regions.staging import slice_of
 __all__ = ["average_slices", "choose_slices"]
 
 
-@inlined
-def average_slices(work, staged, output, split, first, last):
+@inner
+def average_slices(given, staged, room, output, split, first, last):
     """Tasks `first` to `last` of a round, each a slice of some rows of the bins of a region, of
     which there are `split` times as many as regions: weighted sums.
     """
-    _visit(work, staged, (output,), split, first, last, _blend)
+    _visit(given, bare(staged, 0), room, (bare(output, 0),), split, first, last, _blend)
 
 
-@inlined
-def choose_slices(work, staged, output, argmax, split, first, last):
+@inner
+def choose_slices(given, staged, room, pixels, output, argmax, split, first, last):
     """The same: the largest pixels, and which they are."""
-    pixels = zeroed(work.job.tile * work.job.pitch, np.int32)
-    _visit(work, staged, (output, argmax, pixels), split, first, last, _largest)
+    results = bare(output, 0), bare(argmax, 0), bare(pixels, 0)
+    _visit(given, bare(staged, 0), room, results, split, first, last, _largest)
 
 
 @inlined
-def _visit(work, staged, results, split, first, last, use):
+def _visit(given, staged, room, results, split, first, last, use):
     """Call `use` for every tile of the tasks, with where its results begin."""
+    work = unpacked(given)
     job, part, regions, piece = work
-    tile = tile_of(job, staged)
-    values = zeroed(job.tile * job.pitch, staged.dtype)
+    tile, values = tile_of(job, room)
     slices = part.slice_end - part.slice_begin
     high = job.tile // job.bins_x
     for task in range(first, last):
         rows, s = task // slices, part.slice_begin + task % slices
-        t, rows = piece.begin + rows // split, rows % split
+        t, rows = piece.span.begin + rows // split, rows % split
         begin, end = job.bins_y * rows // split, job.bins_y * (rows + 1) // split
         locate_region(job, regions, t, begin, end, tile)
         for c in range(part.class_begin, part.class_end):

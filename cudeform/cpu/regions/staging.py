@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.language.compiler import inlined, kernel, records
+from cudeform.cpu.language.bare import bare, records
+from cudeform.cpu.language.compiler import inlined, inner, kernel
 from cudeform.cpu.language.dtypes import copy
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import read_rows
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.strided import aligned, lying
-from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
+from cudeform.cpu.language.transpose import frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import (
     Job,
@@ -34,6 +35,7 @@ __all__ = [
     "lay_out",
     "reading",
     "room",
+    "rows_of",
     "slice_of",
     "staged_rounds",
     "unstage",
@@ -231,34 +233,70 @@ def _chunk(job, part, view, origin, starts, task):
 
 
 @inlined
-def _visit(numbers, origin, starts, staged, flat, first, last, copy):
-    """Copy pieces `first` to `last`, each a few pixels of a slice of a frame."""
-    job, part, view = _read(numbers)
-    rows = zeroed(job.pitch * _PIXELS, staged.dtype)
-    for task in range(first, last):
+def rows_of(job, like):
+    """Memory for the rows of the pixels that are laid out in one go."""
+    return zeroed(job.pitch * _PIXELS, like.dtype)
+
+
+@inlined
+def _visit(views, places, staged, flat, rows, tasks, copy):
+    """Copy some pieces, each a few pixels of a slice of a frame."""
+    job, part, view = views
+    origin, starts = bare(places[0], 0), bare(places[1], 0)
+    frames, planes, room = bare(staged, 0), bare(flat, 0), bare(rows, 0)
+    for task in range(tasks[0], tasks[1]):
         at, other, pixels, channels = _chunk(job, part, view, origin, starts, task)
-        copy(staged, flat, (at, job.pitch), (other, view.channel), (channels, pixels), rows)
+        copy(frames, planes, (at, job.pitch), (other, view.channel), (channels, pixels), room)
+
+
+@inner
+def lay_out(views, places, source, staged, rows, tasks):
+    """Some pieces of the pixels of a round, not of 16 bits."""
+    _visit(views, places, staged, source, rows, tasks, _lay_out)
+
+
+@inner
+def _lay_out_wide(views, places, source, staged, rows, tasks):
+    _visit(views, places, staged, source, rows, tasks, _read_wide)
+
+
+@inner
+def _lay_back(views, places, staged, output, rows, tasks):
+    _visit(views, places, staged, output, rows, tasks, _write)
 
 
 @kernel
 def _stage(numbers, origin, starts, source, staged, first, last):
-    lay_out(numbers, origin, starts, source, staged, first, last)
-
-
-@inlined
-def lay_out(numbers, origin, starts, source, staged, first, last):
-    """Pieces `first` to `last` of the pixels of a round, not of 16 bits."""
-    _visit(numbers, origin, starts, staged, source, first, last, _lay_out)
+    views = _read(numbers)
+    rows = rows_of(views[0], staged)
+    lay_out(views, (origin, starts), source, staged, rows, (first, last))
 
 
 @kernel
 def _widen(numbers, origin, starts, source, staged, first, last):
-    _visit(numbers, origin, starts, staged, source, first, last, _lay_out_wide)
+    views = _read(numbers)
+    rows = rows_of(views[0], staged)
+    _lay_out_wide(views, (origin, starts), source, staged, rows, (first, last))
 
 
 @kernel
 def _unstage(numbers, origin, starts, staged, output, first, last):
-    _visit(numbers, origin, starts, staged, output, first, last, _lay_back)
+    views = _read(numbers)
+    rows = rows_of(views[0], staged)
+    _lay_back(views, (origin, starts), staged, output, rows, (first, last))
+
+
+@inlined
+def _copy(source, at, target, to, count):
+    for i in range(count):
+        target[to + i] = source[at + i]
+
+
+@inlined
+def _clear(rows, channels, pitch):
+    """What is no channel must not be NaN."""
+    for i in range(channels * _PIXELS, pitch * _PIXELS):
+        rows[i] = 0
 
 
 @inlined
@@ -266,34 +304,34 @@ def _lay_out(staged, source, frame, plane, size, rows):
     """From planes into a frame; `size` is (channels, pixels)."""
     (to, pitch), (at, of_channel), (channels, pixels) = frame, plane, size
     if pitch == 1:
-        copy_plain(source, at, staged, to, pixels)
+        _copy(source, at, staged, to, pixels)
     elif channels == pitch:
         transpose(source, at, of_channel, channels, pixels, staged, to, pitch)
-    else:  # whole vectors are quicker, and what is no channel must not be NaN
+    else:  # whole vectors are quicker
         for k in range(channels):
-            copy_plain(source, at + k * of_channel, rows, k * _PIXELS, pixels)
-        rows[channels * _PIXELS :] = 0
-        transpose(rows, np.int64(0), _PIXELS, pitch, pixels, staged, to, pitch)
+            _copy(source, at + k * of_channel, rows, k * _PIXELS, pixels)
+        _clear(rows, channels, pitch)
+        transpose(rows, 0, _PIXELS, pitch, pixels, staged, to, pitch)
 
 
 @inlined
-def _lay_out_wide(staged, source, frame, plane, size, rows):
+def _read_wide(staged, source, frame, plane, size, rows):
     """The same from 16 bits."""
     (to, pitch), (at, of_channel), (channels, pixels) = frame, plane, size
     read_rows(source, rows, (at, of_channel, 0, _PIXELS), size)
-    rows[channels * _PIXELS :] = 0
-    transpose(rows, np.int64(0), _PIXELS, pitch, pixels, staged, to, pitch)
+    _clear(rows, channels, pitch)
+    transpose(rows, 0, _PIXELS, pitch, pixels, staged, to, pitch)
 
 
 @inlined
-def _lay_back(staged, output, frame, plane, size, rows):
+def _write(staged, output, frame, plane, size, rows):
     """From a frame into planes."""
     (at, pitch), (to, of_channel), (channels, pixels) = frame, plane, size
     if pitch == 1:
-        copy_plain(staged, at, output, to, pixels)
+        _copy(staged, at, output, to, pixels)
     elif channels == pitch:
         transpose(staged, at, pitch, pixels, channels, output, to, of_channel)
     else:
-        transpose(staged, at, pitch, pixels, pitch, rows, np.int64(0), _PIXELS)
+        transpose(staged, at, pitch, pixels, pitch, rows, 0, _PIXELS)
         for k in range(channels):
-            copy_plain(rows, k * _PIXELS, output, to + k * of_channel, pixels)
+            _copy(rows, k * _PIXELS, output, to + k * of_channel, pixels)

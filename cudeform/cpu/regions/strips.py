@@ -8,19 +8,20 @@ large as it likes, and planes may have any strides and 16 bits.
 
 from __future__ import annotations
 
-import numpy as np
-
+from cudeform.cpu.language.bare import bare
 from cudeform.cpu.language.compiler import inlined, inner, kernel, unrolled
 from cudeform.cpu.language.halves import element
-from cudeform.cpu.language.scratch import empty, zeroed
+from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
-from cudeform.cpu.regions.blocking import unpacked
+from cudeform.cpu.regions.blocking import job_in, unpacked
 from cudeform.cpu.regions.patches import (
     ELSEWHERE,
+    chosen_of,
     locate_region,
     locate_tile,
     patch_of,
     put_found,
+    room_of,
     tile_of,
 )
 from cudeform.cpu.regions.results import add_elements, read_gradients, result_at, write_results
@@ -54,34 +55,43 @@ def slice_in_planes(job, regions, planes, t, c, s):
 def row_of_bins(job, part, piece, task):
     """(region, slice, row of bins) of a task."""
     slices = part.slice_end - part.slice_begin
-    t = piece.begin + task // (slices * job.bins_y)
+    t = piece.span.begin + task // (slices * job.bins_y)
     return t, part.slice_begin + task % slices, task // slices % job.bins_y
 
 
 @kernel
 def pool(given, starts, view, source, output, first, last):
     """Tasks `first` to `last`, each a row of bins of a slice of a region: weighted sums."""
-    job = unpacked(given).job
-    strip, subtotals = zeroed(_STRIP * job.pitch, output.dtype), zeroed(job.pitch, output.dtype)
-    planes, room = (starts, view, source), (strip, subtotals)
-    _visit(given, planes, (output,), (first, last), _blend, room)
+    strip = zeroed((_STRIP + 1) * job_in(given).pitch, output.dtype)
+    planes, tasks = (starts, view, source), (first, last)
+    _pool(given, planes, output, strip, room_of(given, output), tasks)
+
+
+@inner
+def _pool(given, planes, output, strip, room, tasks):
+    _visit(given, planes, (bare(output, 0), bare(output, 0)), bare(strip, 0), room, tasks, _blend)
 
 
 @kernel
 def choose(given, starts, view, source, output, argmax, first, last):
     """The same: the largest pixels, and which they are."""
-    job = unpacked(given).job
-    planes, room = (starts, view, source), zeroed(job.tile * job.pitch, np.int32)
-    _visit(given, planes, (output, argmax), (first, last), _largest, room)
+    planes, tasks = (starts, view, source), (first, last)
+    _choose(given, planes, (output, argmax), chosen_of(given), room_of(given, output), tasks)
+
+
+@inner
+def _choose(given, planes, results, pixels, room, tasks):
+    results = bare(results[0], 0), bare(results[1], 0)
+    _visit(given, planes, results, bare(pixels, 0), room, tasks, _largest)
 
 
 @inlined
-def _visit(given, planes, results, tasks, use, room):
+def _visit(given, planes, results, more, room, tasks, use):
     """Call `use` for every row of bins of the tasks, with where its results begin."""
     work = unpacked(given)
     job, part, regions, piece = work
-    tile = tile_of(job, results[0])
-    values = zeroed(job.tile * job.pitch, results[0].dtype)
+    planes = bare(planes[0], 0), planes[1], bare(planes[2], 0)
+    tile, values = tile_of(job, room)
     for task in range(tasks[0], tasks[1]):
         t, s, i = row_of_bins(job, part, piece, task)
         locate_region(job, regions, t, i, i + 1, tile)
@@ -89,34 +99,42 @@ def _visit(given, planes, results, tasks, use, room):
             begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
             locate_tile(work, (t, c, s), (begin, of_group), i, i + 1, tile)
             to = result_at(work, t, c, s) + i * job.bins_x
-            use(job, tile, (channels, s, to), planes, values, results, room)
+            use(job, tile, (channels, s, to), planes, values, results, more)
             write_results(job, tile, job.bins_x, s, values, results[0], to)
 
 
 @inlined
-def _blend(job, tile, place, planes, values, results, room):
-    blend_bins(job, tile, planes, place[0], room[0], room[1], values)
+def _blend(job, tile, place, planes, values, results, strip):
+    subtotals = bare(strip, _STRIP * job.pitch)
+    blend_bins(job, tile, planes, place[0], strip, subtotals, values)
 
 
 @inlined
-def _largest(job, tile, place, planes, values, results, room):
+def _largest(job, tile, place, planes, values, results, pixels):
     channels, s, to = place
-    _choose(job, tile, planes, channels, values, room)
-    write_results(job, tile, job.bins_x, s, room, results[1], to)
+    _largest_of_bins(job, tile, planes, channels, values, pixels)
+    write_results(job, tile, job.bins_x, s, pixels, results[1], to)
 
 
 @kernel
 def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, last):
     """Tasks `first` to `last`, each a region: gradients of its offsets and masks."""
+    job = job_in(given)
+    memory = zeroed(3 * job.tile + (_STRIP + 5) * job.pitch, grad.dtype)
+    planes, sums = (starts, view, source), (grad_offset, grad_mask)
+    _measure(given, planes, grad, room_of(given, grad), memory, sums, first, last)
+
+
+@inner
+def _measure(given, planes, grad, room, memory, sums, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
-    planes = starts, view, source
-    tile = tile_of(job, grad)
-    values = zeroed(job.tile * job.pitch, grad.dtype)
-    found = empty(3 * job.tile, grad.dtype)
-    strip = zeroed(_STRIP * job.pitch, grad.dtype)
-    sums = zeroed(5 * job.pitch, grad.dtype)
-    for t in range(piece.begin + first, piece.begin + last):
+    planes = bare(planes[0], 0), planes[1], bare(planes[2], 0)
+    tile, values = tile_of(job, room)
+    strip, summed = bare(memory, 0), bare(memory, _STRIP * job.pitch)
+    found, grad = bare(memory, (_STRIP + 5) * job.pitch), bare(grad, 0)
+    targets = bare(sums[0], 0), bare(sums[1], 0), sums[0].size > 0, sums[1].size > 0
+    for t in range(piece.span.begin + first, piece.span.begin + last):
         for i in range(job.bins_y):
             locate_region(job, regions, t, i, i + 1, tile)
             for c in range(part.class_begin, part.class_end):
@@ -124,8 +142,7 @@ def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, la
                     begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
                     locate_tile(work, (t, c, s), (begin, of_group), i, i + 1, tile)
                     read_gradients(work, (t, c, s), grad, i, job.bins_x, values)
-                    measure_bins(job, tile, planes, channels, strip, sums, values, found)
-                    targets = grad_offset, grad_mask
+                    measure_bins(job, tile, planes, channels, strip, summed, values, found)
                     add_elements(job, regions, (t, c, i), job.bins_x, tile.factor, found, targets)
 
 
@@ -193,7 +210,7 @@ def blend_bins(job, tile, planes, channels, strip, subtotals, target):
 
 
 @inner
-def _choose(job, tile, planes, channels, best, chosen):
+def _largest_of_bins(job, tile, planes, channels, best, chosen):
     """As `largest_of_tile`, of a row of bins."""
     pixel = tile.pixel
     for n in range(job.bins_x):
@@ -246,9 +263,11 @@ def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
         if start == ELSEWHERE:
             continue
         y0, y1, x0, x1 = patch_of(tile, n)
-        sums[: 3 * pitch] = 0
+        for c in range(3 * pitch):
+            sums[c] = zero
         for a in range(y0, y1 if whole else y0):
-            sums[3 * pitch :] = 0
+            for c in range(3 * pitch, 5 * pitch):
+                sums[c] = zero
             for b0 in range(x0, x1, _STRIP):
                 b1 = min(b0 + _STRIP, x1)
                 span = b0, b1
