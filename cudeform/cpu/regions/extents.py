@@ -144,10 +144,10 @@ def reach_of_regions(
                 for end in (np.fmin, np.fmax)
             ]
             low, high = low + np.fmin(*moved), high + np.fmax(*moved)
-        slack = 3 + 8 * eps * (np.abs(start) + np.abs(low) + np.abs(high))
+        slack = 1 + 8 * eps * (np.abs(start) + np.abs(low) + np.abs(high))
         # NaN, where nothing is read or where an infinite offset meets nothing to move by
         first = np.nan_to_num(np.floor(start + low - slack), nan=0.0)
-        last = np.nan_to_num(np.ceil(start + high + slack), nan=1.0)
+        last = np.nan_to_num(np.ceil(start + high + slack) + 1, nan=1.0)  # of two that are read
         ends = np.clip(first, 0, size - 1), np.clip(last, 1, size)
         found.append(np.stack(ends, 1).astype(np.int64))
     return found[0], found[1]

@@ -19,7 +19,9 @@ __all__ = ["framed"]
 
 _SIDES = 64, 1024  # of a frame, in pixels; the second for regions that are larger than the first
 _LEAST = 8
-_SHARED = 16  # not less where it is for the threads: each frame locates its regions
+# Not less where it is for the threads: what lies in several frames is located in each
+_SHARED = 16
+_BINS = 8
 _ROOM = 2**2  # frames that fit in the workspace with `_CHANNELS`, at least
 _CHANNELS = 16
 _LISTED = 2**14  # regions in frames at a time, each of some 200 bytes,
@@ -40,13 +42,15 @@ def framed(
 
     Frames are smaller where there are not so many as `wanted`.
     """
-    large = max((ends[:, 1] - ends[:, 0]).mean() for ends in reach) > _SIDES[0]
+    extents = [(ends[:, 1] - ends[:, 0]).mean() for ends in reach]
+    bin = max(extent / bins for extent, bins in zip(extents, plan.bins, strict=True))
+    large = max(extents) > _SIDES[0]
     side, channels = _SIDES[int(large)], min(plan.channels, _CHANNELS)
     room = workspace.SCRATCH_BYTES // (_ROOM * channels * itemsize)  # pixels
     while side > _LEAST and side**2 > room:
         side //= 2
     pixels = len(regions.images) * plan.height * plan.width
-    while side > _SHARED and pixels < wanted * side**2:
+    while side > max(_SHARED, _BINS * bin) and pixels < wanted * side**2:
         side //= 2
     frame = min(side, plan.height), min(side, plan.width)
     # Image, rows and columns of frames, each from the first to the last that a region reaches

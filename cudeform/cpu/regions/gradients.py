@@ -226,11 +226,11 @@ def _spread_slices(given, target, grad, room, first, last):
         since, until = regions.first[u], regions.first[u + 1]
         for t in range(max(since, piece.span.begin), min(until, piece.span.end)):
             locate_region(job, regions, t, begin, end, tile)
-            first_row, last_row = reached(job, tile, begin, end)
+            first_row, last_row, left, right = reached(job, tile, begin, end)
             for top in range(first_row, last_row, high):
                 bottom = min(top + high, last_row)
                 count = (bottom - top) * job.bins_x
-                locate_tile(work, (t, c, s), starts, top, bottom, tile)
+                locate_tile(work, (t, c, s), starts, (top, bottom), (left, right), tile)
                 read_gradients(work, (t, c, s), grad, top, count, values)
                 spread_tile(tile, count, values, job.pitch, line, target)
 
@@ -280,7 +280,7 @@ def _measure_regions(given, staged, grad, room, found, sums, first, last):
                 for top in range(0, job.bins_y, high):
                     bottom = min(top + high, job.bins_y)
                     count = (bottom - top) * job.bins_x
-                    locate_tile(work, (t, c, s), starts, top, bottom, tile)
+                    locate_tile(work, (t, c, s), starts, (top, bottom), (0, job.bins_x), tile)
                     read_gradients(work, (t, c, s), grad, top, count, values)
                     measure_tile(tile, count, staged, job.pitch, line, values, found)
                     add_elements(job, regions, (t, c, top), count, tile.factor, found, targets)

@@ -121,72 +121,97 @@ def locate_region(job, regions, t, top, bottom, tile):
     """Find what the bins of region t read from row `top` to `bottom`, if they do not move."""
     if job.deformable:
         return
-    numbers, counts, pixel, weight = regions.numbers, regions.counts, tile.pixel, tile.weight
-    still = weight.dtype.type(0)
-    for i in range(top, bottom):
-        _locate(job, numbers, counts, t, False, i, still, pixel, weight, i * job.slot)
-    for j in range(job.bins_x):
-        at = (job.bins_y + j) * job.slot
-        _locate(job, numbers, counts, t, True, j, still, pixel, weight, at)
-    if _framed(job):
-        rows, columns = frame_of(job, regions, regions.place[t])
-        keep_within(rows, top, bottom, 1, job.slot, pixel, weight)
-        keep_within(columns, job.bins_y, job.bins_y + job.bins_x, 1, job.slot, pixel, weight)
+    _locate_all(job, regions, tile, (t, False), (top, bottom), 0)
+    _locate_all(job, regions, tile, (t, True), (0, job.bins_x), job.bins_y)
+
+
+@inlined
+def _locate_all(job, regions, tile, axis, bins, before):
+    """The same along one axis: some bins, whose axes follow those `before`."""
+    t, along_x = axis
+    still = tile.weight.dtype.type(0)
+    first, last = _near(job, regions, t, along_x)
+    for i in range(bins[0], bins[1]):
+        at = (before + i) * job.slot
+        if i >= first and i < last:
+            _locate(job, regions, tile, (t, along_x, i, still), at)
+        else:
+            tile.pixel[at] = tile.pixel[at + 1] = 0
+
+
+@inlined
+def _near(job, regions, t, along_x):
+    """The bins along an axis that may read pixels of their frame, from the first up to the last."""
+    k = t * NUMBERS + (ALONG_X if along_x else 0)
+    bins = job.bins_x if along_x else job.bins_y
+    rows, columns = frame_of(job, regions, regions.place[t])
+    (top, bottom), size = (columns, job.width) if along_x else (rows, job.height)
+    start, extent = regions.numbers[k + START], regions.numbers[k + SIZE]
+    first, last = np.int64(0), np.int64(bins)
+    if _framed(job) and extent > 0:
+        # A bin reads one pixel beyond it; the other is for what is rounded.
+        begin = min(max((top - 2 - start) / extent, 0.0), 1.0) if top > 0 else 0.0
+        end = min(max((bottom + 1 - start) / extent, 0.0), 1.0) if bottom < size else 1.0
+        first, last = max(np.int64(begin * bins) - 1, 0), min(np.int64(end * bins) + 1, bins)
+    return first, last
 
 
 @inlined
 def reached(job, tile, top, bottom):
-    """Of these rows of the bins of a region those that read anything, from the first to the last:
-    a region that lies in several frames has most of them in one.
+    """Of these rows of the bins of a region, and of all columns, those that read anything, from
+    the first to the last: a region that lies in several frames has most of them in one.
     """
-    if job.deformable:
-        return top, bottom
-    left, right = job.bins_y, job.bins_y + job.bins_x
-    while left < right and tile.pixel[left * job.slot] == 0:
-        left += 1
-    while top < bottom and tile.pixel[top * job.slot] == 0:
-        top += 1
-    while top < bottom and tile.pixel[(bottom - 1) * job.slot] == 0:
-        bottom -= 1
-    return top, bottom if left < right else top
+    left, right = 0, job.bins_x
+    if not job.deformable:
+        top, bottom = _reached(job, tile, top, bottom)
+        left, right = _reached(job, tile, job.bins_y, job.bins_y + job.bins_x)
+        left, right = left - job.bins_y, right - job.bins_y
+    return top, bottom if left < right else top, left, right
+
+
+@inlined
+def _reached(job, tile, first, last):
+    """Of these axes those that have entries, from the first to the last."""
+    while first < last and tile.pixel[first * job.slot] == 0:
+        first += 1
+    while first < last and tile.pixel[(last - 1) * job.slot] == 0:
+        last -= 1
+    return first, last
 
 
 @inner
-def locate_tile(work, where, starts, top, bottom, tile):
-    """Let a tile be the rows of bins from `top` to `bottom` of (region, class, slice).
+def locate_tile(work, where, starts, rows, columns, tile):
+    """Let a tile be some rows of bins of (region, class, slice), but for those of other columns.
 
     `starts` is where group 0 of the slice begins, and how far the groups are from each other.
     """
     job, part, regions, piece = work
-    numbers, counts, offset, mask = regions.numbers, regions.counts, piece.offset, piece.mask
-    pixel, weight = tile.pixel, tile.weight
+    offset, mask, pixel = piece.offset, piece.mask, tile.pixel
     t, c, s = where
     row = row_of(work, t)
-    for i in range(top, bottom):
+    for i in range(rows[0], rows[1]):
         gy = i * job.groups_y // job.bins_y
         for j in range(job.bins_x):
-            n = (i - top) * job.bins_x + j
+            n = (i - rows[0]) * job.bins_x + j
+            if j < columns[0] or j >= columns[1]:
+                tile.start[n] = ELSEWHERE
+                continue
             y_at, x_at = i * job.slot, (job.bins_y + j) * job.slot
             if job.deformable:
                 y_at, x_at = 2 * n * job.slot, (2 * n + 1) * job.slot
                 x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
                 y = x + job.part_y * job.part_x
-                _locate(job, numbers, counts, t, False, i, offset[y], pixel, weight, y_at)
-                _locate(job, numbers, counts, t, True, j, offset[x], pixel, weight, x_at)
+                _locate(job, regions, tile, (t, False, i, offset[y]), y_at)
+                _locate(job, regions, tile, (t, True, j, offset[x]), x_at)
             g = gy * job.groups_x + j * job.groups_x // job.bins_x
             inside = g >= part.group_begin and g < part.group_end
             tile.down[n], tile.across[n] = y_at, x_at
             tile.start[n] = starts[0] + g * starts[1] if inside else ELSEWHERE
-            tile.share[n], tile.factor[n] = numbers[t * NUMBERS + SHARE], 1
+            tile.share[n], tile.factor[n] = regions.numbers[t * NUMBERS + SHARE], 1
             if job.corners or job.covers:
-                tile.share[n] = share_of(pixel[y_at + 1], pixel[x_at + 1], weight)
+                tile.share[n] = share_of(pixel[y_at + 1], pixel[x_at + 1], tile.weight)
             if job.modulated:
                 tile.factor[n] = mask[element_of(job, row, c, job.classes, i, j)]
-    if job.deformable and _framed(job):
-        rows, columns = frame_of(job, regions, regions.place[t])
-        axes = 2 * (bottom - top) * job.bins_x
-        keep_within(rows, 0, axes, 2, job.slot, pixel, weight)
-        keep_within(columns, 1, axes, 2, job.slot, pixel, weight)
 
 
 @inlined
@@ -210,17 +235,38 @@ def frame_of(job, regions, u):
 
 
 @inner
-def _locate(job, numbers, counts, t, along_x, i, shift, pixel, weight, at):
-    """Find what bin i of region t reads along one axis, moved by so many units of offset."""
+def _locate(job, regions, tile, bin, at):
+    """Find what of its frame a bin reads along one axis; for `bin` see `samples_of`."""
+    t, along_x, i, _ = bin
+    numbers, pixel, weight = regions.numbers, tile.pixel, tile.weight
+    rows, columns = frame_of(job, regions, regions.place[t])
+    span, size = (columns, job.width) if along_x else (rows, job.height)
+    pixel[at] = pixel[at + 1] = 0
     if job.covers:
         begin, end = covered(job, numbers, (t, along_x, i))
         for n in range(end - begin):
             pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
         pixel[at] = pixel[at + 1] = end - begin
-        return
-    samples = samples_of(job, numbers, counts, (t, along_x, i, shift))
-    size = job.width if along_x else job.height
-    pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+    else:
+        samples = samples_of(job, numbers, regions.counts, bin)
+        if _framed(job) and _beside(samples, size, span):
+            return
+        entries, inside = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+        pixel[at], pixel[at + 1] = entries, inside
+    if _framed(job):
+        keep_within(span, pixel, weight, at)
+
+
+@inlined
+def _beside(samples, size, span):
+    """Whether samples read no pixel of a frame, as far as that is plain."""
+    first, spacing, count = samples
+    real = type(first)
+    last = first + real(count - 1) * spacing
+    low, high = min(first, last) - real(1), max(first, last) + real(2)
+    # What is outside of the image reads its edge.
+    before, behind = span[0] > 0 and high < real(span[0]), span[1] < size and low > real(span[1])
+    return before or behind
 
 
 @inlined

@@ -51,7 +51,7 @@ def _visit(given, staged, room, results, split, first, last, use):
             for top in range(begin, end, high):
                 bottom = min(top + high, end)
                 count = (bottom - top) * job.bins_x
-                locate_tile(work, (t, c, s), starts, top, bottom, tile)
+                locate_tile(work, (t, c, s), starts, (top, bottom), (0, job.bins_x), tile)
                 to = result_at(work, t, c, s) + top * job.bins_x
                 use(job, tile, (count, s, to), staged, values, results)
                 write_results(job, tile, count, s, values, results[0], to)

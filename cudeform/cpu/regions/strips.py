@@ -97,7 +97,7 @@ def _visit(given, planes, results, more, room, tasks, use):
         locate_region(job, regions, t, i, i + 1, tile)
         for c in range(part.class_begin, part.class_end):
             begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
-            locate_tile(work, (t, c, s), (begin, of_group), i, i + 1, tile)
+            locate_tile(work, (t, c, s), (begin, of_group), (i, i + 1), (0, job.bins_x), tile)
             to = result_at(work, t, c, s) + i * job.bins_x
             use(job, tile, (channels, s, to), planes, values, results, more)
             write_results(job, tile, job.bins_x, s, values, results[0], to)
@@ -140,7 +140,9 @@ def _measure(given, planes, grad, room, memory, sums, first, last):
             for c in range(part.class_begin, part.class_end):
                 for s in range(part.slice_begin, part.slice_end):
                     begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
-                    locate_tile(work, (t, c, s), (begin, of_group), i, i + 1, tile)
+                    locate_tile(
+                        work, (t, c, s), (begin, of_group), (i, i + 1), (0, job.bins_x), tile
+                    )
                     read_gradients(work, (t, c, s), grad, i, job.bins_x, values)
                     measure_bins(job, tile, planes, channels, strip, summed, values, found)
                     add_elements(job, regions, (t, c, i), job.bins_x, tile.factor, found, targets)
