@@ -6,10 +6,10 @@ from runs import runs_with
 
 import cudeform
 from cudeform import threads
-from cudeform.cpu.language.compiler import kernel
+from cudeform.cpu.language.bare import lender
 from cudeform.cpu.regions import gradients
 from cudeform.cpu.regions.blocking import unpacked
-from cudeform.cpu.regions.patches import bins_of, locate_region, reached, room_of, tile_of
+from cudeform.cpu.regions.patches import bins_of, locate_region, reached, return_tile, tile_of
 
 THREADS = 64
 TASKS = 4 * THREADS
@@ -102,12 +102,12 @@ def test_passes_over_the_weights_have_more_tasks_than_slices():
     assert tasks["collect_weight"] >= 16
 
 
-@kernel
+@lender
 def _count_bins(given, like, first, last):
     """The bins that some tasks of a gradient go through, each with the channels of a slice."""
     work = unpacked(given)
-    room, count = room_of(given, like), 0
-    tile, _ = tile_of(work.job, room)
+    tile, _, memory = tile_of(work.job, like)
+    count = 0
     for task in range(first, last):
         u, _, gy, _ = gradients._task(work.job, work.part, task)
         begin, end = bins_of(work.job.bins_y, work.job.groups_y, gy)
@@ -115,7 +115,8 @@ def _count_bins(given, like, first, last):
             locate_region(work.job, work.regions, t, begin, end, tile)
             top, bottom, left, right = reached(work.job, tile, begin, end)
             count += (bottom - top) * (right - left)
-    return count * work.job.slice_channels, room
+    return_tile(memory)
+    return count * work.job.slice_channels
 
 
 @pytest.mark.parametrize("count, channels, size, boxes", [(2, 16, 64, 10_000), (1, 64, 256, 1000)])
@@ -124,7 +125,7 @@ def test_frames_for_64_threads_make_little_more_work(monkeypatch, count, channel
     found = []
 
     def _spread(given, target, grad, first, last):
-        found.append(_count_bins(given, target, first, last)[0])
+        found.append(_count_bins(given, target, first, last))
 
     monkeypatch.setattr(gradients, "_spread", _spread)
     _, backward = pooling("roi_align", count, channels, size, boxes)

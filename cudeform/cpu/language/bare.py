@@ -2,7 +2,7 @@
 
 Numba's array has seven parts, and with each function that takes some of them, and each tuple that
 holds them, the code that LLVM has to read grows by as many instructions. Whoever makes a bare array
-keeps the memory: a kernel takes it, and calls an `inner` function that works with what is bare.
+keeps the memory: the caller of a kernel that of its arguments, and a kernel what it is lent.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.imputils import lower_builtin, lower_getattr_generic
+from numba.core.runtime.context import NRTContext
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, models, register_model
 
+from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.simd import pointer_to
 
-__all__ = ["bare", "records"]
+__all__ = ["bare", "cleared", "give_back", "lender", "lent", "records"]
 
 
 class _Bare(types.Array):
@@ -38,6 +41,21 @@ class _BareModel(models.StructModel):
         super().__init__(manager, array, [("data", types.CPointer(array.dtype))])
 
 
+class _Lent(_Bare):
+    """The same, of memory that has to be given back."""
+
+
+_ALIGNMENT = 64  # bytes: a line of the cache
+_OWNER = types.MemInfoPointer(types.voidptr)
+
+
+@register_model(_Lent)
+class _LentModel(models.StructModel):
+    def __init__(self, manager: Any, array: _Lent) -> None:
+        members = [("data", types.CPointer(array.dtype)), ("owner", types.voidptr)]
+        super().__init__(manager, array, members)
+
+
 @intrinsic
 def bare(typingctx, array, first):
     """A flat array from this element on."""
@@ -49,6 +67,54 @@ def bare(typingctx, array, first):
         return made._getvalue()
 
     return result(array, types.intp), codegen
+
+
+def lender(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel that counts no references: what it is `lent` it gives back."""
+    return kernel(function, _nrt=False)
+
+
+def _lend(dtype: Any, clear: bool) -> Any:
+    """An intrinsic's type and code."""
+    result = _Lent(dtype.dtype)
+
+    def codegen(context, builder, signature, args):
+        references = NRTContext(context, True)
+        itemsize = context.get_constant(types.intp, dtype.dtype.bitwidth // 8)
+        size = builder.mul(args[0], itemsize)
+        array = context.make_array(result)(context, builder)
+        array.owner = references.meminfo_alloc_aligned(builder, size, _ALIGNMENT)
+        data = references.meminfo_data(builder, array.owner)
+        if clear:
+            cgutils.memset(builder, data, size, 0)
+        array.data = builder.bitcast(data, array.data.type)
+        return array._getvalue()
+
+    return result(types.intp, dtype), codegen
+
+
+@intrinsic
+def lent(typingctx, count, dtype):
+    """A bare array of so many numbers, aligned for the widest vectors, to be given back."""
+    return _lend(dtype, False)
+
+
+@intrinsic
+def cleared(typingctx, count, dtype):
+    """The same, of zeros."""
+    return _lend(dtype, True)
+
+
+@intrinsic
+def give_back(typingctx, array):
+    """The end of an array that was `lent`."""
+
+    def codegen(context, builder, signature, args):
+        owner = context.make_array(array)(context, builder, args[0]).owner
+        NRTContext(context, True).decref(builder, _OWNER, owner)
+        return context.get_dummy_value()
+
+    return types.void(array), codegen
 
 
 @lower_builtin(operator.getitem, _Bare, types.Integer)

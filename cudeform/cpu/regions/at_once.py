@@ -8,10 +8,9 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.bare import bare, records
-from cudeform.cpu.language.compiler import inlined, inner, kernel
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender, lent, records
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.memory import remembered
-from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import (
@@ -25,9 +24,8 @@ from cudeform.cpu.regions.blocking import (
     whole_span,
 )
 from cudeform.cpu.regions.extents import NUMBERS, count_integers, locate, regions_in, rules_of
-from cudeform.cpu.regions.patches import chosen_of, room_of
 from cudeform.cpu.regions.slices import average_slices, choose_slices
-from cudeform.cpu.regions.staging import View, contiguous, count_chunks, lay_out, room, rows_of
+from cudeform.cpu.regions.staging import View, contiguous, count_chunks, lay_out, room
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["Prepared", "pool_at_once", "prepared"]
@@ -94,43 +92,42 @@ def pool_at_once(
     pool(known.numbers, known.scales, *arrays, *(array.reshape(-1) for array in results))
 
 
-@kernel
+@lender
 def _average(numbers, scales, source, boxes, offset, mask, output):
-    memory = _memory(numbers, source)
-    tasks = _begin(numbers, scales, source, boxes, memory)
-    given = numbers, memory[0], memory[1], offset, mask
-    average_slices(given, memory[2], room_of(given, source), output, 1, 0, tasks)
+    given, staged, tasks = _begin(numbers, scales, source, boxes, offset, mask)
+    average_slices(given, staged, output, 1, 0, tasks)
+    _end(given, staged)
 
 
-@kernel
+@lender
 def _choose(numbers, scales, source, boxes, offset, mask, output, argmax):
-    memory = _memory(numbers, source)
-    tasks = _begin(numbers, scales, source, boxes, memory)
-    given = numbers, memory[0], memory[1], offset, mask
-    room, pixels = room_of(given, source), chosen_of(given)
-    choose_slices(given, memory[2], room, pixels, output, argmax, 1, 0, tasks)
+    given, staged, tasks = _begin(numbers, scales, source, boxes, offset, mask)
+    choose_slices(given, staged, output, argmax, 1, 0, tasks)
+    _end(given, staged)
 
 
 @inlined
-def _memory(numbers, like):
-    """For the regions and where images begin, for the images laid out, and to lay them out."""
-    job, _, span, _, sizes = _read(numbers)
-    found = empty(span.regions * NUMBERS, like.dtype)
-    integers = zeroed(sizes.integers + span.frames, np.int64)
-    return found, integers, empty(sizes.room, like.dtype), rows_of(job, like)
-
-
-@inner
-def _begin(numbers, scales, source, boxes, memory):
-    """Locate the regions, and lay the images out. Returns the number of tasks."""
+def _begin(numbers, scales, source, boxes, offset, mask):
+    """What is to be done, the image laid out for it, and the number of tasks."""
     job, part, span, view, sizes = _read(numbers)
-    found, integers, staged, rows = memory
+    found = lent(span.regions * NUMBERS, boxes.dtype)
+    integers = cleared(sizes.integers + span.frames, np.int64)
     regions = regions_in(found, integers, span.regions, span.frames)
     rules = sizes.rule, sizes.samples, job.bins_y, job.bins_x
     used = locate(rules, scales, bare(boxes, 0), regions, span.regions)
     starts = bare(integers, sizes.integers)
     for u in range(used):
         starts[u] = regions.images[u] * sizes.image
-    views, places = (job, part, view), (regions.origin, starts)
-    lay_out(views, places, source, staged, rows, (0, used * sizes.chunks))
-    return span.regions * (part.slice_end - part.slice_begin)
+    staged = lent(sizes.room, source.dtype)
+    views = job, part, view
+    lay_out(views, regions.origin, starts, source, staged, 0, used * sizes.chunks)
+    tasks = span.regions * (part.slice_end - part.slice_begin)
+    return (numbers, found, integers, offset, mask), staged, tasks
+
+
+@inlined
+def _end(given, staged):
+    _, found, integers, _, _ = given
+    give_back(found)
+    give_back(integers)
+    give_back(staged)

@@ -36,7 +36,6 @@ __all__ = [
     "count_groups",
     "effort",
     "effort_of",
-    "job_in",
     "job_of",
     "one_round",
     "packed",
@@ -173,12 +172,6 @@ def packed(work: Work) -> Packed:
 
 
 _read = records(Job, Round, Span)
-
-
-@inlined
-def job_in(given):
-    """The job of packed work."""
-    return _read(given[0])[0]
 
 
 @inlined

@@ -14,10 +14,9 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.bare import bare
-from cudeform.cpu.language.compiler import inlined, inner, kernel
+from cudeform.cpu.language.bare import bare, give_back, lender, lent
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.dtypes import rounded
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.regions import planes, strips
 from cudeform.cpu.regions.blocking import (
@@ -28,7 +27,6 @@ from cudeform.cpu.regions.blocking import (
     by_class,
     count_groups,
     effort,
-    job_in,
     job_of,
     one_round,
     packed,
@@ -46,7 +44,7 @@ from cudeform.cpu.regions.patches import (
     locate_tile,
     measure_tile,
     reached,
-    room_of,
+    return_tile,
     spread_tile,
     tile_of,
 )
@@ -205,17 +203,12 @@ def _works(
         yield work, values, tuple(by_class(job, array)[place] for array in argmax)
 
 
-@kernel
+@lender
 def _spread(given, target, grad, first, last):
     """Tasks `first` to `last` of a round: slices of images, and rows of groups."""
-    _spread_slices(given, target, grad, room_of(given, target), first, last)
-
-
-@inner
-def _spread_slices(given, target, grad, room, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
-    tile, values = tile_of(job, room)
+    tile, values, memory = tile_of(job, target)
     target, grad = bare(target, 0), bare(grad, 0)
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
@@ -233,6 +226,7 @@ def _spread_slices(given, target, grad, room, first, last):
                 locate_tile(work, (t, c, s), starts, (top, bottom), (left, right), tile)
                 read_gradients(work, (t, c, s), grad, top, count, values)
                 spread_tile(tile, count, values, job.pitch, line, target)
+    return_tile(memory)
 
 
 def group_rows(job: Job, part: Round) -> tuple[int, int]:
@@ -256,20 +250,15 @@ def _task(job, part, task):
     return part.image_begin + rest // classes, part.class_begin + rest % classes, gy, s
 
 
-@kernel
+@lender
 def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
     """Tasks `first` to `last` of a round, each a region: gradients of its offsets and masks."""
-    found, sums = empty(3 * job_in(given).tile, staged.dtype), (grad_offset, grad_mask)
-    _measure_regions(given, staged, grad, room_of(given, staged), found, sums, first, last)
-
-
-@inner
-def _measure_regions(given, staged, grad, room, found, sums, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
-    tile, values = tile_of(job, room)
-    staged, grad, found = bare(staged, 0), bare(grad, 0), bare(found, 0)
-    targets = bare(sums[0], 0), bare(sums[1], 0), sums[0].size > 0, sums[1].size > 0
+    tile, values, memory = tile_of(job, staged)
+    numbers = lent(3 * job.tile, staged.dtype)
+    staged, grad, found = bare(staged, 0), bare(grad, 0), bare(numbers, 0)
+    targets = bare(grad_offset, 0), bare(grad_mask, 0), grad_offset.size > 0, grad_mask.size > 0
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for t in range(piece.span.begin + first, piece.span.begin + last):
@@ -284,3 +273,5 @@ def _measure_regions(given, staged, grad, room, found, sums, first, last):
                     read_gradients(work, (t, c, s), grad, top, count, values)
                     measure_tile(tile, count, staged, job.pitch, line, values, found)
                     add_elements(job, regions, (t, c, top), count, tile.factor, found, targets)
+    return_tile(memory)
+    give_back(numbers)

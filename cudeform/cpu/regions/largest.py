@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from cudeform.cpu.language.bare import bare
-from cudeform.cpu.language.compiler import inlined, inner, kernel
-from cudeform.cpu.language.scratch import empty
+from cudeform.cpu.language.bare import bare, give_back, lender, lent
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.regions.axes import cell_along, reachable, reads_along
-from cudeform.cpu.regions.blocking import job_in, unpacked
+from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import samples_of
 from cudeform.cpu.regions.results import result_at
 from cudeform.cpu.regions.staging import slice_of
@@ -17,62 +16,55 @@ __all__ = ["pool", "pool_planes"]
 _NOWHERE = -2  # where a sample is that reads nothing
 
 
-@kernel
+@lender
 def pool(given, staged, output, ys, xs, first, last):
     """Tasks `first` to `last` of a round, each a slice of a region: the samples and where they are.
 
     Without classes and groups.
     """
-    _pool(given, staged, (output, ys, xs), _memory(given, staged), first, last)
-
-
-@inner
-def _pool(given, staged, results, memory, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
-    source = bare(staged, 0)
+    source, results = bare(staged, 0), (bare(output, 0), bare(ys, 0), bare(xs, 0))
+    memory = lent(4 * job.pitch, output.dtype)
     slices = part.slice_end - part.slice_begin
     for task in range(first, last):
         t = task // slices
         s = part.slice_begin + task - t * slices
         t += piece.span.begin
         start, _ = slice_of(job, part, regions.origin, regions.place[t], part.class_begin, s)
-        where = t, s, 0, job.bins_y
-        _visit(work, where, source, (start, job.pitch), _sample, results, memory)
+        where, room = (t, s, 0, job.bins_y), bare(memory, 0)
+        _visit(work, where, source, (start, job.pitch), _sample, results, room)
+    give_back(memory)
 
 
-@kernel
+@lender
 def pool_planes(given, starts, view, source, output, ys, xs, first, last):
     """Tasks `first` to `last`, each a row of bins of a slice of a region, of planes as they lie."""
-    planes, results = (starts, view, source), (output, ys, xs)
-    _pool_planes(given, planes, results, _memory(given, output), first, last)
-
-
-@inner
-def _pool_planes(given, planes, results, memory, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
-    planes = bare(planes[0], 0), planes[1], bare(planes[2], 0)
+    planes, results = (
+        (bare(starts, 0), view, bare(source, 0)),
+        (bare(output, 0), bare(ys, 0), bare(xs, 0)),
+    )
+    memory = lent(4 * job.pitch, output.dtype)
     for task in range(first, last):
         t, s, i = row_of_bins(job, part, piece, task)
         start, _, channels = slice_in_planes(job, regions, planes, t, part.class_begin, s)
-        where = t, s, i, i + 1
-        _visit(work, where, planes, (start, channels), _sample_of_planes, results, memory)
-
-
-@inlined
-def _memory(given, like):
-    """For a slice: values of a sample, then of the largest, and their places along y and x."""
-    return empty(4 * job_in(given).pitch, like.dtype)
+        where, room = (t, s, i, i + 1), bare(memory, 0)
+        _visit(work, where, planes, (start, channels), _sample_of_planes, results, room)
+    give_back(memory)
 
 
 @inlined
 def _visit(work, where, source, given, sample, results, memory):
-    """Write the largest samples of rows of bins: `where` is (region, slice, from row, to row)."""
+    """Write the largest samples of rows of bins: `where` is (region, slice, from row, to row).
+
+    In memory are values of a sample, then of the largest, and their places along y and x.
+    """
     job, part, regions, _ = work
     t, s, top, bottom = where
-    output, ys, xs = bare(results[0], 0), bare(results[1], 0), bare(results[2], 0)
-    values, best = bare(memory, 0), bare(memory, job.pitch)
+    output, ys, xs = results
+    values, best = memory, bare(memory, job.pitch)
     places = bare(memory, 2 * job.pitch), bare(memory, 3 * job.pitch)
     room = values, best, places
     bins = job.bins_y * job.bins_x

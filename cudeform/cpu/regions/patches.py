@@ -11,12 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare
+from cudeform.cpu.language.bare import bare, cleared, give_back, lent
 from cudeform.cpu.language.compiler import inlined, inner, unrolled
-from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.cpu.regions.axes import keep_within, locate_axis
-from cudeform.cpu.regions.blocking import job_in
 from cudeform.cpu.regions.extents import ALONG_X, NUMBERS, REACH, SHARE, SIZE, SPACING, START
 
 __all__ = [
@@ -24,7 +22,6 @@ __all__ = [
     "Tile",
     "bins_of",
     "blend_tile",
-    "chosen_of",
     "covered",
     "element_of",
     "frame_of",
@@ -35,7 +32,7 @@ __all__ = [
     "patch_of",
     "put_found",
     "reached",
-    "room_of",
+    "return_tile",
     "row_of",
     "samples_of",
     "share_of",
@@ -64,32 +61,13 @@ class Tile(NamedTuple):
 
 
 @inlined
-def room_of(given, like):
-    """Memory for a tile, and for what its bins are of a slice, 0 at first."""
-    job = job_in(given)
-    slots = _axes(job) * job.slot
-    integers = empty(slots + 3 * job.tile, np.int64)
-    numbers = empty(2 * slots + 2 * job.tile, like.dtype)
-    return integers, numbers, zeroed(job.tile * job.pitch, like.dtype)
-
-
-@inlined
-def chosen_of(given):
-    """Memory for which pixels the bins of a tile are."""
-    job = job_in(given)
-    return zeroed(job.tile * job.pitch, np.int32)
-
-
-@inlined
-def _axes(job):
-    return 2 * job.tile if job.deformable else job.bins_y + job.bins_x
-
-
-@inlined
-def tile_of(job, room):
-    """A tile in its room, and what else is there."""
-    integers, numbers, values = room
-    slots = _axes(job) * job.slot
+def tile_of(job, like):
+    """A tile, what its bins are of a slice, 0 at first, and the memory of both, to be returned."""
+    axes = 2 * job.tile if job.deformable else job.bins_y + job.bins_x
+    slots, results = axes * job.slot, job.tile * job.pitch
+    integers = lent(slots + 3 * job.tile, np.int64)
+    numbers = lent(2 * slots + 2 * job.tile, like.dtype)
+    values = cleared(results, like.dtype)
     tile = Tile(
         bare(integers, 0),
         bare(numbers, 0),
@@ -99,7 +77,16 @@ def tile_of(job, room):
         bare(numbers, 2 * slots),
         bare(numbers, 2 * slots + job.tile),
     )
-    return tile, bare(values, 0)
+    return tile, bare(values, 0), (integers, numbers, values)
+
+
+@inlined
+def return_tile(memory):
+    """The end of a tile."""
+    integers, numbers, values = memory
+    give_back(integers)
+    give_back(numbers)
+    give_back(values)
 
 
 @inlined

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare
-from cudeform.cpu.language.compiler import inlined, inner, kernel
+from cudeform.cpu.language.bare import bare, give_back, lender, lent
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.halves import element
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.regions.axes import cell_along, reads_along
-from cudeform.cpu.regions.blocking import Job, Round, job_in, unpacked
+from cudeform.cpu.regions.blocking import Job, Round, unpacked
 from cudeform.cpu.regions.patches import bins_of, covered, frame_of, share_of
 from cudeform.cpu.regions.results import result_at
 
@@ -27,36 +26,26 @@ def count_tasks(job: Job, part: Round) -> int:
     return frames * classes * groups * (part.slice_end - part.slice_begin)
 
 
-@kernel
+@lender
 def average(given, starts, view, source, output, first, last):
     """Tasks `first` to `last` of a round, a few planes each: the averages of their bins."""
-    sums = empty(job_in(given).slice_channels, output.dtype)
-    _average(given, (starts, view, source), output, sums, first, last)
+    _visit(given, starts, view, source, output, first, last, _sum_up)
 
 
-@inner
-def _average(given, planes, output, sums, first, last):
-    _visit(given, planes, bare(output, 0), bare(sums, 0), first, last, _sum_up)
-
-
-@kernel
+@lender
 def spread(given, starts, view, target, grad, first, last):
     """Tasks `first` to `last` of a round: add the gradients of the averages to the pixels read."""
-    values = empty(job_in(given).slice_channels, target.dtype)
-    _spread(given, (starts, view, target), grad, values, first, last)
-
-
-@inner
-def _spread(given, planes, grad, values, first, last):
-    _visit(given, planes, bare(grad, 0), bare(values, 0), first, last, _add_to)
+    _visit(given, starts, view, target, grad, first, last, _add_to)
 
 
 @inlined
-def _visit(given, planes, results, values, first, last, use):
+def _visit(given, starts, view, planes, results, first, last, use):
     """Call `use` for every bin of the tasks, with its pixels and where its results are."""
     work = unpacked(given)
     job, _, regions, _ = work
-    starts, view, flat = bare(planes[0], 0), planes[1], bare(planes[2], 0)
+    starts, flat, results = bare(starts, 0), bare(planes, 0), bare(results, 0)
+    memory = lent(job.slice_channels, results.dtype)
+    values = bare(memory, 0)
     bins = job.bins_y * job.bins_x
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
@@ -75,6 +64,7 @@ def _visit(given, planes, results, values, first, last, use):
                     strides = channels, view.channel, bins, view.row, view.column
                     result = at + i * job.bins_x + j
                     use(pixels, strides, share, flat, results, result, values)
+    give_back(memory)
 
 
 @inlined
@@ -106,20 +96,15 @@ def _add_to(pixels, strides, share, target, grad, result, values):
                 target[at + k * plane] += values[k]
 
 
-@kernel
+@lender
 def scatter(given, starts, view, target, grad, argmax, first, last):
     """Tasks `first` to `last` of a round: add the gradients of maxima to the pixels that they are.
 
     Without groups: the results of a channel lie side by side.
     """
-    _scatter(given, (starts, view, target), grad, argmax, first, last)
-
-
-@inner
-def _scatter(given, planes, grad, argmax, first, last):
     work = unpacked(given)
     job = work.job
-    starts, view, target = bare(planes[0], 0), planes[1], bare(planes[2], 0)
+    starts, target = bare(starts, 0), bare(target, 0)
     bins = job.bins_y * job.bins_x
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
@@ -146,17 +131,12 @@ def _scatter(given, planes, grad, argmax, first, last):
                         plane[pixel] += gradients[n]
 
 
-@kernel
+@lender
 def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
     """The same for samples, each with its place: add to the pixels around it."""
-    _scatter_samples(given, (starts, view, target), grad, (ys, xs), first, last)
-
-
-@inner
-def _scatter_samples(given, planes, grad, argmax, first, last):
     work = unpacked(given)
-    starts, view, target = bare(planes[0], 0), planes[1], bare(planes[2], 0)
-    grad, ys, xs = bare(grad, 0), bare(argmax[0], 0), bare(argmax[1], 0)
+    starts, target = bare(starts, 0), bare(target, 0)
+    grad, ys, xs = bare(grad, 0), bare(ys, 0), bare(xs, 0)
     job = work.job
     regions = work.regions
     bins = job.bins_y * job.bins_x

@@ -14,7 +14,7 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.compiler import kernel
+from cudeform.cpu.language.bare import lender
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.regions import largest, planes, strips
 from cudeform.cpu.regions.at_once import pool_at_once, prepared
@@ -33,7 +33,6 @@ from cudeform.cpu.regions.blocking import (
 )
 from cudeform.cpu.regions.extents import locate_regions
 from cudeform.cpu.regions.gradients import backward
-from cudeform.cpu.regions.patches import chosen_of, room_of
 from cudeform.cpu.regions.slices import average_slices, choose_slices
 from cudeform.cpu.regions.staging import staged_rounds
 from cudeform.plans.regions import RoiPlan
@@ -141,17 +140,16 @@ def _keep(
                 result[(*place, b)] = values[..., b]
 
 
-@kernel
+@lender
 def _average(given, staged, output, split, first, last):
     """Tasks `first` to `last` of a round, each a slice of some bins of a region: weighted sums."""
-    average_slices(given, staged, room_of(given, staged), output, split, first, last)
+    average_slices(given, staged, output, split, first, last)
 
 
-@kernel
+@lender
 def _choose(given, staged, output, argmax, split, first, last):
     """The same: the largest pixels, and which they are."""
-    room, pixels = room_of(given, staged), chosen_of(given)
-    choose_slices(given, staged, room, pixels, output, argmax, split, first, last)
+    choose_slices(given, staged, output, argmax, split, first, last)
 
 
 # By the number of arrays that are filled

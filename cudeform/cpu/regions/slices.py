@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from cudeform.cpu.language.bare import bare
-from cudeform.cpu.language.compiler import inlined, inner
+import numpy as np
+
+from cudeform.cpu.language.bare import bare, cleared, give_back
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import (
     blend_tile,
     largest_of_tile,
     locate_region,
     locate_tile,
+    return_tile,
     tile_of,
 )
 from cudeform.cpu.regions.results import result_at, write_results
@@ -18,27 +21,30 @@ from cudeform.cpu.regions.staging import slice_of
 __all__ = ["average_slices", "choose_slices"]
 
 
-@inner
-def average_slices(given, staged, room, output, split, first, last):
+@inlined
+def average_slices(given, staged, output, split, first, last):
     """Tasks `first` to `last` of a round, each a slice of some rows of the bins of a region, of
     which there are `split` times as many as regions: weighted sums.
     """
-    _visit(given, bare(staged, 0), room, (bare(output, 0),), split, first, last, _blend)
-
-
-@inner
-def choose_slices(given, staged, room, pixels, output, argmax, split, first, last):
-    """The same: the largest pixels, and which they are."""
-    results = bare(output, 0), bare(argmax, 0), bare(pixels, 0)
-    _visit(given, bare(staged, 0), room, results, split, first, last, _largest)
+    _visit(given, bare(staged, 0), (bare(output, 0),), split, first, last, _blend)
 
 
 @inlined
-def _visit(given, staged, room, results, split, first, last, use):
+def choose_slices(given, staged, output, argmax, split, first, last):
+    """The same: the largest pixels, and which they are."""
+    job = unpacked(given).job
+    pixels = cleared(job.tile * job.pitch, np.int32)
+    results = bare(output, 0), bare(argmax, 0), bare(pixels, 0)
+    _visit(given, bare(staged, 0), results, split, first, last, _largest)
+    give_back(pixels)
+
+
+@inlined
+def _visit(given, staged, results, split, first, last, use):
     """Call `use` for every tile of the tasks, with where its results begin."""
     work = unpacked(given)
     job, part, regions, piece = work
-    tile, values = tile_of(job, room)
+    tile, values, memory = tile_of(job, staged)
     slices = part.slice_end - part.slice_begin
     high = job.tile // job.bins_x
     for task in range(first, last):
@@ -55,6 +61,7 @@ def _visit(given, staged, room, results, split, first, last, use):
                 to = result_at(work, t, c, s) + top * job.bins_x
                 use(job, tile, (count, s, to), staged, values, results)
                 write_results(job, tile, count, s, values, results[0], to)
+    return_tile(memory)
 
 
 @inlined

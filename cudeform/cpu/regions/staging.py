@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.language.bare import bare, records
-from cudeform.cpu.language.compiler import inlined, inner, kernel
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender, records
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.dtypes import copy
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import read_rows
-from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.strided import aligned, lying
 from cudeform.cpu.language.transpose import frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
@@ -35,7 +34,6 @@ __all__ = [
     "lay_out",
     "reading",
     "room",
-    "rows_of",
     "slice_of",
     "staged_rounds",
     "unstage",
@@ -233,57 +231,37 @@ def _chunk(job, part, view, origin, starts, task):
 
 
 @inlined
-def rows_of(job, like):
-    """Memory for the rows of the pixels that are laid out in one go."""
-    return zeroed(job.pitch * _PIXELS, like.dtype)
+def _visit(views, origin, starts, staged, flat, first, last, copy):
+    """Copy pieces `first` to `last`, each a few pixels of a slice of a frame."""
+    job, part, view = views
+    rows = cleared(job.pitch * _PIXELS, staged.dtype)
+    frames, planes, room = bare(staged, 0), bare(flat, 0), bare(rows, 0)
+    origin, starts = bare(origin, 0), bare(starts, 0)
+    for task in range(first, last):
+        at, other, pixels, channels = _chunk(job, part, view, origin, starts, task)
+        copy(frames, planes, (at, job.pitch), (other, view.channel), (channels, pixels), room)
+    give_back(rows)
+
+
+@lender
+def _stage(numbers, origin, starts, source, staged, first, last):
+    lay_out(_read(numbers), origin, starts, source, staged, first, last)
 
 
 @inlined
-def _visit(views, places, staged, flat, rows, tasks, copy):
-    """Copy some pieces, each a few pixels of a slice of a frame."""
-    job, part, view = views
-    origin, starts = bare(places[0], 0), bare(places[1], 0)
-    frames, planes, room = bare(staged, 0), bare(flat, 0), bare(rows, 0)
-    for task in range(tasks[0], tasks[1]):
-        at, other, pixels, channels = _chunk(job, part, view, origin, starts, task)
-        copy(frames, planes, (at, job.pitch), (other, view.channel), (channels, pixels), room)
+def lay_out(views, origin, starts, source, staged, first, last):
+    """Pieces `first` to `last` of the pixels of a round, not of 16 bits."""
+    _visit(views, origin, starts, staged, source, first, last, _lay_out)
 
 
-@inner
-def lay_out(views, places, source, staged, rows, tasks):
-    """Some pieces of the pixels of a round, not of 16 bits."""
-    _visit(views, places, staged, source, rows, tasks, _lay_out)
-
-
-@inner
-def _lay_out_wide(views, places, source, staged, rows, tasks):
-    _visit(views, places, staged, source, rows, tasks, _read_wide)
-
-
-@inner
-def _lay_back(views, places, staged, output, rows, tasks):
-    _visit(views, places, staged, output, rows, tasks, _write)
-
-
-@kernel
-def _stage(numbers, origin, starts, source, staged, first, last):
-    views = _read(numbers)
-    rows = rows_of(views[0], staged)
-    lay_out(views, (origin, starts), source, staged, rows, (first, last))
-
-
-@kernel
+@lender
 def _widen(numbers, origin, starts, source, staged, first, last):
-    views = _read(numbers)
-    rows = rows_of(views[0], staged)
-    _lay_out_wide(views, (origin, starts), source, staged, rows, (first, last))
+    _visit(_read(numbers), origin, starts, staged, source, first, last, _lay_out_wide)
 
 
-@kernel
+@lender
 def _unstage(numbers, origin, starts, staged, output, first, last):
-    views = _read(numbers)
-    rows = rows_of(views[0], staged)
-    _lay_back(views, (origin, starts), staged, output, rows, (first, last))
+    _visit(_read(numbers), origin, starts, staged, output, first, last, _lay_back)
 
 
 @inlined
@@ -315,7 +293,7 @@ def _lay_out(staged, source, frame, plane, size, rows):
 
 
 @inlined
-def _read_wide(staged, source, frame, plane, size, rows):
+def _lay_out_wide(staged, source, frame, plane, size, rows):
     """The same from 16 bits."""
     (to, pitch), (at, of_channel), (channels, pixels) = frame, plane, size
     read_rows(source, rows, (at, of_channel, 0, _PIXELS), size)
@@ -324,7 +302,7 @@ def _read_wide(staged, source, frame, plane, size, rows):
 
 
 @inlined
-def _write(staged, output, frame, plane, size, rows):
+def _lay_back(staged, output, frame, plane, size, rows):
     """From a frame into planes."""
     (at, pitch), (to, of_channel), (channels, pixels) = frame, plane, size
     if pitch == 1:

@@ -8,20 +8,20 @@ large as it likes, and planes may have any strides and 16 bits.
 
 from __future__ import annotations
 
-from cudeform.cpu.language.bare import bare
-from cudeform.cpu.language.compiler import inlined, inner, kernel, unrolled
+import numpy as np
+
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender
+from cudeform.cpu.language.compiler import inlined, inner, unrolled
 from cudeform.cpu.language.halves import element
-from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
-from cudeform.cpu.regions.blocking import job_in, unpacked
+from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import (
     ELSEWHERE,
-    chosen_of,
     locate_region,
     locate_tile,
     patch_of,
     put_found,
-    room_of,
+    return_tile,
     tile_of,
 )
 from cudeform.cpu.regions.results import add_elements, read_gradients, result_at, write_results
@@ -59,39 +59,32 @@ def row_of_bins(job, part, piece, task):
     return t, part.slice_begin + task % slices, task // slices % job.bins_y
 
 
-@kernel
+@lender
 def pool(given, starts, view, source, output, first, last):
     """Tasks `first` to `last`, each a row of bins of a slice of a region: weighted sums."""
-    strip = zeroed((_STRIP + 1) * job_in(given).pitch, output.dtype)
-    planes, tasks = (starts, view, source), (first, last)
-    _pool(given, planes, output, strip, room_of(given, output), tasks)
+    planes = bare(starts, 0), view, bare(source, 0)
+    strip = cleared((_STRIP + 1) * unpacked(given).job.pitch, output.dtype)
+    results = bare(output, 0), bare(output, 0)
+    _visit(given, planes, results, bare(strip, 0), (first, last), _blend)
+    give_back(strip)
 
 
-@inner
-def _pool(given, planes, output, strip, room, tasks):
-    _visit(given, planes, (bare(output, 0), bare(output, 0)), bare(strip, 0), room, tasks, _blend)
-
-
-@kernel
+@lender
 def choose(given, starts, view, source, output, argmax, first, last):
     """The same: the largest pixels, and which they are."""
-    planes, tasks = (starts, view, source), (first, last)
-    _choose(given, planes, (output, argmax), chosen_of(given), room_of(given, output), tasks)
-
-
-@inner
-def _choose(given, planes, results, pixels, room, tasks):
-    results = bare(results[0], 0), bare(results[1], 0)
-    _visit(given, planes, results, bare(pixels, 0), room, tasks, _largest)
+    planes, job = (bare(starts, 0), view, bare(source, 0)), unpacked(given).job
+    pixels = cleared(job.tile * job.pitch, np.int32)
+    results = bare(output, 0), bare(argmax, 0)
+    _visit(given, planes, results, bare(pixels, 0), (first, last), _largest)
+    give_back(pixels)
 
 
 @inlined
-def _visit(given, planes, results, more, room, tasks, use):
+def _visit(given, planes, results, more, tasks, use):
     """Call `use` for every row of bins of the tasks, with where its results begin."""
     work = unpacked(given)
     job, part, regions, piece = work
-    planes = bare(planes[0], 0), planes[1], bare(planes[2], 0)
-    tile, values = tile_of(job, room)
+    tile, values, memory = tile_of(job, results[0])
     for task in range(tasks[0], tasks[1]):
         t, s, i = row_of_bins(job, part, piece, task)
         locate_region(job, regions, t, i, i + 1, tile)
@@ -101,6 +94,7 @@ def _visit(given, planes, results, more, room, tasks, use):
             to = result_at(work, t, c, s) + i * job.bins_x
             use(job, tile, (channels, s, to), planes, values, results, more)
             write_results(job, tile, job.bins_x, s, values, results[0], to)
+    return_tile(memory)
 
 
 @inlined
@@ -116,24 +110,17 @@ def _largest(job, tile, place, planes, values, results, pixels):
     write_results(job, tile, job.bins_x, s, pixels, results[1], to)
 
 
-@kernel
+@lender
 def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, last):
     """Tasks `first` to `last`, each a region: gradients of its offsets and masks."""
-    job = job_in(given)
-    memory = zeroed(3 * job.tile + (_STRIP + 5) * job.pitch, grad.dtype)
-    planes, sums = (starts, view, source), (grad_offset, grad_mask)
-    _measure(given, planes, grad, room_of(given, grad), memory, sums, first, last)
-
-
-@inner
-def _measure(given, planes, grad, room, memory, sums, first, last):
     work = unpacked(given)
     job, part, regions, piece = work
-    planes = bare(planes[0], 0), planes[1], bare(planes[2], 0)
-    tile, values = tile_of(job, room)
-    strip, summed = bare(memory, 0), bare(memory, _STRIP * job.pitch)
-    found, grad = bare(memory, (_STRIP + 5) * job.pitch), bare(grad, 0)
-    targets = bare(sums[0], 0), bare(sums[1], 0), sums[0].size > 0, sums[1].size > 0
+    planes = bare(starts, 0), view, bare(source, 0)
+    tile, values, memory = tile_of(job, grad)
+    numbers = cleared(3 * job.tile + (_STRIP + 5) * job.pitch, grad.dtype)
+    strip, summed = bare(numbers, 0), bare(numbers, _STRIP * job.pitch)
+    found, grad = bare(numbers, (_STRIP + 5) * job.pitch), bare(grad, 0)
+    targets = bare(grad_offset, 0), bare(grad_mask, 0), grad_offset.size > 0, grad_mask.size > 0
     for t in range(piece.span.begin + first, piece.span.begin + last):
         for i in range(job.bins_y):
             locate_region(job, regions, t, i, i + 1, tile)
@@ -146,6 +133,8 @@ def _measure(given, planes, grad, room, memory, sums, first, last):
                     read_gradients(work, (t, c, s), grad, i, job.bins_x, values)
                     measure_bins(job, tile, planes, channels, strip, summed, values, found)
                     add_elements(job, regions, (t, c, i), job.bins_x, tile.factor, found, targets)
+    return_tile(memory)
+    give_back(numbers)
 
 
 @inlined
