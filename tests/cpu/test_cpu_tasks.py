@@ -137,3 +137,10 @@ def test_frames_for_64_threads_make_little_more_work(monkeypatch, count, channel
         work.append(sum(found))
     assert work[0] == boxes * 49 * channels
     assert work[1] <= 1.4 * work[0]
+
+
+def test_the_gradient_of_one_huge_box_is_cut_up():
+    _, backward = pooling("roi_align", 1, 64, 600, 1)
+    with runs_with(THREADS) as found:
+        backward()
+    assert sum(run.tasks for run in found if run.name == "_spread") >= 3 * THREADS

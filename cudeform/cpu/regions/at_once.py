@@ -79,15 +79,10 @@ def prepared(plan: RoiPlan, dtype: np.dtype) -> Prepared | None:
 
 
 def pool_at_once(
-    known: Prepared,
-    input: np.ndarray,
-    boxes: np.ndarray,
-    offset: np.ndarray | None,
-    mask: np.ndarray | None,
-    results: tuple[np.ndarray, ...],
+    known: Prepared, given: tuple[np.ndarray | None, ...], results: tuple[np.ndarray, ...]
 ) -> None:
     """Fill `results`: the output, and for the largest pixels the argmax."""
-    arrays = [frozen(array, input) for array in (input, boxes, offset, mask)]
+    arrays = [frozen(array, given[0]) for array in given]
     pool = _average if len(results) == 1 else _choose
     pool(known.numbers, known.scales, *arrays, *(array.reshape(-1) for array in results))
 

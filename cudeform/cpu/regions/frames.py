@@ -50,7 +50,8 @@ def framed(
     while side > _LEAST and side**2 > room:
         side //= 2
     pixels = len(regions.images) * plan.height * plan.width
-    while side > max(_SHARED, _BINS * bin) and pixels < wanted * side**2:
+    least = max(_SHARED, min(_BINS * bin, _SIDES[0]))
+    while side > least and pixels < wanted * side**2:
         side //= 2
     frame = min(side, plan.height), min(side, plan.width)
     # Image, rows and columns of frames, each from the first to the last that a region reaches

@@ -27,6 +27,7 @@ from cudeform.cpu.regions.blocking import (
     by_class,
     count_groups,
     effort,
+    effort_of,
     job_of,
     one_round,
     packed,
@@ -94,17 +95,17 @@ def backward(
 def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray) -> None:
     wide = sum_dtype(grad_input.dtype)
     target = np.empty(0, wide)
-    tasks = plan.classes * plan.groups[0]
+    tasks, whole_work = plan.classes * plan.groups[0], effort_of(plan, regions)
     copies = 1 if grad_input.dtype == wide else 2  # of frames: the second is to be rounded
     for some, job in _framed(plan, regions, given, wide.itemsize, tasks):
-        for part in rounds(job, len(some.images), copies * wide.itemsize):
+        parts = rounds(job, len(some.images), copies * wide.itemsize)
+        for part in parts:
             if target.size < room(job, part):
                 del target  # before there is another
                 target = np.empty(room(job, part), wide)
-            target[...] = 0
             for work, grad, _ in _works(job, some, part, given):
                 task = partial(_spread, packed(work), target, frozen(grad, target))
-                threads.share(task, _tasks(job, part), effort(plan))
+                threads.share(task, _tasks(job, part), whole_work / len(parts))
             with writing(job, some, part, grad_input, wide) as written:
                 unstage(job, some, part, target, written)
 
@@ -117,7 +118,7 @@ def _framed(
 
     There would be so many `tasks` in an image if a slice had all channels of a class in a group.
     """
-    wanted = threads.wanted_tasks(effort(plan))
+    wanted = threads.wanted_tasks(effort(plan) if planes else effort_of(plan, regions))
     tasks_of = partial(job_of, plan, itemsize, planes=planes, enough=wanted)
     job = tasks_of(len(regions.images) * tasks)
     parts = rounds(job, len(regions.images), itemsize)
@@ -176,7 +177,7 @@ def _element_gradients(
     input: np.ndarray,
     sums: dict[str, np.ndarray],
 ) -> None:
-    wide = sum_dtype(input.dtype)
+    wide, whole_work = sum_dtype(input.dtype), effort_of(plan, regions)
     job = job_of(plan, wide.itemsize, plan.channels)  # a task goes through all slices
     flat = [sums[name].reshape(-1) for name in ("offset", "mask")]
     as_planes = reads_planes(plan, job, regions, wide.itemsize)
@@ -184,7 +185,7 @@ def _element_gradients(
     for part, source in staged_rounds(job, regions, input, wide, as_planes):
         for work, grad, _ in _works(job, regions, part, given):
             task = partial(measure, packed(work), *source, frozen(grad, flat[0]), *flat)
-            threads.share(task, work.piece.span.end - work.piece.span.begin, effort(plan))
+            threads.share(task, work.piece.span.end - work.piece.span.begin, whole_work)
 
 
 def _works(
@@ -216,6 +217,8 @@ def _spread(given, target, grad, first, last):
         u, c, gy, s = _task(job, part, task)
         begin, end = bins_of(job.bins_y, job.groups_y, gy)
         starts = slice_of(job, part, regions.origin, u, c, s)
+        if piece.span.begin == regions.first[part.image_begin]:  # the first of the round
+            _clear(job, part, (regions.origin, u, gy), starts, target)
         since, until = regions.first[u], regions.first[u + 1]
         for t in range(max(since, piece.span.begin), min(until, piece.span.end)):
             locate_region(job, regions, t, begin, end, tile)
@@ -227,6 +230,18 @@ def _spread(given, target, grad, first, last):
                 read_gradients(work, (t, c, s), grad, top, count, values)
                 spread_tile(tile, count, values, job.pitch, line, target)
     return_tile(memory)
+
+
+@inlined
+def _clear(job, part, place, starts, target):
+    """Let the gradient of a task's slices begin with zeros."""
+    origin, u, gy = place
+    pixel = origin[2 * u] * job.columns + origin[2 * u + 1]
+    first = max(gy * job.groups_x, part.group_begin)
+    for g in range(first, min((gy + 1) * job.groups_x, part.group_end)):
+        at = starts[0] + g * starts[1] + pixel * job.pitch
+        for k in range(at, at + job.rows * job.columns * job.pitch):
+            target[k] = 0
 
 
 def group_rows(job: Job, part: Round) -> tuple[int, int]:

@@ -25,7 +25,6 @@ __all__ = [
     "covered",
     "element_of",
     "frame_of",
-    "largest_of_tile",
     "locate_region",
     "locate_tile",
     "measure_tile",
@@ -38,6 +37,7 @@ __all__ = [
     "share_of",
     "spread_tile",
     "tile_of",
+    "vectors_of",
 ]
 
 ELSEWHERE = -(2**62)  # where a bin begins that is to be passed over
@@ -108,39 +108,11 @@ def locate_region(job, regions, t, top, bottom, tile):
     """Find what the bins of region t read from row `top` to `bottom`, if they do not move."""
     if job.deformable:
         return
-    _locate_all(job, regions, tile, (t, False), (top, bottom), 0)
-    _locate_all(job, regions, tile, (t, True), (0, job.bins_x), job.bins_y)
-
-
-@inlined
-def _locate_all(job, regions, tile, axis, bins, before):
-    """The same along one axis: some bins, whose axes follow those `before`."""
-    t, along_x = axis
     still = tile.weight.dtype.type(0)
-    first, last = _near(job, regions, t, along_x)
-    for i in range(bins[0], bins[1]):
-        at = (before + i) * job.slot
-        if i >= first and i < last:
-            _locate(job, regions, tile, (t, along_x, i, still), at)
-        else:
-            tile.pixel[at] = tile.pixel[at + 1] = 0
-
-
-@inlined
-def _near(job, regions, t, along_x):
-    """The bins along an axis that may read pixels of their frame, from the first up to the last."""
-    k = t * NUMBERS + (ALONG_X if along_x else 0)
-    bins = job.bins_x if along_x else job.bins_y
-    rows, columns = frame_of(job, regions, regions.place[t])
-    (top, bottom), size = (columns, job.width) if along_x else (rows, job.height)
-    start, extent = regions.numbers[k + START], regions.numbers[k + SIZE]
-    first, last = np.int64(0), np.int64(bins)
-    if _framed(job) and extent > 0:
-        # A bin reads one pixel beyond it; the other is for what is rounded.
-        begin = min(max((top - 2 - start) / extent, 0.0), 1.0) if top > 0 else 0.0
-        end = min(max((bottom + 1 - start) / extent, 0.0), 1.0) if bottom < size else 1.0
-        first, last = max(np.int64(begin * bins) - 1, 0), min(np.int64(end * bins) + 1, bins)
-    return first, last
+    for i in range(top, bottom):
+        _locate(job, regions, tile, (t, False, i, still), i * job.slot)
+    for j in range(job.bins_x):
+        _locate(job, regions, tile, (t, True, j, still), (job.bins_y + j) * job.slot)
 
 
 @inlined
@@ -310,6 +282,14 @@ def patch_of(tile, n):
 
 
 @inlined
+def vectors_of(pitch, like):
+    """Elements of a vector, those that are in whole vectors, and the others."""
+    step = lanes(like)
+    tail = pitch & (step - 1)  # LLVM sees that this is too short to vectorise
+    return step, pitch - tail, tail
+
+
+@inlined
 def _summed(pixel, weight, patch, source, start, pitch, line):
     """The weighted sum of a patch of one channel, whose pixel (0, 0) would be at `start`."""
     y0, y1, x0, x1 = patch
@@ -330,9 +310,7 @@ def blend_tile(tile, count, source, pitch, line, target):
     Pixels are `pitch` elements apart, in rows of `line` elements. Bin n is from n*pitch on.
     """
     pixel, weight = tile.pixel, tile.weight
-    step = lanes(source)
-    tail = pitch & (step - 1)  # LLVM sees that this is too short to vectorise
-    whole = pitch - tail
+    step, whole, tail = vectors_of(pitch, source)
     blocks = whole // (4 * step) * 4 * step
     for n in range(count):
         at, start = n * pitch, tile.start[n]
@@ -387,9 +365,7 @@ def measure_tile(tile, count, source, pitch, line, grad, found):
     and its derivatives when the bin moves along y and x; without the mask.
     """
     pixel, weight = tile.pixel, tile.weight
-    step = lanes(source)
-    tail = pitch & (step - 1)
-    whole = pitch - tail
+    step, whole, tail = vectors_of(pitch, source)
     zero = source.dtype.type(0)
     for n in range(count):
         at, start = n * pitch, tile.start[n]
@@ -433,15 +409,13 @@ def measure_tile(tile, count, source, pitch, line, grad, found):
 def spread_tile(tile, count, grad, pitch, line, target):
     """Add the gradient of what `blend_tile` writes to that of the pixels it reads."""
     pixel, weight = tile.pixel, tile.weight
-    step = lanes(grad)
-    tail = pitch & (step - 1)
-    whole = pitch - tail
+    step, whole, tail = vectors_of(pitch, grad)
     for n in range(count):
         at, start = n * pitch, tile.start[n]
         if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = patch_of(tile, n)
         scale = tile.share[n] * tile.factor[n]
+        y0, y1, x0, x1 = patch_of(tile, n)
         for a in range(y0, y1):
             row = start + pixel[a] * line
             for b in range(x0, x1):
@@ -452,35 +426,3 @@ def spread_tile(tile, count, grad, pitch, line, target):
                     store(target, v + c, fma(w, load(grad, at + c), load(target, v + c)))
                 for c in range(whole, whole + tail):
                     target[v + c] += s * grad[at + c]
-
-
-@inner
-def largest_of_tile(tile, count, source, pitch, width, best, chosen):
-    """Write the largest values of the bins of a tile, and the first pixels that have them.
-
-    An empty bin has 0 and no pixel, -1. NaN is larger than any number.
-    """
-    pixel = tile.pixel
-    for n in range(count):
-        start = tile.start[n]
-        y0, y1, x0, x1 = patch_of(tile, n)
-        values, pixels = bare(best, n * pitch), bare(chosen, n * pitch)
-        if start == ELSEWHERE or y0 == y1 or x0 == x1:
-            for c in range(pitch):
-                values[c] = 0
-                pixels[c] = -1
-            continue
-        first = pixel[y0] * width + pixel[x0]
-        given = bare(source, start + first * pitch)
-        for c in range(pitch):
-            values[c] = given[c]
-            pixels[c] = first
-        for a in range(y0, y1):
-            for b in range(x0, x1):
-                p = np.int32(pixel[a] * width + pixel[b])
-                given = bare(source, start + p * pitch)
-                for c in range(pitch):
-                    value, before = given[c], values[c]
-                    larger = (value > before) | ((value != value) & (before == before))
-                    values[c] = value if larger else before
-                    pixels[c] = p if larger else pixels[c]

@@ -55,23 +55,17 @@ def forward(
         places = 1 if plan.reads == "pixels" else 2
         chosen = (argmax,) if places == 1 else (argmax[:, 0], argmax[:, 1])
         results = output, *chosen
-    known = prepared(plan, input.dtype)
+    known, given = prepared(plan, input.dtype), (input, boxes, offset, mask)
     if known and input.flags.c_contiguous and threads.takes_one(known.work):
-        pool_at_once(known, input, boxes, offset, mask, results)
+        pool_at_once(known, given, results)
     elif output.size:
-        _pool_rounds(plan, input, boxes, offset, mask, results)
+        _pool_rounds(plan, given, results)
     return (output, argmax) if plan.largest else (output,)
 
 
-def _pool_rounds(
-    plan: RoiPlan,
-    input: np.ndarray,
-    boxes: np.ndarray,
-    offset: np.ndarray | None,
-    mask: np.ndarray | None,
-    results: tuple[np.ndarray, ...],
-) -> None:
+def _pool_rounds(plan: RoiPlan, given: tuple, results: tuple[np.ndarray, ...]) -> None:
     """Fill `results`: the output, and of what is the largest, argmax or y and x."""
+    input, boxes, offset, mask = given
     wide = sum_dtype(input.dtype)
     regions = locate_regions(plan, boxes)
     averages, tasks = averages_planes(plan), plan.regions
@@ -92,19 +86,19 @@ def _pool_rounds(
                 size = len(chosen) * piece.span.region
                 dtypes = wide, *(array.dtype for array in results[1:])
                 written = tuple(np.empty(size, dtype) for dtype in dtypes)
-            given = packed(Work(job, part, regions, piece))
+            numbers = packed(Work(job, part, regions, piece))
             flat = [array.reshape(-1) for array in written]
             tasks = (piece.span.end - piece.span.begin) * (part.slice_end - part.slice_begin)
             if averages:
-                task = partial(planes.average, given, *source, *flat)
+                task = partial(planes.average, numbers, *source, *flat)
                 tasks = planes.count_tasks(job, part)
             elif as_planes:
                 task, tasks = (
-                    partial(_OF_PLANES[len(flat)], given, *source, *flat),
+                    partial(_OF_PLANES[len(flat)], numbers, *source, *flat),
                     tasks * job.bins_y,
                 )
             else:
-                task = partial(_OF_FRAMES[len(flat)], given, *source, *flat)
+                task = partial(_OF_FRAMES[len(flat)], numbers, *source, *flat)
                 if len(flat) < 3:
                     split = min(-(-wanted // tasks), job.bins_y)
                     task, tasks = partial(task, split), tasks * split

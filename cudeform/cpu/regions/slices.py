@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from cudeform.cpu.language.bare import bare, cleared, give_back
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import (
+    ELSEWHERE,
     blend_tile,
-    largest_of_tile,
     locate_region,
     locate_tile,
+    patch_of,
     return_tile,
     tile_of,
 )
@@ -73,5 +74,37 @@ def _blend(job, tile, place, staged, values, results):
 def _largest(job, tile, place, staged, values, results):
     count, s, to = place
     _, argmax, pixels = results
-    largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
+    _largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
     write_results(job, tile, count, s, pixels, argmax, to)
+
+
+@inner
+def _largest_of_tile(tile, count, source, pitch, width, best, chosen):
+    """Write the largest values of the bins of a tile, and the first pixels that have them.
+
+    An empty bin has 0 and no pixel, -1. NaN is larger than any number.
+    """
+    pixel = tile.pixel
+    for n in range(count):
+        start = tile.start[n]
+        y0, y1, x0, x1 = patch_of(tile, n)
+        values, pixels = bare(best, n * pitch), bare(chosen, n * pitch)
+        if start == ELSEWHERE or y0 == y1 or x0 == x1:
+            for c in range(pitch):
+                values[c] = 0
+                pixels[c] = -1
+            continue
+        first = pixel[y0] * width + pixel[x0]
+        given = bare(source, start + first * pitch)
+        for c in range(pitch):
+            values[c] = given[c]
+            pixels[c] = first
+        for a in range(y0, y1):
+            for b in range(x0, x1):
+                p = np.int32(pixel[a] * width + pixel[b])
+                given = bare(source, start + p * pitch)
+                for c in range(pitch):
+                    value, before = given[c], values[c]
+                    larger = (value > before) | ((value != value) & (before == before))
+                    values[c] = value if larger else before
+                    pixels[c] = p if larger else pixels[c]

@@ -281,9 +281,7 @@ def _clear(rows, channels, pitch):
 def _lay_out(staged, source, frame, plane, size, rows):
     """From planes into a frame; `size` is (channels, pixels)."""
     (to, pitch), (at, of_channel), (channels, pixels) = frame, plane, size
-    if pitch == 1:
-        _copy(source, at, staged, to, pixels)
-    elif channels == pitch:
+    if channels == pitch:
         transpose(source, at, of_channel, channels, pixels, staged, to, pitch)
     else:  # whole vectors are quicker
         for k in range(channels):
@@ -305,9 +303,7 @@ def _lay_out_wide(staged, source, frame, plane, size, rows):
 def _lay_back(staged, output, frame, plane, size, rows):
     """From a frame into planes."""
     (at, pitch), (to, of_channel), (channels, pixels) = frame, plane, size
-    if pitch == 1:
-        _copy(staged, at, output, to, pixels)
-    elif channels == pitch:
+    if channels == pitch:
         transpose(staged, at, pitch, pixels, channels, output, to, of_channel)
     else:
         transpose(staged, at, pitch, pixels, pitch, rows, 0, _PIXELS)

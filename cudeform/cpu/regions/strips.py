@@ -13,7 +13,7 @@ import numpy as np
 from cudeform.cpu.language.bare import bare, cleared, give_back, lender
 from cudeform.cpu.language.compiler import inlined, inner, unrolled
 from cudeform.cpu.language.halves import element
-from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
+from cudeform.cpu.language.simd import fma, load, splat, store, total, zeros
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import (
     ELSEWHERE,
@@ -23,6 +23,7 @@ from cudeform.cpu.regions.patches import (
     put_found,
     return_tile,
     tile_of,
+    vectors_of,
 )
 from cudeform.cpu.regions.results import add_elements, read_gradients, result_at, write_results
 
@@ -160,9 +161,8 @@ def _gather(planes, start, channels, y, pixel, span, strip, pitch, whole):
 def blend_bins(job, tile, planes, channels, strip, subtotals, target):
     """As `blend_tile`, of a row of bins."""
     pixel, weight = tile.pixel, tile.weight
-    pitch, step = job.pitch, lanes(strip)
-    tail = pitch & (step - 1)
-    whole = pitch - tail
+    pitch = job.pitch
+    step, whole, tail = vectors_of(pitch, strip)
     zero = zeros(strip)
     for n in range(job.bins_x):
         at, start = n * pitch, tile.start[n]
@@ -202,7 +202,7 @@ def blend_bins(job, tile, planes, channels, strip, subtotals, target):
 
 @inner
 def _largest_of_bins(job, tile, planes, channels, best, chosen):
-    """As `largest_of_tile`, of a row of bins."""
+    """As `slices` find them, of a row of bins."""
     pixel = tile.pixel
     for n in range(job.bins_x):
         at, start = n * job.pitch, tile.start[n]
@@ -243,9 +243,8 @@ def _add_plane(planes, start, tile, patch, g, sums):
 def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
     """As `measure_tile`, of a row of bins."""
     pixel, weight = tile.pixel, tile.weight
-    pitch, step = job.pitch, lanes(strip)
-    tail = pitch & (step - 1)
-    whole = pitch - tail
+    pitch = job.pitch
+    step, whole, tail = vectors_of(pitch, strip)
     value_of, down_of, across_of, subtotal_of, slope_of = 0, pitch, 2 * pitch, 3 * pitch, 4 * pitch
     zero = strip.dtype.type(0)
     for n in range(job.bins_x):
