@@ -6,6 +6,10 @@ from runs import runs_with
 
 import cudeform
 from cudeform import threads
+from cudeform.cpu.language.bare import lender
+from cudeform.cpu.regions import gradients
+from cudeform.cpu.regions.blocking import unpacked
+from cudeform.cpu.regions.patches import bins_of, locate_region, reached, return_tile, tile_of
 
 THREADS = 64
 TASKS = 4 * THREADS
@@ -106,3 +110,47 @@ def test_passes_over_the_weights_have_more_tasks_than_slices():
     tasks = {run.name: run.tasks for run in found}
     assert tasks["_pack_rows"] >= 16
     assert tasks["collect_weight"] >= 16
+
+
+@lender
+def _count_bins(given, like, first, last):
+    """The bins that some tasks of a gradient go through, each with the channels of a slice."""
+    work = unpacked(given)
+    tile, _, memory = tile_of(work.job, like)
+    count = 0
+    for task in range(first, last):
+        u, _, gy, _ = gradients._task(work.job, work.part, task)
+        begin, end = bins_of(work.job.bins_y, work.job.groups_y, gy)
+        for t in range(work.regions.first[u], work.regions.first[u + 1]):
+            locate_region(work.job, work.regions, t, begin, end, tile)
+            top, bottom, left, right = reached(work.job, tile, begin, end)
+            count += (bottom - top) * (right - left)
+    return_tile(memory)
+    return count * work.job.slice_channels
+
+
+@pytest.mark.parametrize("count, channels, size, boxes", [(2, 16, 64, 10_000), (1, 64, 256, 1000)])
+def test_frames_for_64_threads_make_little_more_work(monkeypatch, count, channels, size, boxes):
+    """A bin is in several frames where it lies across their borders, and only there."""
+    found = []
+
+    def _spread(given, target, grad, first, last):
+        found.append(_count_bins(given, target, first, last))
+
+    monkeypatch.setattr(gradients, "_spread", _spread)
+    _, backward = pooling("roi_align", count, channels, size, boxes)
+    work = []
+    for number in (1, THREADS):
+        found.clear()
+        with runs_with(number):
+            backward()
+        work.append(sum(found))
+    assert work[0] == boxes * 49 * channels
+    assert work[1] <= 1.4 * work[0]
+
+
+def test_the_gradient_of_one_huge_box_is_cut_up():
+    _, backward = pooling("roi_align", 1, 64, 600, 1)
+    with runs_with(THREADS) as found:
+        backward()
+    assert sum(run.tasks for run in found if run.name == "_spread") >= 3 * THREADS

@@ -39,9 +39,9 @@ def _named(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+def kernel(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile for Python to call, at the first call of each dtype; kept on disk where possible."""
-    options = {"pipeline_class": pipeline.Kernels} if TRIED else {}
+    options |= {"pipeline_class": pipeline.Kernels} if TRIED else {}
     compiled = njit(no_cfunc_wrapper=True, **options, **_OPTIONS)(_named(function))
     disk.keep(compiled, pipeline.declare if TRIED else None)
     return compiled

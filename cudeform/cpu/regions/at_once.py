@@ -8,22 +8,22 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.compiler import inlined, kernel, records
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender, lent, records
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.memory import remembered
-from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import (
     Job,
-    Piece,
     Round,
-    Work,
+    Span,
     averages_planes,
     effort,
     job_of,
     rounds,
+    whole_span,
 )
-from cudeform.cpu.regions.extents import NUMBERS, Regions, locate, rules_of
+from cudeform.cpu.regions.extents import NUMBERS, count_integers, locate, regions_in, rules_of
 from cudeform.cpu.regions.slices import average_slices, choose_slices
 from cudeform.cpu.regions.staging import View, contiguous, count_chunks, lay_out, room
 from cudeform.plans.regions import RoiPlan
@@ -44,14 +44,13 @@ class Prepared(NamedTuple):
 class _Sizes(NamedTuple):
     rule: int  # as `rules_of` has these two
     samples: int
-    batch: int
-    regions: int
     image: int  # elements of an image
     chunks: int  # of pixels that are laid out, in an image
     room: int  # elements of all images
+    integers: int  # of regions
 
 
-_read = records(Job, Round, View, _Sizes)
+_read = records(Job, Round, Span, View, _Sizes)
 
 
 @remembered
@@ -72,54 +71,58 @@ def prepared(plan: RoiPlan, dtype: np.dtype) -> Prepared | None:
     view, image = contiguous(job)
     chunks = count_chunks(job, parts[0]) // plan.batch
     staged = room(job, parts[0])
-    sizes = _Sizes(rule, samples, plan.batch, plan.regions, image, chunks, staged)
-    numbers = numbers_of(job, parts[0], view, sizes)
+    integers = count_integers(plan.regions, plan.batch)
+    sizes = _Sizes(rule, samples, image, chunks, staged, integers)
+    span = whole_span(job, 0, plan.regions, plan.regions, plan.batch)
+    numbers = numbers_of(job, parts[0], span, view, sizes)
     return Prepared(work, numbers, np.array([plan.scale, plan.offset_scale]))
 
 
 def pool_at_once(
-    known: Prepared,
-    input: np.ndarray,
-    boxes: np.ndarray,
-    offset: np.ndarray | None,
-    mask: np.ndarray | None,
-    results: tuple[np.ndarray, ...],
+    known: Prepared, given: tuple[np.ndarray | None, ...], results: tuple[np.ndarray, ...]
 ) -> None:
     """Fill `results`: the output, and for the largest pixels the argmax."""
-    arrays = [frozen(array, input) for array in (input, boxes, offset, mask)]
+    arrays = [frozen(array, given[0]) for array in given]
     pool = _average if len(results) == 1 else _choose
     pool(known.numbers, known.scales, *arrays, *(array.reshape(-1) for array in results))
 
 
-@kernel
+@lender
 def _average(numbers, scales, source, boxes, offset, mask, output):
-    work, staged, tasks = _begin(numbers, scales, source, boxes, offset, mask)
-    average_slices(work, staged, output, 1, 0, tasks)
+    given, staged, tasks = _begin(numbers, scales, source, boxes, offset, mask)
+    average_slices(given, staged, output, 1, 0, tasks)
+    _end(given, staged)
 
 
-@kernel
+@lender
 def _choose(numbers, scales, source, boxes, offset, mask, output, argmax):
-    work, staged, tasks = _begin(numbers, scales, source, boxes, offset, mask)
-    choose_slices(work, staged, output, argmax, 1, 0, tasks)
+    given, staged, tasks = _begin(numbers, scales, source, boxes, offset, mask)
+    choose_slices(given, staged, output, argmax, 1, 0, tasks)
+    _end(given, staged)
 
 
 @inlined
 def _begin(numbers, scales, source, boxes, offset, mask):
     """What is to be done, the image laid out for it, and the number of tasks."""
-    job, part, _, sizes = _read(numbers)
-    rule, samples, batch, count, image, chunks, room = sizes
-    found, counts = empty(count * NUMBERS, boxes.dtype), empty(2 * count, np.int64)
-    place, order = empty(count, np.int64), empty(count, np.int64)
-    images, first = empty(batch, np.int64), empty(batch + 1, np.int64)
-    rules = rule, samples, job.bins_y, job.bins_x
-    used = locate(rules, scales, boxes, (place, order, images, first), found, counts)
-    starts, origin = empty(used, np.int64), zeroed(2 * used, np.int64)
+    job, part, span, view, sizes = _read(numbers)
+    found = lent(span.regions * NUMBERS, boxes.dtype)
+    integers = cleared(sizes.integers + span.frames, np.int64)
+    regions = regions_in(found, integers, span.regions, span.frames)
+    rules = sizes.rule, sizes.samples, job.bins_y, job.bins_x
+    used = locate(rules, scales, bare(boxes, 0), regions, span.regions)
+    starts = bare(integers, sizes.integers)
     for u in range(used):
-        starts[u] = images[u] * image
-    staged = empty(room, source.dtype)
-    lay_out(numbers, origin, starts, source, staged, 0, used * chunks)
-    regions = Regions(found, counts, place, order, images, first, origin)
-    of_class = job.channels * job.bins_y * job.bins_x
-    piece = Piece(0, count, job.classes * of_class, of_class, 0, order, offset, mask)
-    tasks = count * (part.slice_end - part.slice_begin)
-    return Work(job, part, regions, piece), staged, tasks
+        starts[u] = regions.images[u] * sizes.image
+    staged = lent(sizes.room, source.dtype)
+    views = job, part, view
+    lay_out(views, regions.origin, starts, source, staged, 0, used * sizes.chunks)
+    tasks = span.regions * (part.slice_end - part.slice_begin)
+    return (numbers, found, integers, offset, mask), staged, tasks
+
+
+@inlined
+def _end(given, staged):
+    _, found, integers, _, _ = given
+    give_back(found)
+    give_back(integers)
+    give_back(staged)

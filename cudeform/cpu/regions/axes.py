@@ -61,18 +61,16 @@ def locate_axis(samples, size, corners, pixel, weight, at):
     return entries + _add_idle(idle, spare, entries, pixel, weight, at), inside
 
 
-@inner
-def keep_within(span, first, last, step, slot, pixel, weight):
-    """Leave only the entries of pixels in a span, in every so many axes of a tile."""
-    for axis in range(first, last, step):
-        head = axis * slot
-        to = head + 2
-        for k in range(to, to + pixel[head]):
-            if pixel[k] >= span[0] and pixel[k] < span[1]:
-                pixel[to] = pixel[k]
-                weight[2 * to], weight[2 * to + 1] = weight[2 * k], weight[2 * k + 1]
-                to += 1
-        pixel[head] = to - head - 2
+@inlined
+def keep_within(span, pixel, weight, head):
+    """Leave only the entries of pixels in a span, of an axis of a tile."""
+    to = head + 2
+    for k in range(to, to + pixel[head]):
+        if pixel[k] >= span[0] and pixel[k] < span[1]:
+            pixel[to] = pixel[k]
+            weight[2 * to], weight[2 * to + 1] = weight[2 * k], weight[2 * k + 1]
+            to += 1
+    pixel[head] = to - head - 2
 
 
 @inlined

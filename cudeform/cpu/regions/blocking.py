@@ -17,17 +17,19 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.compiler import inlined, records
+from cudeform.cpu.language.bare import bare, records
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
-from cudeform.cpu.regions.extents import Regions, count_covered, count_pixels
+from cudeform.cpu.regions.extents import Regions, count_covered, count_pixels, regions_in
 from cudeform.plans.regions import RoiPlan
 
 __all__ = [
     "Job",
     "Piece",
     "Round",
+    "Span",
     "Work",
     "averages_planes",
     "by_class",
@@ -42,6 +44,7 @@ __all__ = [
     "rounds",
     "taken_whole",
     "unpacked",
+    "whole_span",
 ]
 
 _LANES = 16  # slices are multiples of so many channels
@@ -120,8 +123,8 @@ class Round(NamedTuple):
         return (*(span.stop - span.start for span in spans), job.rows * job.columns)
 
 
-class Piece(NamedTuple):
-    """A range of regions with what kernels read and write of them, in the dtype of sums."""
+class Span(NamedTuple):
+    """A range of regions, and where their results are."""
 
     begin: int
     end: int
@@ -129,7 +132,22 @@ class Piece(NamedTuple):
     region: int
     of_class: int
     start: int
-    rows: np.ndarray  # (R,): where each region is in the arrays that follow
+    row: int  # the region that is the first of the arrays of the piece; -1: these are of all boxes
+    # All regions of a call, and frames that there is room for
+    regions: int
+    frames: int
+
+
+def whole_span(job: Job, begin: int, end: int, regions: int, frames: int) -> Span:
+    """The span of a piece whose arrays are of all boxes."""
+    of_class = job.channels * job.bins_y * job.bins_x
+    return Span(begin, end, job.classes * of_class, of_class, 0, -1, regions, frames)
+
+
+class Piece(NamedTuple):
+    """What kernels read and write of some regions, in the dtype of sums."""
+
+    span: Span
     offset: np.ndarray
     mask: np.ndarray
 
@@ -143,36 +161,26 @@ class Work(NamedTuple):
     piece: Piece
 
 
-class _Span(NamedTuple):
-    """The integers of a `Piece`."""
-
-    begin: int
-    end: int
-    region: int
-    of_class: int
-    start: int
-
-
-_SPAN = len(_Span._fields)
-Packed = tuple[np.ndarray, Regions, tuple[np.ndarray, ...]]
+# The integers of the work, then arrays: numbers and integers of regions, offset, mask
+Packed = tuple[np.ndarray, ...]
 
 
 def packed(work: Work) -> Packed:
-    """The work as kernels take it: its integers in one array."""
-    job, part, regions, piece = work
-    return numbers_of(job, part, piece[:_SPAN]), regions, piece[_SPAN:]
+    """The work as kernels take it."""
+    job, part, regions, (span, offset, mask) = work
+    return numbers_of(job, part, span), regions.numbers, regions.integers, offset, mask
 
 
-_read = records(Job, Round, _Span)
+_read = records(Job, Round, Span)
 
 
 @inlined
 def unpacked(given):
     """The inverse of `packed`, for kernels."""
-    numbers, regions, arrays = given
-    job, part, (begin, end, region, of_class, start) = _read(numbers)
-    rows, offset, mask = arrays
-    return Work(job, part, regions, Piece(begin, end, region, of_class, start, rows, offset, mask))
+    integers, numbers, places, offset, mask = given
+    job, part, span = _read(integers)
+    regions = regions_in(numbers, places, span.regions, span.frames)
+    return Work(job, part, regions, Piece(span, bare(offset, 0), bare(mask, 0)))
 
 
 def averages_planes(plan: RoiPlan) -> bool:
@@ -312,11 +320,10 @@ def pieces(
     """
     begin, end = int(regions.first[part.image_begin]), int(regions.first[part.image_end])
     bins = job.bins_y * job.bins_x
-    like = np.empty(0, wide)
+    like, count = np.empty(0, wide), (len(regions.order), regions.frames)
     if whole:
-        flat = frozen(offset, like), frozen(mask, like)
-        of_class = job.channels * bins
-        yield Piece(begin, end, job.classes * of_class, of_class, 0, regions.order, *flat), None
+        span = whole_span(job, begin, end, *count)
+        yield Piece(span, frozen(offset, like), frozen(mask, like)), None
         return
     channels = part.channels(job)
     of_class = (channels.stop - channels.start) * bins
@@ -330,8 +337,7 @@ def pieces(
             frozen(None if array is None else array[chosen].astype(wide), like)
             for array in (offset, mask)
         ]
-        rows = np.arange(len(regions.order)) - first
-        yield Piece(first, last, size, of_class, start, rows, *flat), chosen
+        yield Piece(Span(first, last, size, of_class, start, first, *count), *flat), chosen
 
 
 def by_class(job: Job, results: np.ndarray) -> np.ndarray:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, inner, kernel
-from cudeform.cpu.language.scratch import zeroed
+from cudeform.cpu.language.bare import bare, lender
+from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.plans.regions import RoiPlan
 
@@ -21,11 +22,14 @@ __all__ = [
     "START",
     "Regions",
     "count_covered",
+    "count_integers",
     "count_pixels",
     "locate",
     "locate_regions",
     "reach_of_argmax",
     "reach_of_regions",
+    "regions_in",
+    "regions_of",
     "rules_of",
 ]
 
@@ -39,7 +43,7 @@ _CORNER, _CENTER, _PIXEL, _HALF_OPEN, _MSRA, _MSRA_CENTER = range(len(_RULES))
 
 
 class Regions(NamedTuple):
-    """The regions of a call in the order of their frames, for kernels.
+    """The regions of a call in the order of their frames.
 
     A frame is an image that has boxes, or a part of one.
     """
@@ -53,20 +57,48 @@ class Regions(NamedTuple):
     images: np.ndarray  # (U,): that of each frame
     first: np.ndarray  # (U + 1,): the first region of each
     origin: np.ndarray  # (U, 2) flat: the first row and column of each
+    integers: np.ndarray  # all of these integers, as `regions_in` finds them
+    frames: int  # that there is room for in them
+
+
+def regions_of(numbers: np.ndarray, integers: np.ndarray, frames: int, used: int) -> Regions:
+    """The regions of two arrays, with room for so many frames, of which some are used."""
+    regions = len(numbers) // NUMBERS
+    sizes = (2 * regions, regions, regions, frames, frames + 1, 2 * frames)
+    counts, place, order, images, first, origin = np.split(integers, np.cumsum(sizes)[:-1])
+    used_of = images[:used], first[: used + 1], origin[: 2 * used]
+    return Regions(numbers, counts, place, order, *used_of, integers, frames)
+
+
+@inlined
+def regions_in(numbers, integers, regions, frames):
+    """The same for kernels."""
+    return Regions(
+        bare(numbers, 0),
+        bare(integers, 0),
+        bare(integers, 2 * regions),
+        bare(integers, 3 * regions),
+        bare(integers, 4 * regions),
+        bare(integers, 4 * regions + frames),
+        bare(integers, 4 * regions + 2 * frames + 1),
+        bare(integers, 0),
+        frames,
+    )
+
+
+def count_integers(regions, frames):
+    """Of so many regions in so many frames."""
+    return 4 * regions + 4 * frames + 1
 
 
 def locate_regions(plan: RoiPlan, boxes: np.ndarray) -> Regions:
     """The regions of boxes (R, 5), which may be anything but of no image."""
     numbers = np.empty(plan.regions * NUMBERS, boxes.dtype)
-    counts = np.empty(2 * plan.regions, np.int64)
-    place, order = np.empty(plan.regions, np.int64), np.empty(plan.regions, np.int64)
-    images, first = np.empty(plan.batch, np.int64), np.empty(plan.batch + 1, np.int64)
-    flat = boxes.reshape(-1)
-    flat.setflags(write=False)
+    integers = np.zeros(count_integers(plan.regions, plan.batch), np.int64)
     scales = plan.scale, plan.offset_scale
-    used = _locate(rules_of(plan), scales, flat, (place, order, images, first), numbers, counts)
-    origin = np.zeros(2 * used, np.int64)
-    return Regions(numbers, counts, place, order, images[:used], first[: used + 1], origin)
+    rules = *rules_of(plan), plan.regions, plan.batch
+    used = _locate(rules, scales, frozen(boxes, boxes), numbers, integers)
+    return regions_of(numbers, integers, plan.batch, used)
 
 
 def rules_of(plan: RoiPlan) -> tuple[int, int, int, int]:
@@ -112,51 +144,58 @@ def reach_of_regions(
                 for end in (np.fmin, np.fmax)
             ]
             low, high = low + np.fmin(*moved), high + np.fmax(*moved)
-        slack = 3 + 8 * eps * (np.abs(start) + np.abs(low) + np.abs(high))
+        slack = 1 + 8 * eps * (np.abs(start) + np.abs(low) + np.abs(high))
         # NaN, where nothing is read or where an infinite offset meets nothing to move by
         first = np.nan_to_num(np.floor(start + low - slack), nan=0.0)
-        last = np.nan_to_num(np.ceil(start + high + slack), nan=1.0)
+        last = np.nan_to_num(np.ceil(start + high + slack) + 1, nan=1.0)  # of two that are read
         ends = np.clip(first, 0, size - 1), np.clip(last, 1, size)
         found.append(np.stack(ends, 1).astype(np.int64))
     return found[0], found[1]
 
 
 @inlined
-def _sort(boxes, place, order, images, first):
+def _sort(boxes, regions, count):
     """Put the boxes in the order of their images. Returns how many images have any."""
-    found = zeroed(len(images), np.int64)
-    for r in range(len(order)):
+    place, order, images, first = regions.place, regions.order, regions.images, regions.first
+    found = regions.origin  # so many of each image, and 0 again
+    for r in range(count):
         found[np.int64(boxes[5 * r])] += 1
     used, begin = 0, 0
-    for image in range(len(images)):
-        if found[image]:
+    for image in range(regions.frames):
+        here, found[image] = found[image], begin
+        for t in range(begin, begin + here):
+            place[t] = used
+        if here:
             images[used], first[used] = image, begin
-            place[begin : begin + found[image]] = used
-            begin, found[image] = begin + found[image], begin
             used += 1
+        begin += here
     first[used] = begin
-    for r in range(len(order)):
+    for r in range(count):
         image = np.int64(boxes[5 * r])
         order[found[image]] = r
         found[image] += 1
+    for image in range(regions.frames):
+        found[image] = 0
     return used
 
 
-@kernel
-def _locate(rules, scales, boxes, places, numbers, counts):
-    return locate(rules, scales, boxes, places, numbers, counts)
+@lender
+def _locate(rules, scales, boxes, numbers, integers):
+    rule, samples, down, across, count, batch = rules
+    regions = regions_in(numbers, integers, count, batch)
+    return locate((rule, samples, down, across), scales, bare(boxes, 0), regions, count)
 
 
-@inlined
-def locate(rules, scales, boxes, places, numbers, counts):
-    """Fill all arrays. Returns how many images have boxes."""
+@inner
+def locate(rules, scales, boxes, regions, count):
+    """Fill all arrays, the integers of which are 0. Returns how many images have boxes."""
     rule, samples, down_bins, across_bins = rules
-    place, order, images, first = places
-    used = _sort(boxes, place, order, images, first)
+    numbers, counts = regions.numbers, regions.counts
+    used = _sort(boxes, regions, count)
     real = numbers.dtype.type
     scale, reach = real(scales[0]), real(scales[1])
-    for t in range(len(order)):
-        at = 5 * order[t]
+    for t in range(count):
+        at = 5 * regions.order[t]
         y, height = _extent(rule, boxes[at + 2], boxes[at + 4], scale, numbers)
         x, width = _extent(rule, boxes[at + 1], boxes[at + 3], scale, numbers)
         if not (np.isfinite(y + height) and np.isfinite(x + width)):
@@ -228,7 +267,7 @@ def reach_of_argmax(
     return rows[regions.order], columns[regions.order]
 
 
-@kernel
+@lender
 def _reach_of_pixels(height, width, argmax, rows, columns):
     each = len(argmax) // len(rows)
     for t in range(len(rows)):
@@ -242,7 +281,7 @@ def _reach_of_pixels(height, width, argmax, rows, columns):
         columns[t, 0], columns[t, 1] = min(left, right - 1), right
 
 
-@kernel
+@lender
 def _reach_of_samples(height, width, ys, xs, rows, columns):
     each = len(ys) // len(rows)
     for t in range(len(rows)):

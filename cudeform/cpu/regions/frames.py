@@ -12,14 +12,16 @@ from math import prod
 import numpy as np
 
 from cudeform.cpu.language import workspace
-from cudeform.cpu.regions.extents import NUMBERS, Regions
+from cudeform.cpu.regions.extents import NUMBERS, Regions, regions_of
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["framed"]
 
 _SIDES = 64, 1024  # of a frame, in pixels; the second for regions that are larger than the first
 _LEAST = 8
-_SHARED = 16  # not less where it is for the threads: each frame locates its regions
+# Not less where it is for the threads: what lies in several frames is located in each
+_SHARED = 16
+_BINS = 8
 _ROOM = 2**2  # frames that fit in the workspace with `_CHANNELS`, at least
 _CHANNELS = 16
 _LISTED = 2**14  # regions in frames at a time, each of some 200 bytes,
@@ -40,13 +42,16 @@ def framed(
 
     Frames are smaller where there are not so many as `wanted`.
     """
-    large = max((ends[:, 1] - ends[:, 0]).mean() for ends in reach) > _SIDES[0]
+    extents = [(ends[:, 1] - ends[:, 0]).mean() for ends in reach]
+    bin = max(extent / bins for extent, bins in zip(extents, plan.bins, strict=True))
+    large = max(extents) > _SIDES[0]
     side, channels = _SIDES[int(large)], min(plan.channels, _CHANNELS)
     room = workspace.SCRATCH_BYTES // (_ROOM * channels * itemsize)  # pixels
     while side > _LEAST and side**2 > room:
         side //= 2
     pixels = len(regions.images) * plan.height * plan.width
-    while side > _SHARED and pixels < wanted * side**2:
+    least = max(_SHARED, min(_BINS * bin, _SIDES[0]))
+    while side > least and pixels < wanted * side**2:
         side //= 2
     frame = min(side, plan.height), min(side, plan.width)
     # Image, rows and columns of frames, each from the first to the last that a region reaches
@@ -87,8 +92,7 @@ def _listed(plan: RoiPlan, regions: Regions, covered: list[np.ndarray], side: in
     frame, region = frame[by_frame], region[by_frame]
     frames, begins, place = np.unique(frame, return_index=True, return_inverse=True)
     origin = np.stack([frames // across % down * side, frames % across * side], 1)
-    return Regions(
-        regions.numbers.reshape(-1, NUMBERS)[region].reshape(-1),
+    integers = (
         regions.counts.reshape(-1, 2)[region].reshape(-1),
         place,
         regions.order[region],
@@ -96,3 +100,5 @@ def _listed(plan: RoiPlan, regions: Regions, covered: list[np.ndarray], side: in
         np.append(begins, len(region)),
         origin.reshape(-1),
     )
+    numbers = regions.numbers.reshape(-1, NUMBERS)[region].reshape(-1)
+    return regions_of(numbers, np.concatenate(integers), len(frames), len(frames))

@@ -14,9 +14,9 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.bare import bare, give_back, lender, lent
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.dtypes import rounded
-from cudeform.cpu.language.scratch import empty, zeroed
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.regions import planes, strips
 from cudeform.cpu.regions.blocking import (
@@ -27,6 +27,7 @@ from cudeform.cpu.regions.blocking import (
     by_class,
     count_groups,
     effort,
+    effort_of,
     job_of,
     one_round,
     packed,
@@ -44,6 +45,7 @@ from cudeform.cpu.regions.patches import (
     locate_tile,
     measure_tile,
     reached,
+    return_tile,
     spread_tile,
     tile_of,
 )
@@ -93,17 +95,17 @@ def backward(
 def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray) -> None:
     wide = sum_dtype(grad_input.dtype)
     target = np.empty(0, wide)
-    tasks = plan.classes * plan.groups[0]
+    tasks, whole_work = plan.classes * plan.groups[0], effort_of(plan, regions)
     copies = 1 if grad_input.dtype == wide else 2  # of frames: the second is to be rounded
     for some, job in _framed(plan, regions, given, wide.itemsize, tasks):
-        for part in rounds(job, len(some.images), copies * wide.itemsize):
+        parts = rounds(job, len(some.images), copies * wide.itemsize)
+        for part in parts:
             if target.size < room(job, part):
                 del target  # before there is another
                 target = np.empty(room(job, part), wide)
-            target[...] = 0
             for work, grad, _ in _works(job, some, part, given):
                 task = partial(_spread, packed(work), target, frozen(grad, target))
-                threads.share(task, _tasks(job, part), effort(plan))
+                threads.share(task, _tasks(job, part), whole_work / len(parts))
             with writing(job, some, part, grad_input, wide) as written:
                 unstage(job, some, part, target, written)
 
@@ -116,7 +118,7 @@ def _framed(
 
     There would be so many `tasks` in an image if a slice had all channels of a class in a group.
     """
-    wanted = threads.wanted_tasks(effort(plan))
+    wanted = threads.wanted_tasks(effort(plan) if planes else effort_of(plan, regions))
     tasks_of = partial(job_of, plan, itemsize, planes=planes, enough=wanted)
     job = tasks_of(len(regions.images) * tasks)
     parts = rounds(job, len(regions.images), itemsize)
@@ -175,7 +177,7 @@ def _element_gradients(
     input: np.ndarray,
     sums: dict[str, np.ndarray],
 ) -> None:
-    wide = sum_dtype(input.dtype)
+    wide, whole_work = sum_dtype(input.dtype), effort_of(plan, regions)
     job = job_of(plan, wide.itemsize, plan.channels)  # a task goes through all slices
     flat = [sums[name].reshape(-1) for name in ("offset", "mask")]
     as_planes = reads_planes(plan, job, regions, wide.itemsize)
@@ -183,7 +185,7 @@ def _element_gradients(
     for part, source in staged_rounds(job, regions, input, wide, as_planes):
         for work, grad, _ in _works(job, regions, part, given):
             task = partial(measure, packed(work), *source, frozen(grad, flat[0]), *flat)
-            threads.share(task, work.piece.end - work.piece.begin, effort(plan))
+            threads.share(task, work.piece.span.end - work.piece.span.begin, whole_work)
 
 
 def _works(
@@ -202,28 +204,44 @@ def _works(
         yield work, values, tuple(by_class(job, array)[place] for array in argmax)
 
 
-@kernel
+@lender
 def _spread(given, target, grad, first, last):
     """Tasks `first` to `last` of a round: slices of images, and rows of groups."""
     work = unpacked(given)
     job, part, regions, piece = work
-    tile = tile_of(job, target)
-    values = zeroed(job.tile * job.pitch, target.dtype)
+    tile, values, memory = tile_of(job, target)
+    target, grad = bare(target, 0), bare(grad, 0)
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for task in range(first, last):
         u, c, gy, s = _task(job, part, task)
         begin, end = bins_of(job.bins_y, job.groups_y, gy)
         starts = slice_of(job, part, regions.origin, u, c, s)
-        for t in range(max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)):
+        if piece.span.begin == regions.first[part.image_begin]:  # the first of the round
+            _clear(job, part, (regions.origin, u, gy), starts, target)
+        since, until = regions.first[u], regions.first[u + 1]
+        for t in range(max(since, piece.span.begin), min(until, piece.span.end)):
             locate_region(job, regions, t, begin, end, tile)
-            first_row, last_row = reached(job, tile, begin, end)
+            first_row, last_row, left, right = reached(job, tile, begin, end)
             for top in range(first_row, last_row, high):
                 bottom = min(top + high, last_row)
                 count = (bottom - top) * job.bins_x
-                locate_tile(work, (t, c, s), starts, top, bottom, tile)
+                locate_tile(work, (t, c, s), starts, (top, bottom), (left, right), tile)
                 read_gradients(work, (t, c, s), grad, top, count, values)
                 spread_tile(tile, count, values, job.pitch, line, target)
+    return_tile(memory)
+
+
+@inlined
+def _clear(job, part, place, starts, target):
+    """Let the gradient of a task's slices begin with zeros."""
+    origin, u, gy = place
+    pixel = origin[2 * u] * job.columns + origin[2 * u + 1]
+    first = max(gy * job.groups_x, part.group_begin)
+    for g in range(first, min((gy + 1) * job.groups_x, part.group_end)):
+        at = starts[0] + g * starts[1] + pixel * job.pitch
+        for k in range(at, at + job.rows * job.columns * job.pitch):
+            target[k] = 0
 
 
 def group_rows(job: Job, part: Round) -> tuple[int, int]:
@@ -247,17 +265,18 @@ def _task(job, part, task):
     return part.image_begin + rest // classes, part.class_begin + rest % classes, gy, s
 
 
-@kernel
+@lender
 def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
     """Tasks `first` to `last` of a round, each a region: gradients of its offsets and masks."""
     work = unpacked(given)
     job, part, regions, piece = work
-    tile = tile_of(job, staged)
-    values = zeroed(job.tile * job.pitch, staged.dtype)
-    found = empty(3 * job.tile, staged.dtype)
+    tile, values, memory = tile_of(job, staged)
+    numbers = lent(3 * job.tile, staged.dtype)
+    staged, grad, found = bare(staged, 0), bare(grad, 0), bare(numbers, 0)
+    targets = bare(grad_offset, 0), bare(grad_mask, 0), grad_offset.size > 0, grad_mask.size > 0
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
-    for t in range(piece.begin + first, piece.begin + last):
+    for t in range(piece.span.begin + first, piece.span.begin + last):
         locate_region(job, regions, t, 0, job.bins_y, tile)
         for c in range(part.class_begin, part.class_end):
             for s in range(part.slice_begin, part.slice_end):
@@ -265,8 +284,9 @@ def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
                 for top in range(0, job.bins_y, high):
                     bottom = min(top + high, job.bins_y)
                     count = (bottom - top) * job.bins_x
-                    locate_tile(work, (t, c, s), starts, top, bottom, tile)
+                    locate_tile(work, (t, c, s), starts, (top, bottom), (0, job.bins_x), tile)
                     read_gradients(work, (t, c, s), grad, top, count, values)
                     measure_tile(tile, count, staged, job.pitch, line, values, found)
-                    sums = grad_offset, grad_mask
-                    add_elements(job, regions, (t, c, top), count, tile.factor, found, sums)
+                    add_elements(job, regions, (t, c, top), count, tile.factor, found, targets)
+    return_tile(memory)
+    give_back(numbers)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cudeform.cpu.language.compiler import inlined, kernel
-from cudeform.cpu.language.scratch import empty
+from cudeform.cpu.language.bare import bare, give_back, lender, lent
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.regions.axes import cell_along, reachable, reads_along
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import samples_of
@@ -16,7 +16,7 @@ __all__ = ["pool", "pool_planes"]
 _NOWHERE = -2  # where a sample is that reads nothing
 
 
-@kernel
+@lender
 def pool(given, staged, output, ys, xs, first, last):
     """Tasks `first` to `last` of a round, each a slice of a region: the samples and where they are.
 
@@ -24,45 +24,49 @@ def pool(given, staged, output, ys, xs, first, last):
     """
     work = unpacked(given)
     job, part, regions, piece = work
-    room = _room(job, staged)
+    source, results = bare(staged, 0), (bare(output, 0), bare(ys, 0), bare(xs, 0))
+    memory = lent(4 * job.pitch, output.dtype)
     slices = part.slice_end - part.slice_begin
     for task in range(first, last):
         t = task // slices
         s = part.slice_begin + task - t * slices
-        t += piece.begin
+        t += piece.span.begin
         start, _ = slice_of(job, part, regions.origin, regions.place[t], part.class_begin, s)
-        where, results = (t, s, 0, job.bins_y), (output, ys, xs)
-        _visit(work, where, staged, (start, job.pitch), _sample, results, room)
+        where, room = (t, s, 0, job.bins_y), bare(memory, 0)
+        _visit(work, where, source, (start, job.pitch), _sample, results, room)
+    give_back(memory)
 
 
-@kernel
+@lender
 def pool_planes(given, starts, view, source, output, ys, xs, first, last):
     """Tasks `first` to `last`, each a row of bins of a slice of a region, of planes as they lie."""
     work = unpacked(given)
     job, part, regions, piece = work
-    planes = starts, view, source
-    room = _room(job, output)
+    planes, results = (
+        (bare(starts, 0), view, bare(source, 0)),
+        (bare(output, 0), bare(ys, 0), bare(xs, 0)),
+    )
+    memory = lent(4 * job.pitch, output.dtype)
     for task in range(first, last):
         t, s, i = row_of_bins(job, part, piece, task)
         start, _, channels = slice_in_planes(job, regions, planes, t, part.class_begin, s)
-        where, results = (t, s, i, i + 1), (output, ys, xs)
+        where, room = (t, s, i, i + 1), bare(memory, 0)
         _visit(work, where, planes, (start, channels), _sample_of_planes, results, room)
+    give_back(memory)
 
 
 @inlined
-def _room(job, like):
-    """For a slice: values of a sample, then of the largest with their places."""
-    places = empty(job.pitch, like.dtype), empty(job.pitch, like.dtype)
-    return empty(job.pitch, like.dtype), empty(job.pitch, like.dtype), places
+def _visit(work, where, source, given, sample, results, memory):
+    """Write the largest samples of rows of bins: `where` is (region, slice, from row, to row).
 
-
-@inlined
-def _visit(work, where, source, given, sample, results, room):
-    """Write the largest samples of rows of bins: `where` is (region, slice, from row, to row)."""
+    In memory are values of a sample, then of the largest, and their places along y and x.
+    """
     job, part, regions, _ = work
     t, s, top, bottom = where
     output, ys, xs = results
-    _, best, places = room
+    values, best = memory, bare(memory, job.pitch)
+    places = bare(memory, 2 * job.pitch), bare(memory, 3 * job.pitch)
+    room = values, best, places
     bins = job.bins_y * job.bins_x
     channels = min(job.slice_channels, job.channels - s * job.slice_channels)
     at = result_at(work, t, part.class_begin, s)
@@ -90,10 +94,9 @@ def _choose(job, regions, bin, source, given, sample, room):
     top, bottom = reachable(down, job.height, -1.0, float(job.height))
     left, right = reachable(across, job.width, -1.0, float(job.width))
     best_y, best_x = places
-    best[:] = 0
     nowhere = best.dtype.type(_NOWHERE)
-    best_y[:] = nowhere
-    best_x[:] = nowhere
+    for c in range(channels):
+        best[c], best_y[c], best_x[c] = 0, nowhere, nowhere
     none = True
     for a in range(top, bottom):
         y = down[0] + best.dtype.type(a) * down[1]
@@ -105,7 +108,8 @@ def _choose(job, regions, bin, source, given, sample, room):
             if inside:
                 sample(job, (y, x), source, start, channels, values)
             else:
-                values[:] = 0
+                for c in range(channels):
+                    values[c] = 0
             for c in range(channels):
                 value, before = values[c], best[c]
                 larger = none | (value > before) | ((value != value) & (before == before))
@@ -129,10 +133,10 @@ def _corners(job, at, like):
 def _sample(job, at, staged, start, channels, values):
     """The sample at (y, x), inside, of a slice."""
     (y0, y1, x0, x1), (w00, w01, w10, w11) = _corners(job, at, values)
-    v00 = staged[start + (y0 * job.width + x0) * job.pitch :]
-    v01 = staged[start + (y0 * job.width + x1) * job.pitch :]
-    v10 = staged[start + (y1 * job.width + x0) * job.pitch :]
-    v11 = staged[start + (y1 * job.width + x1) * job.pitch :]
+    v00 = bare(staged, start + (y0 * job.width + x0) * job.pitch)
+    v01 = bare(staged, start + (y0 * job.width + x1) * job.pitch)
+    v10 = bare(staged, start + (y1 * job.width + x0) * job.pitch)
+    v11 = bare(staged, start + (y1 * job.width + x1) * job.pitch)
     for c in range(channels):
         values[c] = w00 * v00[c] + w01 * v01[c] + w10 * v10[c] + w11 * v11[c]
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudeform.cpu.language.bare import bare, cleared, give_back, lent
 from cudeform.cpu.language.compiler import inlined, inner, unrolled
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
 from cudeform.cpu.regions.axes import keep_within, locate_axis
 from cudeform.cpu.regions.extents import ALONG_X, NUMBERS, REACH, SHARE, SIZE, SPACING, START
@@ -25,17 +25,19 @@ __all__ = [
     "covered",
     "element_of",
     "frame_of",
-    "largest_of_tile",
     "locate_region",
     "locate_tile",
     "measure_tile",
     "patch_of",
     "put_found",
     "reached",
+    "return_tile",
+    "row_of",
     "samples_of",
     "share_of",
     "spread_tile",
     "tile_of",
+    "vectors_of",
 ]
 
 ELSEWHERE = -(2**62)  # where a bin begins that is to be passed over
@@ -60,17 +62,38 @@ class Tile(NamedTuple):
 
 @inlined
 def tile_of(job, like):
-    """Room for a tile."""
+    """A tile, what its bins are of a slice, 0 at first, and the memory of both, to be returned."""
     axes = 2 * job.tile if job.deformable else job.bins_y + job.bins_x
-    return Tile(
-        empty(axes * job.slot, np.int64),
-        empty(2 * axes * job.slot, like.dtype),
-        empty(job.tile, np.int64),
-        empty(job.tile, np.int64),
-        empty(job.tile, np.int64),
-        empty(job.tile, like.dtype),
-        empty(job.tile, like.dtype),
+    slots, results = axes * job.slot, job.tile * job.pitch
+    integers = lent(slots + 3 * job.tile, np.int64)
+    numbers = lent(2 * slots + 2 * job.tile, like.dtype)
+    values = cleared(results, like.dtype)
+    tile = Tile(
+        bare(integers, 0),
+        bare(numbers, 0),
+        bare(integers, slots),
+        bare(integers, slots + job.tile),
+        bare(integers, slots + 2 * job.tile),
+        bare(numbers, 2 * slots),
+        bare(numbers, 2 * slots + job.tile),
     )
+    return tile, bare(values, 0), (integers, numbers, values)
+
+
+@inlined
+def return_tile(memory):
+    """The end of a tile."""
+    integers, numbers, values = memory
+    give_back(integers)
+    give_back(numbers)
+    give_back(values)
+
+
+@inlined
+def row_of(work, t):
+    """Where a region is in the arrays of a piece."""
+    first = work.piece.span.row
+    return work.regions.order[t] if first < 0 else t - first
 
 
 @inlined
@@ -85,72 +108,69 @@ def locate_region(job, regions, t, top, bottom, tile):
     """Find what the bins of region t read from row `top` to `bottom`, if they do not move."""
     if job.deformable:
         return
-    numbers, counts, pixel, weight = regions.numbers, regions.counts, tile.pixel, tile.weight
-    still = weight.dtype.type(0)
+    still = tile.weight.dtype.type(0)
     for i in range(top, bottom):
-        _locate(job, numbers, counts, t, False, i, still, pixel, weight, i * job.slot)
+        _locate(job, regions, tile, (t, False, i, still), i * job.slot)
     for j in range(job.bins_x):
-        at = (job.bins_y + j) * job.slot
-        _locate(job, numbers, counts, t, True, j, still, pixel, weight, at)
-    if _framed(job):
-        rows, columns = frame_of(job, regions, regions.place[t])
-        keep_within(rows, top, bottom, 1, job.slot, pixel, weight)
-        keep_within(columns, job.bins_y, job.bins_y + job.bins_x, 1, job.slot, pixel, weight)
+        _locate(job, regions, tile, (t, True, j, still), (job.bins_y + j) * job.slot)
 
 
 @inlined
 def reached(job, tile, top, bottom):
-    """Of these rows of the bins of a region those that read anything, from the first to the last:
-    a region that lies in several frames has most of them in one.
+    """Of these rows of the bins of a region, and of all columns, those that read anything, from
+    the first to the last: a region that lies in several frames has most of them in one.
     """
-    if job.deformable:
-        return top, bottom
-    left, right = job.bins_y, job.bins_y + job.bins_x
-    while left < right and tile.pixel[left * job.slot] == 0:
-        left += 1
-    while top < bottom and tile.pixel[top * job.slot] == 0:
-        top += 1
-    while top < bottom and tile.pixel[(bottom - 1) * job.slot] == 0:
-        bottom -= 1
-    return top, bottom if left < right else top
+    left, right = 0, job.bins_x
+    if not job.deformable:
+        top, bottom = _reached(job, tile, top, bottom)
+        left, right = _reached(job, tile, job.bins_y, job.bins_y + job.bins_x)
+        left, right = left - job.bins_y, right - job.bins_y
+    return top, bottom if left < right else top, left, right
+
+
+@inlined
+def _reached(job, tile, first, last):
+    """Of these axes those that have entries, from the first to the last."""
+    while first < last and tile.pixel[first * job.slot] == 0:
+        first += 1
+    while first < last and tile.pixel[(last - 1) * job.slot] == 0:
+        last -= 1
+    return first, last
 
 
 @inner
-def locate_tile(work, where, starts, top, bottom, tile):
-    """Let a tile be the rows of bins from `top` to `bottom` of (region, class, slice).
+def locate_tile(work, where, starts, rows, columns, tile):
+    """Let a tile be some rows of bins of (region, class, slice), but for those of other columns.
 
     `starts` is where group 0 of the slice begins, and how far the groups are from each other.
     """
     job, part, regions, piece = work
-    numbers, counts, offset, mask = regions.numbers, regions.counts, piece.offset, piece.mask
-    pixel, weight = tile.pixel, tile.weight
+    offset, mask, pixel = piece.offset, piece.mask, tile.pixel
     t, c, s = where
-    row = piece.rows[t]
-    for i in range(top, bottom):
+    row = row_of(work, t)
+    for i in range(rows[0], rows[1]):
         gy = i * job.groups_y // job.bins_y
         for j in range(job.bins_x):
-            n = (i - top) * job.bins_x + j
+            n = (i - rows[0]) * job.bins_x + j
+            if j < columns[0] or j >= columns[1]:
+                tile.start[n] = ELSEWHERE
+                continue
             y_at, x_at = i * job.slot, (job.bins_y + j) * job.slot
             if job.deformable:
                 y_at, x_at = 2 * n * job.slot, (2 * n + 1) * job.slot
                 x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
                 y = x + job.part_y * job.part_x
-                _locate(job, numbers, counts, t, False, i, offset[y], pixel, weight, y_at)
-                _locate(job, numbers, counts, t, True, j, offset[x], pixel, weight, x_at)
+                _locate(job, regions, tile, (t, False, i, offset[y]), y_at)
+                _locate(job, regions, tile, (t, True, j, offset[x]), x_at)
             g = gy * job.groups_x + j * job.groups_x // job.bins_x
             inside = g >= part.group_begin and g < part.group_end
             tile.down[n], tile.across[n] = y_at, x_at
             tile.start[n] = starts[0] + g * starts[1] if inside else ELSEWHERE
-            tile.share[n], tile.factor[n] = numbers[t * NUMBERS + SHARE], 1
+            tile.share[n], tile.factor[n] = regions.numbers[t * NUMBERS + SHARE], 1
             if job.corners or job.covers:
-                tile.share[n] = share_of(pixel[y_at + 1], pixel[x_at + 1], weight)
+                tile.share[n] = share_of(pixel[y_at + 1], pixel[x_at + 1], tile.weight)
             if job.modulated:
                 tile.factor[n] = mask[element_of(job, row, c, job.classes, i, j)]
-    if job.deformable and _framed(job):
-        rows, columns = frame_of(job, regions, regions.place[t])
-        axes = 2 * (bottom - top) * job.bins_x
-        keep_within(rows, 0, axes, 2, job.slot, pixel, weight)
-        keep_within(columns, 1, axes, 2, job.slot, pixel, weight)
 
 
 @inlined
@@ -174,17 +194,38 @@ def frame_of(job, regions, u):
 
 
 @inner
-def _locate(job, numbers, counts, t, along_x, i, shift, pixel, weight, at):
-    """Find what bin i of region t reads along one axis, moved by so many units of offset."""
+def _locate(job, regions, tile, bin, at):
+    """Find what of its frame a bin reads along one axis; for `bin` see `samples_of`."""
+    t, along_x, i, _ = bin
+    numbers, pixel, weight = regions.numbers, tile.pixel, tile.weight
+    rows, columns = frame_of(job, regions, regions.place[t])
+    span, size = (columns, job.width) if along_x else (rows, job.height)
+    pixel[at] = pixel[at + 1] = 0
     if job.covers:
         begin, end = covered(job, numbers, (t, along_x, i))
         for n in range(end - begin):
             pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
         pixel[at] = pixel[at + 1] = end - begin
-        return
-    samples = samples_of(job, numbers, counts, (t, along_x, i, shift))
-    size = job.width if along_x else job.height
-    pixel[at], pixel[at + 1] = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+    else:
+        samples = samples_of(job, numbers, regions.counts, bin)
+        if _framed(job) and _beside(samples, size, span):
+            return
+        entries, inside = locate_axis(samples, size, job.corners, pixel, weight, at + 2)
+        pixel[at], pixel[at + 1] = entries, inside
+    if _framed(job):
+        keep_within(span, pixel, weight, at)
+
+
+@inlined
+def _beside(samples, size, span):
+    """Whether samples read no pixel of a frame, as far as that is plain."""
+    first, spacing, count = samples
+    real = type(first)
+    last = first + real(count - 1) * spacing
+    low, high = min(first, last) - real(1), max(first, last) + real(2)
+    # What is outside of the image reads its edge.
+    before, behind = span[0] > 0 and high < real(span[0]), span[1] < size and low > real(span[1])
+    return before or behind
 
 
 @inlined
@@ -241,6 +282,14 @@ def patch_of(tile, n):
 
 
 @inlined
+def vectors_of(pitch, like):
+    """Elements of a vector, those that are in whole vectors, and the others."""
+    step = lanes(like)
+    tail = pitch & (step - 1)  # LLVM sees that this is too short to vectorise
+    return step, pitch - tail, tail
+
+
+@inlined
 def _summed(pixel, weight, patch, source, start, pitch, line):
     """The weighted sum of a patch of one channel, whose pixel (0, 0) would be at `start`."""
     y0, y1, x0, x1 = patch
@@ -261,9 +310,7 @@ def blend_tile(tile, count, source, pitch, line, target):
     Pixels are `pitch` elements apart, in rows of `line` elements. Bin n is from n*pitch on.
     """
     pixel, weight = tile.pixel, tile.weight
-    step = lanes(source)
-    tail = pitch & (step - 1)  # LLVM sees that this is too short to vectorise
-    whole = pitch - tail
+    step, whole, tail = vectors_of(pitch, source)
     blocks = whole // (4 * step) * 4 * step
     for n in range(count):
         at, start = n * pitch, tile.start[n]
@@ -318,9 +365,7 @@ def measure_tile(tile, count, source, pitch, line, grad, found):
     and its derivatives when the bin moves along y and x; without the mask.
     """
     pixel, weight = tile.pixel, tile.weight
-    step = lanes(source)
-    tail = pitch & (step - 1)
-    whole = pitch - tail
+    step, whole, tail = vectors_of(pitch, source)
     zero = source.dtype.type(0)
     for n in range(count):
         at, start = n * pitch, tile.start[n]
@@ -364,15 +409,13 @@ def measure_tile(tile, count, source, pitch, line, grad, found):
 def spread_tile(tile, count, grad, pitch, line, target):
     """Add the gradient of what `blend_tile` writes to that of the pixels it reads."""
     pixel, weight = tile.pixel, tile.weight
-    step = lanes(grad)
-    tail = pitch & (step - 1)
-    whole = pitch - tail
+    step, whole, tail = vectors_of(pitch, grad)
     for n in range(count):
         at, start = n * pitch, tile.start[n]
         if start == ELSEWHERE:
             continue
-        y0, y1, x0, x1 = patch_of(tile, n)
         scale = tile.share[n] * tile.factor[n]
+        y0, y1, x0, x1 = patch_of(tile, n)
         for a in range(y0, y1):
             row = start + pixel[a] * line
             for b in range(x0, x1):
@@ -383,35 +426,3 @@ def spread_tile(tile, count, grad, pitch, line, target):
                     store(target, v + c, fma(w, load(grad, at + c), load(target, v + c)))
                 for c in range(whole, whole + tail):
                     target[v + c] += s * grad[at + c]
-
-
-@inner
-def largest_of_tile(tile, count, source, pitch, width, best, chosen):
-    """Write the largest values of the bins of a tile, and the first pixels that have them.
-
-    An empty bin has 0 and no pixel, -1. NaN is larger than any number.
-    """
-    pixel = tile.pixel
-    for n in range(count):
-        start = tile.start[n]
-        y0, y1, x0, x1 = patch_of(tile, n)
-        values, pixels = best[n * pitch :], chosen[n * pitch :]
-        if start == ELSEWHERE or y0 == y1 or x0 == x1:
-            for c in range(pitch):
-                values[c] = 0
-                pixels[c] = -1
-            continue
-        first = pixel[y0] * width + pixel[x0]
-        given = source[start + first * pitch :]
-        for c in range(pitch):
-            values[c] = given[c]
-            pixels[c] = first
-        for a in range(y0, y1):
-            for b in range(x0, x1):
-                p = np.int32(pixel[a] * width + pixel[b])
-                given = source[start + p * pitch :]
-                for c in range(pitch):
-                    value, before = given[c], values[c]
-                    larger = (value > before) | ((value != value) & (before == before))
-                    values[c] = value if larger else before
-                    pixels[c] = p if larger else pixels[c]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.bare import bare, give_back, lender, lent
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.halves import element
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.cpu.regions.blocking import Job, Round, unpacked
 from cudeform.cpu.regions.patches import bins_of, covered, frame_of, share_of
@@ -26,27 +26,28 @@ def count_tasks(job: Job, part: Round) -> int:
     return frames * classes * groups * (part.slice_end - part.slice_begin)
 
 
-@kernel
+@lender
 def average(given, starts, view, source, output, first, last):
     """Tasks `first` to `last` of a round, a few planes each: the averages of their bins."""
-    sums = empty(unpacked(given).job.slice_channels, output.dtype)
-    _visit(given, starts, view, (first, last), _sum_up, source, output, sums)
+    _visit(given, starts, view, source, output, first, last, _sum_up)
 
 
-@kernel
+@lender
 def spread(given, starts, view, target, grad, first, last):
     """Tasks `first` to `last` of a round: add the gradients of the averages to the pixels read."""
-    values = empty(unpacked(given).job.slice_channels, target.dtype)
-    _visit(given, starts, view, (first, last), _add_to, target, grad, values)
+    _visit(given, starts, view, target, grad, first, last, _add_to)
 
 
 @inlined
-def _visit(given, starts, view, tasks, use, planes, results, values):
+def _visit(given, starts, view, planes, results, first, last, use):
     """Call `use` for every bin of the tasks, with its pixels and where its results are."""
     work = unpacked(given)
     job, _, regions, _ = work
+    starts, flat, results = bare(starts, 0), bare(planes, 0), bare(results, 0)
+    memory = lent(job.slice_channels, results.dtype)
+    values = bare(memory, 0)
     bins = job.bins_y * job.bins_x
-    for task in range(tasks[0], tasks[1]):
+    for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
         top, bottom, left, right = _bins_of_group(job, place[2])
         rows, columns = frame_of(job, regions, place[0])
@@ -62,14 +63,16 @@ def _visit(given, starts, view, tasks, use, planes, results, values):
                     pixels = start, y0, y1, x0, x1
                     strides = channels, view.channel, bins, view.row, view.column
                     result = at + i * job.bins_x + j
-                    use(pixels, strides, share, planes, results, result, values)
+                    use(pixels, strides, share, flat, results, result, values)
+    give_back(memory)
 
 
 @inlined
 def _sum_up(pixels, strides, share, source, output, result, sums):
     start, y0, y1, x0, x1 = pixels
     channels, plane, bins, row, column = strides
-    sums[:] = 0
+    for k in range(channels):
+        sums[k] = 0
     for y in range(y0, y1):
         line = start + y * row
         for x in range(x0, x1):
@@ -90,10 +93,10 @@ def _add_to(pixels, strides, share, target, grad, result, values):
         line = start + y * row
         for at in range(line + x0, line + x1):
             for k in range(channels):
-                target[np.uint64(at + k * plane)] += values[k]
+                target[at + k * plane] += values[k]
 
 
-@kernel
+@lender
 def scatter(given, starts, view, target, grad, argmax, first, last):
     """Tasks `first` to `last` of a round: add the gradients of maxima to the pixels that they are.
 
@@ -101,6 +104,7 @@ def scatter(given, starts, view, target, grad, argmax, first, last):
     """
     work = unpacked(given)
     job = work.job
+    starts, target = bare(starts, 0), bare(target, 0)
     bins = job.bins_y * job.bins_x
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
@@ -112,8 +116,8 @@ def scatter(given, starts, view, target, grad, argmax, first, last):
         for t in range(begin, end):
             results = result_at(work, t, place[1], place[3])
             for k in range(channels):
-                plane = target[start + above + k * view.channel :]
-                gradients, pixels = grad[results + k * bins :], argmax[results + k * bins :]
+                plane = bare(target, start + above + k * view.channel)
+                gradients, pixels = bare(grad, results + k * bins), bare(argmax, results + k * bins)
                 for n in range(bins):
                     pixel = np.uint32(np.uint32(pixels[n]) - np.uint32(above))
                     if pixel >= size:  # none, -1, is far outside
@@ -127,10 +131,12 @@ def scatter(given, starts, view, target, grad, argmax, first, last):
                         plane[pixel] += gradients[n]
 
 
-@kernel
+@lender
 def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
     """The same for samples, each with its place: add to the pixels around it."""
     work = unpacked(given)
+    starts, target = bare(starts, 0), bare(target, 0)
+    grad, ys, xs = bare(grad, 0), bare(ys, 0), bare(xs, 0)
     job = work.job
     regions = work.regions
     bins = job.bins_y * job.bins_x
@@ -159,7 +165,7 @@ def _add(target, where, y, x, value):
     """Add to a pixel of a plane, if it is in the frame."""
     plane, row, rows, columns = where
     if y >= rows[0] and y < rows[1] and x >= columns[0] and x < columns[1]:
-        target[np.uint64(plane + y * row + x)] += value
+        target[plane + y * row + x] += value
 
 
 @inlined
@@ -178,7 +184,7 @@ def _planes(work, starts, view, task):
     start = starts[u] + c * view.of_class + g * view.group
     start += s * job.slice_channels * view.channel
     channels = min(job.slice_channels, job.channels - s * job.slice_channels)
-    begin, end = max(regions.first[u], piece.begin), min(regions.first[u + 1], piece.end)
+    begin, end = max(regions.first[u], piece.span.begin), min(regions.first[u + 1], piece.span.end)
     return (u, c, g, s), start, channels, begin, end
 
 

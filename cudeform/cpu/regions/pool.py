@@ -14,7 +14,7 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.compiler import kernel
+from cudeform.cpu.language.bare import lender
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.regions import largest, planes, strips
 from cudeform.cpu.regions.at_once import pool_at_once, prepared
@@ -30,7 +30,6 @@ from cudeform.cpu.regions.blocking import (
     pieces,
     reads_planes,
     taken_whole,
-    unpacked,
 )
 from cudeform.cpu.regions.extents import locate_regions
 from cudeform.cpu.regions.gradients import backward
@@ -56,23 +55,17 @@ def forward(
         places = 1 if plan.reads == "pixels" else 2
         chosen = (argmax,) if places == 1 else (argmax[:, 0], argmax[:, 1])
         results = output, *chosen
-    known = prepared(plan, input.dtype)
+    known, given = prepared(plan, input.dtype), (input, boxes, offset, mask)
     if known and input.flags.c_contiguous and threads.takes_one(known.work):
-        pool_at_once(known, input, boxes, offset, mask, results)
+        pool_at_once(known, given, results)
     elif output.size:
-        _pool_rounds(plan, input, boxes, offset, mask, results)
+        _pool_rounds(plan, given, results)
     return (output, argmax) if plan.largest else (output,)
 
 
-def _pool_rounds(
-    plan: RoiPlan,
-    input: np.ndarray,
-    boxes: np.ndarray,
-    offset: np.ndarray | None,
-    mask: np.ndarray | None,
-    results: tuple[np.ndarray, ...],
-) -> None:
+def _pool_rounds(plan: RoiPlan, given: tuple, results: tuple[np.ndarray, ...]) -> None:
     """Fill `results`: the output, and of what is the largest, argmax or y and x."""
+    input, boxes, offset, mask = given
     wide = sum_dtype(input.dtype)
     regions = locate_regions(plan, boxes)
     averages, tasks = averages_planes(plan), plan.regions
@@ -90,22 +83,22 @@ def _pool_rounds(
         for piece, chosen in pieces(job, regions, part, offset, mask, wide, whole):
             written = in_order
             if chosen is not None:
-                size = len(chosen) * piece.region
+                size = len(chosen) * piece.span.region
                 dtypes = wide, *(array.dtype for array in results[1:])
                 written = tuple(np.empty(size, dtype) for dtype in dtypes)
-            given = packed(Work(job, part, regions, piece))
+            numbers = packed(Work(job, part, regions, piece))
             flat = [array.reshape(-1) for array in written]
-            tasks = (piece.end - piece.begin) * (part.slice_end - part.slice_begin)
+            tasks = (piece.span.end - piece.span.begin) * (part.slice_end - part.slice_begin)
             if averages:
-                task = partial(planes.average, given, *source, *flat)
+                task = partial(planes.average, numbers, *source, *flat)
                 tasks = planes.count_tasks(job, part)
             elif as_planes:
                 task, tasks = (
-                    partial(_OF_PLANES[len(flat)], given, *source, *flat),
+                    partial(_OF_PLANES[len(flat)], numbers, *source, *flat),
                     tasks * job.bins_y,
                 )
             else:
-                task = partial(_OF_FRAMES[len(flat)], given, *source, *flat)
+                task = partial(_OF_FRAMES[len(flat)], numbers, *source, *flat)
                 if len(flat) < 3:
                     split = min(-(-wanted // tasks), job.bins_y)
                     task, tasks = partial(task, split), tasks * split
@@ -141,16 +134,16 @@ def _keep(
                 result[(*place, b)] = values[..., b]
 
 
-@kernel
+@lender
 def _average(given, staged, output, split, first, last):
     """Tasks `first` to `last` of a round, each a slice of some bins of a region: weighted sums."""
-    average_slices(unpacked(given), staged, output, split, first, last)
+    average_slices(given, staged, output, split, first, last)
 
 
-@kernel
+@lender
 def _choose(given, staged, output, argmax, split, first, last):
     """The same: the largest pixels, and which they are."""
-    choose_slices(unpacked(given), staged, output, argmax, split, first, last)
+    choose_slices(given, staged, output, argmax, split, first, last)
 
 
 # By the number of arrays that are filled

@@ -7,7 +7,7 @@ import numpy as np
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.transpose import transpose
 from cudeform.cpu.regions.extents import ALONG_X, NUMBERS, REACH
-from cudeform.cpu.regions.patches import ELSEWHERE, element_of
+from cudeform.cpu.regions.patches import ELSEWHERE, element_of, row_of
 
 __all__ = ["add_elements", "read_gradients", "result_at", "write_results"]
 
@@ -15,8 +15,8 @@ __all__ = ["add_elements", "read_gradients", "result_at", "write_results"]
 @inlined
 def result_at(work, t, c, s):
     """Where the results of a slice of a region begin."""
-    job, _, _, piece = work
-    at = piece.start + piece.rows[t] * piece.region + c * piece.of_class
+    job, _, _, (span, _, _) = work
+    at = span.start + row_of(work, t) * span.region + c * span.of_class
     return at + s * job.slice_channels * job.bins_y * job.bins_x
 
 
@@ -54,7 +54,7 @@ def read_gradients(work, place, grad, top, count, values):
 @inner
 def add_elements(job, regions, place, count, factor, found, sums):
     """Add what a slice of the bins of a tile says about their offsets and masks."""
-    grad_offset, grad_mask = sums
+    grad_offset, grad_mask, moved, masked = sums
     t, c, top = place
     row = regions.order[t]
     reach_y = regions.numbers[t * NUMBERS + REACH]
@@ -62,9 +62,9 @@ def add_elements(job, regions, place, count, factor, found, sums):
     for n in range(count):
         i, j = top + n // job.bins_x, n % job.bins_x
         value, down, across = found[3 * n], found[3 * n + 1], found[3 * n + 2]
-        if grad_mask.size:
+        if masked:
             grad_mask[element_of(job, row, c, job.classes, i, j)] += value
-        if grad_offset.size:
+        if moved:
             x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
             y = x + job.part_y * job.part_x
             grad_offset[y] += factor[n] * reach_y * down

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.language.compiler import inlined, kernel, records
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender, records
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.dtypes import copy
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import read_rows
-from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.strided import aligned, lying
-from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
+from cudeform.cpu.language.transpose import frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import (
     Job,
@@ -231,49 +231,63 @@ def _chunk(job, part, view, origin, starts, task):
 
 
 @inlined
-def _visit(numbers, origin, starts, staged, flat, first, last, copy):
+def _visit(views, origin, starts, staged, flat, first, last, copy):
     """Copy pieces `first` to `last`, each a few pixels of a slice of a frame."""
-    job, part, view = _read(numbers)
-    rows = zeroed(job.pitch * _PIXELS, staged.dtype)
+    job, part, view = views
+    rows = cleared(job.pitch * _PIXELS, staged.dtype)
+    frames, planes, room = bare(staged, 0), bare(flat, 0), bare(rows, 0)
+    origin, starts = bare(origin, 0), bare(starts, 0)
     for task in range(first, last):
         at, other, pixels, channels = _chunk(job, part, view, origin, starts, task)
-        copy(staged, flat, (at, job.pitch), (other, view.channel), (channels, pixels), rows)
+        copy(frames, planes, (at, job.pitch), (other, view.channel), (channels, pixels), room)
+    give_back(rows)
 
 
-@kernel
+@lender
 def _stage(numbers, origin, starts, source, staged, first, last):
-    lay_out(numbers, origin, starts, source, staged, first, last)
+    lay_out(_read(numbers), origin, starts, source, staged, first, last)
 
 
 @inlined
-def lay_out(numbers, origin, starts, source, staged, first, last):
+def lay_out(views, origin, starts, source, staged, first, last):
     """Pieces `first` to `last` of the pixels of a round, not of 16 bits."""
-    _visit(numbers, origin, starts, staged, source, first, last, _lay_out)
+    _visit(views, origin, starts, staged, source, first, last, _lay_out)
 
 
-@kernel
+@lender
 def _widen(numbers, origin, starts, source, staged, first, last):
-    _visit(numbers, origin, starts, staged, source, first, last, _lay_out_wide)
+    _visit(_read(numbers), origin, starts, staged, source, first, last, _lay_out_wide)
 
 
-@kernel
+@lender
 def _unstage(numbers, origin, starts, staged, output, first, last):
-    _visit(numbers, origin, starts, staged, output, first, last, _lay_back)
+    _visit(_read(numbers), origin, starts, staged, output, first, last, _lay_back)
+
+
+@inlined
+def _copy(source, at, target, to, count):
+    for i in range(count):
+        target[to + i] = source[at + i]
+
+
+@inlined
+def _clear(rows, channels, pitch):
+    """What is no channel must not be NaN."""
+    for i in range(channels * _PIXELS, pitch * _PIXELS):
+        rows[i] = 0
 
 
 @inlined
 def _lay_out(staged, source, frame, plane, size, rows):
     """From planes into a frame; `size` is (channels, pixels)."""
     (to, pitch), (at, of_channel), (channels, pixels) = frame, plane, size
-    if pitch == 1:
-        copy_plain(source, at, staged, to, pixels)
-    elif channels == pitch:
+    if channels == pitch:
         transpose(source, at, of_channel, channels, pixels, staged, to, pitch)
-    else:  # whole vectors are quicker, and what is no channel must not be NaN
+    else:  # whole vectors are quicker
         for k in range(channels):
-            copy_plain(source, at + k * of_channel, rows, k * _PIXELS, pixels)
-        rows[channels * _PIXELS :] = 0
-        transpose(rows, np.int64(0), _PIXELS, pitch, pixels, staged, to, pitch)
+            _copy(source, at + k * of_channel, rows, k * _PIXELS, pixels)
+        _clear(rows, channels, pitch)
+        transpose(rows, 0, _PIXELS, pitch, pixels, staged, to, pitch)
 
 
 @inlined
@@ -281,19 +295,17 @@ def _lay_out_wide(staged, source, frame, plane, size, rows):
     """The same from 16 bits."""
     (to, pitch), (at, of_channel), (channels, pixels) = frame, plane, size
     read_rows(source, rows, (at, of_channel, 0, _PIXELS), size)
-    rows[channels * _PIXELS :] = 0
-    transpose(rows, np.int64(0), _PIXELS, pitch, pixels, staged, to, pitch)
+    _clear(rows, channels, pitch)
+    transpose(rows, 0, _PIXELS, pitch, pixels, staged, to, pitch)
 
 
 @inlined
 def _lay_back(staged, output, frame, plane, size, rows):
     """From a frame into planes."""
     (at, pitch), (to, of_channel), (channels, pixels) = frame, plane, size
-    if pitch == 1:
-        copy_plain(staged, at, output, to, pixels)
-    elif channels == pitch:
+    if channels == pitch:
         transpose(staged, at, pitch, pixels, channels, output, to, of_channel)
     else:
-        transpose(staged, at, pitch, pixels, pitch, rows, np.int64(0), _PIXELS)
+        transpose(staged, at, pitch, pixels, pitch, rows, 0, _PIXELS)
         for k in range(channels):
-            copy_plain(rows, k * _PIXELS, output, to + k * of_channel, pixels)
+            _copy(rows, k * _PIXELS, output, to + k * of_channel, pixels)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, inner, kernel, unrolled
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender
+from cudeform.cpu.language.compiler import inlined, inner, unrolled
 from cudeform.cpu.language.halves import element
-from cudeform.cpu.language.scratch import empty, zeroed
-from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, zeros
+from cudeform.cpu.language.simd import fma, load, splat, store, total, zeros
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import (
     ELSEWHERE,
@@ -21,7 +21,9 @@ from cudeform.cpu.regions.patches import (
     locate_tile,
     patch_of,
     put_found,
+    return_tile,
     tile_of,
+    vectors_of,
 )
 from cudeform.cpu.regions.results import add_elements, read_gradients, result_at, write_results
 
@@ -54,79 +56,86 @@ def slice_in_planes(job, regions, planes, t, c, s):
 def row_of_bins(job, part, piece, task):
     """(region, slice, row of bins) of a task."""
     slices = part.slice_end - part.slice_begin
-    t = piece.begin + task // (slices * job.bins_y)
+    t = piece.span.begin + task // (slices * job.bins_y)
     return t, part.slice_begin + task % slices, task // slices % job.bins_y
 
 
-@kernel
+@lender
 def pool(given, starts, view, source, output, first, last):
     """Tasks `first` to `last`, each a row of bins of a slice of a region: weighted sums."""
-    job = unpacked(given).job
-    strip, subtotals = zeroed(_STRIP * job.pitch, output.dtype), zeroed(job.pitch, output.dtype)
-    planes, room = (starts, view, source), (strip, subtotals)
-    _visit(given, planes, (output,), (first, last), _blend, room)
+    planes = bare(starts, 0), view, bare(source, 0)
+    strip = cleared((_STRIP + 1) * unpacked(given).job.pitch, output.dtype)
+    results = bare(output, 0), bare(output, 0)
+    _visit(given, planes, results, bare(strip, 0), (first, last), _blend)
+    give_back(strip)
 
 
-@kernel
+@lender
 def choose(given, starts, view, source, output, argmax, first, last):
     """The same: the largest pixels, and which they are."""
-    job = unpacked(given).job
-    planes, room = (starts, view, source), zeroed(job.tile * job.pitch, np.int32)
-    _visit(given, planes, (output, argmax), (first, last), _largest, room)
+    planes, job = (bare(starts, 0), view, bare(source, 0)), unpacked(given).job
+    pixels = cleared(job.tile * job.pitch, np.int32)
+    results = bare(output, 0), bare(argmax, 0)
+    _visit(given, planes, results, bare(pixels, 0), (first, last), _largest)
+    give_back(pixels)
 
 
 @inlined
-def _visit(given, planes, results, tasks, use, room):
+def _visit(given, planes, results, more, tasks, use):
     """Call `use` for every row of bins of the tasks, with where its results begin."""
     work = unpacked(given)
     job, part, regions, piece = work
-    tile = tile_of(job, results[0])
-    values = zeroed(job.tile * job.pitch, results[0].dtype)
+    tile, values, memory = tile_of(job, results[0])
     for task in range(tasks[0], tasks[1]):
         t, s, i = row_of_bins(job, part, piece, task)
         locate_region(job, regions, t, i, i + 1, tile)
         for c in range(part.class_begin, part.class_end):
             begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
-            locate_tile(work, (t, c, s), (begin, of_group), i, i + 1, tile)
+            locate_tile(work, (t, c, s), (begin, of_group), (i, i + 1), (0, job.bins_x), tile)
             to = result_at(work, t, c, s) + i * job.bins_x
-            use(job, tile, (channels, s, to), planes, values, results, room)
+            use(job, tile, (channels, s, to), planes, values, results, more)
             write_results(job, tile, job.bins_x, s, values, results[0], to)
+    return_tile(memory)
 
 
 @inlined
-def _blend(job, tile, place, planes, values, results, room):
-    blend_bins(job, tile, planes, place[0], room[0], room[1], values)
+def _blend(job, tile, place, planes, values, results, strip):
+    subtotals = bare(strip, _STRIP * job.pitch)
+    blend_bins(job, tile, planes, place[0], strip, subtotals, values)
 
 
 @inlined
-def _largest(job, tile, place, planes, values, results, room):
+def _largest(job, tile, place, planes, values, results, pixels):
     channels, s, to = place
-    _choose(job, tile, planes, channels, values, room)
-    write_results(job, tile, job.bins_x, s, room, results[1], to)
+    _largest_of_bins(job, tile, planes, channels, values, pixels)
+    write_results(job, tile, job.bins_x, s, pixels, results[1], to)
 
 
-@kernel
+@lender
 def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, last):
     """Tasks `first` to `last`, each a region: gradients of its offsets and masks."""
     work = unpacked(given)
     job, part, regions, piece = work
-    planes = starts, view, source
-    tile = tile_of(job, grad)
-    values = zeroed(job.tile * job.pitch, grad.dtype)
-    found = empty(3 * job.tile, grad.dtype)
-    strip = zeroed(_STRIP * job.pitch, grad.dtype)
-    sums = zeroed(5 * job.pitch, grad.dtype)
-    for t in range(piece.begin + first, piece.begin + last):
+    planes = bare(starts, 0), view, bare(source, 0)
+    tile, values, memory = tile_of(job, grad)
+    numbers = cleared(3 * job.tile + (_STRIP + 5) * job.pitch, grad.dtype)
+    strip, summed = bare(numbers, 0), bare(numbers, _STRIP * job.pitch)
+    found, grad = bare(numbers, (_STRIP + 5) * job.pitch), bare(grad, 0)
+    targets = bare(grad_offset, 0), bare(grad_mask, 0), grad_offset.size > 0, grad_mask.size > 0
+    for t in range(piece.span.begin + first, piece.span.begin + last):
         for i in range(job.bins_y):
             locate_region(job, regions, t, i, i + 1, tile)
             for c in range(part.class_begin, part.class_end):
                 for s in range(part.slice_begin, part.slice_end):
                     begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
-                    locate_tile(work, (t, c, s), (begin, of_group), i, i + 1, tile)
+                    locate_tile(
+                        work, (t, c, s), (begin, of_group), (i, i + 1), (0, job.bins_x), tile
+                    )
                     read_gradients(work, (t, c, s), grad, i, job.bins_x, values)
-                    measure_bins(job, tile, planes, channels, strip, sums, values, found)
-                    targets = grad_offset, grad_mask
+                    measure_bins(job, tile, planes, channels, strip, summed, values, found)
                     add_elements(job, regions, (t, c, i), job.bins_x, tile.factor, found, targets)
+    return_tile(memory)
+    give_back(numbers)
 
 
 @inlined
@@ -152,9 +161,8 @@ def _gather(planes, start, channels, y, pixel, span, strip, pitch, whole):
 def blend_bins(job, tile, planes, channels, strip, subtotals, target):
     """As `blend_tile`, of a row of bins."""
     pixel, weight = tile.pixel, tile.weight
-    pitch, step = job.pitch, lanes(strip)
-    tail = pitch & (step - 1)
-    whole = pitch - tail
+    pitch = job.pitch
+    step, whole, tail = vectors_of(pitch, strip)
     zero = zeros(strip)
     for n in range(job.bins_x):
         at, start = n * pitch, tile.start[n]
@@ -193,8 +201,8 @@ def blend_bins(job, tile, planes, channels, strip, subtotals, target):
 
 
 @inner
-def _choose(job, tile, planes, channels, best, chosen):
-    """As `largest_of_tile`, of a row of bins."""
+def _largest_of_bins(job, tile, planes, channels, best, chosen):
+    """As `slices` find them, of a row of bins."""
     pixel = tile.pixel
     for n in range(job.bins_x):
         at, start = n * job.pitch, tile.start[n]
@@ -235,9 +243,8 @@ def _add_plane(planes, start, tile, patch, g, sums):
 def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
     """As `measure_tile`, of a row of bins."""
     pixel, weight = tile.pixel, tile.weight
-    pitch, step = job.pitch, lanes(strip)
-    tail = pitch & (step - 1)
-    whole = pitch - tail
+    pitch = job.pitch
+    step, whole, tail = vectors_of(pitch, strip)
     value_of, down_of, across_of, subtotal_of, slope_of = 0, pitch, 2 * pitch, 3 * pitch, 4 * pitch
     zero = strip.dtype.type(0)
     for n in range(job.bins_x):
@@ -246,9 +253,11 @@ def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
         if start == ELSEWHERE:
             continue
         y0, y1, x0, x1 = patch_of(tile, n)
-        sums[: 3 * pitch] = 0
+        for c in range(3 * pitch):
+            sums[c] = zero
         for a in range(y0, y1 if whole else y0):
-            sums[3 * pitch :] = 0
+            for c in range(3 * pitch, 5 * pitch):
+                sums[c] = zero
             for b0 in range(x0, x1, _STRIP):
                 b1 = min(b0 + _STRIP, x1)
                 span = b0, b1
