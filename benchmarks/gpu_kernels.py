@@ -13,13 +13,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout that nobody installed will do
 
-from cudeform.bench import cuda, cuda_peers, peers  # noqa: E402
-from cudeform.bench.workload import CUDA, Convolution, Workload, cast  # noqa: E402
+from cudeform.bench import cuda, peers  # noqa: E402
+from cudeform.bench.cuda_contender import Contender  # noqa: E402
+from cudeform.bench.workload import CUDA, Workload, cast  # noqa: E402
 from cudeform.commands import machine  # noqa: E402
 from cudeform.commands.dtypes import numpy_dtype  # noqa: E402
 
@@ -53,29 +55,18 @@ def main() -> int:
     return 0
 
 
-Make = Callable[[], cuda_peers.Contender]
+Make = Callable[[], Contender]
+MEASURED = {"cudeform": "", "cudeform NHWC": ", NHWC", "torchvision": ", torchvision"}
 
 
 def contenders(cupy: Any, work: Workload, dtypes: list[str]) -> Iterator[tuple[str, Make]]:
     """What is measured of a workload, by what it is called."""
     arrays = work.arrays()
-    cache = cupy.cuda.Device().attributes["L2CacheSize"]
-    for dtype in dtypes:
+    for dtype, name in product(dtypes, cuda.PASSES):
         host = cast(arrays, numpy_dtype(dtype))
-        copies = 2 + 2 * cache // sum(array.nbytes for array in host.values())
-        for name in cuda.PASSES:
-            title = f"{work.operator}, {work}, {dtype}, {name}"
-            given = work, host, name == "backward", copies
-            yield title, lambda given=given: cuda_peers.ours(cupy, *given)
-            if isinstance(work, Convolution):
-                last = f"{title}, NHWC"
-                yield last, lambda given=given: cuda_peers.ours(cupy, *given, layout="NHWC")
-            if work.in_torchvision and (isinstance(work, Convolution) or dtype == "float32"):
-                setting = dtype, "ieee"
-                yield (
-                    f"{title}, torchvision",
-                    lambda given=given, setting=setting: cuda_peers.torchvision(*given, *setting),
-                )
+        found = cuda.contenders(cupy, work, host, name == "backward", (dtype, "ieee"))
+        for peer in filter(found.get, MEASURED):
+            yield f"{work.operator}, {work}, {dtype}, {name}{MEASURED[peer]}", found[peer]
 
 
 def attempt(cupy: Any, make: Make) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 from cudeform.bench import contest, cuda, peers
 from cudeform.bench.workload import CPU, CUDA, Workload
-from cudeform.commands import CommandError, machine
+from cudeform.commands import CommandError, machine, outputs
 from cudeform.commands.table import table
 
 __all__ = ["add_arguments", "report", "run"]
@@ -103,13 +103,7 @@ def _target(given: str, facts: dict[str, Any]) -> Path:
         kind, name = ("gpu", facts["gpu"]) if "gpu" in facts else ("cpu", facts["processor"])
         words = re.findall(r"[a-z0-9]+", name.lower().replace("(r)", " "))
         target = target / f"{'-'.join([kind, *words])}.json"
-    new = not target.exists()
-    try:
-        target.open("a").close()
-        if new:
-            target.unlink()
-    except OSError as problem:
-        raise CommandError(f"cannot write the results: {problem}") from problem
+    outputs.check("--json", str(target))
     return target
 
 

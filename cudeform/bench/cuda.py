@@ -8,17 +8,19 @@ first hold what Python and the launches cost, the second do not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import cycle
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from cudeform.bench import cuda_extensions, cuda_peers
-from cudeform.bench.workload import Attention, Convolution, Workload, cast, error
+from cudeform.bench import cuda_contender, cuda_peers
+from cudeform.bench.cuda_contender import Contender, Peer, of_torch
+from cudeform.bench.workload import Aggregation, Attention, Convolution, Workload, cast, error
 from cudeform.commands.dtypes import numpy_dtype
 
-__all__ = ["PASSES", "SETTINGS", "measure", "measure_one", "settings"]
+__all__ = ["PASSES", "SETTINGS", "contenders", "measure", "measure_one", "settings"]
 
 OURS, OURS_LAST = "cudeform", "cudeform NHWC"
 PASSES = ("forward", "backward")
@@ -29,8 +31,6 @@ SETTINGS = {
     ("float16", "ieee"): 4e-3,
     ("bfloat16", "ieee"): 3e-2,
 }
-
-
 SPARED = 1e-3  # of the gradients of coordinates
 SPARED_BINS = 1e-2  # of what whole pixels are pooled to: a bin that ends on a line of them
 
@@ -66,10 +66,10 @@ def measure_one(
     """
     dtype, precision = setting
     host = cast(arrays or work.arrays(), numpy_dtype(dtype))
-    expected = cuda_peers.exact(cupy, work, host, name == "backward")
+    expected = cuda_contender.exact(cupy, work, host, name == "backward")
     names = [n for n in work.gradients if n in host] if name == "backward" else ["output"]
     timers, errors, unavailable = {}, {}, {}
-    for peer, set_up in _contenders(cupy, work, host, name == "backward", setting).items():
+    for peer, set_up in contenders(cupy, work, host, name == "backward", setting).items():
         try:
             contender = set_up()
             errors[peer] = _error(work, names, contender.result(), expected)
@@ -85,13 +85,7 @@ def measure_one(
             lines = str(problem).splitlines() or [""]
             unavailable[peer] = f"{type(problem).__name__}: {lines[0]}"
     medians = _take_turns(timers, turns)
-    tolerance = SETTINGS[setting]
-    above: dict[str, Any] = {peer: e for peer, e in errors.items() if not e <= tolerance}
-
-    def is_ours(peer: str) -> bool:
-        return peer.startswith(OURS)
-
-    wrong = {peer: why for peer, why in {**above, **unavailable}.items() if is_ours(peer)}
+    above: dict[str, Any] = {peer: e for peer, e in errors.items() if not e <= SETTINGS[setting]}
     first = medians.get(OURS, float("nan"))
     return {
         "operator": work.operator,
@@ -101,8 +95,8 @@ def measure_one(
         "median_ms": {peer: round(value, 5) for peer, value in medians.items()},
         "ratio": {peer: round(value / first, 3) for peer, value in medians.items()},
         "errors": errors,
-        "wrong": wrong,
-        "imprecise": {peer: e for peer, e in above.items() if not is_ours(peer)},
+        "wrong": {p: why for p, why in {**above, **unavailable}.items() if p.startswith(OURS)},
+        "imprecise": {p: e for p, e in above.items() if not p.startswith(OURS)},
         "unavailable": unavailable,
     }
 
@@ -123,35 +117,41 @@ def _error(
     return max(error(array, want, spared.get(name, 0.0)) for name, array, want in pairs)
 
 
-def _contenders(
+def contenders(
     cupy: Any,
     work: Workload,
     host: dict[str, np.ndarray],
     backward: bool,
     setting: tuple[str, str],
-) -> dict[str, Callable[[], cuda_peers.Contender]]:
-    dtype, precision = setting
+) -> dict[str, Callable[[], Contender]]:
+    """Who can be asked for a pass in a setting, each set up when it is called."""
     cache = cupy.cuda.Device().attributes["L2CacheSize"]
-    copies = 2 + 2 * cache // sum(array.nbytes for array in host.values())
-    given = cupy, work, host, backward, copies
-    contenders = {OURS: lambda: cuda_peers.ours(*given)}
+    given = work, host, backward, 2 + 2 * cache // sum(array.nbytes for array in host.values())
+    ours = partial(cuda_contender.ours, cupy, *given)
+    found: dict[str, Callable[[], Contender]] = {OURS: ours}
     if isinstance(work, Convolution):
-        contenders[OURS] = lambda: cuda_peers.ours(*given, precision=precision)
-        contenders[OURS_LAST] = lambda: cuda_peers.ours(*given, layout="NHWC", precision=precision)
+        found[OURS] = partial(ours, precision=setting[1])
+        found[OURS_LAST] = partial(ours, layout="NHWC", precision=setting[1])
+    for name, peer in _peers(work, *setting).items():
+        # Autograd's backward stays on the stream of the forward, which no capture sees.
+        graphs = not (backward and peer is cuda_peers.deformops)
+        found[name] = partial(of_torch, peer, *given, *setting, graphs=graphs)
+    return found
+
+
+def _peers(work: Workload, dtype: str, precision: str) -> dict[str, Peer]:
+    if isinstance(work, Aggregation):
+        return {work.operator.replace("dcn", "DCN"): getattr(cuda_peers, work.operator)}
+    found: dict[str, Peer] = {}
     # torchvision's poolings take boxes in the dtype of the features: 16 bits are too few for them
     if work.in_torchvision and (isinstance(work, Convolution) or dtype == "float32"):
-        contenders["torchvision"] = lambda: cuda_peers.torchvision(*given[1:], *setting)
+        found["torchvision"] = cuda_peers.torchvision
     if isinstance(work, Attention):
-        contenders["kernel hub"] = lambda: cuda_peers.kernel_hub(*given[1:], *setting)
-        contenders["Deformable DETR"] = lambda: cuda_extensions.deformable_detr(
-            *given[1:], *setting
-        )
-    if work.operator in ("dcnv3", "dcnv4"):
-        of_paper = getattr(cuda_extensions, work.operator)
-        contenders[work.operator.upper().replace("V", "v")] = lambda: of_paper(*given[1:], *setting)
+        found["kernel hub"] = cuda_peers.kernel_hub
+        found["Deformable DETR"] = cuda_peers.deformable_detr
     if isinstance(work, (Attention, Convolution)) and precision == "ieee":
-        contenders["deformops"] = lambda: cuda_peers.deformops(*given[1:], *setting)
-    return contenders
+        found["deformops"] = cuda_peers.deformops
+    return found
 
 
 def _timer(cupy: Any, calls: list[Callable[[], Any]]) -> Callable[[], float]:

@@ -35,11 +35,11 @@ class Outcome:
     operator: str
     dtype: str
     tolerance: float
+    failure: str = ""  # the first one
+    repeatable: bool = True
     cases: int = 0
     forward: float = 0.0
     gradients: float = 0.0
-    repeatable: bool = True
-    failure: str = ""  # the first one
 
     @property
     def passed(self) -> bool:

@@ -47,6 +47,10 @@ def _names(room: str, *names: str) -> dict[str, str]:
     return {name: f"{room}.{name}" for name in names}
 
 
+def _both(room: str, *stems: str) -> dict[str, str]:
+    return _names(room, *(f"{stem}_{way}" for stem in stems for way in ("forward", "backward")))
+
+
 # mmcv's own list, which it asserts at import.
 _MMCV = """
 active_rotated_filter_backward active_rotated_filter_forward assign_score_withk_backward
@@ -81,18 +85,14 @@ sync_bn_forward_var three_interpolate_backward three_interpolate_forward three_n
 tin_shift_backward tin_shift_forward upfirdn2d
 """.split()
 
-_IN_PLACE = _names(
-    "convolution",
-    "deform_conv_forward",
-    "deform_conv_backward_input",
-    "deform_conv_backward_parameters",
-    "modulated_deform_conv_forward",
-    "modulated_deform_conv_backward",
-)
-_ATTENTION = _names("attention", "ms_deform_attn_forward", "ms_deform_attn_backward")
-_DCNV3 = _names("dcnv3", "dcnv3_forward", "dcnv3_backward")
-_FLASH = _names("attention", "flash_deform_attn_forward", "flash_deform_attn_backward")
-_DCNV4 = _names("dcnv3", "dcnv4_forward", "dcnv4_backward")
+_IN_PLACE = {
+    **_names("convolution", "deform_conv_forward", "deform_conv_backward_input"),
+    **_names("convolution", "deform_conv_backward_parameters"),
+    **_both("convolution", "modulated_deform_conv"),
+}
+_ATTENTION = _both("attention", "ms_deform_attn")
+_DCNV3, _DCNV4 = _both("dcnv3", "dcnv3"), _both("dcnv3", "dcnv4")
+_FLASH = _both("attention", "flash_deform_attn")
 _DCNV4_MODULES = _names("dcnv4", "DCNv4", "FlashDeformAttn")
 _DCNV4_FUNCTIONS = _names("dcnv4", "DCNv4Function", "FlashDeformAttnFunction")
 
@@ -104,33 +104,13 @@ _ROWS = (
             "mmcv._ext": {
                 **dict.fromkeys(_MMCV, ""),
                 **_IN_PLACE,
-                **_names(
-                    "regions",
-                    "deform_roi_pool_forward",
-                    "deform_roi_pool_backward",
-                    "roi_align_forward",
-                    "roi_align_backward",
-                    "roi_pool_forward",
-                    "roi_pool_backward",
-                ),
-                **_names(
-                    "located",
-                    "prroi_pool_forward",
-                    "prroi_pool_backward",
-                    "prroi_pool_coor_backward",
-                    "roi_align_rotated_forward",
-                    "roi_align_rotated_backward",
-                ),
-                "ms_deform_attn_forward": "attention.ms_deform_attn_forward",
+                **_both("regions", "deform_roi_pool", "roi_align", "roi_pool"),
+                **_both("located", "prroi_pool", "roi_align_rotated"),
+                **_names("located", "prroi_pool_coor_backward"),
+                **_ATTENTION,
                 "ms_deform_attn_backward": "attention.ms_deform_attn_backward_",
                 **_names("boxes", "bbox_overlaps", "nms", "nms_match", "softnms"),
-                **_names(
-                    "losses",
-                    "sigmoid_focal_loss_forward",
-                    "sigmoid_focal_loss_backward",
-                    "softmax_focal_loss_forward",
-                    "softmax_focal_loss_backward",
-                ),
+                **_both("losses", "sigmoid_focal_loss", "softmax_focal_loss"),
                 **_names("versions", "get_compiler_version", "get_compiling_cuda_version"),
             }
         },
@@ -147,7 +127,7 @@ _ROWS = (
         "DCNv2 of CharlesShang, CenterNet, FairMOT, CenterTrack, YOLACT++",
         {
             "_ext": {
-                **_names("convolution", "dcn_v2_forward", "dcn_v2_backward"),
+                **_both("convolution", "dcn_v2"),
                 "dcn_v2_psroi_pooling_forward": "regions.deform_psroi_pooling_forward",
                 "dcn_v2_psroi_pooling_backward": "regions.deform_psroi_pooling_backward",
             }

@@ -41,3 +41,18 @@ def test_mmcvs_older_name_of_the_groups(name):
     assert module.conv_offset.weight.shape == expected.conv_offset.weight.shape
     with pytest.raises(ValueError, match=f"{name}: expected `deform_groups`.*got 2 and 4"):
         getattr(nn, name)(4, 6, 3, deform_groups=2, deformable_groups=4)
+
+
+@pytest.mark.parametrize("name", [n for n in nn.__all__ if n[0].isupper()])
+def test_what_begins_with_zeros_does_so_after_a_reset(name):
+    """As of modules that are made on the meta device."""
+    given = WITH_PARAMETERS[name]
+    begin = getattr(nn, name)(*given).state_dict()
+    with torch.device("meta"):
+        module = getattr(nn, name)(*given)
+    module.to_empty(device="cpu")
+    for parameter in module.parameters():
+        torch.nn.init.ones_(parameter)
+    module.apply(lambda part: hasattr(part, "reset_parameters") and part.reset_parameters())
+    for parameter, value in module.state_dict().items():
+        assert value.any() == begin[parameter].any(), parameter

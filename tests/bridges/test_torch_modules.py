@@ -438,24 +438,3 @@ def test_onnx_refuses_what_the_standard_lacks():
         table[torch.ops.cudeform.roi_pool.default](None, None, (2, 2), mode="avg")
     with pytest.raises(ValueError, match="`opset` to be at least 19"):
         onnx.translations(18)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: nn.DeformConv2dPack(4, 6, 3),
-        lambda: nn.DCN(4, 6, 3, 1, 1),
-        lambda: nn.ModulatedDeformRoIPoolPack(2, 4, 5),
-        lambda: nn.DCNPooling(1.0, 2, 4, False, deform_fc_dim=5),
-    ],
-)
-def test_a_branch_made_on_the_meta_device_begins_with_zeros_too(make):
-    zeros = {name for name, value in make().state_dict().items() if not value.any()}
-    with torch.device("meta"):
-        module = make()
-    module.to_empty(device="cpu")
-    for parameter in module.parameters():
-        torch.nn.init.ones_(parameter)
-    module.apply(lambda part: hasattr(part, "reset_parameters") and part.reset_parameters())
-    assert zeros
-    assert {name for name, value in module.state_dict().items() if not value.any()} == zeros

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from checkout import ROOT
 
-from cudeform.bench import cuda_peers
+from cudeform.bench import cuda_contender
 from cudeform.bench.workload import error
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -78,7 +78,7 @@ def test_what_fails_is_recorded_and_the_rest_runs(session, monkeypatch):
     monkeypatch.setattr(session, "CUDA", session.QUICK[1:3])
     monkeypatch.setattr(session.cuda, "settings", lambda work: [("float32", "ieee")])
     monkeypatch.setattr(session, "SELFTEST", [sys.executable, "-c", "raise SystemExit('broken')"])
-    ours = cuda_peers.ours
+    ours = cuda_contender.ours
 
     def spoiled(cupy, work, host, backward, *given, **options):
         if work.operator == "dcnv3":
@@ -86,11 +86,11 @@ def test_what_fails_is_recorded_and_the_rest_runs(session, monkeypatch):
         contender = ours(cupy, work, host, backward, *given, **options)
         if not backward:
             return contender
-        return cuda_peers.Contender(
+        return cuda_contender.Contender(
             contender.calls, lambda: [2 * array for array in contender.result()], contender.capture
         )
 
-    monkeypatch.setattr(cuda_peers, "ours", spoiled)
+    monkeypatch.setattr(cuda_contender, "ours", spoiled)
     status, found = session.run()
     forward, backward = (result for result in found["results"] if result["errors"])
     assert status == 1 and len(found["results"]) == 4

@@ -65,7 +65,7 @@ OPEN_ROOMS = (
 )
 
 # Who may import what is not everybody's. NumPy and the standard library are.
-TORCH_BENCHES = ("torch_peers", "cuda_peers", "cuda_extensions")
+TORCH_BENCHES = ("torch_peers", "cuda_contender", "cuda_peers")
 RESERVED = {
     "numba": ("cpu/",),
     "llvmlite": ("cpu/",),
@@ -94,9 +94,9 @@ RESERVED = {
     "PIL": ("demo/",),
     "transformers": ("bench/torch_peers.py",),
     "torch_ms_deform_attn": ("bench/torch_peers.py",),
-    "MultiScaleDeformableAttention": ("bench/cuda_extensions.py",),
-    "DCNv3": ("bench/cuda_extensions.py",),
-    "DCNv4": ("bench/cuda_extensions.py",),
+    "MultiScaleDeformableAttention": ("bench/cuda_peers.py",),
+    "DCNv3": ("bench/cuda_peers.py",),
+    "DCNv4": ("bench/cuda_peers.py",),
 }
 
 

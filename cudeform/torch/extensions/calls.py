@@ -11,7 +11,7 @@ import torch
 
 from cudeform import checks
 
-__all__ = ["Y_FIRST", "add", "by_name", "compiled", "expect", "fill", "named"]
+__all__ = ["Y_FIRST", "add", "compiled", "expect", "fill", "named"]
 
 Y_FIRST = "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w"
 
@@ -61,14 +61,6 @@ def _parameter(name: str) -> inspect.Parameter:
     name, _, default = name.partition("=")
     kind, none = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
     return inspect.Parameter(name, kind, default=int(default) if default else none)
-
-
-def by_name(op: str, names: str, numbers: tuple[Any, ...]) -> dict[str, Any]:
-    """The numbers that a caller gives after the tensors, by these names."""
-    if len(numbers) != len(names.split()):
-        expected = f"{len(names.split())} numbers after the tensors"
-        raise TypeError(f"{op}: expected {expected}, got {len(numbers)}")
-    return dict(zip(names.split(), numbers, strict=True))
 
 
 def fill(output: torch.Tensor, result: torch.Tensor) -> None:

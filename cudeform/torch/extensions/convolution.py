@@ -5,12 +5,13 @@ Those of version 1 count x before y, those of version 2 height before width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 import cudeform
-from cudeform.torch.extensions.calls import Y_FIRST, add, by_name, compiled, expect, fill, named
+from cudeform.torch.extensions.calls import Y_FIRST, add, compiled, expect, fill, named
 
 __all__ = [
     "dcn_backward",
@@ -27,44 +28,28 @@ __all__ = [
 ]
 
 
-def _expect(
-    op: str, input: Tensor, offset: Tensor, weight: Tensor, kernel: Any, group: int, groups: int
-) -> None:
-    """The numbers that follow from the shapes here, and are arguments there."""
+_X_FIRST = "kW kH dW dH padW padH dilationW dilationH group deformable_group"
+_TENSORS = "input weight bias offset"
+
+
+def _options(
+    op: str, input: Tensor, offset: Tensor, weight: Tensor, numbers: dict[str, Any]
+) -> dict[str, Any]:
+    """What the numbers say, by the names of either version, that the shapes do not say as well.
+
+    DCNv2's have no groups of channels.
+    """
+    x_first = "kW" in numbers
+    names = (_X_FIRST if x_first else Y_FIRST).split()[:8]
+    pairs = [(numbers[n], numbers[m]) for n, m in zip(names[::2], names[1::2], strict=True)]
+    kernel, stride, padding, dilation = (pair[::-1] for pair in pairs) if x_first else pairs
     taps = weight.shape[2] * weight.shape[3]
     expect(
         op,
-        kernel_size=(tuple(kernel), tuple(weight.shape[2:])),
-        group=(group, input.shape[1] // weight.shape[1]),
-        deformable_group=(groups, offset.shape[1] // (2 * taps)),
+        kernel_size=(kernel, tuple(weight.shape[2:])),
+        group=(numbers.get("group", 1), input.shape[1] // weight.shape[1]),
+        deformable_group=(numbers["deformable_group"], offset.shape[1] // (2 * taps)),
     )
-
-
-_X_FIRST = "kW kH dW dH padW padH dilationW dilationH group deformable_group"
-_TENSORS = "input weight bias offset mask"
-
-
-def _x_first(
-    op: str, input: Tensor, offset: Tensor, weight: Tensor, numbers: dict[str, Any]
-) -> dict[str, Any]:
-    """The options of version 1."""
-    kernel, stride, padding, dilation = (
-        (numbers[f"{name}H"], numbers[f"{name}W"]) for name in ("k", "d", "pad", "dilation")
-    )
-    _expect(op, input, offset, weight, kernel, numbers["group"], numbers["deformable_group"])
-    return dict(stride=stride, padding=padding, dilation=dilation)
-
-
-def _y_first(
-    op: str, input: Tensor, offset: Tensor, weight: Tensor, numbers: dict[str, Any]
-) -> dict[str, Any]:
-    """The options of version 2; DCNv2's has no groups of channels."""
-    kernel, stride, padding, dilation = (
-        (numbers[f"{name}_h"], numbers[f"{name}_w"])
-        for name in ("kernel", "stride", "pad", "dilation")
-    )
-    group = numbers.get("group", 1)
-    _expect(op, input, offset, weight, kernel, group, numbers["deformable_group"])
     return dict(stride=stride, padding=padding, dilation=dilation)
 
 
@@ -77,7 +62,7 @@ def deform_conv_forward(
     output: Tensor,  # (N, O, Ho, Wo), filled
     **numbers: Any,
 ) -> None:
-    options = _x_first("deform_conv_forward", input, offset, weight, numbers)
+    options = _options("deform_conv_forward", input, offset, weight, numbers)
     fill(output, cudeform.deform_conv2d(input, offset, weight, **options))
 
 
@@ -92,7 +77,7 @@ def deform_conv_backward_input(
     weight: Tensor,
     **numbers: Any,
 ) -> None:
-    options = _x_first("deform_conv_backward_input", input, offset, weight, numbers)
+    options = _options("deform_conv_backward_input", input, offset, weight, numbers)
     found = cudeform.deform_conv2d_backward(
         gradOutput, input, offset, weight, needs=("input", "offset"), **options
     )
@@ -110,7 +95,7 @@ def deform_conv_backward_parameters(
     scale: float,
     **numbers: Any,
 ) -> None:
-    options = _x_first("deform_conv_backward_parameters", input, offset, gradWeight, numbers)
+    options = _options("deform_conv_backward_parameters", input, offset, gradWeight, numbers)
     # The weight has no part in its own gradient: that gradient has its shape.
     found = cudeform.deform_conv2d_backward(
         gradOutput, input, offset, gradWeight, needs=("weight",), **options
@@ -134,7 +119,7 @@ def modulated_deform_conv_forward(
     with_bias: bool,
     **numbers: Any,
 ) -> None:
-    options = _y_first("modulated_deform_conv_forward", input, offset, weight, numbers)
+    options = _options("modulated_deform_conv_forward", input, offset, weight, numbers)
     bias = bias if with_bias else None
     fill(output, cudeform.deform_conv2d(input, offset, weight, bias, mask=mask, **options))
 
@@ -155,7 +140,7 @@ def modulated_deform_conv_backward(
     with_bias: bool,
     **others: Any,  # with gradients: those of offset and mask are filled, the others added to
 ) -> None:
-    options = _y_first("modulated_deform_conv_backward", input, offset, weight, others)
+    options = _options("modulated_deform_conv_backward", input, offset, weight, others)
     needs = ("input", "offset", "weight", "mask") + (("bias",) if with_bias else ())
     found = cudeform.deform_conv2d_backward(
         grad_output, input, offset, weight, mask=mask, needs=needs, **options
@@ -165,91 +150,56 @@ def modulated_deform_conv_backward(
         write(others[f"grad_{name}"], getattr(found, name))
 
 
-@compiled
-@named(_TENSORS, Y_FIRST, "deformable_group")
-def dcn_v2_forward(
-    input: Tensor, weight: Tensor, bias: Tensor, offset: Tensor, mask: Tensor, **numbers: Any
-) -> Tensor:
-    options = _y_first("dcn_v2_forward", input, offset, weight, numbers)
-    return cudeform.deform_conv2d(input, offset, weight, bias, mask=mask, **options)
+def _forward(op: str, *names: str) -> Callable[..., Tensor]:
+    """A function that returns its output, with such arguments; version 1 has no mask."""
+
+    def forward(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        offset: Tensor,
+        mask: Tensor | None = None,
+        **numbers: Any,
+    ) -> Tensor:
+        options = _options(op, input, offset, weight, numbers)
+        return cudeform.deform_conv2d(input, offset, weight, bias, mask=mask, **options)
+
+    forward.__name__ = op
+    return compiled(named(*names)(forward))
 
 
-@compiled
-@named(_TENSORS, "grad_output", Y_FIRST, "deformable_group")
-def dcn_v2_backward(
-    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, grad_output: Tensor, **others: Any
-) -> list[Tensor]:
+def _backward(op: str, *names: str) -> Callable[..., list[Tensor]]:
     """The gradients of input, offset, mask, weight and bias."""
-    options = _y_first("dcn_v2_backward", input, offset, weight, others)
-    return _gradients(grad_output, input, offset, weight, mask, options)
+
+    def backward(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        offset: Tensor,
+        grad_output: Tensor,
+        mask: Tensor | None = None,
+        **numbers: Any,
+    ) -> list[Tensor]:
+        options = _options(op, input, offset, weight, numbers)
+        found = cudeform.deform_conv2d_backward(
+            grad_output, input, offset, weight, mask=mask, **options
+        )
+        ordered = found.input, found.offset, found.mask, found.weight, found.bias
+        return [gradient for gradient in ordered if gradient is not None]
+
+    backward.__name__ = op
+    return compiled(named(*names)(backward))
 
 
-def _gradients(
-    grad_output: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    options: dict[str, Any],
-) -> list[Tensor]:
-    """Those of version 2, in the order of DCNv2."""
-    found = cudeform.deform_conv2d_backward(
-        grad_output, input, offset, weight, mask=mask, **options
-    )
-    return [found.input, found.offset, found.mask, found.weight, found.bias]
+_OF_DCN = f"{Y_FIRST} group deformable_group im2col_step"
 
-
-@compiled
-def dcn_forward(
-    input: Tensor, weight: Tensor, bias: Tensor, offset: Tensor, *numbers: int
-) -> Tensor:
-    """`numbers`: kernel, stride, padding and dilation as (h, w), both groups, im2col_step."""
-    options = _dcn_options("deform_conv_forward", input, offset, weight, numbers)
-    return cudeform.deform_conv2d(input, offset, weight, bias, **options)
-
-
-@compiled
-def dcn_backward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offset: Tensor,
-    grad_output: Tensor,
-    *numbers: int,
-) -> list[Tensor]:
-    """The gradients of input, offset, weight and bias."""
-    options = _dcn_options("deform_conv_backward", input, offset, weight, numbers)
-    found = cudeform.deform_conv2d_backward(grad_output, input, offset, weight, **options)
-    return [found.input, found.offset, found.weight, found.bias]
-
-
-@compiled
-def modulated_dcn_forward(
-    input: Tensor, weight: Tensor, bias: Tensor, offset: Tensor, mask: Tensor, *numbers: int
-) -> Tensor:
-    op = "modulated_deform_conv_forward"
-    options = _dcn_options(op, input, offset, weight, numbers)
-    return cudeform.deform_conv2d(input, offset, weight, bias, mask=mask, **options)
-
-
-@compiled
-def modulated_dcn_backward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    grad_output: Tensor,
-    *numbers: int,
-) -> list[Tensor]:
-    """The gradients of input, offset, mask, weight and bias."""
-    op = "modulated_deform_conv_backward"
-    options = _dcn_options(op, input, offset, weight, numbers)
-    return _gradients(grad_output, input, offset, weight, mask, options)
-
-
-def _dcn_options(
-    op: str, input: Tensor, offset: Tensor, weight: Tensor, numbers: tuple[int, ...]
-) -> dict[str, Any]:
-    names = f"{Y_FIRST} group deformable_group im2col_step"
-    return _y_first(op, input, offset, weight, by_name(op, names, numbers))
+dcn_v2_forward = _forward("dcn_v2_forward", _TENSORS, "mask", Y_FIRST, "deformable_group")
+dcn_v2_backward = _backward(
+    "dcn_v2_backward", _TENSORS, "mask grad_output", Y_FIRST, "deformable_group"
+)
+dcn_forward = _forward("deform_conv_forward", _TENSORS, _OF_DCN)
+dcn_backward = _backward("deform_conv_backward", _TENSORS, "grad_output", _OF_DCN)
+modulated_dcn_forward = _forward("modulated_deform_conv_forward", _TENSORS, "mask", _OF_DCN)
+modulated_dcn_backward = _backward(
+    "modulated_deform_conv_backward", _TENSORS, "mask grad_output", _OF_DCN
+)

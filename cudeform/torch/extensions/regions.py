@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import cudeform
-from cudeform.torch.extensions.calls import add, by_name, compiled, fill, named
+from cudeform.torch.extensions.calls import add, compiled, fill, named
 from cudeform.torch.state import untraced
 
 __all__ = [
@@ -234,41 +234,34 @@ _OF_PSROI = (
 
 
 def _psroi(
-    op: str, bbox: Tensor, trans: Tensor, numbers: tuple[Any, ...]
+    bbox: Tensor, trans: Tensor, numbers: dict[str, Any]
 ) -> tuple[Tensor | None, dict[str, Any]]:
     """The offsets, if there are any, and the options as they are named here.
 
     Callers pass offsets for more regions than there are; the others have none.
     """
-    options = by_name(op, _OF_PSROI, numbers)
+    options = dict(numbers)
     return None if options.pop("no_trans") else trans[: len(bbox)], options
 
 
 @compiled
+@named("input bbox trans", _OF_PSROI)
 def deform_psroi_pooling_forward(
-    input: Tensor, bbox: Tensor, trans: Tensor, *numbers: Any
+    input: Tensor, bbox: Tensor, trans: Tensor, **numbers: Any
 ) -> tuple[Tensor, Tensor]:
-    """The bins, and how many samples are in each.
-
-    `numbers`: no_trans, spatial_scale, output_dim, group_size, pooled_size, part_size,
-    sample_per_part, trans_std.
-    """
-    offset, options = _psroi("deform_psroi_pooling_forward", bbox, trans, numbers)
+    """The bins, and how many samples are in each."""
+    offset, options = _psroi(bbox, trans, numbers)
     pooled = cudeform.deform_ps_roi_pool(input, bbox, offset, **options)
     return pooled, _counts(input, bbox, offset, options)
 
 
 @compiled
+@named("out_grad input bbox trans top_count", _OF_PSROI)
 def deform_psroi_pooling_backward(
-    out_grad: Tensor,
-    input: Tensor,
-    bbox: Tensor,
-    trans: Tensor,
-    top_count: Tensor,
-    *numbers: Any,
+    out_grad: Tensor, input: Tensor, bbox: Tensor, trans: Tensor, top_count: Tensor, **numbers: Any
 ) -> tuple[Tensor, Tensor]:
     """The gradients of input and trans."""
-    offset, options = _psroi("deform_psroi_pooling_backward", bbox, trans, numbers)
+    offset, options = _psroi(bbox, trans, numbers)
     found = cudeform.deform_ps_roi_pool_backward(out_grad, input, bbox, offset, **options)
     if offset is not None and len(offset) == len(trans):
         return found.input, found.offset
@@ -279,16 +272,18 @@ def deform_psroi_pooling_backward(
 
 
 @compiled
+@named("data rois offset output output_count", _OF_PSROI)
 def deform_psroi_pooling_forward_(
-    data: Tensor, rois: Tensor, offset: Tensor, output: Tensor, output_count: Tensor, *numbers: Any
+    data: Tensor, rois: Tensor, offset: Tensor, output: Tensor, output_count: Tensor, **numbers: Any
 ) -> None:
     """The same into tensors of the caller."""
-    pooled, counts = deform_psroi_pooling_forward(data, rois, offset, *numbers)
+    pooled, counts = deform_psroi_pooling_forward(data, rois, offset, **numbers)
     fill(output, pooled)
     fill(output_count, counts)
 
 
 @compiled
+@named("grad_output data rois offset output_count grad_input grad_offset", _OF_PSROI)
 def deform_psroi_pooling_backward_(
     grad_output: Tensor,
     data: Tensor,
@@ -297,11 +292,11 @@ def deform_psroi_pooling_backward_(
     output_count: Tensor,
     grad_input: Tensor,  # added to, as that of offset
     grad_offset: Tensor,
-    *numbers: Any,
+    **numbers: Any,
 ) -> None:
     found, moved = deform_psroi_pooling_backward(
-        grad_output, data, rois, offset, output_count, *numbers
+        grad_output, data, rois, offset, output_count, **numbers
     )
     add(grad_input, found)
-    if not numbers[0]:
+    if not numbers["no_trans"]:
         add(grad_offset, moved)
