@@ -160,16 +160,14 @@ def direct(function: Callable[..., Any], given: Mapping[str, Any], place: int) -
     if place < 0:
         return _as_tensors(function(**_as_arrays(function, given, host_array)))
     call = recorded.asked(function, given)
-    if call is None:
-        with _on_device(place):
-            return _as_tensors(function(**_as_arrays(function, given, _memory_array)))
-    found = recorded.replay(place, call)
+    found = None if call is None else recorded.replay(place, call)
     if found is not None:
         return found[0]
     with _on_device(place):
-        arrays = _as_arrays(function, call.arguments, _memory_array)
+        arrays = _as_arrays(function, given if call is None else call.arguments, _memory_array)
         result = function(**arrays)
-        recorded.record(place, call, function, arrays, result)
+        if call is not None:
+            recorded.record(place, call, function, arrays, result)
         return _as_tensors(result)
 
 

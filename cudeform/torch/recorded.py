@@ -55,7 +55,8 @@ def torch_dtype(dtype: np.dtype) -> torch.dtype:
 
 def asked(function: Callable[..., Any], given: Mapping[str, Any]) -> Asked | None:
     """What a call of a function is known by; None where it is not to be recorded."""
-    if ARGUMENTS[function.__name__].boxes is not None:  # whose values are looked at
+    roles = ARGUMENTS.get(function.__name__)
+    if roles is None or roles.boxes is not None:  # whose values are looked at
         return None
     key: list[Any] = [function, *given]
     addresses, arguments = [], dict(given)

@@ -159,3 +159,4 @@ def test_what_is_known_of_a_call_is_its_place_and_no_value(gpu, rng):
     boxes = gpu.put(np.zeros((1, 5), np.float32))
     given = {"input": others["input"], "boxes": boxes, "output_size": 2}
     assert recorded.asked(cudeform.roi_align.__wrapped__, given) is None
+    assert recorded.asked(lambda input: input, others) is None  # no operator
