@@ -50,10 +50,10 @@ def gpu(cupy, monkeypatch):
     monkeypatch.setattr(route, "place_of", state.place_of)
     monkeypatch.setattr(exchange, "_device_array", lambda t: gpu.arrays[t.data_ptr()])
     monkeypatch.setattr(exchange, "_device_tensor", gpu.tensor)
-    monkeypatch.setattr(exchange, "_on_device", cupy.cuda.Device)
+    monkeypatch.setattr(exchange, "_allocator", lambda index: None)
     monkeypatch.setattr(recorded, "_programs", {})
-    current = cupy.cuda.get_current_stream
-    monkeypatch.setattr(recorded, "raw_stream", lambda index: current(index).ptr)
+    for module in (exchange, recorded):
+        monkeypatch.setattr(module, "raw_stream", lambda i: cupy.cuda.get_current_stream(i).ptr)
     monkeypatch.setattr(recorded._Device, "empty", lambda self, *what: gpu.empty(*what))
     monkeypatch.setattr(recorded._Device, "_alloc", lambda self, size: cupy.cuda.alloc(size))
     arrays = exchange._as_arrays
