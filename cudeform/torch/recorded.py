@@ -54,9 +54,13 @@ def torch_dtype(dtype: np.dtype) -> torch.dtype:
 
 
 def asked(function: Callable[..., Any], given: Mapping[str, Any]) -> Asked | None:
-    """What a call of a function is known by; None where it is not to be recorded."""
+    """What a call of a function is known by; None where it is not to be recorded.
+
+    Boxes have values that are looked at in every call, but those of a function that says it has
+    `checked_boxes`, of the dtype of coordinates.
+    """
     roles = ARGUMENTS.get(function.__name__)
-    if roles is None or roles.boxes is not None:  # whose values are looked at
+    if roles is None or roles.boxes is not None and not hasattr(function, "checked_boxes"):
         return None
     key: list[Any] = [function, *given]
     addresses, arguments = [], dict(given)
@@ -115,6 +119,9 @@ def _recorded(
     parameters = inspect.signature(function).parameters
     arguments = {name: arrays.get(name, p.default) for name, p in parameters.items()}
     call, given = checked(function.__name__, arguments, fields._fields if fields else ())
+    boxes = ARGUMENTS[function.__name__].boxes
+    if len(call.plan.results) > 1 or boxes and given[boxes].dtype != arrays[boxes].dtype:
+        return Known(None, 1)
     options = {"needs": call.needs} if fields else {}
     family = implementation(call.kind, call.plan.family)
     with device_of(next(iter(given.values()))) as device:

@@ -144,6 +144,27 @@ def test_equal_options_of_other_types_are_other_calls(gpu, rng):
         conv({**tensors, "bias": gpu.put(np.zeros(3))})
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_poolings_of_boxes_that_nobody_has_to_check(gpu, rng, dtype):
+    def pool(input, boxes, output_size):
+        return cudeform.roi_align.__wrapped__(input, boxes, output_size)
+
+    pool.__name__, pool.checked_boxes = "roi_align", True
+    pool.__wrapped__ = cudeform.roi_align.__wrapped__  # which has all parameters
+    for end in (3, 5):
+        image = rng.uniform(size=(1, 4, 6, 7)).astype(dtype)
+        boxes = np.array([[0, 0, 0, 3, end], [0, 1, 2, end, 5]], np.float32)
+        given = {"input": gpu.put(image, dtype), "boxes": gpu.put(boxes), "output_size": 2}
+        found = exchange.direct(pool, given, 0)
+        assert_close(gpu.get(found), cudeform.roi_align(image, boxes, 2), dtype)
+    assert len(gpu.computed) == 1
+    if dtype == "float16":  # boxes that are made float32 in every call
+        for count in (2, 3):
+            given["boxes"] = gpu.put(boxes, dtype)
+            exchange.direct(pool, given, 0)
+            assert len(gpu.computed) == count
+
+
 def test_what_is_known_of_a_call_is_its_place_and_no_value(gpu, rng):
     tensors = {name: gpu.put(array) for name, array in numbers(rng).items()}
     function = cudeform.deform_conv2d.__wrapped__
