@@ -173,11 +173,8 @@ class Forward(Function):
         def apply(*parts: Any) -> Any:
             return call(bound, parts)
 
-        return mapped(apply, info.batch_size, in_dims[1:], tensors, _batched(bound))
-
-
-def _batched(bound: Bound) -> list[bool]:
-    return [name in bound.bridge.batched for name in bound.bridge.names]
+        batched = [name in bound.bridge.batched for name in bound.bridge.names]
+        return mapped(apply, info.batch_size, in_dims[1:], tensors, batched)
 
 
 class ForwardDual(Forward):

@@ -99,7 +99,7 @@ def _device_array(tensor: torch.Tensor) -> Any:
 
 
 def host_array(tensor: torch.Tensor) -> np.ndarray:
-    """The same of a tensor that `is_on_host`."""
+    """The same of a tensor on the host, see `place_of`."""
     if tensor.dtype == torch.bfloat16:  # which NumPy's DLPack does not know
         words = tensor.detach().view(torch.uint16)
         return np.from_dlpack(_Host(words)).view(numpy_dtype(torch.bfloat16))

@@ -51,7 +51,7 @@ def gpu(cupy, monkeypatch):
     monkeypatch.setattr(exchange, "_device_array", lambda t: gpu.arrays[t.data_ptr()])
     monkeypatch.setattr(exchange, "_device_tensor", gpu.tensor)
     monkeypatch.setattr(exchange, "_allocator", lambda index: None)
-    monkeypatch.setattr(recorded, "_programs", {})
+    monkeypatch.setattr(recorded, "_devices", {})
     for module in (exchange, recorded):
         monkeypatch.setattr(module, "raw_stream", lambda i: cupy.cuda.get_current_stream(i).ptr)
     monkeypatch.setattr(recorded._Device, "empty", lambda self, *what: gpu.empty(*what))
