@@ -17,13 +17,10 @@ import numpy as np
 from cudeform import checks
 from cudeform.arrays import DTYPES, Kind, register
 from cudeform.boxes import box_outline
-from cudeform.jax.calls import Call
+from cudeform.jax.calls import ROWS, Call
 from cudeform.jax.rules import backward, forward
-from cudeform.registry import OPERATORS
 
 __all__ = ["call"]
-
-_OPERATORS = {row.name: row for row in OPERATORS}
 
 # What converters, which are no operators, know of JAX's arrays. No backend computes on them.
 _KIND = Kind(
@@ -42,11 +39,10 @@ register(jax.core.Tracer, _KIND)  # an Array to isinstance, but not to issubclas
 def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     """Answer a call of an operator, or of its backward, with JAX arrays among its arguments."""
     op = name.removesuffix("_backward")
-    if op not in _OPERATORS:
-        given = {k: _array(name, k, v) for k, v in given.items()}
-        return function(**given)  # of JAX's own functions: see _KIND
-    row = _OPERATORS[op]
     given = {k: _array(name, k, v) for k, v in given.items()}
+    if op not in ROWS:
+        return function(**given)  # of JAX's own functions: see _KIND
+    row = ROWS[op]
     if row.boxes in given:
         given[row.boxes] = _rows(name, given[row.boxes], given[row.images])
     needs, grad_output = given.pop("needs", None), given.pop("grad_output", None)

@@ -14,9 +14,9 @@ from cudeform.ops.call import outlined
 from cudeform.plans import Outline, Plan
 from cudeform.registry import OPERATORS, Operator
 
-__all__ = ["Call", "Shaped"]
+__all__ = ["ROWS", "Call", "Shaped"]
 
-_ROWS = {row.name: row for row in OPERATORS}
+ROWS = {row.name: row for row in OPERATORS}
 
 
 class Shaped(NamedTuple):
@@ -36,7 +36,7 @@ class Call:
 
     @property
     def row(self) -> Operator:
-        return _ROWS[self.op]
+        return ROWS[self.op]
 
     def named(self, arrays: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self.arrays, arrays, strict=True))
@@ -124,4 +124,4 @@ def _frozen(value: Any) -> Any:
 @lru_cache(maxsize=64)
 def _of_backward(op: str) -> Mapping[str, Any]:
     """The parameters of an operator's backward."""
-    return inspect.signature(_ROWS[op].backward).parameters
+    return inspect.signature(ROWS[op].backward).parameters

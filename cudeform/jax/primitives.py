@@ -16,7 +16,6 @@ from cudeform.jax.calls import Call
 
 __all__ = [
     "avals",
-    "batch",
     "bind",
     "is_zero",
     "primitive",
@@ -52,14 +51,14 @@ def rules(
     program: Callable[..., list[Any]],
     jvp: Callable[..., Any],
     transpose: Callable[..., list[Any]],
-    batch: Callable[..., Any],
+    names: Callable[..., tuple[Sequence[str], Sequence[str]]],
 ) -> None:
-    """Say what JAX has to know of a primitive."""
+    """Say what JAX has to know of a primitive; `names` are those of its operands and results."""
     primitive.def_abstract_eval(avals)
     _lower(primitive, program)
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose
-    batching.primitive_batchers[primitive] = batch
+    batching.primitive_batchers[primitive] = partial(_batch, primitive, names)
 
 
 def _lower(primitive: Primitive, program: Callable[..., list[Any]]) -> None:
@@ -129,16 +128,17 @@ def transpose(function: Callable[..., Any], operands: Sequence[Any], cotangent: 
     return [found.get(i) for i in range(len(operands))]
 
 
-def batch(
+def _batch(
     primitive: Primitive,
-    names: Sequence[str],
-    results: Sequence[str],
+    named: Callable[..., tuple[Sequence[str], Sequence[str]]],
     operands: Sequence[Any],
     dims: Sequence[int | None],
+    *,
     call: Call,
     **params: Any,
 ) -> tuple[list[Any], list[int]]:
     """`jax.vmap`: into the batch where all that is mapped has one, else one after the other."""
+    names, results = named(call, **params)
     mapped = {i: jnp.moveaxis(operands[i], dim, 0) for i, dim in enumerate(dims) if dim is not None}
     size = next(iter(mapped.values())).shape[0]
     if size and all(map(call.per_image, [*(names[i] for i in mapped), *results])):

@@ -26,7 +26,6 @@ from cudeform.jax.buffers import compute
 from cudeform.jax.calls import Call
 from cudeform.jax.primitives import (
     avals,
-    batch,
     bind,
     is_zero,
     primitive,
@@ -127,12 +126,13 @@ def _forward_transpose(cotangents: Any, *arrays: Any, call: Call) -> list[Any]:
     return [found.get(i) for i in range(len(arrays))]
 
 
-def _forward_batch(operands: Any, dims: Any, *, call: Call) -> Any:
-    return batch(_forward_p, call.arrays, ["output"], operands, dims, call)
-
-
 rules(
-    _forward_p, _forward_avals, _forward_program, _forward_jvp, _forward_transpose, _forward_batch
+    _forward_p,
+    _forward_avals,
+    _forward_program,
+    _forward_jvp,
+    _forward_transpose,
+    lambda call: (call.arrays, ["output"]),
 )
 
 
@@ -187,15 +187,15 @@ def _tangent_transpose(
     return [found.get(i) for i in range(len(operands))]
 
 
-def _tangent_batch(operands: Any, dims: Any, *, call: Call, along: tuple[str, ...]) -> Any:
-    names = call.arrays + along
-    return batch(_tangent_p, names, ["output"], operands, dims, call, along=along)
-
-
 _compiled_tangent = _tangent_p.impl
 _tangent_p.def_impl(_tangent_impl)
 rules(
-    _tangent_p, _tangent_avals, _tangent_program, _tangent_jvp, _tangent_transpose, _tangent_batch
+    _tangent_p,
+    _tangent_avals,
+    _tangent_program,
+    _tangent_jvp,
+    _tangent_transpose,
+    lambda call, along: (call.arrays + along, ["output"]),
 )
 
 
@@ -256,16 +256,11 @@ def _backward_transpose(
     return [None, *found]
 
 
-def _backward_batch(operands: Any, dims: Any, *, call: Call, needs: tuple[str, ...]) -> Any:
-    names = ("grad_output", *call.arrays)
-    return batch(_backward_p, names, needs, operands, dims, call, needs=needs)
-
-
 rules(
     _backward_p,
     _backward_avals,
     _backward_program,
     _backward_jvp,
     _backward_transpose,
-    _backward_batch,
+    lambda call, needs: (("grad_output", *call.arrays), needs),
 )

@@ -36,6 +36,8 @@ __all__ = [
     "apply",
     "call",
     "curvature",
+    "dispatched",
+    "dispatched_backward",
 ]
 
 
@@ -51,8 +53,7 @@ class Bound(NamedTuple):
         if is_plain(tensors):
             given = dict(zip(bridge.names, tensors, strict=True))
             return compute(bridge.forward, given, self.options)
-        name = bridge.name + ("_argmax" if self.options.get("return_argmax") else "")
-        return getattr(torch.ops.cudeform, name)(*tensors, *flat(bridge, self.options))
+        return dispatched(bridge, tensors, self.options)
 
     def backward(self, needs: tuple[str, ...], grad_output: Any, tensors: Sequence[Any]) -> tuple:
         """The gradients by differentiable argument; what is not needed is None, or empty."""
@@ -60,10 +61,23 @@ class Bound(NamedTuple):
         if is_plain((grad_output, *tensors)):
             given = dict(zip(bridge.kept, tensors, strict=True), grad_output=grad_output)
             return compute(bridge.backward, given, {**self.options, "needs": needs})
-        wanted = [name in needs for name in bridge.differentiable]
-        operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
-        found = operator(grad_output, *tensors, *flat(bridge, self.options), wanted)
-        return found if isinstance(found, tuple) else (found,)
+        return dispatched_backward(bridge, needs, (grad_output, *tensors), self.options)
+
+
+def dispatched(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
+    """The forward by the operator in torch's dispatcher."""
+    name = bridge.name + ("_argmax" if options.get("return_argmax") else "")
+    return getattr(torch.ops.cudeform, name)(*tensors, *flat(bridge, options))
+
+
+def dispatched_backward(
+    bridge: Bridge, needs: Sequence[str], tensors: Sequence[Any], options: dict[str, Any]
+) -> tuple[Any, ...]:
+    """The same of the backward, of grad_output and the arrays."""
+    wanted = [name in needs for name in bridge.differentiable]
+    operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
+    found = operator(*tensors, *flat(bridge, options), wanted)
+    return found if isinstance(found, tuple) else (found,)
 
 
 class Eager(Function):
@@ -159,11 +173,8 @@ class Forward(Function):
         def apply(*parts: Any) -> Any:
             return call(bound, parts)
 
-        return mapped(apply, info.batch_size, in_dims[1:], tensors, _batched(bound))
-
-
-def _batched(bound: Bound) -> list[bool]:
-    return [name in bound.bridge.batched for name in bound.bridge.names]
+        batched = [name in bound.bridge.batched for name in bound.bridge.names]
+        return mapped(apply, info.batch_size, in_dims[1:], tensors, batched)
 
 
 class ForwardDual(Forward):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -90,7 +89,7 @@ def _memory_array(tensor: torch.Tensor) -> Any:
 def _device_array(tensor: torch.Tensor) -> Any:
     """The same on a GPU, at a tenth of the time of DLPack, which asks who computes on what stream.
 
-    It is the same one here: see `_on_device`.
+    It is the same one here: see `_on_gpu`.
     """
     cupy, dtype = load_cupy(), numpy_dtype(tensor.dtype)
     memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, tensor, tensor.get_device())
@@ -100,7 +99,7 @@ def _device_array(tensor: torch.Tensor) -> Any:
 
 
 def host_array(tensor: torch.Tensor) -> np.ndarray:
-    """The same of a tensor that `is_on_host`."""
+    """The same of a tensor on the host, see `place_of`."""
     if tensor.dtype == torch.bfloat16:  # which NumPy's DLPack does not know
         words = tensor.detach().view(torch.uint16)
         return np.from_dlpack(_Host(words)).view(numpy_dtype(torch.bfloat16))
@@ -148,8 +147,7 @@ def compute(
     first = next(iter(tensors.values()))
     if first.is_cpu:
         return _as_tensors(function(**_as_arrays(function, given, to_array)))
-    with _on_device(first.device.index):
-        return _as_tensors(function(**_as_arrays(function, given, to_array)))
+    return _on_gpu(function, given, first.device.index, to_array)
 
 
 def direct(function: Callable[..., Any], given: Mapping[str, Any], place: int) -> Any:
@@ -160,16 +158,34 @@ def direct(function: Callable[..., Any], given: Mapping[str, Any], place: int) -
     if place < 0:
         return _as_tensors(function(**_as_arrays(function, given, host_array)))
     call = recorded.asked(function, given)
-    if call is None:
-        with _on_device(place):
-            return _as_tensors(function(**_as_arrays(function, given, _memory_array)))
-    found = recorded.replay(place, call)
+    found = None if call is None else recorded.replay(place, call)
     if found is not None:
         return found[0]
-    with _on_device(place):
-        arrays = _as_arrays(function, call.arguments, _memory_array)
+    return _on_gpu(function, given if call is None else call.arguments, place, _memory_array, call)
+
+
+def _on_gpu(
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    index: int,
+    array: Callable[[torch.Tensor], Any],
+    call: Any = None,
+) -> Any:
+    """The same with CuPy, on torch's device and stream, in its memory: nothing waits or is copied.
+
+    The allocator is this thread's alone, and autograd has threads of its own: it is set in every
+    call.
+    """
+    cupy = load_cupy()
+    with (
+        cupy.cuda.Device(index),
+        stream_at(cupy, raw_stream(index), index),
+        cupy.cuda.using_allocator(_allocator(index)),
+    ):
+        arrays = _as_arrays(function, given, array)
         result = function(**arrays)
-        recorded.record(place, call, function, arrays, result)
+        if call is not None:
+            recorded.record(index, call, function, arrays, result)
         return _as_tensors(result)
 
 
@@ -197,22 +213,6 @@ def _as_tensors(result: Any) -> Any:
         return to_tensor(result)
     found = [to_tensor(array) for array in result]
     return type(result)(*found) if hasattr(result, "_fields") else tuple(found)
-
-
-@contextmanager
-def _on_device(index: int) -> Iterator[None]:
-    """CuPy on torch's device and stream, with torch's memory: nothing waits, nothing is copied.
-
-    The allocator is this thread's alone, and autograd has threads of its own: it is set in every
-    call.
-    """
-    cupy = load_cupy()
-    with (
-        cupy.cuda.Device(index),
-        stream_at(cupy, raw_stream(index), index),
-        cupy.cuda.using_allocator(_allocator(index)),
-    ):
-        yield
 
 
 @functools.lru_cache(maxsize=64)

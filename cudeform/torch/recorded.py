@@ -28,7 +28,7 @@ from cudeform.torch.state import PLAIN, raw_stream
 
 __all__ = ["Asked", "asked", "record", "replay", "torch_dtype"]
 
-_programs: dict[int, Programs] = {}  # by the number of the GPU
+_devices: dict[int, _Device] = {}  # by the number of the GPU
 
 
 class Asked(NamedTuple):
@@ -54,8 +54,13 @@ def torch_dtype(dtype: np.dtype) -> torch.dtype:
 
 
 def asked(function: Callable[..., Any], given: Mapping[str, Any]) -> Asked | None:
-    """What a call of a function is known by; None where it is not to be recorded."""
-    if ARGUMENTS[function.__name__].boxes is not None:  # whose values are looked at
+    """What a call of a function is known by; None where it is not to be recorded.
+
+    Boxes have values that are looked at in every call, but those of a function that has
+    `checked_boxes`: what makes of rows in the dtype of coordinates some that nobody has to check.
+    """
+    roles = ARGUMENTS.get(function.__name__)
+    if roles is None or roles.boxes is not None and not hasattr(function, "checked_boxes"):
         return None
     key: list[Any] = [function, *given]
     addresses, arguments = [], dict(given)
@@ -82,8 +87,8 @@ def asked(function: Callable[..., Any], given: Mapping[str, Any]) -> Asked | Non
 
 def replay(index: int, call: Asked) -> tuple[Any] | None:
     """What a call on a GPU returns, in a tuple; None where it is still to be computed."""
-    programs = _programs.get(index)
-    known = None if programs is None else programs.get(call.key)
+    device = _devices.get(index)
+    known = None if device is None else device.programs.get(call.key)
     if known is None or known.run is None:
         return None
     run, order, fields = known.run
@@ -102,22 +107,32 @@ def record(
     index: int, call: Asked, function: Callable[..., Any], arrays: Mapping[str, Any], result: Any
 ) -> None:
     """Remember a call that was computed with these arrays, and had this result."""
-    programs = _programs.setdefault(index, Programs())
-    if programs.get(call.key) is None:
+    device = _devices.get(index)
+    if device is None:
+        with device_of(next(a for a in arrays.values() if hasattr(a, "device"))) as of_cupy:
+            device = _devices.setdefault(index, _Device(of_cupy, index))
+    if device.programs.get(call.key) is None:
         fields = type(result) if hasattr(result, "_fields") else None
-        programs.keep(call.key, _recorded(index, call, function, arrays, fields))
+        device.programs.keep(call.key, _recorded(device, call, function, arrays, fields))
 
 
 def _recorded(
-    index: int, asked: Asked, function: Callable[..., Any], arrays: Mapping[str, Any], fields: Any
+    device: _Device,
+    asked: Asked,
+    function: Callable[..., Any],
+    arrays: Mapping[str, Any],
+    fields: Any,
 ) -> Known:
     parameters = inspect.signature(function).parameters
     arguments = {name: arrays.get(name, p.default) for name, p in parameters.items()}
+    boxes = ARGUMENTS[function.__name__].boxes
+    if boxes:
+        arguments[boxes] = function.checked_boxes(arguments[boxes])  # type: ignore[attr-defined]
     call, given = checked(function.__name__, arguments, fields._fields if fields else ())
+    if len(call.plan.results) > 1 or boxes and given[boxes].dtype != arrays[boxes].dtype:
+        return Known(None, 1)
     options = {"needs": call.needs} if fields else {}
-    family = implementation(call.kind, call.plan.family)
-    with device_of(next(iter(given.values()))) as device:
-        known = family.record(_Device(device, index), call.plan, given, options)
+    known = implementation(call.kind, call.plan.family).record(device, call.plan, given, options)
     if known.run is None:
         return known
     names = list(asked.arguments)
@@ -126,9 +141,10 @@ def _recorded(
 
 
 class _Device:
-    """A GPU of CuPy's whose memory and whose stream are torch's."""
+    """A GPU of CuPy's whose memory and whose stream are torch's, and what is known of its calls."""
 
     def __init__(self, device: Any, index: int) -> None:
+        self.programs = Programs()
         self._of_cupy, self._threads = device, threading.local()
         self._where = torch.device("cuda", index)
         cuda = device.cuda

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,18 @@ from cudeform.torch import (
     library,  # noqa: F401  defines torch.ops.cudeform
     sharding,
 )
-from cudeform.torch.autograd import Backward, BackwardDual, Bound, Eager, apply
+from cudeform.torch.autograd import (
+    Backward,
+    BackwardDual,
+    Bound,
+    Eager,
+    apply,
+    dispatched,
+    dispatched_backward,
+)
 from cudeform.torch.autograd import call as transformed_call
 from cudeform.torch.exchange import check_dense, compute, direct
-from cudeform.torch.signatures import BRIDGES, Bridge, flat
+from cudeform.torch.signatures import BRIDGES, Bridge
 from cudeform.torch.state import (
     PLAIN,
     is_forward_mode,
@@ -89,7 +97,7 @@ def _answer(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> 
         return _untraced_call(bound, tensors)
     if not is_plain(tensors):
         return _traced(bridge, tensors, options)
-    if torch.is_grad_enabled() and _is_differentiated(tensors):
+    if _is_differentiated(tensors):
         return Eager.apply(bound, None, None, *tensors)
     return compute(bridge.forward, dict(zip(bridge.names, tensors, strict=True)), options)
 
@@ -98,10 +106,10 @@ def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
     """Which pixels or samples were the largest. They have no derivative."""
     tensors, options = _arguments(bridge, bridge.names, given)
     tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
+    options["return_argmax"] = True
     if torch.compiler.is_compiling() and not transformed():
-        operator = getattr(torch.ops.cudeform, bridge.name + "_argmax")
-        return operator(*tensors, *flat(bridge, options))[1]
-    bound = Bound(bridge, {**options, "return_argmax": True})
+        return dispatched(bridge, tensors, options)[1]
+    bound = Bound(bridge, options)
     if autocast.is_on(tensors[0]):  # the others may differ from it in dtype
         tensors = [autocast.wide(tensor) for tensor in tensors]
     return (_untraced_call(bound, tensors) if transformed() else bound.forward(tensors))[1]
@@ -148,24 +156,12 @@ def _untraced_gradients(bound: Bound, needs: tuple[str, ...], tensors: Sequence[
 def _traced(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
     if not torch.compiler.is_compiling():
         sharding.register()
-    return getattr(torch.ops.cudeform, bridge.name)(*tensors, *flat(bridge, options))
+    return dispatched(bridge, tensors, options)
 
 
-def _traced_backward(
-    bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any], needs: Sequence[str]
-) -> tuple[Any, ...]:
-    wanted = [name in needs for name in bridge.differentiable]
-    operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
-    found = operator(*tensors, *flat(bridge, options), wanted)
-    return found if isinstance(found, tuple) else (found,)
-
-
-def _is_differentiated(values: Iterable[Any]) -> bool:
-    """Whether one of them, which may be no tensor, has a gradient."""
-    for value in values:
-        if getattr(value, "requires_grad", False):
-            return True
-    return False
+def _is_differentiated(tensors: Sequence[Any]) -> bool:
+    """Whether one of them has a gradient, and it is asked for."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
@@ -183,7 +179,7 @@ def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
     if argmax is not None:
         _check(op, {"grad_output": tensors[0], "argmax": argmax})
     if torch.compiler.is_compiling() and not transformed():
-        found = _traced_backward(bridge, tensors, options, needs)
+        found = dispatched_backward(bridge, needs, tensors, options)
     elif autocast.is_on(tensors[0]):
         with autocast.outside():
             wide = [autocast.wide(tensor) for tensor in tensors]
@@ -203,7 +199,7 @@ def _gradients(
     argmax: Any,
 ) -> tuple[Any, ...]:
     bound = Bound(bridge, options)
-    if torch.is_grad_enabled() and _is_differentiated(tensors) or transformed():
+    if _is_differentiated(tensors) or transformed():
         return _untraced_gradients(bound, needs, tensors)
     if argmax is not None and is_plain((*tensors, argmax)):  # else it is found once more
         given = dict(zip(("grad_output", *bridge.kept), tensors, strict=True), argmax=argmax)

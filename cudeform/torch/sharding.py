@@ -27,51 +27,35 @@ def _register_all() -> None:
     for bridge in BRIDGES.values():
         forward = getattr(torch.ops.cudeform, bridge.name).default
         backward = getattr(torch.ops.cudeform, bridge.name + "_backward").default
-        register_sharding(forward)(_forward_rule(bridge))
-        register_sharding(backward)(_backward_rule(bridge))
+        register_sharding(forward)(_rule(bridge, False))
+        register_sharding(backward)(_rule(bridge, True))
 
 
-def _forward_rule(bridge: Bridge) -> Callable[..., Any]:
-    from torch.distributed.tensor import Replicate, Shard
-
-    def rule(*values: Any) -> Any:
-        count = len(bridge.names)
-        given = [value is not None for value in values[:count]]
-        options = [None] * (len(values) - count)
-        whole = [Replicate() if g else None for g in given]
-        rules = [([Replicate()], [*whole, *options])]
-        if bridge.batched:
-            parts = [
-                None if not g else Shard(0) if name in bridge.batched else Replicate()
-                for name, g in zip(bridge.names, given, strict=True)
-            ]
-            rules.append(([Shard(0)], [*parts, *options]))
-        return rules
-
-    return rule
-
-
-def _backward_rule(bridge: Bridge) -> Callable[..., Any]:
+def _rule(bridge: Bridge, backward: bool) -> Callable[..., Any]:
     from torch.distributed.tensor import Partial, Replicate, Shard
 
+    names = ("grad_output", *bridge.kept) if backward else bridge.names
+    batched = ("grad_output", *bridge.batched)
+
     def rule(*values: Any) -> Any:
-        count = len(bridge.kept)
-        given = [value is not None for value in values[1 : 1 + count]]
-        needs = values[1 + count + len(bridge.options)]
-        options = [None] * (len(values) - 1 - count)
-        whole = [Replicate() if g else None for g in given]
-        many = len(bridge.differentiable)
-        rules = [([Replicate()] * many, [Replicate(), *whole, *options])]
+        given = values[: len(names)]
+        options = [None] * (len(values) - len(names))
+        whole = [None if value is None else Replicate() for value in given]
+        results: list[Any] = [Replicate()] * (len(bridge.differentiable) if backward else 1)
+        rules = [(results, [*whole, *options])]
         if bridge.batched:
             parts = [
-                None if not g else Shard(0) if name in bridge.batched else Replicate()
-                for name, g in zip(bridge.kept, given, strict=True)
+                Shard(0) if placement and name in batched else placement
+                for name, placement in zip(names, whole, strict=True)
             ]
-            results = [
-                Replicate() if not need else Shard(0) if name in bridge.batched else Partial()
-                for name, need in zip(bridge.differentiable, needs, strict=True)
-            ]
-            rules.append((results, [Shard(0), *parts, *options]))
+            results = [Shard(0)]
+            if backward:
+                needs = values[len(names) + len(bridge.options)]
+                results = [
+                    Replicate() if not need else Shard(0) if name in batched else Partial()
+                    for name, need in zip(bridge.differentiable, needs, strict=True)
+                ]
+            rules.append((results, [*parts, *options]))
         return rules
 
     return rule

@@ -23,7 +23,6 @@ __all__ = [
     "common_place",
     "is_forward_mode",
     "is_noticed",
-    "is_on_host",
     "is_plain",
     "is_under_autocast",
     "is_watched",
@@ -70,17 +69,13 @@ _GPU = (
 )
 
 
-def is_on_host(tensor: Any) -> bool:
-    """Whether a tensor of one of the types `PLAIN` is numbers as memory of the host holds them.
-
-    The dispatcher would have another key for whatever else it is: sparse, quantised, nested,
-    negative, zeros without memory, wrapped by a transform, on another device.
-    """
-    return torch._C._dispatch_keys(tensor) in _HOST
-
-
 def place_of(tensor: Any) -> int | None:
-    """Where such a tensor's memory is: the number of its GPU, -1 on the host, None for others."""
+    """Where a tensor of the types `PLAIN` is numbers as memory holds them: the number of a GPU, or
+    -1 on the host.
+
+    The dispatcher would have another key for whatever else it is, which is None: sparse, quantised,
+    nested, negative, zeros without memory, wrapped by a transform, on another device.
+    """
     keys = torch._C._dispatch_keys(tensor)
     if keys in _HOST:
         return -1
@@ -107,7 +102,7 @@ def is_plain(tensors: Sequence[Any]) -> bool:
     """
     for tensor in tensors:
         if tensor is not None and (
-            type(tensor) not in PLAIN or not (is_on_host(tensor) or _has_memory(tensor))
+            type(tensor) not in PLAIN or place_of(tensor) is None and not _has_memory(tensor)
         ):
             return False
     return not is_watched()

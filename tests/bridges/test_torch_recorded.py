@@ -50,10 +50,10 @@ def gpu(cupy, monkeypatch):
     monkeypatch.setattr(route, "place_of", state.place_of)
     monkeypatch.setattr(exchange, "_device_array", lambda t: gpu.arrays[t.data_ptr()])
     monkeypatch.setattr(exchange, "_device_tensor", gpu.tensor)
-    monkeypatch.setattr(exchange, "_on_device", cupy.cuda.Device)
-    monkeypatch.setattr(recorded, "_programs", {})
-    current = cupy.cuda.get_current_stream
-    monkeypatch.setattr(recorded, "raw_stream", lambda index: current(index).ptr)
+    monkeypatch.setattr(exchange, "_allocator", lambda index: None)
+    monkeypatch.setattr(recorded, "_devices", {})
+    for module in (exchange, recorded):
+        monkeypatch.setattr(module, "raw_stream", lambda i: cupy.cuda.get_current_stream(i).ptr)
     monkeypatch.setattr(recorded._Device, "empty", lambda self, *what: gpu.empty(*what))
     monkeypatch.setattr(recorded._Device, "_alloc", lambda self, size: cupy.cuda.alloc(size))
     arrays = exchange._as_arrays
@@ -144,6 +144,27 @@ def test_equal_options_of_other_types_are_other_calls(gpu, rng):
         conv({**tensors, "bias": gpu.put(np.zeros(3))})
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_poolings_of_boxes_that_nobody_has_to_check(gpu, rng, dtype):
+    def pool(input, boxes, output_size):
+        return cudeform.roi_align.__wrapped__(input, boxes, output_size)
+
+    pool.__name__, pool.checked_boxes = "roi_align", lambda rows: rows
+    pool.__wrapped__ = cudeform.roi_align.__wrapped__  # which has all parameters
+    for end in (3, 5):
+        image = rng.uniform(size=(1, 4, 6, 7)).astype(dtype)
+        boxes = np.array([[0, 0, 0, 3, end], [0, 1, 2, end, 5]], np.float32)
+        given = {"input": gpu.put(image, dtype), "boxes": gpu.put(boxes), "output_size": 2}
+        found = exchange.direct(pool, given, 0)
+        assert_close(gpu.get(found), cudeform.roi_align(image, boxes, 2), dtype)
+    assert len(gpu.computed) == 1
+    if dtype == "float16":  # boxes that are made float32 in every call
+        for count in (2, 3):
+            given["boxes"] = gpu.put(boxes, dtype)
+            exchange.direct(pool, given, 0)
+            assert len(gpu.computed) == count
+
+
 def test_what_is_known_of_a_call_is_its_place_and_no_value(gpu, rng):
     tensors = {name: gpu.put(array) for name, array in numbers(rng).items()}
     function = cudeform.deform_conv2d.__wrapped__
@@ -159,3 +180,4 @@ def test_what_is_known_of_a_call_is_its_place_and_no_value(gpu, rng):
     boxes = gpu.put(np.zeros((1, 5), np.float32))
     given = {"input": others["input"], "boxes": boxes, "output_size": 2}
     assert recorded.asked(cudeform.roi_align.__wrapped__, given) is None
+    assert recorded.asked(lambda input: input, others) is None  # no operator

@@ -56,7 +56,7 @@ WRITTEN = {
     "plans.outlines": {"ARGUMENTS", "PLANNERS"},  # operators
     "threads": {"_count", "_pools"},  # numbers of threads that were set, one at a time
     "torch.patching": {"_CLASSES"},  # weakly
-    "torch.recorded": {"_programs"},  # of a GPU, and the oldest calls on it are forgotten
+    "torch.recorded": {"_devices"},  # GPUs, of which the oldest calls are forgotten
     "torch.state": {"_disabled"},  # functions of ours
 }
 
