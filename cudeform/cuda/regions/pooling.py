@@ -109,7 +109,7 @@ def _input_gradient(
     mask: Any,
     target: Any,
 ) -> None:
-    """Set the gradient of the input: summed over groups of regions, where several without rounding."""
+    """Set the gradient of the input, of several groups of regions from sums without rounding."""
     plan, total = launcher.plan, target
     dtype = launcher.dtype if len(groups) == 1 else launcher.sums
     if launcher.moves or dtype != launcher.dtype:
