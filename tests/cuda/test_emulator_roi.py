@@ -275,11 +275,8 @@ def test_more_regions_and_rows_than_a_block_lists_at_once(device, op):
     np.testing.assert_allclose(found, call(grad, **given).input, rtol=1e-12, atol=1e-12)
 
 
-REGION, ROW, USE = (
-    "      start += THREADS;",
-    "        begin += THREADS;",
-    "use(listed.rows + first, count);",
-)
+REGION, ROW = "      start += THREADS;", "        begin += THREADS;"
+USE = "use(listed.rows + first, count);"
 SYNC = "__syncthreads();"
 TILES = {  # text of the kernels, with what, and what is found
     "no barrier before the list is read": (f"{REGION}\n      {SYNC}", REGION),
