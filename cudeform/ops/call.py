@@ -90,9 +90,9 @@ def checked(
     Where arrays are like those of a call before, only values are left to look at.
     """
     roles = ARGUMENTS[op]
-    joined = roles.boxes is not None and isinstance(arguments[roles.boxes], Joined)
-    if joined:
-        arguments[roles.boxes] = arrays.contiguous(arguments[roles.boxes].rows)
+    joined = arguments[roles.boxes] if roles.boxes is not None else None
+    if roles.boxes is not None and isinstance(joined, Joined):
+        arguments[roles.boxes] = arrays.contiguous(joined.rows)
     if roles.own:
         _freeze(roles, arguments)
     key = _known_as(op, roles, arguments)
@@ -105,7 +105,7 @@ def checked(
         for name in roles.static:
             if isinstance(given[name], tuple):
                 given[name] = None  # its pairs are in the plan
-    if roles.boxes is not None and not joined:
+    if roles.boxes is not None and not isinstance(joined, Joined):
         boxes, images = given[roles.boxes], given[roles.images]
         if isinstance(boxes, tuple) and known.kind.backend == "cuda":
             given[roles.boxes] = implementation(known.kind, "box_rows").join(boxes, images)
