@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,11 +10,17 @@ from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.plans import Outline
 
-__all__ = ["box_outline", "box_rows"]
+__all__ = ["Joined", "box_outline", "box_rows"]
 
 _EXACT = 2**24  # pixels: beyond, float32 does not tell one from the next
 _FEW = 64
 _WHY = "(R, 5) rows (image, x1, y1, x2, y2), or for each image an array (L, 4)"
+
+
+class Joined(NamedTuple):
+    """Rows (R, 5) that a bridge made of boxes image by image: there is nothing to check."""
+
+    rows: Any
 
 
 def box_outline(op: str, boxes: Any, input: Any, kind: Kind) -> Outline:
@@ -45,8 +51,9 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
     Raises
     ------
     ValueError
-        An image index that is no image of `input`. To see the indices, those of an array on a GPU
-        are copied to the host.
+        An image index that is no image of `input`. An array on a GPU is copied to the host to see
+        that, which waits for all that was started before: there is no other way to raise before
+        something is computed. Boxes image by image need no check, and nobody waits.
 
     Notes
     -----

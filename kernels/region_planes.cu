@@ -17,10 +17,11 @@ constexpr int OWNERS = 512;  // pixels so far apart have one owner together, who
 // grad_input = every pixel's share of the grad_values of the rows that touch it: a block has a tile of pixels, a thread
 // some channels of one
 template <class Target>
-__device__ __forceinline__ void gather_channels(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
-                                                const Row<Sum>* __restrict__ rows,
+__device__ __forceinline__ void gather_channels(const Bounds<Sum>* __restrict__ bounds, const Row<Sum>* __restrict__ rows,
                                                 const Scalar* __restrict__ grad_values,
-                                                Target* __restrict__ grad_input, Listed<Sum>& listed, const Params& p) {
+                                                Target* __restrict__ grad_input, const Params& p) {
+  SHARED(Listed<Sum>, shared, [1]);
+  Listed<Sum>& listed = shared[0];
   const int slices = (p.channels - 1) / PLANES + 1, width = (p.channels - 1) / slices + 1;
   const int number = quotient((int)blockIdx.x, slices), first = ((int)blockIdx.x - number * slices) * width;
   const int channels = min(width, p.channels - first);
@@ -37,7 +38,7 @@ __device__ __forceinline__ void gather_channels(const Sum* __restrict__ boxes, c
       if (c < channels) sum[c] = widen(out[c * step]);
     }
   }
-  each_batch(p, tile, boxes, bounds, rows, listed, [&](const int* numbers, int count) {
+  each_batch(p, tile, bounds, rows, listed, [&](const int* numbers, int count) {
     for (int i = 0; i < count; ++i) {
       const Sum* shares = listed.shares + i * (p.tile_y + p.tile_x);
       const Sum down = shares[p.tile_x + line], across = shares[column];
@@ -57,20 +58,16 @@ __device__ __forceinline__ void gather_channels(const Sum* __restrict__ boxes, c
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, GATHER_BLOCKS)
-    gather_planes(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
-                  const Row<Sum>* __restrict__ rows, const Scalar* __restrict__ grad_values,
-                  Scalar* __restrict__ grad_input, const Params p) {
-  SHARED(Listed<Sum>, listed, [1]);
-  gather_channels(boxes, bounds, rows, grad_values, grad_input, listed[0], p);
+    gather_planes(const Bounds<Sum>* __restrict__ bounds, const Row<Sum>* __restrict__ rows,
+                  const Scalar* __restrict__ grad_values, Scalar* __restrict__ grad_input, const Params p) {
+  gather_channels(bounds, rows, grad_values, grad_input, p);
 }
 
 // The same into unrounded sums, for regions that come in several launches
 extern "C" __global__ void __launch_bounds__(THREADS, GATHER_BLOCKS)
-    gather_planes_sums(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
-                       const Row<Sum>* __restrict__ rows, const Scalar* __restrict__ grad_values,
-                       Sum* __restrict__ grad_input, const Params p) {
-  SHARED(Listed<Sum>, listed, [1]);
-  gather_channels(boxes, bounds, rows, grad_values, grad_input, listed[0], p);
+    gather_planes_sums(const Bounds<Sum>* __restrict__ bounds, const Row<Sum>* __restrict__ rows,
+                       const Scalar* __restrict__ grad_values, Sum* __restrict__ grad_input, const Params p) {
+  gather_channels(bounds, rows, grad_values, grad_input, p);
 }
 
 // Whether a region has samples or pixels of an image in these lines of it.
@@ -154,8 +151,11 @@ struct Touching {
 template <class Chosen>
 __device__ __forceinline__ void spread(const Scalar* __restrict__ grad_values,
                                        const typename Chosen::Number* __restrict__ argmax,
-                                       const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, Sum* sums,
-                                       int* owners, Touching* touching, const Params& p) {
+                                       const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input,
+                                       const Params& p) {
+  SHARED(Sum, sums, [PART]);
+  SHARED(int, owners, [OWNERS]);
+  SHARED(Touching, touching, [WARP]);
   const int lane = threadIdx.x, bins = p.bins, regions = quotient(p.rows, p.bins);
   const int plane = quotient((int)blockIdx.x, p.parts), number = (int)blockIdx.x - plane * p.parts;
   const int image = quotient(plane, p.channels), channel = plane - image * p.channels;
@@ -200,17 +200,11 @@ __device__ __forceinline__ void spread(const Scalar* __restrict__ grad_values,
 extern "C" __global__ void __launch_bounds__(WARP)
     spread_pixels(const Scalar* __restrict__ grad_values, const int* __restrict__ argmax,
                   const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, const Params p) {
-  SHARED(Sum, sums, [PART]);
-  SHARED(int, owners, [OWNERS]);
-  SHARED(Touching, touching, [WARP]);
-  spread<Pixel>(grad_values, argmax, boxes, grad_input, sums, owners, touching, p);
+  spread<Pixel>(grad_values, argmax, boxes, grad_input, p);
 }
 
 extern "C" __global__ void __launch_bounds__(WARP)
     spread_samples(const Scalar* __restrict__ grad_values, const Sum* __restrict__ argmax,
                    const Sum* __restrict__ boxes, Scalar* __restrict__ grad_input, const Params p) {
-  SHARED(Sum, sums, [PART]);
-  SHARED(int, owners, [OWNERS]);
-  SHARED(Touching, touching, [WARP]);
-  spread<Sample>(grad_values, argmax, boxes, grad_input, sums, owners, touching, p);
+  spread<Sample>(grad_values, argmax, boxes, grad_input, p);
 }

@@ -53,6 +53,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     found.left = min(found.left, __shfl_xor_sync(ALL, found.left, step));
     found.right = max(found.right, __shfl_xor_sync(ALL, found.right, step));
   }
+  found.image = quotient(rows[region * per_region].image, p.classes * p.groups_y * p.groups_x);
   if ((threadIdx.x & 31) == 0) bounds[region] = found;
 }
 

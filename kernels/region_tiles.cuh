@@ -13,7 +13,9 @@ constexpr int BATCH = 32;  // rows whose shares a block has at a time
 template <class S>
 struct alignas(16) Bounds {
   S top, bottom, left, right;
+  int image, unused[3];  // image: of the batch
 };
+static_assert(sizeof(Bounds<float>) <= 32 && sizeof(Bounds<double>) <= 64, "8 elements, as a row");
 
 // From the host: THREADS, and SIDES: lines and columns of a tile, at most.
 template <class S>
@@ -51,7 +53,7 @@ __device__ __forceinline__ void include(const Row<S>& row, Bounds<S>& bounds) {
 template <class S>
 __device__ __forceinline__ Bounds<S> no_bounds() {
   const S most = sizeof(S) == 4 ? S(3.4e38) : S(1.7e308);
-  return {most, -most, most, -most};
+  return {most, -most, most, -most, 0, {0, 0, 0}};
 }
 
 // Whether a sample there may have a corner in the tile: those outside the image are at most a pixel away.
@@ -120,9 +122,8 @@ __device__ __forceinline__ RowsOfImage rows_of(const Params& p, int image) {
 // Calls use(rows, count) for the rows that touch a tile, in order, up to BATCH at a time, with their shares and scales in `listed`.
 // Every thread of the block must come here.
 template <class S, class Use>
-__device__ __forceinline__ void each_batch(const Params& p, const Tile& tile, const S* __restrict__ boxes,
-                                           const Bounds<S>* __restrict__ bounds, const Row<S>* __restrict__ rows,
-                                           Listed<S>& listed, Use use) {
+__device__ __forceinline__ void each_batch(const Params& p, const Tile& tile, const Bounds<S>* __restrict__ bounds,
+                                           const Row<S>* __restrict__ rows, Listed<S>& listed, Use use) {
   const RowsOfImage own = rows_of(p, tile.image);
   const int per_region = own.lines * own.columns, sides = p.tile_y + p.tile_x;
   const int regions = quotient(p.rows, p.classes * p.bins.value);
@@ -131,8 +132,7 @@ __device__ __forceinline__ void each_batch(const Params& p, const Tile& tile, co
     int found = 0, here;
     do {
       const int region = start + threadIdx.x;
-      const bool wanted =
-          region < regions && (int)__ldg(boxes + 5LL * region) == image && touches(p, bounds[region], tile);
+      const bool wanted = region < regions && bounds[region].image == image && touches(p, bounds[region], tile);
       const int place = place_in_block(wanted, listed.counts, here);
       if (wanted) listed.regions[found + place] = region;
       found += here;

@@ -359,10 +359,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
 // grad_input = every pixel's share of the grad_values of the rows that touch it: a block has a tile of pixels, a group of
 // its lanes PATCH of them, side by side
 template <class Target>
-__device__ __forceinline__ void gather_patches(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
-                                               const Row<Sum>* __restrict__ rows,
+__device__ __forceinline__ void gather_patches(const Bounds<Sum>* __restrict__ bounds, const Row<Sum>* __restrict__ rows,
                                                const Scalar* __restrict__ grad_values, Target* __restrict__ grad_input,
-                                               Listed<Sum>& listed, const Params& p) {
+                                               const Params& p) {
+  SHARED(Listed<Sum>, shared, [1]);
+  Listed<Sum>& listed = shared[0];
   const int lanes = 1 << p.lane_bits, lane = threadIdx.x & (lanes - 1), patch = threadIdx.x >> p.lane_bits;
   const int slices = (p.channels - 1) / (lanes * VEC) + 1, number = quotient((int)blockIdx.x, slices);
   const Tile tile = tile_of(p, number);
@@ -380,7 +381,7 @@ __device__ __forceinline__ void gather_patches(const Sum* __restrict__ boxes, co
 #pragma unroll
     for (int v = 0; v < VEC; ++v) sum[i][v] = widen(result.lane[v]);
   }
-  each_batch(p, tile, boxes, bounds, rows, listed, [&](const int* numbers, int count) {
+  each_batch(p, tile, bounds, rows, listed, [&](const int* numbers, int count) {
     for (int first = 0; first < count; first += AT_ONCE_ROWS) {
       Channels grad[AT_ONCE_ROWS];
       Pack<Sum, PATCH> across[AT_ONCE_ROWS];
@@ -423,18 +424,14 @@ __device__ __forceinline__ void gather_patches(const Sum* __restrict__ boxes, co
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, GATHER_BLOCKS)
-    gather_rows(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
-                const Row<Sum>* __restrict__ rows, const Scalar* __restrict__ grad_values,
-                Scalar* __restrict__ grad_input, const Params p) {
-  SHARED(Listed<Sum>, listed, [1]);
-  gather_patches(boxes, bounds, rows, grad_values, grad_input, listed[0], p);
+    gather_rows(const Bounds<Sum>* __restrict__ bounds, const Row<Sum>* __restrict__ rows,
+                const Scalar* __restrict__ grad_values, Scalar* __restrict__ grad_input, const Params p) {
+  gather_patches(bounds, rows, grad_values, grad_input, p);
 }
 
 // The same into unrounded sums, for regions that come in several launches
 extern "C" __global__ void __launch_bounds__(THREADS, GATHER_BLOCKS)
-    gather_rows_sums(const Sum* __restrict__ boxes, const Bounds<Sum>* __restrict__ bounds,
-                     const Row<Sum>* __restrict__ rows, const Scalar* __restrict__ grad_values,
-                     Sum* __restrict__ grad_input, const Params p) {
-  SHARED(Listed<Sum>, listed, [1]);
-  gather_patches(boxes, bounds, rows, grad_values, grad_input, listed[0], p);
+    gather_rows_sums(const Bounds<Sum>* __restrict__ bounds, const Row<Sum>* __restrict__ rows,
+                     const Scalar* __restrict__ grad_values, Sum* __restrict__ grad_input, const Params p) {
+  gather_patches(bounds, rows, grad_values, grad_input, p);
 }

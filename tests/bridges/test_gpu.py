@@ -147,6 +147,27 @@ def test_graphed_callables():
     assert torch.equal(plain.weight.grad, graphed.weight.grad)
 
 
+def test_graph_of_a_pooling():
+    """With boxes image by image, forward and backward, and nobody who says how many samples."""
+    image = torch.randn(2, 8, 20, 24, device="cuda", requires_grad=True)
+    boxes = [torch.tensor([[1.0, 2, 20, 15], [3, 0, 9, 19]], device="cuda") for _ in range(2)]
+
+    def both():
+        output = cudeform.roi_align(image, boxes, 3)
+        return output, *torch.autograd.grad(output, image, torch.ones_like(output))
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        want = both()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = both()
+    graph.replay()
+    assert all(map(torch.equal, found, want))
+
+
 def test_autocast():
     image, offset, weight, mask = layer()
     with torch.autocast("cuda", torch.bfloat16):

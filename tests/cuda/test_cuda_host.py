@@ -148,16 +148,15 @@ def _allocations(monkeypatch, device, call):
     return made
 
 
-def test_rows_of_the_largest_samples_fit_the_workspace(monkeypatch, device):
-    """One for each sample and channel, of so many regions at a time."""
-    todo = problem("roi_align", "max-fixed", "float32")
-    limit, made, empty = 1 << 13, [], device.empty
-    of_one = 40 * 4 * rows.ROW_ITEMS * 4
+def test_rows_fit_the_workspace(monkeypatch, device):
+    """Those of so many regions at a time."""
+    todo = problem("roi_align", "adaptive", "float32")
+    limit, made, empty = 1 << 9, [], device.empty
     monkeypatch.setattr(pooling, "WORKSPACE_BYTES", limit)
     monkeypatch.setattr(device, "empty", lambda *of: made.append(empty(*of)) or made[-1])
     todo.backward(backends.BACKENDS["emulator"])
     sizes = [a.nbytes for a in made if a.ndim == 2 and a.shape[1] == rows.ROW_ITEMS]
-    assert of_one in sizes and max(sizes) <= limit
+    assert len(sizes) > 1 and max(sizes) <= limit
 
 
 def test_workspace_does_not_grow_with_the_batch(monkeypatch, device):

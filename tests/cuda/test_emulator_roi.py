@@ -275,14 +275,17 @@ def test_more_regions_and_rows_than_a_block_lists_at_once(device, op):
     np.testing.assert_allclose(found, call(grad, **given).input, rtol=1e-12, atol=1e-12)
 
 
+REGION, ROW = "      start += THREADS;", "        begin += THREADS;"
+USE = "use(listed.rows + first, count);"
+SYNC = "__syncthreads();"
 TILES = {  # text of the kernels, with what, and what is found
-    "no barrier before the list is read": ("found += here;\n      start += THREADS;\n      __sync", "found += here;\n      start += THREADS;\n      // __sync"),
-    "no barrier before the rows are read": ("begin += THREADS;\n        __sync", "begin += THREADS;\n        // __sync"),
-    "no barrier before shares are read": ("        __syncthreads();\n        use(", "        use("),
-    "no barrier before shares are made anew": ("use(listed.rows + first, count);\n        __sync", "use(listed.rows + first, count);\n        // __sync"),
+    "no barrier before the list is read": (f"{REGION}\n      {SYNC}", REGION),
+    "no barrier before the rows are read": (f"{ROW}\n        {SYNC}", ROW),
+    "no barrier before shares are read": (f"{SYNC}\n        {USE}", USE),
+    "no barrier before shares are made anew": (f"{USE}\n        {SYNC}", USE),
     "a list that is too short": ("2 * THREADS]", "THREADS]"),
     "a row that is not there": ("candidate < found * per_region;", "true;"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("bug", TILES)
@@ -293,21 +296,12 @@ def test_planted_bug_of_the_gather_is_caught(bug):
     boxes = np.concatenate([np.zeros((400, 1)), corner, corner + 4], 1).astype(np.float32)
     given = {"input": np.zeros((1, 4, 9, 9), np.float32), "boxes": boxes, "output_size": 1}
     grad = np.ones((400, 4, 1, 1), np.float32)
-    flatten = planted_in(TILES[bug])
-    with install(EmulatorDevice(order="random", seed=1, flatten=flatten)):
+    old, new = TILES[bug]
+    assert old in flatten(next(unit for unit in rows.units() if unit.file == "regions.cu"))
+    changed = lambda unit: flatten(unit).replace(old, new)  # noqa: E731
+    with install(EmulatorDevice(order="random", seed=1, flatten=changed)):
         with pytest.raises(EmulatorError, match=MESSAGES):
             cudeform.roi_align_backward(to_device(grad), **on_device(given))
-
-
-def planted_in(change):
-    old, new = change
-
-    def flattened(unit):
-        text = flatten(unit)
-        assert "region_tiles.cuh" not in text or old in text
-        return text.replace(old, new)
-
-    return flattened
 
 
 def _plan(input, boxes, output_size):

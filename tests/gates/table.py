@@ -69,8 +69,6 @@ HOT = {
     ("regions.cu", "row_gradients"): sass.Hot(4, 0),
     ("regions.cu", "pool_mean"): sass.Hot(1, 0),
     ("regions.cu", "pool_max"): sass.Hot(1, 0),
-    ("regions.cu", "gather_rows"): sass.Hot(1, 0, chained=False),
-    ("regions.cu", "gather_rows_sums"): sass.Hot(1, 0, chained=False),
 }
 
 

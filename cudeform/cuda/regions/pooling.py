@@ -67,59 +67,42 @@ def backward(
             return grads
         launcher = Launcher(device, plan, input.dtype, offset)
         groups = list(_region_groups(launcher, launcher.moves * launcher.row_bytes))
+        moved = boxes, offset, mask
         if needs - {"input"}:
-            _point_gradients(launcher, groups, grad_output, input, boxes, offset, mask, grads)
+            _point_gradients(launcher, groups, grad_output, input, moved, grads)
         if "input" in needs and plan.largest:
             launcher.spread(grad_output, argmax, boxes, grads["input"])
         elif "input" in needs:
-            _input_gradient(launcher, groups, grad_output, boxes, offset, mask, grads["input"])
+            _input_gradient(launcher, groups, grad_output, moved, grads["input"])
     return grads
 
 
 def _point_gradients(
-    launcher: Launcher,
-    groups: list[slice],
-    grad_output: Any,
-    input: Any,
-    boxes: Any,
-    offset: Any,
-    mask: Any,
-    grads: dict[str, Any],
+    launcher: Launcher, groups: list[slice], grad_output: Any, input: Any, moved: Any, grads: Any
 ) -> None:
-    """Set the gradients of offset and mask."""
+    """Set the gradients of offset and mask; `moved` are the boxes and these."""
     staged = launcher.stage(input)
     for regions in groups:
-        some_boxes, some_offset, some_mask = _cut(regions, boxes, offset, mask)
-        launcher.point_gradients(
-            staged,
-            some_boxes,
-            some_mask,
-            launcher.rows(some_boxes, some_offset, None),
-            launcher.rows_last(grad_output, regions),
-            *_cut(regions, grads.get("offset"), grads.get("mask")),
-        )
+        boxes, offset, mask = _cut(regions, *moved)
+        rows = launcher.rows(boxes, offset, None)
+        grad_values = launcher.rows_last(grad_output, regions)
+        found = _cut(regions, grads.get("offset"), grads.get("mask"))
+        launcher.point_gradients(staged, boxes, mask, rows, grad_values, *found)
 
 
 def _input_gradient(
-    launcher: Launcher,
-    groups: list[slice],
-    grad_output: Any,
-    boxes: Any,
-    offset: Any,
-    mask: Any,
-    target: Any,
+    launcher: Launcher, groups: list[slice], grad_output: Any, moved: Any, target: Any
 ) -> None:
-    """Set the gradient of the input: summed over groups of regions, where several without rounding."""
+    """Set the gradient of the input, of several groups of regions from sums without rounding."""
     plan, total = launcher.plan, target
     dtype = launcher.dtype if len(groups) == 1 else launcher.sums
     if launcher.moves or dtype != launcher.dtype:
         shape = (launcher.images, plan.height * plan.width, launcher.channels)
         total = launcher.device.empty(shape, dtype)
     for regions in groups:
-        some_boxes, *moved = _cut(regions, boxes, offset, mask)
-        rows = launcher.rows(some_boxes, *moved)
+        rows = launcher.rows(*_cut(regions, *moved))
         grad_values = launcher.rows_last(grad_output, regions)
-        launcher.gather(some_boxes, rows, grad_values, total, regions.start > 0)
+        launcher.gather(rows, grad_values, total, accumulate=regions.start > 0)
     if launcher.moves:
         launcher.unstage(total, target)
     elif total is not target:

@@ -61,7 +61,7 @@ ENOUGH_WARPS = 4096  # for each scheduler of a large GPU eight
 LEAST_PART = 256  # pixels that are worth a warp of their own
 SHARERS = 2  # threads that share one channel of a row
 _TILES = (("THREADS", THREADS), ("SIDES", SIDES))
-ROW_ITEMS, BOUND_ITEMS = 8, 4  # elements of the dtype of sums of a row, of a region's bounds
+ROW_ITEMS = 8  # elements of the dtype of sums that a row takes, and the bounds of a region
 
 
 @lru_cache(maxsize=512)
@@ -236,13 +236,12 @@ class Launcher:
         arrays = (boxes, mask, sums, grad_offset, grad_mask)
         self._launch(self._rows_unit, choose("offset_gradients", elements), arrays, rows=count)
 
-    def gather(
-        self, boxes: Any, rows: Any, grad_values: Any, grad_input: Any, accumulate: bool
-    ) -> None:
-        """Set grad_input (images, pixels, channels), or add to it, from the rows of some boxes."""
+    def gather(self, rows: Any, grad_values: Any, grad_input: Any, accumulate: bool) -> None:
+        """Set grad_input (images, pixels, channels), or add to it, from rows of some regions."""
         count = rows.shape[0]
-        bounds = self.device.empty((boxes.shape[0], BOUND_ITEMS), self.sums)
-        choice = choose("bound_regions", boxes.shape[0], WARP)
+        regions = count // self.region_rows
+        bounds = self.device.empty((regions, ROW_ITEMS), self.sums)
+        choice = choose("bound_regions", regions, WARP)
         self._launch(self._rows_unit, choice, (rows, bounds), rows=count)
         name = "gather_planes" if self.planes else "gather_rows"
         kernel = name if grad_input.dtype == self.dtype else name + "_sums"
@@ -254,7 +253,7 @@ class Launcher:
         choice = Choice(kernel, blocks, 1, vector=self.vector, shares=shares)
         launch = self._in_planes if self.planes else self._wide
         how = {**_axes("tile", tile), **_axes("tiles", tiles), "accumulate": int(accumulate)}
-        launch(choice, count, (boxes, bounds, rows, grad_values, grad_input), **how)
+        launch(choice, count, (bounds, rows, grad_values, grad_input), **how)
 
     def spread(self, grad_output: Any, argmax: Any, boxes: Any, grad_input: Any) -> None:
         """Set grad_input (N, C, H, W) from the gradients of the pixels or samples chosen."""
