@@ -67,6 +67,16 @@ def test_index_of_columns_and_rows_is_wide_enough(index):
     assert set(widths) == {index.split(",")[0]}
 
 
+@pytest.mark.parametrize("regions", [2**28 - 1, 2**28])
+def test_index_of_the_largest_is_wide_enough(regions):
+    """Each has a y and an x."""
+    device, widths = recording()
+    plan = RoiPlan(1, 4, 1, 1, 1, (1, 1), 1.0, "unaligned", "grid_centers", 1, largest=True)
+    rows = SimpleNamespace(shape=(regions, 8))
+    Launcher(device, plan, "float16", None).pool(None, rows, None, None)
+    assert widths == ["int" if regions < 2**28 else "long long"]
+
+
 @pytest.mark.parametrize("pixels", [2**30 - 1, 2**30])
 def test_index_of_offsets_is_wide_enough(pixels):
     device, widths = recording()

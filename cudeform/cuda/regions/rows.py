@@ -160,7 +160,8 @@ class Launcher:
     def _index(self, rows: int) -> str:
         plan = self.plan
         elements = self.images * plan.height * plan.width * self.channels
-        return layout.index_type(max(elements, rows * max(self.channels, 4)))
+        results = self.channels * (1 + plan.largest)  # argmax may have a y and an x
+        return layout.index_type(max(elements, rows * max(results, 4)))
 
     @property
     def moves(self) -> bool:
