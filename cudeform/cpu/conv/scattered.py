@@ -19,7 +19,7 @@ from cudeform.cpu.conv.pieces import Piece, Range, Rectangle, corners_of, fitted
 from cudeform.cpu.language.dtypes import add, copied, rounded
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = ["are_scattered", "sample_gradients"]
+__all__ = ["sample_gradients"]
 
 _POINTS = 1 << 20  # that are sorted at a time
 
@@ -34,40 +34,40 @@ class _Window(NamedTuple):
     own: np.ndarray  # which of them belong to no window before
 
 
-def are_scattered(
-    plan: ConvPlan,
-    given: dict[str, np.ndarray | None],
-    result: dict[str, np.ndarray],
-    wide: np.dtype,
-) -> bool:
-    """Whether these are samples at points too far apart for boxes, as those that are looked at."""
-    points = plan.points
-    if given["weight"] is not None or given["offset"] is None:
-        return False
-    call = views(plan, wide, None, offset=given["offset"])
-    rounds = "input" in result and result["input"].dtype != wide  # sums of all points
-    if 4 * points.width > call.room or (rounds and points.pixels > _POINTS):
-        return False
-    piece = Piece(0, next(call.channels()), next(call.taps()), next(call.rectangles()))
-    boxes = fitted(plan, piece, call.points(piece)[0], call.room)
-    return any(box is None for _, box in boxes)
-
-
 def sample_gradients(
     plan: ConvPlan,
     given: dict[str, np.ndarray | None],
     result: dict[str, np.ndarray],
     wide: np.dtype,
-) -> None:
-    """Fill the gradients in `result`, which are 0, from arrays of any dtype and strides."""
+) -> bool:
+    """Fill the gradients in `result`, which are 0, from arrays of any dtype and strides.
+
+    Returns False, and fills nothing, unless these are samples at points too far apart for boxes, as
+    those that are looked at.
+    """
     images = {"input": given["input"], "offset": given["offset"]}
+    if given["weight"] is not None or images["offset"] is None:
+        return False
     call = views(plan, wide, None, **images, output=given["grad_output"])
+    if not _are_scattered(call, result):
+        return False
     found = views(plan, wide, None, **{name: result.get(name) for name in images})
     for image in range(plan.points.batch):
         for first in range(0, plan.points.pixels, _POINTS):
             last = min(first + _POINTS, plan.points.pixels)
             for window in _windows(call, image, (first, last)):
                 _add_window(call, found, window, result.keys())
+    return True
+
+
+def _are_scattered(call: Arrays, result: dict[str, np.ndarray]) -> bool:
+    points = call.plan.points
+    rounds = "input" in result and result["input"].dtype != call.wide  # sums of all points
+    if 4 * points.width > call.room or (rounds and points.pixels > _POINTS):
+        return False
+    piece = Piece(0, next(call.channels()), next(call.taps()), next(call.rectangles()))
+    boxes = fitted(call.plan, piece, call.points(piece)[0], call.room)
+    return any(box is None for _, box in boxes)
 
 
 def _windows(call: Arrays, image: int, pixels: Range) -> Iterator[_Window]:
