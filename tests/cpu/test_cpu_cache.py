@@ -333,13 +333,20 @@ call = {
         np.full((1, 2, 1, 1, 1, 2), 0.5, "float32"),
         np.ones((1, 2, 1, 1, 1), "float32"),
     ),
+    "dcnv3": lambda: cudeform.dcnv3(
+        np.full((1, 2, 2, 4), 2, "float32"),
+        np.zeros((1, 2, 2, 2), "float32"),
+        np.ones((1, 2, 2, 1), "float32"),
+        1,
+    ),
 }
 assert call["OPERATOR"]().flat[0] == 2
 assert "numba.np.linalg" not in sys.modules  # nor what else kernels are not made of
 print(json.dumps([compiled, written]))
 """
-# functions, and what is written: kernels, Numba's counts of references, and exp of a softmax
-MOST = {"deform_conv2d": (8, 4), "roi_align": (13, 4), "ms_deform_attn": (12, 4)}
+# functions, and what is written: kernels and Numba's counts of references. Attention compiles
+# nothing for the nearest pixel, a softmax and channels that lie apart, a grid nothing for levels.
+MOST = {"deform_conv2d": (8, 4), "roi_align": (13, 4), "ms_deform_attn": (7, 3), "dcnv3": (7, 3)}
 
 
 @pytest.mark.parametrize("operator", MOST)

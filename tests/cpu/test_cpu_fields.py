@@ -92,8 +92,12 @@ def test_a_gradient_of_16_bits_by_many_points_is_rounded_once(
     expected = cudeform.bilinear_sample_backward(*wide, **options).input.astype(np.float16)
     cut(1 << 12, 300)
     monkeypatch.setattr(sampling, "_BAND", 1 << 14)
-    found = cudeform.bilinear_sample_backward(*arrays, **options).input
-    assert found.tobytes() == expected.tobytes()
+    before = threads.get_num_threads()
+    for count in (1, 64):
+        threads.set_num_threads(count)
+        found = cudeform.bilinear_sample_backward(*arrays, **options).input
+        assert found.tobytes() == expected.tobytes()
+    threads.set_num_threads(before)
 
 
 MEMORY = (

@@ -11,8 +11,7 @@ from processes import python
 
 import cudeform
 from cudeform import threads
-from cudeform.cpu import sampling
-from cudeform.cpu.conv import large, large_gradients, pieces, scattered, widening
+from cudeform.cpu.conv import large, large_gradients, pieces, widening
 
 CPU = backends.BACKENDS["cpu"]
 
@@ -159,35 +158,6 @@ def test_bytes_are_equal_for_every_number_of_threads_and_any_strides(in_pieces, 
         threads.set_num_threads(before)
     assert results(arrays, np.asfortranarray) == expected
     assert results(arrays, lambda array: np.repeat(array, 2, 3)[..., ::2]) == expected
-
-
-@pytest.mark.parametrize("border", ["zeros", "clamp"])
-def test_points_anywhere_are_sorted_by_rows(in_pieces, monkeypatch, border):
-    """Where they are more than a round and the gradient of the image is rounded once: to gradients
-    that are right, and equal for every number of threads.
-    """
-    rng, before = np.random.default_rng(0), threads.get_num_threads()
-    points = rng.uniform(-3, 92, (2, 500, 2))
-    points[:, ::7] = np.round(points[:, ::7])
-    points[0, :2] = np.nan, np.inf
-    image, grad = rng.standard_normal((2, 5, 90, 70)), rng.standard_normal((2, 5, 500))
-    given = [array.astype("float16") for array in (grad, image, points)]
-    expected = cudeform.bilinear_sample_backward(*given, border=border)
-    in_pieces(4000)
-    monkeypatch.setattr(sampling, "_POINTS", 100)
-    sorts, found = [], []
-    sort = scattered.sample_gradients
-    monkeypatch.setattr(
-        widening, "sample_gradients", lambda *a: sorts.append(sort(*a)) or sorts[-1]
-    )
-    for count in (1, 3):
-        threads.set_num_threads(count)
-        found.append(cudeform.bilinear_sample_backward(*given, border=border))
-    threads.set_num_threads(before)
-    assert sorts == [True, True]
-    assert found[0].input.tobytes() == found[1].input.tobytes()
-    np.testing.assert_allclose(found[0].input, expected.input, rtol=2e-3, atol=2e-3)
-    np.testing.assert_allclose(found[0].points, expected.points, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

@@ -17,7 +17,6 @@ from cudeform.cpu.conv.large import convolve_pieces
 from cudeform.cpu.conv.large_gradients import piece_gradients
 from cudeform.cpu.conv.parts import reads_little
 from cudeform.cpu.conv.pieces import MOST_TAPS, MOST_WEIGHTS
-from cudeform.cpu.conv.scattered import sample_gradients
 from cudeform.cpu.language import workspace
 from cudeform.cpu.language.dtypes import add, copied, copy
 from cudeform.cpu.language.strided import aligned
@@ -88,9 +87,8 @@ def backward(
     copies = 2 * images * per_image  # of what is given, and of gradients
     asked = _of_images(plan, images), wide, weight is not None, needs
     if not _is_small(plan, weight) or workspace_bytes(*asked) + copies > _MOST:
-        result, every = _zeros(plan, given, needs), {**given, "grad_output": grad_output}
-        if not sample_gradients(plan, every, result, wide):
-            piece_gradients(plan, every, result, wide)
+        result = _zeros(plan, given, needs)
+        piece_gradients(plan, {**given, "grad_output": grad_output}, result, wide)
         return result
     if input.dtype == wide:
         return gradients(plan, grad_output, input, offset, weight, mask, needs)

@@ -47,7 +47,7 @@ class Passes(PassManager):
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class Canonical(IRProcessing):
+class _Canonical(IRProcessing):
     """What the passes up to the types need of Numba's: loops have one way back."""
 
     def run_pass(self, state: Any) -> bool:
@@ -57,7 +57,7 @@ class Canonical(IRProcessing):
 
 # Numba's own end with the lives of variables, which nobody asks for before the last pass.
 @register_pass(mutates_CFG=True, analysis_only=False)
-class Constant(GenericRewrites):
+class _Constant(GenericRewrites):
     """Elements at indices that are written out; nothing else is rewritten in our kernels."""
 
     _name = "constant"
@@ -72,7 +72,7 @@ class Constant(GenericRewrites):
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class Single(ReconstructSSA):
+class _Single(ReconstructSSA):
     """A name for each value that a variable gets."""
 
     _name = "single"
@@ -83,7 +83,7 @@ class Single(ReconstructSSA):
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class Joined(PreLowerStripPhis):
+class _Joined(PreLowerStripPhis):
     """And one for what is the same variable on several ways."""
 
     _name = "joined"
@@ -100,7 +100,7 @@ def _become(state: Any, function: Any) -> Any:
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class Inline(InlineInlinables):
+class _Inline(InlineInlinables):
     """Numba's, which reads a function anew wherever it is called."""
 
     def run_pass(self, state: Any) -> bool:
@@ -123,7 +123,7 @@ class Inline(InlineInlinables):
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class Prune(DeadBranchPrune):
+class _Prune(DeadBranchPrune):
     """Numba's, which knows what is None, but not what else is not."""
 
     _name = "prune"
@@ -175,21 +175,21 @@ def _inlined(function: Any, statement: Any) -> Callable[..., Any] | None:
 _PASSES = (
     TranslateByteCode,
     FixupArgs,
-    Canonical,
+    _Canonical,
     RewriteSemanticConstants,
     DeadBranchPrune,
-    Constant,
+    _Constant,
     MakeFunctionToJitFunction,
-    Inline,
+    _Inline,
     DeadBranchPrune,
 )
 INSTEAD = {
-    DeadBranchPrune: Prune,
-    GenericRewrites: Constant,
-    InlineInlinables: Inline,
-    IRProcessing: Canonical,
-    PreLowerStripPhis: Joined,
-    ReconstructSSA: Single,
+    DeadBranchPrune: _Prune,
+    GenericRewrites: _Constant,
+    InlineInlinables: _Inline,
+    IRProcessing: _Canonical,
+    PreLowerStripPhis: _Joined,
+    ReconstructSSA: _Single,
 }
 _READ: dict[Callable[..., Any], Any] = {}
 

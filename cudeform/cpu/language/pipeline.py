@@ -17,7 +17,7 @@ from typing import Any
 
 from llvmlite.binding import create_new_function_pass_manager
 from numba import njit, types
-from numba.core import base
+from numba.core import base, config
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, Flags
 from numba.core.imputils import builtin_registry
@@ -232,6 +232,14 @@ class _Whole(JITCodeLibrary):
             passes.add_instruction_combine_pass()
             passes.add_refprune_pass()
             passes.run(function, self._codegen._pass_builder())
+
+    def _optimize_final_module(self) -> None:
+        """At the third level LLVM makes a copy of a loop for each answer to what is asked in it."""
+        codegen = self._codegen
+        cheap = {"loop_vectorize": codegen._loopvect, "slp_vectorize": False, "cost": "cheap"}
+        for options in ({**cheap, "opt": codegen._opt_level}, {"opt": min(config.OPT, 2)}):
+            passes, builder = codegen._module_pass_manager(**options)
+            passes.run(self._final_module, builder)
 
     def add_linking_library(self, library: Any) -> None:
         super().add_linking_library(library)
