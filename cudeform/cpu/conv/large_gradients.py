@@ -66,8 +66,8 @@ def piece_gradients(
     plan: ConvPlan, given: dict[str, np.ndarray | None], result: Sums, wide: np.dtype
 ) -> None:
     """Fill the gradients in `result`, which are 0, from arrays of any dtype and strides."""
-    images = {name: given.get(name) for name in _OF_IMAGES}
-    call = views(plan, wide, given.get("weight"), **images, output=given["grad_output"])
+    images = {name: given[name] for name in _OF_IMAGES}
+    call = views(plan, wide, given["weight"], **images, output=given["grad_output"])
     found = views(plan, wide, None, **{name: result.get(name) for name in _OF_IMAGES})
     apart = "input" in result and result["input"].dtype != wide
     needs = result.keys() - ({"input"} if apart else set())
@@ -162,7 +162,7 @@ def _gradients_of(call: Arrays, step: _Step) -> Sums:
         return {}
     plan = call.plan
     piece, box = step.box.part, step.box.pixels
-    own = plan_of(plan, piece, box, call.dense)
+    own = plan_of(plan, piece, box, True)
     begins = step.box.first and piece.channels[0] % plan.in_channels == 0
     needs = step.sums.keys() - (set() if begins and piece.has_first_tap else {"bias"})
     if not needs:
@@ -181,18 +181,14 @@ def _places(call: Arrays, step: _Step) -> dict[str, tuple]:
     plan, (piece, box, *_) = call.plan, step.box
     within = piece.pixels.within(step.pixels)
     points = piece.offset_groups(plan), *piece.taps.within(step.round.taps), ..., *within
-    places = {
+    both = zip(piece.weights(plan), step.round.weights, strict=True)
+    return {
         "input": (slice(*piece.channels), *box.place),
         "offset": points,
         "mask": points,
-        "bias": piece.outputs(plan, call.dense),
+        "weight": tuple(slice(own.start - all.start, own.stop - all.start) for own, all in both),
+        "bias": piece.outputs(plan, True),
     }
-    if call.dense:
-        both = zip(piece.weights(plan), step.round.weights, strict=True)
-        places["weight"] = tuple(
-            slice(own.start - all.start, own.stop - all.start) for own, all in both
-        )
-    return places
 
 
 def _add_cells(call: Arrays, target: np.ndarray, image: int) -> None:
@@ -248,7 +244,7 @@ def _gradient_in_cell(
         offset, mask = only(here, offset, mask)
     else:
         offset, mask = flat(offset), flat(mask)
-    own = plan_of(call.plan, piece, box, call.dense)
+    own = plan_of(call.plan, piece, box, True)
     nothing = np.empty((1, own.points.channels, box.height, box.width), call.wide)  # is not read
     grad = call.outputs(piece)[None]
     given = grad, nothing, offset, call.weights(piece), mask

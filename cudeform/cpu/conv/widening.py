@@ -72,7 +72,7 @@ def backward(
     grad_output: np.ndarray,
     input: np.ndarray,
     offset: np.ndarray | None = None,
-    weight: np.ndarray | None = None,
+    weight: np.ndarray | None = None,  # there always is one
     mask: np.ndarray | None = None,
     *,
     needs: frozenset[str],
@@ -85,7 +85,7 @@ def backward(
     per_image = _copied((grad_output, input, offset, mask), wide)
     images = _images(plan, per_image) if input.dtype != wide else plan.points.batch
     copies = 2 * images * per_image  # of what is given, and of gradients
-    asked = _of_images(plan, images), wide, weight is not None, needs
+    asked = _of_images(plan, images), wide, True, needs
     if not _is_small(plan, weight) or workspace_bytes(*asked) + copies > _MOST:
         result = _zeros(plan, given, needs)
         piece_gradients(plan, {**given, "grad_output": grad_output}, result, wide)
