@@ -30,39 +30,15 @@ from cudeform.cpu.conv.blocking import (
     weight_blocks,
     weight_sums,
 )
-from cudeform.cpu.conv.narrow import (
-    add_samples,
-    bias_of_rows,
-    count_rows,
-    find_samples,
-    weight_of_rows,
-    weight_rows,
-)
+from cudeform.cpu.conv.narrow import bias_of_rows, weight_of_rows, weight_rows
 from cudeform.cpu.conv.stretches import add_stretches
-from cudeform.cpu.conv.sums import (
-    Given,
-    Part,
-    Sums,
-    Wanted,
-    collect_points,
-    use_samples,
-    work_of,
-)
-from cudeform.cpu.conv.tiles import (
-    add_columns,
-    begin_slice,
-    count_blocks,
-    end_slice,
-    find_columns,
-    image_of,
-)
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.conv.sums import Given, Part, Sums, Wanted, collect_points
+from cudeform.cpu.conv.tiles import narrow_gradients, slice_gradients
 from cudeform.cpu.language.dtypes import sum_first
 from cudeform.cpu.language.memory import remembered
-from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import aligned, numbers_of
-from cudeform.cpu.sampler import Grid, grid_of, point_arrays
+from cudeform.cpu.sampler import Grid, grid_of
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = ["gradients", "workspace_bytes"]
@@ -151,7 +127,7 @@ def _add_images(
     given = Given(grad_output, input, source, offset, mask, packed)
     target = grads[0] if job.channels_last else sums.target
     sums = sums._replace(grad_input=grads[0], target=target)
-    kernel_of_slices = _narrow_gradients if job.narrow else _slice_gradients
+    kernel_of_slices = narrow_gradients if job.narrow else slice_gradients
     for part, numbers in parts:
         tasks = part.images * (part.end - part.begin)
         if size >= _LARGE and threads.too_few(tasks):
@@ -245,39 +221,3 @@ def _parts(plan: ConvPlan, blocking: Blocking, images: int) -> Iterator[Part]:
         for pixel in range(0, points.pixels, blocking.pixels):
             last = min(pixel + blocking.pixels, points.pixels)
             yield Part(images, begin, end, pixel, last, int(images == points.batch))
-
-
-@kernel
-def _slice_gradients(numbers, slices, given, sums, first, last):
-    """Tasks `first` to `last` of a part, each a slice of an image."""
-    _each_slice(numbers, slices, given, sums, first, last, find_columns, add_columns, count_blocks)
-
-
-@kernel
-def _narrow_gradients(numbers, slices, given, sums, first, last):
-    """As `_slice_gradients`, where groups are narrow."""
-    _each_slice(numbers, slices, given, sums, first, last, find_samples, add_samples, count_rows)
-
-
-@inlined
-def _each_slice(numbers, slices, given, sums, first, last, find, add, count_parts):
-    work = work_of(numbers, slices, given, sums)
-    grid, job, wanted, part, _, _, _ = work
-    like = given.input
-    points = point_arrays(like, job.taps)
-    columns = zeroed(job.tile * job.pitch, like.dtype)
-    tile = zeroed(job.tile * job.out_pitch, like.dtype)
-    slices_here, area = part.end - part.begin, grid.height * grid.width
-    for task in range(first, last):
-        image = task // slices_here
-        s = part.begin + task - image * slices_here
-        view = image_of(work, image, s)
-        if part.first_pixel == 0:
-            begin_slice(work, image, s, 0, area)
-        for pixel in range(part.first_pixel, part.last_pixel, job.tile):
-            place = image, pixel, min(job.tile, part.last_pixel - pixel)
-            find(work, points, place, s, columns, tile)
-            use_samples(work, points, view, place, s, columns)
-            add(work, place, s, columns, tile, 0, count_parts(work, s))
-        if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
-            end_slice(work, image, s, 0, area)

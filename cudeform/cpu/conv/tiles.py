@@ -6,14 +6,25 @@ the gradient of the weight, from the values that were sampled anew.
 
 from __future__ import annotations
 
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.conv.narrow import add_samples, count_rows, find_samples
+from cudeform.cpu.conv.sums import use_samples, work_of
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import block_columns, block_rows
 from cudeform.cpu.language.transpose import copy_plain, transpose
-from cudeform.cpu.sampler import Image, locate
+from cudeform.cpu.sampler import Image, locate, point_arrays
 
-__all__ = ["add_columns", "begin_slice", "count_blocks", "end_slice", "find_columns", "image_of"]
+__all__ = [
+    "add_columns",
+    "begin_slice",
+    "count_blocks",
+    "end_slice",
+    "find_columns",
+    "image_of",
+    "narrow_gradients",
+    "slice_gradients",
+]
 
 
 @inlined
@@ -154,3 +165,39 @@ def _add_rows(tile, pitch, count, channels, target, at):
             subtotal[c] += row[c]
     for c in range(channels):
         target[at + c] += subtotal[c]
+
+
+@kernel
+def slice_gradients(numbers, slices, given, sums, first, last):
+    """Tasks `first` to `last` of a part, each a slice of an image."""
+    _each_slice(numbers, slices, given, sums, first, last, find_columns, add_columns, count_blocks)
+
+
+@kernel
+def narrow_gradients(numbers, slices, given, sums, first, last):
+    """As `slice_gradients`, where groups are narrow."""
+    _each_slice(numbers, slices, given, sums, first, last, find_samples, add_samples, count_rows)
+
+
+@inlined
+def _each_slice(numbers, slices, given, sums, first, last, find, add, count_parts):
+    work = work_of(numbers, slices, given, sums)
+    grid, job, wanted, part, _, _, _ = work
+    like = given.input
+    points = point_arrays(like, job.taps)
+    columns = zeroed(job.tile * job.pitch, like.dtype)
+    tile = zeroed(job.tile * job.out_pitch, like.dtype)
+    slices_here, area = part.end - part.begin, grid.height * grid.width
+    for task in range(first, last):
+        image = task // slices_here
+        s = part.begin + task - image * slices_here
+        view = image_of(work, image, s)
+        if part.first_pixel == 0:
+            begin_slice(work, image, s, 0, area)
+        for pixel in range(part.first_pixel, part.last_pixel, job.tile):
+            place = image, pixel, min(job.tile, part.last_pixel - pixel)
+            find(work, points, place, s, columns, tile)
+            use_samples(work, points, view, place, s, columns)
+            add(work, place, s, columns, tile, 0, count_parts(work, s))
+        if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
+            end_slice(work, image, s, 0, area)
