@@ -6,6 +6,7 @@ Numba copies such a function several times for each call of it, with all that it
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,15 @@ from numba.core.inline_closurecall import (
 )
 from numba.core.ir_utils import build_definitions, get_definition, guard, simplify_CFG
 from numba.core.rewrites.static_getitem import RewriteConstGetitems, RewriteConstSetitems
-from numba.core.ssa import reconstruct_ssa
+from numba.core.ssa import (
+    _CacheListVars,
+    _compute_phi_locations,
+    _find_defs_violators,
+    _FixSSAVars,
+    _fresh_vars,
+    _iterated_domfronts,
+    _run_block_rewrite,
+)
 from numba.core.transforms import canonicalize_cfg
 from numba.core.typed_passes import PreLowerStripPhis
 from numba.core.untyped_passes import (
@@ -73,12 +82,37 @@ class _Constant(GenericRewrites):
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _Single(ReconstructSSA):
-    """A name for each value that a variable gets."""
+    """A name for each value that a variable gets.
+
+    Numba goes through all blocks for each variable, twice: here through those that name it.
+    """
 
     _name = "single"
 
     def run_pass(self, state: Any) -> bool:
-        self._patch_locals(_become(state, reconstruct_ssa(state.func_ir)))
+        blocks = state.func_ir.blocks
+        cfg = compute_cfg_from_blocks(blocks)
+        fronts, variables = _iterated_domfronts(cfg), _CacheListVars()
+        where: dict[str, dict[int, None]] = {}
+        for label, block in blocks.items():
+            for statement in block.body:
+                for variable in statement.list_vars():
+                    where.setdefault(variable.name, {})[label] = None
+        for name in _find_defs_violators(blocks, cfg):
+            own, definitions = _fresh_vars({label: blocks[label] for label in where[name]}, name)
+            phis: dict[int, list[Any]] = defaultdict(list)
+            known = {
+                "scope": state.func_ir.blocks[min(blocks)].scope,
+                "varname": name,
+                "defmap": definitions,
+                "phimap": phis,
+                "cfg": cfg,
+                "phi_locations": _compute_phi_locations(fronts, definitions),
+            }
+            blocks.update(_run_block_rewrite(own, known, _FixSSAVars(variables)))
+            for label, found in phis.items():
+                blocks[label].body = found + blocks[label].body
+        self._patch_locals(_become(state, state.func_ir))
         return True
 
 
