@@ -19,6 +19,7 @@ from numba.core.inline_closurecall import (
     _get_callee_args,
     _replace_returns,
 )
+from numba.core.interpreter import Interpreter
 from numba.core.ir_utils import build_definitions, get_definition, guard, simplify_CFG
 from numba.core.rewrites.static_getitem import RewriteConstGetitems, RewriteConstSetitems
 from numba.core.ssa import (
@@ -53,6 +54,27 @@ class Passes(PassManager):
     def _runPass(self, index: int, each: Any, state: Any) -> None:
         each.analysis = self._analysis
         each.run_pass(state)
+
+
+class _Interpreter(Interpreter):
+    def post_process(self, peepholes: Any, function: Any) -> Any:
+        needed = (each for each in peepholes if each.__name__ not in _UNNEEDED)
+        return super().post_process(needed, function)
+
+
+# They look for `with` and for dictionaries.
+_UNNEEDED = "peep_hole_delete_with_exit", "peep_hole_fuse_dict_add_updates"
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Translate(TranslateByteCode):
+    """From Python's code to Numba's."""
+
+    _name = "translate"
+
+    def run_pass(self, state: Any) -> bool:
+        state.func_ir = _Interpreter(state.func_id).interpret(state.bc)
+        return True
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -207,7 +229,7 @@ def _inlined(function: Any, statement: Any) -> Callable[..., Any] | None:
 
 
 _PASSES = (
-    TranslateByteCode,
+    _Translate,
     FixupArgs,
     _Canonical,
     RewriteSemanticConstants,
@@ -224,6 +246,7 @@ INSTEAD = {
     IRProcessing: _Canonical,
     PreLowerStripPhis: _Joined,
     ReconstructSSA: _Single,
+    TranslateByteCode: _Translate,
 }
 _READ: dict[Callable[..., Any], Any] = {}
 

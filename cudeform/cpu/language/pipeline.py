@@ -145,7 +145,11 @@ class _Flags(Flags):
         same = isinstance(other, Flags) and self._values == other._values
         return same or super().__eq__(other)
 
-    __hash__ = Flags.__hash__
+    def __hash__(self) -> int:
+        return _HASH
+
+
+_HASH = hash(Flags())  # of the names alone, which Numba sorts for each call
 
 
 def _implementation(context: Any, function: Any, signature: Any, _firstcall: bool = True) -> Any:
@@ -205,6 +209,9 @@ class _Typing(Context):
         if type(func) is not types.Function or kws:
             return super().resolve_function_type(func, args, kws)
         return _signature(func, tuple(args))
+
+    def resolve_setitem(self, target: Any, index: Any, value: Any) -> Any:
+        return _signature(self.resolve_value_type(operator.setitem), (target, index, value))
 
 
 @functools.lru_cache(maxsize=_MOST)
