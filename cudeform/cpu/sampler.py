@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import folded, inlined, inner
+from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.halves import element, load_wide_some
 from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import (
@@ -155,15 +155,13 @@ def locate(grid, offset, mask, place, group, points):
         if grid.deformable:
             at = image * grid.offset_image + first * grid.offset_pixel
             at += 2 * channel * grid.offset_channel
-            _add(offset, at, grid.offset_pixel, own, LY, count)
-            _add(offset, at + grid.offset_channel, grid.offset_pixel, own, LX, count)
+            for axis in range(2):
+                start = at + axis * grid.offset_channel
+                _add(offset, start, grid.offset_pixel, own, LY + axis * (LX - LY), count)
         if grid.modulated:
             at = image * grid.mask_image + first * grid.mask_pixel + channel * grid.mask_channel
             _add(mask, at, grid.mask_pixel, own, MASK, count)
-        if grid.clamp:
-            _resolve(grid, rows, states, own, count, True)
-        else:
-            _resolve(grid, rows, states, own, count, False)
+        _resolve(grid, rows, states, own, count)
         if not grid.deformable:
             for p in range(count):
                 if states[p]:
@@ -210,8 +208,8 @@ def weights_along(before, after, fraction, one):
     return share * select(before, low, high), share * select(after, high, low)
 
 
-@folded
-def _resolve(grid, pixel, state, numbers, count, clamp):
+@inlined
+def _resolve(grid, pixel, state, numbers, count):
     """From coordinates to corners, by the rule of the border: the points of one tap.
 
     A coordinate is a whole number and an offset. Only the offset is split into a whole number and
@@ -221,6 +219,7 @@ def _resolve(grid, pixel, state, numbers, count, clamp):
     real = numbers.dtype.type
     zero, one = real(0), real(1)
     beyond = real(_BEYOND)
+    clamp, loose = grid.clamp != 0, grid.clamp == 0
     for p in range(count):
         y, x = pixel[ROW + p], pixel[COLUMN + p]
         ly, lx, m = numbers[LY + p], numbers[LX + p], numbers[MASK + p]
@@ -230,23 +229,18 @@ def _resolve(grid, pixel, state, numbers, count, clamp):
         ly, lx = ly - below, lx - before
         y, x = y + np.int64(below), x + np.int64(before)
         inside = near & (y < grid.height) & (x < grid.width)
-        if clamp:
-            inside &= (y >= 0) & (x >= 0)
-        else:
-            inside &= (y >= 0) | ((y == -1) & (ly > zero))
-            inside &= (x >= 0) | ((x == -1) & (lx > zero))
+        inside &= (y >= 0) | ((y == -1) & (ly > zero) & loose)
+        inside &= (x >= 0) | ((x == -1) & (lx > zero) & loose)
         y, x = select(inside, y, 0), select(inside, x, 0)
         down, across = y < grid.height - 1, x < grid.width - 1  # there is another row, column
+        along_y, along_x = down | loose, across | loose
+        ly, lx = select(along_y, ly, zero), select(along_x, lx, zero)
         top, left = y >= 0, x >= 0
-        if clamp:
-            ly, lx = select(down, ly, zero), select(across, lx, zero)
         bits = select(top, TOP, 0) | select(down, BOTTOM, 0)
         bits |= select(left, LEFT, 0) | select(across, RIGHT, 0)
-        bits |= select(down | (not clamp), ALONG_Y, 0) | select(across | (not clamp), ALONG_X, 0)
-        wt, wb, wl, wr = one - ly, ly, one - lx, lx
-        if not clamp:
-            wt, wb = weights_along(top, down, ly, one)
-            wl, wr = weights_along(left, across, lx, one)
+        bits |= select(along_y, ALONG_Y, 0) | select(along_x, ALONG_X, 0)
+        wt, wb = weights_along(top, down | clamp, ly, one)
+        wl, wr = weights_along(left, across | clamp, lx, one)
         wt, wb = select(inside, wt, zero), select(inside, wb, zero)
         pixel[p] = select(top, y, 0) * grid.width + select(left, x, 0)
         state[p] = select(inside, bits, 0)

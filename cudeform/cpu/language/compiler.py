@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from cudeform.cpu.language import disk
 
-__all__ = ["TRIED", "folded", "inlined", "inner", "kernel", "records", "unrolled"]
+__all__ = ["TRIED", "inlined", "inner", "kernel", "records", "unrolled"]
 
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -47,17 +47,11 @@ def kernel(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return compiled
 
 
-def inner(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def inner(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile for kernels to call: nothing for Python, and only as a part of these."""
-    options = {**_PART, **options}
     if TRIED:
-        return pipeline.called(_named(function), pipeline.Drafts, options)
-    return njit(**options)(_named(function))
-
-
-def folded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for a function of switches: LLVM makes it anew for each place that calls it."""
-    return inner(function, forceinline=True)
+        return pipeline.called(_named(function), pipeline.Drafts, _PART)
+    return njit(**_PART)(_named(function))
 
 
 def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:

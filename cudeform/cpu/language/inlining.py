@@ -6,6 +6,7 @@ Numba copies such a function several times for each call of it, with all that it
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,18 @@ from numba.core.inline_closurecall import (
     _get_callee_args,
     _replace_returns,
 )
+from numba.core.interpreter import Interpreter
 from numba.core.ir_utils import build_definitions, get_definition, guard, simplify_CFG
 from numba.core.rewrites.static_getitem import RewriteConstGetitems, RewriteConstSetitems
-from numba.core.ssa import reconstruct_ssa
+from numba.core.ssa import (
+    _CacheListVars,
+    _compute_phi_locations,
+    _find_defs_violators,
+    _FixSSAVars,
+    _fresh_vars,
+    _iterated_domfronts,
+    _run_block_rewrite,
+)
 from numba.core.transforms import canonicalize_cfg
 from numba.core.typed_passes import PreLowerStripPhis
 from numba.core.untyped_passes import (
@@ -44,6 +54,27 @@ class Passes(PassManager):
     def _runPass(self, index: int, each: Any, state: Any) -> None:
         each.analysis = self._analysis
         each.run_pass(state)
+
+
+class _Interpreter(Interpreter):
+    def post_process(self, peepholes: Any, function: Any) -> Any:
+        needed = (each for each in peepholes if each.__name__ not in _UNNEEDED)
+        return super().post_process(needed, function)
+
+
+# They look for `with` and for dictionaries.
+_UNNEEDED = "peep_hole_delete_with_exit", "peep_hole_fuse_dict_add_updates"
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Translate(TranslateByteCode):
+    """From Python's code to Numba's."""
+
+    _name = "translate"
+
+    def run_pass(self, state: Any) -> bool:
+        state.func_ir = _Interpreter(state.func_id).interpret(state.bc)
+        return True
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -73,12 +104,37 @@ class _Constant(GenericRewrites):
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _Single(ReconstructSSA):
-    """A name for each value that a variable gets."""
+    """A name for each value that a variable gets.
+
+    Numba goes through all blocks for each variable, twice: here through those that name it.
+    """
 
     _name = "single"
 
     def run_pass(self, state: Any) -> bool:
-        self._patch_locals(_become(state, reconstruct_ssa(state.func_ir)))
+        blocks = state.func_ir.blocks
+        cfg = compute_cfg_from_blocks(blocks)
+        fronts, variables = _iterated_domfronts(cfg), _CacheListVars()
+        where: dict[str, dict[int, None]] = {}
+        for label, block in blocks.items():
+            for statement in block.body:
+                for variable in statement.list_vars():
+                    where.setdefault(variable.name, {})[label] = None
+        for name in _find_defs_violators(blocks, cfg):
+            own, definitions = _fresh_vars({label: blocks[label] for label in where[name]}, name)
+            phis: dict[int, list[Any]] = defaultdict(list)
+            known = {
+                "scope": state.func_ir.blocks[min(blocks)].scope,
+                "varname": name,
+                "defmap": definitions,
+                "phimap": phis,
+                "cfg": cfg,
+                "phi_locations": _compute_phi_locations(fronts, definitions),
+            }
+            blocks.update(_run_block_rewrite(own, known, _FixSSAVars(variables)))
+            for label, found in phis.items():
+                blocks[label].body = found + blocks[label].body
+        self._patch_locals(_become(state, state.func_ir))
         return True
 
 
@@ -173,7 +229,7 @@ def _inlined(function: Any, statement: Any) -> Callable[..., Any] | None:
 
 
 _PASSES = (
-    TranslateByteCode,
+    _Translate,
     FixupArgs,
     _Canonical,
     RewriteSemanticConstants,
@@ -190,6 +246,7 @@ INSTEAD = {
     IRProcessing: _Canonical,
     PreLowerStripPhis: _Joined,
     ReconstructSSA: _Single,
+    TranslateByteCode: _Translate,
 }
 _READ: dict[Callable[..., Any], Any] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from operator import getitem, setitem
 from typing import Any
 
 from numba.core import ir
@@ -79,18 +80,28 @@ class _Lowering(Lower):
             super().lower_inst(statement)
 
     def lower_binop(self, kind: Any, expression: Any, operator: Any) -> Any:
-        """With the signature that is known; Numba looks for one again, up to three times."""
         signature = self.fndesc.calltypes[expression]
+        found = self._applied(operator, (expression.lhs, expression.rhs), signature)
+        return self.context.cast(self.builder, found, signature.return_type, kind)
+
+    def lower_getitem(self, kind: Any, _: Any, value: Any, index: Any, signature: Any) -> Any:
+        found = self._applied(getitem, (value, index), signature)
+        return self.context.cast(self.builder, found, signature.return_type, kind)
+
+    def lower_setitem(self, target: Any, index: Any, value: Any, signature: Any) -> Any:
+        return self._applied(setitem, (target, index, value), signature)
+
+    def _applied(self, operator: Any, variables: tuple[Any, ...], signature: Any) -> Any:
+        """With the signature that is known; Numba looks for one again, up to three times."""
         given = [
             self.context.cast(self.builder, self.loadvar(v.name), self.typeof(v.name), wanted)
-            for v, wanted in zip((expression.lhs, expression.rhs), signature.args, strict=True)
+            for v, wanted in zip(variables, signature.args, strict=True)
         ]
         typing = self.context.typing_context
         function = typing.resolve_value_type(operator)
         if signature.args not in function._impl_keys:  # there were fewer when it was found
             function.get_call_type(typing, signature.args, {})
-        found = self.context.get_function(function, signature)(self.builder, given)
-        return self.context.cast(self.builder, found, signature.return_type, kind)
+        return self.context.get_function(function, signature)(self.builder, given)
 
     def storevar(self, value: Any, name: str, argidx: int | None = None) -> None:
         if self.context.enable_nrt and counted(self.typeof(name)):

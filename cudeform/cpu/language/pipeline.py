@@ -145,7 +145,11 @@ class _Flags(Flags):
         same = isinstance(other, Flags) and self._values == other._values
         return same or super().__eq__(other)
 
-    __hash__ = Flags.__hash__
+    def __hash__(self) -> int:
+        return _HASH
+
+
+_HASH = hash(Flags())  # of the names alone, which Numba sorts for each call
 
 
 def _implementation(context: Any, function: Any, signature: Any, _firstcall: bool = True) -> Any:
@@ -202,17 +206,30 @@ class _Typing(Context):
         declare()
 
     def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
-        if type(func) is not types.Function or kws:
+        if type(func) not in (types.Function, types.NumberClass) or kws:
             return super().resolve_function_type(func, args, kws)
         return _signature(func, tuple(args))
 
+    def resolve_getattr(self, typ: Any, attr: str) -> Any:
+        if isinstance(typ, types.Module):  # others may come to be there
+            return super().resolve_getattr(typ, attr)
+        return _attribute(typ, attr)
+
+    def resolve_setitem(self, target: Any, index: Any, value: Any) -> Any:
+        return _signature(self.resolve_value_type(operator.setitem), (target, index, value))
+
 
 @functools.lru_cache(maxsize=_MOST)
-def _signature(func: types.Function, args: tuple[Any, ...]) -> Any:
-    if func.typing_key in _COMPARED:
+def _signature(func: Any, args: tuple[Any, ...]) -> Any:
+    if getattr(func, "typing_key", None) in _COMPARED:
         kind = _TYPING.unify_types(*map(types.unliteral, args))
         return kind(*[kind] * len(args))
     return Context.resolve_function_type(_TYPING, func, args, {})
+
+
+@functools.lru_cache(maxsize=_MOST)
+def _attribute(kind: Any, name: str) -> Any:
+    return Context.resolve_getattr(_TYPING, kind, name)
 
 
 _TYPING = _Typing(cpu_target.typing_context)
