@@ -89,10 +89,16 @@ def _add_to(pixels, strides, share, target, grad, result, values):
     channels, plane, bins, row, _ = strides
     for k in range(channels):
         values[k] = share * grad[result + k * bins]
+    # A few at a time, or LLVM asks at each pixel whether planes are one element apart.
+    tail = channels & 3
+    whole = channels - tail
     for y in range(y0, y1):
         line = start + y * row
         for at in range(line + x0, line + x1):
-            for k in range(channels):
+            for first in range(0, whole, 4):
+                for k in range(first, first + 4):
+                    target[at + k * plane] += values[k]
+            for k in range(whole, whole + tail):
                 target[at + k * plane] += values[k]
 
 
