@@ -22,7 +22,7 @@ from numba.extending import intrinsic, models, register_model
 from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.simd import pointer_to
 
-__all__ = ["bare", "cleared", "give_back", "lender", "lent", "records"]
+__all__ = ["bare", "cleared", "give_back", "lender", "lent", "records", "seen_as"]
 
 
 class _Bare(types.Array):
@@ -67,6 +67,23 @@ def bare(typingctx, array, first):
         return made._getvalue()
 
     return result(array, types.intp), codegen
+
+
+@intrinsic
+def seen_as(typingctx, array, like):
+    """The same memory as numbers of another type, if these are as wide: what copies the ones need
+    not be compiled again for the others.
+    """
+    same = array.dtype.bitwidth == like.dtype.bitwidth
+    result = _Bare(like.dtype if same else array.dtype)
+
+    def codegen(context, builder, signature, args):
+        given = context.make_array(array)(context, builder, args[0])
+        made = context.make_array(result)(context, builder)
+        made.data = builder.bitcast(given.data, made.data.type)
+        return made._getvalue()
+
+    return result(array, like), codegen
 
 
 def lender(function: Callable[..., Any]) -> Callable[..., Any]:

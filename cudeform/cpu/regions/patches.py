@@ -110,9 +110,9 @@ def locate_region(job, regions, t, top, bottom, tile):
         return
     still = tile.weight.dtype.type(0)
     for i in range(top, bottom):
-        _locate(job, regions, tile, (t, False, i, still), i * job.slot)
+        _locate(job, regions, tile, False, (t, i, still), i * job.slot)
     for j in range(job.bins_x):
-        _locate(job, regions, tile, (t, True, j, still), (job.bins_y + j) * job.slot)
+        _locate(job, regions, tile, True, (t, j, still), (job.bins_y + j) * job.slot)
 
 
 @inlined
@@ -160,8 +160,8 @@ def locate_tile(work, where, starts, rows, columns, tile):
                 y_at, x_at = 2 * n * job.slot, (2 * n + 1) * job.slot
                 x = element_of(job, row, 2 * c, 2 * job.classes, i, j)
                 y = x + job.part_y * job.part_x
-                _locate(job, regions, tile, (t, False, i, offset[y]), y_at)
-                _locate(job, regions, tile, (t, True, j, offset[x]), x_at)
+                _locate(job, regions, tile, False, (t, i, offset[y]), y_at)
+                _locate(job, regions, tile, True, (t, j, offset[x]), x_at)
             g = gy * job.groups_x + j * job.groups_x // job.bins_x
             inside = g >= part.group_begin and g < part.group_end
             tile.down[n], tile.across[n] = y_at, x_at
@@ -194,9 +194,11 @@ def frame_of(job, regions, u):
 
 
 @inner
-def _locate(job, regions, tile, bin, at):
-    """Find what of its frame a bin reads along one axis; for `bin` see `samples_of`."""
-    t, along_x, i, _ = bin
+def _locate(job, regions, tile, along_x, bin, at):
+    """Find what of its frame a bin reads along one axis; for `bin` see `samples_of`, but here the
+    axis stands alone, or both would be compiled.
+    """
+    t, i, shift = bin
     numbers, pixel, weight = regions.numbers, tile.pixel, tile.weight
     rows, columns = frame_of(job, regions, regions.place[t])
     span, size = (columns, job.width) if along_x else (rows, job.height)
@@ -207,7 +209,7 @@ def _locate(job, regions, tile, bin, at):
             pixel[at + 2 + n], weight[2 * (at + 2 + n)] = begin + n, 1
         pixel[at] = pixel[at + 1] = end - begin
     else:
-        samples = samples_of(job, numbers, regions.counts, bin)
+        samples = samples_of(job, numbers, regions.counts, (t, along_x, i, shift))
         if _framed(job) and _beside(samples, size, span):
             return
         entries, inside = locate_axis(samples, size, job.corners, pixel, weight, at + 2)

@@ -89,10 +89,16 @@ def _add_to(pixels, strides, share, target, grad, result, values):
     channels, plane, bins, row, _ = strides
     for k in range(channels):
         values[k] = share * grad[result + k * bins]
+    # A few at a time, or LLVM asks at each pixel whether planes are one element apart.
+    tail = channels & 3
+    whole = channels - tail
     for y in range(y0, y1):
         line = start + y * row
         for at in range(line + x0, line + x1):
-            for k in range(channels):
+            for first in range(0, whole, 4):
+                for k in range(first, first + 4):
+                    target[at + k * plane] += values[k]
+            for k in range(whole, whole + tail):
                 target[at + k * plane] += values[k]
 
 
@@ -118,17 +124,16 @@ def scatter(given, starts, view, target, grad, argmax, first, last):
             for k in range(channels):
                 plane = bare(target, start + above + k * view.channel)
                 gradients, pixels = bare(grad, results + k * bins), bare(argmax, results + k * bins)
-                for n in range(bins):
+                # None, -1, is far outside.
+                for n in range(0 if narrow else bins):
                     pixel = np.uint32(np.uint32(pixels[n]) - np.uint32(above))
-                    if pixel >= size:  # none, -1, is far outside
-                        continue
-                    if narrow:
-                        y, x = pixel // job.width, pixel % job.width - left
-                        if x < 0 or x >= job.columns:
-                            continue
-                        plane[y * view.row + x] += gradients[n]
-                    else:
+                    if pixel < size:
                         plane[pixel] += gradients[n]
+                for n in range(bins if narrow else 0):
+                    pixel = np.uint32(np.uint32(pixels[n]) - np.uint32(above))
+                    y, x = pixel // job.width, pixel % job.width - left
+                    if pixel < size and x >= 0 and x < job.columns:
+                        plane[y * view.row + x] += gradients[n]
 
 
 @lender

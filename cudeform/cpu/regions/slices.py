@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare, cleared, give_back
+from cudeform.cpu.language.bare import bare, cleared, give_back, seen_as
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import (
@@ -75,6 +75,7 @@ def _largest(job, tile, place, staged, values, results):
     count, s, to = place
     _, argmax, pixels = results
     _largest_of_tile(tile, count, staged, job.pitch, job.width, values, pixels)
+    pixels, argmax = seen_as(pixels, values), seen_as(argmax, values)
     write_results(job, tile, count, s, pixels, argmax, to)
 
 

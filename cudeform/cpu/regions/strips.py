@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare, cleared, give_back, lender
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender, seen_as
 from cudeform.cpu.language.compiler import inlined, inner, unrolled
 from cudeform.cpu.language.halves import element
 from cudeform.cpu.language.simd import fma, load, splat, store, total, zeros
@@ -108,7 +108,8 @@ def _blend(job, tile, place, planes, values, results, strip):
 def _largest(job, tile, place, planes, values, results, pixels):
     channels, s, to = place
     _largest_of_bins(job, tile, planes, channels, values, pixels)
-    write_results(job, tile, job.bins_x, s, pixels, results[1], to)
+    pixels, argmax = seen_as(pixels, values), seen_as(results[1], values)
+    write_results(job, tile, job.bins_x, s, pixels, argmax, to)
 
 
 @lender
