@@ -29,7 +29,7 @@ PARAMS = np.dtype(
     [(name, "f8") for name in ("scale", "origin", "least", "offset_scale")]
     + [(name, "i4") for name in (
         "round_box", "round_scaled", "box_more", "scaled_more",
-        "reads", "samples", "largest", "unread",
+        "reads", "samples", "largest", "unread", "batch",
         "height", "width", "channels",
         "classes", "groups_y", "groups_x", "bins_y", "bins_x", "part_y", "part_x",
     )]
@@ -127,6 +127,7 @@ class Launcher:
             "samples": plan.samples,
             "largest": int(plan.largest),
             "unread": plan.unread,
+            "batch": plan.batch,
             "height": plan.height,
             "width": plan.width,
             "channels": self.channels,
