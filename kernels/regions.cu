@@ -199,9 +199,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
       }
       first = false;
     });
+    // The scale of a row without samples, read again: to keep it through the loops takes sixteen registers.
+    Sum missing = Sum(0);
+    if (first && task.present) missing *= *(const volatile Sum*)&rows[task.number].scale;
     Channels out;
 #pragma unroll
-    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], task.row.scale * best[v]);  // by 1, 0 or NaN
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], first ? missing : best[v]);
     write_values<1, 1>(p, task, slice, out, staged, values);
     write_values<1, 2>(p, task, slice, y, staged_places, places);
     write_values<1, 2>(p, task, slice, x, staged_places, places + (Index)p.channels * p.bins.value);

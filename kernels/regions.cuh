@@ -13,7 +13,6 @@ struct Params {
   int reads, samples;  // samples: along each axis; 0: as the bins are large
   int largest;         // not the mean of what is read
   int unread;          // rows and columns at the far edges that READS_PIXELS leaves out
-  int batch;
   int height, width, channels;  // of an image of the input
   int classes, groups_y, groups_x, bins_y, bins_x, part_y, part_x;
   Divisor bins;             // of a class of a region
@@ -24,6 +23,7 @@ struct Params {
   int accumulate;
   int tile_y, tile_x;    // lines and columns of a tile, of which an image has
   int tiles_y, tiles_x;  // so many along each axis
+  int batch;             // images, as boxes number them
 };
 
 template <class S>

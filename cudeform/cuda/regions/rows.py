@@ -29,14 +29,14 @@ PARAMS = np.dtype(
     [(name, "f8") for name in ("scale", "origin", "least", "offset_scale")]
     + [(name, "i4") for name in (
         "round_box", "round_scaled", "box_more", "scaled_more",
-        "reads", "samples", "largest", "unread", "batch",
+        "reads", "samples", "largest", "unread",
         "height", "width", "channels",
         "classes", "groups_y", "groups_x", "bins_y", "bins_x", "part_y", "part_x",
     )]
     + [("bins", DIVISOR)]
     + [(name, "i4") for name in (
         "planes", "parts", "rows", "lane_bits", "accumulate",
-        "tile_y", "tile_x", "tiles_y", "tiles_x",
+        "tile_y", "tile_x", "tiles_y", "tiles_x", "batch",
     )],
     align=True,
 )  # fmt: skip
