@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,17 +10,11 @@ from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.plans import Outline
 
-__all__ = ["Joined", "box_outline", "box_rows"]
+__all__ = ["box_outline", "box_rows"]
 
 _EXACT = 2**24  # pixels: beyond, float32 does not tell one from the next
 _FEW = 64
 _WHY = "(R, 5) rows (image, x1, y1, x2, y2), or for each image an array (L, 4)"
-
-
-class Joined(NamedTuple):
-    """Rows (R, 5) that a bridge made of boxes image by image: there is nothing to check."""
-
-    rows: Any
 
 
 def box_outline(op: str, boxes: Any, input: Any, kind: Kind) -> Outline:
@@ -51,14 +45,13 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
     Raises
     ------
     ValueError
-        An image index that is no image of `input`. An array on a GPU is copied to the host to see
-        that, which waits for all that was started before: there is no other way to raise before
-        something is computed. Boxes image by image need no check, and nobody waits.
+        An image index that is no image of `input`, on the CPU. On a GPU nobody waits to see one:
+        the kernels make NaN of such a region.
 
     Notes
     -----
-    Always an array of its own: what is checked is what is computed with, whoever writes to the
-    caller's.
+    On the CPU always an array of its own: what is checked is what is computed with, whoever writes
+    to the caller's.
     """
     dtype = arrays.sum_dtype(input.dtype)
     if isinstance(boxes, (list, tuple)):
@@ -70,9 +63,11 @@ def box_rows(op: str, boxes: Any, input: Any, kind: Kind) -> Any:
             rows[start : start + len(array), 1:] = array
             start += len(array)
         return rows
+    if kind.backend == "cuda":
+        return boxes.astype(dtype, "C", copy=False)
     batch = input.shape[0]
     rows = boxes.astype(dtype, "C")
-    images = kind.to_host(rows)[:, 0]  # all of them: to leave the others takes a kernel
+    images = rows[:, 0]
     row = _first_wrong(images, batch)
     if row is not None:
         checks.fail(

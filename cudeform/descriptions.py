@@ -49,7 +49,8 @@ input : array of shape (N, C, H, W)
     Feature maps, of dtype float16, bfloat16, float32 or float64.
 boxes : array of shape (R, 5), or list of N arrays of shape (L, 4)
     Rows (image, x1, y1, x2, y2), or for each image rows (x1, y1, x2, y2), in the coordinates
-    of the image; of the dtype of `input`, or of float32 where that has 16 bits.""",
+    of the image; of the dtype of `input`, or of float32 where that has 16 bits. An image that
+    does not exist is an error; on a GPU all values of its region are NaN, without gradients.""",
     "pixels_channels_last": """\
 input : array of shape (N, H, W, G*Cg)
     Images, channels last, of G groups of channels; of dtype float16, bfloat16, float32 or

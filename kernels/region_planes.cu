@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, GATHER_BLOCKS)
 // Whether a region has samples or pixels of an image in these lines of it.
 __device__ __forceinline__ bool touches_lines(const Params& p, const Sum* __restrict__ box, int image, int top,
                                               int bottom) {
-  if ((int)__ldg(box) != image) return false;
+  if (image_of(p, box) != image) return false;
   const Extent<Sum> down = extent_of(p, __ldg(box + 2), __ldg(box + 4));
   if (!down.finite) return false;
   if (p.reads != READS_PIXELS) {  // with room for the pixel beside a sample, and for what was rounded

@@ -23,8 +23,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   const Extent<Sum> down = extent_of(p, __ldg(box + 2), __ldg(box + 4));
   const int group = quotient(at.i * p.groups_y, p.bins_y) * p.groups_x + quotient(at.j * p.groups_x, p.bins_x);
   Row<Sum> row = {};
-  row.image = ((int)__ldg(box) * p.classes + at.label) * (p.groups_y * p.groups_x) + group;
-  if (across.finite && down.finite) {
+  const int image = image_of(p, box);
+  row.image = (max(image, 0) * p.classes + at.label) * (p.groups_y * p.groups_x) + group;
+  if (image < 0) {
+    row.scale = Sum(0) / Sum(0);
+  } else if (across.finite && down.finite) {
     Sum shift_y = 0, shift_x = 0;
     if (offset) {
       const long long index = offset_index(p, at);
@@ -80,13 +83,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
   }
   const long long index = mask_index(p, at);
-  if (grad_mask) narrow(grad_mask[index], value);
-  if (!grad_offset) return;
   const Sum* box = boxes + 5LL * at.region;
+  const bool exists = image_of(p, box) >= 0;
+  if (grad_mask) narrow(grad_mask[index], exists ? value : Sum(0));
+  if (!grad_offset) return;
   const Extent<Sum> across = extent_of(p, __ldg(box + 1), __ldg(box + 3));
   const Extent<Sum> down = extent_of(p, __ldg(box + 2), __ldg(box + 4));
   const Sum scale = (Sum)p.offset_scale * (mask ? read(mask + index) : Sum(1));
-  const bool finite = across.finite && down.finite;
+  const bool finite = exists && across.finite && down.finite;
   Offset* out = grad_offset + offset_index(p, at);
   narrow(out[0], finite ? scale * across.size * along_x : Sum(0));
   narrow(out[p.part_y * p.part_x], finite ? scale * down.size * along_y : Sum(0));

@@ -199,9 +199,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
       }
       first = false;
     });
+    // The scale of a row without samples, read again: to keep it through the loops takes sixteen registers.
+    Sum missing = Sum(0);
+    if (first && task.present) missing *= *(const volatile Sum*)&rows[task.number].scale;
     Channels out;
 #pragma unroll
-    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], best[v]);
+    for (int v = 0; v < VEC; ++v) narrow(out.lane[v], first ? missing : best[v]);
     write_values<1, 1>(p, task, slice, out, staged, values);
     write_values<1, 2>(p, task, slice, y, staged_places, places);
     write_values<1, 2>(p, task, slice, x, staged_places, places + (Index)p.channels * p.bins.value);
@@ -312,7 +315,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
 }
 
-// values = the largest pixel of each row, argmax = the first that is, or the first NaN; 0 and -1 if there is none
+// values = the largest pixel of each row, argmax = the first that is, or the first NaN; 0 (NaN without an image) and -1 if
+// there is none
 extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     pool_max(const Scalar* __restrict__ input, const Row<Sum>* __restrict__ rows, Scalar* __restrict__ values,
              int* __restrict__ argmax, const Params p) {
@@ -332,7 +336,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS)
     if (active) here.load(line);
 #pragma unroll
     for (int v = 0; v < VEC; ++v) {
-      best[v] = widen(here.lane[v]);
+      best[v] = empty ? task.row.scale * Sum(0) : widen(here.lane[v]);
       chosen.lane[v] = empty ? -1 : first;
     }
     for (int a = 0; active && a < task.row.ny; ++a, line += (Index)p.width * pixel_step(p)) {

@@ -23,12 +23,13 @@ struct Params {
   int accumulate;
   int tile_y, tile_x;    // lines and columns of a tile, of which an image has
   int tiles_y, tiles_x;  // so many along each axis
+  int batch;             // images, as boxes number them
 };
 
 template <class S>
 struct alignas(16) Row {
   S y, x, step_y, step_x;  // first sample, and the way to the next
-  S scale;                 // of the sum of the samples
+  S scale;                 // of the sum of the samples; NaN, and no samples, of an image that does not exist
   int ny, nx;
   int image;
 };
@@ -64,6 +65,15 @@ __device__ __forceinline__ long long offset_index(const Params& p, const Place& 
 template <class S>
 __device__ __forceinline__ bool is_finite(S value) {
   return value - value == S(0);
+}
+
+// Which image of the batch a box is of; -1 if there is no such image, whatever the number is.
+template <class S>
+__device__ __forceinline__ int image_of(const Params& p, const S* box) {
+  const S index = __ldg(box);
+  if (!(index >= S(0) && index < (S)p.batch)) return -1;  // also NaN, and what no int can be
+  const int image = (int)index;
+  return (S)image == index ? image : -1;
 }
 
 // A region along one axis.

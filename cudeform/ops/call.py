@@ -11,7 +11,7 @@ import numpy as np
 
 from cudeform import arrays, checks
 from cudeform.arrays import Kind
-from cudeform.boxes import Joined, box_outline, box_rows
+from cudeform.boxes import box_outline, box_rows
 from cudeform.levels import check_sizes, sizes_on_host
 from cudeform.plans import ARGUMENTS, TYPES, Plan, known_options, plan
 from cudeform.plans.arguments import Arguments
@@ -84,15 +84,12 @@ def outlined(op: str, given: Arrays, options: Arrays) -> tuple[Kind, Plan]:
 def checked(
     op: str, arguments: dict[str, Any], fields: tuple[str, ...] = ()
 ) -> tuple[Call, dict[str, Any]]:
-    """The same, and look at values too: boxes say which image they belong to. With the arrays.
+    """The same, and look at values too: on the CPU, at which image boxes are of. With the arrays.
 
     `arguments` are all of the function's, to change; `fields` are the gradients that it returns.
     Where arrays are like those of a call before, only values are left to look at.
     """
     roles = ARGUMENTS[op]
-    joined = arguments[roles.boxes] if roles.boxes is not None else None
-    if roles.boxes is not None and isinstance(joined, Joined):
-        arguments[roles.boxes] = arrays.contiguous(joined.rows)
     if roles.own:
         _freeze(roles, arguments)
     key = _known_as(op, roles, arguments)
@@ -105,7 +102,7 @@ def checked(
         for name in roles.static:
             if isinstance(given[name], tuple):
                 given[name] = None  # its pairs are in the plan
-    if roles.boxes is not None and not isinstance(joined, Joined):
+    if roles.boxes is not None:
         boxes, images = given[roles.boxes], given[roles.images]
         if isinstance(boxes, tuple) and known.kind.backend == "cuda":
             given[roles.boxes] = implementation(known.kind, "box_rows").join(boxes, images)

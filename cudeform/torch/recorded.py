@@ -54,13 +54,8 @@ def torch_dtype(dtype: np.dtype) -> torch.dtype:
 
 
 def asked(function: Callable[..., Any], given: Mapping[str, Any]) -> Asked | None:
-    """What a call of a function is known by; None where it is not to be recorded.
-
-    Boxes have values that are looked at in every call, but those of a function that has
-    `checked_boxes`: what makes of rows in the dtype of coordinates some that nobody has to check.
-    """
-    roles = ARGUMENTS.get(function.__name__)
-    if roles is None or roles.boxes is not None and not hasattr(function, "checked_boxes"):
+    """What a call of a function is known by; None where it is not to be recorded."""
+    if function.__name__ not in ARGUMENTS:
         return None
     key: list[Any] = [function, *given]
     addresses, arguments = [], dict(given)
@@ -126,8 +121,6 @@ def _recorded(
     parameters = inspect.signature(function).parameters
     arguments = {name: arrays.get(name, p.default) for name, p in parameters.items()}
     boxes = ARGUMENTS[function.__name__].boxes
-    if boxes:
-        arguments[boxes] = function.checked_boxes(arguments[boxes])  # type: ignore[attr-defined]
     call, given = checked(function.__name__, arguments, fields._fields if fields else ())
     if len(call.plan.results) > 1 or boxes and given[boxes].dtype != arrays[boxes].dtype:
         return Known(None, 1)

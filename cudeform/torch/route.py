@@ -23,7 +23,7 @@ from cudeform.torch.autograd import (
     dispatched_backward,
 )
 from cudeform.torch.autograd import call as transformed_call
-from cudeform.torch.boxes import are_joined, bridge_of, join
+from cudeform.torch.boxes import rows_of
 from cudeform.torch.exchange import check_dense, compute, direct
 from cudeform.torch.signatures import BRIDGES, Bridge
 from cudeform.torch.state import (
@@ -65,7 +65,6 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
             return direct(bridge.forward, given, place)
         if not given.get("return_argmax"):
             return _differentiable(bridge, given, place)
-    bridge = bridge_of(bridge, given)
     if "return_argmax" in given:
         given = dict(given)
         if given.pop("return_argmax"):
@@ -171,7 +170,7 @@ def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
     place, differentiated = _direct(bridge, (*names, "argmax"), given)
     if place is not None and not differentiated and given.get("grad_output") is not None:
         return direct(bridge.backward, given, place)
-    op, bridge = bridge.name + "_backward", bridge_of(bridge, given)
+    op = bridge.name + "_backward"
     tensors, options = _arguments(bridge, names, given, "_backward")
     kept = dict(zip(bridge.kept, tensors[1:], strict=True))
     absent = {name: None for name in bridge.kept if kept[name] is None}
@@ -264,7 +263,6 @@ def _rows(bridge: Bridge, suffix: str, boxes: Sequence[Any], images: Any) -> Any
     if len(boxes) != images.shape[0]:
         expected = f"of length {images.shape[0]}, one tensor per image"
         checks.fail(op, argument, expected, len(boxes))
-    rows = []
     for image, of_image in enumerate(boxes):
         if not isinstance(of_image, torch.Tensor):
             name, got = f"{argument}[{image}]", arrays.type_name(of_image)
@@ -272,9 +270,4 @@ def _rows(bridge: Bridge, suffix: str, boxes: Sequence[Any], images: Any) -> Any
             checks.fail(op, name, expected, got, error=TypeError)
         if of_image.ndim != 2 or of_image.shape[1] != 4:
             checks.fail(op, f"{argument}[{image}]", "of shape (L, 4)", tuple(of_image.shape))
-        if not are_joined(bridge):
-            index = of_image.new_full((of_image.shape[0], 1), image)
-            rows.append(torch.cat([index, of_image], dim=1))
-    if are_joined(bridge):
-        return join(boxes, images)
-    return torch.cat(rows) if rows else images.new_zeros((0, 5))
+    return rows_of(boxes, images)

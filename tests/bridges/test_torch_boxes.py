@@ -13,8 +13,7 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture
 def joins(monkeypatch):
-    """A list of the calls that joined boxes, with the kernel; nobody may check or join others."""
-    from cudeform.ops import call
+    """A list of the calls that joined boxes, with the kernel; nobody may join others."""
     from cudeform.torch import boxes, route
 
     backends.require(backends.BACKENDS["emulator"])
@@ -27,7 +26,6 @@ def joins(monkeypatch):
 
     monkeypatch.setattr(boxes, "compute", compute)
     monkeypatch.setattr(boxes, "_is_simple", lambda images, boxes: True)
-    monkeypatch.setattr(call, "box_rows", None)
     monkeypatch.setattr(route.torch, "cat", None)
     with install(EmulatorDevice()):
         yield calls
@@ -53,7 +51,7 @@ def both(image, boxes):
     return [t.detach().numpy() for t in (output, largest, argmax, grad, again.input)]
 
 
-def test_boxes_of_a_gpu_are_joined_by_a_kernel_and_not_checked(request):
+def test_boxes_of_a_gpu_are_joined_by_a_kernel(request):
     image, boxes, lists = arguments()
     want = both(image, boxes)
     calls = request.getfixturevalue("joins")

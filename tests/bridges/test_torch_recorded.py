@@ -145,23 +145,25 @@ def test_equal_options_of_other_types_are_other_calls(gpu, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_poolings_of_boxes_that_nobody_has_to_check(gpu, rng, dtype):
-    def pool(input, boxes, output_size):
-        return cudeform.roi_align.__wrapped__(input, boxes, output_size)
-
-    pool.__name__, pool.checked_boxes = "roi_align", lambda rows: rows
-    pool.__wrapped__ = cudeform.roi_align.__wrapped__  # which has all parameters
+def test_poolings_of_boxes_that_nobody_looks_at(gpu, rng, dtype):
     for end in (3, 5):
         image = rng.uniform(size=(1, 4, 6, 7)).astype(dtype)
         boxes = np.array([[0, 0, 0, 3, end], [0, 1, 2, end, 5]], np.float32)
-        given = {"input": gpu.put(image, dtype), "boxes": gpu.put(boxes), "output_size": 2}
-        found = exchange.direct(pool, given, 0)
-        assert_close(gpu.get(found), cudeform.roi_align(image, boxes, 2), dtype)
-    assert len(gpu.computed) == 1
+        rows, tensor = gpu.put(boxes), gpu.put(image, dtype).requires_grad_()
+        found = cudeform.roi_align(tensor, rows, 2)
+        assert_close(gpu.get(found.detach()), cudeform.roi_align(image, boxes, 2), dtype)
+        grad = rng.uniform(size=(2, 4, 2, 2)).astype(dtype)
+        (gradient,) = torch.autograd.grad(found, tensor, gpu.put(grad, dtype))
+        wanted = cudeform.roi_align_backward(grad, image, boxes, 2).input
+        assert_close(gpu.get(gradient), wanted, dtype)
+    assert gpu.computed == ["roi_align", "roi_align_backward"]
+    boxes[1, 0] = 1
+    found = gpu.get(cudeform.roi_align(tensor.detach(), gpu.put(boxes), 2))
+    assert np.isnan(found[1]).all() and np.isfinite(found[0]).all()
+    assert len(gpu.computed) == 2
     if dtype == "float16":  # boxes that are made float32 in every call
-        for count in (2, 3):
-            given["boxes"] = gpu.put(boxes, dtype)
-            exchange.direct(pool, given, 0)
+        for count in (3, 4):
+            cudeform.roi_align(tensor.detach(), gpu.put(boxes, dtype), 2)
             assert len(gpu.computed) == count
 
 
@@ -179,5 +181,5 @@ def test_what_is_known_of_a_call_is_its_place_and_no_value(gpu, rng):
     assert recorded.asked(function, {**others, "padding": [1, 1]}) is None
     boxes = gpu.put(np.zeros((1, 5), np.float32))
     given = {"input": others["input"], "boxes": boxes, "output_size": 2}
-    assert recorded.asked(cudeform.roi_align.__wrapped__, given) is None
+    assert recorded.asked(cudeform.roi_align.__wrapped__, given) is not None
     assert recorded.asked(lambda input: input, others) is None  # no operator

@@ -9,6 +9,7 @@ import reference
 from cases import dtype_of, problem
 from emulator.device import EmulatorDevice, EmulatorError, install, to_device, to_host
 from kernel_runs import SCHEDULES, kernel_names, planted
+from poolings import calls
 from tolerances import assert_close
 
 import cudeform
@@ -86,30 +87,6 @@ def test_planted_bug_is_caught(bug, order, seed):
 
 
 # -- every variant --------------------------------------------------------------------------------
-
-
-def calls(channels, dtype):
-    """Arguments of each operator that together launch every kernel of the family."""
-    rng = np.random.default_rng(channels)
-
-    def array(*shape):
-        return rng.standard_normal(shape).astype(dtype_of(dtype))
-
-    corner = rng.uniform(-2, 6, (5, 2))
-    boxes = np.concatenate(
-        [rng.integers(0, 2, (5, 1)), corner, corner + rng.uniform(1, 7, (5, 2))], 1
-    )
-    boxes = boxes.astype(dtype_of("float64" if dtype == "float64" else "float32"))
-    image = {"input": array(2, channels, 7, 6), "boxes": boxes, "output_size": (2, 3)}
-    maps = {**image, "input": array(2, 4 * channels, 7, 6), "output_size": 2}
-    yield "roi_align", image
-    yield "roi_align", {**image, "mode": "max"}
-    yield "roi_pool", image
-    yield "roi_pool", {**image, "mode": "avg"}
-    yield "ps_roi_pool", maps
-    yield "deform_roi_pool", {**image, "offset": array(5, 2, 2, 3), "mask": array(5, 1, 2, 3)}
-    options = dict(spatial_scale=1.0, output_dim=channels, group_size=2, sample_per_part=2)
-    yield "deform_ps_roi_pool", {**maps, "offset": array(5, 2, 2, 2), **options}
 
 
 def on_device(given):

@@ -36,7 +36,7 @@ PARAMS = np.dtype(
     + [("bins", DIVISOR)]
     + [(name, "i4") for name in (
         "planes", "parts", "rows", "lane_bits", "accumulate",
-        "tile_y", "tile_x", "tiles_y", "tiles_x",
+        "tile_y", "tile_x", "tiles_y", "tiles_x", "batch",
     )],
     align=True,
 )  # fmt: skip
@@ -127,6 +127,7 @@ class Launcher:
             "samples": plan.samples,
             "largest": int(plan.largest),
             "unread": plan.unread,
+            "batch": plan.batch,
             "height": plan.height,
             "width": plan.width,
             "channels": self.channels,
