@@ -31,15 +31,16 @@ PLANTED = {  # text of the kernels, with what
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_bug_is_caught(bug, order, seed):
     backends.require(backends.BACKENDS["emulator"])
-    # Four lanes a pixel, and points that lie close together in some places.
-    rng = np.random.default_rng(1)
-    input = rng.standard_normal((1, 16, 9, 9)).astype(np.float32)
-    grad = rng.standard_normal((9, 16, 3, 3)).astype(np.float32)
-    boxes = np.tile(np.array([[0, 1, 1, 3, 4]], np.float32), (9, 1))
-    flatten = planted(*PLANTED[bug], "regions.cu")
+    name, arrays, options = convolved(16, "float32")
+    y, x = np.indices((5, 6))
+    down, across = np.indices((3, 3)).reshape(2, 9, 1, 1) - 1
+    near = np.stack([2.4 - y - down, 2.6 - x - across], axis=1).reshape(1, 18, 5, 6)
+    arrays["offset"][..., :4, :] = near[..., :4, :]  # more points than are fetched at a time
+    given = [to_device(array.astype("float32")) for array in arrays.values()]
+    flatten = planted(*PLANTED[bug], "sampling.cu")
     with install(EmulatorDevice(order=order, seed=seed, flatten=flatten)):
         with pytest.raises(EmulatorError, match="race|divergent|uninitialised"):
-            cudeform.roi_align_backward(*map(to_device, (grad, input, boxes)), 3)
+            getattr(cudeform, name)(*given, **options)
 
 
 # -- split gathers --------------------------------------------------------------------------------
@@ -105,25 +106,12 @@ def convolved(channels, dtype, groups=1):
     return "deform_conv2d_backward", arrays, options
 
 
-def pooled(name, channels):
-    """The backward of a pooling whose regions lie on each other, but for one pixel beside them."""
-    rng = np.random.default_rng(channels)
-    arrays = {
-        "grad_output": rng.standard_normal((30, channels, 3, 3)),
-        "input": rng.standard_normal((1, channels, 5, 6)),
-        "boxes": np.tile(np.array([[0, 1, 1, 3, 4]], np.float64), (30, 1)),
-    }
-    arrays["boxes"][0, 1:] = 0
-    return name, arrays, {"output_size": 3}
-
-
 SPLIT = {  # a call, its dtype, and lanes, parts and slices of its gather
     "points": (convolved(4, "float32"), "float32", Shares(0, 3, 0)),
     "a warp": (convolved(32, "float32"), "float32", Shares(3, 2, 0)),
     "channels": (convolved(64, "float32"), "float32", Shares(3, 2, 1)),
     "a slice that is not full": (convolved(44, "float64"), "float64", Shares(3, 2, 2)),
     "offset groups": (convolved(48, "float16", 2), "float16", Shares(2, 3, 0)),
-    "regions": (pooled("roi_align_backward", 48), "float32", Shares(3, 2, 1)),
 }
 
 

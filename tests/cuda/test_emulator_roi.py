@@ -388,11 +388,10 @@ def test_the_first_of_equal_pixels_and_of_nans_is_the_largest(device):
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 33), (1, 40, 2, 7), (3, 1, 4, 35)])
-@pytest.mark.parametrize("dtype", ["float32", "int32"])
-def test_transpose_of_interleaved_matrices(device, shape, dtype):
+def test_transpose_of_interleaved_matrices(device, shape):
     batch, rows, groups, columns = shape
-    source = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    target = device.empty((batch, groups, columns, rows), dtype)
+    source = np.arange(np.prod(shape)).reshape(shape).astype(np.float32)
+    target = device.empty((batch, groups, columns, rows), np.float32)
     matrices = batch * groups
     layout.transpose(
         device,
@@ -403,7 +402,7 @@ def test_transpose_of_interleaved_matrices(device, shape, dtype):
         of_source=layout.Strides(groups * columns, columns),
     )
     np.testing.assert_array_equal(to_host(target), source.transpose(0, 2, 3, 1))
-    back = device.empty(shape, dtype)
+    back = device.empty(shape, np.float32)
     layout.transpose(
         device,
         target,
