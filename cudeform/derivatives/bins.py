@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cudeform import checks
-from cudeform.derivatives.calls import Call, Namespace
+from cudeform.derivatives.calls import Call, Namespace, images_of
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["along"]
@@ -190,8 +190,7 @@ def _images(xp: Namespace, plan: RoiPlan, boxes: Any) -> Any:
     groups = plan.groups[0] * plan.groups[1]
     of_bin = group_y[:, None] * plan.groups[1] + group_x
     inner = np.arange(plan.classes)[:, None, None] * groups + of_bin
-    image = xp.reshape(boxes[:, 0], (plan.regions, 1, 1, 1))
-    return image * (plan.classes * groups) + xp.constant(inner, boxes)
+    return images_of(xp, boxes) * (plan.classes * groups) + xp.constant(inner, boxes)
 
 
 def _steps(xp: Namespace, images: Any, axis: int) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from cudeform import checks
 from cudeform.plans import Plan
 
-__all__ = ["Call", "Namespace", "border", "check_sides"]
+__all__ = ["Call", "Namespace", "border", "check_sides", "images_of"]
 
 _EXACT = 2**24  # pixels: beyond, float32 does not tell a whole number from the next
 # What frameworks call as NumPy does.
@@ -57,6 +57,16 @@ class Namespace(NamedTuple):
             cast=lambda array, name: array.astype(name),
         )
         return cls(**{**alike, **numpy_like, **others})
+
+
+def images_of(xp: Namespace, boxes: Any) -> Any:
+    """The image number of each box, (R, 1, 1, 1): that of no image where it is no whole number.
+
+    On a GPU nobody checked them, and a fraction times a count may be the number of another image.
+    """
+    image = boxes[:, 0]
+    whole = xp.where(image == xp.floor(image), image, -1)
+    return xp.reshape(whole, (boxes.shape[0], 1, 1, 1))
 
 
 class Call(NamedTuple):

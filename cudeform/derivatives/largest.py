@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cudeform.derivatives.calls import Call
+from cudeform.derivatives.calls import Call, images_of
 
 __all__ = ["at_largest"]
 
@@ -21,7 +21,7 @@ def _at_samples(call: Call, tangent: Any, argmax: Any) -> Any:
     """Each sample as a region of its own, in an image of one channel."""
     xp, (images, channels, height, width) = call.xp, tangent.shape
     y, x = argmax[:, 0], argmax[:, 1]  # (R, channels, ph, pw)
-    image = xp.reshape(call.primals["boxes"][:, 0], (y.shape[0], 1, 1, 1)) * channels
+    image = images_of(xp, call.primals["boxes"]) * channels
     image = image + xp.reshape(xp.arange(channels, y), (channels, 1, 1)) + xp.zeros_like(y)
     boxes = xp.stack([image, x - 0.5, y - 0.5, x + 0.5, y + 0.5], -1)
     chosen = call.function(
@@ -34,10 +34,9 @@ def _at_samples(call: Call, tangent: Any, argmax: Any) -> Any:
 
 
 def _at_pixels(call: Call, tangent: Any, argmax: Any) -> Any:
-    xp, boxes = call.xp, call.primals["boxes"]
-    images, channels, height, width = tangent.shape
-    image = xp.reshape(xp.cast(boxes[:, 0], "int32"), (boxes.shape[0], 1, 1, 1))
+    xp, (images, channels, height, width) = call.xp, tangent.shape
     channel = xp.reshape(xp.arange(channels, argmax), (channels, 1, 1))
     pixels = xp.reshape(tangent, (images, channels, height * width))
-    chosen = argmax >= 0  # in a bin with pixels
+    chosen = argmax >= 0  # in a bin with pixels, of an image that exists
+    image = xp.cast(xp.where(chosen, images_of(xp, call.primals["boxes"]), 0), "int32")
     return xp.where(chosen, pixels[image, channel, xp.where(chosen, argmax, 0)], 0)

@@ -3,6 +3,8 @@
 What the bridges derive from these, such as derivatives of every order, is tested with them.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from cases import Problem, operator, problem, problems
@@ -10,6 +12,8 @@ from cases import Problem, operator, problem, problems
 import cudeform
 from cudeform import derivatives
 from cudeform.cases import Case
+from cudeform.derivatives.bins import _images
+from cudeform.derivatives.largest import _at_pixels
 from cudeform.registry import OPERATORS
 
 # So close by a result changes linearly. What is left are the digits that a difference loses, in
@@ -244,3 +248,19 @@ def test_values_of_boxes_are_read_for_adaptive_bins_only():
             {"offset": case.arrays["offset"]},
             adaptive | {"output_size": 3},
         )
+
+
+def test_a_region_of_no_image_reads_none():
+    """On a GPU nobody checks the numbers: their argmax is -1, and no product is that of another."""
+    xp = derivatives.Namespace.of(np, still=np.copy, values=np.copy)
+    boxes = np.zeros((8, 5), np.float32)
+    boxes[:, 0] = 1, -1, 2, 1e9, 0.5, -0.25, np.nan, np.inf
+    argmax = np.full((8, 1, 1, 1), -1)
+    argmax[0] = 3
+    call = SimpleNamespace(xp=xp, primals={"boxes": boxes})
+    found = _at_pixels(call, np.ones((2, 1, 2, 2)), argmax)
+    np.testing.assert_array_equal(found.ravel(), [1, 0, 0, 0, 0, 0, 0, 0])
+    plan = SimpleNamespace(bins=(2, 2), groups=(2, 2), classes=1)
+    images = _images(xp, plan, boxes).reshape(8, 4)
+    np.testing.assert_array_equal(images[0], [4, 5, 6, 7])
+    assert not ((images[1:] >= 0) & (images[1:] < 8)).any()
