@@ -43,13 +43,19 @@ def version(*distributions: str) -> str | None:
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the system gives it, and its kind: a name may be of several."""
+    name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+                name = line.partition(":")[2].strip()
+                break
+    if version("llvmlite") is None:
+        return name
+    from cudeform.cpu.language.compiler import host
+
+    return f"{name} ({host()})"
 
 
 def nvidia_gpu() -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ from command_line import run
 from cudeform import __main__ as command_line
 from cudeform.bench import command, contender, contest, cuda, peers
 from cudeform.bench.workload import CPU, Aggregation, Attention, Convolution, Pooling, cast
-from cudeform.commands import CommandError
+from cudeform.commands import CommandError, machine
 
 SMALL = Convolution(2, 8, 6, 7, 4)
 AGGREGATIONS = [Aggregation(name, 1, 32, 5, 6) for name in ("dcnv3", "dcnv4")]
@@ -191,6 +191,16 @@ class TestBench:
         assert not named.exists()  # until there is something to write
         named.write_text("of an earlier run")
         assert command._target(str(tmp_path), facts).read_text() == "of an earlier run"
+
+    def test_processors_of_one_name_are_told_apart(self, monkeypatch):
+        from cudeform.cpu.language import compiler
+
+        names = []
+        for kind in ("znver4", "znver5"):
+            monkeypatch.setattr(compiler.llvmlite.binding, "get_host_cpu_name", lambda k=kind: k)
+            names.append(machine.processor())
+        assert names[0].endswith(" (znver4)")
+        assert names[1] == names[0].replace("znver4", "znver5")
 
     @pytest.mark.parametrize("option", ["--processes", "--threads", "--turns"])
     def test_at_least_one(self, option, capsys):

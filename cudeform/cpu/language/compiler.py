@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from cudeform.cpu.language import disk
 
-__all__ = ["TRIED", "inlined", "inner", "kernel", "records", "unrolled"]
+__all__ = ["TRIED", "host", "inlined", "inner", "kernel", "records", "unrolled"]
 
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -92,6 +92,11 @@ def records(*kinds: type) -> Callable[..., Any]:
         return result(numbers), codegen
 
     return read
+
+
+def host() -> str:
+    """What LLVM calls the processor that this runs on."""
+    return llvmlite.binding.get_host_cpu_name()
 
 
 # In a child after a fork no other thread exists, and what one was compiling would stay half done
