@@ -139,11 +139,7 @@ class RoiPlan(Plan):
         return (self.regions, self.classes, *self.part_size)
 
     def counts(self, backward: bool) -> dict[str, int]:
-        cells, symbols = (self.height + 1) * (self.width + 1), "(H + 1)*(W + 1)"
-        if backward:
-            cells *= self.classes * self.groups[0] * self.groups[1]
-            symbols = "classes*groups*" + symbols
-        return {symbols: cells}
+        return {"(H + 1)*(W + 1)": (self.height + 1) * (self.width + 1)}
 
     @cached_property
     def results(self) -> tuple[Outline, ...]:
