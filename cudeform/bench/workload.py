@@ -11,7 +11,7 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.converters.offsets import pack_dcnv4
-from cudeform.registry import OPERATORS, Operator
+from cudeform.registry import Operator, row_of
 
 __all__ = [
     "BINS",
@@ -45,8 +45,7 @@ class Workload:
     @property
     def row(self) -> Operator:
         """Of the registry."""
-        (row,) = (row for row in OPERATORS if row.name == self.operator)
-        return row
+        return row_of(self.operator)
 
     @property
     def gradients(self) -> list[str]:
