@@ -25,6 +25,7 @@ __all__ = [
     "image_axes",
     "integer",
     "is_symbol",
+    "listed_pairs",
     "needs",
     "non_empty",
     "number",
@@ -175,6 +176,16 @@ def pad_pairs(op: str, argument: str, value: Any) -> tuple[tuple[int, int], tupl
         return pair(op, argument, value[0], 0), pair(op, argument, value[1], 0)
     y, x = pair(op, argument, value, 0)
     return (y, y), (x, x)
+
+
+def listed_pairs(op: str, argument: str, value: Any, count: int) -> None:
+    """So many (H, W) in a tuple or list; what is in them is not looked at."""
+    symbols = "(L, (H, W))"
+    for size in value:
+        if not isinstance(size, (tuple, list)):
+            fail(op, argument, f"of pairs {symbols}", shown(size), error=TypeError)
+    if len(value) != count:
+        fail(op, argument, f"of shape ({count}, 2) = {symbols}", f"length {len(value)}")
 
 
 def image_axes(layout: str, channels: str = "C", height: str = "H", width: str = "W") -> str:

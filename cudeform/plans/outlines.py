@@ -52,14 +52,8 @@ class Plan:
     """
 
     family: ClassVar[str]
-
-    @property
-    def results(self) -> tuple[Outline, ...]:
-        raise NotImplementedError
-
-    @property
-    def gradients(self) -> Mapping[str, Outline]:
-        raise NotImplementedError
+    results: tuple[Outline, ...]
+    gradients: Mapping[str, Outline]
 
     def fitting(self: _Plan, op: str, **given: Outline | None) -> _Plan:
         """This plan, once arrays that are given have the shapes that it says."""

@@ -23,7 +23,7 @@ def forward(
         output = device.empty(plan.out_shape, input.dtype)
         found = (output,)
         if plan.largest:
-            found = output, device.empty(plan.argmax_shape, plan.argmax_dtype(input.dtype))
+            found = output, device.empty(plan.results[1].shape, plan.argmax_dtype(input.dtype))
         if plan.regions == 0:
             return found
         launcher = Launcher(device, plan, input.dtype, offset)

@@ -234,7 +234,7 @@ class Launcher:
         sums = self.device.empty((count, 4), self.sums)
         choice = choose("row_gradients", count, *self._packs)
         self._wide(choice, count, (input, rows, grad_values, sums))
-        elements = boxes.shape[0] * prod(self.plan.mask_shape[1:])
+        elements = boxes.shape[0] * self.plan.classes * prod(self.plan.part_size)
         arrays = (boxes, mask, sums, grad_offset, grad_mask)
         self._launch(self._rows_unit, choose("offset_gradients", elements), arrays, rows=count)
 
