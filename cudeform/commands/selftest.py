@@ -9,7 +9,7 @@ bits and float32 must be exact.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from cudeform.arrays import DTYPES
 from cudeform.cases import Case
 from cudeform.commands import CommandError, conversions, machine
+from cudeform.commands.conversions import ToDevice, ToHost
 from cudeform.commands.dtypes import numpy_dtype
 from cudeform.commands.table import table
 from cudeform.registry import OPERATORS, Operator
@@ -113,12 +114,7 @@ def _dtypes(gpu: bool) -> list[str]:
     return dtypes
 
 
-def check(
-    operator: Operator,
-    dtype: str,
-    to_device: Callable[[np.ndarray], Any],
-    to_host: Callable[[Any], np.ndarray],
-) -> Outcome:
+def check(operator: Operator, dtype: str, to_device: ToDevice, to_host: ToHost) -> Outcome:
     """All cases of an operator in a dtype against float64 on the CPU."""
     outcome = Outcome(operator.name, dtype, TOLERANCE[dtype])
     for case in _cases(operator, dtype):
@@ -130,11 +126,7 @@ def check(
     return outcome
 
 
-def check_conversions(
-    dtype: str,
-    to_device: Callable[[np.ndarray], Any],
-    to_host: Callable[[Any], np.ndarray],
-) -> Outcome:
+def check_conversions(dtype: str, to_device: ToDevice, to_host: ToHost) -> Outcome:
     """Every number of 16 bits to float32, and from there what is hard to round: exactly."""
     outcome = Outcome("conversions", dtype, 0.0)
     try:
@@ -159,11 +151,7 @@ def _fail(outcome: Outcome, case: Case, why: str) -> None:
 
 
 def _check_case(
-    outcome: Outcome,
-    operator: Operator,
-    case: Case,
-    to_device: Callable[[np.ndarray], Any],
-    to_host: Callable[[Any], np.ndarray],
+    outcome: Outcome, operator: Operator, case: Case, to_device: ToDevice, to_host: ToHost
 ) -> None:
     dtype = numpy_dtype(outcome.dtype)
 

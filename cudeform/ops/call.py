@@ -172,8 +172,10 @@ def _looked_at(
         absent = {name: None for name in roles.optional if name in given and given[name] is None}
         needed = checks.needs(op, needs, absent, fields)
     kind = _kind(op, roles, given)
-    for name in roles.static:
-        given, options = _sized(op, name, given, options)
+    for name in roles.static:  # an array on the host is pairs, too
+        pairs = None if given[name] is None else sizes_on_host(op, given[name])
+        if pairs is not None:
+            given[name], options[name] = None, pairs
     planned = _planned(op, kind, given, options)
     if kind.backend == "cuda":
         _check_counts(op, planned, "grad_output" in given)
@@ -195,17 +197,6 @@ def _kind(op: str, roles: Arguments, given: Arrays) -> Kind:
         if given.get(name) is not None:
             check_sizes(op, given[name], *next(iter(alike.items())))
     return kind
-
-
-def _sized(
-    op: str, name: str, given: dict[str, Any], options: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and options, with sizes of levels that lie on the host as an option."""
-    sizes = given.get(name)
-    pairs = None if sizes is None else sizes_on_host(op, sizes)
-    if pairs is None:
-        return given, options
-    return {**given, name: None}, {**options, name: pairs}
 
 
 def _check_counts(op: str, planned: Plan, backward: bool) -> None:
