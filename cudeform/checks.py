@@ -17,28 +17,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-__all__ = [
-    "MOST_NEEDED",
-    "choice",
-    "fail",
-    "flag",
-    "image_axes",
-    "integer",
-    "is_symbol",
-    "listed_pairs",
-    "needs",
-    "non_empty",
-    "number",
-    "pad_pairs",
-    "pair",
-    "positive",
-    "rank",
-    "same_dtype",
-    "shape",
-    "shown",
-    "type_name",
-]
-
 
 def fail(
     op: str, argument: str, expected: str, got: Any, why: str = "", error: type = ValueError

@@ -16,8 +16,6 @@ from cudeform.cases import Case
 from cudeform.plans.arguments import RETURN_ARGMAX, Argument, Option, Roles
 from cudeform.plans.outlines import ARGUMENTS, PLANNERS
 
-__all__ = ["OPERATORS", "Operator", "row_of"]
-
 
 @dataclass(frozen=True)
 class Operator(Roles):

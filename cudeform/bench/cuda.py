@@ -20,8 +20,6 @@ from cudeform.bench.cuda_contender import Contender, Peer, of_torch
 from cudeform.bench.workload import Aggregation, Attention, Convolution, Workload, cast, error
 from cudeform.commands.dtypes import numpy_dtype
 
-__all__ = ["PASSES", "SETTINGS", "contenders", "measure", "measure_one", "settings"]
-
 OURS, OURS_LAST = "cudeform", "cudeform NHWC"
 PASSES = ("forward", "backward")
 # dtype, precision -> the largest error, in units of the largest magnitude

@@ -10,8 +10,6 @@ import numpy as np
 
 from cudeform.bench.workload import Workload
 
-__all__ = ["Arrays", "Contender", "Peer", "SetUp", "exact", "of_torch", "ours"]
-
 Arrays = dict[str, Any]
 Call = Callable[[], Any]
 SetUp = Callable[[Arrays], Call]  # makes a call of the tensors by their names

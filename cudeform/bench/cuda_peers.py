@@ -13,8 +13,6 @@ import numpy as np
 from cudeform.bench.cuda_contender import Arrays, SetUp
 from cudeform.bench.workload import BINS, SCALE, Aggregation, Convolution, Workload
 
-__all__ = ["dcnv3", "dcnv4", "deformable_detr", "deformops", "kernel_hub", "torchvision"]
-
 STEP = (
     256  # images at a time, or all if there are fewer; the default of the modules of DCNv3 and v4
 )

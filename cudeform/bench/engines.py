@@ -9,8 +9,6 @@ import numpy as np
 
 from cudeform.bench.workload import BINS, SCALE, Convolution, Workload
 
-__all__ = ["Call", "Lacking", "Unavailable", "onnxruntime", "openvino"]
-
 Call = Callable[[], tuple[np.ndarray, ...]]
 
 

@@ -13,20 +13,6 @@ from cudeform.arrays import sum_dtype
 from cudeform.converters.offsets import pack_dcnv4
 from cudeform.registry import Operator, row_of
 
-__all__ = [
-    "BINS",
-    "CPU",
-    "CUDA",
-    "SCALE",
-    "Aggregation",
-    "Attention",
-    "Convolution",
-    "Pooling",
-    "Workload",
-    "cast",
-    "error",
-]
-
 TORCHVISION = ("deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 SCALE = 1 / 16  # pixels of a feature map per pixel of the image that boxes are in
 BINS = 7

@@ -9,8 +9,6 @@ import numpy as np
 
 from cudeform.commands.dtypes import numpy_dtype
 
-__all__ = ["NARROW", "ToDevice", "ToHost", "numbers", "wrong"]
-
 NARROW = ("float16", "bfloat16")
 ToDevice = Callable[[np.ndarray], Any]
 ToHost = Callable[[Any], np.ndarray]

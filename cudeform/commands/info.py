@@ -13,8 +13,6 @@ import cudeform
 from cudeform.commands import machine
 from cudeform.threads import get_num_threads
 
-__all__ = ["add_arguments", "facts", "run"]
-
 VERSIONS = ("numpy", "numba", "ml_dtypes", "cupy", "torch", "jax", "keras")
 CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 OPTIONAL = (

@@ -8,8 +8,6 @@ from cudeform import arrays, checks
 from cudeform.dispatch import dispatched
 from cudeform.types import Array
 
-__all__ = ["points_from_msda", "points_to_msda"]
-
 
 def _with_sizes(op: str, kind: arrays.Kind, name: str, array: Any, spatial_shapes: Any) -> Any:
     """An array (..., L, P, 2) and, to broadcast against it, the (H, W) of each level."""

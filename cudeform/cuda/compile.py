@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DIVISOR", "SCALARS", "Unit", "flatten", "pack", "packed", "reciprocal"]
-
 # A field of Params that kernels divide by: Divisor of prelude.cuh
 DIVISOR = np.dtype([("value", "i4"), ("multiplier", "u4"), ("shift", "i4")], align=True)
 SCALARS = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}

@@ -28,8 +28,6 @@ from cudeform.cuda.lanes import (
 )
 from cudeform.plans.points import BORDERS, Points
 
-__all__ = ["Block", "Gradients", "PointSums", "Sampler", "units"]
-
 PARAMS = np.dtype(
     [("height", "i4"), ("input_channels", "i4")]
     + [(name, DIVISOR) for name in (

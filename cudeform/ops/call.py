@@ -16,8 +16,6 @@ from cudeform.levels import check_sizes, sizes_on_host
 from cudeform.plans import ARGUMENTS, TYPES, Plan, known_options, plan
 from cudeform.plans.arguments import Arguments
 
-__all__ = ["Call", "checked", "gradients", "implementation", "outlined", "results"]
-
 Arrays = Mapping[str, Any]
 _CHOSEN = "argmax"  # what a backward may be given of the second result of its forward
 _MOST_KNOWN = 1024

@@ -11,8 +11,6 @@ from cudeform import checks
 from cudeform.plans.arguments import SOFTMAX, Argument, Option, Options, choice
 from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 
-__all__ = ["AttentionPlan", "ms_deform_attn"]
-
 _SHAPES = "(L, (H, W))"
 _MOST = 2**31 - 1  # pixels of all levels
 

@@ -10,8 +10,6 @@ from cudeform import checks
 from cudeform.arrays import sum_dtype_name
 from cudeform.plans.arguments import Argument, Arguments, Option
 
-__all__ = ["ARGUMENTS", "PLANNERS", "Outline", "Plan", "hashed_once", "planner"]
-
 
 class Outline(NamedTuple):
     """An array that is not there: all that a plan may look at, and all that it promises.

@@ -25,22 +25,6 @@ from cudeform.plans.arguments import (
 from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 from cudeform.plans.points import image_sizes
 
-__all__ = [
-    "GROUP_SIZE",
-    "OUTPUT_SIZE",
-    "PART_SIZE",
-    "SAMPLE_PER_PART",
-    "SAMPLING_RATIO",
-    "SPATIAL_SCALE",
-    "RoiPlan",
-    "deform_ps_roi_pool",
-    "deform_roi_pool",
-    "ps_roi_align",
-    "ps_roi_pool",
-    "roi_align",
-    "roi_pool",
-]
-
 _MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
 _MOST_OF_ARGMAX = 2**31  # pixels: y*W + x is int32
 # The region of each, and how many rows and columns at the far edges it leaves out.

@@ -7,10 +7,8 @@ from typing import Any
 
 from cudeform.cuda import layout
 from cudeform.cuda.device import device_of, gradients
-from cudeform.cuda.regions.rows import ROW_ITEMS, Launcher, units
+from cudeform.cuda.regions.rows import ROW_ITEMS, Launcher
 from cudeform.plans.regions import RoiPlan
-
-__all__ = ["backward", "forward", "units"]
 
 WORKSPACE_BYTES = 64 << 20  # of rows and their gradients
 

@@ -23,8 +23,6 @@ from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import THREADS, WARP, Choice, Shares, choose, lane_bits, vector_of, vectors
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["ROW_ITEMS", "Launcher", "units"]
-
 PARAMS = np.dtype(
     [(name, "f8") for name in ("scale", "origin", "least", "offset_scale")]
     + [(name, "i4") for name in (
