@@ -44,7 +44,7 @@ def compute(task: Task) -> Iterator[dict[str, Any]]:
             yield {"seconds": _seconds(task, work, name, keep)}
         except peers.Lacking:
             yield {"lacking": True}
-        except peers.Unavailable as problem:
+        except ImportError as problem:
             yield {"unavailable": str(problem)}
 
 

@@ -51,9 +51,8 @@ class Workload:
         given = {name: array for name, array in arrays.items() if name in accepted} | self.options
         if backward and {**self.row.defaults, **self.options}.get("mode") == "max":
             forward = {name: given[name] for name in given if name != "grad_output"}
-            _, given["argmax"] = self.row.forward(
-                **forward, return_argmax=True
-            )  # kept, as by others
+            forward["return_argmax"] = True  # it is kept, as by others
+            _, given["argmax"] = self.row.forward(**forward)
         if not backward:
             return lambda: (function(**given, **options),)
         return lambda: tuple(g for g in function(**given, **options) if g is not None)

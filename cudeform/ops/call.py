@@ -94,7 +94,10 @@ def checked(
     known = _KNOWN.get(key)
     if known is None:
         known, given = _looked_at(op, roles, arguments, fields)
-        _remember(key, known)
+        if key is not None:
+            if len(_KNOWN) >= _MOST_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[key] = known
     else:
         given = {name: arguments[name] for name in known.arrays}
         for name in roles.static:
@@ -150,13 +153,6 @@ def _known_as(op: str, roles: Arguments, arguments: Arrays) -> Any:
         if isinstance(arguments[name], np.ndarray):
             return None
     return tuple(key)
-
-
-def _remember(key: Any, known: Call) -> None:
-    if key is not None:
-        if len(_KNOWN) >= _MOST_KNOWN:
-            _KNOWN.clear()
-        _KNOWN[key] = known
 
 
 def _looked_at(
