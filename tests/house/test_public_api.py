@@ -61,7 +61,7 @@ def public_names(module):
 
 
 # Beside packages: what users import from.
-FOR_USERS = {"dask", "keras", "plot", "threads", "types"}
+FOR_USERS = {"cpu.threads", "dask", "keras", "plot", "torch.onnx", "types"}
 
 
 def reading_order(name):
