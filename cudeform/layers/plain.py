@@ -24,12 +24,10 @@ __all__ = [
     "Linear",
     "branch_gradient",
     "check_input",
-    "he_normal",
     "inner",
     "nested",
     "positive_integer",
     "sigmoid",
-    "zeros",
 ]
 
 Array = TypeVar("Array")  # NumPy's or CuPy's: what comes in comes out
@@ -111,7 +109,7 @@ def check_input(op: str, x: Any, channels: int) -> None:
         checks.fail(op, "x", f"of shape (N, {channels}, H, W)", tuple(x.shape))
 
 
-def he_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+def _he_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Weights that keep the variance of what passes through them and a ReLU.
 
     They are arrays of the generator's library.
@@ -120,7 +118,7 @@ def he_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     return (scale * rng.standard_normal(shape)).astype(dtype)
 
 
-def zeros(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+def _zeros(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Zeros where the arrays of a generator are; nothing is drawn from it that matters."""
     return np.zeros_like(rng.standard_normal(()), shape=shape, dtype=dtype)
 
@@ -158,9 +156,29 @@ def inner(params: Mapping[str, Any], layer: str) -> dict[str, Any]:
     return {n.removeprefix(start): value for n, value in params.items() if n.startswith(start)}
 
 
+class _Plain(Layer):
+    """A layer that is a weight and, unless a field `bias` says otherwise, a bias."""
+
+    bias: Any = True
+    weight_shape: Any
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """What to multiply a learning rate with, by parameter: 1 for all."""
+        return dict.fromkeys(("weight", "bias") if self.bias else ("weight",), 1.0)
+
+    def init(self, rng: Any, dtype: Any = np.float32, *, zero: bool = False) -> dict[str, Any]:
+        """Parameters from a generator of NumPy or CuPy; of zeros where asked."""
+        draw = _zeros if zero else _he_normal
+        params = {"weight": draw(rng, self.weight_shape, dtype)}
+        if self.bias:
+            params["bias"] = _zeros(rng, self.weight_shape[:1], dtype)
+        return params
+
+
 @dataclass(frozen=True)
 @described
-class Conv2d(Convolution):
+class Conv2d(_Plain, Convolution):
     """Convolution: the plain counterpart of `DeformConv2d`, and its branch.
 
     Parameters
@@ -186,19 +204,6 @@ class Conv2d(Convolution):
         kernel = checks.pair("Conv2d", "kernel_size", self.kernel_size, 1)
         return (self.out_channels, self.in_channels // self.groups, *kernel)
 
-    @property
-    def rate_factors(self) -> dict[str, float]:
-        """What to multiply a learning rate with, by parameter: 1 for all."""
-        return dict.fromkeys(("weight", "bias") if self.bias else ("weight",), 1.0)
-
-    def init(self, rng: Any, dtype: Any = np.float32, *, zero: bool = False) -> dict[str, Any]:
-        """Parameters from a generator of NumPy or CuPy; of zeros where asked."""
-        draw = zeros if zero else he_normal
-        params = {"weight": draw(rng, self.weight_shape, dtype)}
-        if self.bias:
-            params["bias"] = zeros(rng, (self.out_channels,), dtype)
-        return params
-
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, O, Ho, Wo) for x (N, C, H, W), and what `backward` needs."""
         check_input("Conv2d", x, self.in_channels)
@@ -215,7 +220,7 @@ class Conv2d(Convolution):
 
 @dataclass(frozen=True)
 @described
-class Linear(Layer):
+class Linear(_Plain):
     """Fully connected layer.
 
     Parameters
@@ -234,15 +239,8 @@ class Linear(Layer):
     out_features: int
 
     @property
-    def rate_factors(self) -> dict[str, float]:
-        """What to multiply a learning rate with, by parameter: 1 for all."""
-        return {"weight": 1.0, "bias": 1.0}
-
-    def init(self, rng: Any, dtype: Any = np.float32, *, zero: bool = False) -> dict[str, Any]:
-        """Parameters from a generator of NumPy or CuPy; of zeros where asked."""
-        draw = zeros if zero else he_normal
-        weight = draw(rng, (self.out_features, self.in_features), dtype)
-        return {"weight": weight, "bias": zeros(rng, (self.out_features,), dtype)}
+    def weight_shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, out_features) for x (N, in_features), and what `backward` needs."""
