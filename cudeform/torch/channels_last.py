@@ -78,9 +78,8 @@ def _is_last(value: Any) -> bool:
     if torch.jit.is_tracing():  # which warns of all that is asked of sizes
         return value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
     least = 0
-    for axis in (1, 3, 2, 0):
-        size, step = value.shape[axis], steps[axis]
-        if size == 0 or step < least or axis == 0 and least == steps[1]:
+    for axis in (1, 3, 2):  # nothing is asked of how many images there are: nobody may know yet
+        if steps[axis] < least:
             return False
-        least = step * size if size > 1 else step
-    return True
+        least = steps[axis] * max(value.shape[axis], 1)
+    return least != steps[1] and steps[0] >= least

@@ -274,6 +274,22 @@ def test_fake_tensors_have_the_strides_of_results():
         assert found.stride() == conv(given).stride()
 
 
+class Chosen(torch.nn.Module):
+    """Of how many images nobody knows before it runs."""
+
+    def forward(self, images, chosen, weight):
+        images = images[chosen.nonzero().squeeze(1)].contiguous(memory_format=LAST)
+        return cudeform.conv2d(images, weight, padding=1)
+
+
+def test_exported_for_numbers_of_images_that_follow_from_values():
+    images, chosen = torch.rand(4, 3, 5, 6), torch.tensor([True, False, True, True])
+    given = images, chosen, torch.rand(2, 3, 3, 3)
+    found = torch.export.export(Chosen(), given).module()(*given)
+    assert torch.equal(found, Chosen()(*given)) and len(found) == 3
+    assert_last(found)
+
+
 class Exported(torch.nn.Module):
     def forward(self, input, offset, weight, bias, mask):
         return conv(dict(zip(NAMES, (input, offset, weight, bias, mask), strict=True)))
