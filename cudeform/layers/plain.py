@@ -16,20 +16,6 @@ from cudeform import checks, conv2d, conv2d_backward
 from cudeform.descriptions import described
 from cudeform.plans.regions import SAMPLE_PER_PART, SAMPLING_RATIO
 
-__all__ = [
-    "Array",
-    "Conv2d",
-    "Convolution",
-    "Layer",
-    "Linear",
-    "branch_gradient",
-    "check_input",
-    "inner",
-    "nested",
-    "positive_integer",
-    "sigmoid",
-]
-
 Array = TypeVar("Array")  # NumPy's or CuPy's: what comes in comes out
 
 
