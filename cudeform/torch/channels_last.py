@@ -13,8 +13,6 @@ import torch
 
 from cudeform.registry import OPERATORS
 
-__all__ = ["first", "last"]
-
 # By function: the arrays whose channels move, and those that may tell that they do.
 _MOVED = {
     name: ("grad_output", *(a.name for a in row.arguments if a.axes[0] == "N"))

@@ -18,8 +18,6 @@ from cudeform import checks
 from cudeform.torch.originals import loaded
 from cudeform.torch.rebinding import rebound
 
-__all__ = ["Patch", "patch"]
-
 
 class Patch(AbstractContextManager["Patch"]):
     """What `patch` returns: `undo` ends it, and so does the end of a ``with`` block.

@@ -14,8 +14,6 @@ from cudeform.descriptions import described
 from cudeform.plans.aggregation import packed_channels
 from cudeform.torch.nn.module import Module, begin_as_projections, begin_with_zeros
 
-__all__ = ["DCNv3", "DCNv4"]
-
 _ACTIVATIONS = {"GELU": nn.GELU, "ReLU": nn.ReLU, "SiLU": nn.SiLU}
 _NORMS = ("LN", "BN")
 

@@ -11,8 +11,6 @@ from cudeform import checks
 from cudeform.descriptions import described
 from cudeform.torch.nn.multi_scale import Attention, boolean
 
-__all__ = ["MSDeformAttn", "MSDeformableAttention", "MultiScaleDeformableAttention"]
-
 _METHODS = {"default": "bilinear", "discrete": "nearest"}  # what RT-DETRv2 calls ours
 
 

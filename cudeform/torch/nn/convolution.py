@@ -13,14 +13,6 @@ import cudeform
 from cudeform import checks
 from cudeform.torch.nn.module import Module, begin_with_zeros
 
-__all__ = [
-    "DCN",
-    "DeformConv2d",
-    "DeformConv2dPack",
-    "ModulatedDeformConv2dPack",
-    "rename_legacy_keys",
-]
-
 
 class DeformConv2d(Module):
     """torchvision's module: offsets, and a mask for version 2, are arguments of the forward.

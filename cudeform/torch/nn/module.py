@@ -8,8 +8,6 @@ from torch import nn
 
 from cudeform.torch.scripting import refuse_script
 
-__all__ = ["Module", "begin_as_projections", "begin_with_zeros"]
-
 
 class Module(nn.Module):
     """A module that says by its name that ``torch.jit.script`` does not take it."""

@@ -13,8 +13,6 @@ from cudeform import checks
 from cudeform.directions import first_offsets
 from cudeform.torch.nn.module import Module, begin_as_projections, begin_with_zeros
 
-__all__ = ["Attention", "boolean"]
-
 
 class Attention(Module):
     """What all have: the parameters, where a query reads, and the call of the operator."""

@@ -11,8 +11,6 @@ from cudeform import checks
 from cudeform.plans import regions
 from cudeform.torch.nn.module import Module, begin_with_zeros
 
-__all__ = ["DCNPooling", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
-
 
 class _FullyConnected(nn.Sequential):
     """Linear layers with ReLU between; the last one begins with zeros."""
