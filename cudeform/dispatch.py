@@ -127,6 +127,13 @@ def _load(bridge: str) -> Callable[..., Any]:
     return call
 
 
+def _unread(function: _Function) -> _Function:
+    """A function that torch.compile does not look into: it would take NumPy's arrays for tensors,
+    and compute with what it makes of the backend.
+    """
+    return cast(_Function, sys.modules["torch"].compiler.disable(function))
+
+
 def define() -> None:
     """Tell torch of the operators, where it is loaded: saved programs find them by their names."""
     torch = sys.modules.get("torch")
@@ -160,6 +167,8 @@ def dispatched(*arrays: str) -> Callable[[_Function], _Function]:
                 if bridge is not None:
                     break
             else:
+                if "torch._dynamo" in sys.modules and sys.modules["torch"].compiler.is_compiling():
+                    return _unread(function)(*args, **kwargs)
                 return function(*args, **kwargs)
             # torch.compile of PyTorch 2.8 takes strict=False for strict, and compares no keys().
             given = dict(zip(names, args))  # noqa: B905

@@ -45,21 +45,22 @@ def call(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> A
     row = ROWS[op]
     if row.boxes in given:
         given[row.boxes] = _rows(name, given[row.boxes], given[row.images])
-    needs, grad_output = given.pop("needs", None), given.pop("grad_output", None)
+    needs = given.pop("needs", None)
+    grad_output = [given.pop("grad_output")] if name != op else []
     names = (*row.names, "argmax")
     pairs = {k for k in row.static if isinstance(given.get(k), (list, tuple))}
     named = {k: given.pop(k) for k in names if k in given and k not in pairs}
     arrays = {k: v for k, v in named.items() if v is not None or k in row.required}
     static, operands = Call(op, tuple(arrays), tuple(given.items())), list(arrays.values())
-    static.check(operands, grad_output)
+    static.check(operands, *grad_output)
     static = static.frozen()
-    if grad_output is None:
+    if not grad_output:
         results = forward(static, operands)
         return tuple(results) if len(results) > 1 else results[0]
     absent = {k: arrays.get(k) for k in row.optional if k in row.kept}
     needed = checks.needs(name, needs, absent, row.gradients._fields)
     needed = tuple(k for k in row.gradients._fields if k in needed)
-    found = backward(static, grad_output, operands, needed)
+    found = backward(static, *grad_output, operands, needed)
     return row.gradients(**dict(zip(needed, found, strict=True)))
 
 

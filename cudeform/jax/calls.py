@@ -39,11 +39,13 @@ class Call:
             return False
         return name in self.row.batched or all(a.name != name for a in self.row.arguments)
 
-    def check(self, arrays: Sequence[Any], grad_output: Any = None) -> Plan:
-        """Check arrays, or what is known of them while JAX traces, and say what they give."""
+    def check(self, arrays: Sequence[Any], *grad_output: Any) -> Plan:
+        """Check arrays, or what is known of them while JAX traces, and say what they give: in a
+        forward, or in a backward, which has a grad_output.
+        """
         given, op = self.named(arrays), self.op
-        if grad_output is not None:
-            given, op = {"grad_output": grad_output, **given}, op + "_backward"
+        if grad_output:
+            given, op = {"grad_output": grad_output[0], **given}, op + "_backward"
         return outlined(op, given, dict(self.options))[1]
 
     def frozen(self) -> Call:

@@ -10,6 +10,7 @@ import torch
 from torch.autograd import Function
 
 from cudeform import derivatives
+from cudeform.ops.call import outlined
 from cudeform.plans import plan
 from cudeform.torch.exchange import compute, direct
 from cudeform.torch.signatures import BRIDGES, Bridge, flat
@@ -67,6 +68,7 @@ class Bound(NamedTuple):
 def dispatched(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
     """The forward by the operator in torch's dispatcher."""
     name = bridge.name + ("_argmax" if options.get("return_argmax") else "")
+    _check(bridge.name, bridge.names, tensors, options)
     return getattr(torch.ops.cudeform, name)(*tensors, *flat(bridge, options))
 
 
@@ -75,9 +77,18 @@ def dispatched_backward(
 ) -> tuple[Any, ...]:
     """The same of the backward, of grad_output and the arrays."""
     wanted = [name in needs for name in bridge.differentiable]
-    operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
-    found = operator(*tensors, *flat(bridge, options), wanted)
+    name = bridge.name + "_backward"
+    _check(name, ("grad_output", *bridge.kept), tensors, options)
+    found = getattr(torch.ops.cudeform, name)(*tensors, *flat(bridge, options), wanted)
     return found if isinstance(found, tuple) else (found,)
+
+
+def _check(op: str, names: Sequence[str], tensors: Sequence[Any], options: dict[str, Any]) -> None:
+    """Check a call before the dispatcher does: it has words of its own for options of a wrong type,
+    and takes 1 for True, and four integers for two pairs. A compiler sees the checks of the fake.
+    """
+    if not torch.compiler.is_compiling():
+        outlined(op, dict(zip(names, tensors, strict=True)), options)
 
 
 class Eager(Function):

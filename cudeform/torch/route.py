@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cudeform import checks
+from cudeform.ops.call import outlined
 from cudeform.torch import (
     autocast,
     channels_last,
@@ -76,11 +77,11 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
     if place is not None:
         if not differentiated:
             return direct(bridge.forward, given, place)
-        if not given.get("return_argmax"):
+        if given.get("return_argmax", False) is False:
             return _differentiable(bridge, given, place)
     if "return_argmax" in given:
         given = dict(given)
-        if given.pop("return_argmax"):
+        if checks.flag(bridge.name, "return_argmax", given.pop("return_argmax")):
             return _forward(bridge, given), _argmax(bridge, given)
     tensors, options = _arguments(bridge, bridge.names, given)
     if torch.compiler.is_compiling() and not transformed():
@@ -213,11 +214,14 @@ def _gradients(
     argmax: Any,
 ) -> tuple[Any, ...]:
     bound = Bound(bridge, options)
-    if _is_differentiated(tensors) or transformed():
-        return _untraced_gradients(bound, needs, tensors)
-    if argmax is not None and is_plain((*tensors, argmax)):  # else it is found once more
-        given = dict(zip(("grad_output", *bridge.kept), tensors, strict=True), argmax=argmax)
+    given = dict(zip(("grad_output", *bridge.kept), tensors, strict=True), argmax=argmax)
+    differentiated = _is_differentiated(tensors) or transformed()
+    if argmax is not None and is_plain((*tensors, argmax)) and not differentiated:
         return compute(bridge.backward, given, {**options, "needs": needs})
+    if argmax is not None:  # it is found once more, but a wrong one is an error all the same
+        outlined(bridge.name + "_backward", given, options)
+    if differentiated:
+        return _untraced_gradients(bound, needs, tensors)
     return bound.backward(needs, tensors[0], tensors[1:])
 
 

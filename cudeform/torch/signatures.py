@@ -169,6 +169,6 @@ def _together(kind: str, value: Sequence[Any]) -> Any:
         return tuple(zip(value[::2], value[1::2], strict=True))
     if kind == "integers":
         return tuple(value)
-    if len(value) == 4:
+    if kind == "padding" and len(value) == 4:
         return (value[0], value[1]), (value[2], value[3])
-    return tuple(value) if len(value) > 1 else value[0]
+    return value[0] if len(value) == 1 else tuple(value)

@@ -23,6 +23,9 @@ def mapped(
     mapped tensor has none, the function is called for one index of the axis after the other.
     Returns what a rule for torch.vmap has to: results, and where the axis is in them.
     """
+    if size == 0:  # the results of zeros have the shapes of those that there are none of
+        results = apply(*(_zeros(t, d) for t, d in zip(tensors, in_dims, strict=True)))
+        return _each(results, lambda r: r[None][:0])
     foldable = any(batched) and all(
         b for b, d in zip(batched, in_dims, strict=True) if d is not None
     )
@@ -48,6 +51,11 @@ def _folded(tensor: Any, dim: int | None, size: int) -> Any:
         return None
     whole = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return whole.flatten(0, 1)
+
+
+def _zeros(tensor: Any, dim: int | None) -> Any:
+    """A tensor without its mapped axis, which is empty."""
+    return tensor if dim is None else torch.zeros_like(tensor.sum(dim))
 
 
 def _unfolded(tensor: Any, size: int) -> Any:

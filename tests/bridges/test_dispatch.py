@@ -8,6 +8,7 @@ import pytest
 
 import cudeform
 from cudeform import dispatch
+from cudeform.registry import OPERATORS
 
 
 def test_types_are_not_kept_for_ever(monkeypatch):
@@ -54,3 +55,13 @@ def test_what_is_no_array_beside_arrays_of_jax(given):
     message = "conv2d: expected `weight` to be a jax array like `input`, got "
     with pytest.raises(TypeError, match=message + type(given).__name__.removesuffix("Type")):
         cudeform.conv2d(jnp.asarray(IMAGE), given)
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax.numpy"])
+@pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row.name)
+def test_a_backward_without_a_grad_output_is_no_forward(row, framework):
+    asarray = pytest.importorskip(framework).asarray
+    case = next(iter(row.cases(np.random.default_rng(1))))
+    message = f"^{row.name}_backward: expected `grad_output` to be a .*, got None"
+    with pytest.raises(TypeError, match=message):
+        row.call_backward(None, case, asarray)

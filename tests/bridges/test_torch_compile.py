@@ -147,6 +147,22 @@ def test_wrong_shapes_are_told_while_compiling():
         compiled(*given)
 
 
+def test_arrays_of_numpy_in_a_compiled_function_are_computed_as_such():
+    """torch.compile takes them for tensors, and would trace the backend."""
+    weight = np.random.default_rng(2).standard_normal((3, 4, 3, 3)).astype(np.float32)
+
+    def inside(images):
+        return torch.from_numpy(cudeform.conv2d(2 * images.numpy(), weight)) + 1
+
+    def after_a_break(images):
+        torch._dynamo.graph_break()
+        return torch.from_numpy(cudeform.conv2d(images.numpy(), weight))
+
+    images = tensors()[0]
+    for function in (inside, after_a_break):
+        assert torch.equal(torch.compile(function, backend="eager")(images), function(images))
+
+
 TRANSFORMS = {
     "grad": lambda *t: torch.func.grad(lambda x: layer(x, *t[1:]).square().sum())(t[0]),
     "jvp": lambda *t: torch.func.jvp(lambda x: layer(x, *t[1:]), (t[0],), (t[0],))[1],

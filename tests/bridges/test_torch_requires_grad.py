@@ -159,6 +159,10 @@ def test_an_argmax_does_not_cut_a_gradient():
     assert torch.equal(compiled(backward)(grad_output, argmax), expected)
     with pytest.raises(TypeError, match="`argmax` to be a torch.Tensor like `grad_output`"):
         backward(grad_output, argmax.numpy())
+    with pytest.raises(TypeError, match="^roi_pool_backward: expected `argmax` of dtype int32"):
+        backward(grad_output, argmax.float())
+    with pytest.raises(ValueError, match="^roi_pool_backward: expected `argmax` of shape"):
+        backward(grad_output, argmax[1:])
 
 
 @every_row

@@ -71,3 +71,16 @@ def test_a_loop_around_is_the_loop(drawn):
     assert found.abs().max() > 0.1
     for index in range(2):
         torch.testing.assert_close(found[index], twice(*(t[index] for t in stacked)))
+
+
+def test_a_loop_around_nothing_has_empty_results(drawn):
+    """Where the axis goes into the batch, and where it has to stay a loop, as along filters."""
+    (images, offset, weight), *_ = drawn
+    shape = forward(images, offset, weight).shape
+    nothing = images.new_zeros(0, *images.shape), offset.new_zeros(0, *offset.shape)
+    assert vmap(forward, (0, 0, None))(*nothing, weight).shape == (0, *shape)
+    filters = weight.movedim(0, 1)[..., None][..., :0]
+    looped = vmap(lambda weight: forward(images, offset, weight.movedim(0, 1)), -1)
+    assert looped(filters).shape == (0, *shape)
+    gradients = vmap(grad(lambda *t: forward(*t).sum(), (0, 2)), (0, 0, None))(*nothing, weight)
+    assert [g.shape for g in gradients] == [(0, *images.shape), (0, *weight.shape)]

@@ -115,6 +115,24 @@ ABSURD = [
 ]
 
 
+@pytest.mark.parametrize("name", POOLINGS)
+def test_a_second_corner_at_minus_infinity_is_that_of_an_inverted_box(name):
+    """Where regions have a least size, as in the table of docs/roi.md."""
+    row = operator(name)
+    case = next(iter(row.cases(np.random.default_rng(2))))
+    far, inverted = case.arrays["boxes"].copy(), case.arrays["boxes"].copy()
+    far[:, 3], inverted[:, 3] = -np.inf, inverted[:, 1] - 100
+    outputs = (
+        row.call(Case("inverted", {**case.arrays, "boxes": boxes}, case.options))
+        for boxes in (far, inverted)
+    )
+    least = name in ("roi_pool", "ps_roi_pool", "deform_ps_roi_pool")
+    least = least or (name == "roi_align" and not case.options.get("aligned"))
+    found, expected = outputs
+    assert found.any() == least
+    np.testing.assert_array_equal(found, expected if least else 0)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("name", POOLINGS)
@@ -159,6 +177,29 @@ def test_coordinates_that_are_not_finite_read_nothing(name):
     arrays = {k: a * 0 if k == "offset" else a for k, a in case.arrays.items()}
     arrays.update(input=image, boxes=boxes)
     assert np.isfinite(row.call(Case("nan", arrays, case.options))).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_nothing_is_warned_of_where_moves_are_not_finite(monkeypatch, dtype):
+    """A warning may be an error: `-W error`, or `np.seterr(all="raise")`."""
+    monkeypatch.setattr(threads, "_SMALL", 1)  # so that threads have frames of their own
+    monkeypatch.setattr(threads, "_count", 3)
+    rng = np.random.default_rng(5)
+    boxes = np.array([[0, 1, 2, 5, 6], [0, 3, 3, 3, 7], [0, 2, np.inf, 4, 5]], np.float32)
+    values = np.array([0, 1, np.nan, np.inf, -np.inf], dtype)
+    given = {
+        "input": rng.standard_normal((1, 1, 9, 8)).astype(dtype),
+        "boxes": np.tile(boxes, (7, 1)).astype("float64" if dtype == "float64" else "float32"),
+        "offset": rng.choice(values, (21, 2, 2, 3)),
+    }
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        output = cudeform.deform_roi_pool(**given, output_size=(2, 3), sampling_ratio=2)
+        gradients = cudeform.deform_roi_pool_backward(
+            np.ones_like(output), **given, output_size=(2, 3), sampling_ratio=2
+        )
+    for array in (output, gradients.input, gradients.offset):
+        assert np.isfinite(array.astype(np.float64)).all()
 
 
 def test_the_largest_pixel_is_the_first_and_nan_is_larger():

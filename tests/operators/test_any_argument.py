@@ -45,6 +45,10 @@ def plain(result):
     """Results as something to compare."""
     if isinstance(result, (tuple, list)):
         return [plain(part) for part in result]
+    if getattr(result, "is_meta", False):
+        return tuple(result.shape), result.dtype
+    if getattr(result, "requires_grad", False):
+        result = result.detach()
     return np.asarray(result).tobytes() if hasattr(result, "shape") else repr(result)
 
 
@@ -161,6 +165,23 @@ def test_torch():
         tensors = {k: _quietly(make) for k, make in tensors.items()}
         calls = [*operator_calls(torch.from_numpy), *converter_calls(torch.from_numpy)]
         assert not failures(checks_of(calls, values, tensors, 19))
+
+
+def test_torch_where_there_is_a_gradient_or_no_memory():
+    """Other ways through the bridge, which refuse what the plain one does."""
+    torch = pytest.importorskip("torch")
+    values = VALUES | {"four in a row": (1, 2, 3, 4), "tensor of a pair": torch.tensor([1, 1])}
+    tensors = {"complex": lambda t: t.to(torch.complex64), "axis more": lambda t: t[None]}
+
+    def differentiated(array):
+        return torch.from_numpy(array).requires_grad_(array.dtype.kind == "f")
+
+    def without_memory(array):
+        return torch.from_numpy(array).to("meta")
+
+    assert not failures(checks_of(operator_calls(differentiated), values, tensors, 29))
+    values.pop("tensor of a pair")  # of another device, which is said first
+    assert not failures(checks_of(operator_calls(without_memory), values, tensors, 29))
 
 
 def _quietly(make):

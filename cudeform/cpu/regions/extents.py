@@ -127,6 +127,7 @@ def count_covered(plan: RoiPlan, regions: Regions) -> float:
     return float(np.dot(down, across))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def reach_of_regions(
     plan: RoiPlan, regions: Regions, offset: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
