@@ -14,11 +14,11 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.bare import bare, give_back, lender, lent
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import lender
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.transpose import frozen
-from cudeform.cpu.regions import planes, strips
+from cudeform.cpu.regions import strips
+from cudeform.cpu.regions.at_once import gradients_at_once, prepared
 from cudeform.cpu.regions.blocking import (
     Job,
     Round,
@@ -26,6 +26,8 @@ from cudeform.cpu.regions.blocking import (
     averages_planes,
     by_class,
     count_groups,
+    count_rows,
+    count_slices,
     effort,
     effort_of,
     job_of,
@@ -35,28 +37,19 @@ from cudeform.cpu.regions.blocking import (
     reads_planes,
     rounds,
     taken_whole,
-    unpacked,
 )
 from cudeform.cpu.regions.extents import Regions, locate_regions, reach_of_argmax, reach_of_regions
 from cudeform.cpu.regions.frames import framed
-from cudeform.cpu.regions.patches import (
-    bins_of,
-    locate_region,
-    locate_tile,
-    measure_tile,
-    reached,
-    return_tile,
-    spread_tile,
-    tile_of,
-)
-from cudeform.cpu.regions.results import add_elements, read_gradients
-from cudeform.cpu.regions.staging import room, slice_of, staged_rounds, unstage, writing
+from cudeform.cpu.regions.planes import scatter, scatter_samples, spread_planes
+from cudeform.cpu.regions.slices import measure_slices, spread_slices
+from cudeform.cpu.regions.staging import room, staged_rounds, unstage, writing
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["backward", "group_rows"]
+__all__ = ["backward"]
 
+_spread, _measure = lender(spread_slices.py_func), lender(measure_slices.py_func)
 # By the number of arrays that say what is the largest.
-_PLANES = planes.spread, planes.scatter, planes.scatter_samples
+_PLANES = [lender(kernel.py_func) for kernel in (spread_planes, scatter, scatter_samples)]
 
 
 def backward(
@@ -75,12 +68,15 @@ def backward(
     shapes = {"offset": plan.offset_shape, "mask": plan.mask_shape}
     sums = {name: np.zeros(shape if name in needs else 0, wide) for name, shape in shapes.items()}
     grad_input = np.zeros(input.shape if "input" in needs else 0, input.dtype)
-    if grad_output.size:
-        regions = locate_regions(plan, boxes)
-        chosen: tuple[np.ndarray, ...] = ()
-        if plan.largest and "input" in needs:
-            chosen = (argmax,) if plan.reads == "pixels" else (argmax[:, 0], argmax[:, 1])
-        given = offset, mask, grad_output, chosen
+    chosen: tuple[np.ndarray, ...] = ()
+    if plan.largest and "input" in needs:
+        chosen = (argmax,) if plan.reads == "pixels" else (argmax[:, 0], argmax[:, 1])
+    known = prepared(plan, input.dtype)
+    if known and threads.takes_one(known.work):
+        arrays = input, boxes, offset, mask, grad_output
+        gradients_at_once(known, arrays, chosen, (grad_input, *sums.values()))
+    elif grad_output.size:
+        regions, given = locate_regions(plan, boxes), (offset, mask, grad_output, chosen)
         if "input" in needs:
             as_planes = plan.largest or averages_planes(plan)
             compute = _gradient_of_planes if as_planes else _input_gradient
@@ -105,7 +101,7 @@ def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: n
                 target = np.empty(room(job, part), wide)
             for work, grad, _ in _works(job, some, part, given):
                 task = partial(_spread, packed(work), target, frozen(grad, target))
-                threads.share(task, _tasks(job, part), whole_work / len(parts))
+                threads.share(task, count_rows(job, part), whole_work / len(parts))
             with writing(job, some, part, grad_input, wide) as written:
                 unstage(job, some, part, target, written)
 
@@ -122,7 +118,7 @@ def _framed(
     tasks_of = partial(job_of, plan, itemsize, planes=planes, enough=wanted)
     job = tasks_of(len(regions.images) * tasks)
     parts = rounds(job, len(regions.images), itemsize)
-    shared = wanted > 1 and threads.too_few(_tasks(job, parts[0]))
+    shared = wanted > 1 and threads.too_few(count_rows(job, parts[0]))
     if not shared and not reads_planes(plan, job, regions, itemsize):
         yield regions, job
         return
@@ -160,14 +156,7 @@ def _sum_planes(
             arrays = packed(work), *written, frozen(grad, written[2])
             arrays += tuple(frozen(array, array) for array in argmax)
             task = partial(_PLANES[len(argmax)], *arrays)
-            threads.share(task, planes.count_tasks(job, part), effort(plan))
-
-
-def _tasks(job: Job, part: Round) -> int:
-    """Slices of frames and rows of groups."""
-    images, classes, *_ = part.shape(job)
-    begin, end = group_rows(job, part)
-    return images * classes * (end - begin) * (part.slice_end - part.slice_begin)
+            threads.share(task, count_slices(part), effort(plan))
 
 
 def _element_gradients(
@@ -202,91 +191,3 @@ def _works(
         place = chosen, part.classes, part.channels(job)
         values = by_class(job, grad)[place].astype(wide)
         yield work, values, tuple(by_class(job, array)[place] for array in argmax)
-
-
-@lender
-def _spread(given, target, grad, first, last):
-    """Tasks `first` to `last` of a round: slices of images, and rows of groups."""
-    work = unpacked(given)
-    job, part, regions, piece = work
-    tile, values, memory = tile_of(job, target)
-    target, grad = bare(target, 0), bare(grad, 0)
-    line = job.columns * job.pitch
-    high = job.tile // job.bins_x
-    for task in range(first, last):
-        u, c, gy, s = _task(job, part, task)
-        begin, end = bins_of(job.bins_y, job.groups_y, gy)
-        starts = slice_of(job, part, regions.origin, u, c, s)
-        if piece.span.begin == regions.first[part.image_begin]:  # the first of the round
-            _clear(job, part, (regions.origin, u, gy), starts, target)
-        since, until = regions.first[u], regions.first[u + 1]
-        for t in range(max(since, piece.span.begin), min(until, piece.span.end)):
-            locate_region(job, regions, t, begin, end, tile)
-            first_row, last_row, left, right = reached(job, tile, begin, end)
-            for top in range(first_row, last_row, high):
-                bottom = min(top + high, last_row)
-                count = (bottom - top) * job.bins_x
-                locate_tile(work, (t, c, s), starts, (top, bottom), (left, right), tile)
-                read_gradients(work, (t, c, s), grad, top, count, values)
-                spread_tile(tile, count, values, job.pitch, line, target)
-    return_tile(memory)
-
-
-@inlined
-def _clear(job, part, place, starts, target):
-    """Let the gradient of a task's slices begin with zeros."""
-    origin, u, gy = place
-    pixel = origin[2 * u] * job.columns + origin[2 * u + 1]
-    first = max(gy * job.groups_x, part.group_begin)
-    for g in range(first, min((gy + 1) * job.groups_x, part.group_end)):
-        at = starts[0] + g * starts[1] + pixel * job.pitch
-        for k in range(at, at + job.rows * job.columns * job.pitch):
-            target[k] = 0
-
-
-def group_rows(job: Job, part: Round) -> tuple[int, int]:
-    """The rows of groups that a round has groups of, from the first up to the last."""
-    return part.group_begin // job.groups_x, (part.group_end - 1) // job.groups_x + 1
-
-
-_group_rows = inlined(group_rows)
-
-
-@inlined
-def _task(job, part, task):
-    """(frame, class, row of groups, slice) of a task."""
-    begin, end = _group_rows(job, part)
-    slices = part.slice_end - part.slice_begin
-    classes = part.class_end - part.class_begin
-    rest = task // slices
-    s = part.slice_begin + task - rest * slices
-    gy = begin + rest % (end - begin)
-    rest = rest // (end - begin)
-    return part.image_begin + rest // classes, part.class_begin + rest % classes, gy, s
-
-
-@lender
-def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
-    """Tasks `first` to `last` of a round, each a region: gradients of its offsets and masks."""
-    work = unpacked(given)
-    job, part, regions, piece = work
-    tile, values, memory = tile_of(job, staged)
-    numbers = lent(3 * job.tile, staged.dtype)
-    staged, grad, found = bare(staged, 0), bare(grad, 0), bare(numbers, 0)
-    targets = bare(grad_offset, 0), bare(grad_mask, 0), grad_offset.size > 0, grad_mask.size > 0
-    line = job.columns * job.pitch
-    high = job.tile // job.bins_x
-    for t in range(piece.span.begin + first, piece.span.begin + last):
-        locate_region(job, regions, t, 0, job.bins_y, tile)
-        for c in range(part.class_begin, part.class_end):
-            for s in range(part.slice_begin, part.slice_end):
-                starts = slice_of(job, part, regions.origin, regions.place[t], c, s)
-                for top in range(0, job.bins_y, high):
-                    bottom = min(top + high, job.bins_y)
-                    count = (bottom - top) * job.bins_x
-                    locate_tile(work, (t, c, s), starts, (top, bottom), (0, job.bins_x), tile)
-                    read_gradients(work, (t, c, s), grad, top, count, values)
-                    measure_tile(tile, count, staged, job.pitch, line, values, found)
-                    add_elements(job, regions, (t, c, top), count, tile.factor, found, targets)
-    return_tile(memory)
-    give_back(numbers)

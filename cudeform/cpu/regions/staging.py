@@ -18,12 +18,7 @@ from cudeform.cpu.language.rows import read_rows
 from cudeform.cpu.language.strided import aligned, lying
 from cudeform.cpu.language.transpose import frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
-from cudeform.cpu.regions.blocking import (
-    Job,
-    Round,
-    one_round,
-    rounds,
-)
+from cudeform.cpu.regions.blocking import Job, Round, count_slices, one_round, place_of, rounds
 from cudeform.cpu.regions.extents import Regions
 
 __all__ = [
@@ -31,6 +26,7 @@ __all__ = [
     "View",
     "contiguous",
     "count_chunks",
+    "lay_back",
     "lay_out",
     "reading",
     "room",
@@ -61,13 +57,7 @@ _read = records(Job, Round, View)
 @lru_cache(maxsize=256)
 def room(job: Job, part: Round) -> int:
     """Elements of the frames of a round, slice by slice."""
-    return _blocks(job, part) * job.rows * job.columns * job.pitch
-
-
-def _blocks(job: Job, part: Round) -> int:
-    """Slices in the frames of a round."""
-    frames, classes, _, groups, _ = part.shape(job)
-    return frames * classes * groups * (part.slice_end - part.slice_begin)
+    return count_slices(part) * job.rows * job.columns * job.pitch
 
 
 def _fill(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np.ndarray) -> None:
@@ -115,7 +105,7 @@ def _share(task: Callable[[int, int], None], job: Job, part: Round) -> None:
 def count_chunks(job: Job, part: Round) -> int:
     """Pieces in which the pixels of a round are laid out, image by image."""
     lines, _, chunks = _lines(job)
-    return _blocks(job, part) * lines * chunks
+    return count_slices(part) * lines * chunks
 
 
 def reading(job: Job, regions: Regions, input: np.ndarray) -> Planes:
@@ -210,15 +200,7 @@ def _chunk(job, part, view, origin, starts, task):
     line = task // chunks - block * lines
     pixel = task % chunks * _PIXELS
     at = ((block * lines + line) * length + pixel) * job.pitch
-    spans = part.slice_end - part.slice_begin
-    s = part.slice_begin + block % spans
-    block = block // spans
-    spans = part.group_end - part.group_begin
-    g = part.group_begin + block % spans
-    block = block // spans
-    spans = part.class_end - part.class_begin
-    c = part.class_begin + block % spans
-    u = part.image_begin + block // spans
+    u, c, g, s = place_of(part, (part.group_begin, part.group_end), block)
     first = s * job.slice_channels
     y, x = origin[2 * u] + line, origin[2 * u + 1] + pixel
     other = starts[u] + c * view.of_class + first * view.channel + g * view.group
@@ -261,7 +243,13 @@ def _widen(numbers, origin, starts, source, staged, first, last):
 
 @lender
 def _unstage(numbers, origin, starts, staged, output, first, last):
-    _visit(_read(numbers), origin, starts, staged, output, first, last, _lay_back)
+    lay_back(_read(numbers), origin, starts, staged, output, first, last)
+
+
+@inlined
+def lay_back(views, origin, starts, staged, output, first, last):
+    """The inverse of `lay_out`."""
+    _visit(views, origin, starts, staged, output, first, last, _lay_back)
 
 
 @inlined
