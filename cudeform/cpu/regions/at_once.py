@@ -33,7 +33,7 @@ from cudeform.cpu.regions.slices import (
     measure_slices,
     spread_slices,
 )
-from cudeform.cpu.regions.staging import View, contiguous, count_chunks, lay_back, lay_out, room
+from cudeform.cpu.regions.staging import View, contiguous, count_chunks, room, stage
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["Prepared", "gradients_at_once", "pool_at_once", "prepared"]
@@ -152,11 +152,8 @@ def _measure(numbers, scales, boxes, offset, mask, source, grad, grad_offset, gr
 @lender
 def _spread(numbers, scales, boxes, offset, mask, grad, target):
     given, starts, used = _begin(numbers, scales, boxes, offset, mask)
-    job, part, _, view, sizes = _read(numbers)
-    staged = lent(sizes.room, target.dtype)
-    spread_slices(given, staged, grad, 0, used * sizes.rows)
-    lay_back((job, part, view), starts[0], starts[1], staged, target, 0, used * sizes.chunks)
-    give_back(staged)
+    _, _, _, view, sizes = _read(numbers)
+    spread_slices(given, starts[1], view, target, grad, 0, used * sizes.rows)
     _end(given)
 
 
@@ -206,7 +203,7 @@ def _stage(given, starts, used, source):
     """The images laid out, and how many slices all regions have."""
     job, part, span, view, sizes = _read(given[0])
     staged = lent(sizes.room, source.dtype)
-    lay_out((job, part, view), starts[0], starts[1], source, staged, 0, used * sizes.chunks)
+    stage((job, part, view), starts[0], starts[1], source, staged, 0, used * sizes.chunks)
     return staged, span.regions * (part.slice_end - part.slice_begin)
 
 

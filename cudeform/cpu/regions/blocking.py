@@ -279,6 +279,7 @@ def reads_planes(plan: RoiPlan, job: Job, regions: Regions, itemsize: int) -> bo
     return _GATHERED * count_pixels(plan, regions) < pixels
 
 
+@lru_cache(maxsize=256)
 def count_slices(part: Round) -> int:
     """Slices in the frames of a round, each of one class and one group."""
     return prod(end - begin for begin, end in zip(part[::2], part[1::2], strict=True))
@@ -289,6 +290,7 @@ def group_rows(job: Job, part: Round) -> tuple[int, int]:
     return part.group_begin // job.groups_x, (part.group_end - 1) // job.groups_x + 1
 
 
+@lru_cache(maxsize=256)
 def count_rows(job: Job, part: Round) -> int:
     """As `count_slices`, with all groups of a row together."""
     begin, end = group_rows(job, part)

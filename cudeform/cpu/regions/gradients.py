@@ -14,6 +14,7 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
+from cudeform.cpu.language import workspace
 from cudeform.cpu.language.bare import lender
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.transpose import frozen
@@ -42,11 +43,12 @@ from cudeform.cpu.regions.extents import Regions, locate_regions, reach_of_argma
 from cudeform.cpu.regions.frames import framed
 from cudeform.cpu.regions.planes import scatter, scatter_samples, spread_planes
 from cudeform.cpu.regions.slices import measure_slices, spread_slices
-from cudeform.cpu.regions.staging import room, staged_rounds, unstage, writing
+from cudeform.cpu.regions.staging import room, staged_rounds, writing
 from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward"]
 
+_LAID_OUT = 2 * workspace.SCRATCH_BYTES  # of all threads together, if that makes one round of many
 _spread, _measure = lender(spread_slices.py_func), lender(measure_slices.py_func)
 # By the number of arrays that say what is the largest.
 _PLANES = [lender(kernel.py_func) for kernel in (spread_planes, scatter, scatter_samples)]
@@ -78,9 +80,7 @@ def backward(
     elif grad_output.size:
         regions, given = locate_regions(plan, boxes), (offset, mask, grad_output, chosen)
         if "input" in needs:
-            as_planes = plan.largest or averages_planes(plan)
-            compute = _gradient_of_planes if as_planes else _input_gradient
-            compute(plan, regions, given, grad_input)
+            _input_gradient(plan, regions, given, grad_input)
         if needs & shapes.keys():
             _element_gradients(plan, regions, given, input, sums)
     like = {"offset": offset, "mask": mask}
@@ -89,33 +89,48 @@ def backward(
 
 
 def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray) -> None:
-    wide = sum_dtype(grad_input.dtype)
-    target = np.empty(0, wide)
-    tasks, whole_work = plan.classes * plan.groups[0], effort_of(plan, regions)
-    copies = 1 if grad_input.dtype == wide else 2  # of frames: the second is to be rounded
-    for some, job in _framed(plan, regions, given, wide.itemsize, tasks):
-        parts = rounds(job, len(some.images), copies * wide.itemsize)
+    as_planes = plan.largest or averages_planes(plan)
+    wide, *_, argmax = sum_dtype(grad_input.dtype), *given
+    work = effort(plan) if as_planes else effort_of(plan, regions)
+    kernel = _PLANES[len(argmax)] if as_planes else _spread
+    for some, job, part, share in _cut(plan, regions, given, grad_input.dtype, as_planes, work):
+        with writing(job, some, part, grad_input, wide) as written:
+            for piece, grad, chosen in _works(job, some, part, given):
+                arrays = packed(piece), *written, frozen(grad, written[2])
+                task = partial(kernel, *arrays, *(frozen(array, array) for array in chosen))
+                tasks = count_slices(part) if as_planes else count_rows(job, part)
+                threads.share(task, tasks, work * share)
+
+
+def _cut(
+    plan: RoiPlan, regions: Regions, given: tuple, dtype: np.dtype, as_planes: bool, work: int
+) -> Iterator[tuple[Regions, Job, Round, float]]:
+    """The rounds of a gradient, each with its frames and its share of the work."""
+    wide = sum_dtype(dtype)
+    if as_planes and dtype == wide:  # added to where it belongs
+        wanted, tasks = threads.wanted_tasks(work), count_groups(plan, regions)
+        job = job_of(plan, wide.itemsize, tasks, planes=True, enough=wanted)
+        yield regions, job, one_round(job, len(regions.images)), 1
+        return
+    for some, job in _framed(plan, regions, given, wide.itemsize, as_planes, work):
+        frames = len(some.images)
+        parts = [one_round(job, frames)]
+        each = room(job, parts[0]) // count_rows(job, parts[0]) * wide.itemsize
+        if dtype != wide or threads.get_num_threads() * each > _LAID_OUT:
+            parts = rounds(job, frames, wide.itemsize)
         for part in parts:
-            if target.size < room(job, part):
-                del target  # before there is another
-                target = np.empty(room(job, part), wide)
-            for work, grad, _ in _works(job, some, part, given):
-                task = partial(_spread, packed(work), target, frozen(grad, target))
-                threads.share(task, count_rows(job, part), whole_work / len(parts))
-            with writing(job, some, part, grad_input, wide) as written:
-                unstage(job, some, part, target, written)
+            yield some, job, part, 1 / len(parts)
 
 
 def _framed(
-    plan: RoiPlan, regions: Regions, given: tuple, itemsize: int, tasks: int, planes: bool = False
+    plan: RoiPlan, regions: Regions, given: tuple, itemsize: int, as_planes: bool, work: int
 ) -> Iterator[tuple[Regions, Job]]:
     """The regions of whole images, or of some of their parts at a time, and how the summing up is
     cut into slices.
-
-    There would be so many `tasks` in an image if a slice had all channels of a class in a group.
     """
-    wanted = threads.wanted_tasks(effort(plan) if planes else effort_of(plan, regions))
-    tasks_of = partial(job_of, plan, itemsize, planes=planes, enough=wanted)
+    wanted = threads.wanted_tasks(work)
+    tasks = 1 if as_planes else plan.classes * plan.groups[0]  # in an image, of all channels
+    tasks_of = partial(job_of, plan, itemsize, planes=as_planes, enough=wanted)
     job = tasks_of(len(regions.images) * tasks)
     parts = rounds(job, len(regions.images), itemsize)
     shared = wanted > 1 and threads.too_few(count_rows(job, parts[0]))
@@ -131,32 +146,6 @@ def _framed(
     )
     for some, frame in framed(plan, regions, reach, itemsize, wanted):
         yield some, tasks_of(len(some.images) * tasks, frame=frame)
-
-
-def _gradient_of_planes(
-    plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray
-) -> None:
-    wide = sum_dtype(grad_input.dtype)
-    if grad_input.dtype == wide:
-        wanted = threads.wanted_tasks(effort(plan))
-        tasks = count_groups(plan, regions)
-        job = job_of(plan, wide.itemsize, tasks, planes=True, enough=wanted)
-        _sum_planes(plan, job, regions, one_round(job, len(regions.images)), given, grad_input)
-        return
-    for some, job in _framed(plan, regions, given, wide.itemsize, 1, planes=True):
-        for part in rounds(job, len(some.images), wide.itemsize):
-            _sum_planes(plan, job, some, part, given, grad_input)
-
-
-def _sum_planes(
-    plan: RoiPlan, job: Job, regions: Regions, part: Round, given: tuple, grad_input: np.ndarray
-) -> None:
-    with writing(job, regions, part, grad_input, sum_dtype(grad_input.dtype)) as written:
-        for work, grad, argmax in _works(job, regions, part, given):
-            arrays = packed(work), *written, frozen(grad, written[2])
-            arrays += tuple(frozen(array, array) for array in argmax)
-            task = partial(_PLANES[len(argmax)], *arrays)
-            threads.share(task, count_slices(part), effort(plan))
 
 
 def _element_gradients(

@@ -25,7 +25,13 @@ from cudeform.cpu.regions.patches import (
     tile_of,
 )
 from cudeform.cpu.regions.results import add_elements, read_gradients, result_at, write_results
-from cudeform.cpu.regions.staging import slice_of
+from cudeform.cpu.regions.staging import (
+    copy_groups,
+    lay_back,
+    lay_out,
+    room_for_rows,
+    slice_of,
+)
 
 __all__ = [
     "average_slices",
@@ -197,20 +203,38 @@ def _measure(job, tile, place, staged, room, values, found):
 
 
 @inlined
-def spread_slices(given, target, grad, first, last):
-    """Tasks `first` to `last` of a round, each a slice of a row of groups of a frame: gradients."""
+def spread_slices(given, starts, view, target, grad, first, last):
+    """Tasks `first` to `last` of a round, each a slice of a row of groups of a frame: gradients.
+
+    They are summed up with the channels last, and then written to planes.
+    """
     work = unpacked(given)
     job, part, regions, piece = work
     tile, values, memory = tile_of(job, target)
-    target, grad = bare(target, 0), bare(grad, 0)
+    area = job.rows * job.columns * job.pitch
+    wide = min(job.groups_x, part.group_end - part.group_begin)
+    laid_out, rows = lent(wide * area, target.dtype), cleared(room_for_rows(job), target.dtype)
+    staged, room = bare(laid_out, 0), bare(rows, 0)
+    views, target, grad = (
+        (job, view, regions.origin, bare(starts, 0)),
+        bare(target, 0),
+        bare(grad, 0),
+    )
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
+    begins = piece.span.begin == regions.first[part.image_begin]  # the first of the round
     for task in range(first, last):
         u, c, gy, s = place_of(part, _group_rows(job, part), task)
         begin, end = bins_of(job.bins_y, job.groups_y, gy)
-        starts = slice_of(job, part, regions.origin, u, c, s)
-        if piece.span.begin == regions.first[part.image_begin]:  # the first of the round
-            _clear(job, part, (regions.origin, u, gy), starts, target)
+        group = max(gy * job.groups_x, part.group_begin)
+        groups = group, min((gy + 1) * job.groups_x, part.group_end)
+        if begins:
+            for k in range((groups[1] - group) * area):
+                staged[k] = 0
+        else:
+            copy_groups(views, (u, c, s), groups, staged, target, lay_out, room)
+        corner = (regions.origin[2 * u] * job.columns + regions.origin[2 * u + 1]) * job.pitch
+        pixels = -corner - group * area, area
         since, until = regions.first[u], regions.first[u + 1]
         for t in range(max(since, piece.span.begin), min(until, piece.span.end)):
             locate_region(job, regions, t, begin, end, tile)
@@ -218,19 +242,10 @@ def spread_slices(given, target, grad, first, last):
             for top in range(first_row, last_row, high):
                 bottom = min(top + high, last_row)
                 count = (bottom - top) * job.bins_x
-                locate_tile(work, (t, c, s), starts, (top, bottom), (left, right), tile)
+                locate_tile(work, (t, c, s), pixels, (top, bottom), (left, right), tile)
                 read_gradients(work, (t, c, s), grad, top, count, values)
-                spread_tile(tile, count, values, job.pitch, line, target)
+                spread_tile(tile, count, values, job.pitch, line, staged)
+        copy_groups(views, (u, c, s), groups, staged, target, lay_back, room)
     return_tile(memory)
-
-
-@inlined
-def _clear(job, part, place, starts, target):
-    """Let the gradient of a task's slices begin with zeros."""
-    origin, u, gy = place
-    pixel = origin[2 * u] * job.columns + origin[2 * u + 1]
-    first = max(gy * job.groups_x, part.group_begin)
-    for g in range(first, min((gy + 1) * job.groups_x, part.group_end)):
-        at = starts[0] + g * starts[1] + pixel * job.pitch
-        for k in range(at, at + job.rows * job.columns * job.pitch):
-            target[k] = 0
+    give_back(laid_out)
+    give_back(rows)
