@@ -303,13 +303,11 @@ def place_of(part, groups, task):
     one up to another.
     """
     slices = part.slice_end - part.slice_begin
-    begin, end = groups
-    classes = part.class_end - part.class_begin
-    rest = task // slices
-    s = part.slice_begin + task - rest * slices
-    g = begin + rest % (end - begin)
-    rest = rest // (end - begin)
-    return part.image_begin + rest // classes, part.class_begin + rest % classes, g, s
+    count, classes = groups[1] - groups[0], part.class_end - part.class_begin
+    s = part.slice_begin + task % slices
+    g = groups[0] + task // slices % count
+    c = part.class_begin + task // (slices * count) % classes
+    return part.image_begin + task // (slices * count * classes), c, g, s
 
 
 def one_round(job: Job, frames: int) -> Round:

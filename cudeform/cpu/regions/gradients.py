@@ -48,7 +48,7 @@ from cudeform.plans.regions import RoiPlan
 
 __all__ = ["backward"]
 
-_LAID_OUT = 2 * workspace.SCRATCH_BYTES  # of all threads together, if that makes one round of many
+_LAID_OUT = 2  # times the workspace, of all threads together, if that makes one round of many
 _spread, _measure = lender(spread_slices.py_func), lender(measure_slices.py_func)
 # By the number of arrays that say what is the largest.
 _PLANES = [lender(kernel.py_func) for kernel in (spread_planes, scatter, scatter_samples)]
@@ -116,7 +116,7 @@ def _cut(
         frames = len(some.images)
         parts = [one_round(job, frames)]
         each = room(job, parts[0]) // count_rows(job, parts[0]) * wide.itemsize
-        if dtype != wide or threads.get_num_threads() * each > _LAID_OUT:
+        if dtype != wide or threads.get_num_threads() * each > _LAID_OUT * workspace.SCRATCH_BYTES:
             parts = rounds(job, frames, wide.itemsize)
         for part in parts:
             yield some, job, part, 1 / len(parts)
