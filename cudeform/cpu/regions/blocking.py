@@ -26,32 +26,6 @@ from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.extents import Regions, count_covered, count_pixels, regions_in
 from cudeform.plans.regions import RoiPlan
 
-__all__ = [
-    "Job",
-    "Piece",
-    "Round",
-    "Span",
-    "Work",
-    "averages_planes",
-    "by_class",
-    "count_groups",
-    "count_rows",
-    "count_slices",
-    "effort",
-    "effort_of",
-    "group_rows",
-    "job_of",
-    "one_round",
-    "packed",
-    "pieces",
-    "place_of",
-    "reads_planes",
-    "rounds",
-    "taken_whole",
-    "unpacked",
-    "whole_span",
-]
-
 _LANES = 16  # slices are multiples of so many channels
 _PADDED = 8  # channels that are worth a slice of `_LANES`
 _WIDEST = 256  # channels of a slice

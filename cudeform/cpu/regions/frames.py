@@ -14,8 +14,6 @@ from cudeform.cpu.language import workspace
 from cudeform.cpu.regions.extents import NUMBERS, Regions, regions_of
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["framed"]
-
 _SIDES = 64, 1024  # of a frame, in pixels; the second for regions that are larger than the first
 _LEAST = 8
 # Not less where it is for the threads: what lies in several frames is located in each

@@ -33,13 +33,10 @@ from cudeform.cpu.regions.blocking import (
     taken_whole,
 )
 from cudeform.cpu.regions.extents import locate_regions
-from cudeform.cpu.regions.gradients import backward
 from cudeform.cpu.regions.planes import average_planes
 from cudeform.cpu.regions.slices import average_slices, choose_slices
 from cudeform.cpu.regions.staging import staged_rounds
 from cudeform.plans.regions import RoiPlan
-
-__all__ = ["backward", "forward"]
 
 
 def forward(
@@ -53,7 +50,7 @@ def forward(
     output = np.empty(plan.out_shape, input.dtype)
     results: tuple[np.ndarray, ...] = (output,)
     if plan.largest:
-        argmax = np.empty(plan.argmax_shape, plan.argmax_dtype(input.dtype))
+        argmax = np.empty(plan.results[1].shape, plan.argmax_dtype(input.dtype))
         places = 1 if plan.reads == "pixels" else 2
         chosen = (argmax,) if places == 1 else (argmax[:, 0], argmax[:, 1])
         results = output, *chosen
