@@ -1,4 +1,4 @@
-"""A pooling that takes less than to hand it from one kernel to the next: all of it in one."""
+"""A pooling, or its gradients, that takes less than to hand it from kernel to kernel: all in one."""
 
 from __future__ import annotations
 

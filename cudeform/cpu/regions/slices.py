@@ -107,14 +107,8 @@ def _blend(job, tile, place, staged, values, results):
 
 @inlined
 def _largest(job, tile, place, staged, values, results):
-    _largest_of_tile(tile, place[0], staged, job.pitch, job.width, values, results[2])
-    write_largest(job, tile, place, values, results)
-
-
-@inlined
-def write_largest(job, tile, place, values, results):
-    """Write which pixels the results of a tile are."""
     count, _, s, to = place
+    _largest_of_tile(tile, count, staged, job.pitch, job.width, values, results[2])
     pixels, argmax = seen_as(results[2], values), seen_as(results[1], values)
     write_results(job, tile, count, s, pixels, argmax, to)
 

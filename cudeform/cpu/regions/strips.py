@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare, cleared, give_back, lender
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender, seen_as
 from cudeform.cpu.language.compiler import inlined, inner, unrolled
 from cudeform.cpu.language.halves import element
 from cudeform.cpu.language.simd import fma, load, splat, store, total, zeros
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import ELSEWHERE, patch_of, put_found, vectors_of
-from cudeform.cpu.regions.slices import measure_regions, visit_slices, write_largest
+from cudeform.cpu.regions.results import write_results
+from cudeform.cpu.regions.slices import measure_regions, visit_slices
 
 _STRIP = 64  # pixels
 
@@ -58,8 +59,10 @@ def _blend(job, tile, place, planes, values, results):
 
 @inlined
 def _largest(job, tile, place, planes, values, results):
-    _largest_of_bins(job, tile, place[0], planes, place[1], values, results[2])
-    write_largest(job, tile, place, values, results)
+    count, channels, s, to = place
+    _largest_of_bins(job, tile, count, planes, channels, values, results[2])
+    pixels, argmax = seen_as(results[2], values), seen_as(results[1], values)
+    write_results(job, tile, count, s, pixels, argmax, to)
 
 
 @lender
