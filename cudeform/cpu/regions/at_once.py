@@ -1,4 +1,4 @@
-"""A pooling, or its gradients, that takes less than to hand it from kernel to kernel: all in one."""
+"""A pooling, or its gradients, where that takes less than another kernel: all of it in one."""
 
 from __future__ import annotations
 
