@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product, repeat
+from math import prod
 from operator import add
 from typing import NamedTuple
 
@@ -24,28 +25,6 @@ from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.extents import Regions, count_covered, count_pixels, regions_in
 from cudeform.plans.regions import RoiPlan
-
-__all__ = [
-    "Job",
-    "Piece",
-    "Round",
-    "Span",
-    "Work",
-    "averages_planes",
-    "by_class",
-    "count_groups",
-    "effort",
-    "effort_of",
-    "job_of",
-    "one_round",
-    "packed",
-    "pieces",
-    "reads_planes",
-    "rounds",
-    "taken_whole",
-    "unpacked",
-    "whole_span",
-]
 
 _LANES = 16  # slices are multiples of so many channels
 _PADDED = 8  # channels that are worth a slice of `_LANES`
@@ -272,6 +251,37 @@ def reads_planes(plan: RoiPlan, job: Job, regions: Regions, itemsize: int) -> bo
     if pixels * plan.channels < _WORTH_COUNTING:
         return False
     return _GATHERED * count_pixels(plan, regions) < pixels
+
+
+@lru_cache(maxsize=256)
+def count_slices(part: Round) -> int:
+    """Slices in the frames of a round, each of one class and one group."""
+    return prod(end - begin for begin, end in zip(part[::2], part[1::2], strict=True))
+
+
+def group_rows(job: Job, part: Round) -> tuple[int, int]:
+    """The rows of groups that a round has groups of, from the first up to the last."""
+    return part.group_begin // job.groups_x, (part.group_end - 1) // job.groups_x + 1
+
+
+@lru_cache(maxsize=256)
+def count_rows(job: Job, part: Round) -> int:
+    """As `count_slices`, with all groups of a row together."""
+    begin, end = group_rows(job, part)
+    return count_slices(part._replace(group_begin=begin, group_end=end))
+
+
+@inlined
+def place_of(part, groups, task):
+    """(frame, class, group, slice) of a task of a round, which has groups, or rows of these, from
+    one up to another.
+    """
+    slices = part.slice_end - part.slice_begin
+    count, classes = groups[1] - groups[0], part.class_end - part.class_begin
+    s = part.slice_begin + task % slices
+    g = groups[0] + task // slices % count
+    c = part.class_begin + task // (slices * count) % classes
+    return part.image_begin + task // (slices * count * classes), c, g, s
 
 
 def one_round(job: Job, frames: int) -> Round:

@@ -14,11 +14,12 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.bare import bare, give_back, lender, lent
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language import workspace
+from cudeform.cpu.language.bare import lender
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.transpose import frozen
-from cudeform.cpu.regions import planes, strips
+from cudeform.cpu.regions import strips
+from cudeform.cpu.regions.at_once import gradients_at_once, prepared
 from cudeform.cpu.regions.blocking import (
     Job,
     Round,
@@ -26,6 +27,8 @@ from cudeform.cpu.regions.blocking import (
     averages_planes,
     by_class,
     count_groups,
+    count_rows,
+    count_slices,
     effort,
     effort_of,
     job_of,
@@ -35,28 +38,18 @@ from cudeform.cpu.regions.blocking import (
     reads_planes,
     rounds,
     taken_whole,
-    unpacked,
 )
 from cudeform.cpu.regions.extents import Regions, locate_regions, reach_of_argmax, reach_of_regions
 from cudeform.cpu.regions.frames import framed
-from cudeform.cpu.regions.patches import (
-    bins_of,
-    locate_region,
-    locate_tile,
-    measure_tile,
-    reached,
-    return_tile,
-    spread_tile,
-    tile_of,
-)
-from cudeform.cpu.regions.results import add_elements, read_gradients
-from cudeform.cpu.regions.staging import room, slice_of, staged_rounds, unstage, writing
+from cudeform.cpu.regions.planes import scatter, scatter_samples, spread_planes
+from cudeform.cpu.regions.slices import measure_slices, spread_slices
+from cudeform.cpu.regions.staging import room, staged_rounds, writing
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["backward", "group_rows"]
-
+_LAID_OUT = 2  # times the workspace, of all threads together, if that makes one round of many
+_spread, _measure = lender(spread_slices.py_func), lender(measure_slices.py_func)
 # By the number of arrays that say what is the largest.
-_PLANES = planes.spread, planes.scatter, planes.scatter_samples
+_PLANES = [lender(kernel.py_func) for kernel in (spread_planes, scatter, scatter_samples)]
 
 
 def backward(
@@ -76,16 +69,17 @@ def backward(
     shapes = {name: plan.gradients[name].shape if name in needs else 0 for name in moved}
     sums = {name: np.zeros(shape, wide) for name, shape in shapes.items()}
     grad_input = np.zeros(input.shape if "input" in needs else 0, input.dtype)
-    if grad_output.size:
-        regions = locate_regions(plan, boxes)
-        chosen: tuple[np.ndarray, ...] = ()
-        if plan.largest and "input" in needs:
-            chosen = (argmax,) if plan.reads == "pixels" else (argmax[:, 0], argmax[:, 1])
-        given = offset, mask, grad_output, chosen
+    chosen: tuple[np.ndarray, ...] = ()
+    if plan.largest and "input" in needs:
+        chosen = (argmax,) if plan.reads == "pixels" else (argmax[:, 0], argmax[:, 1])
+    known = prepared(plan, input.dtype)
+    if known and threads.takes_one(known.work):
+        arrays = input, boxes, offset, mask, grad_output
+        gradients_at_once(known, arrays, chosen, (grad_input, *sums.values()))
+    elif grad_output.size:
+        regions, given = locate_regions(plan, boxes), (offset, mask, grad_output, chosen)
         if "input" in needs:
-            as_planes = plan.largest or averages_planes(plan)
-            compute = _gradient_of_planes if as_planes else _input_gradient
-            compute(plan, regions, given, grad_input)
+            _input_gradient(plan, regions, given, grad_input)
         if needs & moved.keys():
             _element_gradients(plan, regions, given, input, sums)
     result = {name: rounded(sums[name], moved[name].dtype) for name in needs & moved.keys()}
@@ -93,36 +87,51 @@ def backward(
 
 
 def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray) -> None:
-    wide = sum_dtype(grad_input.dtype)
-    target = np.empty(0, wide)
-    tasks, whole_work = plan.classes * plan.groups[0], effort_of(plan, regions)
-    copies = 1 if grad_input.dtype == wide else 2  # of frames: the second is to be rounded
-    for some, job in _framed(plan, regions, given, wide.itemsize, tasks):
-        parts = rounds(job, len(some.images), copies * wide.itemsize)
+    as_planes = plan.largest or averages_planes(plan)
+    wide, *_, argmax = sum_dtype(grad_input.dtype), *given
+    work = effort(plan) if as_planes else effort_of(plan, regions)
+    kernel = _PLANES[len(argmax)] if as_planes else _spread
+    for some, job, part, share in _cut(plan, regions, given, grad_input.dtype, as_planes, work):
+        with writing(job, some, part, grad_input, wide) as written:
+            for piece, grad, chosen in _works(job, some, part, given):
+                arrays = packed(piece), *written, frozen(grad, written[2])
+                task = partial(kernel, *arrays, *(frozen(array, array) for array in chosen))
+                tasks = count_slices(part) if as_planes else count_rows(job, part)
+                threads.share(task, tasks, work * share)
+
+
+def _cut(
+    plan: RoiPlan, regions: Regions, given: tuple, dtype: np.dtype, as_planes: bool, work: int
+) -> Iterator[tuple[Regions, Job, Round, float]]:
+    """The rounds of a gradient, each with its frames and its share of the work."""
+    wide = sum_dtype(dtype)
+    if as_planes and dtype == wide:  # added to where it belongs
+        wanted, tasks = threads.wanted_tasks(work), count_groups(plan, regions)
+        job = job_of(plan, wide.itemsize, tasks, planes=True, enough=wanted)
+        yield regions, job, one_round(job, len(regions.images)), 1
+        return
+    for some, job in _framed(plan, regions, given, wide.itemsize, as_planes, work):
+        frames = len(some.images)
+        parts = [one_round(job, frames)]
+        each = room(job, parts[0]) // count_rows(job, parts[0]) * wide.itemsize
+        if dtype != wide or threads.get_num_threads() * each > _LAID_OUT * workspace.SCRATCH_BYTES:
+            parts = rounds(job, frames, wide.itemsize)
         for part in parts:
-            if target.size < room(job, part):
-                del target  # before there is another
-                target = np.empty(room(job, part), wide)
-            for work, grad, _ in _works(job, some, part, given):
-                task = partial(_spread, packed(work), target, frozen(grad, target))
-                threads.share(task, _tasks(job, part), whole_work / len(parts))
-            with writing(job, some, part, grad_input, wide) as written:
-                unstage(job, some, part, target, written)
+            yield some, job, part, 1 / len(parts)
 
 
 def _framed(
-    plan: RoiPlan, regions: Regions, given: tuple, itemsize: int, tasks: int, planes: bool = False
+    plan: RoiPlan, regions: Regions, given: tuple, itemsize: int, as_planes: bool, work: int
 ) -> Iterator[tuple[Regions, Job]]:
     """The regions of whole images, or of some of their parts at a time, and how the summing up is
     cut into slices.
-
-    There would be so many `tasks` in an image if a slice had all channels of a class in a group.
     """
-    wanted = threads.wanted_tasks(effort(plan) if planes else effort_of(plan, regions))
-    tasks_of = partial(job_of, plan, itemsize, planes=planes, enough=wanted)
+    wanted = threads.wanted_tasks(work)
+    tasks = 1 if as_planes else plan.classes * plan.groups[0]  # in an image, of all channels
+    tasks_of = partial(job_of, plan, itemsize, planes=as_planes, enough=wanted)
     job = tasks_of(len(regions.images) * tasks)
     parts = rounds(job, len(regions.images), itemsize)
-    shared = wanted > 1 and threads.too_few(_tasks(job, parts[0]))
+    shared = wanted > 1 and threads.too_few(count_rows(job, parts[0]))
     if not shared and not reads_planes(plan, job, regions, itemsize):
         yield regions, job
         return
@@ -135,39 +144,6 @@ def _framed(
     )
     for some, frame in framed(plan, regions, reach, itemsize, wanted):
         yield some, tasks_of(len(some.images) * tasks, frame=frame)
-
-
-def _gradient_of_planes(
-    plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray
-) -> None:
-    wide = sum_dtype(grad_input.dtype)
-    if grad_input.dtype == wide:
-        wanted = threads.wanted_tasks(effort(plan))
-        tasks = count_groups(plan, regions)
-        job = job_of(plan, wide.itemsize, tasks, planes=True, enough=wanted)
-        _sum_planes(plan, job, regions, one_round(job, len(regions.images)), given, grad_input)
-        return
-    for some, job in _framed(plan, regions, given, wide.itemsize, 1, planes=True):
-        for part in rounds(job, len(some.images), wide.itemsize):
-            _sum_planes(plan, job, some, part, given, grad_input)
-
-
-def _sum_planes(
-    plan: RoiPlan, job: Job, regions: Regions, part: Round, given: tuple, grad_input: np.ndarray
-) -> None:
-    with writing(job, regions, part, grad_input, sum_dtype(grad_input.dtype)) as written:
-        for work, grad, argmax in _works(job, regions, part, given):
-            arrays = packed(work), *written, frozen(grad, written[2])
-            arrays += tuple(frozen(array, array) for array in argmax)
-            task = partial(_PLANES[len(argmax)], *arrays)
-            threads.share(task, planes.count_tasks(job, part), effort(plan))
-
-
-def _tasks(job: Job, part: Round) -> int:
-    """Slices of frames and rows of groups."""
-    images, classes, *_ = part.shape(job)
-    begin, end = group_rows(job, part)
-    return images * classes * (end - begin) * (part.slice_end - part.slice_begin)
 
 
 def _element_gradients(
@@ -202,91 +178,3 @@ def _works(
         place = chosen, part.classes, part.channels(job)
         values = by_class(job, grad)[place].astype(wide)
         yield work, values, tuple(by_class(job, array)[place] for array in argmax)
-
-
-@lender
-def _spread(given, target, grad, first, last):
-    """Tasks `first` to `last` of a round: slices of images, and rows of groups."""
-    work = unpacked(given)
-    job, part, regions, piece = work
-    tile, values, memory = tile_of(job, target)
-    target, grad = bare(target, 0), bare(grad, 0)
-    line = job.columns * job.pitch
-    high = job.tile // job.bins_x
-    for task in range(first, last):
-        u, c, gy, s = _task(job, part, task)
-        begin, end = bins_of(job.bins_y, job.groups_y, gy)
-        starts = slice_of(job, part, regions.origin, u, c, s)
-        if piece.span.begin == regions.first[part.image_begin]:  # the first of the round
-            _clear(job, part, (regions.origin, u, gy), starts, target)
-        since, until = regions.first[u], regions.first[u + 1]
-        for t in range(max(since, piece.span.begin), min(until, piece.span.end)):
-            locate_region(job, regions, t, begin, end, tile)
-            first_row, last_row, left, right = reached(job, tile, begin, end)
-            for top in range(first_row, last_row, high):
-                bottom = min(top + high, last_row)
-                count = (bottom - top) * job.bins_x
-                locate_tile(work, (t, c, s), starts, (top, bottom), (left, right), tile)
-                read_gradients(work, (t, c, s), grad, top, count, values)
-                spread_tile(tile, count, values, job.pitch, line, target)
-    return_tile(memory)
-
-
-@inlined
-def _clear(job, part, place, starts, target):
-    """Let the gradient of a task's slices begin with zeros."""
-    origin, u, gy = place
-    pixel = origin[2 * u] * job.columns + origin[2 * u + 1]
-    first = max(gy * job.groups_x, part.group_begin)
-    for g in range(first, min((gy + 1) * job.groups_x, part.group_end)):
-        at = starts[0] + g * starts[1] + pixel * job.pitch
-        for k in range(at, at + job.rows * job.columns * job.pitch):
-            target[k] = 0
-
-
-def group_rows(job: Job, part: Round) -> tuple[int, int]:
-    """The rows of groups that a round has groups of, from the first up to the last."""
-    return part.group_begin // job.groups_x, (part.group_end - 1) // job.groups_x + 1
-
-
-_group_rows = inlined(group_rows)
-
-
-@inlined
-def _task(job, part, task):
-    """(frame, class, row of groups, slice) of a task."""
-    begin, end = _group_rows(job, part)
-    slices = part.slice_end - part.slice_begin
-    classes = part.class_end - part.class_begin
-    rest = task // slices
-    s = part.slice_begin + task - rest * slices
-    gy = begin + rest % (end - begin)
-    rest = rest // (end - begin)
-    return part.image_begin + rest // classes, part.class_begin + rest % classes, gy, s
-
-
-@lender
-def _measure(given, staged, grad, grad_offset, grad_mask, first, last):
-    """Tasks `first` to `last` of a round, each a region: gradients of its offsets and masks."""
-    work = unpacked(given)
-    job, part, regions, piece = work
-    tile, values, memory = tile_of(job, staged)
-    numbers = lent(3 * job.tile, staged.dtype)
-    staged, grad, found = bare(staged, 0), bare(grad, 0), bare(numbers, 0)
-    targets = bare(grad_offset, 0), bare(grad_mask, 0), grad_offset.size > 0, grad_mask.size > 0
-    line = job.columns * job.pitch
-    high = job.tile // job.bins_x
-    for t in range(piece.span.begin + first, piece.span.begin + last):
-        locate_region(job, regions, t, 0, job.bins_y, tile)
-        for c in range(part.class_begin, part.class_end):
-            for s in range(part.slice_begin, part.slice_end):
-                starts = slice_of(job, part, regions.origin, regions.place[t], c, s)
-                for top in range(0, job.bins_y, high):
-                    bottom = min(top + high, job.bins_y)
-                    count = (bottom - top) * job.bins_x
-                    locate_tile(work, (t, c, s), starts, (top, bottom), (0, job.bins_x), tile)
-                    read_gradients(work, (t, c, s), grad, top, count, values)
-                    measure_tile(tile, count, staged, job.pitch, line, values, found)
-                    add_elements(job, regions, (t, c, top), count, tile.factor, found, targets)
-    return_tile(memory)
-    give_back(numbers)

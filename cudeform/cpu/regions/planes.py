@@ -9,31 +9,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare, give_back, lender, lent
+from cudeform.cpu.language.bare import bare, give_back, lent
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.halves import element
-from cudeform.cpu.regions.axes import cell_along, reads_along
-from cudeform.cpu.regions.blocking import Job, Round, unpacked
+from cudeform.cpu.regions.axes import corners, reads_along
+from cudeform.cpu.regions.blocking import place_of, unpacked
 from cudeform.cpu.regions.patches import bins_of, covered, frame_of, share_of
 from cudeform.cpu.regions.results import result_at
 
-__all__ = ["average", "count_tasks", "scatter", "scatter_samples", "spread"]
 
-
-def count_tasks(job: Job, part: Round) -> int:
-    """Slices of the channels of each group in each frame."""
-    frames, classes, _, groups, _ = part.shape(job)
-    return frames * classes * groups * (part.slice_end - part.slice_begin)
-
-
-@lender
-def average(given, starts, view, source, output, first, last):
+@inlined
+def average_planes(given, starts, view, source, output, first, last):
     """Tasks `first` to `last` of a round, a few planes each: the averages of their bins."""
     _visit(given, starts, view, source, output, first, last, _sum_up)
 
 
-@lender
-def spread(given, starts, view, target, grad, first, last):
+@inlined
+def spread_planes(given, starts, view, target, grad, first, last):
     """Tasks `first` to `last` of a round: add the gradients of the averages to the pixels read."""
     _visit(given, starts, view, target, grad, first, last, _add_to)
 
@@ -102,7 +94,7 @@ def _add_to(pixels, strides, share, target, grad, result, values):
                 target[at + k * plane] += values[k]
 
 
-@lender
+@inlined
 def scatter(given, starts, view, target, grad, argmax, first, last):
     """Tasks `first` to `last` of a round: add the gradients of maxima to the pixels that they are.
 
@@ -136,7 +128,7 @@ def scatter(given, starts, view, target, grad, argmax, first, last):
                         plane[y * view.row + x] += gradients[n]
 
 
-@lender
+@inlined
 def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
     """The same for samples, each with its place: add to the pixels around it."""
     work = unpacked(given)
@@ -145,7 +137,6 @@ def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
     job = work.job
     regions = work.regions
     bins = job.bins_y * job.bins_x
-    one = target.dtype.type(1)
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
         rows, columns = frame_of(job, regions, place[0])
@@ -156,13 +147,12 @@ def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
                 for r in range(results + k * bins, results + (k + 1) * bins):
                     if not (reads_along(ys[r], job.height) and reads_along(xs[r], job.width)):
                         continue
-                    y0, y1, ly = cell_along(ys[r], job.height)
-                    x0, x1, lx = cell_along(xs[r], job.width)
+                    (y0, y1, x0, x1), (w00, w01, w10, w11) = corners(job, ys[r], xs[r], target)
                     where = plane, view.row, rows, columns
-                    _add(target, where, y0, x0, (one - ly) * (one - lx) * grad[r])
-                    _add(target, where, y0, x1, (one - ly) * lx * grad[r])
-                    _add(target, where, y1, x0, ly * (one - lx) * grad[r])
-                    _add(target, where, y1, x1, ly * lx * grad[r])
+                    _add(target, where, y0, x0, w00 * grad[r])
+                    _add(target, where, y0, x1, w01 * grad[r])
+                    _add(target, where, y1, x0, w10 * grad[r])
+                    _add(target, where, y1, x1, w11 * grad[r])
 
 
 @inlined
@@ -179,13 +169,7 @@ def _planes(work, starts, view, task):
     many there are, and the regions of the frame in the piece.
     """
     job, part, regions, piece = work
-    slices = part.slice_end - part.slice_begin
-    groups = part.group_end - part.group_begin
-    classes = part.class_end - part.class_begin
-    s = part.slice_begin + task % slices
-    g = part.group_begin + task // slices % groups
-    c = part.class_begin + task // (slices * groups) % classes
-    u = part.image_begin + task // (slices * groups * classes)
+    u, c, g, s = place_of(part, (part.group_begin, part.group_end), task)
     start = starts[u] + c * view.of_class + g * view.group
     start += s * job.slice_channels * view.channel
     channels = min(job.slice_channels, job.channels - s * job.slice_channels)
