@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.language.bare import bare, give_back, lent
-from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.compiler import apart, inlined, inner
 from cudeform.cpu.language.halves import element, load_wide, load_wide_some, put
 from cudeform.cpu.language.simd import (
     fma,
@@ -149,7 +149,7 @@ def fill_taps(levels, taps, first, rows, block):
             whole[START + at] = levels[2]
 
 
-@inner
+@apart
 def locate_points(block, count):
     """From coordinates, shares and levels to corners and weights; no branch, for LLVM's vectors."""
     reals, whole = block
@@ -168,7 +168,7 @@ def locate_points(block, count):
     _weigh_corners(block, count)
 
 
-@inner
+@apart
 def locate_beside(block, count):
     """The same for coordinates from whole bases; no bit of them is lost, wherever that is."""
     reals, whole = block
@@ -192,7 +192,7 @@ def locate_beside(block, count):
 
 # Each of the two has a loop of its own, for which 16 registers suffice, and reads before it
 # chooses: what is read for one choice alone keeps LLVM from making vectors.
-@inner
+@apart
 def _find_corners(block, count):
     """From whole coordinates to corners; one outside stands for its neighbour in the level."""
     _, whole = block
@@ -210,7 +210,7 @@ def _find_corners(block, count):
         whole[DOWN + p] = select(top & bottom, width, 0)
 
 
-@inner
+@apart
 def _weigh_corners(block, count):
     """The weights of corners; X and Y are the distances of points from whole coordinates."""
     reals, whole = block
@@ -227,7 +227,7 @@ def _weigh_corners(block, count):
         reals[W11 + p] = share * (wb * wr)
 
 
-@inner
+@apart
 def locate_nearest(block, count):
     """The same for one pixel each, at whole coordinates that are clamped to the level."""
     reals, whole = block
@@ -391,7 +391,7 @@ def dot_points(block, rows, source, view, grad, dots, nearest):
             put(dots, 3 * PLANE + p, t11)
 
 
-@inner
+@apart
 def slopes(block, count, dots):
     """From what `dot_points` found to the gradients of share, x and y, in its first planes."""
     reals, whole = block

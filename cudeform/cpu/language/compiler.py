@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from cudeform.cpu.language import disk
 
-__all__ = ["TRIED", "host", "inlined", "inner", "kernel", "records", "unrolled"]
+__all__ = ["TRIED", "apart", "host", "inlined", "inner", "kernel", "records", "unrolled"]
 
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
@@ -51,6 +51,13 @@ def inner(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile for kernels to call: nothing for Python, and only as a part of these."""
     if TRIED:
         return pipeline.called(_named(function), pipeline.Drafts, _PART)
+    return njit(**_PART)(_named(function))
+
+
+def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same where no array that is written has anything in common with another."""
+    if TRIED:
+        return pipeline.called(_named(function), pipeline.Apart, _PART)
     return njit(**_PART)(_named(function))
 
 

@@ -33,7 +33,7 @@ from numba.np import npyimpl
 from cudeform.cpu.language.inlining import INSTEAD, Passes
 from cudeform.cpu.language.lowering import Legal, Native, counted
 
-__all__ = ["Drafts", "Kernels", "Parts", "called", "declare"]
+__all__ = ["Apart", "Drafts", "Kernels", "Parts", "called", "declare"]
 
 _MOST = 4096  # answers that are kept
 
@@ -94,6 +94,7 @@ class Kernels(Compiler):
     """Numba's compiler without the passes that change nothing here."""
 
     library: type[JITCodeLibrary]
+    apart = False  # whether LLVM is told that its arrays are
 
     def __init__(self, typing: Any, target: Any, *rest: Any) -> None:
         target = copy.copy(target)
@@ -108,6 +109,7 @@ class Kernels(Compiler):
 
     def define_pipelines(self) -> Any:
         state = self.state
+        state.flags.noalias = self.apart
         state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
         state.library.enable_object_caching()
         state.targetctx.get_abi_sizeof = _size_of
@@ -311,6 +313,14 @@ class Parts(Kernels):
 
 class Drafts(Kernels):
     library = _Draft
+
+
+class Apart(Drafts):
+    """The same of a function whose arrays have nothing in common: LLVM needs no code to find that
+    out, nor a second loop for where they have.
+    """
+
+    apart = True
 
 
 Kernels.library = _Whole
