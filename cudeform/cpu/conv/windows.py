@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.conv.blocking import Job, Slices, grid_and_job, rounds
-from cudeform.cpu.conv.parts import CORNERS, Part, pitch_of
+from cudeform.cpu.conv.blocking import Job, Slices, rounds
+from cudeform.cpu.conv.parts import CORNERS, Part, pitch_of, read
 from cudeform.cpu.language import workspace
 from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.scratch import empty
@@ -86,7 +86,7 @@ def _runs(rows: np.ndarray, most: int, together: int) -> Iterator[tuple[int, int
 @kernel
 def _reach(numbers, offset, rows, image, first_tile, last_tile):
     """The first row of an image that each tile reads, and one that is beyond the last, at least."""
-    grid, job = grid_and_job(numbers)
+    grid, job, _ = read(numbers)
     low, high = empty(PLANE, offset.dtype), empty(PLANE, offset.dtype)
     odd = empty(PLANE, offset.dtype)
     for tile in range(first_tile, last_tile):
