@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudeform.cpu.language.bare import bare, give_back, lent
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.halves import element, load_wide, load_wide_some, put
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import (
     fma,
     lanes,
@@ -48,13 +48,16 @@ __all__ = [
     "Y",
     "Rows",
     "View",
-    "block_arrays",
+    "block_in",
+    "block_memory",
     "dot_points",
     "fill_levels",
     "fill_taps",
     "locate_beside",
     "locate_nearest",
     "locate_points",
+    "numbers_behind",
+    "return_memory",
     "slopes",
     "sum_points",
 ]
@@ -89,9 +92,29 @@ class View(NamedTuple):
 
 
 @inlined
-def block_arrays(like):
-    """Room for what is known of a block."""
-    return empty(_REALS, like.dtype), empty(_INTEGERS, np.int32)
+def block_memory(like, more):
+    """Room for what is known of a block, and for so many numbers behind it; to be returned."""
+    return lent(_REALS + more, like.dtype), lent(_INTEGERS, np.int32)
+
+
+@inlined
+def block_in(memory):
+    """The block itself."""
+    reals, whole = memory
+    return bare(reals, 0), bare(whole, 0)
+
+
+@inlined
+def numbers_behind(memory, first):
+    """The numbers behind a block, from the first on."""
+    return bare(memory[0], _REALS + first)
+
+
+@inlined
+def return_memory(memory):
+    """The end of a block."""
+    give_back(memory[0])
+    give_back(memory[1])
 
 
 @inlined

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.gathered import CORNERS, gather_corners
-from cudeform.cpu.language.compiler import inlined, kernel, records
+from cudeform.cpu.language.bare import bare, give_back, lender, lent, records
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.halves import element, put
 from cudeform.cpu.language.rows import (
     join_pairs,
@@ -17,7 +18,6 @@ from cudeform.cpu.language.rows import (
     split_pairs,
     write_rows,
 )
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.located import (
     BASE_X,
     BASE_Y,
@@ -31,13 +31,16 @@ from cudeform.cpu.located import (
     View,
     X,
     Y,
-    block_arrays,
+    block_in,
+    block_memory,
     dot_points,
     fill_levels,
     fill_taps,
     locate_beside,
     locate_nearest,
     locate_points,
+    numbers_behind,
+    return_memory,
     slopes,
     sum_points,
 )
@@ -47,6 +50,7 @@ __all__ = [
     "Job",
     "Strides",
     "aggregate",
+    "count_shares",
     "fill_grads",
     "fill_shares",
     "locate",
@@ -54,7 +58,6 @@ __all__ = [
     "point_gradients",
     "queries_of",
     "share",
-    "shares_of",
 ]
 
 _FARTHEST = 2**31 - 1  # from the image, of a base that a plane of integers holds
@@ -130,10 +133,11 @@ def _place(job, task, count):
     return job.first + task // job.pieces, first, last
 
 
-@kernel
+@lender
 def pack(numbers, source, target, first_task, last_task):
     """Copy the values of slices side by side."""
     (job,) = _read_job(numbers)
+    source, target = bare(source, 0), bare(target, 0)
     for task in range(first_task, last_task):
         number, first, last = _place(job, task, job.pixels)
         start = number // job.heads * job.image + number % job.heads * job.head
@@ -149,9 +153,9 @@ def _weights(job, queries):
 
 
 @inlined
-def shares_of(job, softmax, like):
-    """Room for the factors of the points of a block's queries, where these depend on each other."""
-    return empty(0 if softmax is None else job.rows * job.points, like.dtype)
+def count_shares(job, softmax):
+    """Factors of the points of a block's queries, where these depend on each other."""
+    return 0 if softmax is None else job.rows * job.points
 
 
 @inlined
@@ -250,7 +254,7 @@ def _slice(job, task):
     return image, head, (first, last), View(start, job.pixel, job.channels)
 
 
-@kernel
+@lender
 def aggregate(
     numbers,
     levels,
@@ -269,19 +273,22 @@ def aggregate(
     """The results of queries of slices."""
     (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
-    block = block_arrays(scale)
-    shares = shares_of(job, softmax, scale)
-    sums, room = empty(job.rows * channels, scale.dtype), _room(job, gathers, source)
-    beside = View(0, channels, channels)
+    own = job.rows * channels
+    memory = block_memory(scale, own + count_shares(job, softmax))
+    block, sums, shares = block_in(memory), numbers_behind(memory, 0), numbers_behind(memory, own)
+    gathered = _room(job, gathers, source)
+    room, beside = bare(gathered, 0), View(0, channels, channels)
+    given = bare(levels, 0), bare(locations, 0), scale
+    source, weights, output = bare(source, 0), bare(weights, 0), bare(output, 0)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
             queries = queries_of(job, image, head, q, last)
-            sums[: queries.count * channels] = 0
+            for i in range(queries.count * channels):
+                sums[i] = 0
             fill_shares(job, softmax, weights, queries, shares)
             for k in range(0, points, PLANE):
                 share(job, softmax, weights, shares, queries, k, block)
-                given = levels, locations, scale
                 rows = locate(job, taps, nearest, given, queries, k, block, q == first)
                 if gathers is None:
                     sum_points(block, rows, source, view, sums, nearest)
@@ -290,12 +297,14 @@ def aggregate(
                     sum_points(block, rows, room, beside, sums, nearest)
             size = queries.count, channels
             write_rows(sums, output, (0, channels, *_results(job, queries)), size)
+    give_back(gathered)
+    return_memory(memory)
 
 
 @inlined
 def _room(job, gathers, source):
     """For what the points of a block read, where the channels of a pixel lie apart."""
-    return empty(0 if gathers is None else CORNERS * PLANE * job.channels, source.dtype)
+    return lent(0 if gathers is None else CORNERS * PLANE * job.channels, source.dtype)
 
 
 @inlined
@@ -319,7 +328,7 @@ def fill_grads(job, grad_output, queries, grads):
     read_rows(grad_output, grads, places, (queries.count, channels))
 
 
-@kernel
+@lender
 def point_gradients(
     numbers,
     levels,
@@ -340,11 +349,15 @@ def point_gradients(
     """The gradients of the locations and weights of queries of slices; an empty one is skipped."""
     (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
-    block = block_arrays(scale)
-    dots = empty(4 * PLANE, scale.dtype)
-    shares, found = shares_of(job, softmax, scale), shares_of(job, softmax, scale)
-    grads, room = empty(job.rows * channels, scale.dtype), _room(job, gathers, source)
-    beside = View(0, channels, channels)
+    own, most = 4 * PLANE + job.rows * channels, count_shares(job, softmax)
+    memory = block_memory(scale, own + 2 * most)
+    block, dots = block_in(memory), numbers_behind(memory, 0)
+    grads, shares = numbers_behind(memory, 4 * PLANE), numbers_behind(memory, own)
+    found = numbers_behind(memory, own + most)
+    gathered = _room(job, gathers, source)
+    room, beside = bare(gathered, 0), View(0, channels, channels)
+    given = bare(levels, 0), bare(locations, 0), scale
+    source, weights, grad_output = bare(source, 0), bare(weights, 0), bare(grad_output, 0)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
@@ -353,7 +366,6 @@ def point_gradients(
             fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
                 share(job, softmax, weights, shares, queries, k, block)
-                given = levels, locations, scale
                 rows = locate(job, taps, nearest, given, queries, k, block, q == first)
                 if gathers is None:
                     dot_points(block, rows, source, view, grads, dots, nearest)
@@ -362,14 +374,16 @@ def point_gradients(
                     dot_points(block, rows, room, beside, grads, dots, nearest)
                 where = grad_locations, queries, k
                 _write_locations(job, taps, nearest, block, rows, dots, where, scale)
-                size, own = (rows.count, rows.each), (np.int64(0), rows.each)
+                size, here = (rows.count, rows.each), (np.int64(0), rows.each)
                 if softmax is not None:
-                    read_rows(dots, found, (*own, k, points), size)
+                    read_rows(dots, found, (*here, k, points), size)
                 elif len(grad_weights):
                     at, step = _weights(job, queries)
-                    write_rows(dots, grad_weights, (*own, at + k, step), size)
+                    write_rows(dots, bare(grad_weights, 0), (*here, at + k, step), size)
             if softmax is not None and len(grad_weights):
-                _write_weights(job, shares, found, grad_weights, queries)
+                _write_weights(job, shares, found, bare(grad_weights, 0), queries)
+    give_back(gathered)
+    return_memory(memory)
 
 
 @inlined
@@ -379,7 +393,8 @@ def _write_locations(job, taps, nearest, block, rows, dots, where, scale):
     target, queries, first = where
     count = rows.count * rows.each
     if nearest is not None:
-        dots[PLANE : 3 * PLANE] = 0
+        for p in range(PLANE, 3 * PLANE):
+            dots[p] = 0
     else:
         slopes(block, count, dots)
         if taps is not None:
@@ -392,7 +407,7 @@ def _write_locations(job, taps, nearest, block, rows, dots, where, scale):
                 dots[2 * PLANE + p] *= dots.dtype.type(whole[HEIGHT + p])
     if len(target):
         places = PLANE, rows.each, *_locations(job, queries, first)
-        join_pairs(dots, target, places, rows, PLANE)
+        join_pairs(dots, bare(target, 0), places, rows, PLANE)
 
 
 @inlined

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudeform.cpu.language.bare import bare, give_back, lent
 from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.halves import element, load_wide_some
 from cudeform.cpu.language.scratch import empty
@@ -52,6 +53,9 @@ __all__ = [
     "locate",
     "mixed",
     "point_arrays",
+    "point_memory",
+    "points_in",
+    "return_points",
     "weights_along",
     "weights_of",
 ]
@@ -138,15 +142,42 @@ def point_arrays(like, taps):
     return pixel, state, empty(taps * NUMBERS, like.dtype)
 
 
+@inlined
+def point_memory(like, taps):
+    """Room for the geometry of a tile; to be returned.
+
+    Tap k of pixel p of the tile is point k*PIXELS + p, and its numbers are in planes from
+    k*NUMBERS + p on: at distances that are known when the kernel is compiled, LLVM sees that
+    writing one leaves the others alone, and makes vectors of points.
+    """
+    pixel, state = lent(taps * PIXELS, np.int64), lent(taps * PIXELS, np.uint8)
+    return pixel, state, lent(taps * NUMBERS, like.dtype)
+
+
+@inlined
+def points_in(memory):
+    """The geometry itself, as `locate` takes it."""
+    pixel, state, numbers = memory
+    return bare(pixel, 0), bare(state, 0), bare(numbers, 0)
+
+
+@inlined
+def return_points(memory):
+    """The end of the geometry of a tile."""
+    pixel, state, numbers = memory
+    give_back(pixel)
+    give_back(state)
+    give_back(numbers)
+
+
 @inner
 def locate(grid, offset, mask, place, group, points):
     """The geometry of a tile's points; the tile is `place` = (image, first pixel, pixels)."""
     image, first, count = place
     pixel, state, numbers = points
     for k in range(grid.taps):
-        # from 0 on, so that LLVM sees that no index is negative
-        rows, states = pixel[k * PIXELS :], state[k * PIXELS :]
-        own = numbers[k * NUMBERS :]
+        rows, states = bare(pixel, k * PIXELS), bare(state, k * PIXELS)
+        own = bare(numbers, k * NUMBERS)
         _start_coordinates(grid, first, count, k, rows)
         share = 0 if grid.modulated else 1
         for p in range(count):
@@ -179,7 +210,7 @@ def _start_coordinates(grid, first, count, k, rows):
         row = (first + p) // grid.out_width
         column = first + p - row * grid.out_width
         pixels = min(grid.out_width - column, count - p)
-        y, x = rows[p:], rows[COLUMN + p :]
+        y, x = bare(rows, p), bare(rows, COLUMN + p)
         for i in range(pixels):
             y[i] = row * grid.stride_y + origin_y
             x[i] = (column + i) * grid.stride_x + origin_x
