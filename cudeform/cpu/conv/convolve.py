@@ -26,14 +26,23 @@ from cudeform.cpu.conv.narrow import bias_rows, sum_rows, weight_rows
 from cudeform.cpu.conv.parts import SLICES, Part, numbers_for, parts_of, read, reads_little
 from cudeform.cpu.conv.steps import Steps, do, steps_of
 from cudeform.cpu.conv.windows import too_large, windows
-from cudeform.cpu.language.bare import bare, cleared, give_back
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.matmul import columns_of, multiply
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.simd import BLOCK_BYTES, block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import aligned
-from cudeform.cpu.sampler import Grid, Image, blend, grid_of, locate, point_arrays
+from cudeform.cpu.sampler import (
+    Grid,
+    Image,
+    blend,
+    grid_of,
+    locate,
+    point_memory,
+    points_in,
+    return_points,
+)
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
@@ -165,7 +174,7 @@ def _staged(parts: list[tuple[Part, np.ndarray, Steps]]) -> int:
     return max(part.images * part.image_size for part, _, _ in parts)
 
 
-@kernel
+@lender
 def _convolve(
     numbers, input, offset, mask, weight, bias, scratch, output, blocks, pieces, tiles
 ):  # fmt: skip
@@ -181,7 +190,7 @@ def _convolve(
         _compute_tiles(Work(grid, job, part, slices, memory), weight, tiles)
 
 
-@kernel
+@lender
 def _sum(numbers, input, offset, mask, weight, bias, scratch, output, blocks, pieces, tiles):
     """As `_convolve`, where groups are narrow: of a weight that is not packed."""
     grid, job, part = read(numbers)
@@ -219,7 +228,8 @@ def _stage(grid, job, part, slices, source, staged, pieces):
 def _compute_tiles(work, weight, tiles):
     grid, job, part, slices, memory = work
     source = memory.source
-    points = point_arrays(source, job.taps)
+    geometry = point_memory(source, job.taps)
+    points = points_in(geometry)
     width = job.out_pitch
     room = cleared(job.tile * (job.pitch + width), source.dtype)
     columns, sums = bare(room, 0), bare(room, job.tile * job.pitch)
@@ -258,12 +268,14 @@ def _compute_tiles(work, weight, tiles):
             if s + 1 == part.end or slices.weight_group[s + 1] != group:
                 _write(work, sums, width, place, first, job.out_channels)
     give_back(room)
+    return_points(geometry)
 
 
 @inlined
 def _sum_tiles(work, tiles):
     grid, job, part, slices, memory = work
-    points = point_arrays(memory.source, job.taps)
+    geometry = point_memory(memory.source, job.taps)
+    points = points_in(geometry)
     room = cleared(job.tile * job.out_pitch, memory.source.dtype)
     rows = bare(room, 0)
     for tile in range(tiles[0], tiles[1]):
@@ -276,6 +288,7 @@ def _sum_tiles(work, tiles):
             view = _image_of(work, place, s)
             sum_rows(grid, job, points, view, memory, place, slices.first[s], rows)
     give_back(room)
+    return_points(geometry)
 
 
 @inlined

@@ -25,12 +25,19 @@ from cudeform.cpu.conv.tiles import (
     find_columns,
     image_of,
 )
-from cudeform.cpu.language.bare import bare, records
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.bare import bare, lender, records
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.simd import BLOCK_ROWS
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sample_gradients import spread_between
-from cudeform.cpu.sampler import PIXELS, blend, locate, point_arrays
+from cudeform.cpu.sampler import (
+    PIXELS,
+    blend,
+    locate,
+    point_memory,
+    points_in,
+    return_points,
+)
 from cudeform.plans.points import Points
 
 __all__ = ["add_stretches"]
@@ -129,7 +136,7 @@ def _add_stretch(stretch: _Stretch, job: Job, wanted: Wanted, given: tuple, work
 _read = records(_Stretch)
 
 
-@kernel
+@lender
 def _lay_out(numbers, weight, arrays, back, first, last):
     """Pieces `first` to `last` of the slices of images, before and after their sums."""
     work = work_of(numbers, weight, arrays)
@@ -152,13 +159,13 @@ def _slice(part, number):
     return part.first_image + number // count, part.begin + number % count
 
 
-@kernel
+@lender
 def _find(numbers, weight, arrays, kept, stretch, first, last):
     """Steps `first` to `last` of the slices of a stretch: what is kept of them."""
     _find_steps(numbers, weight, arrays, kept, stretch, first, last, find_columns)
 
 
-@kernel
+@lender
 def _find_narrow(numbers, weight, arrays, kept, stretch, first, last):
     """As `_find`, where groups are narrow."""
     _find_steps(numbers, weight, arrays, kept, stretch, first, last, find_samples)
@@ -169,7 +176,8 @@ def _find_steps(numbers, weight, arrays, kept, stretch, first, last, find):
     work = work_of(numbers, weight, arrays)
     grid, job, wanted, part, _, given, _ = work
     (stretch,) = _read(stretch)
-    points = point_arrays(given.input, job.taps)
+    geometry = point_memory(given.input, job.taps)
+    points = points_in(geometry)
     steps = _count_steps(stretch)
     for task in range(first, last):
         own = task // steps
@@ -184,6 +192,7 @@ def _find_steps(numbers, weight, arrays, kept, stretch, first, last, find):
         if wanted.weight:
             samples = bare(kept.samples, at * job.pitch)
             blend(grid, points, count, given.source, view, samples, job.pitch)
+    return_points(geometry)
 
 
 @inlined
@@ -212,13 +221,13 @@ def _reach(grid, job, points, count, reach):
     reach[0], reach[1] = low, high + grid.width + 2
 
 
-@kernel
+@lender
 def _add(numbers, weight, arrays, kept, stretch, first, last):
     """Ranges of pixels and of blocks of the gradients of slices, `first` to `last` of them."""
     _add_ranges(numbers, weight, arrays, kept, stretch, first, last, add_columns, count_blocks)
 
 
-@kernel
+@lender
 def _add_narrow(numbers, weight, arrays, kept, stretch, first, last):
     """As `_add`, where groups are narrow."""
     _add_ranges(numbers, weight, arrays, kept, stretch, first, last, add_samples, count_rows)
@@ -229,7 +238,8 @@ def _add_ranges(numbers, weight, arrays, kept, stretch, first, last, add, count_
     work = work_of(numbers, weight, arrays)
     grid, job, wanted, part, _, given, _ = work
     (stretch,) = _read(stretch)
-    points = point_arrays(given.input, job.taps)
+    geometry = point_memory(given.input, job.taps)
+    points = points_in(geometry)
     blocks = stretch.blocks if wanted.weight or wanted.bias else 0
     each = blocks + (stretch.ranges if wanted.input else 0)
     for task in range(first, last):
@@ -251,6 +261,7 @@ def _add_ranges(numbers, weight, arrays, kept, stretch, first, last, add, count_
                 add(work, place, s, columns, tile, begin, end)
         else:
             _spread(work, points, stretch, kept, own, number - blocks)
+    return_points(geometry)
 
 
 @inlined

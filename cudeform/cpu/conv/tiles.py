@@ -9,12 +9,12 @@ from __future__ import annotations
 from cudeform.cpu.conv.blocking import collect_weight, pack_rows
 from cudeform.cpu.conv.narrow import add_samples, count_rows, find_samples
 from cudeform.cpu.conv.sums import collect_points, use_samples, work_of
-from cudeform.cpu.language.bare import bare, cleared, give_back
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.simd import block_columns, block_rows
 from cudeform.cpu.language.transpose import copy_plain, transpose
-from cudeform.cpu.sampler import Image, locate, point_arrays
+from cudeform.cpu.sampler import Image, locate, point_memory, points_in, return_points
 
 __all__ = [
     "add_columns",
@@ -170,7 +170,7 @@ def _add_rows(tile, pitch, count, channels, target, at):
     give_back(subtotal)
 
 
-@kernel
+@lender
 def slice_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
     """Pack blocks of the weight, compute tasks of a part, each a slice of an image, and add up
     pixels of the gradients of offset and mask, and blocks of that of the weight.
@@ -186,7 +186,7 @@ def slice_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
         collect_weight(job, slices, sums, work.part.most, bare(arrays[9], 0), collected)
 
 
-@kernel
+@lender
 def narrow_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
     """As `slice_gradients`, where groups are narrow: of a weight that is not packed."""
     work = work_of(numbers, weight, arrays)
@@ -199,7 +199,8 @@ def narrow_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
 def _each_slice(work, weight, tasks, find, add, count_parts):
     grid, job, wanted, part, _, given, _ = work
     like = given.input
-    points = point_arrays(like, job.taps)
+    geometry = point_memory(like, job.taps)
+    points = points_in(geometry)
     room = cleared(job.tile * (job.pitch + job.out_pitch), like.dtype)
     columns, tile = bare(room, 0), bare(room, job.tile * job.pitch)
     slices_here, area = part.end - part.begin, grid.height * grid.width
@@ -218,3 +219,4 @@ def _each_slice(work, weight, tasks, find, add, count_parts):
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
             end_slice(work, image, s, 0, area)
     give_back(room)
+    return_points(geometry)
