@@ -9,12 +9,22 @@ import numpy as np
 
 from cudeform.cpu.conv.blocking import LANES, Job, Slices, rounds
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.compiler import records
+from cudeform.cpu.language.bare import records
+from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sampler import Grid
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.points import Points
 
-__all__ = ["CORNERS", "Part", "parts_of", "pitch_of", "read", "reads_little"]
+__all__ = [
+    "CORNERS",
+    "SLICES",
+    "Part",
+    "numbers_for",
+    "parts_of",
+    "pitch_of",
+    "read",
+    "reads_little",
+]
 
 CORNERS = 4  # of a point
 
@@ -36,7 +46,13 @@ class Part(NamedTuple):
     rows: int
 
 
-read = records(Grid, Job, Part)
+read = records(Grid, Job, Part)  # what the numbers of a kernel begin with; its slices follow
+SLICES = sum(len(kind._fields) for kind in (Grid, Job, Part))
+
+
+def numbers_for(grid: Grid, job: Job, part: Part, slices: Slices) -> np.ndarray:
+    """What the kernels of a part read."""
+    return numbers_of(grid, job, part, *(tuple(array.tolist()) for array in slices))
 
 
 def reads_little(points: Points) -> bool:

@@ -6,14 +6,15 @@ the gradient of the weight, from the values that were sampled anew.
 
 from __future__ import annotations
 
+from cudeform.cpu.conv.blocking import collect_weight, pack_rows
 from cudeform.cpu.conv.narrow import add_samples, count_rows, find_samples
-from cudeform.cpu.conv.sums import use_samples, work_of
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.conv.sums import collect_points, use_samples, work_of
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
-from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import block_columns, block_rows
 from cudeform.cpu.language.transpose import copy_plain, transpose
-from cudeform.cpu.sampler import Image, locate, point_arrays
+from cudeform.cpu.sampler import Image, locate, point_memory, points_in, return_points
 
 __all__ = [
     "add_columns",
@@ -37,7 +38,7 @@ def image_of(work, image, s):
         pitch = job.groups * job.in_channels
         start = image * area * pitch + slices.first[s]
         return Image(start, pitch, grid.width * pitch, channels)
-    at = image * (slices.first[part.end] - slices.first[part.begin])
+    at = (image - part.first_image) * (slices.first[part.end] - slices.first[part.begin])
     start = (at + slices.first[s] - slices.first[part.begin]) * area
     return Image(start, channels, grid.width * channels, channels)
 
@@ -52,11 +53,12 @@ def begin_slice(work, image, s, first, last):
         start = (image * job.groups * job.in_channels + slices.first[s]) * area + first
         to = view.start + first * view.pitch
         count = last - first
-        transpose(given.input, start, area, view.channels, count, sums.source, to, view.pitch)
+        transpose(given.input, start, area, view.channels, count, given.source, to, view.pitch)
     if wanted.input:
         for p in range(first, last):
-            at = view.start + p * view.pitch
-            sums.target[at : at + view.channels] = 0
+            pixel = bare(sums.target, view.start + p * view.pitch)
+            for c in range(view.channels):
+                pixel[c] = 0
 
 
 @inlined
@@ -86,12 +88,12 @@ def _output_tile(grid, job, given, place, first, channels, tile, pitch):
 
 
 @inlined
-def find_columns(work, points, place, s, columns, tile):
+def find_columns(work, weight, points, place, s, columns, tile):
     """Locate points; fill the columns and the tile of grad_output."""
     grid, job, wanted, _, slices, given, _ = work
     first, channels = slices.first[s], slices.first[s + 1] - slices.first[s]
     width, block = job.out_pitch, block_columns(tile)
-    if job.dense:
+    if weight is not None:
         o0 = slices.weight_group[s] * job.out_channels
         _output_tile(grid, job, given, place, o0, job.out_channels, tile, width)
     else:
@@ -99,7 +101,7 @@ def find_columns(work, points, place, s, columns, tile):
     if not (wanted.input or wanted.points or wanted.weight):
         return
     locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
-    if job.dense and (wanted.input or wanted.points):
+    if weight is not None and (wanted.input or wanted.points):
         multiply(
             tile,
             (0, width, 1),
@@ -131,13 +133,13 @@ def add_columns(work, place, s, columns, tile, first, last):
     block, high, width = block_columns(tile), block_rows(tile), job.out_pitch
     group = slices.weight_group[s]
     if wanted.bias and first == 0 and slices.first[s] == group * job.in_channels:
-        at = (image * job.groups + group) * job.out_channels
+        at = ((image - part.first_image) * job.groups + group) * job.out_channels
         _add_rows(tile, width, count, job.out_channels, sums.bias, at)
     if not wanted.weight:
         return
     depth = job.taps * (slices.first[s + 1] - slices.first[s])
     down = rows_of(tile, depth) // high
-    start = (image * len(slices.weight_group) + s) * rows_of(tile, job.widest) * width
+    start = ((image - part.first_image) * job.slices + s) * rows_of(tile, job.widest) * width
     b = first
     while b < last:  # blocks of one panel
         panel, row = b // down, b % down
@@ -150,7 +152,7 @@ def add_columns(work, place, s, columns, tile, first, last):
             sums.weight,
             (start + row * high * width + panel * block, width),
             (min(end * high, depth) - row * high, block, count),
-            part.whole and pixel == 0,
+            part.images == part.all_images and pixel == 0,
         )
         b += end - row
 
@@ -158,46 +160,63 @@ def add_columns(work, place, s, columns, tile, first, last):
 @inlined
 def _add_rows(tile, pitch, count, channels, target, at):
     """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
-    subtotal = zeroed(channels, tile.dtype)
+    subtotal = cleared(channels, tile.dtype)
     for p in range(count):
-        row = tile[p * pitch :]
+        row = bare(tile, p * pitch)
         for c in range(channels):
             subtotal[c] += row[c]
     for c in range(channels):
         target[at + c] += subtotal[c]
+    give_back(subtotal)
 
 
-@kernel
-def slice_gradients(numbers, slices, given, sums, first, last):
-    """Tasks `first` to `last` of a part, each a slice of an image."""
-    _each_slice(numbers, slices, given, sums, first, last, find_columns, add_columns, count_blocks)
+@lender
+def slice_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
+    """Pack blocks of the weight, compute tasks of a part, each a slice of an image, and add up
+    pixels of the gradients of offset and mask, and blocks of that of the weight.
+    """
+    work = work_of(numbers, weight, arrays)
+    if weight is not None:
+        job, slices, packed, sums = work.job, work.slices, work.given.packed, work.sums.weight
+        pack_rows(job, slices, bare(weight, 0), packed, blocks)
+    if tasks[0] < tasks[1]:
+        _each_slice(work, weight, tasks, find_columns, add_columns, count_blocks)
+    collect_points(work, arrays, pixels)
+    if weight is not None:
+        collect_weight(job, slices, sums, work.part.most, bare(arrays[9], 0), collected)
 
 
-@kernel
-def narrow_gradients(numbers, slices, given, sums, first, last):
-    """As `slice_gradients`, where groups are narrow."""
-    _each_slice(numbers, slices, given, sums, first, last, find_samples, add_samples, count_rows)
+@lender
+def narrow_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
+    """As `slice_gradients`, where groups are narrow: of a weight that is not packed."""
+    work = work_of(numbers, weight, arrays)
+    if tasks[0] < tasks[1]:
+        _each_slice(work, weight, tasks, find_samples, add_samples, count_rows)
+    collect_points(work, arrays, pixels)
 
 
 @inlined
-def _each_slice(numbers, slices, given, sums, first, last, find, add, count_parts):
-    work = work_of(numbers, slices, given, sums)
-    grid, job, wanted, part, _, _, _ = work
+def _each_slice(work, weight, tasks, find, add, count_parts):
+    grid, job, wanted, part, _, given, _ = work
     like = given.input
-    points = point_arrays(like, job.taps)
-    columns = zeroed(job.tile * job.pitch, like.dtype)
-    tile = zeroed(job.tile * job.out_pitch, like.dtype)
+    geometry = point_memory(like, job.taps)
+    points = points_in(geometry)
+    room = cleared(job.tile * (job.pitch + job.out_pitch), like.dtype)
+    columns, tile = bare(room, 0), bare(room, job.tile * job.pitch)
     slices_here, area = part.end - part.begin, grid.height * grid.width
-    for task in range(first, last):
-        image = task // slices_here
-        s = part.begin + task - image * slices_here
+    for task in range(tasks[0], tasks[1]):
+        image = part.first_image + task // slices_here
+        s = part.begin + task % slices_here
         view = image_of(work, image, s)
         if part.first_pixel == 0:
             begin_slice(work, image, s, 0, area)
         for pixel in range(part.first_pixel, part.last_pixel, job.tile):
             place = image, pixel, min(job.tile, part.last_pixel - pixel)
-            find(work, points, place, s, columns, tile)
+            find(work, weight, points, place, s, columns, tile)
             use_samples(work, points, view, place, s, columns)
-            add(work, place, s, columns, tile, 0, count_parts(work, s))
+            if weight is not None:
+                add(work, place, s, columns, tile, 0, count_parts(work, s))
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
             end_slice(work, image, s, 0, area)
+    give_back(room)
+    return_points(geometry)
