@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.language.bare import bare, give_back, lender, lent, records
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.halves import element, put
 from cudeform.cpu.language.rows import read_rows, write_rows
 from cudeform.cpu.language.transpose import transpose
@@ -382,7 +382,7 @@ def _read_grad(lies, place, memory, spot, count, columns, line):
                 columns[p * channels + c] = element(grad, at + spot[p])
 
 
-@kernel
+@lender
 def collect(slices, found, target, first, last):
     """Add up what slices found for the gradient of points, in their order."""
     size = found.size // slices

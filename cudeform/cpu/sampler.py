@@ -14,7 +14,6 @@ import numpy as np
 from cudeform.cpu.language.bare import bare, give_back, lent
 from cudeform.cpu.language.compiler import apart, inlined, inner
 from cudeform.cpu.language.halves import load_wide_some
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import (
     fma,
     lanes,
@@ -51,7 +50,6 @@ __all__ = [
     "load_corners",
     "locate",
     "mixed",
-    "point_arrays",
     "point_memory",
     "points_in",
     "return_points",
@@ -128,18 +126,6 @@ def grid_of(points: Points, deformable: bool, modulated: bool) -> Grid:
         int(modulated),
         *points.offset_strides(taps),
     )
-
-
-@inlined
-def point_arrays(like, taps):
-    """Arrays for the geometry of a tile, in the order in which `locate` takes them.
-
-    Tap k of pixel p of the tile is point k*PIXELS + p, and its numbers are in planes from
-    k*NUMBERS + p on: at distances that are known when the kernel is compiled, LLVM sees that
-    writing one leaves the others alone, and makes vectors of points.
-    """
-    pixel, state = empty(taps * PIXELS + 2 * PLANE, np.int64), empty(taps * PIXELS, np.uint8)
-    return pixel, state, empty(taps * NUMBERS, like.dtype)
 
 
 @inlined

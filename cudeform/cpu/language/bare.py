@@ -88,7 +88,7 @@ def seen_as(typingctx, array, like):
 
 def lender(function: Callable[..., Any]) -> Callable[..., Any]:
     """A kernel that counts no references: what it is `lent` it gives back."""
-    return kernel(function, _nrt=False)
+    return kernel(function)
 
 
 def _lend(dtype: Any, clear: bool) -> Any:

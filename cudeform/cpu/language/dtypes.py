@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.language.compiler import kernel
+from cudeform.cpu.language.bare import bare, lender
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import write_rows
 from cudeform.cpu.language.transpose import frozen
@@ -86,9 +86,9 @@ def _round(values: np.ndarray, target: np.ndarray) -> None:
         target[...] = found
 
 
-@kernel
+@lender
 def _write(source, target):
-    write_rows(source, target, (0, 0, 0, 0), (1, source.size))
+    write_rows(bare(source, 0), bare(target, 0), (0, 0, 0, 0), (1, source.size))
 
 
 def _share(
