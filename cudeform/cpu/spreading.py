@@ -233,6 +233,15 @@ def corner_of(block, p, corner):
 
 
 @inlined
+def _misses(whole, p, bounds, nearest):
+    """Whether no corner of a point is within bounds: most points of a range lie in another."""
+    low = high = element(whole, PIXEL + p)
+    if nearest is None:
+        high += element(whole, RIGHT + p) + element(whole, DOWN + p)
+    return (low < 0) | (low >= bounds[1]) | (high < bounds[0])
+
+
+@inlined
 def _spread_two(block, rows, grad, target, view, bounds, nearest, c):
     """Two vectors of channels from c on."""
     first, end = bounds
@@ -241,6 +250,8 @@ def _spread_two(block, rows, grad, target, view, bounds, nearest, c):
         row = r * view.channels + c
         g0, g1 = load(grad, row), load(grad, row + step)
         for p in range(r * rows.each, (r + 1) * rows.each):
+            if _misses(block[1], p, bounds, nearest):
+                continue
             for corner in range(CORNERS if nearest is None else 1):
                 pixel, weight = corner_of(block, p, corner)
                 if pixel < first or pixel >= end:
@@ -258,6 +269,8 @@ def _spread_one(block, rows, grad, target, view, bounds, nearest, c, count):
     for r in range(rows.count):
         g = load_some(grad, r * view.channels + c, count)
         for p in range(r * rows.each, (r + 1) * rows.each):
+            if _misses(block[1], p, bounds, nearest):
+                continue
             for corner in range(CORNERS if nearest is None else 1):
                 pixel, weight = corner_of(block, p, corner)
                 if pixel < first or pixel >= end:
