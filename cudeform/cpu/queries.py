@@ -21,12 +21,8 @@ from cudeform.cpu.language.rows import (
 from cudeform.cpu.located import (
     BASE_X,
     BASE_Y,
-    HEIGHT,
     PLANE,
     SHARE,
-    TAP_X,
-    TAP_Y,
-    WIDTH,
     Rows,
     View,
     X,
@@ -199,7 +195,7 @@ def locate(job, taps, nearest, given, queries, first, block, fresh):
     levels of a `fresh` block are not known. Returns its rows.
     """
     levels, locations, scale = given
-    reals, whole = block
+    reals, _ = block
     rows = _rows(job, queries, first)
     if fresh or job.points > PLANE:
         if taps is not None:
@@ -210,24 +206,19 @@ def locate(job, taps, nearest, given, queries, first, block, fresh):
     split_pairs(locations, reals, places, rows, Y - X)
     count = rows.count * rows.each
     if taps is not None:
-        _displace(job, queries, rows, block, scale)
-        locate_beside(block, count)
+        _find_bases(job, queries, rows, block)
+        locate_beside(block, count, scale[0])
+    elif nearest is None:
+        locate_points(block, count)
     else:
-        half = reals.dtype.type(-0.5 if nearest is None else 0.5)
-        for p in range(count):
-            reals[X + p] = reals[X + p] * reals.dtype.type(whole[WIDTH + p]) + half
-            reals[Y + p] = reals[Y + p] * reals.dtype.type(whole[HEIGHT + p]) + half
-        if nearest is None:
-            locate_points(block, count)
-        else:
-            locate_nearest(block, count)
+        locate_nearest(block, count)
     return rows
 
 
 @inlined
-def _displace(job, queries, rows, block, scale):
-    """From the offsets of a block to bases, and how far its points are from them."""
-    reals, whole = block
+def _find_bases(job, queries, rows, block):
+    """Where the kernels of the points of a block lie."""
+    _, whole = block
     for r in range(rows.count):
         to, q = r * rows.each, queries.first + r
         i = q // job.out_width
@@ -237,10 +228,6 @@ def _displace(job, queries, rows, block, scale):
         x = np.int32(min(max(x, -_FARTHEST), _FARTHEST))
         for k in range(rows.each):
             whole[BASE_Y + to + k], whole[BASE_X + to + k] = y, x
-    factor = scale[0]
-    for p in range(rows.count * rows.each):
-        reals[Y + p] = (reals[TAP_Y + p] + reals[Y + p]) * factor
-        reals[X + p] = (reals[TAP_X + p] + reals[X + p]) * factor
 
 
 @inlined
@@ -389,22 +376,15 @@ def point_gradients(
 @inlined
 def _write_locations(job, taps, nearest, block, rows, dots, where, scale):
     """From the dots of a block to gradients of its locations, and of its shares in their place."""
-    _, whole = block
     target, queries, first = where
     count = rows.count * rows.each
     if nearest is not None:
         for p in range(PLANE, 3 * PLANE):
             dots[p] = 0
+    elif taps is not None:
+        slopes(block, count, dots, scale[0])
     else:
-        slopes(block, count, dots)
-        if taps is not None:
-            for p in range(count):
-                dots[PLANE + p] *= scale[0]
-                dots[2 * PLANE + p] *= scale[0]
-        else:
-            for p in range(count):
-                dots[PLANE + p] *= dots.dtype.type(whole[WIDTH + p])
-                dots[2 * PLANE + p] *= dots.dtype.type(whole[HEIGHT + p])
+        slopes(block, count, dots, None)
     if len(target):
         places = PLANE, rows.each, *_locations(job, queries, first)
         join_pairs(dots, bare(target, 0), places, rows, PLANE)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare, give_back, lent
+from cudeform.cpu.language.bare import bare, cleared, give_back, lent
 from cudeform.cpu.language.compiler import apart, inlined, inner
 from cudeform.cpu.language.halves import load_wide_some
 from cudeform.cpu.language.simd import (
@@ -46,6 +46,7 @@ __all__ = [
     "blend",
     "blended",
     "corners",
+    "filled",
     "grid_of",
     "load_corners",
     "locate",
@@ -67,7 +68,7 @@ PLANE = 128  # points of a tap in a tile, at most
 ROW, COLUMN = 0, PLANE
 LY, LX, _MASK, W00, W01, W10, W11 = (PLANE * i for i in range(7))
 PIXELS, NUMBERS = PLANE, 7 * PLANE  # of a tap
-_AT_ONCE = 16  # points of a plane, up to the end of which the numbers are of no point
+_AT_ONCE = 16  # points: a plane is a multiple of these, and they are one of any vector
 _BEYOND = 2.0**62  # pixels: farther than any image reaches, and still a whole number of 64 bits
 ON_PIXEL = 64  # no offset: the point is the centre of its top left corner
 
@@ -137,7 +138,7 @@ def point_memory(like, taps):
     writing one leaves the others alone, and makes vectors of points.
     """
     pixel, state = lent(taps * PIXELS + 2 * PLANE, np.int64), lent(taps * PIXELS, np.uint8)
-    return pixel, state, lent(taps * NUMBERS, like.dtype)
+    return pixel, state, cleared(taps * NUMBERS, like.dtype)
 
 
 @inlined
@@ -198,6 +199,15 @@ def _find_bases(grid, first, count, bases):
 
 
 @inlined
+def filled(count):
+    """So many points, and of no point what fills the last vector: LLVM writes a loop over all of
+    them once, and not a second and a third time for what is left. What is there was 0 at first, as
+    numbers that are too small for arithmetic may take long.
+    """
+    return (count + _AT_ONCE - 1) & -_AT_ONCE
+
+
+@inlined
 def weights_along(before, after, fraction, one):
     """The weights of two pixels along an axis, and whether each is in the image; one outside stands
     for its neighbour.
@@ -224,7 +234,7 @@ def _resolve(grid, k, bases, pixel, state, numbers, count):
     moves, masked = grid.deformable != 0, grid.modulated != 0
     down = k // grid.kernel_width * grid.dilation_y
     across = k % grid.kernel_width * grid.dilation_x
-    for p in range((count + _AT_ONCE - 1) & -_AT_ONCE):
+    for p in range(filled(count)):
         ly, lx = numbers[LY + p], numbers[LX + p]
         m = select(masked, numbers[_MASK + p], one)
         ly, lx = select(moves, ly, zero), select(moves, lx, zero)

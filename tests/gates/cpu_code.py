@@ -170,11 +170,13 @@ def geometry(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     grid = sampler.Grid(*[0] * len(sampler.Grid._fields))
     points = np.zeros(0, np.int64), np.zeros(0, np.uint8), flat
     yield sampler.locate, (grid, flat, flat, (0, 0, 0), 0, points)
-    for function in (located.locate_points, located.locate_beside, located.locate_nearest):
-        yield function, (block, 0)
+    yield located.locate_points, (block, 0)
+    yield located.locate_beside, (block, 0, dtype(1))
+    yield located.locate_nearest, (block, 0)
     yield located._find_corners, (block, 0)
     yield located._weigh_corners, (block, 0)
-    yield located.slopes, (block, 0, flat)
+    for factor in None, dtype(1):
+        yield located.slopes, (block, 0, flat, factor)
 
 
 _NAMES = {"fma", "add_product", "add_low_product", "transpose_square", "lanes"}
