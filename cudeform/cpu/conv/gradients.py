@@ -35,6 +35,7 @@ from cudeform.cpu.conv.sums import Part, Room, Wanted, numbers_for
 from cudeform.cpu.conv.tiles import narrow_gradients, slice_gradients
 from cudeform.cpu.language.dtypes import sum_first
 from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.language.simd import VECTOR_BYTES
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import aligned
 from cudeform.cpu.sampler import grid_of
@@ -60,6 +61,7 @@ class _Prepared(NamedTuple):
     starts: Room
     room: int  # elements of it
     bias: int  # elements of its sums
+    ways: tuple[int | None, int | None]  # as `use_samples` takes them
     size: int  # multiplications
     spare: int  # bytes that are left of those of a call
 
@@ -82,7 +84,7 @@ def gradients(
     """
     dtype, count = input.dtype, threads.get_num_threads()
     asked = plan, dtype.itemsize, weight is not None, needs, times_mask, copies, count
-    job, wanted, images, parts, starts, room, biases, size, spare = _prepared(*asked)
+    job, wanted, images, parts, starts, room, biases, ways, size, spare = _prepared(*asked)
     like = {"input": input, "offset": offset, "mask": mask, "weight": weight}
     result = {n: np.empty(like[n].shape, dtype) for n in needs & like.keys()}
     scratch, bias = aligned(room, dtype), np.zeros(biases, dtype)
@@ -101,7 +103,7 @@ def gradients(
         for i, some in enumerate(steps):
             if i:
                 add_stretches(plan.points, job, part, wanted, given, size, spare)
-            do(partial(run, *given), some)
+            do(partial(run, *given, *ways), some)
     if wanted.weight and job.narrow:
         weight_of_rows(plan, of_weight, result["weight"])
     if wanted.bias and job.narrow:
@@ -145,7 +147,10 @@ def _prepared(
         parts.append((part, numbers_for(grid, job, part, wanted, starts, slices), steps))
         packing = _NO_STEP
     spare = max(_ROOM - copies - (sum(sizes) - sizes.packed) * itemsize, 0)
-    return _Prepared(job, wanted, blocking.images, parts, starts, room, bias, size, spare)
+    whole = np.diff(slices.first) % (VECTOR_BYTES // itemsize) == 0
+    at_once = wanted.input and wanted.points and wanted.weight and whole.any()
+    ways = 1 if at_once else None, None if at_once and whole.all() else 1
+    return _Prepared(job, wanted, blocking.images, parts, starts, room, bias, ways, size, spare)
 
 
 def _steps(count: int, *steps: tuple[int, float]) -> Steps:

@@ -132,22 +132,25 @@ def work_of(numbers, weight, arrays):
 
 
 @inlined
-def use_samples(work, points, view, place, s, columns):
+def use_samples(work, at_once, apart, points, view, place, s, columns):
     """Let a tile's gradients of samples add to those of input and points, and put the samples, of
     which that of the weight is made, in their place.
+
+    What is None of the two ways to do so is not compiled.
     """
     grid, job, wanted, _, _, given, sums = work
     tile = grid, points, place[2]
-    whole = view.channels % lanes(columns) == 0
-    if wanted.input and wanted.points and wanted.weight and whole:
-        source, target, out, at = given.source, sums.target, sums.points, _points_at(work, place, s)
-        differentiate(*tile, source, view, columns, job.pitch, out, at, target)
-        return
-    measure_tile(work, points, view, place, s, columns)
-    if wanted.input:
-        spread(*tile, columns, job.pitch, sums.target, view)
-    if wanted.weight:
-        blend(*tile, given.source, view, columns, job.pitch)
+    if at_once is not None:
+        if apart is None or view.channels % lanes(columns) == 0:
+            source, target, at = given.source, sums.target, _points_at(work, place, s)
+            differentiate(*tile, source, view, columns, job.pitch, sums.points, at, target)
+            return
+    if apart is not None:
+        measure_tile(work, points, view, place, s, columns)
+        if wanted.input:
+            spread(*tile, columns, job.pitch, sums.target, view)
+        if wanted.weight:
+            blend(*tile, given.source, view, columns, job.pitch)
 
 
 @inlined

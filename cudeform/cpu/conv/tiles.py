@@ -171,7 +171,7 @@ def _add_rows(tile, pitch, count, channels, target, at):
 
 
 @lender
-def slice_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
+def slice_gradients(numbers, weight, arrays, at_once, apart, blocks, tasks, pixels, collected):
     """Pack blocks of the weight, compute tasks of a part, each a slice of an image, and add up
     pixels of the gradients of offset and mask, and blocks of that of the weight.
     """
@@ -180,23 +180,23 @@ def slice_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
         job, slices, packed, sums = work.job, work.slices, work.given.packed, work.sums.weight
         pack_rows(job, slices, bare(weight, 0), packed, blocks)
     if tasks[0] < tasks[1]:
-        _each_slice(work, weight, tasks, find_columns, add_columns, count_blocks)
+        _each_slice(work, weight, at_once, apart, tasks, find_columns, add_columns, count_blocks)
     collect_points(work, arrays, pixels)
     if weight is not None:
         collect_weight(job, slices, sums, work.part.most, bare(arrays[9], 0), collected)
 
 
 @lender
-def narrow_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
+def narrow_gradients(numbers, weight, arrays, at_once, apart, blocks, tasks, pixels, collected):
     """As `slice_gradients`, where groups are narrow: of a weight that is not packed."""
     work = work_of(numbers, weight, arrays)
     if tasks[0] < tasks[1]:
-        _each_slice(work, weight, tasks, find_samples, add_samples, count_rows)
+        _each_slice(work, weight, at_once, apart, tasks, find_samples, add_samples, count_rows)
     collect_points(work, arrays, pixels)
 
 
 @inlined
-def _each_slice(work, weight, tasks, find, add, count_parts):
+def _each_slice(work, weight, at_once, apart, tasks, find, add, count_parts):
     grid, job, wanted, part, _, given, _ = work
     like = given.input
     geometry = point_memory(like, job.taps)
@@ -213,7 +213,7 @@ def _each_slice(work, weight, tasks, find, add, count_parts):
         for pixel in range(part.first_pixel, part.last_pixel, job.tile):
             place = image, pixel, min(job.tile, part.last_pixel - pixel)
             find(work, weight, points, place, s, columns, tile)
-            use_samples(work, points, view, place, s, columns)
+            use_samples(work, at_once, apart, points, view, place, s, columns)
             if weight is not None:
                 add(work, place, s, columns, tile, 0, count_parts(work, s))
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
