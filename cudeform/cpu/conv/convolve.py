@@ -40,7 +40,6 @@ from cudeform.cpu.sampler import (
     grid_of,
     locate,
     point_memory,
-    points_in,
     return_points,
 )
 from cudeform.plans.convolution import ConvPlan
@@ -108,6 +107,7 @@ def convolve(
     if job.narrow:
         weight, bias = weight_rows(plan, weight), frozen(bias_rows(plan, bias), output)
     offset, mask = frozen(offset, output), frozen(mask, output)
+    given = frozen(None if parts[0][0].gathered else input, output), offset, mask
     if large:
         numbers, steps = parts[0][1:]
         found = windows(plan, slices, job, numbers, offset)
@@ -115,14 +115,13 @@ def convolve(
         parts = _with_numbers(plan, slices, job, found, packing, steps.work[2], count)
         staged = _staged(parts)
     scratch = aligned(packed + staged, output.dtype)
-    given = frozen(None if parts[0][0].gathered else input, output), offset, mask
-    given += None if weight is None else frozen(weight, output), bias, scratch, output.reshape(-1)
-    run = _sum if job.narrow else _convolve
+    weight = None if weight is None else frozen(weight, output)
+    given += weight, job.narrow or None, bias, scratch, output.reshape(-1)
     for part, numbers, steps in parts:
         if part.gathered:
             tiles = steps.ranges[2][1]
             gather(numbers, input, last, offset, mask, scratch[packed:], tiles)
-        do(partial(run, numbers, *given), steps)
+        do(partial(_convolve, numbers, *given), steps)
 
 
 @remembered
@@ -176,29 +175,29 @@ def _staged(parts: list[tuple[Part, np.ndarray, Steps]]) -> int:
 
 @lender
 def _convolve(
-    numbers, input, offset, mask, weight, bias, scratch, output, blocks, pieces, tiles
+    numbers, input, offset, mask, weight, narrow, bias, scratch, output, blocks, pieces, tiles
 ):  # fmt: skip
-    """Pack blocks of the weight, lay out pieces of the images of a part, and compute its tiles."""
+    """Pack blocks of the weight, lay out pieces of the images of a part, and compute its tiles.
+
+    What is not for the weight, None or not, and not for its groups is not compiled; `narrow` is
+    None where they are not narrow.
+    """
     grid, job, part = read(numbers)
     slices, packed, at = slices_from(job, numbers, SLICES), bare(scratch, 0), 0
-    if weight is not None:
+    if narrow is not None:
+        packed = bare(weight, 0)
+    elif weight is not None:
         at = job.slices * job.widest * columns_of(scratch, job.out_channels)
         pack_columns(job, slices, bare(weight, 0), packed, blocks)
     source = _stage(grid, job, part, slices, bare(input, 0), bare(scratch, at), pieces)
     memory = Memory(source, bare(offset, 0), bare(mask, 0), packed, bare(bias, 0), bare(output, 0))
-    if tiles[0] < tiles[1]:
-        _compute_tiles(Work(grid, job, part, slices, memory), weight, tiles)
-
-
-@lender
-def _sum(numbers, input, offset, mask, weight, bias, scratch, output, blocks, pieces, tiles):
-    """As `_convolve`, where groups are narrow: of a weight that is not packed."""
-    grid, job, part = read(numbers)
-    slices, weight = slices_from(job, numbers, SLICES), bare(weight, 0)
-    source = _stage(grid, job, part, slices, bare(input, 0), bare(scratch, 0), pieces)
-    memory = Memory(source, bare(offset, 0), bare(mask, 0), weight, bare(bias, 0), bare(output, 0))
-    if tiles[0] < tiles[1]:
-        _sum_tiles(Work(grid, job, part, slices, memory), tiles)
+    work = Work(grid, job, part, slices, memory)
+    if tiles[0] == tiles[1]:
+        return
+    if narrow is None:
+        _compute_tiles(work, weight, tiles)
+    else:
+        _sum_tiles(work, tiles)
 
 
 @inlined
@@ -228,8 +227,7 @@ def _stage(grid, job, part, slices, source, staged, pieces):
 def _compute_tiles(work, weight, tiles):
     grid, job, part, slices, memory = work
     source = memory.source
-    geometry = point_memory(source, job.taps)
-    points = points_in(geometry)
+    points = point_memory(source, job.taps)
     width = job.out_pitch
     room = cleared(job.tile * (job.pitch + width), source.dtype)
     columns, sums = bare(room, 0), bare(room, job.tile * job.pitch)
@@ -268,14 +266,13 @@ def _compute_tiles(work, weight, tiles):
             if s + 1 == part.end or slices.weight_group[s + 1] != group:
                 _write(work, sums, width, place, first, job.out_channels)
     give_back(room)
-    return_points(geometry)
+    return_points(points)
 
 
 @inlined
 def _sum_tiles(work, tiles):
     grid, job, part, slices, memory = work
-    geometry = point_memory(memory.source, job.taps)
-    points = points_in(geometry)
+    points = point_memory(memory.source, job.taps)
     room = cleared(job.tile * job.out_pitch, memory.source.dtype)
     rows = bare(room, 0)
     for tile in range(tiles[0], tiles[1]):
@@ -288,7 +285,7 @@ def _sum_tiles(work, tiles):
             view = _image_of(work, place, s)
             sum_rows(grid, job, points, view, memory, place, slices.first[s], rows)
     give_back(room)
-    return_points(geometry)
+    return_points(points)
 
 
 @inlined

@@ -23,7 +23,6 @@ from cudeform.cpu.sampler import (
     corners,
     locate,
     point_memory,
-    points_in,
     return_points,
 )
 
@@ -77,8 +76,7 @@ def _gather(numbers, view, source, offset, mask, target, first_tile, last_tile):
     grid, job, part = read(numbers)
     source, target = bare(source, 0), bare(target, 0)
     offset, mask = bare(offset, 0), bare(mask, 0)
-    geometry = point_memory(offset, job.taps)
-    points = points_in(geometry)
+    points = point_memory(offset, job.taps)
     all_channels = job.groups * job.in_channels
     channels = all_channels // job.offset_groups
     begin, of_image, of_channel, of_row, of_pixel = view[0], view[1], view[2], view[3], view[4]
@@ -94,7 +92,7 @@ def _gather(numbers, view, source, offset, mask, target, first_tile, last_tile):
             to = image * part.image_size
             place = (to, pixel - part.first_pixel, count, group)
             _copy(job, grid.width, points, lies, of_channel, source, target, place)
-    return_points(geometry)
+    return_points(points)
 
 
 @inlined

@@ -107,8 +107,8 @@ def _write(grid, job, rows, place, first, channels, output):
 
 
 @inlined
-def find_samples(work, weight, points, place, s, columns, rows):
-    """As `find_columns`, with gradients of outputs in rows."""
+def find_samples(work, points, place, s, columns, rows):
+    """As `tiles.find_tile`, with gradients of outputs in rows."""
     grid, job, wanted, _, slices, given, _ = work
     first, channels = slices.first[s], slices.first[s + 1] - slices.first[s]
     _read(grid, job, given.grad_output, place, first, channels, rows)
@@ -123,15 +123,13 @@ def find_samples(work, weight, points, place, s, columns, rows):
 
 @inlined
 def count_rows(work, s):
-    """Into how many rows the gradient of the weights of a slice can be cut."""
+    """Rows of the gradient of the weights of a slice."""
     return work.job.out_channels * work.job.taps
 
 
 @inlined
 def add_samples(work, place, s, columns, rows, begin, end):
-    """Add what sampled values say to rows `begin` to `end` of the gradient of the weight, and with
-    the first one to that of the bias.
-    """
+    """As `tiles.add_tile`, of rows `begin` to `end`."""
     _, job, wanted, part, slices, _, sums = work
     image, count = place[0] - part.first_image, place[2]
     first, all_channels = slices.first[s], job.groups * job.in_channels

@@ -111,17 +111,12 @@ def numbers_for(
 
 
 @inlined
-def work_of(numbers, weight, arrays):
+def work_of(numbers, weight, narrow, arrays):
     """What a task needs to know, from the numbers and arrays that a kernel of gradients gets."""
     grid, job, part, wanted, starts = _read(numbers)
     grad_output, input, offset, mask, room, bias, grad_input = arrays[:7]
-    packed, source, target = (
-        bare(room, starts.packed),
-        bare(room, starts.source),
-        bare(room, starts.target),
-    )
-    if weight is not None and job.narrow:
-        packed = bare(weight, 0)
+    source, target = bare(room, starts.source), bare(room, starts.target)
+    packed = bare(room, starts.packed) if narrow is None else bare(weight, 0)
     if job.channels_last:
         source, target = bare(input, 0), bare(grad_input, 0)
     read = bare(grad_output, 0), bare(input, 0), source
