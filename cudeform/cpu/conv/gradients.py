@@ -25,13 +25,14 @@ from cudeform.cpu.conv.blocking import (
     gradient_slice,
     is_narrow,
     job_of,
+    numbers_with,
     weight_blocks,
     weight_sums,
 )
 from cudeform.cpu.conv.narrow import bias_of_rows, weight_of_rows, weight_rows
 from cudeform.cpu.conv.steps import NO_STEP, Steps, do, steps_of
 from cudeform.cpu.conv.stretches import add_stretches
-from cudeform.cpu.conv.sums import Part, Room, Wanted, numbers_for
+from cudeform.cpu.conv.sums import Part, Room, Wanted
 from cudeform.cpu.conv.tiles import slice_gradients
 from cudeform.cpu.language.dtypes import sum_first
 from cudeform.cpu.language.memory import remembered
@@ -143,7 +144,7 @@ def _prepared(
             steps += [_steps(count, NO_STEP, NO_STEP, *ends)]
         else:
             steps = [_steps(count, packing, (tasks, size), *ends)]
-        parts.append((part, numbers_for(grid, job, part, wanted, starts, slices), steps))
+        parts.append((part, numbers_with(slices, grid, job, part, wanted, starts), steps))
         packing = NO_STEP
     spare = max(_ROOM - copies - (sum(sizes) - sizes.packed) * itemsize, 0)
     whole = np.diff(slices.first) % (VECTOR_BYTES // itemsize) == 0

@@ -7,13 +7,14 @@ the gradient of the weight, from the values that were sampled anew.
 from __future__ import annotations
 
 from cudeform.cpu.conv.blocking import collect_weight, pack_rows
-from cudeform.cpu.conv.narrow import add_samples, count_rows, find_samples
+from cudeform.cpu.conv.narrow import add_rows, add_samples, count_rows, find_samples
+from cudeform.cpu.conv.parts import read_tile
 from cudeform.cpu.conv.sums import collect_points, use_samples, work_of
 from cudeform.cpu.language.bare import bare, cleared, give_back, lender
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.simd import block_columns, block_rows
-from cudeform.cpu.language.transpose import copy_plain, transpose
+from cudeform.cpu.language.transpose import transpose
 from cudeform.cpu.sampler import Image, locate, point_memory, return_points
 
 __all__ = [
@@ -73,20 +74,6 @@ def end_slice(work, image, s, first, last):
 
 
 @inlined
-def _output_tile(grid, job, given, place, first, channels, tile, pitch):
-    """A tile of grad_output, of the channels from `first` on, with the channels last."""
-    image, pixel, count = place
-    all_channels = job.groups * job.out_channels
-    if job.channels_last:
-        for p in range(count):
-            start = (image * grid.pixels + pixel + p) * all_channels + first
-            copy_plain(given.grad_output, start, tile, p * pitch, channels)
-    else:
-        start = (image * all_channels + first) * grid.pixels + pixel
-        transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
-
-
-@inlined
 def find_tile(work, weight, narrow, points, place, s, columns, tile):
     """Locate points; fill the columns and the tile of grad_output."""
     if narrow is None:
@@ -119,9 +106,9 @@ def _find_columns(work, weight, points, place, s, columns, tile):
     width, block = job.out_pitch, block_columns(tile)
     if weight is not None:
         o0 = slices.weight_group[s] * job.out_channels
-        _output_tile(grid, job, given, place, o0, job.out_channels, tile, width)
+        read_tile(grid, job, given.grad_output, place, o0, job.out_channels, tile, width)
     else:
-        _output_tile(grid, job, given, place, first, channels, columns, job.pitch)
+        read_tile(grid, job, given.grad_output, place, first, channels, columns, job.pitch)
     if not (wanted.input or wanted.points or wanted.weight):
         return
     locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
@@ -154,7 +141,7 @@ def _add_columns(work, place, s, columns, tile, first, last):
     group = slices.weight_group[s]
     if wanted.bias and first == 0 and slices.first[s] == group * job.in_channels:
         at = ((image - part.first_image) * job.groups + group) * job.out_channels
-        _add_rows(tile, width, count, job.out_channels, sums.bias, at)
+        add_rows(tile, width, count, job.out_channels, bare(sums.bias, at))
     if not wanted.weight:
         return
     depth = job.taps * (slices.first[s + 1] - slices.first[s])
@@ -177,19 +164,6 @@ def _add_columns(work, place, s, columns, tile, first, last):
         b += end - row
 
 
-@inlined
-def _add_rows(tile, pitch, count, channels, target, at):
-    """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
-    subtotal = cleared(channels, tile.dtype)
-    for p in range(count):
-        row = bare(tile, p * pitch)
-        for c in range(channels):
-            subtotal[c] += row[c]
-    for c in range(channels):
-        target[at + c] += subtotal[c]
-    give_back(subtotal)
-
-
 @lender
 def slice_gradients(
     numbers, weight, narrow, arrays, at_once, apart, blocks, tasks, pixels, collected
@@ -203,9 +177,9 @@ def slice_gradients(
         pack_rows(job, slices, bare(weight, 0), work.given.packed, blocks)
     if tasks[0] < tasks[1]:
         _each_slice(work, weight, narrow, at_once, apart, tasks)
-    collect_points(work, arrays, pixels)
+    collect_points(work, pixels)
     if narrow is None and weight is not None:
-        collect_weight(job, slices, sums.weight, work.part.most, bare(arrays[9], 0), collected)
+        collect_weight(job, slices, sums.weight, work.part.most, sums.grad_weight, collected)
 
 
 @inlined
