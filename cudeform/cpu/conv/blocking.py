@@ -16,6 +16,7 @@ from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.matmul import columns_of, rows_of
 from cudeform.cpu.language.simd import BLOCK_BYTES, BLOCK_ROWS, block_columns
 from cudeform.cpu.language.transpose import add_row, copy_row, transpose
+from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sampler import PLANE
 from cudeform.plans.convolution import ConvPlan
 
@@ -31,6 +32,7 @@ __all__ = [
     "gradient_slice",
     "is_narrow",
     "job_of",
+    "numbers_with",
     "pack_columns",
     "pack_rows",
     "padded",
@@ -167,9 +169,14 @@ def job_of(plan: ConvPlan, slices: Slices, itemsize: int, narrow: bool, tasks: i
     )
 
 
+def numbers_with(slices: Slices, *kinds: tuple[int, ...]) -> np.ndarray:
+    """What kernels read: named tuples of integers, and the slices behind them."""
+    return numbers_of(*kinds, *(tuple(array.tolist()) for array in slices))
+
+
 @inlined
 def slices_from(job, numbers, at):
-    """The slices whose arrays lie one after the other."""
+    """The slices, which begin `at` so many numbers."""
     group = at + job.slices + 1
     return Slices(bare(numbers, at), bare(numbers, group), bare(numbers, group + job.slices))
 

@@ -16,6 +16,7 @@ from cudeform.cpu.conv.blocking import (
     cut,
     is_narrow,
     job_of,
+    numbers_with,
     pack_columns,
     slices_from,
     weight_blocks,
@@ -23,7 +24,7 @@ from cudeform.cpu.conv.blocking import (
 )
 from cudeform.cpu.conv.corners import gather, renumber
 from cudeform.cpu.conv.narrow import bias_rows, sum_rows, weight_rows
-from cudeform.cpu.conv.parts import SLICES, Part, numbers_for, parts_of, read, reads_little
+from cudeform.cpu.conv.parts import SLICES, Part, parts_of, read, read_tile, reads_little, tile_of
 from cudeform.cpu.conv.steps import Steps, do, steps_of
 from cudeform.cpu.conv.windows import too_large, windows
 from cudeform.cpu.language.bare import bare, cleared, give_back, lender
@@ -40,21 +41,16 @@ from cudeform.cpu.sampler import (
     grid_of,
     locate,
     point_memory,
-    points_in,
     return_points,
 )
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = [
-    "Memory",
-    "Work",
-    "convolve",
-]
+__all__ = ["convolve"]
 
 _STAGED_PIXELS = 256  # laid out channels last in one go
 
 
-class Memory(NamedTuple):
+class _Memory(NamedTuple):
     """What the tiles read and write, flat."""
 
     source: np.ndarray  # images with their channels last
@@ -65,14 +61,14 @@ class Memory(NamedTuple):
     output: np.ndarray
 
 
-class Work(NamedTuple):
+class _Work(NamedTuple):
     """All that the tiles of a part need to know."""
 
     grid: Grid
     job: Job
     part: Part
     slices: Slices
-    memory: Memory
+    memory: _Memory
 
 
 class _Prepared(NamedTuple):
@@ -108,6 +104,7 @@ def convolve(
     if job.narrow:
         weight, bias = weight_rows(plan, weight), frozen(bias_rows(plan, bias), output)
     offset, mask = frozen(offset, output), frozen(mask, output)
+    given = frozen(None if parts[0][0].gathered else input, output), offset, mask
     if large:
         numbers, steps = parts[0][1:]
         found = windows(plan, slices, job, numbers, offset)
@@ -115,14 +112,13 @@ def convolve(
         parts = _with_numbers(plan, slices, job, found, packing, steps.work[2], count)
         staged = _staged(parts)
     scratch = aligned(packed + staged, output.dtype)
-    given = frozen(None if parts[0][0].gathered else input, output), offset, mask
-    given += None if weight is None else frozen(weight, output), bias, scratch, output.reshape(-1)
-    run = _sum if job.narrow else _convolve
+    weight = None if weight is None else frozen(weight, output)
+    given += weight, job.narrow or None, bias, scratch, output.reshape(-1)
     for part, numbers, steps in parts:
         if part.gathered:
             tiles = steps.ranges[2][1]
             gather(numbers, input, last, offset, mask, scratch[packed:], tiles)
-        do(partial(run, numbers, *given), steps)
+        do(partial(_convolve, numbers, *given), steps)
 
 
 @remembered
@@ -164,7 +160,7 @@ def _with_numbers(
             pieces = 0
         staged = pieces, part.images * part.image_size
         steps = steps_of(count, (packing, staged), ((tiles, size),))
-        result.append((part, numbers_for(grid, job, part, slices), steps))
+        result.append((part, numbers_with(slices, grid, job, part), steps))
         packing = 0, 0
     return result
 
@@ -176,29 +172,29 @@ def _staged(parts: list[tuple[Part, np.ndarray, Steps]]) -> int:
 
 @lender
 def _convolve(
-    numbers, input, offset, mask, weight, bias, scratch, output, blocks, pieces, tiles
+    numbers, input, offset, mask, weight, narrow, bias, scratch, output, blocks, pieces, tiles
 ):  # fmt: skip
-    """Pack blocks of the weight, lay out pieces of the images of a part, and compute its tiles."""
+    """Pack blocks of the weight, lay out pieces of the images of a part, and compute its tiles.
+
+    What is not for the weight, None or not, and not for its groups is not compiled; `narrow` is
+    None where they are not narrow.
+    """
     grid, job, part = read(numbers)
     slices, packed, at = slices_from(job, numbers, SLICES), bare(scratch, 0), 0
-    if weight is not None:
+    if narrow is not None:
+        packed = bare(weight, 0)
+    elif weight is not None:
         at = job.slices * job.widest * columns_of(scratch, job.out_channels)
         pack_columns(job, slices, bare(weight, 0), packed, blocks)
     source = _stage(grid, job, part, slices, bare(input, 0), bare(scratch, at), pieces)
-    memory = Memory(source, bare(offset, 0), bare(mask, 0), packed, bare(bias, 0), bare(output, 0))
-    if tiles[0] < tiles[1]:
-        _compute_tiles(Work(grid, job, part, slices, memory), weight, tiles)
-
-
-@lender
-def _sum(numbers, input, offset, mask, weight, bias, scratch, output, blocks, pieces, tiles):
-    """As `_convolve`, where groups are narrow: of a weight that is not packed."""
-    grid, job, part = read(numbers)
-    slices, weight = slices_from(job, numbers, SLICES), bare(weight, 0)
-    source = _stage(grid, job, part, slices, bare(input, 0), bare(scratch, 0), pieces)
-    memory = Memory(source, bare(offset, 0), bare(mask, 0), weight, bare(bias, 0), bare(output, 0))
-    if tiles[0] < tiles[1]:
-        _sum_tiles(Work(grid, job, part, slices, memory), tiles)
+    memory = _Memory(source, bare(offset, 0), bare(mask, 0), packed, bare(bias, 0), bare(output, 0))
+    work = _Work(grid, job, part, slices, memory)
+    if tiles[0] == tiles[1]:
+        return
+    if narrow is None:
+        _compute_tiles(work, weight, tiles)
+    else:
+        _sum_tiles(work, tiles)
 
 
 @inlined
@@ -228,15 +224,14 @@ def _stage(grid, job, part, slices, source, staged, pieces):
 def _compute_tiles(work, weight, tiles):
     grid, job, part, slices, memory = work
     source = memory.source
-    geometry = point_memory(source, job.taps)
-    points = points_in(geometry)
+    points = point_memory(source, job.taps)
     width = job.out_pitch
     room = cleared(job.tile * (job.pitch + width), source.dtype)
     columns, sums = bare(room, 0), bare(room, job.tile * job.pitch)
     size = job.widest * columns_of(source, job.out_channels)  # of a slice's packed weights
     block = block_columns(source)
     for tile in range(tiles[0], tiles[1]):
-        place = _place_of(job, part, tile)
+        place = tile_of(job, part, tile)
         count = place[2]
         offsets_of, sums_of = -1, -1  # the groups that `points` and `sums` are for
         for s in range(part.begin, part.end):
@@ -268,18 +263,17 @@ def _compute_tiles(work, weight, tiles):
             if s + 1 == part.end or slices.weight_group[s + 1] != group:
                 _write(work, sums, width, place, first, job.out_channels)
     give_back(room)
-    return_points(geometry)
+    return_points(points)
 
 
 @inlined
 def _sum_tiles(work, tiles):
     grid, job, part, slices, memory = work
-    geometry = point_memory(memory.source, job.taps)
-    points = points_in(geometry)
+    points = point_memory(memory.source, job.taps)
     room = cleared(job.tile * job.out_pitch, memory.source.dtype)
     rows = bare(room, 0)
     for tile in range(tiles[0], tiles[1]):
-        place = _place_of(job, part, tile)
+        place = tile_of(job, part, tile)
         offsets_of = -1
         for s in range(part.begin, part.end):
             if slices.offset_group[s] != offsets_of:
@@ -288,16 +282,7 @@ def _sum_tiles(work, tiles):
             view = _image_of(work, place, s)
             sum_rows(grid, job, points, view, memory, place, slices.first[s], rows)
     give_back(room)
-    return_points(geometry)
-
-
-@inlined
-def _place_of(job, part, tile):
-    """The image of a tile of a part, its first pixel, and its pixels."""
-    tiles = (part.last_pixel - part.first_pixel + job.tile - 1) // job.tile
-    image = tile // tiles
-    pixel = part.first_pixel + (tile - image * tiles) * job.tile
-    return part.first_image + image, pixel, min(job.tile, part.last_pixel - pixel)
+    return_points(points)
 
 
 @inlined
@@ -329,20 +314,13 @@ def _image_of(work, place, s):
 @inlined
 def _start_sums(work, sums, place, first, fresh):
     """Begin a tile's sums of a weight group with the bias, or with what the output has so far."""
-    grid, job, bias, output = work.grid, work.job, work.memory.bias, work.memory.output
-    pitch = job.out_pitch
-    image, pixel, count = place
-    channels = job.groups * job.out_channels
+    grid, job, _, _, memory = work
+    channels, pitch = job.out_channels, job.out_pitch
     if fresh:
-        for p in range(count):
-            copy_plain(bias, first, sums, p * pitch, job.out_channels)
-    elif job.channels_last:
-        for p in range(count):
-            at = (image * grid.pixels + pixel + p) * channels + first
-            copy_plain(output, at, sums, p * pitch, job.out_channels)
+        for p in range(place[2]):
+            copy_plain(memory.bias, first, sums, p * pitch, channels)
     else:
-        at = (image * channels + first) * grid.pixels + pixel
-        transpose(output, at, grid.pixels, job.out_channels, count, sums, 0, pitch)
+        read_tile(grid, job, memory.output, place, first, channels, sums, pitch)
 
 
 @inlined

@@ -25,16 +25,18 @@ from cudeform.cpu.conv.blocking import (
     gradient_slice,
     is_narrow,
     job_of,
+    numbers_with,
     weight_blocks,
     weight_sums,
 )
 from cudeform.cpu.conv.narrow import bias_of_rows, weight_of_rows, weight_rows
-from cudeform.cpu.conv.steps import Steps, do, steps_of
+from cudeform.cpu.conv.steps import NO_STEP, Steps, do, steps_of
 from cudeform.cpu.conv.stretches import add_stretches
-from cudeform.cpu.conv.sums import Part, Room, Wanted, numbers_for
-from cudeform.cpu.conv.tiles import narrow_gradients, slice_gradients
+from cudeform.cpu.conv.sums import Part, Room, Wanted
+from cudeform.cpu.conv.tiles import slice_gradients
 from cudeform.cpu.language.dtypes import sum_first
 from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.language.simd import VECTOR_BYTES
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import aligned
 from cudeform.cpu.sampler import grid_of
@@ -44,7 +46,6 @@ __all__ = ["gradients", "workspace_bytes"]
 
 _ROOM = 52 << 20  # bytes of a call, but for a tile for each thread
 _LARGE = 2**26  # multiplications: a stretch takes several passes
-_NO_STEP = 0, 0
 _LINE = 16  # elements: where they begin, vectors do not lie across lines of the cache
 _RESULTS = ("input", "offset", "mask", "weight")
 
@@ -57,9 +58,10 @@ class _Prepared(NamedTuple):
     images: int  # at a time
     # With the numbers that kernels read, and their steps: those after stretches are apart
     parts: list[tuple[Part, np.ndarray, list[Steps]]]
-    starts: Room
-    room: int  # elements of it
+    room: int  # elements
+    of_weight: slice  # of it, the sums of the weight
     bias: int  # elements of its sums
+    ways: tuple[int | None, int | None]  # as `use_samples` takes them
     size: int  # multiplications
     spare: int  # bytes that are left of those of a call
 
@@ -82,29 +84,29 @@ def gradients(
     """
     dtype, count = input.dtype, threads.get_num_threads()
     asked = plan, dtype.itemsize, weight is not None, needs, times_mask, copies, count
-    job, wanted, images, parts, starts, room, biases, size, spare = _prepared(*asked)
+    job, wanted, images, parts, room, own, biases, ways, size, spare = _prepared(*asked)
     like = {"input": input, "offset": offset, "mask": mask, "weight": weight}
     result = {n: np.empty(like[n].shape, dtype) for n in needs & like.keys()}
     scratch, bias = aligned(room, dtype), np.zeros(biases, dtype)
-    of_weight = scratch[starts.weight : starts.points]
+    of_weight = scratch[own]
     if job.narrow or images < plan.points.batch:  # gradients are added to sums
         of_weight[:] = 0
     flat = [frozen(array, input) for array in (grad_output, input, offset, mask)]
     found = [result[n].reshape(-1) if n in result else scratch for n in _RESULTS]
-    run, arrays = slice_gradients, (*flat, scratch, bias, *found)
-    if job.narrow:
-        run, weight = narrow_gradients, weight_rows(plan, weight)
+    arrays, narrow = (*flat, scratch, bias, *found), job.narrow or None
+    if narrow:
+        weight = weight_rows(plan, weight)
     if weight is not None:
         weight = frozen(weight, input)
     for part, numbers, steps in parts:
-        given = numbers, weight, arrays
+        given = numbers, weight, narrow, arrays
         for i, some in enumerate(steps):
             if i:
                 add_stretches(plan.points, job, part, wanted, given, size, spare)
-            do(partial(run, *given), some)
-    if wanted.weight and job.narrow:
+            do(partial(slice_gradients, *given, *ways), some)
+    if wanted.weight and narrow:
         weight_of_rows(plan, of_weight, result["weight"])
-    if wanted.bias and job.narrow:
+    if wanted.bias and narrow:
         result["bias"] = bias_of_rows(plan, bias)
     elif wanted.bias:
         result["bias"] = bias if images == 1 else sum_first(bias.reshape(images, -1))
@@ -135,17 +137,21 @@ def _prepared(
     for i, part in enumerate(cut_up):
         tasks = part.images * (part.end - part.begin)
         pixels = part.images * (part.last_pixel - part.first_pixel) if wanted.points else 0
-        last = collecting if i == len(cut_up) - 1 else _NO_STEP
+        last = collecting if i == len(cut_up) - 1 else NO_STEP
         ends = (pixels, 12 * pixels * job.taps * (part.end - part.begin)), last
         if size >= _LARGE and threads.too_few(tasks):
-            steps = [_steps(count, packing, _NO_STEP, _NO_STEP, _NO_STEP)]
-            steps += [_steps(count, _NO_STEP, _NO_STEP, *ends)]
+            steps = [_steps(count, packing, NO_STEP, NO_STEP, NO_STEP)]
+            steps += [_steps(count, NO_STEP, NO_STEP, *ends)]
         else:
             steps = [_steps(count, packing, (tasks, size), *ends)]
-        parts.append((part, numbers_for(grid, job, part, wanted, starts, slices), steps))
-        packing = _NO_STEP
+        parts.append((part, numbers_with(slices, grid, job, part, wanted, starts), steps))
+        packing = NO_STEP
     spare = max(_ROOM - copies - (sum(sizes) - sizes.packed) * itemsize, 0)
-    return _Prepared(job, wanted, blocking.images, parts, starts, room, bias, size, spare)
+    whole = np.diff(slices.first) % (VECTOR_BYTES // itemsize) == 0
+    at_once = wanted.input and wanted.points and wanted.weight and whole.any()
+    ways = 1 if at_once else None, None if at_once and whole.all() else 1
+    own = slice(starts.weight, starts.weight + sizes.weight)
+    return _Prepared(job, wanted, blocking.images, parts, room, own, bias, ways, size, spare)
 
 
 def _steps(count: int, *steps: tuple[int, float]) -> Steps:

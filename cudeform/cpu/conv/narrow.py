@@ -19,6 +19,7 @@ from cudeform.cpu.taps import grad_samples, grad_weights, sum_taps
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
+    "add_rows",
     "add_samples",
     "bias_of_rows",
     "bias_rows",
@@ -107,8 +108,8 @@ def _write(grid, job, rows, place, first, channels, output):
 
 
 @inlined
-def find_samples(work, weight, points, place, s, columns, rows):
-    """As `find_columns`, with gradients of outputs in rows."""
+def find_samples(work, points, place, s, columns, rows):
+    """As `tiles.find_tile`, with gradients of outputs in rows."""
     grid, job, wanted, _, slices, given, _ = work
     first, channels = slices.first[s], slices.first[s + 1] - slices.first[s]
     _read(grid, job, given.grad_output, place, first, channels, rows)
@@ -123,22 +124,22 @@ def find_samples(work, weight, points, place, s, columns, rows):
 
 @inlined
 def count_rows(work, s):
-    """Into how many rows the gradient of the weights of a slice can be cut."""
+    """Rows of the gradient of the weights of a slice."""
     return work.job.out_channels * work.job.taps
 
 
 @inlined
 def add_samples(work, place, s, columns, rows, begin, end):
-    """Add what sampled values say to rows `begin` to `end` of the gradient of the weight, and with
-    the first one to that of the bias.
-    """
+    """As `tiles.add_tile`, of rows `begin` to `end`."""
     _, job, wanted, part, slices, _, sums = work
     image, count = place[0] - part.first_image, place[2]
     first, all_channels = slices.first[s], job.groups * job.in_channels
     channels = slices.first[s + 1] - first
     if wanted.bias and begin == 0:
-        at = image * job.out_channels * all_channels + first
-        _add_rows(job, rows, count, channels, sums.bias, at)
+        for j in range(job.out_channels):
+            at = (image * job.out_channels + j) * all_channels + first
+            own, bias = bare(rows, j * channels), bare(sums.bias, at)
+            add_rows(own, job.out_pitch, count, channels, bias)
     if wanted.weight:
         layout = (image * job.out_channels * job.taps * all_channels + first, all_channels)
         size = (count, job.taps, channels, (begin, end))
@@ -170,15 +171,13 @@ def _read(grid, job, grad_output, place, first, channels, rows):
 
 
 @inlined
-def _add_rows(job, rows, count, channels, target, at):
+def add_rows(rows, pitch, count, channels, target):
     """Add the sums over a tile's pixels: summing tile by tile keeps the rounding error small."""
-    for j in range(job.out_channels):
-        subtotal = cleared(channels, rows.dtype)
-        for p in range(count):
-            row = bare(rows, p * job.out_pitch + j * channels)
-            for c in range(channels):
-                subtotal[c] += row[c]
-        own = bare(target, at + j * job.groups * job.in_channels)
+    subtotal = cleared(channels, rows.dtype)
+    for p in range(count):
+        row = bare(rows, p * pitch)
         for c in range(channels):
-            own[c] += subtotal[c]
-        give_back(subtotal)
+            subtotal[c] += row[c]
+    for c in range(channels):
+        target[c] += subtotal[c]
+    give_back(subtotal)

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from cudeform import threads
 
-__all__ = ["Steps", "do", "steps_of"]
+__all__ = ["NO_STEP", "Steps", "do", "steps_of"]
 
 Range = tuple[int, int]
 
-_NONE = 0, 0
+NO_STEP = 0, 0  # without tasks
 
 
 class Steps(NamedTuple):
@@ -54,4 +54,4 @@ def do(run: Callable[..., None], steps: Steps) -> None:
 def _do_one(run: Callable[..., None], at: int, every: int, first: int, last: int) -> None:
     """Some tasks of one step."""
     if first < last:
-        run(*(_NONE,) * at, (first, last), *(_NONE,) * (every - at - 1))
+        run(*(NO_STEP,) * at, (first, last), *(NO_STEP,) * (every - at - 1))

@@ -15,14 +15,14 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.cpu.conv.blocking import Job
-from cudeform.cpu.conv.narrow import add_samples, count_rows, find_samples
+from cudeform.cpu.conv.steps import NO_STEP, do, steps_of
 from cudeform.cpu.conv.sums import Part, Wanted, measure_tile, work_of
 from cudeform.cpu.conv.tiles import (
-    add_columns,
+    add_tile,
     begin_slice,
-    count_blocks,
+    count_parts,
     end_slice,
-    find_columns,
+    find_tile,
     image_of,
 )
 from cudeform.cpu.language.bare import bare, lender, records
@@ -35,7 +35,6 @@ from cudeform.cpu.sampler import (
     blend,
     locate,
     point_memory,
-    points_in,
     return_points,
 )
 from cudeform.plans.points import Points
@@ -83,39 +82,44 @@ def add_stretches(
     `given` are the first arguments of kernels. There are so many bytes to `spare` besides a tile
     for each thread.
     """
-    dtype = given[2][0].dtype
+    dtype, threaded = given[3][0].dtype, threads.get_num_threads()
     count = part.images * (part.end - part.begin)
-    area, area_work = (
-        points.height * points.width,
-        count * points.height * points.width * job.widest,
-    )
-    pieces = count * -(-area // _LAID_OUT)
-    if part.first_pixel == 0 and (wanted.input or not job.channels_last):
-        threads.share(partial(_lay_out, *given, False), pieces, area_work)
-    if wanted.input or wanted.points or wanted.weight or wanted.bias:
-        tile = job.tile * (2 * job.pitch + job.out_pitch) * dtype.itemsize
-        most = max(min(_TILES, spare // tile), threads.get_num_threads())
-        together, tasks = min(count, most), threads.wanted_tasks(work)
-        pixels = part.last_pixel - part.first_pixel
-        tiles = min(most // together, -(-pixels // job.tile))
-        step = job.tile // max(tasks // (together * tiles), 1) // BLOCK_ROWS * BLOCK_ROWS
-        step = max(step, BLOCK_ROWS)
-        kept = _allocate(job, together * tiles * job.tile, step, wanted, dtype)
-        for first in range(0, count, together):
-            last = min(first + together, count)
-            blocks = -(-tasks // (last - first))
-            ranges = min(isqrt(threads.get_num_threads()), blocks)
-            for pixel in range(part.first_pixel, part.last_pixel, tiles * job.tile):
-                end = min(pixel + tiles * job.tile, part.last_pixel)
-                cut = _Stretch(first, last, pixel, end, tiles * job.tile, step, ranges, blocks)
-                own = work * (last - first) * (end - pixel) // (count * pixels)
-                _add_stretch(cut, job, wanted, (*given, kept), own)
-    if wanted.input and not job.channels_last and part.last_pixel == points.pixels:
-        threads.share(partial(_lay_out, *given, True), pieces, area_work)
+    area, pixels = points.height * points.width, part.last_pixel - part.first_pixel
+    pieces = count * -(-area // _LAID_OUT), count * area * job.widest
+    begins = part.first_pixel == 0 and (wanted.input or not job.channels_last)
+    ends = wanted.input and not job.channels_last and part.last_pixel == points.pixels
+    tile = job.tile * (2 * job.pitch + job.out_pitch) * dtype.itemsize
+    most = max(min(_TILES, spare // tile), threaded)
+    together, tasks = min(count, most), threads.wanted_tasks(work)
+    tiles = min(most // together, -(-pixels // job.tile))
+    step = job.tile // max(tasks // (together * tiles), 1) // BLOCK_ROWS * BLOCK_ROWS
+    step = max(step, BLOCK_ROWS)
+    kept = _allocate(job, together * tiles * job.tile, step, wanted, dtype)
+    for first in range(0, count, together):
+        last = min(first + together, count)
+        blocks = -(-tasks // (last - first))
+        ranges = min(isqrt(threaded), blocks)
+        each = wanted.input * ranges + (wanted.weight or wanted.bias) * blocks
+        for pixel in range(part.first_pixel, part.last_pixel, tiles * job.tile):
+            end = min(pixel + tiles * job.tile, part.last_pixel)
+            cut = _Stretch(first, last, pixel, end, tiles * job.tile, step, ranges, blocks)
+            own = work * (last - first) * (end - pixel) // (count * pixels)
+            steps = steps_of(
+                threaded,
+                (pieces if begins else NO_STEP,),
+                (((last - first) * -(-(end - pixel) // step), own),),
+                (((last - first) * each, own),),
+                (pieces if ends and last == count and end == part.last_pixel else NO_STEP,),
+            )
+            do(partial(_sum, *given, kept, numbers_of(cut)), steps)
+            begins = False
 
 
-def _allocate(job: Job, pixels: int, step: int, wanted: Wanted, dtype: np.dtype) -> _Kept:
-    return _Kept(
+def _allocate(
+    job: Job, pixels: int, step: int, wanted: Wanted, dtype: np.dtype
+) -> tuple[np.ndarray, ...]:
+    """What `_Kept` has."""
+    return (
         np.empty(pixels * job.pitch, dtype),
         np.empty(pixels * job.pitch if wanted.weight else 0, dtype),
         np.empty(pixels * job.out_pitch, dtype),
@@ -123,33 +127,34 @@ def _allocate(job: Job, pixels: int, step: int, wanted: Wanted, dtype: np.dtype)
     )
 
 
-def _add_stretch(stretch: _Stretch, job: Job, wanted: Wanted, given: tuple, work: int) -> None:
-    count, numbers = stretch.last_slice - stretch.first_slice, numbers_of(stretch)
-    steps = -(-(stretch.last_pixel - stretch.first_pixel) // stretch.step)
-    find, add = (_find_narrow, _add_narrow) if job.narrow else (_find, _add)
-    threads.share(partial(find, *given, numbers), count * steps, work)
-    ranges = wanted.input * stretch.ranges + (wanted.weight or wanted.bias) * stretch.blocks
-    if ranges:
-        threads.share(partial(add, *given, numbers), count * ranges, work)
-
-
 _read = records(_Stretch)
 
 
 @lender
-def _lay_out(numbers, weight, arrays, back, first, last):
-    """Pieces `first` to `last` of the slices of images, before and after their sums."""
-    work = work_of(numbers, weight, arrays)
-    part, area = work.part, work.grid.height * work.grid.width
-    pieces = (area + _LAID_OUT - 1) // _LAID_OUT
-    for task in range(first, last):
-        image, s = _slice(part, task // pieces)
-        pixel = task % pieces * _LAID_OUT
-        end = min(pixel + _LAID_OUT, area)
-        if back:
-            end_slice(work, image, s, pixel, end)
-        else:
-            begin_slice(work, image, s, pixel, end)
+def _sum(numbers, weight, narrow, arrays, kept, stretch, begun, found, added, ended):
+    """Lay pieces of the slices of images out, find what is kept of some steps of a stretch, add up
+    ranges of pixels and of blocks, and lay pieces out after the last sums.
+    """
+    work = work_of(numbers, weight, narrow, arrays)
+    (stretch,), columns, samples, tiles, reach = _read(stretch), *kept
+    kept = _Kept(bare(columns, 0), bare(samples, 0), bare(tiles, 0), bare(reach, 0))
+    points = point_memory(work.given.input, work.job.taps)
+    _lay_out(work, begin_slice, begun)
+    _find(work, weight, narrow, kept, stretch, points, found)
+    _add(work, weight, narrow, kept, stretch, points, added)
+    _lay_out(work, end_slice, ended)
+    return_points(points)
+
+
+@inlined
+def _lay_out(work, lay, pieces):
+    """As `lay` does, pieces of the slices of images."""
+    area = work.grid.height * work.grid.width
+    each = (area + _LAID_OUT - 1) // _LAID_OUT
+    for task in range(pieces[0], pieces[1]):
+        image, s = _slice(work.part, task // each)
+        pixel = task % each * _LAID_OUT
+        lay(work, image, s, pixel, min(pixel + _LAID_OUT, area))
 
 
 @inlined
@@ -159,40 +164,24 @@ def _slice(part, number):
     return part.first_image + number // count, part.begin + number % count
 
 
-@lender
-def _find(numbers, weight, arrays, kept, stretch, first, last):
-    """Steps `first` to `last` of the slices of a stretch: what is kept of them."""
-    _find_steps(numbers, weight, arrays, kept, stretch, first, last, find_columns)
-
-
-@lender
-def _find_narrow(numbers, weight, arrays, kept, stretch, first, last):
-    """As `_find`, where groups are narrow."""
-    _find_steps(numbers, weight, arrays, kept, stretch, first, last, find_samples)
-
-
 @inlined
-def _find_steps(numbers, weight, arrays, kept, stretch, first, last, find):
-    work = work_of(numbers, weight, arrays)
+def _find(work, weight, narrow, kept, stretch, points, some):
+    """What is kept of some steps of the slices of a stretch."""
     grid, job, wanted, part, _, given, _ = work
-    (stretch,) = _read(stretch)
-    geometry = point_memory(given.input, job.taps)
-    points = points_in(geometry)
     steps = _count_steps(stretch)
-    for task in range(first, last):
+    for task in range(some[0], some[1]):
         own = task // steps
         image, s = _slice(part, stretch.first_slice + own)
         pixel, count, at = _step(stretch, own, task % steps)
         columns, tile = bare(kept.columns, at * job.pitch), bare(kept.tiles, at * job.out_pitch)
         place, view = (image, pixel, count), image_of(work, image, s)
-        find(work, weight, points, place, s, columns, tile)
+        find_tile(work, weight, narrow, points, place, s, columns, tile)
         measure_tile(work, points, view, place, s, columns)
         if wanted.input:
             _reach(grid, job, points, count, bare(kept.reach, 2 * task))
         if wanted.weight:
             samples = bare(kept.samples, at * job.pitch)
             blend(grid, points, count, given.source, view, samples, job.pitch)
-    return_points(geometry)
 
 
 @inlined
@@ -221,47 +210,29 @@ def _reach(grid, job, points, count, reach):
     reach[0], reach[1] = low, high + grid.width + 2
 
 
-@lender
-def _add(numbers, weight, arrays, kept, stretch, first, last):
-    """Ranges of pixels and of blocks of the gradients of slices, `first` to `last` of them."""
-    _add_ranges(numbers, weight, arrays, kept, stretch, first, last, add_columns, count_blocks)
-
-
-@lender
-def _add_narrow(numbers, weight, arrays, kept, stretch, first, last):
-    """As `_add`, where groups are narrow."""
-    _add_ranges(numbers, weight, arrays, kept, stretch, first, last, add_samples, count_rows)
-
-
 @inlined
-def _add_ranges(numbers, weight, arrays, kept, stretch, first, last, add, count_parts):
-    work = work_of(numbers, weight, arrays)
-    grid, job, wanted, part, _, given, _ = work
-    (stretch,) = _read(stretch)
-    geometry = point_memory(given.input, job.taps)
-    points = points_in(geometry)
+def _add(work, weight, narrow, kept, stretch, points, some):
+    """Some ranges of pixels and of blocks of the gradients of slices."""
+    job, wanted, part = work.job, work.wanted, work.part
     blocks = stretch.blocks if wanted.weight or wanted.bias else 0
     each = blocks + (stretch.ranges if wanted.input else 0)
-    for task in range(first, last):
+    for task in range(some[0], some[1]):
         own, number = task // each, task % each
         image, s = _slice(part, stretch.first_slice + own)
         if number < blocks:
-            parts = count_parts(work, s)
+            parts = count_parts(work, narrow, s)
             here = min(blocks, parts)
             if number >= here:
                 continue
             begin, end = parts * number // here, parts * (number + 1) // here
             for pixel in range(stretch.first_pixel, stretch.last_pixel, job.tile):
                 at = own * stretch.room + pixel - stretch.first_pixel
-                columns, tile = (
-                    bare(kept.samples, at * job.pitch),
-                    bare(kept.tiles, at * job.out_pitch),
-                )
+                columns = bare(kept.samples, at * job.pitch)
+                tile = bare(kept.tiles, at * job.out_pitch)
                 place = image, pixel, min(job.tile, stretch.last_pixel - pixel)
-                add(work, place, s, columns, tile, begin, end)
+                add_tile(work, weight, narrow, place, s, columns, tile, begin, end)
         else:
             _spread(work, points, stretch, kept, own, number - blocks)
-    return_points(geometry)
 
 
 @inlined

@@ -10,7 +10,6 @@ from cudeform.cpu.conv.blocking import Job, Slices, slices_from
 from cudeform.cpu.language.bare import bare, records
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.simd import lanes
-from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sample_gradients import differentiate, measure, spread
 from cudeform.cpu.sampler import Grid, blend
 
@@ -23,7 +22,6 @@ __all__ = [
     "Work",
     "collect_points",
     "measure_tile",
-    "numbers_for",
     "use_samples",
     "work_of",
 ]
@@ -83,6 +81,9 @@ class Sums(NamedTuple):
     weight: np.ndarray
     bias: np.ndarray  # (images, O)
     points: np.ndarray
+    grad_offset: np.ndarray
+    grad_mask: np.ndarray
+    grad_weight: np.ndarray
 
 
 class Work(NamedTuple):
@@ -102,52 +103,44 @@ _read = records(*_KINDS)
 _SLICES = sum(len(kind._fields) for kind in _KINDS)
 
 
-def numbers_for(
-    grid: Grid, job: Job, part: Part, wanted: Wanted, starts: Room, slices: Slices
-) -> np.ndarray:
-    """What the kernels of a part read."""
-    tables = (tuple(array.tolist()) for array in slices)
-    return numbers_of(grid, job, part, wanted, starts, *tables)
-
-
 @inlined
-def work_of(numbers, weight, arrays):
-    """What a task needs to know, from the numbers and arrays that a kernel of gradients gets."""
+def work_of(numbers, weight, narrow, arrays):
+    """What a task needs to know, from the first arguments of a kernel of gradients."""
     grid, job, part, wanted, starts = _read(numbers)
-    grad_output, input, offset, mask, room, bias, grad_input = arrays[:7]
-    packed, source, target = (
-        bare(room, starts.packed),
-        bare(room, starts.source),
-        bare(room, starts.target),
-    )
-    if weight is not None and job.narrow:
-        packed = bare(weight, 0)
+    grad_output, input, offset, mask, room, bias = arrays[:6]
+    grad_input, grad_offset, grad_mask, grad_weight = arrays[6:]
+    source, target = bare(room, starts.source), bare(room, starts.target)
+    packed = bare(room, starts.packed) if narrow is None else bare(weight, 0)
     if job.channels_last:
         source, target = bare(input, 0), bare(grad_input, 0)
     read = bare(grad_output, 0), bare(input, 0), source
     given = Given(*read, bare(offset, 0), bare(mask, 0), packed)
     of_weight, points = bare(room, starts.weight), bare(room, starts.points)
-    sums = Sums(target, bare(grad_input, 0), of_weight, bare(bias, 0), points)
+    own = target, bare(grad_input, 0), of_weight, bare(bias, 0), points
+    sums = Sums(*own, bare(grad_offset, 0), bare(grad_mask, 0), bare(grad_weight, 0))
     return Work(grid, job, wanted, part, slices_from(job, numbers, _SLICES), given, sums)
 
 
 @inlined
-def use_samples(work, points, view, place, s, columns):
+def use_samples(work, at_once, apart, points, view, place, s, columns):
     """Let a tile's gradients of samples add to those of input and points, and put the samples, of
     which that of the weight is made, in their place.
+
+    What is None of the two ways to do so is not compiled.
     """
     grid, job, wanted, _, _, given, sums = work
     tile = grid, points, place[2]
-    whole = view.channels % lanes(columns) == 0
-    if wanted.input and wanted.points and wanted.weight and whole:
-        source, target, out, at = given.source, sums.target, sums.points, _points_at(work, place, s)
-        differentiate(*tile, source, view, columns, job.pitch, out, at, target)
-        return
-    measure_tile(work, points, view, place, s, columns)
-    if wanted.input:
-        spread(*tile, columns, job.pitch, sums.target, view)
-    if wanted.weight:
-        blend(*tile, given.source, view, columns, job.pitch)
+    if at_once is not None:
+        if apart is None or view.channels % lanes(columns) == 0:
+            source, target, at = given.source, sums.target, _points_at(work, place, s)
+            differentiate(*tile, source, view, columns, job.pitch, sums.points, at, target)
+            return
+    if apart is not None:
+        measure_tile(work, points, view, place, s, columns)
+        if wanted.input:
+            spread(*tile, columns, job.pitch, sums.target, view)
+        if wanted.weight:
+            blend(*tile, given.source, view, columns, job.pitch)
 
 
 @inlined
@@ -169,14 +162,14 @@ def _points_at(work, place, s):
 
 
 @inlined
-def collect_points(work, arrays, some):
+def collect_points(work, some):
     """Add up what slices found for the gradients of offset and mask, in their order; those of the
     offset times the mask, if there is one, at last: so an infinite one makes no sum of infinities.
 
     `some` counts pixels of the part, image after image.
     """
     grid, job, wanted, part, slices, given, sums = work
-    grad_offset, grad_mask, (first, last) = bare(arrays[7], 0), bare(arrays[8], 0), some
+    first, last = some
     points, mask = sums.points, given.mask
     pixels = part.last_pixel - part.first_pixel
     slice_channels = job.groups * job.in_channels // job.offset_groups
@@ -194,11 +187,11 @@ def collect_points(work, arrays, some):
                 of_mask = of_image * grid.mask_image + tap * grid.mask_channel
                 of_mask += part.first_pixel * grid.mask_pixel
                 if which == 2:
-                    target, to, step = grad_mask, of_mask, grid.mask_pixel
+                    target, to, step = sums.grad_mask, of_mask, grid.mask_pixel
                 else:
                     to = of_image * grid.offset_image + (2 * tap + which) * grid.offset_channel
                     to += part.first_pixel * grid.offset_pixel
-                    target, step = grad_offset, grid.offset_pixel
+                    target, step = sums.grad_offset, grid.offset_pixel
                 if not (wanted.mask if which == 2 else wanted.offset):
                     continue
                 for p in range(p0, p1):

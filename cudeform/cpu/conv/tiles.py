@@ -7,23 +7,23 @@ the gradient of the weight, from the values that were sampled anew.
 from __future__ import annotations
 
 from cudeform.cpu.conv.blocking import collect_weight, pack_rows
-from cudeform.cpu.conv.narrow import add_samples, count_rows, find_samples
+from cudeform.cpu.conv.narrow import add_rows, add_samples, count_rows, find_samples
+from cudeform.cpu.conv.parts import read_tile
 from cudeform.cpu.conv.sums import collect_points, use_samples, work_of
 from cudeform.cpu.language.bare import bare, cleared, give_back, lender
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.simd import block_columns, block_rows
-from cudeform.cpu.language.transpose import copy_plain, transpose
-from cudeform.cpu.sampler import Image, locate, point_memory, points_in, return_points
+from cudeform.cpu.language.transpose import transpose
+from cudeform.cpu.sampler import Image, locate, point_memory, return_points
 
 __all__ = [
-    "add_columns",
+    "add_tile",
     "begin_slice",
-    "count_blocks",
+    "count_parts",
     "end_slice",
-    "find_columns",
+    "find_tile",
     "image_of",
-    "narrow_gradients",
     "slice_gradients",
 ]
 
@@ -74,30 +74,41 @@ def end_slice(work, image, s, first, last):
 
 
 @inlined
-def _output_tile(grid, job, given, place, first, channels, tile, pitch):
-    """A tile of grad_output, of the channels from `first` on, with the channels last."""
-    image, pixel, count = place
-    all_channels = job.groups * job.out_channels
-    if job.channels_last:
-        for p in range(count):
-            start = (image * grid.pixels + pixel + p) * all_channels + first
-            copy_plain(given.grad_output, start, tile, p * pitch, channels)
+def find_tile(work, weight, narrow, points, place, s, columns, tile):
+    """Locate points; fill the columns and the tile of grad_output."""
+    if narrow is None:
+        _find_columns(work, weight, points, place, s, columns, tile)
     else:
-        start = (image * all_channels + first) * grid.pixels + pixel
-        transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
+        find_samples(work, points, place, s, columns, tile)
 
 
 @inlined
-def find_columns(work, weight, points, place, s, columns, tile):
-    """Locate points; fill the columns and the tile of grad_output."""
+def count_parts(work, narrow, s):
+    """Into how many parts the gradient of the weights of a slice can be cut."""
+    return _count_blocks(work, s) if narrow is None else count_rows(work, s)
+
+
+@inlined
+def add_tile(work, weight, narrow, place, s, columns, tile, first, last):
+    """Add what sampled values say to parts `first` to `last` of the gradient of the weight, and
+    with the first one to that of the bias.
+    """
+    if narrow is not None:
+        add_samples(work, place, s, columns, tile, first, last)
+    elif weight is not None:
+        _add_columns(work, place, s, columns, tile, first, last)
+
+
+@inlined
+def _find_columns(work, weight, points, place, s, columns, tile):
     grid, job, wanted, _, slices, given, _ = work
     first, channels = slices.first[s], slices.first[s + 1] - slices.first[s]
     width, block = job.out_pitch, block_columns(tile)
     if weight is not None:
         o0 = slices.weight_group[s] * job.out_channels
-        _output_tile(grid, job, given, place, o0, job.out_channels, tile, width)
+        read_tile(grid, job, given.grad_output, place, o0, job.out_channels, tile, width)
     else:
-        _output_tile(grid, job, given, place, first, channels, columns, job.pitch)
+        read_tile(grid, job, given.grad_output, place, first, channels, columns, job.pitch)
     if not (wanted.input or wanted.points or wanted.weight):
         return
     locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
@@ -115,8 +126,7 @@ def find_columns(work, weight, points, place, s, columns, tile):
 
 
 @inlined
-def count_blocks(work, s):
-    """Into how many blocks the gradient of the weights of a slice can be cut."""
+def _count_blocks(work, s):
     _, job, _, _, slices, _, sums = work
     depth = job.taps * (slices.first[s + 1] - slices.first[s])
     rows = rows_of(sums.weight, depth) // block_rows(sums.weight)
@@ -124,17 +134,14 @@ def count_blocks(work, s):
 
 
 @inlined
-def add_columns(work, place, s, columns, tile, first, last):
-    """Add what sampled values say to blocks `first` to `last` of the gradient of the weight, and
-    with the first one to that of the bias.
-    """
+def _add_columns(work, place, s, columns, tile, first, last):
     _, job, wanted, part, slices, _, sums = work
     image, pixel, count = place
     block, high, width = block_columns(tile), block_rows(tile), job.out_pitch
     group = slices.weight_group[s]
     if wanted.bias and first == 0 and slices.first[s] == group * job.in_channels:
         at = ((image - part.first_image) * job.groups + group) * job.out_channels
-        _add_rows(tile, width, count, job.out_channels, sums.bias, at)
+        add_rows(tile, width, count, job.out_channels, bare(sums.bias, at))
     if not wanted.weight:
         return
     depth = job.taps * (slices.first[s + 1] - slices.first[s])
@@ -157,50 +164,29 @@ def add_columns(work, place, s, columns, tile, first, last):
         b += end - row
 
 
-@inlined
-def _add_rows(tile, pitch, count, channels, target, at):
-    """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
-    subtotal = cleared(channels, tile.dtype)
-    for p in range(count):
-        row = bare(tile, p * pitch)
-        for c in range(channels):
-            subtotal[c] += row[c]
-    for c in range(channels):
-        target[at + c] += subtotal[c]
-    give_back(subtotal)
-
-
 @lender
-def slice_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
+def slice_gradients(
+    numbers, weight, narrow, arrays, at_once, apart, blocks, tasks, pixels, collected
+):  # fmt: skip
     """Pack blocks of the weight, compute tasks of a part, each a slice of an image, and add up
     pixels of the gradients of offset and mask, and blocks of that of the weight.
     """
-    work = work_of(numbers, weight, arrays)
-    if weight is not None:
-        job, slices, packed, sums = work.job, work.slices, work.given.packed, work.sums.weight
-        pack_rows(job, slices, bare(weight, 0), packed, blocks)
+    work = work_of(numbers, weight, narrow, arrays)
+    job, slices, sums = work.job, work.slices, work.sums
+    if narrow is None and weight is not None:
+        pack_rows(job, slices, bare(weight, 0), work.given.packed, blocks)
     if tasks[0] < tasks[1]:
-        _each_slice(work, weight, tasks, find_columns, add_columns, count_blocks)
-    collect_points(work, arrays, pixels)
-    if weight is not None:
-        collect_weight(job, slices, sums, work.part.most, bare(arrays[9], 0), collected)
-
-
-@lender
-def narrow_gradients(numbers, weight, arrays, blocks, tasks, pixels, collected):
-    """As `slice_gradients`, where groups are narrow: of a weight that is not packed."""
-    work = work_of(numbers, weight, arrays)
-    if tasks[0] < tasks[1]:
-        _each_slice(work, weight, tasks, find_samples, add_samples, count_rows)
-    collect_points(work, arrays, pixels)
+        _each_slice(work, weight, narrow, at_once, apart, tasks)
+    collect_points(work, pixels)
+    if narrow is None and weight is not None:
+        collect_weight(job, slices, sums.weight, work.part.most, sums.grad_weight, collected)
 
 
 @inlined
-def _each_slice(work, weight, tasks, find, add, count_parts):
+def _each_slice(work, weight, narrow, at_once, apart, tasks):
     grid, job, wanted, part, _, given, _ = work
     like = given.input
-    geometry = point_memory(like, job.taps)
-    points = points_in(geometry)
+    points = point_memory(like, job.taps)
     room = cleared(job.tile * (job.pitch + job.out_pitch), like.dtype)
     columns, tile = bare(room, 0), bare(room, job.tile * job.pitch)
     slices_here, area = part.end - part.begin, grid.height * grid.width
@@ -212,11 +198,11 @@ def _each_slice(work, weight, tasks, find, add, count_parts):
             begin_slice(work, image, s, 0, area)
         for pixel in range(part.first_pixel, part.last_pixel, job.tile):
             place = image, pixel, min(job.tile, part.last_pixel - pixel)
-            find(work, weight, points, place, s, columns, tile)
-            use_samples(work, points, view, place, s, columns)
-            if weight is not None:
-                add(work, place, s, columns, tile, 0, count_parts(work, s))
+            find_tile(work, weight, narrow, points, place, s, columns, tile)
+            use_samples(work, at_once, apart, points, view, place, s, columns)
+            count = count_parts(work, narrow, s)
+            add_tile(work, weight, narrow, place, s, columns, tile, 0, count)
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
             end_slice(work, image, s, 0, area)
     give_back(room)
-    return_points(geometry)
+    return_points(points)
