@@ -32,8 +32,6 @@ from cudeform.cpu.sizes import At, Sizes, job_of, rows_of
 from cudeform.cpu.sorting import GRAIN, add_corners, list_corners
 from cudeform.cpu.spreading import NOTHING, SUMS, ZEROS, Spread, survey, value_gradients
 
-__all__ = ["Aggregator", "Portion", "Room", "differentiate_all", "portions"]
-
 _FEW = 16  # queries that are not worth a task of their own
 _CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
 _RANGE_BYTES = 4 << 20  # of the sums of a range of pixels, which a thread has at a time

@@ -33,8 +33,6 @@ from cudeform.cpu.sampler import (
     return_points,
 )
 
-__all__ = ["Fields", "Lies", "Memory", "add_fields", "collect", "find_fields", "sort_points"]
-
 
 class Fields(NamedTuple):
     """How the points of some images are cut up."""

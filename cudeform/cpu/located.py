@@ -30,38 +30,6 @@ from cudeform.cpu.language.simd import (
 )
 from cudeform.cpu.sampler import add_dots, filled, load_corners, weights_along
 
-__all__ = [
-    "BASE_X",
-    "BASE_Y",
-    "DOWN",
-    "HEIGHT",
-    "PIXEL",
-    "PLANE",
-    "RIGHT",
-    "SHARE",
-    "START",
-    "TAP_X",
-    "TAP_Y",
-    "W00",
-    "WIDTH",
-    "X",
-    "Y",
-    "Rows",
-    "View",
-    "block_in",
-    "block_memory",
-    "dot_points",
-    "fill_levels",
-    "fill_taps",
-    "locate_beside",
-    "locate_nearest",
-    "locate_points",
-    "numbers_behind",
-    "return_memory",
-    "slopes",
-    "sum_points",
-]
-
 PLANE = 128  # points of a block, at most
 # Planes of real numbers: first coordinates in pixels, then distances from the first corner; the
 # share; the weights of the four corners, times the share; of a grid: the tap, from the base.

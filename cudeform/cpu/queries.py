@@ -41,21 +41,6 @@ from cudeform.cpu.located import (
     sum_points,
 )
 
-__all__ = [
-    "Extent",
-    "Job",
-    "Strides",
-    "aggregate",
-    "count_shares",
-    "fill_grads",
-    "fill_shares",
-    "locate",
-    "pack",
-    "point_gradients",
-    "queries_of",
-    "share",
-]
-
 _FARTHEST = 2**31 - 1  # from the image, of a base that a plane of integers holds
 
 

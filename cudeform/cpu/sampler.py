@@ -27,37 +27,6 @@ from cudeform.cpu.language.simd import (
 )
 from cudeform.plans.points import Points
 
-__all__ = [
-    "ALONG_X",
-    "ALONG_Y",
-    "BOTTOM",
-    "LEFT",
-    "LX",
-    "LY",
-    "NUMBERS",
-    "ON_PIXEL",
-    "PIXELS",
-    "PLANE",
-    "RIGHT",
-    "TOP",
-    "Grid",
-    "Image",
-    "add_dots",
-    "blend",
-    "blended",
-    "corners",
-    "filled",
-    "grid_of",
-    "load_corners",
-    "locate",
-    "mixed",
-    "point_memory",
-    "points_in",
-    "return_points",
-    "weights_along",
-    "weights_of",
-]
-
 # The state of a point: which rows and columns of its four corners are in the image, along which
 # axes the derivative is not zero by rule. 0 is a point that reads nothing.
 TOP, BOTTOM, LEFT, RIGHT, ALONG_Y, ALONG_X = 1, 2, 4, 8, 16, 32

@@ -31,8 +31,6 @@ from cudeform.cpu.spreading import (
     sums_of_range,
 )
 
-__all__ = ["GRAIN", "add_corners", "add_listed", "list_corners"]
-
 GRAIN = 16  # pixels that are in one range together
 
 _read = records(Job, Spread)

@@ -33,21 +33,6 @@ from cudeform.cpu.queries import (
     share,
 )
 
-__all__ = [
-    "NOTHING",
-    "SUMS",
-    "ZEROS",
-    "Spread",
-    "corner_of",
-    "each_page",
-    "page_begins",
-    "page_ends",
-    "spread_points",
-    "sums_of_range",
-    "survey",
-    "value_gradients",
-]
-
 NOTHING, ZEROS, SUMS = range(3)  # that a target holds; to sums those of a call are added
 
 

@@ -22,8 +22,6 @@ from numba.extending import intrinsic, models, register_model
 from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.simd import pointer_to
 
-__all__ = ["bare", "cleared", "give_back", "lender", "lent", "records", "seen_as"]
-
 
 class _Bare(types.Array):
     """A flat array whose size nobody knows, and whose indices are not negative."""

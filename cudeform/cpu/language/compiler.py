@@ -13,9 +13,6 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from cudeform.cpu.language import disk
 
-__all__ = ["TRIED", "apart", "host", "inlined", "inner", "kernel", "unrolled"]
-
-
 _OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}  # nobody counts references
 _PART = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
 # With other versions a first call takes twice as long or more.

@@ -13,8 +13,6 @@ from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import write_rows
 from cudeform.cpu.language.transpose import frozen
 
-__all__ = ["add", "copied", "copy", "multiply", "rounded", "sum_first"]
-
 _AT_ONCE = 1 << 12  # elements of arrays without gaps: of a task at least
 _EFFORT = 2  # multiplications in the time of one element, from memory to memory
 _PIECE = 1 << 16  # elements that are rounded between copies, which stay in the cache

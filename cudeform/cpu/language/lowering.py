@@ -11,8 +11,6 @@ from numba.core.compiler_machinery import register_pass
 from numba.core.lowering import Lower
 from numba.core.typed_passes import NativeLowering
 
-__all__ = ["Native"]
-
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class Native(NativeLowering):

@@ -31,8 +31,6 @@ from numba.np import npyimpl
 from cudeform.cpu.language.inlining import INSTEAD, Passes
 from cudeform.cpu.language.lowering import Native
 
-__all__ = ["Apart", "Drafts", "Kernels", "Parts", "called", "declare"]
-
 _MOST = 4096  # answers that are kept
 
 

@@ -16,34 +16,6 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 
-__all__ = [
-    "BLOCK_BYTES",
-    "BLOCK_ROWS",
-    "VECTOR_BYTES",
-    "Vector",
-    "add_low_product",
-    "add_product",
-    "block_columns",
-    "block_rows",
-    "fma",
-    "lanes",
-    "load",
-    "load_some",
-    "low_rows",
-    "masked_load",
-    "masked_store",
-    "pointer_to",
-    "select",
-    "splat",
-    "store",
-    "store_some",
-    "total",
-    "totals",
-    "transpose_square",
-    "zeros",
-]
-
-
 _WIDE_SUM = """
 target triple = "{}"
 define <16 x float> @sum(<16 x float> %a, <16 x float> %b) {{

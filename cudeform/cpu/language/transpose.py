@@ -10,8 +10,6 @@ from cudeform.cpu.language.bare import bare
 from cudeform.cpu.language.compiler import inlined, unrolled
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, transpose_square
 
-__all__ = ["add_row", "copy_plain", "copy_row", "frozen", "transpose"]
-
 
 def frozen(array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
     """The elements in a flat read-only view, so that a kernel is compiled once; empty for None."""
