@@ -163,13 +163,10 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
 
 def geometry(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     """The loops over points of which LLVM is to make vectors of points."""
-    from cudeform.cpu import located, sampler
+    from cudeform.cpu import located
 
     flat = np.zeros(0, dtype)
     block = (flat, np.zeros(0, np.int32))
-    grid = sampler.Grid(*[0] * len(sampler.Grid._fields))
-    points = np.zeros(0, np.int64), np.zeros(0, np.uint8), flat
-    yield sampler.locate, (grid, flat, flat, (0, 0, 0), 0, points)
     yield located.locate_points, (block, 0)
     yield located.locate_beside, (block, 0, dtype(1))
     yield located.locate_nearest, (block, 0)
