@@ -91,7 +91,8 @@ class Convolution(Layer):
 
 def check_input(op: str, x: Any, channels: int) -> None:
     """The images that a layer is called with."""
-    if getattr(x, "ndim", 4) != 4 or x.shape[1] != channels:
+    checks.rank(op, "x", x, "(N, C, H, W)")
+    if x.shape[1] != channels:
         checks.fail(op, "x", f"of shape (N, {channels}, H, W)", tuple(x.shape))
 
 
@@ -142,9 +143,29 @@ def inner(params: Mapping[str, Any], layer: str) -> dict[str, Any]:
     return {n.removeprefix(start): value for n, value in params.items() if n.startswith(start)}
 
 
+class _Plain(Layer):
+    """A layer that is a weight and, unless a field `bias` says otherwise, a bias."""
+
+    bias: Any = True
+    weight_shape: Any
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """What to multiply a learning rate with, by parameter: 1 for all."""
+        return dict.fromkeys(("weight", "bias") if self.bias else ("weight",), 1.0)
+
+    def init(self, rng: Any, dtype: Any = np.float32, *, zero: bool = False) -> dict[str, Any]:
+        """Parameters from a generator of NumPy or CuPy; of zeros where asked."""
+        draw = _zeros if zero else _he_normal
+        params = {"weight": draw(rng, self.weight_shape, dtype)}
+        if self.bias:
+            params["bias"] = _zeros(rng, self.weight_shape[:1], dtype)
+        return params
+
+
 @dataclass(frozen=True)
 @described
-class Conv2d(Convolution):
+class Conv2d(_Plain, Convolution):
     """Convolution: the plain counterpart of `DeformConv2d`, and its branch.
 
     Parameters
@@ -170,19 +191,6 @@ class Conv2d(Convolution):
         kernel = checks.pair("Conv2d", "kernel_size", self.kernel_size, 1)
         return (self.out_channels, self.in_channels // self.groups, *kernel)
 
-    @property
-    def rate_factors(self) -> dict[str, float]:
-        """What to multiply a learning rate with, by parameter: 1 for all."""
-        return dict.fromkeys(("weight", "bias") if self.bias else ("weight",), 1.0)
-
-    def init(self, rng: Any, dtype: Any = np.float32, *, zero: bool = False) -> dict[str, Any]:
-        """Parameters from a generator of NumPy or CuPy; of zeros where asked."""
-        draw = _zeros if zero else _he_normal
-        params = {"weight": draw(rng, self.weight_shape, dtype)}
-        if self.bias:
-            params["bias"] = _zeros(rng, (self.out_channels,), dtype)
-        return params
-
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, O, Ho, Wo) for x (N, C, H, W), and what `backward` needs."""
         check_input("Conv2d", x, self.in_channels)
@@ -199,7 +207,7 @@ class Conv2d(Convolution):
 
 @dataclass(frozen=True)
 @described
-class Linear(Layer):
+class Linear(_Plain):
     """Fully connected layer.
 
     Parameters
@@ -218,18 +226,12 @@ class Linear(Layer):
     out_features: int
 
     @property
-    def rate_factors(self) -> dict[str, float]:
-        """What to multiply a learning rate with, by parameter: 1 for all."""
-        return {"weight": 1.0, "bias": 1.0}
-
-    def init(self, rng: Any, dtype: Any = np.float32, *, zero: bool = False) -> dict[str, Any]:
-        """Parameters from a generator of NumPy or CuPy; of zeros where asked."""
-        draw = _zeros if zero else _he_normal
-        weight = draw(rng, (self.out_features, self.in_features), dtype)
-        return {"weight": weight, "bias": _zeros(rng, (self.out_features,), dtype)}
+    def weight_shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, out_features) for x (N, in_features), and what `backward` needs."""
+        checks.rank("Linear", "x", x, "(N, in_features)")
         checks.shape("Linear", "x", x, (len(x), self.in_features), "(N, in_features)")
         return x @ params["weight"].T + params["bias"], x
 

@@ -51,9 +51,9 @@ def translations(
     Raises
     ------
     ValueError
-        At export, for a call that the standard has no operator for: layout "NHWC", border "clamp",
-        `roi_align` with mode "max", `roi_pool` with mode "avg", or a number of channels that is
-        not known. For TensorRT's plugin: method "nearest", or different numbers of points.
+        At export, for a call that the standard has no operator for: border "clamp", `roi_align`
+        with mode "max", `roi_pool` with mode "avg", or a number of channels that is not known. For
+        TensorRT's plugin: method "nearest", or different numbers of points.
     """
     import onnxscript
 

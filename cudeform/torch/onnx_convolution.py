@@ -30,11 +30,15 @@ def deform_conv2d(
         checks.fail("deform_conv2d", "border", "to be 'zeros' for ONNX", got)
     attributes = _convolution("deform_conv2d", options, input, weight)
     taps = attributes["kernel_shape"][0] * attributes["kernel_shape"][1]
-    offset_groups = _size("deform_conv2d", "offset", offset, 1) // (2 * taps)
-    channels = _size("deform_conv2d", "input", input, 1)
+    last = options["layout"] == "NHWC"
+    offset_groups = _size("deform_conv2d", "offset", offset, 3 if last else 1) // (2 * taps)
+    channels = _size("deform_conv2d", "input", input, 3 if last else 1)
     if target.decompose:  # GridSample's points are of the whole image
         offset = widened(standard, offset)
     wide, weight, bias, mask = beside(standard, offset, input, weight, bias, mask)
+    narrow = wide is not input
+    if last:
+        wide, offset, mask = (_first(standard, array) for array in (wide, offset, mask))
     if target.decompose:
         images = _groups(standard, wide, channels // offset_groups)
         points = _points(standard, wide, offset, attributes)
@@ -45,13 +49,26 @@ def deform_conv2d(
     else:
         attributes["offset_group"] = offset_groups
         output = standard.DeformConv(wide, weight, offset, bias, mask, **attributes)
-    return output if wide is input else standard.CastLike(output, input)
+    output = _last(standard, output) if last else output
+    return standard.CastLike(output, input) if narrow else output
 
 
 def conv2d(target: Target, options: Options, input: Any, weight: Any, bias: Any) -> Any:
     """Conv."""
+    standard, last = target.standard, options["layout"] == "NHWC"
     attributes = _convolution("conv2d", options, input, weight)
-    return target.standard.Conv(input, weight, bias, **attributes)
+    input = _first(standard, input) if last else input
+    output = standard.Conv(input, weight, bias, **attributes)
+    return _last(standard, output) if last else output
+
+
+def _first(standard: Any, array: Any) -> Any:
+    """Images of layout "NHWC" with their channels first, as all operators of the standard take."""
+    return None if array is None else standard.Transpose(array, perm=[0, 3, 1, 2])
+
+
+def _last(standard: Any, array: Any) -> Any:
+    return standard.Transpose(array, perm=[0, 2, 3, 1])
 
 
 def _groups(standard: Any, input: Any, channels: int) -> Any:
@@ -108,8 +125,7 @@ def _size(op: str, name: str, value: Any, axis: int) -> int:
 
 def _convolution(op: str, options: Options, input: Any, weight: Any) -> dict[str, Any]:
     """The attributes that Conv and DeformConv share."""
-    if options["layout"] != "NCHW":
-        checks.fail(op, "layout", "to be 'NCHW' for ONNX", repr(options["layout"]))
+    channels = _size(op, "input", input, 3 if options["layout"] == "NHWC" else 1)
     padding = list(options["padding"])
     if len(padding) == 4:  # (top, bottom), (left, right)
         top, bottom, left, right = padding
@@ -120,5 +136,5 @@ def _convolution(op: str, options: Options, input: Any, weight: Any) -> dict[str
         "strides": list(twice(options["stride"])),
         "pads": [top, left, bottom, right],
         "dilations": list(twice(options["dilation"])),
-        "group": _size(op, "input", input, 1) // _size(op, "weight", weight, 1),
+        "group": channels // _size(op, "weight", weight, 1),
     }

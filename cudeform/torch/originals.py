@@ -13,10 +13,8 @@ import torch
 
 import cudeform
 
-__all__ = ["Original", "loaded"]
 
-
-class Original(NamedTuple):
+class _Original(NamedTuple):
     """Something of another library, and what can stand for it."""
 
     name: str  # where it is from
@@ -83,7 +81,7 @@ def _apply(
     return _flat(value, value_spatial_shapes, sampling_locations, attention_weights)
 
 
-def loaded() -> Iterator[Original]:
+def loaded() -> Iterator[_Original]:
     """All that are loaded; where one is replaced already, it is its own replacement."""
     for module in list(sys.modules.values()):
         name = getattr(module, "__name__", None)
@@ -93,14 +91,14 @@ def loaded() -> Iterator[Original]:
             for operator in _TORCHVISION:
                 original = getattr(module, operator)
                 ours = _replacement(original, getattr(cudeform, operator))
-                yield Original(f"{name}.{operator}", original, ours)
+                yield _Original(f"{name}.{operator}", original, ours)
         elif name.startswith("transformers.models."):
             yield from _of_transformers(name, vars(module))
         elif name == "mmcv.ops.multi_scale_deform_attn":
             yield from _of_mmcv(name, vars(module))
 
 
-def _of_transformers(module: str, names: dict[str, Any]) -> Iterator[Original]:
+def _of_transformers(module: str, names: dict[str, Any]) -> Iterator[_Original]:
     for name, ours in (
         ("multi_scale_deformable_attention", _flat),
         ("multi_scale_deformable_attention_v2", _ragged),
@@ -112,7 +110,7 @@ def _of_transformers(module: str, names: dict[str, Any]) -> Iterator[Original]:
         yield _original(f"{module}.{owner.__name__}.forward", owner.forward, _forward, owner)
 
 
-def _of_mmcv(module: str, names: dict[str, Any]) -> Iterator[Original]:
+def _of_mmcv(module: str, names: dict[str, Any]) -> Iterator[_Original]:
     name = "multi_scale_deformable_attn_pytorch"
     if name in names:
         yield _original(f"{module}.{name}", names[name], _flat)
@@ -121,12 +119,12 @@ def _of_mmcv(module: str, names: dict[str, Any]) -> Iterator[Original]:
         apply = names[name].apply
         ours = _replacement(apply, _apply)
         ours = names[name] if ours is apply else SimpleNamespace(apply=ours)
-        yield Original(f"{module}.{name}", names[name], ours)
+        yield _Original(f"{module}.{name}", names[name], ours)
 
 
 def _original(
     name: str, function: Any, ours: Callable[..., Any], owner: type | None = None
-) -> Original:
+) -> _Original:
     """With the check that what will be called has the arguments that we know."""
     given, known = (list(inspect.signature(f).parameters) for f in (function, ours))
     if given != known:
@@ -134,7 +132,7 @@ def _original(
             f"patch: expected `{name}` to have the arguments {', '.join(known)}, "
             f"got {', '.join(given)} (of a version that this one of cudeform does not know)"
         )
-    return Original(name, function, _replacement(function, ours), owner)
+    return _Original(name, function, _replacement(function, ours), owner)
 
 
 def _replacement(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:

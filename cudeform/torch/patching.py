@@ -18,8 +18,6 @@ from cudeform import checks
 from cudeform.torch.originals import loaded
 from cudeform.torch.rebinding import rebound
 
-__all__ = ["Patch", "patch"]
-
 
 class Patch(AbstractContextManager["Patch"]):
     """What `patch` returns: `undo` ends it, and so does the end of a ``with`` block.
@@ -100,7 +98,8 @@ def _for_all() -> Patch:
     def undo() -> None:
         _replace({id(original.ours): original.value for original in fresh})
         for original in owned:
-            original.owner.forward = original.value  # type: ignore[union-attr]
+            if vars(original.owner).get("forward") is original.ours:  # not another's since
+                original.owner.forward = original.value  # type: ignore[union-attr]
 
     return Patch((original.name for original in fresh), undo)
 
@@ -132,8 +131,13 @@ class _Patched(type):
     """The classes of patched modules. A copy keeps one, a pickle has the class from before."""
 
 
-# A copy of a class is the class itself: this is how one is pickled by another's name.
-copyreg.pickle(_Patched, lambda kind: (copy.copy, (kind.__base__,)))  # type: ignore[arg-type]
+def _reduced(kind: Any) -> Any:
+    """How one is pickled by another's name, and a class made of it since by its own."""
+    # A copy of a class is the class itself.
+    return (copy.copy, (kind.__base__,)) if kind in _CLASSES else kind.__qualname__
+
+
+copyreg.pickle(_Patched, _reduced)  # type: ignore[arg-type]
 
 
 def _for_one(model: nn.Module) -> Patch:
@@ -150,17 +154,36 @@ def _for_one(model: nn.Module) -> Patch:
             f"cudeform has, got {checks.type_name(model)}, none of whose modules does"
         )
     fresh = {path: entry for path, entry in found.items() if entry[2]}
+    patched = []
     for module, kind, members in fresh.values():
         names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **members}
         make = _Patched if type(kind) is type else type(kind)
         module.__class__ = make(kind.__name__, (kind,), names)
         _CLASSES.add(module.__class__)
+        patched.append((module, module.__class__, dict(vars(module.__class__)), kind))
 
     def undo() -> None:
-        for module, kind, _ in fresh.values():
-            module.__class__ = kind
+        for module, ours, before, kind in patched:
+            for name, value in vars(ours).items():
+                if before.get(name) is not value:  # given to the class since
+                    setattr(kind, name, value)
+            if type(module) is ours:
+                module.__class__ = kind
+            else:
+                _rebase(type(module), ours, kind)
 
     return Patch(fresh, undo)
+
+
+def _rebase(given: type, ours: type, kind: type) -> None:
+    """Put a class back in place of ours in one that a module was given since.
+
+    As `torch.nn.utils.parametrize` and `fully_shard` do it, which derive one from what is there.
+    """
+    for derived in given.__mro__:
+        if ours in derived.__bases__:
+            bases = (kind if base is ours else base for base in derived.__bases__)
+            derived.__bases__ = tuple(dict.fromkeys(bases))
 
 
 def _members(module: nn.Module, others: Mapping[int, Any]) -> dict[str, Any]:

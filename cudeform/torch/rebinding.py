@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
-__all__ = ["rebound"]
-
 
 def rebound(function: FunctionType, others: Mapping[int, Any]) -> FunctionType:
     """A function that finds others, by the id of those there, where it looks names up in its file.

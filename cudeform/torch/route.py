@@ -10,6 +10,7 @@ import torch
 from cudeform import checks
 from cudeform.torch import (
     autocast,
+    channels_last,
     library,  # noqa: F401  defines torch.ops.cudeform
     sharding,
 )
@@ -47,6 +48,18 @@ def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
 
     `given` holds the arguments as they came, by name. Results are differentiable tensors.
     """
+    moved = channels_last.last(name, given)
+    if moved is None:
+        return _call(name, function, given)
+    if torch.compiler.is_compiling():
+        return channels_last.first(name, _call(name, function, moved))
+    try:
+        return channels_last.first(name, _call(name, function, moved))
+    except (TypeError, ValueError):
+        return _call(name, function, given)  # says what is wrong with the axes that were given
+
+
+def _call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
     bridge = BRIDGES.get(name)
     if bridge is not None:
         return _forward(bridge, given)

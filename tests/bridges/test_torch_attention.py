@@ -1,6 +1,7 @@
 """Modules of multi-scale deformable attention: what they compute, and in which modes of torch."""
 
 import copy
+import pickle
 import sys
 from types import ModuleType
 
@@ -365,6 +366,73 @@ def test_patch_of_a_model(mmcv):
         patch(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="`model` to be a torch.nn.Module or None, got str"):
         patch("model")
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, tensor):
+        return 2 * tensor
+
+
+def test_a_patch_leaves_classes_that_modules_were_given_since(mmcv):
+    file, _ = mmcv
+    kind, rename = file.Attention, torch.nn.utils.parametrize.register_parametrization
+    own = type("Own", (kind,), {})
+    model = torch.nn.Sequential(*(kind() for _ in range(4)))
+    for module in model:
+        module.first, module.second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    rename(model[2], "first", Doubled())
+    with patch(model):
+        patched = type(model[0])
+        rename(model[0], "first", Doubled())
+        model[1].__class__ = own
+        rename(model[2], "second", Doubled())
+        derived = type(model[0])
+        assert issubclass(derived, patched)
+    assert type(model[0]) is derived and derived.__mro__[1] is kind
+    assert torch.equal(model[0].first, torch.full((2,), 2.0)) and model[0].forward
+    assert type(model[1]) is own
+    assert torch.equal(model[2].first + model[2].second, torch.full((2,), 4.0))
+    assert type(model[3]) is kind
+    torch.nn.utils.parametrize.remove_parametrizations(model[0], "first")
+    assert type(model[0]) is kind
+
+
+class Mine(torch.nn.Module):
+    """Has another's class below it while a model is patched."""
+
+
+def test_a_class_of_a_patched_module_s_is_pickled_by_its_own_name(mmcv, monkeypatch):
+    file, _ = mmcv
+    monkeypatch.setattr(file.Attention, "__module__", file.__name__)
+    model = torch.nn.Sequential(file.Attention())
+    with patch(model):
+        named = type("Mine", (type(model[0]),), {"__module__": __name__})
+        monkeypatch.setitem(globals(), "Mine", named)
+        model[0].__class__ = named
+        assert type(pickle.loads(pickle.dumps(model))[0]) is named
+    assert type(pickle.loads(pickle.dumps(model))[0]) is named and named.__base__ is file.Attention
+
+
+def test_a_forward_that_another_replaced_since_stays(monkeypatch):
+    file = ModuleType("transformers.models.ours")
+
+    class MultiScaleDeformableAttention(torch.nn.Module):
+        def forward(
+            self, value, value_spatial_shapes, value_spatial_shapes_list, level_start_index,
+            sampling_locations, attention_weights, im2col_step,
+        ):  # fmt: skip
+            raise AssertionError
+
+    owner = file.MultiScaleDeformableAttention = MultiScaleDeformableAttention
+    owner.__module__ = file.__name__
+    monkeypatch.setitem(sys.modules, file.__name__, file)
+    before = owner.forward
+    with patch():
+        assert owner.forward is not before
+    assert owner.forward is before
+    with patch():
+        owner.forward = other = lambda self: None
+    assert owner.forward is other
 
 
 def test_patch_refuses_what_it_does_not_know(mmcv):

@@ -365,11 +365,17 @@ class Beside(torch.nn.Module):
         return cudeform.roi_align(cudeform.deform_conv2d(images, offset, weight), boxes, 2)
 
 
+def last(*tensors):
+    """Images in channels_last, of which layout "NHWC" is made."""
+    return tuple(t.to(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors)
+
+
 FINER = (
     images().half(),
     0.3 * torch.ones(images().shape[0], 2, *images().shape[2:]),
     ROIS,
 )
+LAST = last(*FINER)
 # With coordinates of the image in 16 bits the points on the right were an eighth of a pixel off.
 WIDE = (
     images(4, 200)[:, :, :8].half(),
@@ -384,13 +390,18 @@ WIDE = (
         (Beside(), FINER, 19, "DeformConv"),
         (Beside(), FINER, 19, "GridSample"),
         (Beside(), WIDE, 19, "GridSample"),
+        (Beside(), LAST, 19, "DeformConv"),
+        (Beside(), LAST, 19, "GridSample"),
         (Block(), (images(),), 19, "GridSample"),
         (Block(), (images(),), 22, "GridSample"),
         (Uneven(), uneven(), 19, "GridSample"),
         (Block(), (images(),), 19, "DeformConv"),
+        (Block(), (images().to(memory_format=torch.channels_last),), 19, "DeformConv"),
         (Block(), (images(),), 22, "DeformConv"),
         (Uneven(), uneven(), 19, "DeformConv"),
         (Uneven(plain=True), uneven(), 19, "Conv"),
+        (Uneven(plain=True), last(*uneven()), 19, "Conv"),
+        (Uneven(), last(*uneven()), 19, "GridSample"),
         (Pool(True), (images(), 2 * ROIS * torch.tensor([0.5, 1, 1, 1, 1])), 19, "RoiAlign"),
         (Pool(False), (images(), 2 * ROIS * torch.tensor([0.5, 1, 1, 1, 1])), 19, "RoiAlign"),
         (Largest(), (images(), 2 * ROIS * torch.tensor([0.5, 1, 1, 1, 1])), 19, "MaxRoiPool"),
@@ -430,8 +441,6 @@ def test_onnx_refuses_what_the_standard_lacks():
     convolution = table[torch.ops.cudeform.deform_conv2d.default]
     with pytest.raises(ValueError, match="`border` to be 'zeros' for ONNX, got 'clamp'"):
         convolution(None, None, None, border="clamp")
-    with pytest.raises(ValueError, match="`layout` to be 'NCHW' for ONNX"):
-        convolution(None, None, torch.ones(1, 1, 1, 1), layout="NHWC")
     with pytest.raises(ValueError, match="`mode` to be 'avg' for ONNX, got 'max' .*corners"):
         table[torch.ops.cudeform.roi_align.default](None, None, (2, 2), mode="max")
     with pytest.raises(ValueError, match="`mode` to be 'max' for ONNX, got 'avg'"):

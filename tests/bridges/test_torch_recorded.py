@@ -104,6 +104,31 @@ def test_a_call_like_one_before_makes_no_arrays(gpu, rng):
     assert len(gpu.computed) == 3
 
 
+def test_tensors_in_channels_last_are_read_as_they_lie(gpu, rng):
+    """The arrays behind them are of layout "NHWC", and nothing is copied to another."""
+    arrays = {n: a if a.ndim < 4 or n == "weight" else a.transpose(0, 2, 3, 1).copy()
+              for n, a in numbers(rng).items()}  # fmt: skip
+    options = {"padding": 1, "layout": "NHWC"}
+    expected = cudeform.deform_conv2d(**arrays, **options)
+    grad = rng.uniform(size=expected.shape).astype(np.float32)
+    kept = {name: array for name, array in arrays.items() if name != "bias"}
+    wanted = cudeform.deform_conv2d_backward(grad, **kept, **options)
+    for _ in range(2):
+        tensors = {n: _images(gpu.put(a), n).requires_grad_() for n, a in arrays.items()}
+        output = conv(tensors)
+        assert output.is_contiguous(memory_format=torch.channels_last)
+        found = torch.autograd.grad(output, list(tensors.values()), _images(gpu.put(grad), ""))
+        assert_close(gpu.get(output.detach()), expected, "float32")
+        for name, gradient in zip(tensors, found, strict=True):
+            assert gradient.shape == tensors[name].shape
+            assert_close(gpu.get(gradient), getattr(wanted, name), "float32", what=name)
+    assert gpu.computed == ["deform_conv2d", "deform_conv2d_backward"]
+
+
+def _images(tensor, name):
+    return tensor if tensor.ndim < 4 or name == "weight" else tensor.permute(0, 3, 1, 2)
+
+
 def test_other_dtypes_and_devices_are_other_calls(gpu, rng):
     check(gpu, rng)
     for _ in range(2):

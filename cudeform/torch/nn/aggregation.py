@@ -12,9 +12,7 @@ import cudeform
 from cudeform import checks
 from cudeform.descriptions import described
 from cudeform.plans.aggregation import packed_channels
-from cudeform.torch.nn.module import Module
-
-__all__ = ["DCNv3", "DCNv4"]
+from cudeform.torch.nn.module import Module, begin_as_projections, begin_with_zeros
 
 _ACTIVATIONS = {"GELU": nn.GELU, "ReLU": nn.ReLU, "SiLU": nn.SiLU}
 _NORMS = ("LN", "BN")
@@ -47,15 +45,9 @@ class _Aggregation(Module):
         return self.group * (self.kernel_size[0] * self.kernel_size[1] - self.remove_center)
 
     def _options(self) -> dict[str, Any]:
-        return {
-            "kernel_size": self.kernel_size,
-            "stride": self.stride,
-            "padding": self.pad,
-            "dilation": self.dilation,
-            "groups": self.group,
-            "offset_scale": self.offset_scale,
-            "remove_center": self.remove_center,
-        }
+        same = ("kernel_size", "stride", "dilation", "offset_scale", "remove_center")
+        options = {name: getattr(self, name) for name in same}
+        return {"padding": self.pad, "groups": self.group, **options}
 
     def _depthwise(self, kernel: tuple[int, int], factory: dict[str, Any]) -> nn.Conv2d:
         padding = (kernel[0] - 1) // 2, (kernel[1] - 1) // 2
@@ -79,13 +71,6 @@ class _Aggregation(Module):
         )
         scale = scale.sigmoid().repeat_interleave(self.group_channels, -1)
         return output * (1 - scale) + values * scale
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"pad={self.pad}, dilation={self.dilation}, group={self.group}, "
-            f"offset_scale={self.offset_scale}, remove_center={self.remove_center}"
-        )
 
 
 class _Permute(nn.Module):
@@ -153,12 +138,8 @@ class DCNv3(_Aggregation):
 
     def reset_parameters(self) -> None:
         """As the paper begins: a mean of all taps, where they are without an offset."""
-        for layer in (self.offset, self.mask):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        for layer in (self.input_proj, self.output_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        begin_with_zeros(self.offset, self.mask)
+        begin_as_projections(self.input_proj, self.output_proj)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)"""
@@ -221,12 +202,9 @@ class DCNv4(_Aggregation):
 
     def reset_parameters(self) -> None:
         """As the paper begins: no offsets, and nothing of any point."""
-        nn.init.zeros_(self.offset_mask.weight)
-        nn.init.zeros_(self.offset_mask.bias)
-        for layer in () if self.without_pointwise else (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        begin_with_zeros(self.offset_mask)
+        if not self.without_pointwise:
+            begin_as_projections(self.value_proj, self.output_proj)
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         """(N, H*W, C) -> (N, H*W, C); `shape` is (H, W), by default of a square."""

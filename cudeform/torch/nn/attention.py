@@ -9,15 +9,7 @@ from torch import Tensor, nn
 
 from cudeform import checks
 from cudeform.descriptions import described
-from cudeform.torch.nn.multi_scale import (
-    Attention,
-    boolean,
-    points_by_level,
-    value_width,
-    width_and_heads,
-)
-
-__all__ = ["MSDeformAttn", "MSDeformableAttention", "MultiScaleDeformableAttention"]
+from cudeform.torch.nn.multi_scale import Attention, boolean
 
 _METHODS = {"default": "bilinear", "discrete": "nearest"}  # what RT-DETRv2 calls ours
 
@@ -65,15 +57,11 @@ class MSDeformAttn(Attention):
         *, method: str = "bilinear", offset_scale: float = 0.5, device: Any = None,
         dtype: Any = None,
     ) -> None:  # fmt: skip
-        op = type(self).__name__
-        width, heads = width_and_heads(op, "d_model", d_model, "n_heads", n_heads)
-        points = points_by_level(op, "n_levels", n_levels, "n_points", n_points)
-        inner = value_width(op, "ratio", ratio, width, heads)
-        method = checks.choice(op, "method", method, tuple(_METHODS.values()))
-        shape = width, heads, points, inner
-        super().__init__(*shape, method, offset_scale, device=device, dtype=dtype)
-        self.d_model, self.n_heads, self.n_levels = width, heads, len(points)
-        self.n_points, self.ratio, self.method = n_points, ratio, method
+        sizes = {"d_model": d_model, "n_heads": n_heads, "n_levels": n_levels}
+        sizes.update(n_points=n_points, ratio=ratio)
+        method = checks.choice(type(self).__name__, "method", method, tuple(_METHODS.values()))
+        super().__init__(sizes, method, offset_scale, device=device, dtype=dtype)
+        self.method = method
 
     def forward(
         self, query: Tensor, reference_points: Tensor, input_flatten: Tensor,
@@ -154,12 +142,9 @@ class MultiScaleDeformableAttention(Attention):
         for name, config in {"norm_cfg": norm_cfg, "init_cfg": init_cfg}.items():
             if config is not None:
                 checks.fail(op, name, "to be None", checks.shown(config), "it is not built here")
-        width, heads = width_and_heads(op, "embed_dims", embed_dims, "num_heads", num_heads)
-        points = points_by_level(op, "num_levels", num_levels, "num_points", num_points)
-        inner = value_width(op, "value_proj_ratio", value_proj_ratio, width, heads)
-        super().__init__(width, heads, points, inner, device=device, dtype=dtype)
-        self.embed_dims, self.num_heads, self.num_levels = width, heads, len(points)
-        self.num_points, self.value_proj_ratio = num_points, value_proj_ratio
+        sizes = {"embed_dims": embed_dims, "num_heads": num_heads, "num_levels": num_levels}
+        sizes.update(num_points=num_points, value_proj_ratio=value_proj_ratio)
+        super().__init__(sizes, device=device, dtype=dtype)
         self.batch_first = checks.flag(op, "batch_first", batch_first)
         self.dropout = nn.Dropout(checks.number(op, "dropout", dropout))
 
@@ -232,15 +217,12 @@ class MSDeformableAttention(Attention):
         *, projected: bool = True, device: Any = None, dtype: Any = None,
     ) -> None:  # fmt: skip
         op = type(self).__name__
-        width, heads = width_and_heads(op, "embed_dim", embed_dim, "num_heads", num_heads)
-        points = points_by_level(op, "num_levels", num_levels, "num_points", num_points)
+        sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "num_levels": num_levels}
+        sizes.update(num_points=num_points)
         ours = _METHODS[checks.choice(op, "method", method, tuple(_METHODS))]
         projected = checks.flag(op, "projected", projected)
-        shape = width, heads, points, width
-        options = ours, offset_scale, projected
-        super().__init__(*shape, *options, device=device, dtype=dtype)
-        self.embed_dim, self.num_heads, self.num_levels = width, heads, len(points)
-        self.num_points, self.method, self.projected = num_points, method, projected
+        super().__init__(sizes, ours, offset_scale, projected, device=device, dtype=dtype)
+        self.method, self.projected = method, projected
 
     def forward(
         self, query: Tensor, reference_points: Tensor,

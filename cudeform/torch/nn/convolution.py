@@ -11,15 +11,7 @@ from torch import Tensor, nn
 
 import cudeform
 from cudeform import checks
-from cudeform.torch.nn.module import Module
-
-__all__ = [
-    "DCN",
-    "DeformConv2d",
-    "DeformConv2dPack",
-    "ModulatedDeformConv2dPack",
-    "rename_legacy_keys",
-]
+from cudeform.torch.nn.module import Module, begin_with_zeros
 
 
 class DeformConv2d(Module):
@@ -73,13 +65,6 @@ class DeformConv2d(Module):
         window = self.stride, self.padding, self.dilation
         return cudeform.deform_conv2d(input, offset, self.weight, self.bias, *window, mask)
 
-    def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}, bias={self.bias is not None}"
-        )
-
 
 class _Pack(DeformConv2d):
     """With a convolution that predicts the offsets, and the mask; it begins with zeros."""
@@ -96,18 +81,14 @@ class _Pack(DeformConv2d):
         channels = deform_groups * self._channels_per_tap * math.prod(self.kernel_size)
         window = self.kernel_size, self.stride, self.padding, self.dilation
         branch = nn.Conv2d(self.in_channels, channels, *window, **factory)
+        begin_with_zeros(branch)
         self.add_module(self._branch, branch)
-        self._reset_branch()
-
-    def _reset_branch(self) -> None:
-        for parameter in getattr(self, self._branch).parameters():
-            nn.init.zeros_(parameter)
 
     def reset_parameters(self) -> None:
         """The weight as torch.nn.Conv2d begins, the branch with zeros."""
         super().reset_parameters()
         if hasattr(self, self._branch):  # not yet where the base makes its own
-            self._reset_branch()
+            begin_with_zeros(getattr(self, self._branch))
 
     def forward(self, input: Tensor) -> Tensor:
         predicted = getattr(self, self._branch)(input)

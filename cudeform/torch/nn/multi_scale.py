@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,21 +11,23 @@ from torch import Tensor, nn
 import cudeform
 from cudeform import checks
 from cudeform.directions import first_offsets
-from cudeform.torch.nn.module import Module
-
-__all__ = ["Attention", "boolean", "points_by_level", "value_width", "width_and_heads"]
+from cudeform.torch.nn.module import Module, begin_as_projections, begin_with_zeros
 
 
 class Attention(Module):
     """What all have: the parameters, where a query reads, and the call of the operator."""
 
     def __init__(
-        self, width: int, heads: int, points: tuple[int, ...], inner: int, method: str = "bilinear",
-        offset_scale: float = 0.5, projected: bool = True, **factory: Any,
+        self, sizes: dict[str, Any], method: str = "bilinear", offset_scale: float = 0.5,
+        projected: bool = True, **factory: Any,
     ) -> None:  # fmt: skip
+        """`sizes` by the names that users know, see `_checked`, are attributes as well."""
         super().__init__()
+        op = type(self).__name__
+        width, heads, points, inner = _checked(op, sizes)
+        vars(self).update(sizes | dict(zip(sizes, (width, heads, len(points)), strict=False)))
         self._heads, self._points, self._method = heads, points, method
-        self.offset_scale = checks.number(type(self).__name__, "offset_scale", offset_scale)
+        self.offset_scale = checks.number(op, "offset_scale", offset_scale)
         self.sampling_offsets = nn.Linear(width, 2 * heads * sum(points), **factory)
         self.attention_weights = nn.Linear(width, heads * sum(points), **factory)
         self.value_proj = nn.Linear(width, inner, **factory) if projected else None
@@ -36,19 +37,10 @@ class Attention(Module):
     def reset_parameters(self) -> None:
         """As the paper begins: each head in a direction of its own, all points with one weight."""
         offsets = torch.from_numpy(first_offsets(self._heads, self._points))
-        nn.init.zeros_(self.sampling_offsets.weight)
+        begin_with_zeros(self.sampling_offsets, self.attention_weights)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets.flatten())
-        nn.init.zeros_(self.attention_weights.weight)
-        nn.init.zeros_(self.attention_weights.bias)
-        for projection in (self.value_proj, self.output_proj):
-            if projection is not None:
-                nn.init.xavier_uniform_(projection.weight)
-                nn.init.zeros_(projection.bias)
-
-    def extra_repr(self) -> str:
-        own, names = vars(self), inspect.signature(type(self)).parameters
-        return ", ".join(f"{name}={own[name]!r}" for name in names if name in own)
+        begin_as_projections(self.value_proj, self.output_proj)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *others: Any, **more: Any
@@ -126,31 +118,29 @@ def _widths_and_heights(shapes: Any, like: Tensor) -> Tensor:
     return torch.stack(sizes).view(-1, 2)
 
 
-def width_and_heads(op: str, name: str, width: Any, heads_name: str, heads: Any) -> tuple[int, int]:
-    """Channels and heads, which divide them."""
-    width = checks.integer(op, name, width, 1)
-    heads = checks.integer(op, heads_name, heads, 1)
+def _checked(op: str, sizes: dict[str, Any]) -> tuple[int, int, tuple[int, ...], int]:
+    """Channels; heads, which divide them; points of a head on each level; channels of the values.
+
+    In the order of `sizes`: channels, heads, levels, points, and what part of all channels values
+    have, if that can be told.
+    """
+    names = list(sizes)
+    width, heads, levels = (checks.integer(op, name, sizes[name], 1) for name in names[:3])
     if width % heads:
-        checks.fail(op, name, f"divisible by `{heads_name}` = {heads}", width)
-    return width, heads
-
-
-def value_width(op: str, name: str, ratio: Any, width: int, heads: int) -> int:
-    """Channels of the values: this part of all."""
-    inner = int(width * checks.positive(op, name, ratio))
-    if inner < 1 or inner % heads:
-        checks.fail(op, name, f"to make of {width} channels a multiple of {heads} heads", ratio)
-    return inner
-
-
-def points_by_level(op: str, levels_name: str, levels: Any, points_name: str, points: Any) -> Any:
-    """Points of a head on each level."""
-    levels = checks.integer(op, levels_name, levels, 1)
+        checks.fail(op, names[0], f"divisible by `{names[1]}` = {heads}", width)
+    points = sizes[names[3]]
     if not isinstance(points, (tuple, list)):
-        return (checks.integer(op, points_name, points, 1),) * levels
+        points = (points,) * levels
     if len(points) != levels:
-        checks.fail(op, points_name, f"of {levels} levels", checks.shown(points))
-    return tuple(checks.integer(op, points_name, count, 1) for count in points)
+        checks.fail(op, names[3], f"of {levels} levels", checks.shown(points))
+    points = tuple(checks.integer(op, names[3], count, 1) for count in points)
+    inner = width
+    for name in names[4:]:
+        inner = int(width * checks.positive(op, name, sizes[name]))
+        if inner < 1 or inner % heads:
+            expected = f"to make of {width} channels a multiple of {heads} heads"
+            checks.fail(op, name, expected, sizes[name])
+    return width, heads, points, inner
 
 
 def boolean(op: str, name: str, mask: Tensor | None) -> Tensor | None:

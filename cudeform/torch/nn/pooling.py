@@ -9,9 +9,7 @@ from torch import Tensor, nn
 import cudeform
 from cudeform import checks
 from cudeform.plans import regions
-from cudeform.torch.nn.module import Module
-
-__all__ = ["DCNPooling", "DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"]
+from cudeform.torch.nn.module import Module, begin_with_zeros
 
 
 class _FullyConnected(nn.Sequential):
@@ -20,8 +18,7 @@ class _FullyConnected(nn.Sequential):
     def reset_parameters(self) -> None:
         """Of the last layer; the others have their own."""
         *_, last = (layer for layer in self if isinstance(layer, nn.Linear))
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
+        begin_with_zeros(last)
 
 
 def _fully_connected(sizes: list[int], factory: dict[str, Any], *last: nn.Module) -> nn.Module:
