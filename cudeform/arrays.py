@@ -17,25 +17,6 @@ import numpy as np
 from cudeform import checks
 from cudeform.checks import type_name
 
-__all__ = [
-    "DTYPES",
-    "Kind",
-    "call",
-    "contiguous",
-    "dtype_name",
-    "kind_of",
-    "kind_of_type",
-    "known",
-    "namespace",
-    "offset_dtypes",
-    "register",
-    "same_place",
-    "sum_dtype",
-    "sum_dtype_name",
-    "type_name",
-    "widened",
-]
-
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -56,8 +37,8 @@ def contiguous(array: Any) -> Any:
 class Kind:
     """A family of arrays: its name for messages, the backend that computes on it, its device.
 
-    The last four are what functions that only rearrange arrays need besides those that go by one
-    name in all frameworks.
+    `dtype_name`, `cast`, `constant` and `contiguous` are what functions that only rearrange arrays
+    need besides those that go by one name in all frameworks.
     """
 
     name: str  # also of the module with the functions for its arrays

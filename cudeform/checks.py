@@ -17,27 +17,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-__all__ = [
-    "MOST_NEEDED",
-    "choice",
-    "fail",
-    "flag",
-    "image_axes",
-    "integer",
-    "is_symbol",
-    "needs",
-    "non_empty",
-    "number",
-    "pad_pairs",
-    "pair",
-    "positive",
-    "rank",
-    "same_dtype",
-    "shape",
-    "shown",
-    "type_name",
-]
-
 
 def fail(
     op: str, argument: str, expected: str, got: Any, why: str = "", error: type = ValueError
@@ -177,6 +156,16 @@ def pad_pairs(op: str, argument: str, value: Any) -> tuple[tuple[int, int], tupl
     return (y, y), (x, x)
 
 
+def listed_pairs(op: str, argument: str, value: Any, count: int) -> None:
+    """So many (H, W) in a tuple or list; what is in them is not looked at."""
+    symbols = "(L, (H, W))"
+    for size in value:
+        if not isinstance(size, (tuple, list)):
+            fail(op, argument, f"of pairs {symbols}", shown(size), error=TypeError)
+    if len(value) != count:
+        fail(op, argument, f"of shape ({count}, 2) = {symbols}", f"length {len(value)}")
+
+
 def image_axes(layout: str, channels: str = "C", height: str = "H", width: str = "W") -> str:
     """The axes of a batch of images by name, in a layout: "(N, C, H, W)"."""
     names = (height, width, channels) if layout == "NHWC" else (channels, height, width)
@@ -185,6 +174,8 @@ def image_axes(layout: str, channels: str = "C", height: str = "H", width: str =
 
 def rank(op: str, argument: str, array: Any, symbols: str) -> None:
     """The number of axes, given as their names: "(N, C, H, W)"."""
+    if not _is_array(array):
+        fail(op, argument, f"to be an array {symbols}", shown(array), error=TypeError)
     want = symbols.count(",") + 1 if symbols.strip("(,) ") else 0
     if array.ndim != want:
         fail(op, argument, f"to have {want} axes {symbols}", f"shape {tuple(array.shape)}")

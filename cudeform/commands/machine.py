@@ -17,17 +17,6 @@ import cudeform
 from cudeform.commands import CommandError
 from cudeform.threads import get_num_threads
 
-__all__ = [
-    "cuda_extra",
-    "cupy_or_reason",
-    "describe",
-    "gpu",
-    "namespace",
-    "nvidia_gpu",
-    "processor",
-    "version",
-]
-
 # The first NVIDIA driver of CUDA 13; cudeform[cuda12] serves older ones.
 _CUDA13_DRIVER = 580
 
@@ -51,10 +40,10 @@ def processor() -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    if version("llvmlite") is None:
+    try:
+        from cudeform.cpu.language.compiler import host
+    except ImportError:  # Numba is missing, or does not work here
         return name
-    from cudeform.cpu.language.compiler import host
-
     return f"{name} ({host()})"
 
 

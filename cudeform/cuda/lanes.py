@@ -1,4 +1,4 @@
-"""How the tasks of a launch are shared among threads; which sort it takes, `sort` says.
+"""How the tasks of a launch are shared among threads.
 
 `choose` and its like look at sizes alone, so that the same call adds in the same order everywhere.
 """
@@ -12,25 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cudeform.cuda.program import address
-
-__all__ = [
-    "BLOCKS",
-    "GATHER_THREADS",
-    "LANES",
-    "THREADS",
-    "VECTOR_BYTES",
-    "WARP",
-    "Choice",
-    "Shares",
-    "aligned",
-    "choose",
-    "choose_gather",
-    "choose_tiles",
-    "is_aligned",
-    "lane_bits",
-    "vector_of",
-    "vectors",
-]
 
 THREADS, GATHER_THREADS, WARP = 256, 64, 32  # of a block, of one that gathers, of a warp
 VECTOR_BYTES = 16  # that a thread moves at once, at most

@@ -9,14 +9,6 @@ from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Boxes, NamedTuple, Pair
 
-__all__ = [
-    "RoiAlignGradients",
-    "ps_roi_align",
-    "ps_roi_align_backward",
-    "roi_align",
-    "roi_align_backward",
-]
-
 _Mode: TypeAlias = Literal["avg", "max"]
 
 
@@ -84,7 +76,7 @@ def roi_align(
 
     Notes
     -----
-    Boxes are no function to differentiate here. A sample more than one pixel outside the image
+    Boxes have no gradient here. A sample more than one pixel outside the image
     is 0 and counts. With ``aligned`` a region without area or an inverted one (x2 < x1) has as
     many samples as it has pixels: none, and its bins are 0. A fixed `sampling_ratio` samples it
     like any other.
