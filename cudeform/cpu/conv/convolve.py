@@ -37,8 +37,6 @@ from cudeform.cpu.language.workspace import aligned
 from cudeform.cpu.sampler import Grid, Image, blend, grid_of, locate, point_memory, return_points
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = ["convolve"]
-
 _STAGED_PIXELS = 256  # laid out channels last in one go
 
 

@@ -33,8 +33,6 @@ from cudeform.cpu.sample_gradients import spread_between
 from cudeform.cpu.sampler import PIXELS, blend, locate, point_memory, return_points
 from cudeform.plans.points import Points
 
-__all__ = ["add_stretches"]
-
 _TILES = 16  # kept at a time where there is room, but one for each thread at least
 _LAID_OUT = 1024  # pixels of the input at a time
 _NOWHERE = 2**62
