@@ -20,30 +20,6 @@ from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sampler import PLANE
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = [
-    "LANES",
-    "PRODUCTS",
-    "Blocking",
-    "Job",
-    "Slices",
-    "collect_weight",
-    "cut",
-    "gradient_blocking",
-    "gradient_slice",
-    "is_narrow",
-    "job_of",
-    "numbers_with",
-    "pack_columns",
-    "pack_rows",
-    "padded",
-    "rounds",
-    "slices_from",
-    "tile_pixels",
-    "weight_blocks",
-    "weight_sums",
-    "widest_slice",
-]
-
 _COLUMN_BYTES = 256 << 10  # of the columns of a tile: they stay in the L2 cache
 _LEAST_PIXELS = BLOCK_ROWS  # of a tile, but of the last
 _DEPTH = 640  # about as many rows of a matrix at a time
@@ -126,7 +102,7 @@ def widest_slice(plan: ConvPlan) -> int:
     return max(_DEPTH // plan.points.taps // LANES * LANES, LANES)
 
 
-def tile_pixels(plan: ConvPlan, columns: int, itemsize: int, tasks: int = 1) -> int:
+def _tile_pixels(plan: ConvPlan, columns: int, itemsize: int, tasks: int = 1) -> int:
     """Pixels of a tile whose columns fit in the L2 cache; the tiles of an image are about equal.
 
     Smaller ones where there are not so many `tasks`, as long as products are worth their weights.
@@ -159,7 +135,7 @@ def job_of(plan: ConvPlan, slices: Slices, itemsize: int, narrow: bool, tasks: i
         each,
         plan.groups,
         int(plan.points.channels_last),
-        tile_pixels(plan, pitch, itemsize, tasks),
+        _tile_pixels(plan, pitch, itemsize, tasks),
         widest,
         pitch,
         padded(each * channels if narrow else each, itemsize),

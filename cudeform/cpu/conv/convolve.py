@@ -34,18 +34,8 @@ from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.simd import BLOCK_BYTES, block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
 from cudeform.cpu.language.workspace import aligned
-from cudeform.cpu.sampler import (
-    Grid,
-    Image,
-    blend,
-    grid_of,
-    locate,
-    point_memory,
-    return_points,
-)
+from cudeform.cpu.sampler import Grid, Image, blend, grid_of, locate, point_memory, return_points
 from cudeform.plans.convolution import ConvPlan
-
-__all__ = ["convolve"]
 
 _STAGED_PIXELS = 256  # laid out channels last in one go
 
@@ -188,13 +178,8 @@ def _convolve(
         pack_columns(job, slices, bare(weight, 0), packed, blocks)
     source = _stage(grid, job, part, slices, bare(input, 0), bare(scratch, at), pieces)
     memory = _Memory(source, bare(offset, 0), bare(mask, 0), packed, bare(bias, 0), bare(output, 0))
-    work = _Work(grid, job, part, slices, memory)
-    if tiles[0] == tiles[1]:
-        return
-    if narrow is None:
-        _compute_tiles(work, weight, tiles)
-    else:
-        _sum_tiles(work, tiles)
+    if tiles[0] < tiles[1]:
+        _compute_tiles(_Work(grid, job, part, slices, memory), weight, narrow, tiles)
 
 
 @inlined
@@ -221,13 +206,12 @@ def _stage(grid, job, part, slices, source, staged, pieces):
 
 
 @inlined
-def _compute_tiles(work, weight, tiles):
+def _compute_tiles(work, weight, narrow, tiles):
     grid, job, part, slices, memory = work
-    source = memory.source
+    source, width = memory.source, job.out_pitch
     points = point_memory(source, job.taps)
-    width = job.out_pitch
-    room = cleared(job.tile * (job.pitch + width), source.dtype)
-    columns, sums = bare(room, 0), bare(room, job.tile * job.pitch)
+    room = cleared(job.tile * (width + (job.pitch if narrow is None else 0)), source.dtype)
+    sums, columns = bare(room, 0), bare(room, job.tile * width)
     size = job.widest * columns_of(source, job.out_channels)  # of a slice's packed weights
     block = block_columns(source)
     for tile in range(tiles[0], tiles[1]):
@@ -238,10 +222,13 @@ def _compute_tiles(work, weight, tiles):
             if slices.offset_group[s] != offsets_of:
                 offsets_of = slices.offset_group[s]
                 _locate(work, points, place, offsets_of)
-            channels = slices.first[s + 1] - slices.first[s]
-            blend(grid, points, count, source, _image_of(work, place, s), columns, job.pitch)
+            view = _image_of(work, place, s)
+            if narrow is not None:
+                sum_rows(grid, job, points, view, memory, place, slices.first[s], sums)
+                continue
+            blend(grid, points, count, source, view, columns, job.pitch)
             if weight is None:
-                _write(work, columns, job.pitch, place, slices.first[s], channels)
+                _write(work, columns, job.pitch, place, slices.first[s], view.channels)
                 continue
             group = slices.weight_group[s]
             first = group * job.out_channels
@@ -249,7 +236,7 @@ def _compute_tiles(work, weight, tiles):
                 sums_of = group
                 fresh = slices.first[s] == group * job.in_channels
                 _start_sums(work, sums, place, first, fresh)
-            depth = job.taps * channels
+            depth = job.taps * view.channels
             multiply(
                 columns,
                 (0, job.pitch, 1),
@@ -262,25 +249,6 @@ def _compute_tiles(work, weight, tiles):
             )
             if s + 1 == part.end or slices.weight_group[s + 1] != group:
                 _write(work, sums, width, place, first, job.out_channels)
-    give_back(room)
-    return_points(points)
-
-
-@inlined
-def _sum_tiles(work, tiles):
-    grid, job, part, slices, memory = work
-    points = point_memory(memory.source, job.taps)
-    room = cleared(job.tile * job.out_pitch, memory.source.dtype)
-    rows = bare(room, 0)
-    for tile in range(tiles[0], tiles[1]):
-        place = tile_of(job, part, tile)
-        offsets_of = -1
-        for s in range(part.begin, part.end):
-            if slices.offset_group[s] != offsets_of:
-                offsets_of = slices.offset_group[s]
-                _locate(work, points, place, offsets_of)
-            view = _image_of(work, place, s)
-            sum_rows(grid, job, points, view, memory, place, slices.first[s], rows)
     give_back(room)
     return_points(points)
 

@@ -26,8 +26,6 @@ from cudeform.cpu.sampler import (
     return_points,
 )
 
-__all__ = ["gather", "renumber"]
-
 
 def gather(
     numbers: np.ndarray,

@@ -42,8 +42,6 @@ from cudeform.cpu.language.workspace import aligned
 from cudeform.cpu.sampler import grid_of
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = ["gradients", "workspace_bytes"]
-
 _ROOM = 52 << 20  # bytes of a call, but for a tile for each thread
 _LARGE = 2**26  # multiplications: a stretch takes several passes
 _LINE = 16  # elements: where they begin, vectors do not lie across lines of the cache

@@ -18,18 +18,6 @@ from cudeform.cpu.sampler import locate
 from cudeform.cpu.taps import grad_samples, grad_weights, sum_taps
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = [
-    "add_rows",
-    "add_samples",
-    "bias_of_rows",
-    "bias_rows",
-    "count_rows",
-    "find_samples",
-    "sum_rows",
-    "weight_of_rows",
-    "weight_rows",
-]
-
 
 def weight_rows(plan: ConvPlan, weight: np.ndarray) -> np.ndarray:
     """The weights by sum, tap and input channel."""  # (O/groups, taps, C)

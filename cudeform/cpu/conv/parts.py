@@ -16,18 +16,6 @@ from cudeform.cpu.sampler import Grid
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.points import Points
 
-__all__ = [
-    "CORNERS",
-    "SLICES",
-    "Part",
-    "parts_of",
-    "pitch_of",
-    "read",
-    "read_tile",
-    "reads_little",
-    "tile_of",
-]
-
 CORNERS = 4  # of a point
 
 

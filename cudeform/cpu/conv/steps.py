@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 from cudeform import threads
 
-__all__ = ["NO_STEP", "Steps", "do", "steps_of"]
-
 Range = tuple[int, int]
 
 NO_STEP = 0, 0  # without tasks

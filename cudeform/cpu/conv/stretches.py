@@ -30,16 +30,8 @@ from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.simd import BLOCK_ROWS
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sample_gradients import spread_between
-from cudeform.cpu.sampler import (
-    PIXELS,
-    blend,
-    locate,
-    point_memory,
-    return_points,
-)
+from cudeform.cpu.sampler import PIXELS, blend, locate, point_memory, return_points
 from cudeform.plans.points import Points
-
-__all__ = ["add_stretches"]
 
 _TILES = 16  # kept at a time where there is room, but one for each thread at least
 _LAID_OUT = 1024  # pixels of the input at a time
@@ -69,13 +61,7 @@ class _Kept(NamedTuple):
 
 
 def add_stretches(
-    points: Points,
-    job: Job,
-    part: Part,
-    wanted: Wanted,
-    given: tuple,
-    work: int,
-    spare: int,
+    points: Points, job: Job, part: Part, wanted: Wanted, given: tuple, work: int, spare: int
 ) -> None:
     """As one task for each slice of each image adds up, with many for each.
 
@@ -94,7 +80,13 @@ def add_stretches(
     tiles = min(most // together, -(-pixels // job.tile))
     step = job.tile // max(tasks // (together * tiles), 1) // BLOCK_ROWS * BLOCK_ROWS
     step = max(step, BLOCK_ROWS)
-    kept = _allocate(job, together * tiles * job.tile, step, wanted, dtype)
+    room = together * tiles * job.tile
+    kept = (  # as `_Kept` has them
+        np.empty(room * job.pitch, dtype),
+        np.empty(room * job.pitch if wanted.weight else 0, dtype),
+        np.empty(room * job.out_pitch, dtype),
+        np.empty(2 * -(-room // step) + 2 * room // job.tile, np.int64),
+    )
     for first in range(0, count, together):
         last = min(first + together, count)
         blocks = -(-tasks // (last - first))
@@ -113,18 +105,6 @@ def add_stretches(
             )
             do(partial(_sum, *given, kept, numbers_of(cut)), steps)
             begins = False
-
-
-def _allocate(
-    job: Job, pixels: int, step: int, wanted: Wanted, dtype: np.dtype
-) -> tuple[np.ndarray, ...]:
-    """What `_Kept` has."""
-    return (
-        np.empty(pixels * job.pitch, dtype),
-        np.empty(pixels * job.pitch if wanted.weight else 0, dtype),
-        np.empty(pixels * job.out_pitch, dtype),
-        np.empty(2 * -(-pixels // step) + 2 * pixels // job.tile, np.int64),
-    )
 
 
 _read = records(_Stretch)

@@ -13,19 +13,6 @@ from cudeform.cpu.language.simd import lanes
 from cudeform.cpu.sample_gradients import differentiate, measure, spread
 from cudeform.cpu.sampler import Grid, blend
 
-__all__ = [
-    "Given",
-    "Part",
-    "Room",
-    "Sums",
-    "Wanted",
-    "Work",
-    "collect_points",
-    "measure_tile",
-    "use_samples",
-    "work_of",
-]
-
 
 class Wanted(NamedTuple):
     """Which gradients are computed."""

@@ -17,16 +17,6 @@ from cudeform.cpu.language.simd import block_columns, block_rows
 from cudeform.cpu.language.transpose import transpose
 from cudeform.cpu.sampler import Image, locate, point_memory, return_points
 
-__all__ = [
-    "add_tile",
-    "begin_slice",
-    "count_parts",
-    "end_slice",
-    "find_tile",
-    "image_of",
-    "slice_gradients",
-]
-
 
 @inlined
 def image_of(work, image, s):

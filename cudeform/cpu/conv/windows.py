@@ -16,8 +16,6 @@ from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.sampler import PLANE
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = ["too_large", "windows"]
-
 _WORTH = 2  # times the workspace: which rows tiles read has to be found out first
 _SLACK = 3  # rows on either side, for corners and for what is rounded
 
