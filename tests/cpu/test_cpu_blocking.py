@@ -201,8 +201,11 @@ def shared_slices(monkeypatch):
     monkeypatch.setattr(gradients, "_LARGE", 0)
     monkeypatch.setattr(threads, "_GAIN", 1e9)
     monkeypatch.setattr(stretches, "_TILES", 3)
+    gradients._prepared.cache_clear()
     before = threads.get_num_threads()
     yield
+    assert gradients._prepared.cache_info().misses
+    gradients._prepared.cache_clear()
     threads.set_num_threads(before)
 
 
@@ -235,6 +238,29 @@ def gradients_of(arrays, grad, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return cudeform.deform_conv2d_backward(grad, **arrays, padding=1, **options)
+
+
+@pytest.mark.parametrize(("channels", "chosen"), [(64, (1, None)), (51, (1, 1)), (5, (None, 1))])
+def test_each_way_to_use_samples_gives_the_same_bytes(monkeypatch, rng, channels, chosen):
+    """At once, where a slice has channels for whole vectors, and one thing after the other."""
+    shapes = dict(input=channels, offset=18)
+    given = {k: rng.standard_normal((1, c, 9, 7)).astype("f") for k, c in shapes.items()}
+    given["weight"] = rng.standard_normal((3, channels, 3, 3)).astype("f")
+    grad = rng.standard_normal((1, 3, 9, 7)).astype("f")
+    prepared, seen, found = gradients._prepared, [], []
+    for ways in (None, chosen, (None, 1)):
+
+        def prepare(*asked, ways=ways):
+            made = prepared(*asked)
+            seen.append(made.ways)
+            return made._replace(ways=ways or made.ways)
+
+        monkeypatch.setattr(gradients, "_prepared", prepare)
+        found.append([a.tobytes() for a in gradients_of(given, grad)[:3]])
+    assert set(seen) == {chosen} and found[0] == found[1] == found[2]
+    seen.clear()
+    gradients_of(given, grad, needs=("input", "offset"))
+    assert seen == [(None, 1)]
 
 
 @pytest.mark.parametrize("groups", [1, 96])

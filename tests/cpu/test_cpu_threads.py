@@ -15,6 +15,7 @@ from processes import python
 
 import cudeform
 from cudeform import threads
+from cudeform.cpu.conv.steps import NO_STEP, do, steps_of
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,28 @@ def convolve(seed, dtype=np.float32):
     output = cudeform.deform_conv2d(**arrays, padding=1)
     gradients = cudeform.deform_conv2d_backward(output, **arrays, padding=1)
     return [array.tobytes() for array in (output, *gradients[:4])]
+
+
+def done_by(count, work):
+    """What a kernel of three steps, the first two together, is asked for, call by call."""
+    asked = []
+    steps = steps_of(count, ((40, work), (0, work)), ((30, work),))
+    do(lambda *ranges: asked.append(ranges), steps)
+    return asked
+
+
+@pytest.mark.parametrize(("count", "work"), [(1, 2**30), (4, 1)], ids=["one thread", "little"])
+def test_one_thread_does_all_steps_at_once(count, work):
+    assert done_by(count, work) == [((0, 40), (0, 0), (0, 30))]
+
+
+def test_several_threads_do_one_step_after_the_other():
+    asked = done_by(4, 2**30)
+    steps = [[number for number in range(3) if ranges[number] != NO_STEP] for ranges in asked]
+    assert steps == sorted(steps) and {len(step) for step in steps} == {1}
+    for number, count in ((0, 40), (2, 30)):
+        tasks = [task for ranges in asked for task in range(*ranges[number])]
+        assert sorted(tasks) == list(range(count)) and len(asked) > 2
 
 
 def test_every_task_is_done_once():

@@ -27,17 +27,6 @@ from cudeform.cpu.conv.pieces import (
 from cudeform.cpu.language.dtypes import add, copied, copy
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = [
-    "Arrays",
-    "Box",
-    "boxes",
-    "convolve_pieces",
-    "flat",
-    "only",
-    "views",
-]
-
-
 _ROOM = 3 << 20  # bytes of each array of a piece
 
 OffsetOrMask = np.ndarray | None

@@ -30,8 +30,6 @@ from cudeform.cpu.conv.pieces import (
 from cudeform.cpu.language.dtypes import add, copied, copy, multiply
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = ["piece_gradients"]
-
 _CHANNELS = 32  # of a cell
 _PARTS = 4  # as many pixels as there is room for, because what reaches two cells is computed twice
 _STEPS = 4  # for each thread, at a time

@@ -17,24 +17,6 @@ import numpy as np
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.points import Points
 
-__all__ = [
-    "MOST_TAPS",
-    "MOST_WEIGHTS",
-    "Piece",
-    "Range",
-    "Rectangle",
-    "channel_ranges",
-    "corners_of",
-    "fitted",
-    "inside",
-    "most_channels",
-    "most_taps",
-    "plan_of",
-    "rectangles",
-    "regions",
-    "single_taps",
-]
-
 MOST_TAPS = 2048  # of a piece: a thread has about 6 kB for each
 MOST_WEIGHTS = 1 << 19  # elements of a piece
 _WIDE = 16  # channels that are worth a piece

@@ -22,8 +22,6 @@ from cudeform.cpu.language.dtypes import add, copied, copy
 from cudeform.cpu.language.strided import aligned
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = ["STRIDED", "are_plain", "backward", "forward"]
-
 STRIDED = ("grad_output", "input", "offset", "mask")  # need not be contiguous
 
 _MOST_COPIES = 24 << 20  # bytes of copies of an image and what belongs to its output
