@@ -41,6 +41,7 @@ from cudeform.cpu.regions.extents import Regions, locate_regions, reach_of_argma
 from cudeform.cpu.regions.frames import framed
 from cudeform.cpu.regions.patches import (
     bins_of,
+    locate_bins,
     locate_region,
     locate_tile,
     measure_tile,
@@ -99,13 +100,14 @@ def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: n
     copies = 1 if grad_input.dtype == wide else 2  # of frames: the second is to be rounded
     for some, job in _framed(plan, regions, given, wide.itemsize, tasks):
         parts = rounds(job, len(some.images), copies * wide.itemsize)
+        split = _split(job, parts[0], whole_work)
         for part in parts:
             if target.size < room(job, part):
                 del target  # before there is another
                 target = np.empty(room(job, part), wide)
             for work, grad, _ in _works(job, some, part, given):
-                task = partial(_spread, packed(work), target, frozen(grad, target))
-                threads.share(task, _tasks(job, part), whole_work / len(parts))
+                task = partial(_spread, packed(work), target, frozen(grad, target), split)
+                threads.share(task, _tasks(job, part) * split, whole_work / len(parts))
             with writing(job, some, part, grad_input, wide) as written:
                 unstage(job, some, part, target, written)
 
@@ -123,6 +125,8 @@ def _framed(
     job = tasks_of(len(regions.images) * tasks)
     parts = rounds(job, len(regions.images), itemsize)
     shared = wanted > 1 and threads.too_few(_tasks(job, parts[0]))
+    if job.groups_x > 1 and not planes:
+        shared = False  # see `_split`
     if not shared and not reads_planes(plan, job, regions, itemsize):
         yield regions, job
         return
@@ -170,6 +174,16 @@ def _tasks(job: Job, part: Round) -> int:
     return images * classes * (end - begin) * (part.slice_end - part.slice_begin)
 
 
+def _split(job: Job, part: Round, work: float) -> int:
+    """How many tasks to make of one, each of some columns of its row of groups.
+
+    A group has few channels, which take less time than to locate the bins in several frames.
+    """
+    tasks = _tasks(job, part)
+    enough = not threads.too_few(tasks)
+    return 1 if enough else min(-(-threads.wanted_tasks(work) // tasks), job.groups_x)
+
+
 def _element_gradients(
     plan: RoiPlan,
     regions: Regions,
@@ -205,8 +219,10 @@ def _works(
 
 
 @lender
-def _spread(given, target, grad, first, last):
-    """Tasks `first` to `last` of a round: slices of images, and rows of groups."""
+def _spread(given, target, grad, split, first, last):
+    """Tasks `first` to `last` of a round: slices of images, and rows of groups, or of as many
+    pieces of each.
+    """
     work = unpacked(given)
     job, part, regions, piece = work
     tile, values, memory = tile_of(job, target)
@@ -214,31 +230,45 @@ def _spread(given, target, grad, first, last):
     line = job.columns * job.pitch
     high = job.tile // job.bins_x
     for task in range(first, last):
-        u, c, gy, s = _task(job, part, task)
-        begin, end = bins_of(job.bins_y, job.groups_y, gy)
+        u, c, gy, s = _task(job, part, task // split)
+        groups = job.groups_x * (task % split) // split, job.groups_x * (task % split + 1) // split
+        rows, columns = bins_of(job.bins_y, job.groups_y, gy), _bins_of(job, groups)
         starts = slice_of(job, part, regions.origin, u, c, s)
         if piece.span.begin == regions.first[part.image_begin]:  # the first of the round
-            _clear(job, part, (regions.origin, u, gy), starts, target)
+            _clear(job, part, (regions.origin, u, gy), groups, starts, target)
         since, until = regions.first[u], regions.first[u + 1]
         for t in range(max(since, piece.span.begin), min(until, piece.span.end)):
-            locate_region(job, regions, t, begin, end, tile)
-            first_row, last_row, left, right = reached(job, tile, begin, end)
+            locate_bins(job, regions, t, rows, columns, tile)
+            first_row, last_row, left, right = reached(job, tile, rows, columns)
             for top in range(first_row, last_row, high):
                 bottom = min(top + high, last_row)
-                count = (bottom - top) * job.bins_x
                 locate_tile(work, (t, c, s), starts, (top, bottom), (left, right), tile)
-                read_gradients(work, (t, c, s), grad, top, count, values)
+                # Bins that follow each other: of a row, or of all if the task has whole rows
+                step = bottom - top if split == 1 else 1
+                begin, end = (0, step * job.bins_x) if split == 1 else (left, right)
+                for row in range(top, bottom, step):
+                    own = bare(values, ((row - top) * job.bins_x + begin) * job.pitch)
+                    read_gradients(work, (t, c, s), bare(grad, begin), row, end - begin, own)
+                count = (bottom - top) * job.bins_x
                 spread_tile(tile, count, values, job.pitch, line, target)
     return_tile(memory)
 
 
 @inlined
-def _clear(job, part, place, starts, target):
+def _bins_of(job, groups):
+    """The columns of bins that read some columns of groups."""
+    first, _ = bins_of(job.bins_x, job.groups_x, groups[0])
+    _, end = bins_of(job.bins_x, job.groups_x, groups[1] - 1)
+    return first, end
+
+
+@inlined
+def _clear(job, part, place, groups, starts, target):
     """Let the gradient of a task's slices begin with zeros."""
     origin, u, gy = place
     pixel = origin[2 * u] * job.columns + origin[2 * u + 1]
-    first = max(gy * job.groups_x, part.group_begin)
-    for g in range(first, min((gy + 1) * job.groups_x, part.group_end)):
+    first = max(gy * job.groups_x + groups[0], part.group_begin)
+    for g in range(first, min(gy * job.groups_x + groups[1], part.group_end)):
         at = starts[0] + g * starts[1] + pixel * job.pitch
         for k in range(at, at + job.rows * job.columns * job.pitch):
             target[k] = 0
