@@ -123,7 +123,8 @@ def _count_bins(given, like, first, last):
         begin, end = bins_of(work.job.bins_y, work.job.groups_y, gy)
         for t in range(work.regions.first[u], work.regions.first[u + 1]):
             locate_region(work.job, work.regions, t, begin, end, tile)
-            top, bottom, left, right = reached(work.job, tile, begin, end)
+            columns = 0, work.job.bins_x
+            top, bottom, left, right = reached(work.job, tile, (begin, end), columns)
             count += (bottom - top) * (right - left)
     return_tile(memory)
     return count * work.job.slice_channels
@@ -134,7 +135,8 @@ def test_frames_for_64_threads_make_little_more_work(monkeypatch, count, channel
     """A bin is in several frames where it lies across their borders, and only there."""
     found = []
 
-    def _spread(given, target, grad, first, last):
+    def _spread(given, target, grad, split, first, last):
+        assert split == 1
         found.append(_count_bins(given, target, first, last))
 
     monkeypatch.setattr(gradients, "_spread", _spread)

@@ -136,6 +136,7 @@ class Span(NamedTuple):
     # All regions of a call, and frames that there is room for
     regions: int
     frames: int
+    cleared: int = 0  # elements of each plane, before what regions spread is added
 
 
 def whole_span(job: Job, begin: int, end: int, regions: int, frames: int) -> Span:

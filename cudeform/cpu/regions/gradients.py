@@ -7,7 +7,7 @@ task takes a region, through all slices. So nothing is locked, and every sum has
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -58,6 +58,7 @@ __all__ = ["backward", "group_rows"]
 
 # By the number of arrays that say what is the largest.
 _PLANES = planes.spread, planes.scatter, planes.scatter_samples
+_CLEARED = 32 << 20  # bytes of a gradient that tasks clear: what malloc asks the system for anew
 
 
 def backward(
@@ -75,7 +76,7 @@ def backward(
     wide = sum_dtype(input.dtype)
     shapes = {"offset": plan.offset_shape, "mask": plan.mask_shape}
     sums = {name: np.zeros(shape if name in needs else 0, wide) for name, shape in shapes.items()}
-    grad_input = np.zeros(input.shape if "input" in needs else 0, input.dtype)
+    grad_input = None
     if grad_output.size:
         regions = locate_regions(plan, boxes)
         chosen: tuple[np.ndarray, ...] = ()
@@ -85,20 +86,30 @@ def backward(
         if "input" in needs:
             as_planes = plan.largest or averages_planes(plan)
             compute = _gradient_of_planes if as_planes else _input_gradient
-            compute(plan, regions, given, grad_input)
+            grad_input = compute(plan, regions, given, input.dtype)
         if needs & shapes.keys():
             _element_gradients(plan, regions, given, input, sums)
     like = {"offset": offset, "mask": mask}
     result = {name: rounded(sums[name], like[name].dtype) for name in needs & shapes.keys()}
-    return result | ({"input": grad_input} if "input" in needs else {})
+    if "input" in needs:
+        result["input"] = np.zeros(input.shape, input.dtype) if grad_input is None else grad_input
+    return result
 
 
-def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray) -> None:
-    wide = sum_dtype(grad_input.dtype)
+def _room(plan: RoiPlan, regions: Regions, dtype: np.dtype, whole: bool) -> np.ndarray:
+    """For the gradient of the input: zeros, unless `whole` images are written, and all of them."""
+    make = np.empty if whole and len(regions.images) == plan.batch else np.zeros
+    return make((plan.batch, plan.channels, plan.height, plan.width), dtype)
+
+
+def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, dtype: np.dtype) -> np.ndarray:
+    wide = sum_dtype(dtype)
     target = np.empty(0, wide)
     tasks, whole_work = plan.classes * plan.groups[0], effort_of(plan, regions)
-    copies = 1 if grad_input.dtype == wide else 2  # of frames: the second is to be rounded
-    for some, job in _framed(plan, regions, given, wide.itemsize, tasks):
+    copies = 1 if dtype == wide else 2  # of frames: the second is to be rounded
+    framed, whole = _framed(plan, regions, given, wide.itemsize, tasks)
+    grad_input = _room(plan, regions, dtype, whole)
+    for some, job in framed:
         parts = rounds(job, len(some.images), copies * wide.itemsize)
         split = _split(job, parts[0], whole_work)
         for part in parts:
@@ -110,13 +121,14 @@ def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: n
                 threads.share(task, _tasks(job, part) * split, whole_work / len(parts))
             with writing(job, some, part, grad_input, wide) as written:
                 unstage(job, some, part, target, written)
+    return grad_input
 
 
 def _framed(
     plan: RoiPlan, regions: Regions, given: tuple, itemsize: int, tasks: int, planes: bool = False
-) -> Iterator[tuple[Regions, Job]]:
+) -> tuple[Iterable[tuple[Regions, Job]], bool]:
     """The regions of whole images, or of some of their parts at a time, and how the summing up is
-    cut into slices.
+    cut into slices; and whether images are whole.
 
     There would be so many `tasks` in an image if a slice had all channels of a class in a group.
     """
@@ -128,8 +140,7 @@ def _framed(
     if job.groups_x > 1 and not planes:
         shared = False  # see `_split`
     if not shared and not reads_planes(plan, job, regions, itemsize):
-        yield regions, job
-        return
+        return [(regions, job)], True
     wanted = wanted if shared else 1
     offset, _, _, argmax = given
     reach = (
@@ -137,30 +148,51 @@ def _framed(
         if argmax
         else reach_of_regions(plan, regions, offset)
     )
-    for some, frame in framed(plan, regions, reach, itemsize, wanted):
-        yield some, tasks_of(len(some.images) * tasks, frame=frame)
+    parts = (
+        (some, tasks_of(len(some.images) * tasks, frame=frame))
+        for some, frame in framed(plan, regions, reach, itemsize, wanted)
+    )
+    return parts, False
 
 
 def _gradient_of_planes(
-    plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray
-) -> None:
-    wide = sum_dtype(grad_input.dtype)
-    if grad_input.dtype == wide:
+    plan: RoiPlan, regions: Regions, given: tuple, dtype: np.dtype
+) -> np.ndarray:
+    wide = sum_dtype(dtype)
+    if dtype == wide:
+        # Memory of which more is asked for is fresh: zeros, which nobody has to write.
+        clears = plan.batch * plan.channels * plan.height * plan.width * dtype.itemsize <= _CLEARED
+        grad_input = _room(plan, regions, dtype, clears)
         wanted = threads.wanted_tasks(effort(plan))
         tasks = count_groups(plan, regions)
         job = job_of(plan, wide.itemsize, tasks, planes=True, enough=wanted)
-        _sum_planes(plan, job, regions, one_round(job, len(regions.images)), given, grad_input)
-        return
-    for some, job in _framed(plan, regions, given, wide.itemsize, 1, planes=True):
+        part = one_round(job, len(regions.images))
+        _sum_planes(plan, job, regions, part, given, grad_input, clears)
+        return grad_input
+    framed, whole = _framed(plan, regions, given, wide.itemsize, 1, planes=True)
+    grad_input = _room(plan, regions, dtype, whole)
+    for some, job in framed:
         for part in rounds(job, len(some.images), wide.itemsize):
             _sum_planes(plan, job, some, part, given, grad_input)
+    return grad_input
 
 
 def _sum_planes(
-    plan: RoiPlan, job: Job, regions: Regions, part: Round, given: tuple, grad_input: np.ndarray
+    plan: RoiPlan,
+    job: Job,
+    regions: Regions,
+    part: Round,
+    given: tuple,
+    grad_input: np.ndarray,
+    clears: bool = False,
 ) -> None:
+    """Add up planes: from zeros, which they are, or with `clears` become with the first pieces."""
     with writing(job, regions, part, grad_input, sum_dtype(grad_input.dtype)) as written:
         for work, grad, argmax in _works(job, regions, part, given):
+            span = work.piece.span
+            if clears and span.begin == 0:
+                span = span._replace(cleared=job.height * job.width)
+                work = work._replace(piece=work.piece._replace(span=span))
             arrays = packed(work), *written, frozen(grad, written[2])
             arrays += tuple(frozen(array, array) for array in argmax)
             task = partial(_PLANES[len(argmax)], *arrays)
