@@ -36,6 +36,7 @@ __all__ = ["Aggregator", "Portion", "Room", "differentiate_all", "portions"]
 
 _FEW = 16  # queries that are not worth a task of their own
 _CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
+_EVEN = 1.1  # times the work of a thread, the most that one may have if each does whole slices
 _RANGE_BYTES = 4 << 20  # of the sums of a range of pixels, which a thread has at a time
 _RANGES = 2  # for each thread: fewer than tasks, as each locates all points anew
 _WIDE = 4  # ranges from which on it pays to know which pixels queries reach
@@ -126,6 +127,10 @@ def differentiate_all(
     def prepared(part: Portion) -> tuple[Aggregator, np.ndarray]:
         return once or prepare(part)
 
+    if once and of_points is not None and room is not None:
+        call, grad_output = once
+        if call.differentiate_slices(grad_output, *of_points(parts[0]), room):
+            return
     if of_points is not None:
         for part in parts:
             call, grad_output = prepared(part)
@@ -168,20 +173,31 @@ class _Part(NamedTuple):
 
 
 @remembered
-def _parts(extent: Extent, slices: int, at: At, itemsize: int, count: int) -> list[_Part]:
-    """All slices, so many at a time that copies of them are small, for so many threads."""
+def _parts(
+    extent: Extent, slices: int, at: At, itemsize: int, count: int, alone: bool = False
+) -> list[_Part]:
+    """All slices, so many at a time that copies of them are small, for so many threads: to share
+    each part, or `alone` to do whole parts; none if that is uneven.
+    """
     size = extent.pixels * extent.channels * itemsize
     often = extent.queries * extent.points >= extent.pixels
     packed = often and size <= SCRATCH_BYTES and size * extent.heads > _TINY
-    most = slices
+    most = max(slices // threads.wanted_tasks(count=count), 1) if alone else slices
     if packed:
-        most = max(min(SCRATCH_BYTES // size, max(count, _CACHED // size)), 1)
+        cached = _CACHED // size
+        most = max(min(most, cached if alone else max(count, cached), SCRATCH_BYTES // size), 1)
         each = extent.pixels * extent.channels
         at = At(0, each * extent.heads, each, extent.channels, 1, 0)
+    if alone:
+        tasks = -(-slices // most)
+        longest = -(-tasks // count)
+        large = packed and count * most * size > SCRATCH_BYTES
+        if large or tasks < 2 * count or longest * count > _EVEN * tasks:
+            return []
     parts = []
     for first in range(0, slices, most):
         last = min(first + most, slices)
-        pieces = _pieces(last - first, extent.queries, count)
+        pieces = 1 if alone else _pieces(last - first, extent.queries, count)
         numbers = job_of(extent, first, pieces, at)
         parts.append(_Part(first, last, packed, (last - first) * pieces, numbers))
     return parts
@@ -273,11 +289,22 @@ class Aggregator:
 
     def aggregate(self, output: np.ndarray) -> None:
         """Set the output."""
-        sizes, target = self.sizes, words(output.reshape(-1))
+        sizes, target, work = self.sizes, words(output.reshape(-1)), self._work(output)
+
+        def given(part: _Part, alone: bool = False) -> tuple:
+            source, gathers = self._source(part, alone)
+            arrays = gathers, source, *self.points, sizes.scale, target
+            return part.numbers, *sizes.places, *arrays
+
+        def task(first: int, last: int) -> None:
+            for part in parts[first:last]:
+                aggregate(*given(part, alone=True), 0, part.tasks)
+
+        if parts := self._alone(work):
+            threads.share(task, len(parts), work)
+            return
         for part in self._parts():
-            source, gathers = self._source(part)
-            given = part.numbers, *sizes.places, gathers, source, *self.points, sizes.scale
-            threads.share(partial(aggregate, *given, target), part.tasks, self._work(output))
+            threads.share(partial(aggregate, *given(part)), part.tasks, work)
 
     def differentiate(
         self,
@@ -286,17 +313,56 @@ class Aggregator:
         grad_weights: np.ndarray | None,
     ) -> None:
         """Set the gradients of locations and weights; each may be None."""
+        task_of = self._differentiating(grad_output, grad_locations, grad_weights)
+        for part in self._parts():
+            threads.share(task_of(part), part.tasks, self._work(grad_output))
+
+    def _differentiating(
+        self,
+        grad_output: np.ndarray,
+        grad_locations: np.ndarray | None,
+        grad_weights: np.ndarray | None,
+        alone: bool = False,
+    ) -> Callable[[_Part], Callable[[int, int], None]]:
+        """What sets the gradients of locations and weights of a part."""
         sizes = self.sizes
         targets = [
             words(np.empty(0, dtype) if grad is None else grad.reshape(-1))
             for grad, dtype in zip((grad_locations, grad_weights), self.dtypes, strict=True)
         ]
         grads = frozen(words(grad_output), grad_output)
-        for part in self._parts():
-            source, gathers = self._source(part)
+
+        def task_of(part: _Part) -> Callable[[int, int], None]:
+            source, gathers = self._source(part, alone)
             given = part.numbers, *sizes.places, gathers, source, *self.points, grads, sizes.scale
-            task = partial(point_gradients, *given, *targets)
-            threads.share(task, part.tasks, self._work(grad_output))
+            return partial(point_gradients, *given, *targets)
+
+        return task_of
+
+    def differentiate_slices(
+        self,
+        grad_output: np.ndarray,
+        grad_locations: np.ndarray | None,
+        grad_weights: np.ndarray | None,
+        room: Room,
+    ) -> bool:
+        """`differentiate` and `spread` together, where each thread does all of some slices: so it
+        is woken once. Returns whether that is so.
+        """
+        work = self._work(grad_output)
+        parts, spreading = self._alone(work), self._spreading(grad_output, room)
+        if not parts or spreading is None:
+            return False
+        spread, pieces = spreading
+        task_of = self._differentiating(grad_output, grad_locations, grad_weights, alone=True)
+
+        def task(first: int, last: int) -> None:
+            for part in parts[first:last]:
+                task_of(part)(0, part.tasks)
+                spread(part.first * pieces, part.last * pieces)
+
+        threads.share(task, len(parts), 2 * work)
+        return True
 
     def spread(
         self, grad_output: np.ndarray, room: Room, pixels: tuple[int, int] | None = None
@@ -305,16 +371,27 @@ class Aggregator:
 
         Of zeros what no point reads is left as it is.
         """
+        if spreading := self._spreading(grad_output, room, pixels):
+            task, pieces = spreading
+            threads.share(task, self.sizes.slices * pieces, self._work(grad_output))
+        else:
+            self._spread_listed(grad_output, room)
+
+    def _spreading(
+        self, grad_output: np.ndarray, room: Room, pixels: tuple[int, int] | None = None
+    ) -> tuple[Callable[[int, int], None], int] | None:
+        """What sets the gradient of the values in pieces of slices, and how many a slice has; None
+        where lists are quicker.
+        """
         sizes, extent = self.sizes, self.extent
         begin, end = whole = pixels or (0, extent.pixels)
-        in_place = (room.holds != NOTHING and _in_place(sizes, room.array.dtype)) or None
+        in_place = self._in_place(room)
         how = Spread(begin, room.holds, extent.queries, extent.pixels)
         count, tasks = threads.get_num_threads(), threads.wanted_tasks(self._work(grad_output))
         size = (end - begin) * extent.channels * sizes.scale.itemsize
         known = not in_place and size > _WIDE * _RANGE_BYTES
         if not known and not pixels and self._lists(min(count, tasks)):
-            self._spread_listed(grad_output, room, how, in_place)
-            return
+            return None
         given = extent, sizes.slices, sizes.scale.itemsize, whole, in_place
         tasks = min(tasks, _RANGES * count)
         pieces, cuts, numbers, *reach = _ranges(*given, how, tasks)
@@ -325,8 +402,11 @@ class Aggregator:
             cuts = _cuts(sizes.levels.reshape(3, -1), end, pieces)
         grads = frozen(words(grad_output), grad_output)
         points = *self.points, grads, sizes.scale, words(room.array.reshape(-1))
-        task = partial(value_gradients, numbers, *sizes.places, in_place, cuts, *reach, *points)
-        threads.share(task, sizes.slices * pieces, self._work(grad_output))
+        given = numbers, *sizes.places, in_place, cuts, *reach, *points
+        return partial(value_gradients, *given), pieces
+
+    def _in_place(self, room: Room) -> bool | None:
+        return (room.holds != NOTHING and _in_place(self.sizes, room.array.dtype)) or None
 
     def _lists(self, count: int) -> bool:
         """Whether so many threads gain by lists of corners, and there is memory for one slice's."""
@@ -344,11 +424,10 @@ class Aggregator:
     def _entry_bytes(self) -> int:
         return 8 + self.sizes.scale.itemsize
 
-    def _spread_listed(
-        self, grad_output: np.ndarray, room: Room, how: Spread, in_place: bool | None
-    ) -> None:
+    def _spread_listed(self, grad_output: np.ndarray, room: Room) -> None:
         """Set the gradient of the values, or add to it, from lists of corners by range."""
         sizes, extent = self.sizes, self.extent
+        in_place = self._in_place(room)
         together = min(max(_LISTED // (self._entries() * self._entry_bytes()), 1), sizes.slices)
         work = self._work(grad_output) * together // sizes.slices
         tasks = threads.wanted_tasks(self._work(grad_output))  # of each group, however few listed
@@ -365,7 +444,7 @@ class Aggregator:
         factors = np.empty(together * self._entries(), sizes.scale.dtype)
         lists, touched = (starts, places, factors), np.ones(sizes.slices, np.uint8)
         grads, target = frozen(words(grad_output), grad_output), words(room.array.reshape(-1))
-        how = how._replace(bundle=bundle)
+        how = Spread(0, room.holds, bundle, extent.pixels)
         for first in range(0, sizes.slices, together):
             count = min(together, sizes.slices - first)
             numbers = job_of(extent, first, pieces, sizes.at, how)
@@ -392,30 +471,40 @@ class Aggregator:
     def _work(self, output: np.ndarray) -> int:
         return output.size * self.extent.points * 2  # four corners, at twice the usual speed
 
-    def _parts(self) -> list[_Part]:
+    def _parts(self, alone: bool = False) -> list[_Part]:
         sizes, count = self.sizes, threads.get_num_threads()
-        return _parts(self.extent, sizes.slices, self.at, sizes.scale.itemsize, count)
+        return _parts(self.extent, sizes.slices, self.at, sizes.scale.itemsize, count, alone)
 
-    def _source(self, part: _Part) -> tuple[np.ndarray, bool | None]:
-        """The values as kernels take them, and whether they are gathered; None: they are not."""
+    def _alone(self, work: int) -> list[_Part]:
+        """Parts of which threads do equally many, each by itself; none if that is not so."""
+        if threads.get_num_threads() == 1 or threads.takes_one(work):
+            return []
+        return self._parts(alone=True)
+
+    def _source(self, part: _Part, alone: bool) -> tuple[np.ndarray, bool | None]:
+        """The values as kernels take them, and whether they are gathered; None: they are not.
+
+        They are copied by all threads, or by this one `alone`.
+        """
         if not part.packed:
             return self.flat, self.gathers
         extent, slices = self.extent, part.last - part.first
         target = np.empty(slices * extent.pixels * extent.channels, self.sizes.scale.dtype)
         if self.at is self.sizes.at:
-            pieces = _pieces(slices, extent.pixels, threads.get_num_threads())
+            pieces = 1 if alone else _pieces(slices, extent.pixels, threads.get_num_threads())
             job = job_of(extent, part.first, pieces, self.at)
-            threads.share(partial(pack, job, self.flat, target), slices * pieces, target.size)
+            task, tasks = partial(pack, job, self.flat, target), slices * pieces
         else:
-            self._pack(part, target.reshape(slices, *self.value.shape[1:3], extent.channels))
+            shape = slices, *self.value.shape[1:3], extent.channels
+            task, tasks = partial(self._pack, part, target.reshape(shape)), slices
+        if alone:
+            task(0, tasks)
+        else:
+            threads.share(task, tasks, target.size)
         return frozen(target, target), None
 
-    def _pack(self, part: _Part, target: np.ndarray) -> None:
-        """Copy the values of slices side by side, however they lie."""
-
-        def task(first: int, last: int) -> None:
-            for number in range(part.first + first, part.first + last):
-                image, head = divmod(number, self.extent.heads)
-                target[number - part.first] = self.value[image, :, :, head]
-
-        threads.share(task, len(target), target.size)
+    def _pack(self, part: _Part, target: np.ndarray, first: int, last: int) -> None:
+        """Copy the values of slices of a part side by side, however they lie."""
+        for number in range(part.first + first, part.first + last):
+            image, head = divmod(number, self.extent.heads)
+            target[number - part.first] = self.value[image, :, :, head]
