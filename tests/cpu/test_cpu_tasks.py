@@ -7,8 +7,9 @@ from runs import runs_with
 import cudeform
 from cudeform import threads
 from cudeform.cpu.language.bare import lender
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.regions import gradients
-from cudeform.cpu.regions.blocking import unpacked
+from cudeform.cpu.regions.blocking import group_rows, place_of, unpacked
 from cudeform.cpu.regions.patches import bins_of, locate_region, reached, return_tile, tile_of
 
 THREADS = 64
@@ -112,6 +113,9 @@ def test_passes_over_the_weights_have_more_tasks_than_slices():
     assert tasks["collect_weight"] >= 16
 
 
+_group_rows = inlined(group_rows)
+
+
 @lender
 def _count_bins(given, like, first, last):
     """The bins that some tasks of a gradient go through, each with the channels of a slice."""
@@ -119,12 +123,11 @@ def _count_bins(given, like, first, last):
     tile, _, memory = tile_of(work.job, like)
     count = 0
     for task in range(first, last):
-        u, _, gy, _ = gradients._task(work.job, work.part, task)
+        u, _, gy, _ = place_of(work.part, _group_rows(work.job, work.part), task)
         begin, end = bins_of(work.job.bins_y, work.job.groups_y, gy)
         for t in range(work.regions.first[u], work.regions.first[u + 1]):
             locate_region(work.job, work.regions, t, begin, end, tile)
-            columns = 0, work.job.bins_x
-            top, bottom, left, right = reached(work.job, tile, (begin, end), columns)
+            top, bottom, left, right = reached(work.job, tile, begin, end)
             count += (bottom - top) * (right - left)
     return_tile(memory)
     return count * work.job.slice_channels
@@ -135,11 +138,10 @@ def test_frames_for_64_threads_make_little_more_work(monkeypatch, count, channel
     """A bin is in several frames where it lies across their borders, and only there."""
     found = []
 
-    def _spread(given, target, grad, split, first, last):
-        assert split == 1
+    def spread_slices(given, target, grad, first, last):
         found.append(_count_bins(given, target, first, last))
 
-    monkeypatch.setattr(gradients, "_spread", _spread)
+    monkeypatch.setattr(gradients, "_spread", spread_slices)
     _, backward = pooling("roi_align", count, channels, size, boxes)
     work = []
     for number in (1, THREADS):
@@ -155,4 +157,4 @@ def test_the_gradient_of_one_huge_box_is_cut_up():
     _, backward = pooling("roi_align", 1, 64, 600, 1)
     with runs_with(THREADS) as found:
         backward()
-    assert sum(run.tasks for run in found if run.name == "_spread") >= 3 * THREADS
+    assert sum(run.tasks for run in found if run.name == "spread_slices") >= 3 * THREADS

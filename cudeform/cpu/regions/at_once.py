@@ -18,25 +18,34 @@ from cudeform.cpu.regions.blocking import (
     Round,
     Span,
     averages_planes,
+    count_rows,
+    count_slices,
     effort,
     job_of,
     rounds,
     whole_span,
 )
 from cudeform.cpu.regions.extents import NUMBERS, count_integers, locate, regions_in, rules_of
-from cudeform.cpu.regions.slices import average_slices, choose_slices
-from cudeform.cpu.regions.staging import View, contiguous, count_chunks, lay_out, room
+from cudeform.cpu.regions.planes import average_planes, scatter, spread_planes
+from cudeform.cpu.regions.slices import (
+    average_slices,
+    choose_slices,
+    measure_slices,
+    spread_slices,
+)
+from cudeform.cpu.regions.staging import View, contiguous, count_chunks, room, stage
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["Prepared", "pool_at_once", "prepared"]
+__all__ = ["Prepared", "gradients_at_once", "pool_at_once", "prepared"]
 
 _MOST = 2**14  # multiplications, and numbers to lay out: about five microseconds
 
 
 class Prepared(NamedTuple):
-    """What follows from a plan, for the kernel."""
+    """What follows from a plan, for the kernels."""
 
     work: int  # multiplications
+    averages: bool  # of planes as they lie
     numbers: np.ndarray
     scales: np.ndarray
 
@@ -46,6 +55,8 @@ class _Sizes(NamedTuple):
     samples: int
     image: int  # elements of an image
     chunks: int  # of pixels that are laid out, in an image
+    slices: int  # of an image
+    rows: int  # the same, with all groups of a row together
     room: int  # elements of all images
     integers: int  # of regions
 
@@ -55,56 +66,127 @@ _read = records(Job, Round, Span, View, _Sizes)
 
 @remembered
 def prepared(plan: RoiPlan, dtype: np.dtype) -> Prepared | None:
-    """For C-contiguous images of a dtype; None if the work is much, or of another sort."""
+    """For arrays of a dtype; None if the work is much, or of another sort."""
     wide, work = sum_dtype(dtype), effort(plan)
     sampled = plan.largest and plan.reads != "pixels"
     laid_out = plan.batch * plan.channels * plan.height * plan.width
-    if not 0 < work <= _MOST or laid_out > _MOST:
+    if not 0 < work <= _MOST or laid_out > _MOST or dtype != wide or sampled:
         return None
-    if dtype != wide or sampled or averages_planes(plan):
-        return None
-    job = job_of(plan, wide.itemsize, plan.regions)
+    job = job_of(plan, wide.itemsize, plan.channels)  # no other thread is to have a slice
     parts = rounds(job, plan.batch, wide.itemsize)
     if len(parts) != 1 or room(job, parts[0]) * wide.itemsize > workspace.SCRATCH_BYTES:
         return None
-    rule, samples, *_ = rules_of(plan)
+    (part,) = parts
     view, image = contiguous(job)
-    chunks = count_chunks(job, parts[0]) // plan.batch
-    staged = room(job, parts[0])
-    integers = count_integers(plan.regions, plan.batch)
-    sizes = _Sizes(rule, samples, image, chunks, staged, integers)
+    of_all = count_chunks(job, part), count_slices(part), count_rows(job, part)
+    sizes = _Sizes(
+        *rules_of(plan)[:2],
+        image,
+        *(count // plan.batch for count in of_all),
+        room(job, part),
+        count_integers(plan.regions, plan.batch),
+    )
     span = whole_span(job, 0, plan.regions, plan.regions, plan.batch)
-    numbers = numbers_of(job, parts[0], span, view, sizes)
-    return Prepared(work, numbers, np.array([plan.scale, plan.offset_scale]))
+    numbers = numbers_of(job, part, span, view, sizes)
+    scales = np.array([plan.scale, plan.offset_scale])
+    return Prepared(work, averages_planes(plan), numbers, scales)
 
 
-def pool_at_once(
-    known: Prepared, given: tuple[np.ndarray | None, ...], results: tuple[np.ndarray, ...]
+Given = tuple[np.ndarray | None, ...]
+
+
+def pool_at_once(known: Prepared, given: Given, results: tuple[np.ndarray, ...]) -> None:
+    """Fill `results`: the output, and for the largest pixels the argmax.
+
+    `given` is input, boxes, offset and mask.
+    """
+    source, *regions = [frozen(array, given[0]) for array in given]
+    pool = _choose if len(results) == 2 else _average_planes if known.averages else _average
+    pool(known.numbers, known.scales, *regions, source, *(array.reshape(-1) for array in results))
+
+
+def gradients_at_once(
+    known: Prepared, given: Given, argmax: Given, results: tuple[np.ndarray, ...]
 ) -> None:
-    """Fill `results`: the output, and for the largest pixels the argmax."""
-    arrays = [frozen(array, given[0]) for array in given]
-    pool = _average if len(results) == 1 else _choose
-    pool(known.numbers, known.scales, *arrays, *(array.reshape(-1) for array in results))
+    """Fill those of `results` that are not empty, of zeros: gradients of input, offset and mask.
+
+    `given` is as above, and then the gradient of the output.
+    """
+    source, *regions, grad = [frozen(array, given[0]) for array in given]
+    given = known.numbers, known.scales, *regions
+    grad_input, *sums = [array.reshape(-1) for array in results]
+    if grad_input.size:
+        spread = _scatter if argmax else _spread_planes if known.averages else _spread
+        spread(*given, grad, *(frozen(array, array) for array in argmax), grad_input)
+    if sums[0].size or sums[1].size:
+        _measure(*given, source, grad, *sums)
 
 
 @lender
-def _average(numbers, scales, source, boxes, offset, mask, output):
-    given, staged, tasks = _begin(numbers, scales, source, boxes, offset, mask)
+def _average(numbers, scales, boxes, offset, mask, source, output):
+    given, starts, used = _begin(numbers, scales, boxes, offset, mask)
+    staged, tasks = _stage(given, starts, used, source)
     average_slices(given, staged, output, 1, 0, tasks)
-    _end(given, staged)
+    give_back(staged)
+    _end(given)
 
 
 @lender
-def _choose(numbers, scales, source, boxes, offset, mask, output, argmax):
-    given, staged, tasks = _begin(numbers, scales, source, boxes, offset, mask)
+def _choose(numbers, scales, boxes, offset, mask, source, output, argmax):
+    given, starts, used = _begin(numbers, scales, boxes, offset, mask)
+    staged, tasks = _stage(given, starts, used, source)
     choose_slices(given, staged, output, argmax, 1, 0, tasks)
-    _end(given, staged)
+    give_back(staged)
+    _end(given)
+
+
+@lender
+def _measure(numbers, scales, boxes, offset, mask, source, grad, grad_offset, grad_mask):
+    given, starts, used = _begin(numbers, scales, boxes, offset, mask)
+    staged, _ = _stage(given, starts, used, source)
+    measure_slices(given, staged, grad, grad_offset, grad_mask, 0, _read(numbers)[2].regions)
+    give_back(staged)
+    _end(given)
+
+
+@lender
+def _spread(numbers, scales, boxes, offset, mask, grad, target):
+    given, starts, used = _begin(numbers, scales, boxes, offset, mask)
+    _, _, _, view, sizes = _read(numbers)
+    spread_slices(given, starts[1], view, target, grad, 0, used * sizes.rows)
+    _end(given)
+
+
+@lender
+def _average_planes(numbers, scales, boxes, offset, mask, source, output):
+    given, starts, used = _begin(numbers, scales, boxes, offset, mask)
+    _, _, _, view, sizes = _read(numbers)
+    average_planes(given, starts[1], view, source, output, 0, used * sizes.slices)
+    _end(given)
+
+
+@lender
+def _spread_planes(numbers, scales, boxes, offset, mask, grad, target):
+    given, starts, used = _begin(numbers, scales, boxes, offset, mask)
+    _, _, _, view, sizes = _read(numbers)
+    spread_planes(given, starts[1], view, target, grad, 0, used * sizes.slices)
+    _end(given)
+
+
+@lender
+def _scatter(numbers, scales, boxes, offset, mask, grad, argmax, target):
+    given, starts, used = _begin(numbers, scales, boxes, offset, mask)
+    _, _, _, view, sizes = _read(numbers)
+    scatter(given, starts[1], view, target, grad, argmax, 0, used * sizes.slices)
+    _end(given)
 
 
 @inlined
-def _begin(numbers, scales, source, boxes, offset, mask):
-    """What is to be done, the image laid out for it, and the number of tasks."""
-    job, part, span, view, sizes = _read(numbers)
+def _begin(numbers, scales, boxes, offset, mask):
+    """What is to be done, where images begin, in their frames and in arrays, and how many have
+    boxes.
+    """
+    job, _, span, _, sizes = _read(numbers)
     found = lent(span.regions * NUMBERS, boxes.dtype)
     integers = cleared(sizes.integers + span.frames, np.int64)
     regions = regions_in(found, integers, span.regions, span.frames)
@@ -113,16 +195,19 @@ def _begin(numbers, scales, source, boxes, offset, mask):
     starts = bare(integers, sizes.integers)
     for u in range(used):
         starts[u] = regions.images[u] * sizes.image
-    staged = lent(sizes.room, source.dtype)
-    views = job, part, view
-    lay_out(views, regions.origin, starts, source, staged, 0, used * sizes.chunks)
-    tasks = span.regions * (part.slice_end - part.slice_begin)
-    return (numbers, found, integers, offset, mask), staged, tasks
+    return (numbers, found, integers, offset, mask), (regions.origin, starts), used
 
 
 @inlined
-def _end(given, staged):
-    _, found, integers, _, _ = given
-    give_back(found)
-    give_back(integers)
-    give_back(staged)
+def _stage(given, starts, used, source):
+    """The images laid out, and how many slices all regions have."""
+    job, part, span, view, sizes = _read(given[0])
+    staged = lent(sizes.room, source.dtype)
+    stage((job, part, view), starts[0], starts[1], source, staged, 0, used * sizes.chunks)
+    return staged, span.regions * (part.slice_end - part.slice_begin)
+
+
+@inlined
+def _end(given):
+    give_back(given[1])
+    give_back(given[2])

@@ -6,7 +6,7 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
 
-__all__ = ["cell_along", "keep_within", "locate_axis", "reachable", "reads_along"]
+__all__ = ["cell_along", "corners", "keep_within", "locate_axis", "reachable", "reads_along"]
 
 
 @inner
@@ -100,6 +100,16 @@ def cell_along(at, size):
     first = min(np.int64(y), size - 1)
     second = min(first + 1, size - 1)
     return first, second, y - type(at)(first) if second > first else type(at)(0)
+
+
+@inlined
+def corners(job, y, x, like):
+    """The rows and columns of the pixels around such a sample, and their weights."""
+    y0, y1, ly = cell_along(y, job.height)
+    x0, x1, lx = cell_along(x, job.width)
+    one = like.dtype.type(1)
+    weights = (one - ly) * (one - lx), (one - ly) * lx, ly * (one - lx), ly * lx
+    return (y0, y1, x0, x1), weights
 
 
 @inlined

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product, repeat
+from math import prod
 from operator import add
 from typing import NamedTuple
 
@@ -34,12 +35,16 @@ __all__ = [
     "averages_planes",
     "by_class",
     "count_groups",
+    "count_rows",
+    "count_slices",
     "effort",
     "effort_of",
+    "group_rows",
     "job_of",
     "one_round",
     "packed",
     "pieces",
+    "place_of",
     "reads_planes",
     "rounds",
     "taken_whole",
@@ -136,7 +141,6 @@ class Span(NamedTuple):
     # All regions of a call, and frames that there is room for
     regions: int
     frames: int
-    cleared: int = 0  # elements of each plane, before what regions spread is added
 
 
 def whole_span(job: Job, begin: int, end: int, regions: int, frames: int) -> Span:
@@ -273,6 +277,39 @@ def reads_planes(plan: RoiPlan, job: Job, regions: Regions, itemsize: int) -> bo
     if pixels * plan.channels < _WORTH_COUNTING:
         return False
     return _GATHERED * count_pixels(plan, regions) < pixels
+
+
+@lru_cache(maxsize=256)
+def count_slices(part: Round) -> int:
+    """Slices in the frames of a round, each of one class and one group."""
+    return prod(end - begin for begin, end in zip(part[::2], part[1::2], strict=True))
+
+
+def group_rows(job: Job, part: Round) -> tuple[int, int]:
+    """The rows of groups that a round has groups of, from the first up to the last."""
+    return part.group_begin // job.groups_x, (part.group_end - 1) // job.groups_x + 1
+
+
+@lru_cache(maxsize=256)
+def count_rows(job: Job, part: Round) -> int:
+    """As `count_slices`, with all groups of a row together."""
+    begin, end = group_rows(job, part)
+    return count_slices(part._replace(group_begin=begin, group_end=end))
+
+
+@inlined
+def place_of(part, groups, task):
+    """(frame, class, group, slice) of a task of a round, which has groups, or rows of these, from
+    one up to another.
+    """
+    slices = part.slice_end - part.slice_begin
+    begin, end = groups
+    classes = part.class_end - part.class_begin
+    rest = task // slices
+    s = part.slice_begin + task - rest * slices
+    g = begin + rest % (end - begin)
+    rest = rest // (end - begin)
+    return part.image_begin + rest // classes, part.class_begin + rest % classes, g, s
 
 
 def one_round(job: Job, frames: int) -> Round:

@@ -64,10 +64,13 @@ class Regions(NamedTuple):
 def regions_of(numbers: np.ndarray, integers: np.ndarray, frames: int, used: int) -> Regions:
     """The regions of two arrays, with room for so many frames, of which some are used."""
     regions = len(numbers) // NUMBERS
-    sizes = (2 * regions, regions, regions, frames, frames + 1, 2 * frames)
-    counts, place, order, images, first, origin = np.split(integers, np.cumsum(sizes)[:-1])
-    used_of = images[:used], first[: used + 1], origin[: 2 * used]
-    return Regions(numbers, counts, place, order, *used_of, integers, frames)
+    sizes = [(2 * regions,) * 2, (regions,) * 2, (regions,) * 2]
+    sizes += [(frames, used), (frames + 1, used + 1), (2 * frames, 2 * used)]
+    parts, at = [], 0
+    for room, size in sizes:
+        parts.append(integers[at : at + size])
+        at += room
+    return Regions(numbers, *parts, integers, frames)
 
 
 @inlined
@@ -127,30 +130,28 @@ def count_covered(plan: RoiPlan, regions: Regions) -> float:
     return float(np.dot(down, across))
 
 
-def reach_of_regions(
-    plan: RoiPlan, regions: Regions, offset: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns of the image that regions can reach, each (R, 2): first and last + 1."""
-    numbers = regions.numbers.reshape(-1, NUMBERS)
-    eps = float(np.finfo(numbers.dtype).eps)
-    found = []
-    for axis, (k, size) in enumerate(zip((0, ALONG_X), (plan.height, plan.width), strict=True)):
-        start, extent, reach = (numbers[:, k + n].astype(np.float64) for n in (START, SIZE, REACH))
-        low, high = np.minimum(extent, 0), np.maximum(extent, 0)
-        if plan.deformable and offset is not None:
-            along = offset.reshape(plan.regions, plan.classes, 2, *plan.part_size)[:, :, 1 - axis]
-            moved = [
-                reach * end.reduce(along, (1, 2, 3))[regions.order].astype(np.float64)
-                for end in (np.fmin, np.fmax)
-            ]
-            low, high = low + np.fmin(*moved), high + np.fmax(*moved)
-        slack = 1 + 8 * eps * (np.abs(start) + np.abs(low) + np.abs(high))
-        # NaN, where nothing is read or where an infinite offset meets nothing to move by
-        first = np.nan_to_num(np.floor(start + low - slack), nan=0.0)
-        last = np.nan_to_num(np.ceil(start + high + slack) + 1, nan=1.0)  # of two that are read
-        ends = np.clip(first, 0, size - 1), np.clip(last, 1, size)
-        found.append(np.stack(ends, 1).astype(np.int64))
-    return found[0], found[1]
+def reach_of_regions(plan: RoiPlan, regions: Regions, offset: np.ndarray | None) -> np.ndarray:
+    """The rows and columns of the image that regions can reach, from the first up to the last.
+
+    (2, R, 2): along y and x, of each region, both ends.
+    """
+    axes = regions.numbers.reshape(-1, NUMBERS)[:, :SHARE].reshape(-1, 2, ALONG_X)
+    eps = float(np.finfo(axes.dtype).eps)
+    start, extent, reach = np.moveaxis(axes[..., [START, SIZE, REACH]].astype(np.float64), 2, 0)
+    low, high = np.minimum(extent, 0), np.maximum(extent, 0)
+    if plan.deformable and offset is not None:
+        along = offset.reshape(plan.regions, plan.classes, 2, *plan.part_size)
+        moved = [
+            reach * end.reduce(along, (1, 3, 4))[regions.order, ::-1].astype(np.float64)
+            for end in (np.fmin, np.fmax)
+        ]
+        low, high = low + np.fmin(*moved), high + np.fmax(*moved)
+    slack = 1 + 8 * eps * (np.abs(start) + np.abs(low) + np.abs(high))
+    # The image's first pixel for NaN, where nothing is read or an infinite offset moves nothing
+    size = np.array([plan.height, plan.width])
+    first = np.fmin(np.fmax(np.floor(start + low - slack), 0), size - 1)
+    last = np.fmin(np.fmax(np.ceil(start + high + slack) + 1, 1), size)  # of two that are read
+    return np.stack([first.T, last.T], 2).astype(np.int64)
 
 
 @inlined
@@ -253,18 +254,16 @@ def _rounded(value, like):
     return whole + np.copysign(away, value)
 
 
-def reach_of_argmax(
-    plan: RoiPlan, regions: Regions, argmax: tuple[np.ndarray, ...]
-) -> tuple[np.ndarray, np.ndarray]:
+def reach_of_argmax(plan: RoiPlan, regions: Regions, argmax: tuple[np.ndarray, ...]) -> np.ndarray:
     """The same of regions whose largest pixels or samples are known; they may be anywhere."""
-    rows, columns = np.empty((2, plan.regions, 2), np.int64)
+    reach = np.empty((2, plan.regions, 2), np.int64)
     find = _reach_of_pixels if len(argmax) == 1 else _reach_of_samples
     step = max(_FOUND // argmax[0][0].size, 1)
     for first in range(0, plan.regions, step):
         some = slice(first, first + step)
         flat = [np.ascontiguousarray(array[some]).reshape(-1) for array in argmax]
-        find(plan.height, plan.width, *flat, rows[some], columns[some])
-    return rows[regions.order], columns[regions.order]
+        find(plan.height, plan.width, *flat, reach[0, some], reach[1, some])
+    return reach[:, regions.order]
 
 
 @lender

@@ -7,7 +7,6 @@ region is listed in each frame that it can reach, and adds to each what falls in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 import numpy as np
 
@@ -27,68 +26,61 @@ _CHANNELS = 16
 _LISTED = 2**14  # regions in frames at a time, each of some 200 bytes,
 _MORE = 4  # times as many for the threads, for which few frames are few tasks
 
-Range = tuple[int, int]
-
 
 def framed(
-    plan: RoiPlan,
-    regions: Regions,
-    reach: tuple[np.ndarray, np.ndarray],
-    itemsize: int,
-    wanted: int,
+    plan: RoiPlan, regions: Regions, reach: np.ndarray, itemsize: int, wanted: int
 ) -> Iterator[tuple[Regions, tuple[int, int]]]:
     """The regions by frames, some frames at a time, and the rows and columns of a frame; `reach`
     says where each region is.
 
     Frames are smaller where there are not so many as `wanted`.
     """
-    extents = [(ends[:, 1] - ends[:, 0]).mean() for ends in reach]
-    bin = max(extent / bins for extent, bins in zip(extents, plan.bins, strict=True))
-    large = max(extents) > _SIDES[0]
+    extents = (reach[..., 1] - reach[..., 0]).mean(1)
+    large = extents.max() > _SIDES[0]
     side, channels = _SIDES[int(large)], min(plan.channels, _CHANNELS)
     room = workspace.SCRATCH_BYTES // (_ROOM * channels * itemsize)  # pixels
     while side > _LEAST and side**2 > room:
         side //= 2
     pixels = len(regions.images) * plan.height * plan.width
-    least = max(_SHARED, min(_BINS * bin, _SIDES[0]))
+    least = max(_SHARED, min(_BINS * (extents / plan.bins).max(), _SIDES[0]))
     while side > least and pixels < wanted * side**2:
         side //= 2
     frame = min(side, plan.height), min(side, plan.width)
     # Image, rows and columns of frames, each from the first to the last that a region reaches
-    place = np.stack([regions.place, regions.place + 1], 1)
-    covered = [place, *(np.stack([e[:, 0] // side, (e[:, 1] - 1) // side + 1], 1) for e in reach)]
-    window = [(int(e[:, 0].min()), int(e[:, 1].max())) for e in covered]
+    covered = np.empty((3, *reach.shape[1:]), np.int64)
+    covered[0] = regions.place[:, None] + (0, 1)
+    covered[1:] = (reach + (0, side - 1)) // side
+    window = np.stack([covered[..., 0].min(1), covered[..., 1].max(1)], 1)
     for some in _windows(window, covered, _LISTED * (1 if wanted == 1 else _MORE)):
         yield _listed(plan, regions, some, side), frame
 
 
-def _windows(
-    window: list[Range], covered: list[np.ndarray], most: int
-) -> Iterator[list[np.ndarray]]:
+def _windows(window: np.ndarray, covered: np.ndarray, most: int) -> Iterator[np.ndarray]:
     """What of frames regions cover, cut so that at most so many are listed at a time."""
-    inside = [np.clip(ends, *span) for ends, span in zip(covered, window, strict=True)]
-    listed = prod(ends[:, 1] - ends[:, 0] for ends in inside)
-    longest = max(range(3), key=lambda axis: window[axis][1] - window[axis][0])
-    first, last = window[longest]
-    if listed.sum() <= most or last - first == 1:
+    inside = np.clip(covered, window[:, None, :1], window[:, None, 1:])
+    listed = (inside[..., 1] - inside[..., 0]).prod(0)
+    lengths = window[:, 1] - window[:, 0]
+    longest = lengths.argmax()
+    if listed.sum() <= most or lengths[longest] == 1:
         if listed.any():
             yield inside
         return
-    middle = (first + last) // 2
-    for half in (first, middle), (middle, last):
-        yield from _windows([*window[:longest], half, *window[longest + 1 :]], covered, most)
+    for end in (1, 0):
+        half = window.copy()
+        half[longest, end] = window[longest].sum() // 2
+        yield from _windows(half, covered, most)
 
 
-def _listed(plan: RoiPlan, regions: Regions, covered: list[np.ndarray], side: int) -> Regions:
+def _listed(plan: RoiPlan, regions: Regions, covered: np.ndarray, side: int) -> Regions:
     """The regions by the frames that they cover."""
-    counts = [ends[:, 1] - ends[:, 0] for ends in covered]
-    pairs = prod(counts)
-    region = np.repeat(np.arange(len(pairs)), pairs)
-    n = np.arange(len(region)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
+    counts = covered[..., 1] - covered[..., 0]
+    pairs = counts.prod(0)
+    region = np.arange(len(pairs)).repeat(pairs)
+    n = np.arange(len(region)) - (pairs.cumsum() - pairs).repeat(pairs)
     down, across = -(-plan.height // side), -(-plan.width // side)
-    frame = regions.place[region] * down + covered[1][region, 0] + n // counts[2][region]
-    frame = frame * across + covered[2][region, 0] + n % counts[2][region]
-    by_frame = np.argsort(frame, kind="stable")
+    frame = regions.place[region] * down + covered[1, region, 0] + n // counts[2, region]
+    frame = frame * across + covered[2, region, 0] + n % counts[2, region]
+    by_frame = frame.argsort(kind="stable")
     frame, region = frame[by_frame], region[by_frame]
     frames, begins, place = np.unique(frame, return_index=True, return_inverse=True)
     origin = np.stack([frames // across % down * side, frames % across * side], 1)

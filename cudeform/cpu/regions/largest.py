@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from cudeform.cpu.language.bare import bare, give_back, lender, lent
 from cudeform.cpu.language.compiler import inlined
-from cudeform.cpu.regions.axes import cell_along, reachable, reads_along
+from cudeform.cpu.regions.axes import corners, reachable, reads_along
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import samples_of
 from cudeform.cpu.regions.results import result_at
-from cudeform.cpu.regions.staging import slice_of
-from cudeform.cpu.regions.strips import row_of_bins, slice_in_planes, value_at
+from cudeform.cpu.regions.slices import in_frames, rows_of
+from cudeform.cpu.regions.strips import in_planes, value_at
 
 __all__ = ["pool", "pool_planes"]
 
@@ -17,65 +17,45 @@ _NOWHERE = -2  # where a sample is that reads nothing
 
 
 @lender
-def pool(given, staged, output, ys, xs, first, last):
-    """Tasks `first` to `last` of a round, each a slice of a region: the samples and where they are.
-
-    Without classes and groups.
-    """
-    work = unpacked(given)
-    job, part, regions, piece = work
-    source, results = bare(staged, 0), (bare(output, 0), bare(ys, 0), bare(xs, 0))
-    memory = lent(4 * job.pitch, output.dtype)
-    slices = part.slice_end - part.slice_begin
-    for task in range(first, last):
-        t = task // slices
-        s = part.slice_begin + task - t * slices
-        t += piece.span.begin
-        start, _ = slice_of(job, part, regions.origin, regions.place[t], part.class_begin, s)
-        where, room = (t, s, 0, job.bins_y), bare(memory, 0)
-        _visit(work, where, source, (start, job.pitch), _sample, results, room)
-    give_back(memory)
+def pool(given, staged, output, ys, xs, split, first, last):
+    """As `average_slices`: the samples and where they are. Without classes and groups."""
+    results = bare(output, 0), bare(ys, 0), bare(xs, 0)
+    _visit(given, bare(staged, 0), in_frames, results, (split, first, last), _sample)
 
 
 @lender
-def pool_planes(given, starts, view, source, output, ys, xs, first, last):
-    """Tasks `first` to `last`, each a row of bins of a slice of a region, of planes as they lie."""
-    work = unpacked(given)
-    job, part, regions, piece = work
-    planes, results = (
-        (bare(starts, 0), view, bare(source, 0)),
-        (bare(output, 0), bare(ys, 0), bare(xs, 0)),
-    )
-    memory = lent(4 * job.pitch, output.dtype)
-    for task in range(first, last):
-        t, s, i = row_of_bins(job, part, piece, task)
-        start, _, channels = slice_in_planes(job, regions, planes, t, part.class_begin, s)
-        where, room = (t, s, i, i + 1), bare(memory, 0)
-        _visit(work, where, planes, (start, channels), _sample_of_planes, results, room)
-    give_back(memory)
+def pool_planes(given, starts, view, source, output, ys, xs, split, first, last):
+    """The same of planes as they lie."""
+    planes = bare(starts, 0), view, bare(source, 0)
+    results = bare(output, 0), bare(ys, 0), bare(xs, 0)
+    _visit(given, planes, in_planes, results, (split, first, last), _sample_of_planes)
 
 
 @inlined
-def _visit(work, where, source, given, sample, results, memory):
-    """Write the largest samples of rows of bins: `where` is (region, slice, from row, to row).
+def _visit(given, source, find, results, tasks, sample):
+    """Write the largest samples of the bins of some tasks.
 
     In memory are values of a sample, then of the largest, and their places along y and x.
     """
+    work = unpacked(given)
     job, part, regions, _ = work
-    t, s, top, bottom = where
     output, ys, xs = results
-    values, best = memory, bare(memory, job.pitch)
+    memory = lent(4 * job.pitch, output.dtype)
+    values, best = bare(memory, 0), bare(memory, job.pitch)
     places = bare(memory, 2 * job.pitch), bare(memory, 3 * job.pitch)
     room = values, best, places
     bins = job.bins_y * job.bins_x
-    channels = min(job.slice_channels, job.channels - s * job.slice_channels)
-    at = result_at(work, t, part.class_begin, s)
-    for i in range(top, bottom):
-        for j in range(job.bins_x):
-            _choose(job, regions, (t, i, j), source, given, sample, room)
-            for k in range(channels):
-                to = at + k * bins + i * job.bins_x + j
-                output[to], ys[to], xs[to] = best[k], places[0][k], places[1][k]
+    for task in range(tasks[1], tasks[2]):
+        t, s, top, bottom = rows_of(work, tasks, task)
+        start, _, channels = find(work, source, t, part.class_begin, s)
+        at = result_at(work, t, part.class_begin, s)
+        for i in range(top, bottom):
+            for j in range(job.bins_x):
+                _choose(job, regions, (t, i, j), source, (start, channels), sample, room)
+                for k in range(min(job.slice_channels, job.channels - s * job.slice_channels)):
+                    to = at + k * bins + i * job.bins_x + j
+                    output[to], ys[to], xs[to] = best[k], places[0][k], places[1][k]
+    give_back(memory)
 
 
 @inlined
@@ -120,19 +100,9 @@ def _choose(job, regions, bin, source, given, sample, room):
 
 
 @inlined
-def _corners(job, at, like):
-    """The rows and columns of the pixels around (y, x), and their weights."""
-    y0, y1, ly = cell_along(at[0], job.height)
-    x0, x1, lx = cell_along(at[1], job.width)
-    one = like.dtype.type(1)
-    weights = (one - ly) * (one - lx), (one - ly) * lx, ly * (one - lx), ly * lx
-    return (y0, y1, x0, x1), weights
-
-
-@inlined
 def _sample(job, at, staged, start, channels, values):
     """The sample at (y, x), inside, of a slice."""
-    (y0, y1, x0, x1), (w00, w01, w10, w11) = _corners(job, at, values)
+    (y0, y1, x0, x1), (w00, w01, w10, w11) = corners(job, at[0], at[1], values)
     v00 = bare(staged, start + (y0 * job.width + x0) * job.pitch)
     v01 = bare(staged, start + (y0 * job.width + x1) * job.pitch)
     v10 = bare(staged, start + (y1 * job.width + x0) * job.pitch)
@@ -144,7 +114,7 @@ def _sample(job, at, staged, start, channels, values):
 @inlined
 def _sample_of_planes(job, at, planes, start, channels, values):
     """The same of a slice whose planes begin at `start`."""
-    (y0, y1, x0, x1), (w00, w01, w10, w11) = _corners(job, at, values)
+    (y0, y1, x0, x1), (w00, w01, w10, w11) = corners(job, at[0], at[1], values)
     for c in range(channels):
         plane = start + c * planes[1].channel
         upper = w00 * value_at(planes, plane, y0, x0) + w01 * value_at(planes, plane, y0, x1)

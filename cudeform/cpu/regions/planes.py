@@ -9,42 +9,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare, give_back, lender, lent
+from cudeform.cpu.language.bare import bare, give_back, lent
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.halves import element
-from cudeform.cpu.regions.axes import cell_along, reads_along
-from cudeform.cpu.regions.blocking import Job, Round, unpacked
+from cudeform.cpu.regions.axes import corners, reads_along
+from cudeform.cpu.regions.blocking import place_of, unpacked
 from cudeform.cpu.regions.patches import bins_of, covered, frame_of, share_of
 from cudeform.cpu.regions.results import result_at
 
-__all__ = ["average", "count_tasks", "scatter", "scatter_samples", "spread"]
+__all__ = ["average_planes", "scatter", "scatter_samples", "spread_planes"]
 
 
-def count_tasks(job: Job, part: Round) -> int:
-    """Slices of the channels of each group in each frame."""
-    frames, classes, _, groups, _ = part.shape(job)
-    return frames * classes * groups * (part.slice_end - part.slice_begin)
-
-
-@lender
-def average(given, starts, view, source, output, first, last):
+@inlined
+def average_planes(given, starts, view, source, output, first, last):
     """Tasks `first` to `last` of a round, a few planes each: the averages of their bins."""
     _visit(given, starts, view, source, output, first, last, _sum_up)
 
 
-@lender
-def spread(given, starts, view, target, grad, first, last):
+@inlined
+def spread_planes(given, starts, view, target, grad, first, last):
     """Tasks `first` to `last` of a round: add the gradients of the averages to the pixels read."""
     _visit(given, starts, view, target, grad, first, last, _add_to)
-
-
-@inlined
-def _clear(work, start, view, target, channels):
-    """Let what a task adds to begin with zeros, if there is anything else."""
-    for k in range(channels):
-        plane = start + k * view.channel
-        for at in range(plane, plane + work.piece.span.cleared):
-            target[at] = 0
 
 
 @inlined
@@ -58,7 +43,6 @@ def _visit(given, starts, view, planes, results, first, last, use):
     bins = job.bins_y * job.bins_x
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
-        _clear(work, start, view, flat, channels)
         top, bottom, left, right = _bins_of_group(job, place[2])
         rows, columns = frame_of(job, regions, place[0])
         for t in range(begin, end):
@@ -112,7 +96,7 @@ def _add_to(pixels, strides, share, target, grad, result, values):
                 target[at + k * plane] += values[k]
 
 
-@lender
+@inlined
 def scatter(given, starts, view, target, grad, argmax, first, last):
     """Tasks `first` to `last` of a round: add the gradients of maxima to the pixels that they are.
 
@@ -124,7 +108,6 @@ def scatter(given, starts, view, target, grad, argmax, first, last):
     bins = job.bins_y * job.bins_x
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
-        _clear(work, start, view, target, channels)
         top, left = work.regions.origin[2 * place[0]], work.regions.origin[2 * place[0] + 1]
         above, narrow = top * job.width, job.columns < job.width
         size = min(job.rows, job.height - top) * job.width
@@ -147,7 +130,7 @@ def scatter(given, starts, view, target, grad, argmax, first, last):
                         plane[y * view.row + x] += gradients[n]
 
 
-@lender
+@inlined
 def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
     """The same for samples, each with its place: add to the pixels around it."""
     work = unpacked(given)
@@ -156,10 +139,8 @@ def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
     job = work.job
     regions = work.regions
     bins = job.bins_y * job.bins_x
-    one = target.dtype.type(1)
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
-        _clear(work, start, view, target, channels)
         rows, columns = frame_of(job, regions, place[0])
         for t in range(begin, end):
             results = result_at(work, t, place[1], place[3])
@@ -168,13 +149,12 @@ def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
                 for r in range(results + k * bins, results + (k + 1) * bins):
                     if not (reads_along(ys[r], job.height) and reads_along(xs[r], job.width)):
                         continue
-                    y0, y1, ly = cell_along(ys[r], job.height)
-                    x0, x1, lx = cell_along(xs[r], job.width)
+                    (y0, y1, x0, x1), (w00, w01, w10, w11) = corners(job, ys[r], xs[r], target)
                     where = plane, view.row, rows, columns
-                    _add(target, where, y0, x0, (one - ly) * (one - lx) * grad[r])
-                    _add(target, where, y0, x1, (one - ly) * lx * grad[r])
-                    _add(target, where, y1, x0, ly * (one - lx) * grad[r])
-                    _add(target, where, y1, x1, ly * lx * grad[r])
+                    _add(target, where, y0, x0, w00 * grad[r])
+                    _add(target, where, y0, x1, w01 * grad[r])
+                    _add(target, where, y1, x0, w10 * grad[r])
+                    _add(target, where, y1, x1, w11 * grad[r])
 
 
 @inlined
@@ -191,13 +171,7 @@ def _planes(work, starts, view, task):
     many there are, and the regions of the frame in the piece.
     """
     job, part, regions, piece = work
-    slices = part.slice_end - part.slice_begin
-    groups = part.group_end - part.group_begin
-    classes = part.class_end - part.class_begin
-    s = part.slice_begin + task % slices
-    g = part.group_begin + task // slices % groups
-    c = part.class_begin + task // (slices * groups) % classes
-    u = part.image_begin + task // (slices * groups * classes)
+    u, c, g, s = place_of(part, (part.group_begin, part.group_end), task)
     start = starts[u] + c * view.of_class + g * view.group
     start += s * job.slice_channels * view.channel
     channels = min(job.slice_channels, job.channels - s * job.slice_channels)

@@ -16,7 +16,7 @@ from cudeform import threads
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language.bare import lender
 from cudeform.cpu.language.dtypes import rounded
-from cudeform.cpu.regions import largest, planes, strips
+from cudeform.cpu.regions import largest, strips
 from cudeform.cpu.regions.at_once import pool_at_once, prepared
 from cudeform.cpu.regions.blocking import (
     Job,
@@ -24,6 +24,7 @@ from cudeform.cpu.regions.blocking import (
     Work,
     averages_planes,
     count_groups,
+    count_slices,
     effort_of,
     job_of,
     packed,
@@ -33,6 +34,7 @@ from cudeform.cpu.regions.blocking import (
 )
 from cudeform.cpu.regions.extents import locate_regions
 from cudeform.cpu.regions.gradients import backward
+from cudeform.cpu.regions.planes import average_planes
 from cudeform.cpu.regions.slices import average_slices, choose_slices
 from cudeform.cpu.regions.staging import staged_rounds
 from cudeform.plans.regions import RoiPlan
@@ -56,7 +58,7 @@ def forward(
         chosen = (argmax,) if places == 1 else (argmax[:, 0], argmax[:, 1])
         results = output, *chosen
     known, given = prepared(plan, input.dtype), (input, boxes, offset, mask)
-    if known and input.flags.c_contiguous and threads.takes_one(known.work):
+    if known and threads.takes_one(known.work):
         pool_at_once(known, given, results)
     elif output.size:
         _pool_rounds(plan, given, results)
@@ -90,18 +92,11 @@ def _pool_rounds(plan: RoiPlan, given: tuple, results: tuple[np.ndarray, ...]) -
             flat = [array.reshape(-1) for array in written]
             tasks = (piece.span.end - piece.span.begin) * (part.slice_end - part.slice_begin)
             if averages:
-                task = partial(planes.average, numbers, *source, *flat)
-                tasks = planes.count_tasks(job, part)
-            elif as_planes:
-                task, tasks = (
-                    partial(_OF_PLANES[len(flat)], numbers, *source, *flat),
-                    tasks * job.bins_y,
-                )
+                task, tasks = partial(_average_planes, numbers, *source, *flat), count_slices(part)
             else:
-                task = partial(_OF_FRAMES[len(flat)], numbers, *source, *flat)
-                if len(flat) < 3:
-                    split = min(-(-wanted // tasks), job.bins_y)
-                    task, tasks = partial(task, split), tasks * split
+                split = job.bins_y if as_planes else min(-(-wanted // tasks), job.bins_y)
+                pool = (_OF_PLANES if as_planes else _OF_FRAMES)[len(flat)]
+                task, tasks = partial(pool, numbers, *source, *flat, split), tasks * split
             threads.share(task, tasks, work)
             if chosen is not None:
                 _keep(job, part, chosen, written, results)
@@ -134,18 +129,11 @@ def _keep(
                 result[(*place, b)] = values[..., b]
 
 
-@lender
-def _average(given, staged, output, split, first, last):
-    """Tasks `first` to `last` of a round, each a slice of some bins of a region: weighted sums."""
-    average_slices(given, staged, output, split, first, last)
-
-
-@lender
-def _choose(given, staged, output, argmax, split, first, last):
-    """The same: the largest pixels, and which they are."""
-    choose_slices(given, staged, output, argmax, split, first, last)
-
-
+_average_planes = lender(average_planes.py_func)
 # By the number of arrays that are filled
-_OF_FRAMES = {1: _average, 2: _choose, 3: largest.pool}
+_OF_FRAMES = {
+    1: lender(average_slices.py_func),
+    2: lender(choose_slices.py_func),
+    3: largest.pool,
+}
 _OF_PLANES = {1: strips.pool, 2: strips.choose, 3: largest.pool_planes}

@@ -1,8 +1,8 @@
-"""The frames of a round of regions with their channels last, slice by slice, and back again."""
+"""Frames with their channels last, slice by slice, and back again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -18,25 +18,23 @@ from cudeform.cpu.language.rows import read_rows
 from cudeform.cpu.language.strided import aligned, lying
 from cudeform.cpu.language.transpose import frozen, transpose
 from cudeform.cpu.language.workspace import numbers_of
-from cudeform.cpu.regions.blocking import (
-    Job,
-    Round,
-    one_round,
-    rounds,
-)
+from cudeform.cpu.regions.blocking import Job, Round, count_slices, one_round, place_of, rounds
 from cudeform.cpu.regions.extents import Regions
 
 __all__ = [
     "Planes",
     "View",
     "contiguous",
+    "copy_groups",
     "count_chunks",
+    "lay_back",
     "lay_out",
     "reading",
     "room",
+    "room_for_rows",
     "slice_of",
+    "stage",
     "staged_rounds",
-    "unstage",
     "writing",
 ]
 
@@ -61,13 +59,7 @@ _read = records(Job, Round, View)
 @lru_cache(maxsize=256)
 def room(job: Job, part: Round) -> int:
     """Elements of the frames of a round, slice by slice."""
-    return _blocks(job, part) * job.rows * job.columns * job.pitch
-
-
-def _blocks(job: Job, part: Round) -> int:
-    """Slices in the frames of a round."""
-    frames, classes, _, groups, _ = part.shape(job)
-    return frames * classes * groups * (part.slice_end - part.slice_begin)
+    return count_slices(part) * job.rows * job.columns * job.pitch
 
 
 def _fill(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np.ndarray) -> None:
@@ -81,7 +73,7 @@ def _fill(job: Job, regions: Regions, part: Round, input: np.ndarray, staged: np
         starts, view, flat = _planes_of_round(job, part, regions, images)
     copy = _stage if flat.dtype == staged.dtype else _widen
     task = partial(copy, numbers_of(job, part, view), regions.origin, starts, flat, staged)
-    _share(task, job, part)
+    threads.share(task, count_chunks(job, part), room(job, part))
 
 
 def staged_rounds(
@@ -99,23 +91,10 @@ def staged_rounds(
         yield part, (staged,)
 
 
-def unstage(job: Job, regions: Regions, part: Round, staged: np.ndarray, planes: Planes) -> None:
-    """Write the frames of a round, laid out as by `staged_rounds`, to what `writing` gave."""
-    starts, view, output = planes
-    numbers = numbers_of(job, part, view)
-    _share(partial(_unstage, numbers, regions.origin, starts, staged, output), job, part)
-
-
-def _share(task: Callable[[int, int], None], job: Job, part: Round) -> None:
-    """Share the pixels of the slices of a round out."""
-    threads.share(task, count_chunks(job, part), room(job, part))
-
-
 @lru_cache(maxsize=256)
 def count_chunks(job: Job, part: Round) -> int:
     """Pieces in which the pixels of a round are laid out, image by image."""
-    lines, _, chunks = _lines(job)
-    return _blocks(job, part) * lines * chunks
+    return count_slices(part) * _chunks(job)
 
 
 def reading(job: Job, regions: Regions, input: np.ndarray) -> Planes:
@@ -200,58 +179,61 @@ def _lines(job: Job) -> tuple[int, int, int]:
 _lines_of = inlined(_lines)
 
 
+def _chunks(job: Job) -> int:
+    """Pieces in which the pixels of a slice are laid out."""
+    lines, _, chunks = _lines(job)
+    return lines * chunks
+
+
 @inlined
-def _chunk(job, part, view, origin, starts, task):
-    """Where a few pixels of a slice lie in the frames of a round and in planes, and how many pixels
-    and channels they are: those of the frame that are in its image.
+def _copy_chunk(views, place, chunk, frame, planes, copy, rows):
+    """Copy a few pixels of a slice, (frame, class, group, slice), between planes and where it lies
+    in a frame: those of the frame that are in its image.
     """
-    lines, length, chunks = _lines_of(job)
-    block = task // (lines * chunks)
-    line = task // chunks - block * lines
-    pixel = task % chunks * _PIXELS
-    at = ((block * lines + line) * length + pixel) * job.pitch
-    spans = part.slice_end - part.slice_begin
-    s = part.slice_begin + block % spans
-    block = block // spans
-    spans = part.group_end - part.group_begin
-    g = part.group_begin + block % spans
-    block = block // spans
-    spans = part.class_end - part.class_begin
-    c = part.class_begin + block % spans
-    u = part.image_begin + block // spans
+    job, view, origin, starts = views
+    (u, c, g, s), (staged, at) = place, frame
+    _, length, chunks = _lines_of(job)
+    line = chunk // chunks
+    pixel = (chunk - line * chunks) * _PIXELS
+    at += (line * length + pixel) * job.pitch
     first = s * job.slice_channels
     y, x = origin[2 * u] + line, origin[2 * u + 1] + pixel
     other = starts[u] + c * view.of_class + first * view.channel + g * view.group
     other += y * view.row + x
     inside = job.width - x if y < job.height else 0
-    if lines == 1 and job.columns == job.width:
+    if job.columns == job.width:
         inside = (job.height - y) * job.width - x
     pixels = max(min(min(_PIXELS, length - pixel), inside), 0)
-    return at, other, pixels, min(job.slice_channels, job.channels - first)
+    size = min(job.slice_channels, job.channels - first), pixels
+    copy(staged, planes, (at, job.pitch), (other, view.channel), size, rows)
 
 
 @inlined
-def _visit(views, origin, starts, staged, flat, first, last, copy):
-    """Copy pieces `first` to `last`, each a few pixels of a slice of a frame."""
-    job, part, view = views
-    rows = cleared(job.pitch * _PIXELS, staged.dtype)
-    frames, planes, room = bare(staged, 0), bare(flat, 0), bare(rows, 0)
-    origin, starts = bare(origin, 0), bare(starts, 0)
+def _visit(numbers, origin, starts, staged, flat, first, last, copy):
+    """Copy pieces `first` to `last` of a round, each a few pixels of a slice of a frame."""
+    job, part, view = numbers
+    memory = cleared(job.pitch * _PIXELS, staged.dtype)
+    rows, staged, planes = bare(memory, 0), bare(staged, 0), bare(flat, 0)
+    views = job, view, bare(origin, 0), bare(starts, 0)
+    lines, _, chunks = _lines_of(job)
+    area = job.rows * job.columns * job.pitch
     for task in range(first, last):
-        at, other, pixels, channels = _chunk(job, part, view, origin, starts, task)
-        copy(frames, planes, (at, job.pitch), (other, view.channel), (channels, pixels), room)
-    give_back(rows)
+        block = task // (lines * chunks)
+        place = place_of(part, (part.group_begin, part.group_end), block)
+        frame = staged, block * area
+        _copy_chunk(views, place, task - block * lines * chunks, frame, planes, copy, rows)
+    give_back(memory)
 
 
 @lender
 def _stage(numbers, origin, starts, source, staged, first, last):
-    lay_out(_read(numbers), origin, starts, source, staged, first, last)
+    stage(_read(numbers), origin, starts, source, staged, first, last)
 
 
 @inlined
-def lay_out(views, origin, starts, source, staged, first, last):
+def stage(numbers, origin, starts, source, staged, first, last):
     """Pieces `first` to `last` of the pixels of a round, not of 16 bits."""
-    _visit(views, origin, starts, staged, source, first, last, _lay_out)
+    _visit(numbers, origin, starts, staged, source, first, last, lay_out)
 
 
 @lender
@@ -259,9 +241,24 @@ def _widen(numbers, origin, starts, source, staged, first, last):
     _visit(_read(numbers), origin, starts, staged, source, first, last, _lay_out_wide)
 
 
-@lender
-def _unstage(numbers, origin, starts, staged, output, first, last):
-    _visit(_read(numbers), origin, starts, staged, output, first, last, _lay_back)
+@inlined
+def room_for_rows(job):
+    """Elements that `copy_groups` wants beside a frame."""
+    return job.pitch * _PIXELS
+
+
+@inlined
+def copy_groups(views, place, groups, staged, planes, copy, rows):
+    """Copy a slice, (frame, class, slice), in groups from one up to another, that lie in a frame
+    one after the other.
+    """
+    job = views[0]
+    lines, _, chunks = _lines_of(job)
+    for g in range(groups[0], groups[1]):
+        frame = staged, (g - groups[0]) * job.rows * job.columns * job.pitch
+        where = place[0], place[1], g, place[2]
+        for chunk in range(lines * chunks):
+            _copy_chunk(views, where, chunk, frame, planes, copy, rows)
 
 
 @inlined
@@ -278,7 +275,7 @@ def _clear(rows, channels, pitch):
 
 
 @inlined
-def _lay_out(staged, source, frame, plane, size, rows):
+def lay_out(staged, source, frame, plane, size, rows):
     """From planes into a frame; `size` is (channels, pixels)."""
     (to, pitch), (at, of_channel), (channels, pixels) = frame, plane, size
     if channels == pitch:
@@ -300,7 +297,7 @@ def _lay_out_wide(staged, source, frame, plane, size, rows):
 
 
 @inlined
-def _lay_back(staged, output, frame, plane, size, rows):
+def lay_back(staged, output, frame, plane, size, rows):
     """From a frame into planes."""
     (at, pitch), (to, of_channel), (channels, pixels) = frame, plane, size
     if channels == pitch:

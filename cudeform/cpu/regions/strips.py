@@ -10,133 +10,73 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare, cleared, give_back, lender, seen_as
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender
 from cudeform.cpu.language.compiler import inlined, inner, unrolled
 from cudeform.cpu.language.halves import element
 from cudeform.cpu.language.simd import fma, load, splat, store, total, zeros
 from cudeform.cpu.regions.blocking import unpacked
-from cudeform.cpu.regions.patches import (
-    ELSEWHERE,
-    locate_region,
-    locate_tile,
-    patch_of,
-    put_found,
-    return_tile,
-    tile_of,
-    vectors_of,
-)
-from cudeform.cpu.regions.results import add_elements, read_gradients, result_at, write_results
+from cudeform.cpu.regions.patches import ELSEWHERE, patch_of, put_found, vectors_of
+from cudeform.cpu.regions.slices import measure_regions, visit_slices, write_largest
 
-__all__ = [
-    "blend_bins",
-    "choose",
-    "measure",
-    "measure_bins",
-    "pool",
-    "row_of_bins",
-    "slice_in_planes",
-    "value_at",
-]
+__all__ = ["blend_bins", "choose", "in_planes", "measure", "measure_bins", "pool", "value_at"]
 
 _STRIP = 64  # pixels
 
 
 @inlined
-def slice_in_planes(job, regions, planes, t, c, s):
-    """Where group 0 of a slice begins in planes, how far the groups are from each other, and how
-    many channels the slice has.
-    """
-    starts, view, _ = planes
+def in_planes(work, planes, t, c, s):
+    """`find` of `slices` for planes as they lie."""
+    job, (starts, view, _) = work.job, planes
     first = s * job.slice_channels
-    at = starts[regions.place[t]] + c * view.of_class + first * view.channel
+    at = starts[work.regions.place[t]] + c * view.of_class + first * view.channel
     return at, view.group, min(job.slice_channels, job.channels - first)
 
 
-@inlined
-def row_of_bins(job, part, piece, task):
-    """(region, slice, row of bins) of a task."""
-    slices = part.slice_end - part.slice_begin
-    t = piece.span.begin + task // (slices * job.bins_y)
-    return t, part.slice_begin + task % slices, task // slices % job.bins_y
-
-
 @lender
-def pool(given, starts, view, source, output, first, last):
-    """Tasks `first` to `last`, each a row of bins of a slice of a region: weighted sums."""
+def pool(given, starts, view, source, output, split, first, last):
+    """As `average_slices`."""
     planes = bare(starts, 0), view, bare(source, 0)
     strip = cleared((_STRIP + 1) * unpacked(given).job.pitch, output.dtype)
-    results = bare(output, 0), bare(output, 0)
-    _visit(given, planes, results, bare(strip, 0), (first, last), _blend)
+    results = bare(output, 0), bare(strip, 0)
+    visit_slices(given, planes, in_planes, results, (split, first, last), _blend)
     give_back(strip)
 
 
 @lender
-def choose(given, starts, view, source, output, argmax, first, last):
-    """The same: the largest pixels, and which they are."""
+def choose(given, starts, view, source, output, argmax, split, first, last):
+    """As `choose_slices`."""
     planes, job = (bare(starts, 0), view, bare(source, 0)), unpacked(given).job
     pixels = cleared(job.tile * job.pitch, np.int32)
-    results = bare(output, 0), bare(argmax, 0)
-    _visit(given, planes, results, bare(pixels, 0), (first, last), _largest)
+    results = bare(output, 0), bare(argmax, 0), bare(pixels, 0)
+    visit_slices(given, planes, in_planes, results, (split, first, last), _largest)
     give_back(pixels)
 
 
 @inlined
-def _visit(given, planes, results, more, tasks, use):
-    """Call `use` for every row of bins of the tasks, with where its results begin."""
-    work = unpacked(given)
-    job, part, regions, piece = work
-    tile, values, memory = tile_of(job, results[0])
-    for task in range(tasks[0], tasks[1]):
-        t, s, i = row_of_bins(job, part, piece, task)
-        locate_region(job, regions, t, i, i + 1, tile)
-        for c in range(part.class_begin, part.class_end):
-            begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
-            locate_tile(work, (t, c, s), (begin, of_group), (i, i + 1), (0, job.bins_x), tile)
-            to = result_at(work, t, c, s) + i * job.bins_x
-            use(job, tile, (channels, s, to), planes, values, results, more)
-            write_results(job, tile, job.bins_x, s, values, results[0], to)
-    return_tile(memory)
+def _blend(job, tile, place, planes, values, results):
+    strip, subtotals = results[1], bare(results[1], _STRIP * job.pitch)
+    blend_bins(job, tile, place[0], planes, place[1], strip, subtotals, values)
 
 
 @inlined
-def _blend(job, tile, place, planes, values, results, strip):
-    subtotals = bare(strip, _STRIP * job.pitch)
-    blend_bins(job, tile, planes, place[0], strip, subtotals, values)
-
-
-@inlined
-def _largest(job, tile, place, planes, values, results, pixels):
-    channels, s, to = place
-    _largest_of_bins(job, tile, planes, channels, values, pixels)
-    pixels, argmax = seen_as(pixels, values), seen_as(results[1], values)
-    write_results(job, tile, job.bins_x, s, pixels, argmax, to)
+def _largest(job, tile, place, planes, values, results):
+    _largest_of_bins(job, tile, place[0], planes, place[1], values, results[2])
+    write_largest(job, tile, place, values, results)
 
 
 @lender
 def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, last):
-    """Tasks `first` to `last`, each a region: gradients of its offsets and masks."""
-    work = unpacked(given)
-    job, part, regions, piece = work
-    planes = bare(starts, 0), view, bare(source, 0)
-    tile, values, memory = tile_of(job, grad)
-    numbers = cleared(3 * job.tile + (_STRIP + 5) * job.pitch, grad.dtype)
-    strip, summed = bare(numbers, 0), bare(numbers, _STRIP * job.pitch)
-    found, grad = bare(numbers, (_STRIP + 5) * job.pitch), bare(grad, 0)
-    targets = bare(grad_offset, 0), bare(grad_mask, 0), grad_offset.size > 0, grad_mask.size > 0
-    for t in range(piece.span.begin + first, piece.span.begin + last):
-        for i in range(job.bins_y):
-            locate_region(job, regions, t, i, i + 1, tile)
-            for c in range(part.class_begin, part.class_end):
-                for s in range(part.slice_begin, part.slice_end):
-                    begin, of_group, channels = slice_in_planes(job, regions, planes, t, c, s)
-                    locate_tile(
-                        work, (t, c, s), (begin, of_group), (i, i + 1), (0, job.bins_x), tile
-                    )
-                    read_gradients(work, (t, c, s), grad, i, job.bins_x, values)
-                    measure_bins(job, tile, planes, channels, strip, summed, values, found)
-                    add_elements(job, regions, (t, c, i), job.bins_x, tile.factor, found, targets)
-    return_tile(memory)
-    give_back(numbers)
+    """As `measure_slices`."""
+    planes, sums = (bare(starts, 0), view, bare(source, 0)), (grad_offset, grad_mask)
+    room = cleared((_STRIP + 5) * unpacked(given).job.pitch, grad.dtype)
+    measure_regions(given, planes, in_planes, grad, sums, room, (first, last), _measure)
+    give_back(room)
+
+
+@inlined
+def _measure(job, tile, place, planes, strip, values, found):
+    summed = bare(strip, _STRIP * job.pitch)
+    measure_bins(job, tile, place[0], planes, place[1], strip, summed, values, found)
 
 
 @inlined
@@ -159,13 +99,13 @@ def _gather(planes, start, channels, y, pixel, span, strip, pitch, whole):
 
 
 @unrolled
-def blend_bins(job, tile, planes, channels, strip, subtotals, target):
-    """As `blend_tile`, of a row of bins."""
+def blend_bins(job, tile, count, planes, channels, strip, subtotals, target):
+    """As `blend_tile`."""
     pixel, weight = tile.pixel, tile.weight
     pitch = job.pitch
     step, whole, tail = vectors_of(pitch, strip)
     zero = zeros(strip)
-    for n in range(job.bins_x):
+    for n in range(count):
         at, start = n * pitch, tile.start[n]
         if start == ELSEWHERE:
             continue
@@ -202,10 +142,10 @@ def blend_bins(job, tile, planes, channels, strip, subtotals, target):
 
 
 @inner
-def _largest_of_bins(job, tile, planes, channels, best, chosen):
-    """As `slices` find them, of a row of bins."""
+def _largest_of_bins(job, tile, count, planes, channels, best, chosen):
+    """As `slices` find them."""
     pixel = tile.pixel
-    for n in range(job.bins_x):
+    for n in range(count):
         at, start = n * job.pitch, tile.start[n]
         y0, y1, x0, x1 = patch_of(tile, n)
         for k in range(channels):
@@ -241,14 +181,14 @@ def _add_plane(planes, start, tile, patch, g, sums):
 
 
 @unrolled
-def measure_bins(job, tile, planes, channels, strip, sums, grad, found):
-    """As `measure_tile`, of a row of bins."""
+def measure_bins(job, tile, count, planes, channels, strip, sums, grad, found):
+    """As `measure_tile`."""
     pixel, weight = tile.pixel, tile.weight
     pitch = job.pitch
     step, whole, tail = vectors_of(pitch, strip)
     value_of, down_of, across_of, subtotal_of, slope_of = 0, pitch, 2 * pitch, 3 * pitch, 4 * pitch
     zero = strip.dtype.type(0)
-    for n in range(job.bins_x):
+    for n in range(count):
         at, start = n * pitch, tile.start[n]
         put_found(found, n, zero, zero, zero)
         if start == ELSEWHERE:
