@@ -24,13 +24,14 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # a checkout that nobody installed will do
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # a checkout that nobody installed will do
+
+from gates.table import units  # noqa: E402
 
 from cudeform.bench import command, cuda, peers  # noqa: E402
 from cudeform.bench.workload import (  # noqa: E402
@@ -158,13 +159,6 @@ def gpu() -> Any:
     if cupy is None:
         raise RuntimeError(f"no GPU to measure: {reason}")
     return cupy
-
-
-def units() -> list[Unit]:
-    """Every variant of a kernel that a call can ask for."""
-    families = dict.fromkeys(operator.family for operator in OPERATORS)
-    modules = [import_module(f"cudeform.cuda.{family}") for family in families]
-    return list(dict.fromkeys(unit for module in modules for unit in module.units()))
 
 
 def compile_all() -> dict[str, Any]:

@@ -70,7 +70,7 @@ def measure(peer: str, name: str, work: Convolution) -> dict[str, Any]:
     set_up, threads = PASSES[name][peer], get_num_threads()
     try:
         set_up(SMALL, SMALL.arrays(), threads)()
-    except peers.Unavailable as problem:
+    except ImportError as problem:
         return {**result, "unavailable": str(problem)}
     call = set_up(work, work.arrays(), threads)
     gc.collect()

@@ -17,25 +17,6 @@ import numpy as np
 from cudeform import checks
 from cudeform.checks import type_name
 
-__all__ = [
-    "DTYPES",
-    "Kind",
-    "call",
-    "contiguous",
-    "dtype_name",
-    "kind_of",
-    "kind_of_type",
-    "known",
-    "namespace",
-    "offset_dtypes",
-    "register",
-    "same_place",
-    "sum_dtype",
-    "sum_dtype_name",
-    "type_name",
-    "widened",
-]
-
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 

@@ -10,8 +10,6 @@ from cudeform import arrays, checks
 from cudeform.arrays import Kind
 from cudeform.plans import Outline
 
-__all__ = ["box_outline", "box_rows"]
-
 _EXACT = 2**24  # pixels: beyond, float32 does not tell one from the next
 _FEW = 64
 _WHY = "(R, 5) rows (image, x1, y1, x2, y2), or for each image an array (L, 4)"
@@ -104,7 +102,7 @@ def _check_sides(op: str, sides: tuple[int, ...], dtype: str) -> None:
 def _check(op: str, name: str, boxes: Any, input: Any, kind: Kind, columns: int) -> None:
     given = {name: boxes}
     if not hasattr(boxes, "dtype"):
-        checks.fail(op, name, "to be an array", arrays.type_name(boxes), _WHY, TypeError)
+        checks.fail(op, name, "to be an array", checks.type_name(boxes), _WHY, TypeError)
     own = arrays.known(op, name, boxes)
     finer = arrays.sum_dtype_name(kind.dtype_name(input.dtype))  # which boxes of 16 bits may be
     if (

@@ -10,22 +10,6 @@ import numpy as np
 
 from cudeform.checks import pad_pairs, pair
 
-__all__ = [
-    "Case",
-    "bilinear_sample",
-    "conv2d",
-    "dcnv3",
-    "dcnv4",
-    "deform_conv2d",
-    "deform_ps_roi_pool",
-    "deform_roi_pool",
-    "ms_deform_attn",
-    "ps_roi_align",
-    "ps_roi_pool",
-    "roi_align",
-    "roi_pool",
-]
-
 
 @dataclass(frozen=True)
 class Case:

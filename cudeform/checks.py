@@ -17,27 +17,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-__all__ = [
-    "MOST_NEEDED",
-    "choice",
-    "fail",
-    "flag",
-    "image_axes",
-    "integer",
-    "is_symbol",
-    "needs",
-    "non_empty",
-    "number",
-    "pad_pairs",
-    "pair",
-    "positive",
-    "rank",
-    "same_dtype",
-    "shape",
-    "shown",
-    "type_name",
-]
-
 
 def fail(
     op: str, argument: str, expected: str, got: Any, why: str = "", error: type = ValueError
@@ -175,6 +154,16 @@ def pad_pairs(op: str, argument: str, value: Any) -> tuple[tuple[int, int], tupl
         return pair(op, argument, value[0], 0), pair(op, argument, value[1], 0)
     y, x = pair(op, argument, value, 0)
     return (y, y), (x, x)
+
+
+def listed_pairs(op: str, argument: str, value: Any, count: int) -> None:
+    """So many (H, W) in a tuple or list; what is in them is not looked at."""
+    symbols = "(L, (H, W))"
+    for size in value:
+        if not isinstance(size, (tuple, list)):
+            fail(op, argument, f"of pairs {symbols}", shown(size), error=TypeError)
+    if len(value) != count:
+        fail(op, argument, f"of shape ({count}, 2) = {symbols}", f"length {len(value)}")
 
 
 def image_axes(layout: str, channels: str = "C", height: str = "H", width: str = "W") -> str:

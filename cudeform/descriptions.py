@@ -13,8 +13,6 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args, get_origin
 
-__all__ = ["described"]
-
 _Described = TypeVar("_Described", bound=Callable[..., Any])
 
 _SHARED = {

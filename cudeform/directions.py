@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["first_offsets"]
-
 
 def first_offsets(heads: int, points: Sequence[int]) -> np.ndarray:
     """Offsets (x, y) in pixels of their level, (M, sum P, 2), for `points` on each level.

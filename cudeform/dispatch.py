@@ -18,8 +18,6 @@ import numpy as np
 from cudeform import checks
 from cudeform.descriptions import described
 
-__all__ = ["define", "dispatched", "remember"]
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # Module to look up in `sys.modules`, the type that its arrays are instances of, our bridge.
 _BRIDGES = (

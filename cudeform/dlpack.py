@@ -11,8 +11,6 @@ import numpy as np
 from cudeform import checks
 from cudeform.cuda.device import load_cupy
 
-__all__ = ["call"]
-
 _HOST = (1, 3)  # kDLCPU and kDLCUDAHost of dlpack.h
 _GPU = (2, 13)  # kDLCUDA and kDLCUDAManaged
 

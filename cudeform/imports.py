@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ["follow"]
-
 
 def follow(framework: str, ours: str) -> None:
     """Import a module of ours now if a framework is loaded, else right after it is.

@@ -13,7 +13,7 @@ import cudeform
 from cudeform import checks
 from cudeform.descriptions import described
 from cudeform.directions import first_offsets
-from cudeform.registry import OPERATORS
+from cudeform.registry import row_of
 
 __all__ = ["DeformConv2D", "MSDeformAttn"]
 
@@ -282,8 +282,7 @@ def _on_tensorflow(
 ) -> Any:  # fmt: skip
     import tensorflow as tf
 
-    (row,) = (row for row in OPERATORS if row.name == op)
-    names = tuple(arrays)
+    row, names = row_of(op), tuple(arrays)
     moving = tuple(a.name for a in row.arguments if a.differentiable and a.name in arrays)
 
     def forward(*values: np.ndarray) -> np.ndarray:

@@ -7,8 +7,6 @@ from typing import Any
 from cudeform import arrays, checks
 from cudeform.arrays import Kind
 
-__all__ = ["check_sizes", "sizes_on_host"]
-
 _DTYPES = ("int32", "int64")
 
 

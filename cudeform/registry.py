@@ -16,8 +16,6 @@ from cudeform.cases import Case
 from cudeform.plans.arguments import RETURN_ARGMAX, Argument, Option, Roles
 from cudeform.plans.outlines import ARGUMENTS, PLANNERS
 
-__all__ = ["OPERATORS", "Operator"]
-
 
 @dataclass(frozen=True)
 class Operator(Roles):
@@ -171,3 +169,9 @@ OPERATORS = (
         slopes="bins",
     ),
 )
+
+
+def row_of(name: str) -> Operator:
+    """The row of an operator."""
+    (row,) = (row for row in OPERATORS if row.name == name)
+    return row

@@ -8,7 +8,6 @@ Python's own, as those of `threading` and `concurrent.futures` do: it might be h
 from __future__ import annotations
 
 import math
-import operator
 import os
 import threading
 from _thread import start_new_thread
@@ -101,13 +100,7 @@ def set_num_threads(n: int) -> None:
         `n` is not an integer, or is less than 1.
     """
     global _count
-    try:
-        count = operator.index(n)
-    except TypeError:
-        checks.fail("set_num_threads", "n", "to be an integer", repr(n), error=TypeError)
-    if count < 1:
-        checks.fail("set_num_threads", "n", "to be at least 1", repr(n))
-    _count = count
+    _count = count = checks.integer("set_num_threads", "n", n, 1)
     for other in list(_pools):
         if other != count and (pool := _pools.pop(other, None)):
             pool.close()

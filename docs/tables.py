@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,27 @@ def operators() -> str:
 def benchmarks() -> str:
     """Every committed run: the machine, our times, and the ratios to the peers' of the same run."""
     return _measured(partial(_timed, family="conv"), partial(_times, "N×C×H×W → O"))
+
+
+def benchmarks_few() -> str:
+    """The same in a row for each machine, pass and number of threads."""
+    rows: list[tuple[str, int, str, list[dict[str, Any]]]] = []
+    peers: dict[str, None] = {}
+    for facts, results in _runs(partial(_timed, family="conv")):
+        groups: dict[tuple[Any, str], list[dict[str, Any]]] = {}
+        for result in results:
+            key = result.get("threads", facts["threads"]), result["pass"]
+            groups.setdefault(key, []).append(result)
+            peers |= {name: None for name in result["ratio"] if name != OURS}
+        rows += [(facts["processor"], *key, group) for key, group in groups.items()]
+    first = rows[0][-1][0]["workload"]
+    table = []
+    for processor, threads, name, group in rows:
+        ours = next(r for r in group if r["workload"] == first)["median_ms"][OURS]
+        ranges = [_range(group, peer) for peer in peers]
+        table.append([processor, str(threads), name, f"{ours:.1f} ms", *ranges])
+    header = ["processor", "threads", "pass", _pretty(first), *peers]
+    return markdown(header, table)
 
 
 def poolings() -> str:
@@ -131,14 +152,20 @@ def _measured(
     table: Callable[[list[dict[str, Any]]], str],
     gpu: bool = False,
 ) -> str:
-    parts = []
+    parts = [f"{_machine(facts, some)}\n\n{table(some)}" for facts, some in _runs(belongs, gpu)]
+    return "\n\n".join(parts) or "No measurements are committed yet."
+
+
+def _runs(
+    belongs: Callable[[dict[str, Any]], bool], gpu: bool = False
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Of every committed run on a CPU, or on a GPU, the machine and the results that belong."""
     for path in sorted(RESULTS.glob("*.json")):
         run = json.loads(path.read_text())
         here = ("gpu" in run.get("machine", ())) == gpu
         results = list(filter(belongs, run.get("results", ()))) if here else []
         if results:
-            parts.append(f"{_machine(run['machine'], results)}\n\n{table(results)}")
-    return "\n\n".join(parts) or "No measurements are committed yet."
+            yield run["machine"], results
 
 
 def _machine(facts: dict[str, Any], results: list[dict[str, Any]]) -> str:
@@ -180,17 +207,20 @@ def _with_spread(result: dict[str, Any]) -> str:
     return f"{median} ms ({ends[0]:.1f} to {ends[1]:.1f})"
 
 
+def _range(results: list[dict[str, Any]], peer: str) -> str:
+    """The smallest and the largest ratio of a peer, or nothing where it has none."""
+    ratios = [result["ratio"][peer] for result in results if peer in result["ratio"]]
+    return f"{min(ratios):.2f}× to {max(ratios):.2f}×" if ratios else ""
+
+
 def _extremes(peers: list[str], results: list[dict[str, Any]]) -> str:
     """In one line, the smallest and the largest ratio of every peer, by pass."""
     parts = []
     for name in dict.fromkeys(result["pass"] for result in results):
-        ranges = []
-        for peer in peers:
-            ratios = [r["ratio"][peer] for r in results if r["pass"] == name and peer in r["ratio"]]
-            if ratios:
-                ranges.append(f"{peer} {min(ratios):.2f}× and {max(ratios):.2f}×")
+        group = [result for result in results if result["pass"] == name]
+        ranges = [f"{peer} {span}" for peer in peers if (span := _range(group, peer))]
         parts.append(f"{name}: {', '.join(ranges)}")
-    return f"Worst and best row, {'; '.join(parts)}."
+    return f"From the worst row to the best, {'; '.join(parts)}."
 
 
 def _pretty(workload: str) -> str:
@@ -273,9 +303,10 @@ def filled(text: str) -> str:
     return text
 
 
-README_TABLES = {"operators": operators, "benchmarks": benchmarks, "gpu": gpu_few}
+README_TABLES = {"operators": operators, "benchmarks": benchmarks_few, "gpu": gpu_few}
 TABLES = {
     **README_TABLES,
+    "convolutions": benchmarks,
     "gpu_all": gpu,
     "attention": attention,
     "aggregation": aggregation,

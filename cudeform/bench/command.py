@@ -19,8 +19,6 @@ from cudeform.bench.workload import CPU, CUDA, Workload
 from cudeform.commands import CommandError, machine, outputs
 from cudeform.commands.table import table
 
-__all__ = ["add_arguments", "report", "run"]
-
 SECONDS = 0.5  # of calls of a row that a process times
 
 

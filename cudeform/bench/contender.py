@@ -19,8 +19,6 @@ import numpy as np
 from cudeform.bench import peers
 from cudeform.bench.workload import Workload
 
-__all__ = ["PASSES", "Task", "compute"]
-
 PASSES = {"forward": peers.FORWARD, "backward": peers.BACKWARD}
 FEWEST, MOST = 3, 1000  # calls that are timed
 WARM = 0.25  # of the seconds that are timed, before them
@@ -46,7 +44,7 @@ def compute(task: Task) -> Iterator[dict[str, Any]]:
             yield {"seconds": _seconds(task, work, name, keep)}
         except peers.Lacking:
             yield {"lacking": True}
-        except peers.Unavailable as problem:
+        except ImportError as problem:
             yield {"unavailable": str(problem)}
 
 

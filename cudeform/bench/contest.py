@@ -28,8 +28,6 @@ from cudeform.bench.contender import PASSES, Task
 from cudeform.bench.workload import Workload, error
 from cudeform.commands import CommandError
 
-__all__ = ["in_process", "measure", "usable_processors"]
-
 TOLERANCE = 1e-4  # in float32, of the largest magnitude
 LONGER = 272  # bytes that the environment grows by: the stack lies on another line of the cache
 

@@ -10,28 +10,19 @@ import numpy as np
 
 from cudeform.bench.workload import Workload
 
-__all__ = ["Arrays", "Contender", "Peer", "Replay", "SetUp", "exact", "of_torch", "ours"]
-
 Arrays = dict[str, Any]
-SetUp = Callable[[Arrays], Callable[[], Any]]  # makes a call of the tensors by their names
+Call = Callable[[], Any]
+SetUp = Callable[[Arrays], Call]  # makes a call of the tensors by their names
 Peer = Callable[[Workload, bool], SetUp]  # of a workload, forward or backward
-
-
-@dataclass(frozen=True)
-class Replay:
-    """A captured call."""
-
-    launch: Callable[[], Any]
-    result: Callable[[], list[np.ndarray]]  # after a launch of its own, in NCHW
 
 
 @dataclass(frozen=True)
 class Contender:
     """One implementation, set up with several copies of the same arguments."""
 
-    calls: list[Callable[[], Any]]  # one for each copy
-    result: Callable[[], list[np.ndarray]]  # the output, or the gradients, in NCHW
-    capture: Callable[[Callable[[], Any]], Replay] | None  # or None where there are no graphs
+    calls: list[Call]  # one for each copy: it returns the output, or the gradients
+    on_host: Callable[[Iterable[Any]], list[np.ndarray]]  # these in NCHW
+    capture: Callable[[Call], Call] | None  # replays a call as a graph; None: there are none
 
 
 def exact(cupy: Any, work: Workload, host: Arrays, backward: bool) -> list[np.ndarray]:
@@ -66,7 +57,7 @@ def ours(
             for name, array in zip(names, map(cupy.asnumpy, arrays), strict=False)
         ]
 
-    def capture(call: Callable[[], Any]) -> Replay:
+    def capture(call: Call) -> Call:
         """In memory that nothing else is given, as a graph writes to it in every replay."""
         stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
         with stream, cupy.cuda.using_allocator(pool.malloc):
@@ -78,13 +69,13 @@ def ours(
             finally:
                 graph = stream.end_capture()
 
-        def result() -> list[np.ndarray]:
+        def replay(pool: Any = pool) -> Any:  # which has to be there as long
             graph.launch()
-            return on_host(kept)
+            return kept
 
-        return Replay(lambda: (graph.launch(), kept, pool), result)
+        return replay
 
-    return Contender(calls, lambda: on_host(calls[0]()), capture)
+    return Contender(calls, on_host, capture)
 
 
 def _is_image(name: str, array: np.ndarray) -> bool:
@@ -124,15 +115,15 @@ def of_torch(
     def on_host(tensors: Iterable[Any]) -> list[np.ndarray]:
         return [tensor.detach().float().cpu().numpy() for tensor in tensors]
 
-    def capture(call: Callable[[], Any]) -> Replay:
+    def capture(call: Call) -> Call:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             kept = call()
 
-        def result() -> list[np.ndarray]:
+        def replay() -> Any:
             graph.replay()
-            return on_host(kept)
+            return kept
 
-        return Replay(lambda: (graph.replay(), kept), result)
+        return replay
 
-    return Contender(calls, lambda: on_host(calls[0]()), capture if graphs else None)
+    return Contender(calls, on_host, capture if graphs else None)

@@ -13,11 +13,7 @@ import numpy as np
 from cudeform.bench.cuda_contender import Arrays, SetUp
 from cudeform.bench.workload import BINS, SCALE, Aggregation, Convolution, Workload
 
-__all__ = ["dcnv3", "dcnv4", "deformable_detr", "deformops", "kernel_hub", "torchvision"]
-
-STEP = (
-    256  # images at a time, or all if there are fewer; the default of the modules of DCNv3 and v4
-)
+STEP = 256  # images at a time, or all if there are fewer: as the modules of DCNv3 and v4 say
 
 
 def torchvision(work: Workload, backward: bool) -> SetUp:

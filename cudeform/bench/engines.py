@@ -9,13 +9,11 @@ import numpy as np
 
 from cudeform.bench.workload import BINS, SCALE, Convolution, Workload
 
-__all__ = ["Call", "Lacking", "Unavailable", "onnxruntime", "openvino"]
-
 Call = Callable[[], tuple[np.ndarray, ...]]
 
 
-class Unavailable(Exception):
-    """A peer is not installed or does not work here."""
+class Unavailable(ImportError):
+    """A peer does not work here: as good as not installed."""
 
 
 class Lacking(Exception):
@@ -24,10 +22,8 @@ class Lacking(Exception):
 
 def onnxruntime(work: Workload, arrays: dict[str, np.ndarray], threads: int) -> Call:
     kind, opset, feeds, attributes = _onnx_node(work, arrays)
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise Unavailable(str(error)) from error
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -72,10 +68,8 @@ def _onnx_node(
 def _onnx_model(
     kind: str, opset: int, feeds: dict[str, np.ndarray], attributes: dict[str, Any]
 ) -> bytes:
-    try:
-        from onnx import TensorProto, helper
-    except ImportError as error:
-        raise Unavailable(str(error)) from error
+    from onnx import TensorProto, helper
+
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for name, a in feeds.items()
@@ -89,11 +83,9 @@ def _onnx_model(
 
 def openvino(work: Workload, arrays: dict[str, np.ndarray], threads: int) -> Call:
     feeds = _openvino_feeds(work, arrays)
-    try:
-        import openvino
-        from openvino import opset9
-    except ImportError as error:
-        raise Unavailable(str(error)) from error
+    import openvino
+    from openvino import opset9
+
     parameters = [opset9.parameter(array.shape, array.dtype) for array in feeds]
     model = openvino.Model([_openvino_node(opset9, work, arrays, parameters)], parameters)
     compiled = openvino.Core().compile_model(

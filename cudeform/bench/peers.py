@@ -2,7 +2,7 @@
 
 A peer is a function (workload, arrays, threads) -> call, where call() computes and returns NumPy
 arrays: the output, or the gradients in order. It raises `Lacking` where the library does not have
-the operator, and `Unavailable` where it is not installed.
+the operator, and an ImportError where it is not installed or does not work.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 
 import cudeform
 from cudeform.bench import engines, torch_peers
-from cudeform.bench.engines import Call, Lacking, Unavailable
+from cudeform.bench.engines import Call, Lacking
 from cudeform.bench.workload import Convolution, Workload
 
-__all__ = ["BACKWARD", "DISTRIBUTIONS", "FORWARD", "GEMM", "OURS", "Lacking", "Peer", "Unavailable"]
+__all__ = ["BACKWARD", "DISTRIBUTIONS", "FORWARD", "GEMM", "OURS", "Lacking", "Peer"]
 
 OURS = "cudeform"
 GEMM = "bare GEMM"

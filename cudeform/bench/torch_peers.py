@@ -10,8 +10,6 @@ import numpy as np
 from cudeform.bench.engines import Call, Lacking, Unavailable
 from cudeform.bench.workload import Aggregation, Attention, Workload
 
-__all__ = ["grid_sample", "torch_ms_deform_attn", "torchvision", "transformers"]
-
 Arrays = dict[str, np.ndarray]
 Setup = Callable[[Workload], Callable[..., Any]]  # gives a function of tensors by their names
 

@@ -11,21 +11,7 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.converters.offsets import pack_dcnv4
-from cudeform.registry import OPERATORS, Operator
-
-__all__ = [
-    "BINS",
-    "CPU",
-    "CUDA",
-    "SCALE",
-    "Aggregation",
-    "Attention",
-    "Convolution",
-    "Pooling",
-    "Workload",
-    "cast",
-    "error",
-]
+from cudeform.registry import Operator, row_of
 
 TORCHVISION = ("deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 SCALE = 1 / 16  # pixels of a feature map per pixel of the image that boxes are in
@@ -45,8 +31,7 @@ class Workload:
     @property
     def row(self) -> Operator:
         """Of the registry."""
-        (row,) = (row for row in OPERATORS if row.name == self.operator)
-        return row
+        return row_of(self.operator)
 
     @property
     def gradients(self) -> list[str]:
@@ -66,9 +51,8 @@ class Workload:
         given = {name: array for name, array in arrays.items() if name in accepted} | self.options
         if backward and {**self.row.defaults, **self.options}.get("mode") == "max":
             forward = {name: given[name] for name in given if name != "grad_output"}
-            _, given["argmax"] = self.row.forward(
-                **forward, return_argmax=True
-            )  # kept, as by others
+            forward["return_argmax"] = True  # it is kept, as by others
+            _, given["argmax"] = self.row.forward(**forward)
         if not backward:
             return lambda: (function(**given, **options),)
         return lambda: tuple(g for g in function(**given, **options) if g is not None)

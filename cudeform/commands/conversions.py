@@ -9,9 +9,9 @@ import numpy as np
 
 from cudeform.commands.dtypes import numpy_dtype
 
-__all__ = ["NARROW", "numbers", "wrong"]
-
 NARROW = ("float16", "bfloat16")
+ToDevice = Callable[[np.ndarray], Any]
+ToHost = Callable[[Any], np.ndarray]
 
 
 def numbers(dtype: str) -> np.ndarray:
@@ -35,11 +35,7 @@ def _every(dtype: str) -> np.ndarray:
     return np.arange(1 << 16, dtype=np.uint16).view(numpy_dtype(dtype))
 
 
-def wrong(
-    dtype: str,
-    to_device: Callable[[np.ndarray], Any],
-    to_host: Callable[[Any], np.ndarray],
-) -> tuple[int, str]:
+def wrong(dtype: str, to_device: ToDevice, to_host: ToHost) -> tuple[int, str]:
     """How many numbers were converted, to float32 and from it, and what went wrong first, or ""."""
     narrow, given = numpy_dtype(dtype), numbers(dtype)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -14,8 +14,6 @@ import numpy as np
 import cudeform
 from cudeform.commands import CommandError, machine, outputs
 
-__all__ = ["add_arguments", "run"]
-
 EXAMPLES = {  # what each is, and its own options
     "photograph": (
         "Align a photograph with a warped copy of itself, by learning where a convolution reads.",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["numpy_dtype"]
-
 
 def numpy_dtype(name: str) -> np.dtype:
     """A dtype by its name; bfloat16 is that of ml_dtypes."""

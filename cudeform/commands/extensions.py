@@ -11,8 +11,6 @@ from cudeform.commands import CommandError
 from cudeform.commands.table import table
 from cudeform.extensions import Extension, available, selected
 
-__all__ = ["add_arguments", "run", "state"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="one of them: which of its functions work")

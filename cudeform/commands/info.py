@@ -13,10 +13,8 @@ import cudeform
 from cudeform.commands import machine
 from cudeform.threads import get_num_threads
 
-__all__ = ["add_arguments", "facts", "run"]
-
+VERSIONS = ("numpy", "numba", "ml_dtypes", "cupy", "torch", "jax", "keras")
 CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
-FRAMEWORKS = {"torch": ("torch",), "jax": ("jax",), "keras": ("keras",)}
 OPTIONAL = (
     # what for, the distributions it takes, the command that installs them
     ("bfloat16", ("ml_dtypes",), "pip install ml_dtypes"),
@@ -45,10 +43,8 @@ def facts() -> dict[str, dict[str, str]]:
     cupy, reason = machine.cupy_or_reason()
     found = machine.nvidia_gpu()
     versions = {"cudeform": cudeform.__version__, "python": platform.python_version()}
-    for name in ("numpy", "numba", "ml_dtypes"):
-        versions[name] = machine.version(name) or "not installed"
-    versions["cupy"] = machine.version(*CUPY) or "not installed"
-    for name, distributions in FRAMEWORKS.items():
+    for name in VERSIONS:
+        distributions = CUPY if name == "cupy" else (name,)
         versions[name] = machine.version(*distributions) or "not installed"
 
     gpu = {"cuda backend": "ready" if cupy else f"not available: {reason}"}

@@ -17,17 +17,6 @@ import cudeform
 from cudeform.commands import CommandError
 from cudeform.threads import get_num_threads
 
-__all__ = [
-    "cuda_extra",
-    "cupy_or_reason",
-    "describe",
-    "gpu",
-    "namespace",
-    "nvidia_gpu",
-    "processor",
-    "version",
-]
-
 # The first NVIDIA driver of CUDA 13; cudeform[cuda12] serves older ones.
 _CUDA13_DRIVER = 580
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from cudeform.commands import CommandError
 
-__all__ = ["check", "figure_format"]
-
 
 def check(option: str, file: str) -> None:
     """Raise unless the file can be written; what it holds stays, and no new file is left."""

@@ -20,8 +20,6 @@ import cudeform
 from cudeform import extensions
 from cudeform.commands import CommandError
 
-__all__ = ["add_arguments", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [--with NAME] [--replace] (script.py | -m module) [ARGUMENT ...]"

@@ -9,7 +9,7 @@ bits and float32 must be exact.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,18 +18,17 @@ import numpy as np
 from cudeform.arrays import DTYPES
 from cudeform.cases import Case
 from cudeform.commands import CommandError, conversions, machine
+from cudeform.commands.conversions import ToDevice, ToHost
 from cudeform.commands.dtypes import numpy_dtype
 from cudeform.commands.table import table
 from cudeform.registry import OPERATORS, Operator
-
-__all__ = ["TOLERANCE", "Outcome", "add_arguments", "check", "check_conversions", "run"]
 
 # The largest error allowed, in units of the largest magnitude of the array that is compared.
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 1e-5, "float64": 1e-12}
 
 
 @dataclass
-class Outcome:
+class _Outcome:
     """The worst of all cases of one operator in one dtype."""
 
     operator: str
@@ -90,7 +89,7 @@ def run(given: argparse.Namespace) -> int:
     ]
     if cupy is not None:
         narrow = [dtype for dtype in dtypes if dtype in conversions.NARROW]
-        outcomes += [check_conversions(dtype, to_device, to_host) for dtype in narrow]
+        outcomes += [_check_conversions(dtype, to_device, to_host) for dtype in narrow]
     print(_report(outcomes))
     for outcome in outcomes:
         if not outcome.passed:
@@ -113,14 +112,9 @@ def _dtypes(gpu: bool) -> list[str]:
     return dtypes
 
 
-def check(
-    operator: Operator,
-    dtype: str,
-    to_device: Callable[[np.ndarray], Any],
-    to_host: Callable[[Any], np.ndarray],
-) -> Outcome:
+def check(operator: Operator, dtype: str, to_device: ToDevice, to_host: ToHost) -> _Outcome:
     """All cases of an operator in a dtype against float64 on the CPU."""
-    outcome = Outcome(operator.name, dtype, TOLERANCE[dtype])
+    outcome = _Outcome(operator.name, dtype, TOLERANCE[dtype])
     for case in _cases(operator, dtype):
         outcome.cases += 1
         try:
@@ -130,13 +124,9 @@ def check(
     return outcome
 
 
-def check_conversions(
-    dtype: str,
-    to_device: Callable[[np.ndarray], Any],
-    to_host: Callable[[Any], np.ndarray],
-) -> Outcome:
+def _check_conversions(dtype: str, to_device: ToDevice, to_host: ToHost) -> _Outcome:
     """Every number of 16 bits to float32, and from there what is hard to round: exactly."""
-    outcome = Outcome("conversions", dtype, 0.0)
+    outcome = _Outcome("conversions", dtype, 0.0)
     try:
         outcome.cases, outcome.failure = conversions.wrong(dtype, to_device, to_host)
     except Exception as error:  # as in `check`
@@ -154,16 +144,12 @@ def _cases(operator: Operator, dtype: str) -> Iterator[Case]:
             yield replace(wide, name=f"{case.name} beside float32")
 
 
-def _fail(outcome: Outcome, case: Case, why: str) -> None:
+def _fail(outcome: _Outcome, case: Case, why: str) -> None:
     outcome.failure = outcome.failure or f"case {case.name}: {why}"
 
 
 def _check_case(
-    outcome: Outcome,
-    operator: Operator,
-    case: Case,
-    to_device: Callable[[np.ndarray], Any],
-    to_host: Callable[[Any], np.ndarray],
+    outcome: _Outcome, operator: Operator, case: Case, to_device: ToDevice, to_host: ToHost
 ) -> None:
     dtype = numpy_dtype(outcome.dtype)
 
@@ -193,7 +179,7 @@ def _check_case(
 
 
 def _compare(
-    outcome: Outcome, case: Case, what: str, got: Any, expected: np.ndarray, dtype: np.dtype
+    outcome: _Outcome, case: Case, what: str, got: Any, expected: np.ndarray, dtype: np.dtype
 ) -> float:
     """The largest error in units of the largest magnitude; a failure is noted."""
     if got.shape != expected.shape or got.dtype != dtype:
@@ -208,7 +194,7 @@ def _compare(
     return error
 
 
-def _report(outcomes: list[Outcome]) -> str:
+def _report(outcomes: list[_Outcome]) -> str:
     header = ("operator", "dtype", "cases", "output", "gradients", "tolerance", "repeatable", "")
     return table(
         header,

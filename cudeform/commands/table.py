@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["table"]
-
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> str:
     """The rows under the header, columns as wide as their widest cell, the first `text` of them

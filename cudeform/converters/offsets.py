@@ -18,13 +18,6 @@ from cudeform.plans.aggregation import packed_channels
 from cudeform.plans.points import LAYOUTS
 from cudeform.types import Array, Layout, Pair
 
-__all__ = [
-    "convert_mask",
-    "convert_offset",
-    "pack_dcnv4",
-    "unpack_dcnv4",
-]
-
 LIBRARIES = ("torchvision", "chainer", "dcnv3")
 
 

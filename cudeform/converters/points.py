@@ -8,8 +8,6 @@ from cudeform import arrays, checks
 from cudeform.dispatch import dispatched
 from cudeform.types import Array
 
-__all__ = ["points_from_msda", "points_to_msda"]
-
 
 def _with_sizes(op: str, kind: arrays.Kind, name: str, array: Any, spatial_shapes: Any) -> Any:
     """An array (..., L, P, 2) and, to broadcast against it, the (H, W) of each level."""
@@ -23,21 +21,17 @@ def _with_sizes(op: str, kind: arrays.Kind, name: str, array: Any, spatial_shape
 
 def _sizes(op: str, spatial_shapes: Any, levels: int) -> Any:
     """Sizes of levels after checking them; what is in an array only where it is at hand."""
-    name, shape, symbols = "spatial_shapes", (levels, 2), "(L, (H, W))"
+    name = "spatial_shapes"
     if not isinstance(spatial_shapes, (list, tuple)):
         kind = arrays.known(op, name, spatial_shapes)
         if not kind.dtype_name(spatial_shapes.dtype).startswith(("int", "uint", "float")):
             expected = "of integers or real numbers"
             checks.fail(op, name, expected, repr(spatial_shapes.dtype), error=TypeError)
-        checks.shape(op, name, spatial_shapes, shape, symbols)
+        checks.shape(op, name, spatial_shapes, (levels, 2), "(L, (H, W))")
         if kind.backend == "cpu" and not (spatial_shapes > 0).all():
             checks.fail(op, name, "to be above 0", spatial_shapes.min())
         return spatial_shapes
-    for size in spatial_shapes:
-        if not isinstance(size, (list, tuple)):
-            checks.fail(op, name, f"of pairs {symbols}", checks.shown(size), error=TypeError)
-    if len(spatial_shapes) != levels:
-        checks.fail(op, name, f"of shape {shape} = {symbols}", f"length {len(spatial_shapes)}")
+    checks.listed_pairs(op, name, spatial_shapes, levels)
     return [checks.pair(op, name, size, 1) for size in spatial_shapes]
 
 

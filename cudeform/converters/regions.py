@@ -8,8 +8,6 @@ from cudeform import arrays, checks
 from cudeform.dispatch import dispatched
 from cudeform.types import Array, Boxes
 
-__all__ = ["convert_roi_offset"]
-
 
 def _roi_size_mmcv(boxes: Any, scale: float, xp: Any) -> Any:
     return (boxes[:, 3:] - boxes[:, 1:3]) * scale

@@ -9,11 +9,9 @@ import numpy as np
 
 from cudeform.cuda import aggregator
 from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent
+from cudeform.cuda.compile import along
 from cudeform.cuda.device import Device, device_of, gradients
 from cudeform.plans.aggregation import AggregationPlan
-
-__all__ = ["backward", "forward", "units"]
-
 
 units = partial(aggregator.units, grid=True)
 
@@ -77,9 +75,7 @@ def _fields(plan: AggregationPlan) -> dict[str, Any]:
     """What of a Params follows from the kernel and the layout of its points."""
     only = (plan.height, plan.width, plan.points)
     levels = zip(("heights", "widths", "ends"), only, strict=True)
-    y, x = ("stride_y", "origin_y", "center_y"), ("stride_x", "origin_x", "center_x")
-    along = zip(plan.stride, plan.padding, plan.center, strict=True)
-    axes = [(step, center - padding, center) for step, padding, center in along]
+    origin = [center - pad for center, pad in zip(plan.center, plan.padding, strict=True)]
     return {
         **{name: np.array([n] + [0] * (MOST_LEVELS - 1), "i4").tobytes() for name, n in levels},
         "levels": 1,
@@ -88,10 +84,11 @@ def _fields(plan: AggregationPlan) -> dict[str, Any]:
         "nearest": 0,
         "softmax": int(plan.softmax),
         "out_width": plan.out_width,
-        **dict(zip((*y, *x), (*axes[0], *axes[1]), strict=True)),
+        **along("stride", plan.stride),
+        **along("origin", origin),
+        **along("center", plan.center),
+        **along("dilation", plan.dilation),
         "kernel_height": plan.kernel[0],
-        "dilation_y": plan.dilation[0],
-        "dilation_x": plan.dilation[1],
         "removed": plan.removed if plan.remove_center else plan.points,
         "offset_scale": plan.scale,
         "narrow_scale": plan.scale,

@@ -26,8 +26,6 @@ from cudeform.cuda.lanes import (
     vectors,
 )
 
-__all__ = ["MOST_LEVELS", "POINT_BYTES", "Aggregator", "Extent", "Part", "units"]
-
 MOST_LEVELS = 16  # whose sizes a launch passes by value
 PARAMS = np.dtype(
     [("offset_scale", "f8")]

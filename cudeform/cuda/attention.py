@@ -12,9 +12,6 @@ from cudeform.cuda.aggregator import MOST_LEVELS, Aggregator, Extent
 from cudeform.cuda.device import Device, device_of, gradients
 from cudeform.plans.attention import AttentionPlan
 
-__all__ = ["backward", "forward", "units"]
-
-
 units = partial(aggregator.units, grid=False)
 
 

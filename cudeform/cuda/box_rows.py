@@ -14,8 +14,6 @@ from cudeform.cuda.compile import SCALARS, Unit, pack
 from cudeform.cuda.device import device_of
 from cudeform.cuda.lanes import THREADS
 
-__all__ = ["join", "units"]
-
 IMAGES = 8  # of a launch
 PARAMS = np.dtype(
     [("ends", "i4", (IMAGES,))] + [(name, "i4") for name in ("first_image", "first_row", "rows")],

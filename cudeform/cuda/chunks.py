@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from cudeform.plans.points import Points
 
-__all__ = ["IMAGE_BYTES", "Chunk", "chunks", "image_groups"]
-
 IMAGE_BYTES = 64 << 20  # images that are worked on at once, in channels-last copies and buckets
 # Parts of an image begin at a multiple of so many pixels: products write to rows on the grid of
 # vectors, without which cuBLAS has only kernels of older GPUs, and fill its tiles.

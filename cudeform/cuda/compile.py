@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-__all__ = ["DIVISOR", "SCALARS", "Unit", "flatten", "pack", "packed", "reciprocal"]
 
 # A field of Params that kernels divide by: Divisor of prelude.cuh
 DIVISOR = np.dtype([("value", "i4"), ("multiplier", "u4"), ("shift", "i4")], align=True)
@@ -31,9 +29,7 @@ class Unit:
     defines: tuple[tuple[str, str], ...]  # what tells it from other units of the file
     params: np.dtype
     constants: tuple[tuple[str, int], ...] = ()  # sizes that host and device have in common
-    capability: int = (
-        70  # ten times the least compute capability of a GPU that has its instructions
-    )
+    capability: int = 70  # ten times the least that a GPU with its instructions has
     options: tuple[str, ...] = ("-std=c++17",)  # for NVRTC
 
 
@@ -110,6 +106,12 @@ def _format(params: np.dtype) -> tuple[struct.Struct, tuple[tuple[str, bool], ..
             text += "iIi" if is_one else codes[field.str[1:]]
     end = "0q" if params.alignment == 8 else "0i"  # a struct is as long as an array of it needs
     return struct.Struct(text + end), fields
+
+
+def along(name: str, pair: Sequence[int]) -> dict[str, int]:
+    """Two fields of a Params: a number along y and one along x."""
+    y, x = pair
+    return {f"{name}_y": y, f"{name}_x": x}
 
 
 def pack(params: np.dtype, values: dict[str, Any]) -> np.ndarray:

@@ -15,8 +15,6 @@ from cudeform.cuda.products import Cublas
 from cudeform.cuda.program import Launch, Product, Program, Programs, Starter, address
 from cudeform.cuda.replay import Arguments, Replay
 
-__all__ = ["CupyDevice"]
-
 _IN_MEMORY = "CUPY_CACHE_IN_MEMORY"
 _SHARED_BYTES = 48 << 10  # that every block may have
 

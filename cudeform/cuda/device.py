@@ -14,8 +14,6 @@ import numpy as np
 from cudeform.cuda.program import Program, Programs, Starter
 from cudeform.plans.outlines import Plan
 
-__all__ = ["Device", "device_of", "gradients", "load_cupy", "register", "stream_at"]
-
 
 class Device(Starter, Protocol):
     """What the host code of an operator may ask of a GPU."""

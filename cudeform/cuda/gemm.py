@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["Gemm", "gemm_arguments"]
-
 
 class Gemm(NamedTuple):
     """A matrix product in cuBLAS's terms: column-major, its first operand is our second."""

@@ -13,25 +13,6 @@ import numpy as np
 
 from cudeform.cuda.program import address
 
-__all__ = [
-    "BLOCKS",
-    "GATHER_THREADS",
-    "LANES",
-    "THREADS",
-    "VECTOR_BYTES",
-    "WARP",
-    "Choice",
-    "Shares",
-    "aligned",
-    "choose",
-    "choose_gather",
-    "choose_tiles",
-    "is_aligned",
-    "lane_bits",
-    "vector_of",
-    "vectors",
-]
-
 THREADS, GATHER_THREADS, WARP = 256, 64, 32  # of a block, of one that gathers, of a warp
 VECTOR_BYTES = 16  # that a thread moves at once, at most
 LANES = 8  # whose vectors are a line of the cache

@@ -16,8 +16,6 @@ from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import VECTOR_BYTES
 from cudeform.cuda.program import address
 
-__all__ = ["Batch", "Strides", "fill", "index_type", "transpose", "units"]
-
 JOB = np.dtype(
     [(name, "i4") for name in ("first_block", "blocks", "rows", "columns")]
     + [(name, DIVISOR) for name in ("tiles_down", "tiles_across", "groups")]

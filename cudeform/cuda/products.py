@@ -16,8 +16,6 @@ import numpy as np
 from cudeform.arrays import dtype_name
 from cudeform.cuda.program import Product
 
-__all__ = ["Cublas"]
-
 # cudaDataType_t, cublasComputeType_t, cublasMath_t, cublasPointerMode_t, cublasGemmAlgo_t of CUDA
 _CUDA_TYPES = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}
 _COMPUTE_32F, _COMPUTE_32F_FAST_TF32, _COMPUTE_64F = 68, 77, 70

@@ -13,11 +13,6 @@ import numpy as np
 from cudeform.cuda.compile import Unit
 from cudeform.cuda.gemm import Gemm, gemm_arguments
 
-__all__ = [
-    "Copy", "Known", "Launch", "Product", "Program", "Programs", "Slot", "Starter", "Step", "View",
-    "Zero", "address", "places",
-]  # fmt: skip
-
 _GRID = 256  # bytes: where every allocation of a GPU starts
 _MOST_STEPS = 1 << 15  # of all programs of a device together, a kB or two each
 

@@ -16,8 +16,6 @@ from cudeform.cuda.lanes import VECTOR_BYTES
 from cudeform.cuda.program import Known, address
 from cudeform.cuda.tracing import Unforeseen, trace
 
-__all__ = ["Family"]
-
 
 class Family:
     """A family's module, whose forward and backward are recorded."""

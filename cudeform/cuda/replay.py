@@ -16,8 +16,6 @@ import numpy as np
 
 from cudeform.cuda.program import Copy, Launch, Product, Program, View, Zero, address, places
 
-__all__ = ["Arguments", "Replay"]
-
 # CU_LAUNCH_PARAM_BUFFER_POINTER, _BUFFER_SIZE and _END of the driver's headers
 _BUFFER, _SIZE, _END = 1, 2, 0
 _WORD = 8  # bytes of an address

@@ -12,7 +12,7 @@ import numpy as np
 from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout, sort
 from cudeform.cuda.chunks import Chunk, chunks
-from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, along, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import (
     GATHER_THREADS,
@@ -27,8 +27,6 @@ from cudeform.cuda.lanes import (
     vectors,
 )
 from cudeform.plans.points import BORDERS, Points
-
-__all__ = ["Block", "Gradients", "PointSums", "Sampler", "units"]
 
 PARAMS = np.dtype(
     [("height", "i4"), ("input_channels", "i4")]
@@ -95,8 +93,10 @@ class Gradients(NamedTuple):
         return frozenset(name for name in self._fields if getattr(self, name) is not None)
 
 
-def _named(names: tuple[str, ...], values: tuple[int, ...]) -> dict[str, int]:
-    return dict(zip(names, values, strict=True))
+def _strides(name: str, points: Points, channels: int) -> dict[str, int]:
+    """Fields of a Params: elements of an array from an image, a channel, a pixel to the next."""
+    strides = points.offset_strides(channels)
+    return {f"{name}_{of}": n for of, n in zip(("image", "channel", "pixel"), strides, strict=True)}
 
 
 class Sampler:
@@ -112,8 +112,6 @@ class Sampler:
         self._offset_items = 0 if plain else 2 * per_pixel * points.pixels  # of an image
         self._dtype_name = dtype_name(self.dtype)
         self._offset_name = self._dtype_name if plain else dtype_name(offset.dtype)
-        offset_strides = points.offset_strides(2 * per_pixel)
-        mask_strides = points.offset_strides(per_pixel)
         self._params = {
             "height": points.height,
             "width": points.width,
@@ -126,11 +124,11 @@ class Sampler:
             "plain": int(plain),
             "offset_groups": points.offset_groups,
             "group_channels": points.group_channels,
-            **_named(("stride_y", "stride_x"), points.stride),
-            **_named(("origin_y", "origin_x"), points.origin),
-            **_named(("dilation_y", "dilation_x"), points.dilation),
-            **_named(("offset_image", "offset_channel", "offset_pixel"), offset_strides),
-            **_named(("mask_image", "mask_channel", "mask_pixel"), mask_strides),
+            **along("stride", points.stride),
+            **along("origin", points.origin),
+            **along("dilation", points.dilation),
+            **_strides("offset", points, 2 * per_pixel),
+            **_strides("mask", points, per_pixel),
         }
 
     def channels_last(self, batch: layout.Batch, array: Any, images: range) -> Any:

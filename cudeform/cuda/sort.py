@@ -11,8 +11,6 @@ from cudeform.cuda.compile import Unit, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import THREADS, lane_bits
 
-__all__ = ["Buckets", "Sorting", "sort_points", "units"]
-
 PARAMS = np.dtype([(name, "i4") for name in ("count", "keys", "counters", "lane_bits")], align=True)
 POINTS, KEYS = 4, 4  # of a thread, in the kernels that go through them
 TILE = THREADS * KEYS

@@ -17,8 +17,6 @@ from cudeform.cuda.device import register
 from cudeform.cuda.lanes import VECTOR_BYTES
 from cudeform.cuda.program import Copy, Program, Slot, Starter, Step, View, Zero, address
 
-__all__ = ["Traced", "Tracer", "Unforeseen", "trace"]
-
 _LONGEST = 1 << 10  # steps of a program: what starts more keeps a GPU busy while host code runs
 _current = threading.local()
 

@@ -26,8 +26,6 @@ from cudeform import (
     deform_conv2d_backward,
 )
 
-__all__ = ["Adam", "FlowGrid", "align", "filters", "flow_offsets", "pyramid", "smooth_flow"]
-
 TAPS = tuple((a, b) for a in range(3) for b in range(3))
 
 

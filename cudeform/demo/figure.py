@@ -13,8 +13,6 @@ from matplotlib.patches import Rectangle
 from cudeform import plot
 from cudeform.demo.result import Result
 
-__all__ = ["draw"]
-
 PANEL = 3.9  # inches: the width of a panel
 GAP = 0.12  # between columns
 TITLE = 0.34  # above a panel

@@ -10,8 +10,6 @@ from skimage import data, io, transform
 
 from cudeform.commands import CommandError
 
-__all__ = ["load"]
-
 SMALLEST = 8  # pixels along a side
 LONGEST = 16  # times the other side
 

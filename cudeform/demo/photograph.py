@@ -17,8 +17,6 @@ from cudeform import deform_conv2d
 from cudeform.demo import alignment
 from cudeform.demo.result import Result
 
-__all__ = ["compute"]
-
 AMPLITUDE = 0.05  # of the photograph's longer side
 SMALLEST = 20  # pixels along the shorter side of the coarsest level
 

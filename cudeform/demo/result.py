@@ -7,8 +7,6 @@ from math import log10
 
 import numpy as np
 
-__all__ = ["Result", "psnr"]
-
 
 @dataclass(frozen=True)
 class Result:

@@ -20,7 +20,7 @@ from cudeform.derivatives.calls import Call, Namespace
 from cudeform.derivatives.largest import at_largest
 from cudeform.derivatives.shares import of_shares
 from cudeform.plans import plan
-from cudeform.registry import OPERATORS, Operator
+from cudeform.registry import Operator, row_of
 
 __all__ = ["Namespace", "jvp", "reads_boxes"]
 
@@ -62,7 +62,7 @@ def jvp(
         The derivative takes the values of `boxes`, see `reads_boxes`, and they are not known yet.
     """
     primals = {k: v for k, v in primals.items() if v is not None}
-    row = _row(name)
+    row = row_of(name)
     moving = {argument.name for argument in row.arguments if argument.differentiable}
     tangents = {k: v for k, v in tangents.items() if v is not None and k in moving}
     dtype = xp.dtype_name(primals[row.images])
@@ -75,7 +75,7 @@ def jvp(
     if row.apart:
         slopes = import_module(f"{__name__}.{row.slopes}")
         call, tangents = slopes.apart(call, row.apart, functions[row.apart], tangents)
-        row = _row(row.apart)
+        row = row_of(row.apart)
     if options.get("softmax"):
         call, tangents = of_shares(row, call, tangents)
     total = None
@@ -89,13 +89,8 @@ def reads_boxes(name: str, moving: Collection[str], options: Mapping[str, Any]) 
 
     A bin with as many samples as it has pixels is followed sample by sample.
     """
-    ratio = _filled(_row(name), options).get("sampling_ratio", 1)
+    ratio = _filled(row_of(name), options).get("sampling_ratio", 1)
     return "offset" in moving and ratio < 1
-
-
-def _row(name: str) -> Operator:
-    (row,) = (row for row in OPERATORS if row.name == name)
-    return row
 
 
 def _widened(arrays: Arrays, xp: Namespace, dtype: str) -> dict[str, Any]:

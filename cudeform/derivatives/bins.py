@@ -18,8 +18,6 @@ from cudeform import checks
 from cudeform.derivatives.calls import Call, Namespace, images_of
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["along"]
-
 _AT_ONCE = 16  # samples of a bin that one call reads
 _NOWHERE = -2  # a coordinate at which every sampler reads nothing
 

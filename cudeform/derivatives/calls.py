@@ -10,8 +10,6 @@ import numpy as np
 from cudeform import checks
 from cudeform.plans import Plan
 
-__all__ = ["Call", "Namespace", "border", "check_sides", "images_of"]
-
 _EXACT = 2**24  # pixels: beyond, float32 does not tell a whole number from the next
 # What frameworks call as NumPy does.
 _ALIKE = (

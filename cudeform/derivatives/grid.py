@@ -10,8 +10,6 @@ import numpy as np
 from cudeform.derivatives.calls import Call, check_sides
 from cudeform.plans import plan
 
-__all__ = ["along", "apart"]
-
 
 def apart(
     call: Call, name: str, function: Callable[..., Any], tangents: dict[str, Any]

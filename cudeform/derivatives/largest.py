@@ -7,8 +7,6 @@ from typing import Any
 
 from cudeform.derivatives.calls import Call, images_of
 
-__all__ = ["at_largest"]
-
 
 def at_largest(call: Call, tangent: Any) -> Any:
     """What moves where a pooling found its largest pixels or samples."""

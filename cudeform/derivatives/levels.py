@@ -8,8 +8,6 @@ import numpy as np
 
 from cudeform.derivatives.calls import Call, check_sides
 
-__all__ = ["along"]
-
 
 def along(call: Call, tangent: Any) -> list[Any]:
     xp, plan = call.xp, call.plan

@@ -6,8 +6,6 @@ from typing import Any
 
 from cudeform.derivatives.calls import Call, border, check_sides
 
-__all__ = ["along"]
-
 
 def along(call: Call, tangent: Any) -> list[Any]:
     xp, points = call.xp, call.primals["points"]

@@ -7,8 +7,6 @@ from typing import Any
 from cudeform.derivatives.calls import Call, Namespace
 from cudeform.registry import Operator
 
-__all__ = ["of_shares"]
-
 
 def of_shares(row: Operator, call: Call, tangents: dict[str, Any]) -> tuple[Call, dict[str, Any]]:
     """The call and the tangents with factors in place of logits."""

@@ -19,8 +19,6 @@ from typing import Any
 
 from cudeform.extensions.table import Extension, Names
 
-__all__ = ["Finder", "found", "stands_in"]
-
 _CODE = "cudeform.torch.extensions"
 # A folder with the metadata of distributions alone, for those who ask for a version.
 DISTRIBUTIONS = str(Path(__file__).with_name("distributions"))

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["EXTENSIONS", "Extension", "Names"]
-
 Names = Mapping[str, str]
 
 
@@ -96,60 +94,59 @@ _FLASH = _both("attention", "flash_deform_attn")
 _DCNV4_MODULES = _names("dcnv4", "DCNv4", "FlashDeformAttn")
 _DCNV4_FUNCTIONS = _names("dcnv4", "DCNv4Function", "FlashDeformAttnFunction")
 
+
+def _module(name: str, users: str, names: Names, **options: bool) -> Extension:
+    """One that is no package."""
+    return Extension(name, users, {name: names}, **options)
+
+
 _ROWS = (
-    Extension(
+    _module(
         "mmcv._ext",
         "mmcv, and with it mmdetection, mmsegmentation, BEVFormer",
         {
-            "mmcv._ext": {
-                **dict.fromkeys(_MMCV, ""),
-                **_IN_PLACE,
-                **_both("regions", "deform_roi_pool", "roi_align", "roi_pool"),
-                **_both("located", "prroi_pool", "roi_align_rotated"),
-                **_names("located", "prroi_pool_coor_backward"),
-                **_ATTENTION,
-                "ms_deform_attn_backward": "attention.ms_deform_attn_backward_",
-                **_names("boxes", "bbox_overlaps", "nms", "nms_match", "softnms"),
-                **_both("losses", "sigmoid_focal_loss", "softmax_focal_loss"),
-                **_names("versions", "get_compiler_version", "get_compiling_cuda_version"),
-            }
+            **dict.fromkeys(_MMCV, ""),
+            **_IN_PLACE,
+            **_both("regions", "deform_roi_pool", "roi_align", "roi_pool"),
+            **_both("located", "prroi_pool", "roi_align_rotated"),
+            **_names("located", "prroi_pool_coor_backward"),
+            **_ATTENTION,
+            "ms_deform_attn_backward": "attention.ms_deform_attn_backward_",
+            **_names("boxes", "bbox_overlaps", "nms", "nms_match", "softnms"),
+            **_both("losses", "sigmoid_focal_loss", "softmax_focal_loss"),
+            **_names("versions", "get_compiler_version", "get_compiling_cuda_version"),
         },
     ),
-    Extension(
+    _module(
         "MultiScaleDeformableAttention",
         "Deformable DETR, Mask2Former, OneFormer, DINO, ViT-Adapter, TransTrack",
-        {"MultiScaleDeformableAttention": _ATTENTION},
+        _ATTENTION,
     ),
-    Extension("groundingdino._C", "Grounding DINO", {"groundingdino._C": _ATTENTION}),
-    Extension("detrex._C", "detrex", {"detrex._C": {**_ATTENTION, **_DCNV3}}),
-    Extension(
+    _module("groundingdino._C", "Grounding DINO", _ATTENTION),
+    _module("detrex._C", "detrex", {**_ATTENTION, **_DCNV3}),
+    _module(
         "_ext",
         "DCNv2 of CharlesShang, CenterNet, FairMOT, CenterTrack, YOLACT++",
         {
-            "_ext": {
-                **_both("convolution", "dcn_v2"),
-                "dcn_v2_psroi_pooling_forward": "regions.deform_psroi_pooling_forward",
-                "dcn_v2_psroi_pooling_backward": "regions.deform_psroi_pooling_backward",
-            }
+            **_both("convolution", "dcn_v2"),
+            "dcn_v2_psroi_pooling_forward": "regions.deform_psroi_pooling_forward",
+            "dcn_v2_psroi_pooling_backward": "regions.deform_psroi_pooling_backward",
         },
         on_request=True,
     ),
-    Extension(
+    _module(
         "DCN",
         "Deformable-Convolution-V2-PyTorch of chengdazhi",
         {
-            "DCN": {
-                "deform_conv_forward": "convolution.dcn_forward",
-                "deform_conv_backward": "convolution.dcn_backward",
-                "modulated_deform_conv_forward": "convolution.modulated_dcn_forward",
-                "modulated_deform_conv_backward": "convolution.modulated_dcn_backward",
-                "deform_psroi_pooling_forward": "regions.deform_psroi_pooling_forward",
-                "deform_psroi_pooling_backward": "regions.deform_psroi_pooling_backward",
-            }
+            "deform_conv_forward": "convolution.dcn_forward",
+            "deform_conv_backward": "convolution.dcn_backward",
+            "modulated_deform_conv_forward": "convolution.modulated_dcn_forward",
+            "modulated_deform_conv_backward": "convolution.modulated_dcn_backward",
+            **_both("regions", "deform_psroi_pooling"),
         },
         on_request=True,
     ),
-    Extension("DCNv3", "InternImage", {"DCNv3": _DCNV3}, distribution=True),
+    _module("DCNv3", "InternImage", _DCNV3, distribution=True),
     Extension(
         "DCNv4",
         "DCNv4, FlashInternImage",
@@ -160,64 +157,49 @@ _ROWS = (
             "DCNv4.ext": {**_DCNV4, **_FLASH},
         },
     ),
-    *(
-        Extension(name, users, {name: _IN_PLACE})
-        for name, users in (
-            ("basicsr.ops.dcn.deform_conv_ext", "BasicSR, GFPGAN, Real-ESRGAN"),
-            ("basicsr.models.ops.dcn.deform_conv_ext", "EDVR, early BasicSR"),
-            ("mmdet.ops.dcn.deform_conv_ext", "mmdetection 1.1 to 1.2"),
-        )
-    ),
-    Extension(
+    _module("basicsr.ops.dcn.deform_conv_ext", "BasicSR, GFPGAN, Real-ESRGAN", _IN_PLACE),
+    _module("basicsr.models.ops.dcn.deform_conv_ext", "EDVR, early BasicSR", _IN_PLACE),
+    _module("mmdet.ops.dcn.deform_conv_ext", "mmdetection 1.1 to 1.2", _IN_PLACE),
+    _module(
         "detectron2._C",
         "detectron2",
         {
-            "detectron2._C": {
-                **{k: v for k, v in _IN_PLACE.items() if k != "deform_conv_backward_parameters"},
-                "deform_conv_backward_filter": "convolution.deform_conv_backward_parameters",
-                **_names("versions", "get_compiler_version", "get_cuda_version", "has_cuda"),
-                "COCOevalAccumulate": "",
-                "COCOevalEvaluateImages": "",
-                "InstanceAnnotation": "",
-                "ImageEvaluation": "",
-            }
+            **{k: v for k, v in _IN_PLACE.items() if k != "deform_conv_backward_parameters"},
+            "deform_conv_backward_filter": "convolution.deform_conv_backward_parameters",
+            **_names("versions", "get_compiler_version", "get_cuda_version", "has_cuda"),
+            "COCOevalAccumulate": "",
+            "COCOevalEvaluateImages": "",
+            "InstanceAnnotation": "",
+            "ImageEvaluation": "",
         },
         # With it, detectron2 no longer evaluates with pycocotools, as it does without its own.
         on_request=True,
     ),
-    Extension(
+    _module(
         "mmdet.ops.dcn.deform_conv_cuda",
         "mmdetection 1.0, SOLO",
         {
-            "mmdet.ops.dcn.deform_conv_cuda": {
-                "deform_conv_forward_cuda": "convolution.deform_conv_forward",
-                "deform_conv_backward_input_cuda": "convolution.deform_conv_backward_input",
-                "deform_conv_backward_parameters_cuda": (
-                    "convolution.deform_conv_backward_parameters"
-                ),
-                "modulated_deform_conv_cuda_forward": "convolution.modulated_deform_conv_forward",
-                "modulated_deform_conv_cuda_backward": "convolution.modulated_deform_conv_backward",
-            }
+            "deform_conv_forward_cuda": "convolution.deform_conv_forward",
+            "deform_conv_backward_input_cuda": "convolution.deform_conv_backward_input",
+            "deform_conv_backward_parameters_cuda": "convolution.deform_conv_backward_parameters",
+            "modulated_deform_conv_cuda_forward": "convolution.modulated_deform_conv_forward",
+            "modulated_deform_conv_cuda_backward": "convolution.modulated_deform_conv_backward",
         },
     ),
-    Extension(
+    _module(
         "mmdet.ops.dcn.deform_pool_cuda",
         "mmdetection 1.0, SOLO",
         {
-            "mmdet.ops.dcn.deform_pool_cuda": {
-                "deform_psroi_pooling_cuda_forward": "regions.deform_psroi_pooling_forward_",
-                "deform_psroi_pooling_cuda_backward": "regions.deform_psroi_pooling_backward_",
-            }
+            "deform_psroi_pooling_cuda_forward": "regions.deform_psroi_pooling_forward_",
+            "deform_psroi_pooling_cuda_backward": "regions.deform_psroi_pooling_backward_",
         },
     ),
-    Extension(
+    _module(
         "mmdet.ops.dcn.deform_pool_ext",
         "mmdetection 1.1 to 1.2",
         {
-            "mmdet.ops.dcn.deform_pool_ext": {
-                "deform_psroi_pooling_forward": "regions.deform_psroi_pooling_forward_",
-                "deform_psroi_pooling_backward": "regions.deform_psroi_pooling_backward_",
-            }
+            "deform_psroi_pooling_forward": "regions.deform_psroi_pooling_forward_",
+            "deform_psroi_pooling_backward": "regions.deform_psroi_pooling_backward_",
         },
     ),
 )

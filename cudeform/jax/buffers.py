@@ -11,13 +11,13 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from cudeform.cuda.device import load_cupy, stream_at
 
-__all__ = ["compute"]
-
 _CPU = 1  # kDLCPU of dlpack.h
 
 
 def compute(
-    function: Callable[..., tuple[Any, ...]], results: Sequence[Any], arrays: Sequence[Any]
+    function: Callable[..., tuple[Any, ...]],
+    results: list[jax.ShapeDtypeStruct],
+    arrays: Sequence[Any],
 ) -> list[Any]:
     """Call `function` on views of `arrays`, NumPy's or CuPy's, when the program runs.
 
@@ -31,8 +31,7 @@ def compute(
         else:
             _on_gpu(function, context.stream, ordinal, outputs, inputs)
 
-    avals = [jax.ShapeDtypeStruct(result.shape, result.dtype) for result in results]
-    return buffer_callback(callback, avals)(*arrays) if avals else []
+    return buffer_callback(callback, results)(*arrays) if results else []
 
 
 def _on_cpu(function: Callable[..., Any], outputs: Any, inputs: Any) -> None:

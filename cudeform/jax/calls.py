@@ -6,24 +6,16 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
+from jax import ShapeDtypeStruct
 
 from cudeform.ops.call import outlined
 from cudeform.plans import Outline, Plan
 from cudeform.registry import OPERATORS, Operator
 
-__all__ = ["ROWS", "Call", "Shaped"]
-
 ROWS = {row.name: row for row in OPERATORS}
-
-
-class Shaped(NamedTuple):
-    """The shape and dtype of a result."""
-
-    shape: tuple[int, ...]
-    dtype: Any
 
 
 @dataclass(frozen=True)
@@ -64,21 +56,20 @@ class Call:
         options = tuple((name, _frozen(value)) for name, value in self.options)
         return replace(self, options=options)
 
-    def results(self, operands: Sequence[Any]) -> list[Shaped]:
+    def results(self, operands: Sequence[Any]) -> list[ShapeDtypeStruct]:
         found = self.check(operands).results
-        return self._shaped(
-            found if dict(self.options).get("return_argmax") else found[:1], operands
-        )
+        asked = found if dict(self.options).get("return_argmax") else found[:1]
+        return self._shaped(asked, operands)
 
-    def gradients(self, needs: tuple[str, ...], operands: Sequence[Any]) -> list[Shaped]:
+    def gradients(self, needs: tuple[str, ...], operands: Sequence[Any]) -> list[ShapeDtypeStruct]:
         """`operands` are grad_output and the arrays."""
         grad_output, *arrays = operands
         found = self.check(arrays, grad_output).gradients
         return self._shaped([found[name] for name in needs], arrays)
 
-    def _shaped(self, outlines: Sequence[Outline], arrays: Sequence[Any]) -> list[Shaped]:
+    def _shaped(self, outlines: Sequence[Outline], arrays: Sequence[Any]) -> list[ShapeDtypeStruct]:
         dtypes = {name: array.dtype.name for name, array in self.named(arrays).items()}
-        return [Shaped(o.shape, jnp.dtype(o.dtype_name(dtypes))) for o in outlines]
+        return [ShapeDtypeStruct(o.shape, jnp.dtype(o.dtype_name(dtypes))) for o in outlines]
 
     def forward(self) -> Callable[..., tuple[Any, ...]]:
         """What makes all results of the backends' arrays."""

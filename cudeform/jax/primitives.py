@@ -14,16 +14,6 @@ from jax.interpreters import ad, batching, mlir
 
 from cudeform.jax.calls import Call
 
-__all__ = [
-    "avals",
-    "bind",
-    "is_zero",
-    "primitive",
-    "rules",
-    "transpose",
-    "unknown",
-]
-
 
 def primitive(name: str) -> Primitive:
     """A primitive with several results; outside of a program, a program of its own.

@@ -34,8 +34,6 @@ from cudeform.jax.primitives import (
     unknown,
 )
 
-__all__ = ["backward", "forward"]
-
 _XP = derivatives.Namespace.of(
     jnp,
     still=jax.lax.stop_gradient,

@@ -13,8 +13,6 @@ from cudeform.descriptions import described
 from cudeform.directions import first_offsets
 from cudeform.layers.plain import Array, Layer, Linear, inner, nested
 
-__all__ = ["MSDeformAttn"]
-
 
 @dataclass(frozen=True)
 @described

@@ -21,8 +21,6 @@ from cudeform.layers.plain import (
     sigmoid,
 )
 
-__all__ = ["DeformConv2d"]
-
 
 @dataclass(frozen=True)
 @described

@@ -29,8 +29,6 @@ from cudeform.layers.plain import (
     sigmoid,
 )
 
-__all__ = ["DeformPSRoiPool", "DeformRoiPool"]
-
 
 @dataclass(frozen=True)
 @described

@@ -16,22 +16,6 @@ from cudeform import checks, conv2d, conv2d_backward
 from cudeform.descriptions import described
 from cudeform.plans.regions import SAMPLE_PER_PART, SAMPLING_RATIO
 
-__all__ = [
-    "Array",
-    "Conv2d",
-    "Convolution",
-    "Layer",
-    "Linear",
-    "branch_gradient",
-    "check_input",
-    "he_normal",
-    "inner",
-    "nested",
-    "positive_integer",
-    "sigmoid",
-    "zeros",
-]
-
 Array = TypeVar("Array")  # NumPy's or CuPy's: what comes in comes out
 
 
@@ -111,7 +95,7 @@ def check_input(op: str, x: Any, channels: int) -> None:
         checks.fail(op, "x", f"of shape (N, {channels}, H, W)", tuple(x.shape))
 
 
-def he_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+def _he_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Weights that keep the variance of what passes through them and a ReLU.
 
     They are arrays of the generator's library.
@@ -120,7 +104,7 @@ def he_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     return (scale * rng.standard_normal(shape)).astype(dtype)
 
 
-def zeros(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+def _zeros(rng: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """Zeros where the arrays of a generator are; nothing is drawn from it that matters."""
     return np.zeros_like(rng.standard_normal(()), shape=shape, dtype=dtype)
 
@@ -193,10 +177,10 @@ class Conv2d(Convolution):
 
     def init(self, rng: Any, dtype: Any = np.float32, *, zero: bool = False) -> dict[str, Any]:
         """Parameters from a generator of NumPy or CuPy; of zeros where asked."""
-        draw = zeros if zero else he_normal
+        draw = _zeros if zero else _he_normal
         params = {"weight": draw(rng, self.weight_shape, dtype)}
         if self.bias:
-            params["bias"] = zeros(rng, (self.out_channels,), dtype)
+            params["bias"] = _zeros(rng, (self.out_channels,), dtype)
         return params
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
@@ -240,9 +224,9 @@ class Linear(Layer):
 
     def init(self, rng: Any, dtype: Any = np.float32, *, zero: bool = False) -> dict[str, Any]:
         """Parameters from a generator of NumPy or CuPy; of zeros where asked."""
-        draw = zeros if zero else he_normal
+        draw = _zeros if zero else _he_normal
         weight = draw(rng, (self.out_features, self.in_features), dtype)
-        return {"weight": weight, "bias": zeros(rng, (self.out_features,), dtype)}
+        return {"weight": weight, "bias": _zeros(rng, (self.out_features,), dtype)}
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, out_features) for x (N, in_features), and what `backward` needs."""

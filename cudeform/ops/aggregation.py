@@ -9,8 +9,6 @@ from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, NamedTuple, Pair
 
-__all__ = ["DCNv3Gradients", "DCNv4Gradients", "dcnv3", "dcnv3_backward", "dcnv4", "dcnv4_backward"]
-
 
 class DCNv3Gradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""

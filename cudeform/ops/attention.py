@@ -9,8 +9,6 @@ from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, NamedTuple
 
-__all__ = ["MSDeformAttnGradients", "ms_deform_attn", "ms_deform_attn_backward"]
-
 
 class MSDeformAttnGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""

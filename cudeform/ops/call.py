@@ -16,8 +16,6 @@ from cudeform.levels import check_sizes, sizes_on_host
 from cudeform.plans import ARGUMENTS, TYPES, Plan, known_options, plan
 from cudeform.plans.arguments import Arguments
 
-__all__ = ["Call", "checked", "gradients", "implementation", "outlined", "results"]
-
 Arrays = Mapping[str, Any]
 _CHOSEN = "argmax"  # what a backward may be given of the second result of its forward
 _MOST_KNOWN = 1024
@@ -96,7 +94,10 @@ def checked(
     known = _KNOWN.get(key)
     if known is None:
         known, given = _looked_at(op, roles, arguments, fields)
-        _remember(key, known)
+        if key is not None:
+            if len(_KNOWN) >= _MOST_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[key] = known
     else:
         given = {name: arguments[name] for name in known.arrays}
         for name in roles.static:
@@ -154,13 +155,6 @@ def _known_as(op: str, roles: Arguments, arguments: Arrays) -> Any:
     return tuple(key)
 
 
-def _remember(key: Any, known: Call) -> None:
-    if key is not None:
-        if len(_KNOWN) >= _MOST_KNOWN:
-            _KNOWN.clear()
-        _KNOWN[key] = known
-
-
 def _looked_at(
     op: str, roles: Arguments, arguments: dict[str, Any], fields: tuple[str, ...]
 ) -> tuple[Call, dict[str, Any]]:
@@ -172,8 +166,10 @@ def _looked_at(
         absent = {name: None for name in roles.optional if name in given and given[name] is None}
         needed = checks.needs(op, needs, absent, fields)
     kind = _kind(op, roles, given)
-    for name in roles.static:
-        given, options = _sized(op, name, given, options)
+    for name in roles.static:  # an array on the host is pairs, too
+        pairs = None if given[name] is None else sizes_on_host(op, given[name])
+        if pairs is not None:
+            given[name], options[name] = None, pairs
     planned = _planned(op, kind, given, options)
     if kind.backend == "cuda":
         _check_counts(op, planned, "grad_output" in given)
@@ -195,17 +191,6 @@ def _kind(op: str, roles: Arguments, given: Arrays) -> Kind:
         if given.get(name) is not None:
             check_sizes(op, given[name], *next(iter(alike.items())))
     return kind
-
-
-def _sized(
-    op: str, name: str, given: dict[str, Any], options: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and options, with sizes of levels that lie on the host as an option."""
-    sizes = given.get(name)
-    pairs = None if sizes is None else sizes_on_host(op, sizes)
-    if pairs is None:
-        return given, options
-    return {**given, name: None}, {**options, name: pairs}
 
 
 def _check_counts(op: str, planned: Plan, backward: bool) -> None:

@@ -9,15 +9,6 @@ from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Border, Layout, NamedTuple, Padding, Pair, Precision
 
-__all__ = [
-    "Conv2dGradients",
-    "DeformConv2dGradients",
-    "conv2d",
-    "conv2d_backward",
-    "deform_conv2d",
-    "deform_conv2d_backward",
-]
-
 
 class Conv2dGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""

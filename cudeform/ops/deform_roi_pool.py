@@ -9,14 +9,6 @@ from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Boxes, NamedTuple, Pair
 
-__all__ = [
-    "DeformRoiPoolGradients",
-    "deform_ps_roi_pool",
-    "deform_ps_roi_pool_backward",
-    "deform_roi_pool",
-    "deform_roi_pool_backward",
-]
-
 
 @dispatched("input", "boxes", "offset", "mask")
 def deform_roi_pool(

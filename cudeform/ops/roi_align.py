@@ -9,14 +9,6 @@ from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Boxes, NamedTuple, Pair
 
-__all__ = [
-    "RoiAlignGradients",
-    "ps_roi_align",
-    "ps_roi_align_backward",
-    "roi_align",
-    "roi_align_backward",
-]
-
 _Mode: TypeAlias = Literal["avg", "max"]
 
 

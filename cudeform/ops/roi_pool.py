@@ -9,14 +9,6 @@ from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Boxes, NamedTuple, Pair
 
-__all__ = [
-    "RoiPoolGradients",
-    "ps_roi_pool",
-    "ps_roi_pool_backward",
-    "roi_pool",
-    "roi_pool_backward",
-]
-
 _Mode: TypeAlias = Literal["max", "avg"]
 
 

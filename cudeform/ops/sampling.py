@@ -9,8 +9,6 @@ from cudeform.dispatch import dispatched
 from cudeform.ops.call import gradients, results
 from cudeform.types import Array, Border, Layout, NamedTuple
 
-__all__ = ["BilinearSampleGradients", "bilinear_sample", "bilinear_sample_backward"]
-
 
 class BilinearSampleGradients(NamedTuple, Generic[Array]):
     """Gradients by the argument they belong to; None where not needed."""

@@ -22,8 +22,6 @@ from cudeform.plans.arguments import (
 from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 from cudeform.plans.points import image_sizes, out_sizes
 
-__all__ = ["AggregationPlan", "PointGrid", "dcnv3", "dcnv4", "packed_channels"]
-
 _MOST = 2**31 - 1  # pixels of an image
 
 

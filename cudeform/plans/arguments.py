@@ -11,29 +11,6 @@ from typing import Any, Literal
 from cudeform import checks
 from cudeform.plans.points import BORDERS, LAYOUTS
 
-__all__ = [
-    "BIAS",
-    "BORDER",
-    "BOXES",
-    "DILATION",
-    "IMAGE",
-    "LAYOUT",
-    "PIXELS",
-    "REQUIRED",
-    "RETURN_ARGMAX",
-    "SOFTMAX",
-    "STRIDE",
-    "WEIGHT",
-    "Argument",
-    "Arguments",
-    "Option",
-    "Options",
-    "Roles",
-    "choice",
-    "flag",
-    "pair",
-]
-
 REQUIRED = Parameter.empty  # the default of an option that has to be given
 Options = Mapping[str, Any]  # by name
 

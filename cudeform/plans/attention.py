@@ -11,8 +11,6 @@ from cudeform import checks
 from cudeform.plans.arguments import SOFTMAX, Argument, Option, Options, choice
 from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 
-__all__ = ["AttentionPlan", "ms_deform_attn"]
-
 _SHAPES = "(L, (H, W))"
 _MOST = 2**31 - 1  # pixels of all levels
 
@@ -184,11 +182,7 @@ def _shapes(op: str, shapes: Any, levels: int, values: int) -> tuple[tuple[int, 
     if not isinstance(shapes, (tuple, list)):
         expected = f"to be pairs or an integer array {_SHAPES}"
         checks.fail(op, name, expected, checks.shown(shapes), error=TypeError)
-    if len(shapes) != levels:
-        checks.fail(op, name, f"of shape ({levels}, 2) = {_SHAPES}", f"length {len(shapes)}")
-    for size in shapes:
-        if not isinstance(size, (tuple, list)):
-            checks.fail(op, name, f"of pairs {_SHAPES}", checks.shown(size), error=TypeError)
+    checks.listed_pairs(op, name, shapes, levels)
     pairs = tuple(_pair(op, name, size) for size in shapes)
     total = sum(height * width for height, width in pairs)
     if total != values:

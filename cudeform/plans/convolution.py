@@ -25,8 +25,6 @@ from cudeform.plans.arguments import (
 from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 from cudeform.plans.points import Points, image_sizes, out_sizes
 
-__all__ = ["ConvPlan", "conv2d", "deform_conv2d"]
-
 _WEIGHT = "(O, C/groups, kh, kw)"
 
 

@@ -10,8 +10,6 @@ from cudeform import checks
 from cudeform.arrays import sum_dtype_name
 from cudeform.plans.arguments import Argument, Arguments, Option
 
-__all__ = ["ARGUMENTS", "PLANNERS", "Outline", "Plan", "hashed_once", "planner"]
-
 
 class Outline(NamedTuple):
     """An array that is not there: all that a plan may look at, and all that it promises.
@@ -52,14 +50,8 @@ class Plan:
     """
 
     family: ClassVar[str]
-
-    @property
-    def results(self) -> tuple[Outline, ...]:
-        raise NotImplementedError
-
-    @property
-    def gradients(self) -> Mapping[str, Outline]:
-        raise NotImplementedError
+    results: tuple[Outline, ...]
+    gradients: Mapping[str, Outline]
 
     def fitting(self: _Plan, op: str, **given: Outline | None) -> _Plan:
         """This plan, once arrays that are given have the shapes that it says."""

@@ -10,8 +10,6 @@ import numpy as np
 
 from cudeform import checks
 
-__all__ = ["BORDERS", "LAYOUTS", "Points", "image_sizes", "out_sizes", "sampling_points"]
-
 BORDERS = ("zeros", "clamp")
 LAYOUTS = ("NCHW", "NHWC")
 

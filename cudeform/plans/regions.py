@@ -25,22 +25,6 @@ from cudeform.plans.arguments import (
 from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 from cudeform.plans.points import image_sizes
 
-__all__ = [
-    "GROUP_SIZE",
-    "OUTPUT_SIZE",
-    "PART_SIZE",
-    "SAMPLE_PER_PART",
-    "SAMPLING_RATIO",
-    "SPATIAL_SCALE",
-    "RoiPlan",
-    "deform_ps_roi_pool",
-    "deform_roi_pool",
-    "ps_roi_align",
-    "ps_roi_pool",
-    "roi_align",
-    "roi_pool",
-]
-
 _MOST_SAMPLES = 2**15  # along an axis: the kernels count those of a bin in 32 bits
 _MOST_OF_ARGMAX = 2**31  # pixels: y*W + x is int32
 # The region of each, and how many rows and columns at the far edges it leaves out.
@@ -119,51 +103,34 @@ class RoiPlan(Plan):
     def out_shape(self) -> tuple[int, int, int, int]:
         return (self.regions, self.out_channels, *self.bins)
 
-    @property
-    def argmax_shape(self) -> tuple[int, ...]:
-        """Which pixel is the largest of a bin, or where the largest sample is: its y, its x."""
-        if self.reads == "pixels":
-            return self.out_shape
-        return (self.regions, 2, *self.out_shape[1:])
-
     def argmax_dtype(self, dtype: np.dtype) -> np.dtype:
-        """Of that, for an input of `dtype`."""
+        """Of the second result, for an input of `dtype`."""
         return np.dtype(np.int32) if self.reads == "pixels" else sum_dtype(dtype)
 
-    @property
-    def offset_shape(self) -> tuple[int, int, int, int]:
-        return (self.regions, 2 * self.classes, *self.part_size)
-
-    @property
-    def mask_shape(self) -> tuple[int, int, int, int]:
-        return (self.regions, self.classes, *self.part_size)
-
     def counts(self, backward: bool) -> dict[str, int]:
-        cells, symbols = (self.height + 1) * (self.width + 1), "(H + 1)*(W + 1)"
-        if backward:
-            cells *= self.classes * self.groups[0] * self.groups[1]
-            symbols = "classes*groups*" + symbols
-        return {symbols: cells}
+        return {"(H + 1)*(W + 1)": (self.height + 1) * (self.width + 1)}
 
     @cached_property
     def results(self) -> tuple[Outline, ...]:
+        """For the largest also which pixel it is, or where that sample is: its y, its x."""
         output = Outline(self.out_shape, "(R, C, ph, pw)")
         if not self.largest:
             return (output,)
         if self.reads == "pixels":
-            return output, Outline(self.argmax_shape, "(R, C, ph, pw)", "int32")
-        return output, Outline(self.argmax_shape, "(R, 2, C, ph, pw)", "sums")
+            return output, output._replace(like="int32")
+        shape = (self.regions, 2, *self.out_shape[1:])
+        return output, Outline(shape, "(R, 2, C, ph, pw)", "sums")
 
     @cached_property
     def gradients(self) -> dict[str, Outline]:
         outlines = {"input": Outline((self.batch, self.channels, self.height, self.width))}
-        classes = "" if self.classes == 1 else "classes"
+        one, two = ("1", "2") if self.classes == 1 else ("classes", "2*classes")
         if self.deformable:
-            axes = f"(R, {'2*' + classes if classes else '2'}, part_h, part_w)"
-            outlines["offset"] = Outline(self.offset_shape, axes, "offset")
+            shape = (self.regions, 2 * self.classes, *self.part_size)
+            outlines["offset"] = Outline(shape, f"(R, {two}, part_h, part_w)", "offset")
         if self.modulated:
-            axes = f"(R, {classes or '1'}, part_h, part_w)"
-            outlines["mask"] = Outline(self.mask_shape, axes, "mask")
+            shape = (self.regions, self.classes, *self.part_size)
+            outlines["mask"] = Outline(shape, f"(R, {one}, part_h, part_w)", "mask")
         return outlines
 
 

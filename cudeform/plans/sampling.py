@@ -12,8 +12,6 @@ from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.outlines import Outline, Plan, hashed_once, planner
 from cudeform.plans.points import Points, image_sizes
 
-__all__ = ["SamplePlan", "bilinear_sample"]
-
 
 @hashed_once
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cudeform import arrays, checks
+from cudeform import checks
 from cudeform.torch import (
     autocast,
     library,  # noqa: F401  defines torch.ops.cudeform
@@ -251,7 +251,7 @@ def _check(op: str, tensors: dict[str, Any], required: Sequence[str] = ()) -> No
             continue
         if not isinstance(tensor, torch.Tensor):
             expected = f"to be a torch.Tensor like `{first}`"
-            checks.fail(op, name, expected, arrays.type_name(tensor), why, TypeError)
+            checks.fail(op, name, expected, checks.type_name(tensor), why, TypeError)
         if tensor.device != tensors[first].device:
             expected = f"on {tensors[first].device} like `{first}`"
             checks.fail(op, name, expected, tensor.device, error=TypeError)
@@ -265,7 +265,7 @@ def _rows(bridge: Bridge, suffix: str, boxes: Sequence[Any], images: Any) -> Any
         checks.fail(op, argument, expected, len(boxes))
     for image, of_image in enumerate(boxes):
         if not isinstance(of_image, torch.Tensor):
-            name, got = f"{argument}[{image}]", arrays.type_name(of_image)
+            name, got = f"{argument}[{image}]", checks.type_name(of_image)
             expected = f"to be a torch.Tensor like `{bridge.images}`"
             checks.fail(op, name, expected, got, error=TypeError)
         if of_image.ndim != 2 or of_image.shape[1] != 4:

@@ -87,7 +87,9 @@ def test_what_fails_is_recorded_and_the_rest_runs(session, monkeypatch):
         if not backward:
             return contender
         return cuda_contender.Contender(
-            contender.calls, lambda: [2 * array for array in contender.result()], contender.capture
+            contender.calls,
+            lambda arrays: [2 * array for array in contender.on_host(arrays)],
+            contender.capture,
         )
 
     monkeypatch.setattr(cuda_contender, "ours", spoiled)

@@ -9,7 +9,7 @@ import reference
 from tolerances import assert_close
 
 from cudeform.cases import Case
-from cudeform.registry import OPERATORS
+from cudeform.registry import OPERATORS, row_of
 
 __all__ = ["DTYPES", "Problem", "batch_of", "cases", "dtype_of", "operator", "problem", "problems"]
 
@@ -22,8 +22,7 @@ def dtype_of(name):
 
 def operator(name):
     """The registry row of this name."""
-    (row,) = (row for row in OPERATORS if row.name == name)
-    return row
+    return row_of(name)
 
 
 def _is_image(axes):

@@ -198,7 +198,7 @@ def test_kernels_number_the_cells_of_an_image_in_32_bits(backend):
     fits, wide = (unfilled(backend, (1, 1, 2**15, w)) for w in (2**15, 2**16))
     weight, half = unfilled(backend, (1, 1, 1, 1)), unfilled(backend, (1, 2, 2**15, 2**15))
     points, boxes = unfilled(backend, (1, 1, 2)), unfilled(backend, (1, 5))
-    maps, offset = unfilled(backend, (1, 4, 2**15, 2**15)), unfilled(backend, (1, 4, 1, 1))
+    offset = unfilled(backend, (1, 4, 1, 1))
     one, small = unfilled(backend, (1, 1, 1, 1)), unfilled(backend, (1, 1, 1))
     two, grid = unfilled(backend, (1, 2, 1, 1)), {"stride": 2**15}
     calls = {
@@ -207,13 +207,11 @@ def test_kernels_number_the_cells_of_an_image_in_32_bits(backend):
             lambda: cudeform.bilinear_sample(wide, points),
             lambda: cudeform.roi_align(wide, boxes, 1),
             lambda: cudeform.roi_pool(wide, boxes, 1, mode="avg"),
+            lambda: cudeform.roi_pool_backward(one, wide, boxes, 1, mode="avg"),
         ],
         "offset_groups*(H + 1)*(W + 1)": [
             lambda: cudeform.bilinear_sample_backward(small, wide, points),
             lambda: cudeform.deform_conv2d_backward(one, half, offset, two, **grid),
-        ],
-        "classes*groups*(H + 1)*(W + 1)": [
-            lambda: cudeform.ps_roi_align_backward(unfilled(backend, (1, 1, 2, 2)), maps, boxes, 2),
         ],
         "Ho*Wo": [lambda: cudeform.bilinear_sample(one, unfilled(backend, (1, 2**31, 2)))],
         "the padded height": [
@@ -233,13 +231,14 @@ def test_kernels_number_the_cells_of_an_image_in_32_bits(backend):
             assert f"({what}, which the kernels of a GPU count in 32 bits)" in str(caught.value)
 
 
-def test_cells_are_counted_for_every_class_and_group():
+def test_poolings_count_the_cells_of_one_image_whatever_the_classes_and_groups():
+    """Their gradients gather rows tile by tile: nothing is numbered across images."""
     given = {"input": Outline((1, 36, 4, 6)), "boxes": Outline((2, 5))}
     given["offset"] = Outline((2, 2 * 3, 2, 2))  # of 3 classes
     options = dict(spatial_scale=1.0, output_dim=6, group_size=(2, 3), output_size=2, part_size=2)
     planned = plan("deform_ps_roi_pool", given, options)
-    assert list(planned.counts(backward=False).values()) == [5 * 7]
-    assert list(planned.counts(backward=True).values()) == [3 * 2 * 3 * 5 * 7]
+    for backward in (False, True):
+        assert planned.counts(backward) == {"(H + 1)*(W + 1)": 5 * 7}
 
 
 # -- arrays of more than 2**31 elements -----------------------------------------------------------

@@ -67,8 +67,9 @@ def backward(
 ) -> dict[str, np.ndarray]:
     """The gradients named in `needs`, each in the dtype of its argument."""
     wide = sum_dtype(input.dtype)
-    shapes = {"offset": plan.offset_shape, "mask": plan.mask_shape}
-    sums = {name: np.zeros(shape if name in needs else 0, wide) for name, shape in shapes.items()}
+    moved = {"offset": offset, "mask": mask}
+    shapes = {name: plan.gradients[name].shape if name in needs else 0 for name in moved}
+    sums = {name: np.zeros(shape, wide) for name, shape in shapes.items()}
     grad_input = np.zeros(input.shape if "input" in needs else 0, input.dtype)
     chosen: tuple[np.ndarray, ...] = ()
     if plan.largest and "input" in needs:
@@ -81,10 +82,9 @@ def backward(
         regions, given = locate_regions(plan, boxes), (offset, mask, grad_output, chosen)
         if "input" in needs:
             _input_gradient(plan, regions, given, grad_input)
-        if needs & shapes.keys():
+        if needs & moved.keys():
             _element_gradients(plan, regions, given, input, sums)
-    like = {"offset": offset, "mask": mask}
-    result = {name: rounded(sums[name], like[name].dtype) for name in needs & shapes.keys()}
+    result = {name: rounded(sums[name], moved[name].dtype) for name in needs & moved.keys()}
     return result | ({"input": grad_input} if "input" in needs else {})
 
 

@@ -53,7 +53,7 @@ def forward(
     output = np.empty(plan.out_shape, input.dtype)
     results: tuple[np.ndarray, ...] = (output,)
     if plan.largest:
-        argmax = np.empty(plan.argmax_shape, plan.argmax_dtype(input.dtype))
+        argmax = np.empty(plan.results[1].shape, plan.argmax_dtype(input.dtype))
         places = 1 if plan.reads == "pixels" else 2
         chosen = (argmax,) if places == 1 else (argmax[:, 0], argmax[:, 1])
         results = output, *chosen

@@ -7,10 +7,8 @@ from typing import Any
 
 from cudeform.cuda import layout
 from cudeform.cuda.device import device_of, gradients
-from cudeform.cuda.regions.rows import ROW_ITEMS, Launcher, units
+from cudeform.cuda.regions.rows import ROW_ITEMS, Launcher
 from cudeform.plans.regions import RoiPlan
-
-__all__ = ["backward", "forward", "units"]
 
 WORKSPACE_BYTES = 64 << 20  # of rows and their gradients
 
@@ -23,7 +21,7 @@ def forward(
         output = device.empty(plan.out_shape, input.dtype)
         found = (output,)
         if plan.largest:
-            found = output, device.empty(plan.argmax_shape, plan.argmax_dtype(input.dtype))
+            found = output, device.empty(plan.results[1].shape, plan.argmax_dtype(input.dtype))
         if plan.regions == 0:
             return found
         launcher = Launcher(device, plan, input.dtype, offset)

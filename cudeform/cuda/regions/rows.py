@@ -18,12 +18,10 @@ import numpy as np
 from cudeform.arrays import DTYPES, dtype_name, offset_dtypes, sum_dtype
 from cudeform.cuda import layout
 from cudeform.cuda.box_rows import units as box_units
-from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, pack
+from cudeform.cuda.compile import DIVISOR, SCALARS, Unit, along, pack
 from cudeform.cuda.device import Device
 from cudeform.cuda.lanes import THREADS, WARP, Choice, Shares, choose, lane_bits, vector_of, vectors
 from cudeform.plans.regions import RoiPlan
-
-__all__ = ["ROW_ITEMS", "Launcher", "units"]
 
 PARAMS = np.dtype(
     [(name, "f8") for name in ("scale", "origin", "least", "offset_scale")]
@@ -132,15 +130,15 @@ class Launcher:
             "width": plan.width,
             "channels": self.channels,
             "classes": plan.classes,
-            **_axes("groups", plan.groups),
-            **_axes("bins", plan.bins),
-            **_axes("part", plan.part_size),
+            **along("groups", plan.groups),
+            **along("bins", plan.bins),
+            **along("part", plan.part_size),
             "bins": self._bins,
             "planes": int(self.planes),
             "parts": 1,
             "accumulate": 0,
-            **_axes("tile", (1, 1)),
-            **_axes("tiles", (1, 1)),
+            **along("tile", (1, 1)),
+            **along("tiles", (1, 1)),
         }
 
     def _launch(self, unit: Unit, choice: Choice, arrays: tuple[Any, ...], **how: int) -> None:
@@ -234,7 +232,7 @@ class Launcher:
         sums = self.device.empty((count, 4), self.sums)
         choice = choose("row_gradients", count, *self._packs)
         self._wide(choice, count, (input, rows, grad_values, sums))
-        elements = boxes.shape[0] * prod(self.plan.mask_shape[1:])
+        elements = boxes.shape[0] * self.plan.classes * prod(self.plan.part_size)
         arrays = (boxes, mask, sums, grad_offset, grad_mask)
         self._launch(self._rows_unit, choose("offset_gradients", elements), arrays, rows=count)
 
@@ -254,7 +252,7 @@ class Launcher:
         blocks = self.images * prod(tiles) * slices
         choice = Choice(kernel, blocks, 1, vector=self.vector, shares=shares)
         launch = self._in_planes if self.planes else self._wide
-        how = {**_axes("tile", tile), **_axes("tiles", tiles), "accumulate": int(accumulate)}
+        how = {**along("tile", tile), **along("tiles", tiles), "accumulate": int(accumulate)}
         launch(choice, count, (bounds, rows, grad_values, grad_input), **how)
 
     def spread(self, grad_output: Any, argmax: Any, boxes: Any, grad_input: Any) -> None:
@@ -269,10 +267,6 @@ class Launcher:
         choice = Choice(kernel, planes * parts, 1, WARP)
         arrays = (grad_output, argmax, boxes, grad_input)
         self._in_planes(choice, plan.regions * self.region_rows, arrays, parts=parts)
-
-
-def _axes(name: str, pair: tuple[int, int]) -> dict[str, int]:
-    return {f"{name}_y": pair[0], f"{name}_x": pair[1]}
 
 
 def _tile(patches: int) -> tuple[int, int]:
