@@ -127,7 +127,7 @@ def _count_bins(given, like, first, last):
         begin, end = bins_of(work.job.bins_y, work.job.groups_y, gy)
         for t in range(work.regions.first[u], work.regions.first[u + 1]):
             locate_region(work.job, work.regions, t, begin, end, tile)
-            top, bottom, left, right = reached(work.job, tile, begin, end)
+            top, bottom, left, right = reached(work.job, tile, (begin, end), (0, work.job.bins_x))
             count += (bottom - top) * (right - left)
     return_tile(memory)
     return count * work.job.slice_channels
