@@ -6,17 +6,14 @@ are first copied side by side, so that they stay in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
 from cudeform import threads
-from cudeform.arrays import sum_dtype
 from cudeform.cpu.gathered import CORNERS
-from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.strided import aligned, lying
@@ -30,9 +27,9 @@ from cudeform.cpu.queries import (
 )
 from cudeform.cpu.sizes import At, Sizes, job_of, rows_of
 from cudeform.cpu.sorting import GRAIN, add_corners, list_corners
-from cudeform.cpu.spreading import NOTHING, SUMS, ZEROS, Spread, survey, value_gradients
+from cudeform.cpu.spreading import NOTHING, ZEROS, Spread, survey, value_gradients
 
-__all__ = ["Aggregator", "Portion", "Room", "differentiate_all", "portions"]
+__all__ = ["Aggregator", "Room"]
 
 _FEW = 16  # queries that are not worth a task of their own
 _CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
@@ -47,44 +44,6 @@ _SPARSE = 2  # corners for each pixel, up to which sums are made where they stay
 _LISTED = 16 << 20  # bytes of lists of corners
 _LISTING = 1.6  # times the work of a pass without lists
 _BUNDLE = 2048  # points that are listed together
-_COPIED = 16 << 20  # bytes of copies of what is not contiguous
-
-
-class Portion(NamedTuple):
-    """Some images, and some rows of the queries of each: the second axis of all but the values."""
-
-    images: tuple[int, int]
-    rows: tuple[int, int]
-    whole: bool = True  # all images and all rows
-
-    def of(self, array: np.ndarray | None) -> np.ndarray | None:
-        """What it has of an array, copied only if that is not contiguous."""
-        if array is None:
-            return None
-        some = array if self.whole else array[slice(*self.images), slice(*self.rows)]
-        return np.ascontiguousarray(some)
-
-    def values(self, array: np.ndarray) -> np.ndarray:
-        """The values of its images, as they lie."""
-        return array if self.whole else array[slice(*self.images)]
-
-
-def portions(shape: tuple[int, ...], arrays: Iterable[np.ndarray | None]) -> list[Portion]:
-    """All images and rows, or portions of which copies are small.  # shape: (images, rows, ...)"""
-    images, rows = shape[:2]
-    size = 0
-    for array in arrays:
-        if array is not None and not array.flags.c_contiguous:
-            size += array.nbytes
-    if size <= _COPIED:
-        return [Portion((0, images), (0, rows))]
-    together = max(_COPIED * images // size, 1)
-    high = max(min(_COPIED * images * rows // size, rows), 1)
-    return [
-        Portion((n, min(n + together, images)), (r, min(r + high, rows)), False)
-        for n in range(0, images, together)
-        for r in range(0, rows, high)
-    ]
 
 
 class Room(NamedTuple):
@@ -107,59 +66,6 @@ def _in_place(sizes: Sizes, dtype: np.dtype) -> bool:
     extent = sizes.extent
     few = CORNERS * extent.queries * extent.points <= _SPARSE * extent.pixels
     return few and dtype == sizes.scale.dtype
-
-
-Prepared = Callable[[Portion], tuple["Aggregator", np.ndarray]]
-
-
-def differentiate_all(
-    parts: list[Portion],
-    prepare: Prepared,
-    of_points: Callable[[Portion], tuple[np.ndarray | None, ...]] | None,
-    room: Room | None,
-) -> None:
-    """Set the gradients of points, those that `of_points` has of a portion, and of the values.
-
-    `prepare` makes the call of a portion, and the gradient of its results. None is not wanted.
-    """
-    once = prepare(parts[0]) if len(parts) == 1 else None
-
-    def prepared(part: Portion) -> tuple[Aggregator, np.ndarray]:
-        return once or prepare(part)
-
-    if once and of_points is not None and room is not None:
-        call, grad_output = once
-        if call.differentiate_slices(grad_output, *of_points(parts[0]), room):
-            return
-    if of_points is not None:
-        for part in parts:
-            call, grad_output = prepared(part)
-            call.differentiate(grad_output, *of_points(part))
-    if room is not None:
-        _spread_all(parts, prepared, room)
-
-
-def _spread_all(parts: list[Portion], prepare: Prepared, room: Room) -> None:
-    """Add up the gradient of the values; of fewer bits it is rounded once."""
-    dtype, wide = room.array.dtype, sum_dtype(room.array.dtype)
-    for _, group in groupby(parts, lambda part: part.images):
-        some = list(group)
-        target = some[0].values(room.array)
-        if dtype == wide or len(some) == 1:
-            for part in some:
-                call, grad_output = prepare(part)
-                call.spread(grad_output, Room(target, SUMS if part.rows[0] else room.holds))
-            continue
-        call, _ = prepare(some[0])
-        target = target.reshape(len(target), call.extent.pixels, -1)
-        high = max(_COPIED // (target[:, 0].size * wide.itemsize), 1)
-        for first in range(0, call.extent.pixels, high):
-            pixels = first, min(first + high, call.extent.pixels)
-            sums = np.zeros((len(target), pixels[1] - first, target.shape[2]), wide)
-            for part in some:
-                call, grad_output = prepare(part)
-                call.spread(grad_output, Room(sums, SUMS), pixels)
-            target[:, slice(*pixels)] = rounded(sums, target.dtype)
 
 
 class _Part(NamedTuple):
@@ -289,55 +195,26 @@ class Aggregator:
 
     def aggregate(self, output: np.ndarray) -> None:
         """Set the output."""
-        sizes, target, work = self.sizes, words(output.reshape(-1)), self._work(output)
-
-        def given(part: _Part, alone: bool = False) -> tuple:
-            source, gathers = self._source(part, alone)
-            arrays = gathers, source, *self.points, sizes.scale, target
-            return part.numbers, *sizes.places, *arrays
-
-        def task(first: int, last: int) -> None:
-            for part in parts[first:last]:
-                aggregate(*given(part, alone=True), 0, part.tasks)
-
-        if parts := self._alone(work):
-            threads.share(task, len(parts), work)
-            return
-        for part in self._parts():
-            threads.share(partial(aggregate, *given(part)), part.tasks, work)
+        arrays = self.sizes.scale, words(output.reshape(-1))
+        self._each_part(aggregate, arrays, self._work(output))
 
     def differentiate(
         self,
         grad_output: np.ndarray,
         grad_locations: np.ndarray | None,
         grad_weights: np.ndarray | None,
+        then: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Set the gradients of locations and weights; each may be None."""
-        task_of = self._differentiating(grad_output, grad_locations, grad_weights)
-        for part in self._parts():
-            threads.share(task_of(part), part.tasks, self._work(grad_output))
+        """Set the gradients of locations and weights; each may be None.
 
-    def _differentiating(
-        self,
-        grad_output: np.ndarray,
-        grad_locations: np.ndarray | None,
-        grad_weights: np.ndarray | None,
-        alone: bool = False,
-    ) -> Callable[[_Part], Callable[[int, int], None]]:
-        """What sets the gradients of locations and weights of a part."""
-        sizes = self.sizes
+        Of each part that a thread does by itself, `then` is called with the slices.
+        """
         targets = [
             words(np.empty(0, dtype) if grad is None else grad.reshape(-1))
             for grad, dtype in zip((grad_locations, grad_weights), self.dtypes, strict=True)
         ]
-        grads = frozen(words(grad_output), grad_output)
-
-        def task_of(part: _Part) -> Callable[[int, int], None]:
-            source, gathers = self._source(part, alone)
-            given = part.numbers, *sizes.places, gathers, source, *self.points, grads, sizes.scale
-            return partial(point_gradients, *given, *targets)
-
-        return task_of
+        arrays = frozen(words(grad_output), grad_output), self.sizes.scale, *targets
+        self._each_part(point_gradients, arrays, self._work(grad_output), then)
 
     def differentiate_slices(
         self,
@@ -346,23 +223,47 @@ class Aggregator:
         grad_weights: np.ndarray | None,
         room: Room,
     ) -> bool:
-        """`differentiate` and `spread` together, where each thread does all of some slices: so it
-        is woken once. Returns whether that is so.
+        """`differentiate` and `spread` together, so that threads are woken once, where each does
+        all of some slices. Returns whether that is so.
         """
-        work = self._work(grad_output)
-        parts, spreading = self._alone(work), self._spreading(grad_output, room)
-        if not parts or spreading is None:
+        if not self._alone(self._work(grad_output)):
+            return False
+        spreading = self._spreading(grad_output, room)
+        if spreading is None:
             return False
         spread, pieces = spreading
-        task_of = self._differentiating(grad_output, grad_locations, grad_weights, alone=True)
+
+        def then(first: int, last: int) -> None:
+            spread(first * pieces, last * pieces)
+
+        self.differentiate(grad_output, grad_locations, grad_weights, then)
+        return True
+
+    def _each_part(
+        self,
+        kernel: Callable[..., None],
+        arrays: tuple[np.ndarray, ...],
+        work: int,
+        then: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Share out what a kernel does: part by part, or whole parts of threads by themselves."""
+
+        def task_of(part: _Part, alone: bool) -> Callable[[int, int], None]:
+            source, gathers = self._source(part, alone)
+            given = part.numbers, *self.sizes.places, gathers, source, *self.points
+            return partial(kernel, *given, *arrays)
 
         def task(first: int, last: int) -> None:
-            for part in parts[first:last]:
-                task_of(part)(0, part.tasks)
-                spread(part.first * pieces, part.last * pieces)
+            for part in whole[first:last]:
+                task_of(part, True)(0, part.tasks)
+                if then is not None:
+                    then(part.first, part.last)
 
-        threads.share(task, len(parts), 2 * work)
-        return True
+        if whole := self._alone(work):
+            threads.share(task, len(whole), work)
+            return
+        for part in self._parts():
+            threads.share(task_of(part, False), part.tasks, work)
 
     def spread(
         self, grad_output: np.ndarray, room: Room, pixels: tuple[int, int] | None = None
