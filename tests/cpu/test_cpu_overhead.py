@@ -17,12 +17,18 @@ def array(*shape):
 
 IMAGE, OFFSET, WEIGHT = array(1, 4, 8, 8), array(1, 18, 8, 8), array(4, 4, 3, 3)
 BOXES = np.array([[0, 0, 0, 5, 5], [0, 1, 1, 6, 7]], np.float32)
+POOLED, MOVES = array(2, 4, 2, 2), array(2, 2, 2, 2)
 HEADS = array(1, 20, 2, 8), [(4, 4), (2, 2)], array(1, 3, 2, 2, 4, 2), array(1, 3, 2, 2, 4)
 CALLS = {  # with how many functions each may call, of Python or C: a tenth more than it does
     "deform_conv2d": ((IMAGE, OFFSET, WEIGHT, None, 1, 1), 84),
     "deform_conv2d_backward": ((IMAGE, IMAGE, OFFSET, WEIGHT, 1, 1), 146),
     "bilinear_sample": ((IMAGE, array(1, 5, 2)), 72),
     "roi_align": ((IMAGE, BOXES, 2, 1.0, 2), 59),
+    "roi_align_backward": ((POOLED, IMAGE, BOXES, 2, 1.0, 2), 75),
+    "roi_pool_backward": ((POOLED, IMAGE, BOXES, 2), 110),
+    "ps_roi_pool": ((IMAGE, BOXES, 2), 59),
+    "ps_roi_pool_backward": ((POOLED[:, :1], IMAGE, BOXES, 2), 75),
+    "deform_roi_pool_backward": ((POOLED, IMAGE, BOXES, MOVES, 2, 1.0, 2), 75),
     "ms_deform_attn": (HEADS, 135),
     "roi_align of torch": ((IMAGE, BOXES, 2, 1.0, 2), 119),
 }

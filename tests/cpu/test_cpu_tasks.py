@@ -74,8 +74,9 @@ SHAPES = {
     # A task has 32 channels of 16 by 16 pixels here: of less, most would be those around it.
     "samples of many channels": (samples, (1, 256, 64, 70_000), (TASKS, TASKS // 2)),
     "samples of tiny images": (samples, (64, 16, 28, 10_000), (None, 64)),  # each is a task
-    # A task sums up a part of an image here, 16 pixels wide, or a channel of one.
-    "10,000 boxes": (pooling, ("roi_align", 2, 16, 64, 10_000), (TASKS, 32)),
+    # A task sums up a part of an image here, eight bins wide, or a channel of one. Twice as many
+    # parts were half as much work again, and the largest of them took longer.
+    "10,000 boxes": (pooling, ("roi_align", 2, 16, 64, 10_000), (TASKS, 18)),
     "10,000 boxes, their maxima": (pooling, ("roi_pool", 2, 16, 64, 10_000), (TASKS, 32)),
     "one box": (pooling, ("roi_align", 1, 64, 256, 1), (None, None)),
     # A task is a row of bins of some channels, read where they lie.
@@ -134,8 +135,12 @@ def _count_bins(given, like, first, last):
     return count * work.job.slice_channels
 
 
-@pytest.mark.parametrize("count, channels, size, boxes", [(2, 16, 64, 10_000), (1, 64, 256, 1000)])
-def test_frames_for_64_threads_make_little_more_work(monkeypatch, count, channels, size, boxes):
+@pytest.mark.parametrize(
+    "most, count, channels, size, boxes", [(1.25, 2, 16, 64, 10_000), (1.31, 1, 64, 256, 1000)]
+)
+def test_frames_for_64_threads_make_little_more_work(
+    monkeypatch, most, count, channels, size, boxes
+):
     """A bin is in several frames where it lies across their borders, and only there."""
     found = []
 
@@ -152,14 +157,15 @@ def test_frames_for_64_threads_make_little_more_work(monkeypatch, count, channel
             backward()
         work.append(sum(found))
     assert work[0] == boxes * 49 * channels
-    assert work[1] <= 1.4 * work[0]
+    assert work[1] <= most * work[0]
 
 
 def test_the_gradient_of_one_huge_box_is_cut_up():
     _, backward = pooling("roi_align", 1, 64, 600, 1)
     with runs_with(THREADS) as found:
         backward()
-    assert sum(run.tasks for run in found if run.name == "spread_slices") >= 3 * THREADS
+    assert [run.name for run in found] == ["spread_slices"]  # threads are woken once
+    assert found[0].tasks >= 3 * THREADS
 
 
 @pytest.mark.parametrize("name", ["ps_roi_align", "deform_ps_roi_pool"])

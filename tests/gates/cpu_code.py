@@ -156,8 +156,8 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     yield patches.spread_tile, (tile, 0, flat, 0, 0, flat)
     job = blocking.Job(*[0] * len(blocking.Job._fields))
     planes = whole, staging.View(*[0] * len(staging.View._fields)), given
-    yield strips.blend_bins, (job, tile, planes, 0, flat, flat, flat)
-    yield strips.measure_bins, (job, tile, planes, 0, flat, flat, flat, flat)
+    yield strips.blend_bins, (job, tile, 0, planes, 0, flat, flat, flat)
+    yield strips.measure_bins, (job, tile, 0, planes, 0, flat, flat, flat, flat)
 
 
 def geometry(dtype: Any) -> Iterator[tuple[Any, tuple]]:

@@ -1,6 +1,7 @@
 """Poolings of regions of interest."""
 
-from cudeform.cpu.regions.pool import backward, forward
+from cudeform.cpu.regions.gradients import backward
+from cudeform.cpu.regions.pool import forward
 
 __all__ = ["STRIDED", "backward", "forward"]
 

@@ -36,8 +36,6 @@ from cudeform.cpu.regions.slices import (
 from cudeform.cpu.regions.staging import View, contiguous, count_chunks, room, stage
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["Prepared", "gradients_at_once", "pool_at_once", "prepared"]
-
 _MOST = 2**14  # multiplications, and numbers to lay out: about five microseconds
 
 

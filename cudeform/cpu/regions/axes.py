@@ -6,8 +6,6 @@ import numpy as np
 
 from cudeform.cpu.language.compiler import inlined, inner
 
-__all__ = ["cell_along", "corners", "keep_within", "locate_axis", "reachable", "reads_along"]
-
 
 @inner
 def locate_axis(samples, size, corners, pixel, weight, at):

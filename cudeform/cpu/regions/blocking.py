@@ -26,32 +26,6 @@ from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.extents import Regions, count_covered, count_pixels, regions_in
 from cudeform.plans.regions import RoiPlan
 
-__all__ = [
-    "Job",
-    "Piece",
-    "Round",
-    "Span",
-    "Work",
-    "averages_planes",
-    "by_class",
-    "count_groups",
-    "count_rows",
-    "count_slices",
-    "effort",
-    "effort_of",
-    "group_rows",
-    "job_of",
-    "one_round",
-    "packed",
-    "pieces",
-    "place_of",
-    "reads_planes",
-    "rounds",
-    "taken_whole",
-    "unpacked",
-    "whole_span",
-]
-
 _LANES = 16  # slices are multiples of so many channels
 _PADDED = 8  # channels that are worth a slice of `_LANES`
 _WIDEST = 256  # channels of a slice
@@ -306,13 +280,11 @@ def place_of(part, groups, task):
     one up to another.
     """
     slices = part.slice_end - part.slice_begin
-    begin, end = groups
-    classes = part.class_end - part.class_begin
-    rest = task // slices
-    s = part.slice_begin + task - rest * slices
-    g = begin + rest % (end - begin)
-    rest = rest // (end - begin)
-    return part.image_begin + rest // classes, part.class_begin + rest % classes, g, s
+    count, classes = groups[1] - groups[0], part.class_end - part.class_begin
+    s = part.slice_begin + task % slices
+    g = groups[0] + task // slices % count
+    c = part.class_begin + task // (slices * count) % classes
+    return part.image_begin + task // (slices * count * classes), c, g, s
 
 
 def one_round(job: Job, frames: int) -> Round:

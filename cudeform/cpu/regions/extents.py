@@ -12,27 +12,6 @@ from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.plans.regions import RoiPlan
 
-__all__ = [
-    "ALONG_X",
-    "NUMBERS",
-    "REACH",
-    "SHARE",
-    "SIZE",
-    "SPACING",
-    "START",
-    "Regions",
-    "count_covered",
-    "count_integers",
-    "count_pixels",
-    "locate",
-    "locate_regions",
-    "reach_of_argmax",
-    "reach_of_regions",
-    "regions_in",
-    "regions_of",
-    "rules_of",
-]
-
 # Columns of `Regions.numbers`: four along y, the same along x, and one for both
 START, SIZE, SPACING, REACH = range(4)
 ALONG_X, SHARE, NUMBERS = 4, 8, 9

@@ -7,14 +7,13 @@ region is listed in each frame that it can reach, and adds to each what falls in
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil, isqrt
 
 import numpy as np
 
 from cudeform.cpu.language import workspace
 from cudeform.cpu.regions.extents import NUMBERS, Regions, regions_of
 from cudeform.plans.regions import RoiPlan
-
-__all__ = ["framed"]
 
 _SIDES = 64, 1024  # of a frame, in pixels; the second for regions that are larger than the first
 _LEAST = 8
@@ -36,15 +35,12 @@ def framed(
     Frames are smaller where there are not so many as `wanted`.
     """
     extents = (reach[..., 1] - reach[..., 0]).mean(1)
-    large = extents.max() > _SIDES[0]
-    side, channels = _SIDES[int(large)], min(plan.channels, _CHANNELS)
+    most, channels = _SIDES[int(extents.max() > _SIDES[0])], min(plan.channels, _CHANNELS)
     room = workspace.SCRATCH_BYTES // (_ROOM * channels * itemsize)  # pixels
-    while side > _LEAST and side**2 > room:
-        side //= 2
+    most = min(most, max(isqrt(room), _LEAST))
     pixels = len(regions.images) * plan.height * plan.width
-    least = max(_SHARED, min(_BINS * (extents / plan.bins).max(), _SIDES[0]))
-    while side > least and pixels < wanted * side**2:
-        side //= 2
+    least = max(_SHARED, min(ceil(_BINS * (extents / plan.bins).max()), _SIDES[0]))
+    side = min(most, max(isqrt(pixels // wanted), least))
     frame = min(side, plan.height), min(side, plan.width)
     # Image, rows and columns of frames, each from the first to the last that a region reaches
     covered = np.empty((3, *reach.shape[1:]), np.int64)

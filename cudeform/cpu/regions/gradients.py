@@ -46,9 +46,7 @@ from cudeform.cpu.regions.slices import measure_slices, spread_slices
 from cudeform.cpu.regions.staging import room, staged_rounds, writing
 from cudeform.plans.regions import RoiPlan
 
-__all__ = ["backward"]
-
-_LAID_OUT = 2 * workspace.SCRATCH_BYTES  # of all threads together, if that makes one round of many
+_LAID_OUT = 2  # times the workspace, of all threads together, if that makes one round of many
 _APART = 1.25  # times the work, about, where columns of a row of groups are tasks of their own
 _CLEARED = 32 << 20  # bytes that tasks clear: where more is asked for, malloc has zeros for nothing
 _spread, _measure = lender(spread_slices.py_func), lender(measure_slices.py_func)
@@ -139,7 +137,7 @@ def _cut(
         frames = len(some.images)
         parts = [one_round(job, frames)]
         each = room(job, parts[0]) // count_rows(job, parts[0]) * wide.itemsize
-        if dtype != wide or threads.get_num_threads() * each > _LAID_OUT:
+        if dtype != wide or threads.get_num_threads() * each > _LAID_OUT * workspace.SCRATCH_BYTES:
             parts = rounds(job, frames, wide.itemsize)
         for part in parts:
             yield some, job, part, 1 / len(parts)

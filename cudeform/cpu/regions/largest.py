@@ -11,8 +11,6 @@ from cudeform.cpu.regions.results import result_at
 from cudeform.cpu.regions.slices import in_frames, rows_of
 from cudeform.cpu.regions.strips import in_planes, value_at
 
-__all__ = ["pool", "pool_planes"]
-
 _NOWHERE = -2  # where a sample is that reads nothing
 
 

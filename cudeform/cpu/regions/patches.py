@@ -17,30 +17,6 @@ from cudeform.cpu.language.simd import fma, lanes, load, splat, store, total, ze
 from cudeform.cpu.regions.axes import keep_within, locate_axis
 from cudeform.cpu.regions.extents import ALONG_X, NUMBERS, REACH, SHARE, SIZE, SPACING, START
 
-__all__ = [
-    "ELSEWHERE",
-    "Tile",
-    "bins_of",
-    "blend_tile",
-    "covered",
-    "element_of",
-    "frame_of",
-    "locate_bins",
-    "locate_region",
-    "locate_tile",
-    "measure_tile",
-    "patch_of",
-    "put_found",
-    "reached",
-    "return_tile",
-    "row_of",
-    "samples_of",
-    "share_of",
-    "spread_tile",
-    "tile_of",
-    "vectors_of",
-]
-
 ELSEWHERE = -(2**62)  # where a bin begins that is to be passed over
 
 

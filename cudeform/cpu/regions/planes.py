@@ -17,8 +17,6 @@ from cudeform.cpu.regions.blocking import place_of, unpacked
 from cudeform.cpu.regions.patches import bins_of, covered, frame_of, share_of
 from cudeform.cpu.regions.results import result_at
 
-__all__ = ["average_planes", "scatter", "scatter_samples", "spread_planes"]
-
 
 @inlined
 def average_planes(given, starts, view, source, output, first, last):

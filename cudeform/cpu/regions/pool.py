@@ -33,13 +33,10 @@ from cudeform.cpu.regions.blocking import (
     taken_whole,
 )
 from cudeform.cpu.regions.extents import locate_regions
-from cudeform.cpu.regions.gradients import backward
 from cudeform.cpu.regions.planes import average_planes
 from cudeform.cpu.regions.slices import average_slices, choose_slices
 from cudeform.cpu.regions.staging import staged_rounds
 from cudeform.plans.regions import RoiPlan
-
-__all__ = ["backward", "forward"]
 
 
 def forward(

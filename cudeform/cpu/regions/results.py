@@ -9,8 +9,6 @@ from cudeform.cpu.language.transpose import transpose
 from cudeform.cpu.regions.extents import ALONG_X, NUMBERS, REACH
 from cudeform.cpu.regions.patches import ELSEWHERE, element_of, row_of
 
-__all__ = ["add_elements", "read_gradients", "result_at", "write_results"]
-
 
 @inlined
 def result_at(work, t, c, s):

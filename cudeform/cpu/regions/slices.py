@@ -34,18 +34,6 @@ from cudeform.cpu.regions.staging import (
     slice_of,
 )
 
-__all__ = [
-    "average_slices",
-    "choose_slices",
-    "in_frames",
-    "measure_regions",
-    "measure_slices",
-    "rows_of",
-    "spread_slices",
-    "visit_slices",
-    "write_largest",
-]
-
 _group_rows = inlined(group_rows)
 
 

@@ -21,23 +21,6 @@ from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.regions.blocking import Job, Round, count_slices, one_round, place_of, rounds
 from cudeform.cpu.regions.extents import Regions
 
-__all__ = [
-    "Planes",
-    "View",
-    "contiguous",
-    "copy_groups",
-    "count_chunks",
-    "lay_back",
-    "lay_out",
-    "reading",
-    "room",
-    "room_for_rows",
-    "slice_of",
-    "stage",
-    "staged_rounds",
-    "writing",
-]
-
 _PIXELS = 256  # laid out in one go
 
 

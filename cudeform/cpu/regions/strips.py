@@ -18,8 +18,6 @@ from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import ELSEWHERE, patch_of, put_found, vectors_of
 from cudeform.cpu.regions.slices import measure_regions, visit_slices, write_largest
 
-__all__ = ["blend_bins", "choose", "in_planes", "measure", "measure_bins", "pool", "value_at"]
-
 _STRIP = 64  # pixels
 
 
