@@ -11,8 +11,6 @@ from cudeform.cpu.queries import Extent
 from cudeform.cpu.sizes import Sizes, Taps, sized
 from cudeform.plans.aggregation import AggregationPlan
 
-__all__ = ["STRIDED", "backward", "forward"]
-
 STRIDED = ("grad_output", "input", "offset", "mask", "offset_mask")  # need not be contiguous
 
 

@@ -29,20 +29,18 @@ from cudeform.cpu.sizes import At, Sizes, job_of, rows_of
 from cudeform.cpu.sorting import GRAIN, add_corners, list_corners
 from cudeform.cpu.spreading import NOTHING, ZEROS, Spread, survey, value_gradients
 
-__all__ = ["Aggregator", "Room"]
-
 _FEW = 16  # queries that are not worth a task of their own
 _CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
 _EVEN = 1.1  # times the work of a thread, the most that one may have if each does whole slices
 _RANGE_BYTES = 4 << 20  # of the sums of a range of pixels, which a thread has at a time
-_RANGES = 2  # for each thread: fewer than tasks, as each locates all points anew
+_RANGES = 2  # of a slice, and tasks for each thread where these take more: each locates all points
 _WIDE = 4  # ranges from which on it pays to know which pixels queries reach
 _BUNDLES = 2**16  # of queries of which that is known, in all slices
 _PAGE = 1024  # pixels of which it is known whether they are reached
 _TINY = 1 << 14  # bytes of an image that the nearest cache holds as it lies
 _SPARSE = 2  # corners for each pixel, up to which sums are made where they stay
 _LISTED = 16 << 20  # bytes of lists of corners
-_LISTING = 1.6  # times the work of a pass without lists
+_LISTING = 8  # ranges of a slice, which take less time than lists: about twice that of one range
 _BUNDLE = 2048  # points that are listed together
 
 
@@ -146,11 +144,11 @@ def _ranges(
     pixels: tuple[int, int],
     in_place: bool | None,
     how: Spread,
-    tasks: int,
+    pieces: int,
 ) -> _Ranges:
-    """Ranges of equal length, for so many tasks at least."""
+    """Ranges of equal length, so many at least where there are enough pixels."""
     begin, end = pixels
-    pieces = min(-(-tasks // slices), extent.pixels // _FEW)
+    pieces = min(pieces, extent.pixels // _FEW)
     if not in_place:
         size = (end - begin) * extent.channels * itemsize
         pieces = max(pieces, -(-size // _RANGE_BYTES))
@@ -228,7 +226,7 @@ class Aggregator:
         """
         if not self._alone(self._work(grad_output)):
             return False
-        spreading = self._spreading(grad_output, room)
+        spreading = self._spreading(grad_output, room, 1)
         if spreading is None:
             return False
         spread, pieces = spreading
@@ -272,33 +270,36 @@ class Aggregator:
 
         Of zeros what no point reads is left as it is.
         """
-        if spreading := self._spreading(grad_output, room, pixels):
+        pieces = self._pieces_wanted(grad_output)
+        if spreading := self._spreading(grad_output, room, pieces, pixels):
             task, pieces = spreading
             threads.share(task, self.sizes.slices * pieces, self._work(grad_output))
         else:
             self._spread_listed(grad_output, room)
 
     def _spreading(
-        self, grad_output: np.ndarray, room: Room, pixels: tuple[int, int] | None = None
+        self,
+        grad_output: np.ndarray,
+        room: Room,
+        pieces: int,
+        pixels: tuple[int, int] | None = None,
     ) -> tuple[Callable[[int, int], None], int] | None:
-        """What sets the gradient of the values in pieces of slices, and how many a slice has; None
-        where lists are quicker.
+        """What sets the gradient of the values in so many pieces of each slice, or how many it
+        takes; None where lists are quicker.
         """
         sizes, extent = self.sizes, self.extent
         begin, end = whole = pixels or (0, extent.pixels)
         in_place = self._in_place(room)
         how = Spread(begin, room.holds, extent.queries, extent.pixels)
-        count, tasks = threads.get_num_threads(), threads.wanted_tasks(self._work(grad_output))
         size = (end - begin) * extent.channels * sizes.scale.itemsize
         known = not in_place and size > _WIDE * _RANGE_BYTES
-        if not known and not pixels and self._lists(min(count, tasks)):
+        if not known and not pixels and pieces > _LISTING and self._lists():
             return None
         given = extent, sizes.slices, sizes.scale.itemsize, whole, in_place
-        tasks = min(tasks, _RANGES * count)
-        pieces, cuts, numbers, *reach = _ranges(*given, how, tasks)
+        pieces, cuts, numbers, *reach = _ranges(*given, how, pieces)
         if known:
             how, *reach = self._surveyed(how)
-            numbers = _ranges(*given, how, tasks).numbers
+            numbers = _ranges(*given, how, pieces).numbers
         if pieces > 1 and not pixels:
             cuts = _cuts(sizes.levels.reshape(3, -1), end, pieces)
         grads = frozen(words(grad_output), grad_output)
@@ -309,14 +310,16 @@ class Aggregator:
     def _in_place(self, room: Room) -> bool | None:
         return (room.holds != NOTHING and _in_place(self.sizes, room.array.dtype)) or None
 
-    def _lists(self, count: int) -> bool:
-        """Whether so many threads gain by lists of corners, and there is memory for one slice's."""
-        slices = self.sizes.slices
-        return (
-            -(-slices // count) * count > _LISTING * slices
-            and self._entries() * self._entry_bytes() <= _LISTED
-            and self.extent.pixels >= 2 * GRAIN
-        )
+    def _pieces_wanted(self, grad_output: np.ndarray) -> int:
+        """Ranges of a slice: even tasks for all threads are worth the time of few more."""
+        slices, tasks = self.sizes.slices, threads.wanted_tasks(self._work(grad_output))
+        most = max(_RANGES, -(-_RANGES * threads.get_num_threads() // slices))
+        return min(-(-tasks // slices), most)
+
+    def _lists(self) -> bool:
+        """Whether there is memory for lists of the corners of a slice, and pixels for ranges."""
+        size = self._entries() * self._entry_bytes()
+        return size <= _LISTED and self.extent.pixels >= 2 * GRAIN
 
     def _entries(self) -> int:
         """Corners of a slice."""

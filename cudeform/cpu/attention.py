@@ -11,8 +11,6 @@ from cudeform.cpu.queries import Extent
 from cudeform.cpu.sizes import Sizes, sized
 from cudeform.plans.attention import AttentionPlan
 
-__all__ = ["STRIDED", "backward", "forward"]
-
 # Need not be contiguous
 STRIDED = ("grad_output", "value", "sampling_locations", "attention_weights")
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, kernel, records
+from cudeform.cpu.language.bare import bare, give_back, lender, lent, records
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.halves import element, put
 from cudeform.cpu.language.rows import read_rows, write_rows
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.transpose import transpose
 from cudeform.cpu.sample_gradients import measure, spread
 from cudeform.cpu.sampler import (
@@ -28,10 +28,10 @@ from cudeform.cpu.sampler import (
     Grid,
     Image,
     locate,
-    point_arrays,
+    point_memory,
+    points_in,
+    return_points,
 )
-
-__all__ = ["Fields", "Lies", "Memory", "add_fields", "collect", "find_fields", "sort_points"]
 
 
 class Fields(NamedTuple):
@@ -100,21 +100,24 @@ def _block(how, task):
     return image, block * how.block, min((block + 1) * how.block, how.points)
 
 
-@kernel
+@lender
 def find_fields(numbers, points, keys, counts, first_task, last_task):
     """Which fields points read: four times the first one, and what is to the right and below.
 
     `counts` is (images, blocks, fields).
     """
     grid, how = _read(numbers)
-    located = point_arrays(points, 1)
+    memory = point_memory(points, 1)
+    located = points_in(memory)
     pixel, state, _ = located
-    some, index = empty(2 * PLANE, points.dtype), empty(PLANE, np.int64)
+    coordinates, indices = lent(2 * PLANE, points.dtype), lent(PLANE, np.int64)
+    some, index = bare(coordinates, 0), bare(indices, 0)
+    points, keys = bare(points, 0), bare(keys, 0)
     above, below = points.dtype.type(how.above), points.dtype.type(how.below)
     fields = how.down * how.across
     for task in range(first_task, last_task):
         image, begin, end = _block(how, task)
-        own = counts[task * fields :]
+        own = bare(counts, task * fields)
         for f in range(fields):
             own[f] = 0
         at, end = image * how.points + begin, image * how.points + end
@@ -136,6 +139,9 @@ def find_fields(numbers, points, keys, counts, first_task, last_task):
                     for corner in range(4):
                         if corner & key == corner:
                             own[_field(how, key, corner)] += 1
+    give_back(coordinates)
+    give_back(indices)
+    return_points(memory)
 
 
 @inlined
@@ -158,14 +164,15 @@ def _field(how, key, corner):
     return (key >> 2) + (corner & 1) + (corner >> 1) * how.across
 
 
-@kernel
+@lender
 def sort_points(numbers, keys, places, order, first_task, last_task):
     """The points of each field; `places` is as `counts` was, and says where the next one goes."""
     _, how = _read(numbers)
     fields = how.down * how.across
+    keys, order = bare(keys, 0), bare(order, 0)
     for task in range(first_task, last_task):
         image, begin, end = _block(how, task)
-        own = places[task * fields :]
+        own = bare(places, task * fields)
         for p in range(begin, end):
             key = keys[image * how.points + p]
             if key >= 0:
@@ -189,20 +196,34 @@ class _Frame(NamedTuple):
     right: int
 
 
-@kernel
+@lender
 def add_fields(numbers, lies, slices, memory, first_task, last_task):
     """The gradients of fields: a task is a slice of one."""
     grid, how = _read(numbers)
     (lies,) = _lie(lies)
-    found, channels_most = memory.found, how.widest
-    located = point_arrays(found, 1)
-    room = min(grid.height, (1 << how.high) + 2) * min(grid.width, (1 << how.wide) + 2)
-    source = empty(room * channels_most if how.wants_points else 0, found.dtype)
-    target = empty(room * channels_most if how.wants_input else 0, found.dtype)
-    line = empty(max(min(grid.width, (1 << how.wide) + 2), PLANE) * channels_most, found.dtype)
-    columns, slopes = empty(PLANE * channels_most, found.dtype), empty(3 * PLANE, found.dtype)
-    own = empty(2 * PLANE, found.dtype)
-    index, spot = empty(PLANE, np.int64), empty(PLANE, np.int64)
+    found_each = memory.found.size // how.slices
+    memory = Memory(
+        bare(memory.input, 0),
+        bare(memory.grad_output, 0),
+        memory.steps,
+        bare(memory.points, 0),
+        bare(memory.order, 0),
+        bare(memory.ends, 0),
+        bare(memory.found, 0),
+        bare(memory.grad_input, 0),
+    )
+    found, widest = memory.found, how.widest
+    points = point_memory(found, 1)
+    located = points_in(points)
+    wide = min(grid.width, (1 << how.wide) + 2)
+    room = min(grid.height, (1 << how.high) + 2) * wide * widest
+    gathered = lent((5 + widest) * PLANE + max(wide, PLANE) * widest, found.dtype)
+    slopes, own = bare(gathered, 0), bare(gathered, 3 * PLANE)
+    columns, line = bare(gathered, 5 * PLANE), bare(gathered, (5 + widest) * PLANE)
+    pixels = lent(room * (how.wants_points + how.wants_input), found.dtype)
+    source, target = bare(pixels, 0), bare(pixels, room * how.wants_points)
+    indices, inside = lent(2 * PLANE, np.int64), lent(PLANE, np.uint8)
+    index, spot, here = bare(indices, 0), bare(indices, PLANE), bare(inside, 0)
     fields = how.down * how.across
     for task in range(first_task, last_task):
         image, rest = task // (fields * how.slices), task % (fields * how.slices)
@@ -220,8 +241,8 @@ def add_fields(numbers, lies, slices, memory, first_task, last_task):
         if how.wants_points:
             _read_frame(lies, frame, place, memory.input, source, line)
         if how.wants_input:
-            size = (frame.bottom - frame.top) * view.line
-            target[:size] = 0
+            for i in range((frame.bottom - frame.top) * view.line):
+                target[i] = 0
             if how.adds:
                 _use_pixels(grid, how, frame, place, target, memory.grad_input, line, True)
         for at in range(begin, end, PLANE):
@@ -231,8 +252,8 @@ def add_fields(numbers, lies, slices, memory, first_task, last_task):
             for p in range(count):
                 spot[p] = _spot(memory.steps, lies.grad_first + index[p])
             _read_grad(lies, place, memory, spot, count, columns, line)
-            to = 2 * (s * (memory.found.size // (2 * how.slices)) + image * how.points)
-            here = _move(grid, frame, located, count)
+            to = s * found_each + 2 * image * how.points
+            _move(grid, frame, located, count, here)
             if how.wants_points:
                 measure(grid, located, count, source, view, columns, view.channels, slopes, 0)
                 for p in range(count):
@@ -243,6 +264,11 @@ def add_fields(numbers, lies, slices, memory, first_task, last_task):
                 spread(grid, located, count, columns, view.channels, target, view)
         if how.wants_input:
             _use_pixels(grid, how, frame, place, target, memory.grad_input, line, False)
+    give_back(gathered)
+    give_back(pixels)
+    give_back(indices)
+    give_back(inside)
+    return_points(points)
 
 
 @inlined
@@ -263,10 +289,9 @@ def _pick(how, memory, image, at, count, index, own):
 
 
 @inlined
-def _move(grid, frame, located, count):
+def _move(grid, frame, located, count, here):
     """Let points read the copy of a field; which of them have their first corner in the field."""
     pixel, _, _ = located
-    here = empty(PLANE, np.uint8)
     width = frame.right - frame.left
     for p in range(count):
         y = pixel[p] // grid.width
@@ -275,7 +300,6 @@ def _move(grid, frame, located, count):
         inside = (row >= 0) & (row < frame.rows) & (column >= 0) & (column < frame.columns)
         here[p] = 1 if inside else 0
         pixel[p] = (y - frame.top) * width + x - frame.left
-    return here
 
 
 @inlined
@@ -356,7 +380,7 @@ def _read_grad(lies, place, memory, spot, count, columns, line):
                 columns[p * channels + c] = element(grad, at + spot[p])
 
 
-@kernel
+@lender
 def collect(slices, found, target, first, last):
     """Add up what slices found for the gradient of points, in their order."""
     size = found.size // slices

@@ -8,8 +8,6 @@ from cudeform.cpu.language.compiler import inner
 from cudeform.cpu.language.halves import element, put
 from cudeform.cpu.located import DOWN, PIXEL, RIGHT, WIDTH
 
-__all__ = ["CORNERS", "gather_corners"]
-
 CORNERS = 4  # of a point
 
 

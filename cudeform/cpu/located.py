@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.bare import bare, cleared, give_back
+from cudeform.cpu.language.compiler import apart, inlined, inner
 from cudeform.cpu.language.halves import element, load_wide, load_wide_some, put
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import (
     fma,
     lanes,
@@ -28,36 +28,7 @@ from cudeform.cpu.language.simd import (
     totals,
     zeros,
 )
-from cudeform.cpu.sampler import add_dots, load_corners, weights_along
-
-__all__ = [
-    "BASE_X",
-    "BASE_Y",
-    "DOWN",
-    "HEIGHT",
-    "PIXEL",
-    "PLANE",
-    "RIGHT",
-    "SHARE",
-    "START",
-    "TAP_X",
-    "TAP_Y",
-    "W00",
-    "WIDTH",
-    "X",
-    "Y",
-    "Rows",
-    "View",
-    "block_arrays",
-    "dot_points",
-    "fill_levels",
-    "fill_taps",
-    "locate_beside",
-    "locate_nearest",
-    "locate_points",
-    "slopes",
-    "sum_points",
-]
+from cudeform.cpu.sampler import add_dots, filled, load_corners, weights_along
 
 PLANE = 128  # points of a block, at most
 # Planes of real numbers: first coordinates in pixels, then distances from the first corner; the
@@ -89,9 +60,29 @@ class View(NamedTuple):
 
 
 @inlined
-def block_arrays(like):
-    """Room for what is known of a block."""
-    return empty(_REALS, like.dtype), empty(_INTEGERS, np.int32)
+def block_memory(like, more):
+    """Room for what is known of a block, and for so many numbers behind it; to be returned."""
+    return cleared(_REALS + more, like.dtype), cleared(_INTEGERS, np.int32)
+
+
+@inlined
+def block_in(memory):
+    """The block itself."""
+    reals, whole = memory
+    return bare(reals, 0), bare(whole, 0)
+
+
+@inlined
+def numbers_behind(memory, first):
+    """The numbers behind a block, from the first on."""
+    return bare(memory[0], _REALS + first)
+
+
+@inlined
+def return_memory(memory):
+    """The end of a block."""
+    give_back(memory[0])
+    give_back(memory[1])
 
 
 @inlined
@@ -111,30 +102,31 @@ def fill_taps(levels, taps, first, rows, block):
     """The same of a grid, whose level is one; and where taps are, which count down columns."""
     reals, whole = block
     real = reals.dtype.type
-    height, removed = taps[0], taps[1]
+    column, removed = taps[0], taps[1]
+    height, width, start = np.int32(levels[0]), np.int32(levels[1]), np.int32(levels[2])
+    for p in range(filled(rows.count * rows.each)):
+        whole[HEIGHT + p], whole[WIDTH + p], whole[START + p] = height, width, start
     for k in range(rows.each):
         tap = first + k
         if tap >= removed:
             tap += 1
-        a = tap // height
-        y = real((tap - a * height) * taps[2] - taps[4])
+        a = tap // column
+        y = real((tap - a * column) * taps[2] - taps[4])
         x = real(a * taps[3] - taps[5])
         for r in range(rows.count):
             at = r * rows.each + k
             reals[TAP_Y + at], reals[TAP_X + at] = y, x
-            whole[HEIGHT + at], whole[WIDTH + at] = levels[0], levels[1]
-            whole[START + at] = levels[2]
 
 
-@inner
+@apart
 def locate_points(block, count):
-    """From coordinates, shares and levels to corners and weights; no branch, for LLVM's vectors."""
+    """From parts of levels and shares to corners and weights; no branch, for LLVM's vectors."""
     reals, whole = block
     real = reals.dtype.type
-    zero, one = real(0), real(1)
-    for p in range(count):
-        x, y = reals[X + p], reals[Y + p]
+    zero, one, half = real(0), real(1), real(-0.5)
+    for p in range(filled(count)):
         height, width = real(whole[HEIGHT + p]), real(whole[WIDTH + p])
+        x, y = reals[X + p] * width + half, reals[Y + p] * height + half
         inside = (y > -one) & (y < height) & (x > -one) & (x < width)  # NaN fails
         x, y = select(inside, x, zero), select(inside, y, zero)
         row, column = np.floor(y), np.floor(x)
@@ -145,13 +137,16 @@ def locate_points(block, count):
     _weigh_corners(block, count)
 
 
-@inner
-def locate_beside(block, count):
-    """The same for coordinates from whole bases; no bit of them is lost, wherever that is."""
+@apart
+def locate_beside(block, count, factor):
+    """The same for taps with their offsets, times a factor, from whole bases; no bit of them is
+    lost, wherever that is.
+    """
     reals, whole = block
     zero = reals.dtype.type(0)
-    for p in range(count):
-        x, y = reals[X + p], reals[Y + p]
+    for p in range(filled(count)):
+        x = (reals[TAP_X + p] + reals[X + p]) * factor
+        y = (reals[TAP_Y + p] + reals[Y + p]) * factor
         below, before = np.floor(y), np.floor(x)
         ly, lx = y - below, x - before
         row = np.float64(below) + np.float64(whole[BASE_Y + p])
@@ -169,12 +164,12 @@ def locate_beside(block, count):
 
 # Each of the two has a loop of its own, for which 16 registers suffice, and reads before it
 # chooses: what is read for one choice alone keeps LLVM from making vectors.
-@inner
+@apart
 def _find_corners(block, count):
     """From whole coordinates to corners; one outside stands for its neighbour in the level."""
     _, whole = block
     zero = np.int32(0)  # Numba would compare with 64 bits
-    for p in range(count):
+    for p in range(filled(count)):
         row, column, inside = whole[BASE_Y + p], whole[BASE_X + p], whole[_INSIDE + p] != zero
         height, width, start = whole[HEIGHT + p], whole[WIDTH + p], whole[START + p]
         top, left = row >= zero, column >= zero
@@ -187,12 +182,12 @@ def _find_corners(block, count):
         whole[DOWN + p] = select(top & bottom, width, 0)
 
 
-@inner
+@apart
 def _weigh_corners(block, count):
     """The weights of corners; X and Y are the distances of points from whole coordinates."""
     reals, whole = block
     one = reals.dtype.type(1)
-    for p in range(count):
+    for p in range(filled(count)):
         ly, lx, share, sides = reals[Y + p], reals[X + p], reals[SHARE + p], whole[SIDES + p]
         top, bottom = (sides & _TOP) != 0, (sides & _BOTTOM) != 0
         left, right = (sides & _LEFT) != 0, (sides & _RIGHT) != 0
@@ -204,13 +199,15 @@ def _weigh_corners(block, count):
         reals[W11 + p] = share * (wb * wr)
 
 
-@inner
+@apart
 def locate_nearest(block, count):
     """The same for one pixel each, at whole coordinates that are clamped to the level."""
     reals, whole = block
-    zero = reals.dtype.type(0)
-    for p in range(count):
-        x, y = reals[X + p], reals[Y + p]
+    real = reals.dtype.type
+    zero, half = real(0), real(0.5)
+    for p in range(filled(count)):
+        x = reals[X + p] * real(whole[WIDTH + p]) + half
+        y = reals[Y + p] * real(whole[HEIGHT + p]) + half
         # In float64: the last pixel of a long axis is no number of float32.
         bottom, right = np.float64(whole[HEIGHT + p] - 1), np.float64(whole[WIDTH + p] - 1)
         reads = (x == x) & (y == y)
@@ -368,13 +365,15 @@ def dot_points(block, rows, source, view, grad, dots, nearest):
             put(dots, 3 * PLANE + p, t11)
 
 
-@inner
-def slopes(block, count, dots):
-    """From what `dot_points` found to the gradients of share, x and y, in its first planes."""
+@apart
+def slopes(block, count, dots, factor):
+    """From what `dot_points` found to the gradients of share, x and y, in its first planes: of
+    offsets times a factor, or where that is None of parts of levels.
+    """
     reals, whole = block
     real = reals.dtype.type
     zero, one = real(0), real(1)
-    for p in range(count):
+    for p in range(filled(count)):
         t00, t01 = dots[p], dots[PLANE + p]
         t10, t11 = dots[2 * PLANE + p], dots[3 * PLANE + p]
         sides, share = whole[SIDES + p], reals[SHARE + p]
@@ -384,6 +383,9 @@ def slopes(block, count, dots):
         t10, t11 = select(bottom & left, t10, zero), select(bottom & right, t11, zero)
         lx, ly = reals[X + p], reals[Y + p]
         upper, lower = (one - lx) * t00 + lx * t01, (one - lx) * t10 + lx * t11
+        across = down = factor
+        if factor is None:
+            across, down = real(whole[WIDTH + p]), real(whole[HEIGHT + p])
         dots[p] = (one - ly) * upper + ly * lower
-        dots[PLANE + p] = share * ((one - ly) * (t01 - t00) + ly * (t11 - t10))
-        dots[2 * PLANE + p] = share * (lower - upper)
+        dots[PLANE + p] = share * ((one - ly) * (t01 - t00) + ly * (t11 - t10)) * across
+        dots[2 * PLANE + p] = share * (lower - upper) * down

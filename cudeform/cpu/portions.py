@@ -17,8 +17,6 @@ from cudeform.cpu.aggregator import Aggregator, Room
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.spreading import SUMS
 
-__all__ = ["Portion", "differentiate_all", "portions"]
-
 _COPIED = 16 << 20  # bytes of copies of what is not contiguous
 
 

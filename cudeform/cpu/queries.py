@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.gathered import CORNERS, gather_corners
-from cudeform.cpu.language.compiler import inlined, kernel, records
+from cudeform.cpu.language.bare import bare, give_back, lender, lent, records
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.halves import element, put
 from cudeform.cpu.language.rows import (
     join_pairs,
@@ -17,45 +18,28 @@ from cudeform.cpu.language.rows import (
     split_pairs,
     write_rows,
 )
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.located import (
     BASE_X,
     BASE_Y,
-    HEIGHT,
     PLANE,
     SHARE,
-    TAP_X,
-    TAP_Y,
-    WIDTH,
     Rows,
     View,
     X,
     Y,
-    block_arrays,
+    block_in,
+    block_memory,
     dot_points,
     fill_levels,
     fill_taps,
     locate_beside,
     locate_nearest,
     locate_points,
+    numbers_behind,
+    return_memory,
     slopes,
     sum_points,
 )
-
-__all__ = [
-    "Extent",
-    "Job",
-    "Strides",
-    "aggregate",
-    "fill_grads",
-    "fill_shares",
-    "locate",
-    "pack",
-    "point_gradients",
-    "queries_of",
-    "share",
-    "shares_of",
-]
 
 _FARTHEST = 2**31 - 1  # from the image, of a base that a plane of integers holds
 
@@ -130,10 +114,11 @@ def _place(job, task, count):
     return job.first + task // job.pieces, first, last
 
 
-@kernel
+@lender
 def pack(numbers, source, target, first_task, last_task):
     """Copy the values of slices side by side."""
     (job,) = _read_job(numbers)
+    source, target = bare(source, 0), bare(target, 0)
     for task in range(first_task, last_task):
         number, first, last = _place(job, task, job.pixels)
         start = number // job.heads * job.image + number % job.heads * job.head
@@ -149,9 +134,9 @@ def _weights(job, queries):
 
 
 @inlined
-def shares_of(job, softmax, like):
-    """Room for the factors of the points of a block's queries, where these depend on each other."""
-    return empty(0 if softmax is None else job.rows * job.points, like.dtype)
+def count_shares(job, softmax):
+    """Factors of the points of a block's queries, where these depend on each other."""
+    return 0 if softmax is None else job.rows * job.points
 
 
 @inlined
@@ -195,7 +180,7 @@ def locate(job, taps, nearest, given, queries, first, block, fresh):
     levels of a `fresh` block are not known. Returns its rows.
     """
     levels, locations, scale = given
-    reals, whole = block
+    reals, _ = block
     rows = _rows(job, queries, first)
     if fresh or job.points > PLANE:
         if taps is not None:
@@ -206,24 +191,19 @@ def locate(job, taps, nearest, given, queries, first, block, fresh):
     split_pairs(locations, reals, places, rows, Y - X)
     count = rows.count * rows.each
     if taps is not None:
-        _displace(job, queries, rows, block, scale)
-        locate_beside(block, count)
+        _find_bases(job, queries, rows, block)
+        locate_beside(block, count, scale[0])
+    elif nearest is None:
+        locate_points(block, count)
     else:
-        half = reals.dtype.type(-0.5 if nearest is None else 0.5)
-        for p in range(count):
-            reals[X + p] = reals[X + p] * reals.dtype.type(whole[WIDTH + p]) + half
-            reals[Y + p] = reals[Y + p] * reals.dtype.type(whole[HEIGHT + p]) + half
-        if nearest is None:
-            locate_points(block, count)
-        else:
-            locate_nearest(block, count)
+        locate_nearest(block, count)
     return rows
 
 
 @inlined
-def _displace(job, queries, rows, block, scale):
-    """From the offsets of a block to bases, and how far its points are from them."""
-    reals, whole = block
+def _find_bases(job, queries, rows, block):
+    """Where the kernels of the points of a block lie."""
+    _, whole = block
     for r in range(rows.count):
         to, q = r * rows.each, queries.first + r
         i = q // job.out_width
@@ -233,10 +213,6 @@ def _displace(job, queries, rows, block, scale):
         x = np.int32(min(max(x, -_FARTHEST), _FARTHEST))
         for k in range(rows.each):
             whole[BASE_Y + to + k], whole[BASE_X + to + k] = y, x
-    factor = scale[0]
-    for p in range(rows.count * rows.each):
-        reals[Y + p] = (reals[TAP_Y + p] + reals[Y + p]) * factor
-        reals[X + p] = (reals[TAP_X + p] + reals[X + p]) * factor
 
 
 @inlined
@@ -250,7 +226,7 @@ def _slice(job, task):
     return image, head, (first, last), View(start, job.pixel, job.channels)
 
 
-@kernel
+@lender
 def aggregate(
     numbers,
     levels,
@@ -269,19 +245,22 @@ def aggregate(
     """The results of queries of slices."""
     (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
-    block = block_arrays(scale)
-    shares = shares_of(job, softmax, scale)
-    sums, room = empty(job.rows * channels, scale.dtype), _room(job, gathers, source)
-    beside = View(0, channels, channels)
+    own = job.rows * channels
+    memory = block_memory(scale, own + count_shares(job, softmax))
+    block, sums, shares = block_in(memory), numbers_behind(memory, 0), numbers_behind(memory, own)
+    gathered = _room(job, gathers, source)
+    room, beside = bare(gathered, 0), View(0, channels, channels)
+    given = bare(levels, 0), bare(locations, 0), scale
+    source, weights, output = bare(source, 0), bare(weights, 0), bare(output, 0)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
             queries = queries_of(job, image, head, q, last)
-            sums[: queries.count * channels] = 0
+            for i in range(queries.count * channels):
+                sums[i] = 0
             fill_shares(job, softmax, weights, queries, shares)
             for k in range(0, points, PLANE):
                 share(job, softmax, weights, shares, queries, k, block)
-                given = levels, locations, scale
                 rows = locate(job, taps, nearest, given, queries, k, block, q == first)
                 if gathers is None:
                     sum_points(block, rows, source, view, sums, nearest)
@@ -290,12 +269,14 @@ def aggregate(
                     sum_points(block, rows, room, beside, sums, nearest)
             size = queries.count, channels
             write_rows(sums, output, (0, channels, *_results(job, queries)), size)
+    give_back(gathered)
+    return_memory(memory)
 
 
 @inlined
 def _room(job, gathers, source):
     """For what the points of a block read, where the channels of a pixel lie apart."""
-    return empty(0 if gathers is None else CORNERS * PLANE * job.channels, source.dtype)
+    return lent(0 if gathers is None else CORNERS * PLANE * job.channels, source.dtype)
 
 
 @inlined
@@ -319,7 +300,7 @@ def fill_grads(job, grad_output, queries, grads):
     read_rows(grad_output, grads, places, (queries.count, channels))
 
 
-@kernel
+@lender
 def point_gradients(
     numbers,
     levels,
@@ -340,11 +321,15 @@ def point_gradients(
     """The gradients of the locations and weights of queries of slices; an empty one is skipped."""
     (job,) = _read_job(numbers)
     channels, points = job.channels, job.points
-    block = block_arrays(scale)
-    dots = empty(4 * PLANE, scale.dtype)
-    shares, found = shares_of(job, softmax, scale), shares_of(job, softmax, scale)
-    grads, room = empty(job.rows * channels, scale.dtype), _room(job, gathers, source)
-    beside = View(0, channels, channels)
+    own, most = 4 * PLANE + job.rows * channels, count_shares(job, softmax)
+    memory = block_memory(scale, own + 2 * most)
+    block, dots = block_in(memory), numbers_behind(memory, 0)
+    grads, shares = numbers_behind(memory, 4 * PLANE), numbers_behind(memory, own)
+    found = numbers_behind(memory, own + most)
+    gathered = _room(job, gathers, source)
+    room, beside = bare(gathered, 0), View(0, channels, channels)
+    given = bare(levels, 0), bare(locations, 0), scale
+    source, weights, grad_output = bare(source, 0), bare(weights, 0), bare(grad_output, 0)
     for task in range(first_task, last_task):
         image, head, (first, last), view = _slice(job, task)
         for q in range(first, last, job.rows):
@@ -353,7 +338,6 @@ def point_gradients(
             fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
                 share(job, softmax, weights, shares, queries, k, block)
-                given = levels, locations, scale
                 rows = locate(job, taps, nearest, given, queries, k, block, q == first)
                 if gathers is None:
                     dot_points(block, rows, source, view, grads, dots, nearest)
@@ -362,37 +346,33 @@ def point_gradients(
                     dot_points(block, rows, room, beside, grads, dots, nearest)
                 where = grad_locations, queries, k
                 _write_locations(job, taps, nearest, block, rows, dots, where, scale)
-                size, own = (rows.count, rows.each), (np.int64(0), rows.each)
+                size, here = (rows.count, rows.each), (np.int64(0), rows.each)
                 if softmax is not None:
-                    read_rows(dots, found, (*own, k, points), size)
+                    read_rows(dots, found, (*here, k, points), size)
                 elif len(grad_weights):
                     at, step = _weights(job, queries)
-                    write_rows(dots, grad_weights, (*own, at + k, step), size)
+                    write_rows(dots, bare(grad_weights, 0), (*here, at + k, step), size)
             if softmax is not None and len(grad_weights):
-                _write_weights(job, shares, found, grad_weights, queries)
+                _write_weights(job, shares, found, bare(grad_weights, 0), queries)
+    give_back(gathered)
+    return_memory(memory)
 
 
 @inlined
 def _write_locations(job, taps, nearest, block, rows, dots, where, scale):
     """From the dots of a block to gradients of its locations, and of its shares in their place."""
-    _, whole = block
     target, queries, first = where
     count = rows.count * rows.each
     if nearest is not None:
-        dots[PLANE : 3 * PLANE] = 0
+        for p in range(PLANE, 3 * PLANE):
+            dots[p] = 0
+    elif taps is not None:
+        slopes(block, count, dots, scale[0])
     else:
-        slopes(block, count, dots)
-        if taps is not None:
-            for p in range(count):
-                dots[PLANE + p] *= scale[0]
-                dots[2 * PLANE + p] *= scale[0]
-        else:
-            for p in range(count):
-                dots[PLANE + p] *= dots.dtype.type(whole[WIDTH + p])
-                dots[2 * PLANE + p] *= dots.dtype.type(whole[HEIGHT + p])
+        slopes(block, count, dots, None)
     if len(target):
         places = PLANE, rows.each, *_locations(job, queries, first)
-        join_pairs(dots, target, places, rows, PLANE)
+        join_pairs(dots, bare(target, 0), places, rows, PLANE)
 
 
 @inlined

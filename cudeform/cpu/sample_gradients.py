@@ -36,8 +36,6 @@ from cudeform.cpu.sampler import (
     weights_of,
 )
 
-__all__ = ["differentiate", "measure", "spread", "spread_between"]
-
 
 @inlined
 def _add_product(target, at, weight, g, count):

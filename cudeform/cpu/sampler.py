@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.compiler import inlined, inner
-from cudeform.cpu.language.halves import element, load_wide_some
-from cudeform.cpu.language.scratch import empty
+from cudeform.cpu.language.bare import bare, cleared, give_back, lent
+from cudeform.cpu.language.compiler import apart, inlined, inner
+from cudeform.cpu.language.halves import load_wide_some
 from cudeform.cpu.language.simd import (
     fma,
     lanes,
@@ -27,35 +27,6 @@ from cudeform.cpu.language.simd import (
 )
 from cudeform.plans.points import Points
 
-__all__ = [
-    "ALONG_X",
-    "ALONG_Y",
-    "BOTTOM",
-    "LEFT",
-    "LX",
-    "LY",
-    "MASK",
-    "NUMBERS",
-    "ON_PIXEL",
-    "PIXELS",
-    "PLANE",
-    "RIGHT",
-    "TOP",
-    "Grid",
-    "Image",
-    "add_dots",
-    "blend",
-    "blended",
-    "corners",
-    "grid_of",
-    "load_corners",
-    "locate",
-    "mixed",
-    "point_arrays",
-    "weights_along",
-    "weights_of",
-]
-
 # The state of a point: which rows and columns of its four corners are in the image, along which
 # axes the derivative is not zero by rule. 0 is a point that reads nothing.
 TOP, BOTTOM, LEFT, RIGHT, ALONG_Y, ALONG_X = 1, 2, 4, 8, 16, 32
@@ -64,8 +35,9 @@ PLANE = 128  # points of a tap in a tile, at most
 # and column of the point without offset; in seven of real numbers the distances from the first
 # corner, the mask, and the weights of the four corners, times the mask.
 ROW, COLUMN = 0, PLANE
-LY, LX, MASK, W00, W01, W10, W11 = (PLANE * i for i in range(7))
-PIXELS, NUMBERS = 2 * PLANE, 7 * PLANE  # of a tap
+LY, LX, _MASK, W00, W01, W10, W11 = (PLANE * i for i in range(7))
+PIXELS, NUMBERS = PLANE, 7 * PLANE  # of a tap
+_AT_ONCE = 16  # points: a plane is a multiple of these, and they are one of any vector
 _BEYOND = 2.0**62  # pixels: farther than any image reaches, and still a whole number of 64 bits
 ON_PIXEL = 64  # no offset: the point is the centre of its top left corner
 
@@ -127,73 +99,81 @@ def grid_of(points: Points, deformable: bool, modulated: bool) -> Grid:
 
 
 @inlined
-def point_arrays(like, taps):
-    """Arrays for the geometry of a tile, in the order in which `locate` takes them.
+def point_memory(like, taps):
+    """Room for the geometry of a tile; to be returned.
 
     Tap k of pixel p of the tile is point k*PIXELS + p, and its numbers are in planes from
     k*NUMBERS + p on: at distances that are known when the kernel is compiled, LLVM sees that
     writing one leaves the others alone, and makes vectors of points.
     """
-    pixel, state = empty(taps * PIXELS, np.int64), empty(taps * PIXELS, np.uint8)
-    return pixel, state, empty(taps * NUMBERS, like.dtype)
+    pixel, state = lent(taps * PIXELS + 2 * PLANE, np.int64), lent(taps * PIXELS, np.uint8)
+    return pixel, state, cleared(taps * NUMBERS, like.dtype)
 
 
-@inner
+@inlined
+def points_in(memory):
+    """The geometry itself, as `locate` takes it."""
+    pixel, state, numbers = memory
+    return bare(pixel, 0), bare(state, 0), bare(numbers, 0)
+
+
+@inlined
+def return_points(memory):
+    """The end of the geometry of a tile."""
+    pixel, state, numbers = memory
+    give_back(pixel)
+    give_back(state)
+    give_back(numbers)
+
+
+@apart
 def locate(grid, offset, mask, place, group, points):
     """The geometry of a tile's points; the tile is `place` = (image, first pixel, pixels)."""
     image, first, count = place
     pixel, state, numbers = points
+    bases = bare(pixel, grid.taps * PIXELS)
+    _find_bases(grid, first, count, bases)
+    # What is not given is not read; its number is known, but not when this is compiled.
+    planes = 0 if grid.deformable else 2, 2 + grid.modulated
     for k in range(grid.taps):
-        # from 0 on, so that LLVM sees that no index is negative
-        rows, states = pixel[k * PIXELS :], state[k * PIXELS :]
-        own = numbers[k * NUMBERS :]
-        _start_coordinates(grid, first, count, k, rows)
-        share = 0 if grid.modulated else 1
-        for p in range(count):
-            own[LY + p], own[LX + p], own[MASK + p] = 0, 0, share
+        own = bare(numbers, k * NUMBERS)
         channel = group * grid.taps + k
-        if grid.deformable:
-            at = image * grid.offset_image + first * grid.offset_pixel
-            at += 2 * channel * grid.offset_channel
-            for axis in range(2):
-                start = at + axis * grid.offset_channel
-                _add(offset, start, grid.offset_pixel, own, LY + axis * (LX - LY), count)
-        if grid.modulated:
-            at = image * grid.mask_image + first * grid.mask_pixel + channel * grid.mask_channel
-            _add(mask, at, grid.mask_pixel, own, MASK, count)
-        _resolve(grid, rows, states, own, count)
-        if not grid.deformable:
+        for plane in range(planes[0], planes[1]):
+            if plane < 2:
+                at = image * grid.offset_image + first * grid.offset_pixel
+                at += (2 * channel + plane) * grid.offset_channel
+                source, step = bare(offset, at), grid.offset_pixel
+            else:
+                at = image * grid.mask_image + first * grid.mask_pixel
+                source, step = bare(mask, at + channel * grid.mask_channel), grid.mask_pixel
+            target = bare(own, LY + plane * PLANE)
             for p in range(count):
-                if states[p]:
-                    states[p] = ON_PIXEL
-                    own[W00 + p] = own[MASK + p]
+                target[p] = source[p * step]
+        _resolve(grid, k, bases, bare(pixel, k * PIXELS), bare(state, k * PIXELS), own, count)
 
 
 @inlined
-def _start_coordinates(grid, first, count, k, rows):
-    """Where tap k would read without an offset: whole numbers, which do not lose its fraction."""
-    origin_y = grid.origin_y + k // grid.kernel_width * grid.dilation_y
-    origin_x = grid.origin_x + k % grid.kernel_width * grid.dilation_x
-    p = 0
-    while p < count:  # a row, or what of it is in the tile
-        row = (first + p) // grid.out_width
-        column = first + p - row * grid.out_width
-        pixels = min(grid.out_width - column, count - p)
-        y, x = rows[p:], rows[COLUMN + p :]
-        for i in range(pixels):
-            y[i] = row * grid.stride_y + origin_y
-            x[i] = (column + i) * grid.stride_x + origin_x
-        p += pixels
+def _find_bases(grid, first, count, bases):
+    """Where the first tap of pixels would read without an offset, in whole numbers, which do not
+    lose its fraction. One after the other: this is done once for all taps.
+    """
+    row = first // grid.out_width
+    column = first - row * grid.out_width
+    for p in range(count):
+        bases[ROW + p] = row * grid.stride_y + grid.origin_y
+        bases[COLUMN + p] = column * grid.stride_x + grid.origin_x
+        column += 1
+        if column == grid.out_width:
+            row, column = row + 1, 0
 
 
 @inlined
-def _add(source, at, step, target, to, count):
-    if step == 1:
-        for p in range(count):
-            target[to + p] += element(source, at + p)
-    else:
-        for p in range(count):
-            target[to + p] += element(source, at + p * step)
+def filled(count):
+    """So many points, and of no point what fills the last vector: LLVM writes a loop over all of
+    them once, and not a second and a third time for what is left. What is there was 0 at first, as
+    numbers that are too small for arithmetic may take long.
+    """
+    return (count + _AT_ONCE - 1) & -_AT_ONCE
 
 
 @inlined
@@ -209,7 +189,7 @@ def weights_along(before, after, fraction, one):
 
 
 @inlined
-def _resolve(grid, pixel, state, numbers, count):
+def _resolve(grid, k, bases, pixel, state, numbers, count):
     """From coordinates to corners, by the rule of the border: the points of one tap.
 
     A coordinate is a whole number and an offset. Only the offset is split into a whole number and
@@ -220,32 +200,39 @@ def _resolve(grid, pixel, state, numbers, count):
     zero, one = real(0), real(1)
     beyond = real(_BEYOND)
     clamp, loose = grid.clamp != 0, grid.clamp == 0
-    for p in range(count):
-        y, x = pixel[ROW + p], pixel[COLUMN + p]
-        ly, lx, m = numbers[LY + p], numbers[LX + p], numbers[MASK + p]
+    moves, masked = grid.deformable != 0, grid.modulated != 0
+    down = k // grid.kernel_width * grid.dilation_y
+    across = k % grid.kernel_width * grid.dilation_x
+    for p in range(filled(count)):
+        ly, lx = numbers[LY + p], numbers[LX + p]
+        m = select(masked, numbers[_MASK + p], one)
+        ly, lx = select(moves, ly, zero), select(moves, lx, zero)
         near = (abs(ly) < beyond) & (abs(lx) < beyond)  # NaN fails every comparison
         ly, lx = select(near, ly, zero), select(near, lx, zero)
         below, before = np.floor(ly), np.floor(lx)
         ly, lx = ly - below, lx - before
-        y, x = y + np.int64(below), x + np.int64(before)
+        y = bases[ROW + p] + down + np.int64(below)
+        x = bases[COLUMN + p] + across + np.int64(before)
         inside = near & (y < grid.height) & (x < grid.width)
         inside &= (y >= 0) | ((y == -1) & (ly > zero) & loose)
         inside &= (x >= 0) | ((x == -1) & (lx > zero) & loose)
         y, x = select(inside, y, 0), select(inside, x, 0)
-        down, across = y < grid.height - 1, x < grid.width - 1  # there is another row, column
-        along_y, along_x = down | loose, across | loose
+        lower, beside = y < grid.height - 1, x < grid.width - 1  # there is another row, column
+        along_y, along_x = lower | loose, beside | loose
         ly, lx = select(along_y, ly, zero), select(along_x, lx, zero)
         top, left = y >= 0, x >= 0
-        bits = select(top, TOP, 0) | select(down, BOTTOM, 0)
-        bits |= select(left, LEFT, 0) | select(across, RIGHT, 0)
+        bits = select(top, TOP, 0) | select(lower, BOTTOM, 0)
+        bits |= select(left, LEFT, 0) | select(beside, RIGHT, 0)
         bits |= select(along_y, ALONG_Y, 0) | select(along_x, ALONG_X, 0)
-        wt, wb = weights_along(top, down | clamp, ly, one)
-        wl, wr = weights_along(left, across | clamp, lx, one)
+        bits = select(moves, bits, ON_PIXEL)
+        wt, wb = weights_along(top, lower | clamp, ly, one)
+        wl, wr = weights_along(left, beside | clamp, lx, one)
         wt, wb = select(inside, wt, zero), select(inside, wb, zero)
         pixel[p] = select(top, y, 0) * grid.width + select(left, x, 0)
         state[p] = select(inside, bits, 0)
         numbers[LY + p], numbers[LX + p] = ly, lx
-        numbers[W00 + p], numbers[W01 + p] = m * wt * wl, m * wt * wr
+        numbers[W00 + p] = m * select(inside & ~moves, one, wt * wl)
+        numbers[W01 + p] = m * wt * wr
         numbers[W10 + p], numbers[W11 + p] = m * wb * wl, m * wb * wr
 
 

@@ -38,8 +38,6 @@ from cudeform.cpu.sampler import PLANE, grid_of
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.sampling import SamplePlan
 
-__all__ = ["STRIDED", "backward", "forward"]
-
 STRIDED = ("grad_output", "input", "points")  # need not be contiguous
 
 _ROOM = 56 << 20  # bytes of a backward as a convolution

@@ -11,8 +11,6 @@ from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.located import PLANE
 from cudeform.cpu.queries import Extent, Strides
 
-__all__ = ["At", "Sizes", "Taps", "job_of", "rows_of", "sized"]
-
 
 class At(NamedTuple):
     """Where values are: the last fields of `Strides`."""

@@ -9,28 +9,34 @@ from __future__ import annotations
 import numpy as np
 
 from cudeform.cpu.gathered import CORNERS
-from cudeform.cpu.language.compiler import inlined, inner, kernel, records
+from cudeform.cpu.language.bare import bare, give_back, lender, lent, records
+from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.halves import element, load_wide, load_wide_some, put
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import fma, lanes, load, load_some, splat, store, store_some
-from cudeform.cpu.located import PLANE, View, block_arrays
-from cudeform.cpu.queries import Job, fill_shares, locate, queries_of, share, shares_of
+from cudeform.cpu.located import (
+    PLANE,
+    View,
+    block_in,
+    block_memory,
+    numbers_behind,
+    return_memory,
+)
+from cudeform.cpu.queries import Job, count_shares, fill_shares, locate, queries_of, share
 from cudeform.cpu.spreading import (
     Spread,
     corner_of,
     each_page,
     page_begins,
     page_ends,
+    sums_of_range,
 )
-
-__all__ = ["GRAIN", "add_corners", "add_listed", "list_corners"]
 
 GRAIN = 16  # pixels that are in one range together
 
 _read = records(Job, Spread)
 
 
-@kernel
+@lender
 def list_corners(
     numbers,
     levels,
@@ -54,24 +60,28 @@ def list_corners(
     """
     job, how = _read(numbers)
     points = job.points
-    block = block_arrays(scale)
-    shares = shares_of(job, softmax, scale)
     most = CORNERS * how.bundle * points
-    pixels, queried, found = empty(most, np.int32), empty(most, np.int32), empty(most, scale.dtype)
+    memory = block_memory(scale, most + count_shares(job, softmax))
+    block, found, shares = block_in(memory), numbers_behind(memory, 0), numbers_behind(memory, most)
+    listed = lent(2 * most, np.int32)
+    pixels, queried = bare(listed, 0), bare(listed, most)
+    given = bare(levels, 0), bare(locations, 0), scale
+    weights, owners, starts = bare(weights, 0), bare(owners, 0), bare(starts, 0)
+    places, factors = bare(places, 0), bare(factors, 0)
     bundles = (job.queries + how.bundle - 1) // how.bundle
     for task in range(first_task, last_task):
         number, begin = job.first + task // bundles, task % bundles * how.bundle
         image, head = number // job.heads, number % job.heads
         end = min(begin + how.bundle, job.queries)
-        own = starts[task * (job.pieces + 1) : (task + 1) * (job.pieces + 1)]
-        own[:] = 0
+        own = bare(starts, task * (job.pieces + 1))
+        for piece in range(job.pieces + 1):
+            own[piece] = 0
         count = 0
         for q in range(begin, end, job.rows):
             queries = queries_of(job, image, head, q, end)
             fill_shares(job, softmax, weights, queries, shares)
             for k in range(0, points, PLANE):
                 share(job, softmax, weights, shares, queries, k, block)
-                given = levels, locations, scale
                 rows = locate(job, taps, nearest, given, queries, k, block, q == begin)
                 for r in range(rows.count):
                     for p in range(r * rows.each, (r + 1) * rows.each):
@@ -91,6 +101,8 @@ def list_corners(
         for piece in range(job.pieces, 0, -1):  # each is where the next begins
             own[piece] = own[piece - 1]
         own[0] = CORNERS * points * ((number - job.first) * job.queries + begin)
+    give_back(listed)
+    return_memory(memory)
 
 
 @inlined
@@ -107,7 +119,7 @@ def _distribute(count, owners, given, ends, places, factors):
         put(factors, to, element(found, i))
 
 
-@kernel
+@lender
 def add_corners(
     numbers,
     in_place,
@@ -126,10 +138,11 @@ def add_corners(
     job, how = _read(numbers)
     channels = job.channels
     step = job.heads * channels
-    longest = 0
-    for piece in range(job.pieces):
-        longest = max(longest, cuts[piece + 1] - cuts[piece])
-    sums = target if in_place is not None else empty(longest * channels, scale.dtype)
+    cuts, touched, starts = bare(cuts, 0), bare(touched, 0), bare(starts, 0)
+    places, factors = bare(places, 0), bare(factors, 0)
+    grad_output, target = bare(grad_output, 0), bare(target, 0)
+    range_sums = sums_of_range(job, in_place, cuts, scale)
+    sums = target if in_place is not None else bare(range_sums, 0)
     bundles = (job.queries + how.bundle - 1) // how.bundle
     for task in range(first_task, last_task):
         number, piece = job.first + task // job.pieces, task % job.pieces
@@ -147,6 +160,7 @@ def add_corners(
             add_listed(listed, places, factors, grad_output, given, sums, to, first)
         if in_place is None:
             each_page(job, how, number, (first, end), touched, sums, target, page_ends)
+    give_back(range_sums)
 
 
 @inner

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cudeform.cpu.gathered import CORNERS
-from cudeform.cpu.language.compiler import inlined, inner, kernel, records
+from cudeform.cpu.language.bare import bare, give_back, lender, lent, records
+from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.halves import element
 from cudeform.cpu.language.rows import read_rows, write_rows
-from cudeform.cpu.language.scratch import empty
 from cudeform.cpu.language.simd import fma, lanes, load, load_some, splat, store, store_some
 from cudeform.cpu.located import (
     DOWN,
@@ -18,31 +18,20 @@ from cudeform.cpu.located import (
     SHARE,
     W00,
     View,
-    block_arrays,
+    block_in,
+    block_memory,
+    numbers_behind,
+    return_memory,
 )
 from cudeform.cpu.queries import (
     Job,
+    count_shares,
     fill_grads,
     fill_shares,
     locate,
     queries_of,
     share,
-    shares_of,
 )
-
-__all__ = [
-    "NOTHING",
-    "SUMS",
-    "ZEROS",
-    "Spread",
-    "corner_of",
-    "each_page",
-    "page_begins",
-    "page_ends",
-    "spread_points",
-    "survey",
-    "value_gradients",
-]
 
 NOTHING, ZEROS, SUMS = range(3)  # that a target holds; to sums those of a call are added
 
@@ -59,15 +48,19 @@ class Spread(NamedTuple):
 _read = records(Job, Spread)
 
 
-@kernel
+@lender
 def survey(numbers, levels, taps, nearest, locations, scale, reach, touched, first_task, last_task):
     """Which pixels bundles of queries of slices reach: a task is a bundle.
 
     `reach` is told the first pixel and an end, and `touched` which pages have any.
     """
     job, sums = _read(numbers)
-    block = block_arrays(scale)
-    block[0][SHARE : SHARE + PLANE] = 0  # which changes nothing
+    memory = block_memory(scale, 0)
+    block = block_in(memory)
+    for p in range(SHARE, SHARE + PLANE):
+        block[0][p] = 0  # which changes nothing
+    given = bare(levels, 0), bare(locations, 0), scale
+    reach, touched = bare(reach, 0), bare(touched, 0)
     bundles = (job.queries + sums.bundle - 1) // sums.bundle
     pages = (job.pixels + sums.page - 1) // sums.page
     for task in range(first_task, last_task):
@@ -78,7 +71,6 @@ def survey(numbers, levels, taps, nearest, locations, scale, reach, touched, fir
         for q in range(bundle * sums.bundle, last, job.rows):
             queries = queries_of(job, image, head, q, last)
             for k in range(0, job.points, PLANE):
-                given = levels, locations, scale
                 rows = locate(job, taps, nearest, given, queries, k, block, True)
                 for p in range(rows.count * rows.each):
                     for corner in range(CORNERS if nearest is None else 1):
@@ -87,9 +79,10 @@ def survey(numbers, levels, taps, nearest, locations, scale, reach, touched, fir
                             low, high = min(low, pixel), max(high, pixel + 1)
                             touched[number * pages + pixel // sums.page] = 1
         reach[2 * task], reach[2 * task + 1] = low, high
+    return_memory(memory)
 
 
-@kernel
+@lender
 def value_gradients(
     numbers,
     levels,
@@ -115,13 +108,14 @@ def value_gradients(
     """
     job, how = _read(numbers)
     channels, points = job.channels, job.points
-    block = block_arrays(scale)
-    shares = shares_of(job, softmax, scale)
-    grads = empty(job.rows * channels, scale.dtype)
-    longest = 0
-    for piece in range(job.pieces):
-        longest = max(longest, cuts[piece + 1] - cuts[piece])
-    sums = target if in_place is not None else empty(longest * channels, scale.dtype)
+    own = job.rows * channels
+    memory = block_memory(scale, own + count_shares(job, softmax))
+    block, grads, shares = block_in(memory), numbers_behind(memory, 0), numbers_behind(memory, own)
+    given = bare(levels, 0), bare(locations, 0), scale
+    cuts, reach, touched = bare(cuts, 0), bare(reach, 0), bare(touched, 0)
+    weights, grad_output, target = bare(weights, 0), bare(grad_output, 0), bare(target, 0)
+    range_sums = sums_of_range(job, in_place, cuts, scale)
+    sums = target if in_place is not None else bare(range_sums, 0)
     view = View(0, channels, channels)
     step = job.heads * channels
     bundles = (job.queries + how.bundle - 1) // how.bundle
@@ -144,12 +138,22 @@ def value_gradients(
             fill_grads(job, grad_output, queries, grads)
             for k in range(0, points, PLANE):
                 share(job, softmax, weights, shares, queries, k, block)
-                given = levels, locations, scale
                 rows = locate(job, taps, nearest, given, queries, k, block, not filled)
                 spread_points(block, rows, grads, sums, view, (first, end), nearest)
             filled = True
         if in_place is None:
             each_page(job, how, number, (first, end), touched, sums, target, page_ends)
+    give_back(range_sums)
+    return_memory(memory)
+
+
+@inlined
+def sums_of_range(job, in_place, cuts, like):
+    """Room for the sums of the longest range."""
+    longest = 0
+    for piece in range(job.pieces):
+        longest = max(longest, cuts[piece + 1] - cuts[piece])
+    return lent(longest * job.channels if in_place is None else 0, like.dtype)
 
 
 @inlined
@@ -176,7 +180,8 @@ def page_begins(how, places, size, sums, target):
     if how.holds == SUMS:
         read_rows(target, sums, (to, step, at, pitch), size)
     else:
-        sums[at : at + size[0] * pitch] = 0
+        for i in range(at, at + size[0] * pitch):
+            sums[i] = 0
 
 
 @inlined
@@ -213,6 +218,15 @@ def corner_of(block, p, corner):
 
 
 @inlined
+def _misses(whole, p, bounds, nearest):
+    """Whether no corner of a point is within bounds: most points of a range lie in another."""
+    low = high = element(whole, PIXEL + p)
+    if nearest is None:
+        high += element(whole, RIGHT + p) + element(whole, DOWN + p)
+    return (low < 0) | (low >= bounds[1]) | (high < bounds[0])
+
+
+@inlined
 def _spread_two(block, rows, grad, target, view, bounds, nearest, c):
     """Two vectors of channels from c on."""
     first, end = bounds
@@ -221,6 +235,8 @@ def _spread_two(block, rows, grad, target, view, bounds, nearest, c):
         row = r * view.channels + c
         g0, g1 = load(grad, row), load(grad, row + step)
         for p in range(r * rows.each, (r + 1) * rows.each):
+            if _misses(block[1], p, bounds, nearest):
+                continue
             for corner in range(CORNERS if nearest is None else 1):
                 pixel, weight = corner_of(block, p, corner)
                 if pixel < first or pixel >= end:
@@ -238,6 +254,8 @@ def _spread_one(block, rows, grad, target, view, bounds, nearest, c, count):
     for r in range(rows.count):
         g = load_some(grad, r * view.channels + c, count)
         for p in range(r * rows.each, (r + 1) * rows.each):
+            if _misses(block[1], p, bounds, nearest):
+                continue
             for corner in range(CORNERS if nearest is None else 1):
                 pixel, weight = corner_of(block, p, corner)
                 if pixel < first or pixel >= end:

@@ -11,8 +11,6 @@ from cudeform.cpu.language.compiler import inlined, inner
 from cudeform.cpu.language.simd import fma, lanes, load, load_some, splat, store, store_some, zeros
 from cudeform.cpu.sampler import NUMBERS, ON_PIXEL, PIXELS, blended, corners, weights_of
 
-__all__ = ["grad_samples", "grad_weights", "sum_taps"]
-
 _AT_ONCE = 4  # vectors of sums in registers
 
 

@@ -201,8 +201,11 @@ def shared_slices(monkeypatch):
     monkeypatch.setattr(gradients, "_LARGE", 0)
     monkeypatch.setattr(threads, "_GAIN", 1e9)
     monkeypatch.setattr(stretches, "_TILES", 3)
+    gradients._prepared.cache_clear()
     before = threads.get_num_threads()
     yield
+    assert gradients._prepared.cache_info().misses
+    gradients._prepared.cache_clear()
     threads.set_num_threads(before)
 
 

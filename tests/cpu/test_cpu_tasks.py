@@ -51,12 +51,12 @@ def pooling(name, count, channels, size, boxes):
     yield lambda: back(grad, image, rows, 7)
 
 
-def attention(queries, sizes):
+def attention(queries, sizes, count=1):
     rng = np.random.default_rng(0)
-    value = rng.standard_normal((1, sum(h * w for h, w in sizes), 8, 32), "f")
-    locations = rng.random((1, queries, 8, len(sizes), 4, 2), "f")
-    weights = rng.random((1, queries, 8, len(sizes), 4), "f")
-    grad = np.ones((1, queries, 256), "f")
+    value = rng.standard_normal((count, sum(h * w for h, w in sizes), 8, 32), "f")
+    locations = rng.random((count, queries, 8, len(sizes), 4, 2), "f")
+    weights = rng.random((count, queries, 8, len(sizes), 4), "f")
+    grad = np.ones((count, queries, 256), "f")
     yield lambda: cudeform.ms_deform_attn(value, sizes, locations, weights)
     yield lambda: cudeform.ms_deform_attn_backward(grad, value, sizes, locations, weights)
 
@@ -82,6 +82,10 @@ SHAPES = {
     # A task is a row of bins of some channels, read where they lie.
     "one huge box": (pooling, ("roi_align", 1, 64, 600, 1), (28, None)),
     "queries": (attention, (9000, LEVELS), (TASKS, TASKS)),
+    # A task has a range of the pixels of a head here, and locates all points that may lie in it:
+    # more than two ranges take more time than even tasks save.
+    "queries of 16 images": (attention, (600, LEVELS, 16), (TASKS, TASKS)),
+    "queries of 8 images": (attention, (1200, LEVELS, 8), (TASKS, TASKS // 2)),
 }
 
 

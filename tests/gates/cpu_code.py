@@ -10,8 +10,9 @@ import json
 import pkgutil
 import re
 import sys
+import typing
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ NO_ROUNDING = "x86-64"
 STORE = re.compile(r"v?mov([ua]p[sd]|dq[ua]\d*)\t%[xyz]mm\d+, .*\(|st[rp]\tq\d")
 
 
-class Loop(NamedTuple):
+class Loop(typing.NamedTuple):
     """An innermost loop, as LLVM's comments mark it."""
 
     function: str
@@ -162,15 +163,20 @@ def hot(dtype: Any) -> Iterator[tuple[Any, tuple]]:
 
 def geometry(dtype: Any) -> Iterator[tuple[Any, tuple]]:
     """The loops over points of which LLVM is to make vectors of points."""
-    from cudeform.cpu import located
+    from cudeform.cpu import located, sampler
 
     flat = np.zeros(0, dtype)
     block = (flat, np.zeros(0, np.int32))
-    for function in (located.locate_points, located.locate_beside, located.locate_nearest):
-        yield function, (block, 0)
+    grid = sampler.Grid(*[0] * len(sampler.Grid._fields))
+    points = np.zeros(0, np.int64), np.zeros(0, np.uint8), flat
+    yield sampler.locate, (grid, flat, flat, (0, 0, 0), 0, points)
+    yield located.locate_points, (block, 0)
+    yield located.locate_beside, (block, 0, dtype(1))
+    yield located.locate_nearest, (block, 0)
     yield located._find_corners, (block, 0)
     yield located._weigh_corners, (block, 0)
-    yield located.slopes, (block, 0, flat)
+    for factor in None, dtype(1):
+        yield located.slopes, (block, 0, flat, factor)
 
 
 _NAMES = {"fma", "add_product", "add_low_product", "transpose_square", "lanes"}
@@ -196,16 +202,24 @@ def main(cpu: str, triple: str | None = None) -> None:
     from numba import jit, typeof
     from numba.core.codegen import JITCodeLibrary
     from numba.core.registry import cpu_target
+    from numba.types import Array, NamedTuple, Tuple
 
-    from cudeform.cpu.language import pipeline, simd
+    from cudeform.cpu.language import bare, pipeline, simd
 
     class Alone(pipeline._Whole):
-        _optimize_functions = JITCodeLibrary._optimize_functions
-
-    class Parts(pipeline.Kernels):
         """What LLVM sees by itself before it sees the kernel around it."""
 
-        library = Alone
+        _optimize_functions = JITCodeLibrary._optimize_functions
+
+    def handed(kind: Any) -> Any:
+        """The type of an argument as kernels hand it on."""
+        if isinstance(kind, Array):
+            return bare._Bare(kind.dtype)
+        if isinstance(kind, Tuple):
+            return Tuple([handed(each) for each in kind])
+        if isinstance(kind, NamedTuple):
+            return NamedTuple([handed(each) for each in kind], kind.instance_class)
+        return kind
 
     cpu_target.target_context.codegen()._tm.set_asm_verbosity(True)
     found: dict[str, Any] = {"bytes": simd.BLOCK_BYTES, "rows": simd.BLOCK_ROWS}
@@ -213,11 +227,15 @@ def main(cpu: str, triple: str | None = None) -> None:
     for dtype in (np.float32, np.float64):
         points = list(geometry(dtype))
         for function, arguments in [*hot(dtype), *points]:
-            types = tuple(map(typeof, arguments))
+            types = tuple(handed(typeof(argument)) for argument in arguments)
             # down to machine code, which is not written of what kernels call
-            part = function._compiler.pipeline_class is pipeline.Parts
-            compiler = Parts if part else pipeline.Kernels
-            whole = jit(pipeline_class=compiler, **function.targetoptions)(function.py_func)
+            given = function._compiler.pipeline_class
+
+            class Compiler(pipeline.Kernels):
+                library = Alone if given is pipeline.Parts else pipeline._Whole
+                apart = given.apart
+
+            whole = jit(pipeline_class=Compiler, **function.targetoptions)(function.py_func)
             whole.compile(types)
             code = whole.inspect_asm(types)
             name = function.py_func.__name__

@@ -6,19 +6,18 @@ that it cannot change a bit of the result.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from cudeform import threads
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.compiler import inlined, kernel, records
-from cudeform.cpu.language.matmul import columns_of
-from cudeform.cpu.language.scratch import zeroed
+from cudeform.cpu.language.bare import bare, cleared, give_back
+from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.matmul import columns_of, rows_of
 from cudeform.cpu.language.simd import BLOCK_BYTES, BLOCK_ROWS, block_columns
-from cudeform.cpu.language.transpose import add_row, copy_row, frozen, transpose
-from cudeform.cpu.sampler import PLANE, Grid
+from cudeform.cpu.language.transpose import add_row, copy_row, transpose
+from cudeform.cpu.language.workspace import numbers_of
+from cudeform.cpu.sampler import PLANE
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
@@ -31,13 +30,14 @@ __all__ = [
     "cut",
     "gradient_blocking",
     "gradient_slice",
-    "grid_and_job",
     "is_narrow",
     "job_of",
-    "packed_columns",
-    "packed_rows",
+    "numbers_with",
+    "pack_columns",
+    "pack_rows",
     "padded",
     "rounds",
+    "slices_from",
     "tile_pixels",
     "weight_blocks",
     "weight_sums",
@@ -89,8 +89,8 @@ class Job(NamedTuple):
     pitch: int  # from one pixel's columns to the next in a tile
     out_pitch: int  # from one pixel's output channels to the next in a tile
     offset_groups: int
-    dense: int  # 0: there is no weight, the samples are the output
     narrow: int  # 1: sums over taps instead of products, see `narrow`
+    slices: int
 
 
 def is_narrow(plan: ConvPlan, backward: bool) -> bool:
@@ -148,9 +148,7 @@ def padded(columns: int, itemsize: int) -> int:
     return pitch + (block if pitch * itemsize % 1024 == 0 else 0)
 
 
-def job_of(
-    plan: ConvPlan, slices: Slices, itemsize: int, dense: bool, narrow: bool, tasks: int = 1
-) -> Job:
+def job_of(plan: ConvPlan, slices: Slices, itemsize: int, narrow: bool, tasks: int = 1) -> Job:
     channels = int(np.diff(slices.first).max())
     widest = channels * plan.points.taps
     pitch = padded(widest, itemsize)
@@ -166,12 +164,21 @@ def job_of(
         pitch,
         padded(each * channels if narrow else each, itemsize),
         plan.points.offset_groups,
-        int(dense),
         int(narrow),
+        len(slices.weight_group),
     )
 
 
-grid_and_job = records(Grid, Job)  # what the numbers of every kernel of a convolution begin with
+def numbers_with(slices: Slices, *kinds: tuple[int, ...]) -> np.ndarray:
+    """What kernels read: named tuples of integers, and the slices behind them."""
+    return numbers_of(*kinds, *(tuple(array.tolist()) for array in slices))
+
+
+@inlined
+def slices_from(job, numbers, at):
+    """The slices, which begin `at` so many numbers."""
+    group = at + job.slices + 1
+    return Slices(bare(numbers, at), bare(numbers, group), bare(numbers, group + job.slices))
 
 
 def rounds(slices: Slices, channel_bytes: int, times: float = 1) -> list[tuple[int, int]]:
@@ -234,29 +241,18 @@ def _block_of(job, slices, like, task):
     return s, o, min(block, job.out_channels - o), slices.first[s + 1] - slices.first[s]
 
 
-def packed_columns(
-    job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray
-) -> tuple[np.ndarray, threads.Loop]:
-    """The weights as right-hand sides of ``columns @ weights``, see `_pack_columns`; and how they
-    are packed.
+@inlined
+def pack_columns(job, slices, weight, packed, blocks):
+    """The weights as right-hand sides of ``columns @ weights``.
+
+    Each of the blocks is a panel of as many output channels as a block has columns. A panel
+    has a row for every column of samples: tap k of channel c is row k*channels + c.
     """
-    count = weight_blocks(job, slices, weight.itemsize)
-    packed = np.empty(count * job.widest * (BLOCK_BYTES // weight.itemsize), weight.dtype)
-    task = partial(_pack_columns, numbers, slices, frozen(weight, weight), packed)
-    return packed, (task, count, weight.size)
-
-
-@kernel
-def _pack_columns(numbers, slices, weight, packed, begin, end):
-    """Blocks `begin` to `end`, each a panel of as many output channels as a block has columns.
-
-    A panel has a row for every column of samples: tap k of channel c is row k*channels + c.
-    """
-    _, job = grid_and_job(numbers)
     block = block_columns(packed)
     size = job.widest * columns_of(packed, job.out_channels)
-    panel = zeroed(job.widest * block, packed.dtype)
-    for task in range(begin, end):
+    memory = cleared(job.widest * block if blocks[0] < blocks[1] else 0, packed.dtype)
+    panel = bare(memory, 0)
+    for task in range(blocks[0], blocks[1]):
         s, o, across, channels = _block_of(job, slices, packed, task)
         _gather_weight(job, slices, weight, s, o, across, channels, panel)
         at = s * size + o * job.taps * channels
@@ -264,6 +260,7 @@ def _pack_columns(numbers, slices, weight, packed, begin, end):
             for c in range(channels):
                 copy_row(panel, (c * job.taps + k) * block, packed, at, block)
                 at += block
+    give_back(memory)
 
 
 @inlined
@@ -283,25 +280,18 @@ def _weight_at(job, slices, s, o):
     return (row + slices.first[s] - group * job.in_channels) * job.taps
 
 
-def packed_rows(job: Job, numbers: np.ndarray, slices: Slices, weight: np.ndarray) -> np.ndarray:
-    """The weights as right-hand sides of ``grad_output @ weights``: see `_pack_rows`."""
-    packed = np.zeros(len(slices.weight_group) * job.out_channels * job.pitch, weight.dtype)
-    task = partial(_pack_rows, numbers, slices, frozen(weight, weight), packed)
-    threads.share(task, weight_blocks(job, slices, weight.itemsize), 2 * weight.size)
-    return packed
+@inlined
+def pack_rows(job, slices, weight, packed, blocks):
+    """The weights as right-hand sides of ``grad_output @ weights``.
 
-
-@kernel
-def _pack_rows(numbers, slices, weight, packed, begin, end):
-    """Blocks `begin` to `end`, each so many rows of the panels of a slice.
-
-    A panel has as many columns of samples, in order of tap and channel, as a block has columns, and
-    a row for every output channel.
+    Each of the blocks is so many rows of the panels of a slice. A panel has as many columns
+    of samples, in order of tap and channel, as a block has columns, and a row for every output
+    channel.
     """
-    _, job = grid_and_job(numbers)
     block = block_columns(packed)
-    panel = zeroed(job.widest * block, packed.dtype)
-    for task in range(begin, end):
+    memory = cleared(job.widest * block if blocks[0] < blocks[1] else 0, packed.dtype)
+    panel = bare(memory, 0)
+    for task in range(blocks[0], blocks[1]):
         s, o, across, channels = _block_of(job, slices, packed, task)
         _gather_weight(job, slices, weight, s, o, across, channels, panel)
         start = s * job.out_channels * job.pitch + o * block
@@ -315,20 +305,27 @@ def _pack_rows(numbers, slices, weight, packed, begin, end):
                 to = start + (first - lane) * job.out_channels + lane
                 transpose(panel, at, job.taps * block, count, across, packed, to, block)
                 c += count
+        depth = job.taps * channels
+        for column in range(depth, columns_of(packed, depth)):
+            lane = column % block
+            to = start + (column - lane) * job.out_channels + lane
+            for row in range(across):
+                packed[to + row * block] = 0
+    give_back(memory)
 
 
-@kernel
-def collect_weight(numbers, slices, sums, images, grad_weight, begin, end):
+@inlined
+def collect_weight(job, slices, sums, images, grad_weight, blocks):
     """Add up the images' shares in the gradient of the weights of some blocks, in their order.
 
     `sums` is (images, slices, columns of samples, output channels), with the last two padded.
     """
-    _, job = grid_and_job(numbers)
     block = block_columns(sums)
-    size = sums.size // images  # of an image
-    rows = size // (len(slices.weight_group) * job.out_pitch)
-    panel = zeroed(job.widest * block, sums.dtype)
-    for task in range(begin, end):
+    rows = rows_of(sums, job.widest)
+    size = job.slices * rows * job.out_pitch  # of an image
+    memory = cleared(job.widest * block if blocks[0] < blocks[1] else 0, sums.dtype)
+    panel = bare(memory, 0)
+    for task in range(blocks[0], blocks[1]):
         s, o, across, channels = _block_of(job, slices, sums, task)
         for k in range(job.taps):
             for c in range(channels):
@@ -340,3 +337,4 @@ def collect_weight(numbers, slices, sums, images, grad_weight, begin, end):
         to = _weight_at(job, slices, s, o)
         depth = job.taps * channels
         transpose(panel, 0, block, depth, across, grad_weight, to, job.in_channels * job.taps)
+    give_back(memory)

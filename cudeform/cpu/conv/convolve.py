@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -15,51 +16,59 @@ from cudeform.cpu.conv.blocking import (
     cut,
     is_narrow,
     job_of,
-    packed_columns,
+    numbers_with,
+    pack_columns,
+    slices_from,
+    weight_blocks,
     widest_slice,
 )
 from cudeform.cpu.conv.corners import gather, renumber
 from cudeform.cpu.conv.narrow import bias_rows, sum_rows, weight_rows
-from cudeform.cpu.conv.parts import Part, parts_of, read, reads_little
+from cudeform.cpu.conv.parts import SLICES, Part, parts_of, read, read_tile, reads_little, tile_of
+from cudeform.cpu.conv.steps import Steps, do, steps_of
 from cudeform.cpu.conv.windows import too_large, windows
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.matmul import columns_of, multiply
 from cudeform.cpu.language.memory import remembered
-from cudeform.cpu.language.scratch import empty, zeroed
-from cudeform.cpu.language.simd import block_columns
+from cudeform.cpu.language.simd import BLOCK_BYTES, block_columns
 from cudeform.cpu.language.transpose import copy_plain, frozen, transpose
-from cudeform.cpu.language.workspace import aligned, numbers_of
-from cudeform.cpu.sampler import Grid, Image, blend, grid_of, locate, point_arrays
+from cudeform.cpu.language.workspace import aligned
+from cudeform.cpu.sampler import (
+    Grid,
+    Image,
+    blend,
+    grid_of,
+    locate,
+    point_memory,
+    return_points,
+)
 from cudeform.plans.convolution import ConvPlan
 
-__all__ = [
-    "Memory",
-    "Work",
-    "convolve",
-]
+__all__ = ["convolve"]
 
 _STAGED_PIXELS = 256  # laid out channels last in one go
 
 
-class Memory(NamedTuple):
-    """What the kernels read and write, flat."""
+class _Memory(NamedTuple):
+    """What the tiles read and write, flat."""
 
     source: np.ndarray  # images with their channels last
     offset: np.ndarray
     mask: np.ndarray
-    packed: np.ndarray  # the weight
+    weight: np.ndarray | None  # packed
     bias: np.ndarray
     output: np.ndarray
 
 
-class Work(NamedTuple):
+class _Work(NamedTuple):
     """All that the tiles of a part need to know."""
 
     grid: Grid
     job: Job
     part: Part
     slices: Slices
-    memory: Memory
+    memory: _Memory
 
 
 class _Prepared(NamedTuple):
@@ -67,9 +76,9 @@ class _Prepared(NamedTuple):
 
     slices: Slices
     job: Job
-    parts: list[tuple[Part, np.ndarray]]  # with the numbers that their kernels read
+    parts: list[tuple[Part, np.ndarray, Steps]]  # with the numbers that their kernel reads
+    packed: int  # elements of the weight
     staged: int  # elements of images laid out channels last
-    size: int  # multiplications
     large: bool  # a slice of an image is too large to be laid out
 
 
@@ -87,44 +96,29 @@ def convolve(
     Where `reads_little`, the input may have 16 bits and any strides.
     """
     # an image with its channels last is read where it lies
-    last = plan.points.channels_last
+    last, count = plan.points.channels_last, threads.get_num_threads()
     direct = last and input.dtype == output.dtype and input.flags.c_contiguous
-    dense = weight is not None
-    prepared = _prepared(plan, output.itemsize, dense, direct, threads.get_num_threads())
-    slices, job, parts, staged, size, large = prepared
-    packed, loops = None, []
+    asked = plan, output.itemsize, weight is not None, direct, count
+    slices, job, parts, packed, staged, large = _prepared(*asked)
     bias = _no_bias(plan.out_channels, output.dtype) if bias is None else frozen(bias, output)
-    kernel_of_tiles = _convolve_tiles
     if job.narrow:
-        kernel_of_tiles = _sum_tiles
-        packed, bias = weight_rows(plan, weight), frozen(bias_rows(plan, bias), output)
-    elif dense:
-        packed, loop = packed_columns(job, parts[0][1], slices, weight)
-        loops = [loop]
-    source = given = frozen(None if parts[0][0].gathered else input, input)
+        weight, bias = weight_rows(plan, weight), frozen(bias_rows(plan, bias), output)
+    offset, mask = frozen(offset, output), frozen(mask, output)
+    given = frozen(None if parts[0][0].gathered else input, output), offset, mask
     if large:
-        found = windows(plan, slices, job, parts[0][1], frozen(offset, output))
-        grid = grid_of(plan.points, plan.deformable, plan.modulated)
-        parts = [(part, numbers_of(grid, job, part)) for part in found]
+        numbers, steps = parts[0][1:]
+        found = windows(plan, slices, job, numbers, offset)
+        packing = steps.ranges[0][1], steps.work[0]
+        parts = _with_numbers(plan, slices, job, found, packing, steps.work[2], count)
         staged = _staged(parts)
-    if staged:
-        scratch = aligned(staged, output.dtype)
-        source = frozen(scratch, output)
-    arrays = [frozen(array, output) for array in (offset, mask, packed)]
-    memory = Memory(source, *arrays, bias, output.ravel())
-    for part, numbers in parts:
-        tiles = -(-(part.last_pixel - part.first_pixel) // job.tile)
+    scratch = aligned(packed + staged, output.dtype)
+    weight = None if weight is None else frozen(weight, output)
+    given += weight, job.narrow or None, bias, scratch, output.reshape(-1)
+    for part, numbers, steps in parts:
         if part.gathered:
-            gather(numbers, input, last, arrays[0], arrays[1], scratch, part.images * tiles)
-        elif staged:
-            pieces = part.images * -(-part.rows * plan.points.width // _STAGED_PIXELS)
-            task = partial(_stage, numbers, slices, given, scratch)
-            loops = [*loops, (task, pieces, part.images * part.image_size)]
-        if loops:
-            threads.share_all(loops)
-            loops = []
-        task = partial(kernel_of_tiles, numbers, slices, memory)
-        threads.share(task, part.images * tiles, size)
+            tiles = steps.ranges[2][1]
+            gather(numbers, input, last, offset, mask, scratch[packed:], tiles)
+        do(partial(_convolve, numbers, *given), steps)
 
 
 @remembered
@@ -141,31 +135,79 @@ def _prepared(plan: ConvPlan, itemsize: int, dense: bool, direct: bool, count: i
     gathered = reads_little(points) and not direct
     narrow = is_narrow(plan, backward=False)
     slices = cut(plan, widest_slice(plan), narrow)
-    job = job_of(plan, slices, itemsize, dense, narrow, threads.wanted_tasks(size, count))
-    grid = grid_of(points, plan.deformable, plan.modulated)
-    parts = parts_of(plan, slices, job.tile, itemsize, gathered)
-    parts = [(part, numbers_of(grid, job, part)) for part in parts]
+    job = job_of(plan, slices, itemsize, narrow, threads.wanted_tasks(size, count))
     in_place = points.channels_last and not gathered
+    blocks = weight_blocks(job, slices, itemsize) if dense and not narrow else 0
+    packed = blocks * job.widest * (BLOCK_BYTES // itemsize)
+    found = parts_of(plan, slices, job.tile, itemsize, gathered)
+    parts = _with_numbers(plan, slices, job, found, (blocks, packed), size, count)
     staged = 0 if in_place else _staged(parts)
     large = not gathered and too_large(plan, slices, itemsize)
-    return _Prepared(slices, job, parts, staged, size, large)
+    return _Prepared(slices, job, parts, packed, staged, large)
 
 
-def _staged(parts: list[tuple[Part, np.ndarray]]) -> int:
+def _with_numbers(
+    plan: ConvPlan, slices: Slices, job: Job, parts: Iterable[Part], packing: tuple[int, float],
+    size: float, count: int
+) -> list[tuple[Part, np.ndarray, Steps]]:  # fmt: skip
+    """Parts with the numbers that their kernel reads and its steps; the first packs the weight."""
+    grid = grid_of(plan.points, plan.deformable, plan.modulated)
+    result = []
+    for part in parts:
+        tiles = part.images * -(-(part.last_pixel - part.first_pixel) // job.tile)
+        pieces = part.images * -(-part.rows * grid.width // _STAGED_PIXELS)
+        if part.gathered or plan.points.channels_last:
+            pieces = 0
+        staged = pieces, part.images * part.image_size
+        steps = steps_of(count, (packing, staged), ((tiles, size),))
+        result.append((part, numbers_with(slices, grid, job, part), steps))
+        packing = 0, 0
+    return result
+
+
+def _staged(parts: list[tuple[Part, np.ndarray, Steps]]) -> int:
     """Elements that the largest part lays out."""
-    return max(part.images * part.image_size for part, _ in parts)
+    return max(part.images * part.image_size for part, _, _ in parts)
 
 
-@kernel
-def _stage(numbers, slices, source, staged, first, last):
-    """Lay pieces `first` to `last` of the images of a part out with their channels last."""
+@lender
+def _convolve(
+    numbers, input, offset, mask, weight, narrow, bias, scratch, output, blocks, pieces, tiles
+):  # fmt: skip
+    """Pack blocks of the weight, lay out pieces of the images of a part, and compute its tiles.
+
+    What is not for the weight, None or not, and not for its groups is not compiled; `narrow` is
+    None where they are not narrow.
+    """
     grid, job, part = read(numbers)
+    slices, packed, at = slices_from(job, numbers, SLICES), bare(scratch, 0), 0
+    if narrow is not None:
+        packed = bare(weight, 0)
+    elif weight is not None:
+        at = job.slices * job.widest * columns_of(scratch, job.out_channels)
+        pack_columns(job, slices, bare(weight, 0), packed, blocks)
+    source = _stage(grid, job, part, slices, bare(input, 0), bare(scratch, at), pieces)
+    memory = _Memory(source, bare(offset, 0), bare(mask, 0), packed, bare(bias, 0), bare(output, 0))
+    work = _Work(grid, job, part, slices, memory)
+    if tiles[0] == tiles[1]:
+        return
+    if narrow is None:
+        _compute_tiles(work, weight, tiles)
+    else:
+        _sum_tiles(work, tiles)
+
+
+@inlined
+def _stage(grid, job, part, slices, source, staged, pieces):
+    """Lay pieces of the images of a part out with their channels last. Returns what tiles read."""
+    if job.channels_last and not part.gathered:
+        return source
     channels, area = job.groups * job.in_channels, grid.height * grid.width
     laid_out = part.rows * grid.width
-    pieces = (laid_out + _STAGED_PIXELS - 1) // _STAGED_PIXELS
-    for piece in range(first, last):
-        image = piece // pieces
-        pixel = (piece - image * pieces) * _STAGED_PIXELS
+    each = (laid_out + _STAGED_PIXELS - 1) // _STAGED_PIXELS
+    for piece in range(pieces[0], pieces[1]):
+        image = piece // each
+        pixel = (piece - image * each) * _STAGED_PIXELS
         start = (part.first_image + image) * channels * area + part.first_row * grid.width + pixel
         count = min(_STAGED_PIXELS, laid_out - pixel)
         s = part.begin
@@ -175,22 +217,21 @@ def _stage(numbers, slices, source, staged, first, last):
             at = image * part.image_size + (channel - part.first_channel) * laid_out + pixel * pitch
             transpose(source, start + channel * area, area, pitch, count, staged, at, pitch)
             s = end
+    return staged
 
 
-@kernel
-def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
-    """Tiles `first_tile` to `last_tile` of the images of a part."""
-    grid, job, part = read(numbers)
-    work = Work(grid, job, part, slices, memory)
-    source, packed = memory.source, memory.packed
-    points = point_arrays(source, job.taps)
-    columns = empty(job.tile * job.pitch, source.dtype)
+@inlined
+def _compute_tiles(work, weight, tiles):
+    grid, job, part, slices, memory = work
+    source = memory.source
+    points = point_memory(source, job.taps)
     width = job.out_pitch
-    sums = zeroed(job.tile * width, source.dtype)
+    room = cleared(job.tile * (job.pitch + width), source.dtype)
+    columns, sums = bare(room, 0), bare(room, job.tile * job.pitch)
     size = job.widest * columns_of(source, job.out_channels)  # of a slice's packed weights
     block = block_columns(source)
-    for tile in range(first_tile, last_tile):
-        place = _place_of(job, part, tile)
+    for tile in range(tiles[0], tiles[1]):
+        place = tile_of(job, part, tile)
         count = place[2]
         offsets_of, sums_of = -1, -1  # the groups that `points` and `sums` are for
         for s in range(part.begin, part.end):
@@ -198,43 +239,41 @@ def _convolve_tiles(numbers, slices, memory, first_tile, last_tile):
                 offsets_of = slices.offset_group[s]
                 _locate(work, points, place, offsets_of)
             channels = slices.first[s + 1] - slices.first[s]
-            view = _image_of(work, place, s)
-            blend(grid, points, count, source, view, columns, job.pitch)
-            values, pitch, first = columns, job.pitch, slices.first[s]
-            if job.dense:
-                group = slices.weight_group[s]
-                first = group * job.out_channels
-                if group != sums_of:
-                    sums_of = group
-                    fresh = slices.first[s] == group * job.in_channels
-                    _start_sums(work, sums, place, first, fresh)
-                depth = job.taps * channels
-                multiply(
-                    columns,
-                    (0, job.pitch, 1),
-                    packed,
-                    (s * size, block, depth * block),
-                    sums,
-                    (0, width),
-                    (count, columns_of(source, job.out_channels), depth),
-                    False,
-                )
-                if s + 1 < part.end and slices.weight_group[s + 1] == group:
-                    continue
-                values, pitch, channels = sums, width, job.out_channels
-            _write(work, values, pitch, place, first, channels)
+            blend(grid, points, count, source, _image_of(work, place, s), columns, job.pitch)
+            if weight is None:
+                _write(work, columns, job.pitch, place, slices.first[s], channels)
+                continue
+            group = slices.weight_group[s]
+            first = group * job.out_channels
+            if group != sums_of:
+                sums_of = group
+                fresh = slices.first[s] == group * job.in_channels
+                _start_sums(work, sums, place, first, fresh)
+            depth = job.taps * channels
+            multiply(
+                columns,
+                (0, job.pitch, 1),
+                memory.weight,
+                (s * size, block, depth * block),
+                sums,
+                (0, width),
+                (count, columns_of(source, job.out_channels), depth),
+                False,
+            )
+            if s + 1 == part.end or slices.weight_group[s + 1] != group:
+                _write(work, sums, width, place, first, job.out_channels)
+    give_back(room)
+    return_points(points)
 
 
-@kernel
-def _sum_tiles(numbers, slices, memory, first_tile, last_tile):
-    """Tiles `first_tile` to `last_tile` of the images of a part, where groups are narrow."""
-    grid, job, part = read(numbers)
-    work = Work(grid, job, part, slices, memory)
-    source = memory.source
-    points = point_arrays(source, job.taps)
-    rows = zeroed(job.tile * job.out_pitch, source.dtype)
-    for tile in range(first_tile, last_tile):
-        place = _place_of(job, part, tile)
+@inlined
+def _sum_tiles(work, tiles):
+    grid, job, part, slices, memory = work
+    points = point_memory(memory.source, job.taps)
+    room = cleared(job.tile * job.out_pitch, memory.source.dtype)
+    rows = bare(room, 0)
+    for tile in range(tiles[0], tiles[1]):
+        place = tile_of(job, part, tile)
         offsets_of = -1
         for s in range(part.begin, part.end):
             if slices.offset_group[s] != offsets_of:
@@ -242,15 +281,8 @@ def _sum_tiles(numbers, slices, memory, first_tile, last_tile):
                 _locate(work, points, place, offsets_of)
             view = _image_of(work, place, s)
             sum_rows(grid, job, points, view, memory, place, slices.first[s], rows)
-
-
-@inlined
-def _place_of(job, part, tile):
-    """The image of a tile of a part, its first pixel, and its pixels."""
-    tiles = (part.last_pixel - part.first_pixel + job.tile - 1) // job.tile
-    image = tile // tiles
-    pixel = part.first_pixel + (tile - image * tiles) * job.tile
-    return part.first_image + image, pixel, min(job.tile, part.last_pixel - pixel)
+    give_back(room)
+    return_points(points)
 
 
 @inlined
@@ -282,20 +314,13 @@ def _image_of(work, place, s):
 @inlined
 def _start_sums(work, sums, place, first, fresh):
     """Begin a tile's sums of a weight group with the bias, or with what the output has so far."""
-    grid, job, bias, output = work.grid, work.job, work.memory.bias, work.memory.output
-    pitch = job.out_pitch
-    image, pixel, count = place
-    channels = job.groups * job.out_channels
+    grid, job, _, _, memory = work
+    channels, pitch = job.out_channels, job.out_pitch
     if fresh:
-        for p in range(count):
-            copy_plain(bias, first, sums, p * pitch, job.out_channels)
-    elif job.channels_last:
-        for p in range(count):
-            at = (image * grid.pixels + pixel + p) * channels + first
-            copy_plain(output, at, sums, p * pitch, job.out_channels)
+        for p in range(place[2]):
+            copy_plain(memory.bias, first, sums, p * pitch, channels)
     else:
-        at = (image * channels + first) * grid.pixels + pixel
-        transpose(output, at, grid.pixels, job.out_channels, count, sums, 0, pitch)
+        read_tile(grid, job, memory.output, place, first, channels, sums, pitch)
 
 
 @inlined

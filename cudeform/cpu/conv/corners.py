@@ -11,11 +11,20 @@ from functools import partial
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.conv.parts import CORNERS, read
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.conv.parts import CORNERS, read, tile_of
+from cudeform.cpu.language.bare import bare, lender
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.strided import lying
 from cudeform.cpu.language.workspace import numbers_of
-from cudeform.cpu.sampler import ON_PIXEL, PIXELS, Image, corners, locate, point_arrays
+from cudeform.cpu.sampler import (
+    ON_PIXEL,
+    PIXELS,
+    Image,
+    corners,
+    locate,
+    point_memory,
+    return_points,
+)
 
 __all__ = ["gather", "renumber"]
 
@@ -61,26 +70,27 @@ def renumber(job, points, count, first, group):
             pixel[k * PIXELS + p] = _place_of(job, first + p, group, k)
 
 
-@kernel
+@lender
 def _gather(numbers, view, source, offset, mask, target, first_tile, last_tile):
     """Tiles `first_tile` to `last_tile` of the images of a part."""
     grid, job, part = read(numbers)
-    points = point_arrays(offset, job.taps)
+    source, target = bare(source, 0), bare(target, 0)
+    offset, mask = bare(offset, 0), bare(mask, 0)
+    points = point_memory(offset, job.taps)
     all_channels = job.groups * job.in_channels
     channels = all_channels // job.offset_groups
     begin, of_image, of_channel, of_row, of_pixel = view[0], view[1], view[2], view[3], view[4]
-    tiles = (part.last_pixel - part.first_pixel + job.tile - 1) // job.tile
     for tile in range(first_tile, last_tile):
-        image = tile // tiles
-        pixel = part.first_pixel + (tile - image * tiles) * job.tile
-        count = min(job.tile, part.last_pixel - pixel)
+        own = tile_of(job, part, tile)
+        image, pixel, count = own
         for group in range(job.offset_groups):
-            locate(grid, offset, mask, (part.first_image + image, pixel, count), group, points)
-            start = begin + (part.first_image + image) * of_image + group * channels * of_channel
+            locate(grid, offset, mask, own, group, points)
+            start = begin + image * of_image + group * channels * of_channel
             lies = Image(start, of_pixel, of_row, channels)
-            to = image * part.image_size
+            to = (image - part.first_image) * part.image_size
             place = (to, pixel - part.first_pixel, count, group)
             _copy(job, grid.width, points, lies, of_channel, source, target, place)
+    return_points(points)
 
 
 @inlined

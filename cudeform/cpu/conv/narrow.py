@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from cudeform.cpu.language.bare import bare, cleared, give_back
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.dtypes import sum_first
-from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.transpose import copy_plain, transpose
 from cudeform.cpu.sampler import locate
 from cudeform.cpu.taps import grad_samples, grad_weights, sum_taps
 from cudeform.plans.convolution import ConvPlan
 
 __all__ = [
+    "add_rows",
     "add_samples",
     "bias_of_rows",
     "bias_rows",
@@ -68,7 +69,7 @@ def sum_rows(grid, job, points, image, memory, place, first, rows):
         for p in range(count):
             at = p * job.out_pitch + j * channels
             copy_plain(bias, j * all_channels + first, rows, at, channels)
-        own = rows[j * channels :]
+        own = bare(rows, j * channels)
         layout = (j * job.taps * all_channels + first, all_channels)
         sum_taps(grid, points, count, source, image, weights, layout, own, job.out_pitch)
         if job.in_channels > 1:
@@ -80,7 +81,7 @@ def sum_rows(grid, job, points, image, memory, place, first, rows):
 def _add_channels(job, rows, count, groups):
     """Add up the entries of each group, side by side from the beginning of a row."""
     for p in range(count):
-        row = rows[p * job.out_pitch :]
+        row = bare(rows, p * job.out_pitch)
         for g in range(groups):
             total = row[g * job.in_channels]
             for i in range(1, job.in_channels):
@@ -96,8 +97,8 @@ def _write(grid, job, rows, place, first, channels, output):
         o = first // job.in_channels * each + j
         if job.channels_last:
             for p in range(count):
-                row = rows[p * job.out_pitch + j * channels :]
-                target = output[(image * grid.pixels + pixel + p) * outputs + o :]
+                row = bare(rows, p * job.out_pitch + j * channels)
+                target = bare(output, (image * grid.pixels + pixel + p) * outputs + o)
                 for g in range(channels // job.in_channels):
                     target[g * each] = row[g]
         else:
@@ -108,7 +109,7 @@ def _write(grid, job, rows, place, first, channels, output):
 
 @inlined
 def find_samples(work, points, place, s, columns, rows):
-    """As `find_columns`, with gradients of outputs in rows."""
+    """As `tiles.find_tile`, with gradients of outputs in rows."""
     grid, job, wanted, _, slices, given, _ = work
     first, channels = slices.first[s], slices.first[s + 1] - slices.first[s]
     _read(grid, job, given.grad_output, place, first, channels, rows)
@@ -123,22 +124,22 @@ def find_samples(work, points, place, s, columns, rows):
 
 @inlined
 def count_rows(work, s):
-    """Into how many rows the gradient of the weights of a slice can be cut."""
+    """Rows of the gradient of the weights of a slice."""
     return work.job.out_channels * work.job.taps
 
 
 @inlined
 def add_samples(work, place, s, columns, rows, begin, end):
-    """Add what sampled values say to rows `begin` to `end` of the gradient of the weight, and with
-    the first one to that of the bias.
-    """
-    _, job, wanted, _, slices, _, sums = work
-    image, _, count = place
+    """As `tiles.add_tile`, of rows `begin` to `end`."""
+    _, job, wanted, part, slices, _, sums = work
+    image, count = place[0] - part.first_image, place[2]
     first, all_channels = slices.first[s], job.groups * job.in_channels
     channels = slices.first[s + 1] - first
     if wanted.bias and begin == 0:
-        at = image * job.out_channels * all_channels + first
-        _add_rows(job, rows, count, channels, sums.bias, at)
+        for j in range(job.out_channels):
+            at = (image * job.out_channels + j) * all_channels + first
+            own, bias = bare(rows, j * channels), bare(sums.bias, at)
+            add_rows(own, job.out_pitch, count, channels, bias)
     if wanted.weight:
         layout = (image * job.out_channels * job.taps * all_channels + first, all_channels)
         size = (count, job.taps, channels, (begin, end))
@@ -157,9 +158,9 @@ def _read(grid, job, grad_output, place, first, channels, rows):
             start, step = (image * outputs + o) * grid.pixels + pixel, each * grid.pixels
             transpose(grad_output, start, step, groups, count, rows, j * channels, job.out_pitch)
         for p in range(count):
-            row = rows[p * job.out_pitch + j * channels :]
+            row = bare(rows, p * job.out_pitch + j * channels)
             if job.channels_last:
-                given = grad_output[(image * grid.pixels + pixel + p) * outputs + o :]
+                given = bare(grad_output, (image * grid.pixels + pixel + p) * outputs + o)
                 for g in range(groups):
                     row[g] = given[g * each]
             if job.in_channels > 1:
@@ -170,15 +171,13 @@ def _read(grid, job, grad_output, place, first, channels, rows):
 
 
 @inlined
-def _add_rows(job, rows, count, channels, target, at):
+def add_rows(rows, pitch, count, channels, target):
     """Add the sums over a tile's pixels: summing tile by tile keeps the rounding error small."""
-    subtotal = zeroed(channels, rows.dtype)
-    for j in range(job.out_channels):
-        subtotal[:] = 0
-        for p in range(count):
-            row = rows[p * job.out_pitch + j * channels :]
-            for c in range(channels):
-                subtotal[c] += row[c]
-        own = target[at + j * job.groups * job.in_channels :]
+    subtotal = cleared(channels, rows.dtype)
+    for p in range(count):
+        row = bare(rows, p * pitch)
         for c in range(channels):
-            own[c] += subtotal[c]
+            subtotal[c] += row[c]
+    for c in range(channels):
+        target[c] += subtotal[c]
+    give_back(subtotal)

@@ -9,12 +9,24 @@ import numpy as np
 
 from cudeform.cpu.conv.blocking import LANES, Job, Slices, rounds
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.compiler import records
+from cudeform.cpu.language.bare import records
+from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.transpose import copy_plain, transpose
 from cudeform.cpu.sampler import Grid
 from cudeform.plans.convolution import ConvPlan
 from cudeform.plans.points import Points
 
-__all__ = ["CORNERS", "Part", "parts_of", "pitch_of", "read", "reads_little"]
+__all__ = [
+    "CORNERS",
+    "SLICES",
+    "Part",
+    "parts_of",
+    "pitch_of",
+    "read",
+    "read_tile",
+    "reads_little",
+    "tile_of",
+]
 
 CORNERS = 4  # of a point
 
@@ -36,7 +48,31 @@ class Part(NamedTuple):
     rows: int
 
 
-read = records(Grid, Job, Part)
+read = records(Grid, Job, Part)  # what the numbers of a kernel begin with; its slices follow
+SLICES = sum(len(kind._fields) for kind in (Grid, Job, Part))
+
+
+@inlined
+def tile_of(job, part, tile):
+    """The image of a tile among those of a part, its first pixel, and its pixels."""
+    tiles = (part.last_pixel - part.first_pixel + job.tile - 1) // job.tile
+    image = tile // tiles
+    pixel = part.first_pixel + (tile - image * tiles) * job.tile
+    return part.first_image + image, pixel, min(job.tile, part.last_pixel - pixel)
+
+
+@inlined
+def read_tile(grid, job, output, place, first, channels, tile, pitch):
+    """Fill a tile from the output or its gradient: channels from `first` on, as the last axis."""
+    image, pixel, count = place
+    all_channels = job.groups * job.out_channels
+    if job.channels_last:
+        for p in range(count):
+            at = (image * grid.pixels + pixel + p) * all_channels + first
+            copy_plain(output, at, tile, p * pitch, channels)
+    else:
+        at = (image * all_channels + first) * grid.pixels + pixel
+        transpose(output, at, grid.pixels, channels, count, tile, 0, pitch)
 
 
 def reads_little(points: Points) -> bool:

@@ -14,22 +14,30 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.conv.blocking import Job, Slices
-from cudeform.cpu.conv.narrow import add_samples, count_rows, find_samples
-from cudeform.cpu.conv.sums import Given, Part, Sums, Wanted, measure_tile, work_of
+from cudeform.cpu.conv.blocking import Job
+from cudeform.cpu.conv.steps import NO_STEP, do, steps_of
+from cudeform.cpu.conv.sums import Part, Wanted, measure_tile, work_of
 from cudeform.cpu.conv.tiles import (
-    add_columns,
+    add_tile,
     begin_slice,
-    count_blocks,
+    count_parts,
     end_slice,
-    find_columns,
+    find_tile,
     image_of,
 )
-from cudeform.cpu.language.compiler import inlined, kernel, records
+from cudeform.cpu.language.bare import bare, lender, records
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.simd import BLOCK_ROWS
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sample_gradients import spread_between
-from cudeform.cpu.sampler import PIXELS, Grid, blend, locate, point_arrays
+from cudeform.cpu.sampler import (
+    PIXELS,
+    blend,
+    locate,
+    point_memory,
+    return_points,
+)
+from cudeform.plans.points import Points
 
 __all__ = ["add_stretches"]
 
@@ -61,51 +69,57 @@ class _Kept(NamedTuple):
 
 
 def add_stretches(
-    grid: NamedTuple,
+    points: Points,
     job: Job,
     part: Part,
     wanted: Wanted,
-    arrays: tuple[Slices, Given, Sums],
+    given: tuple,
     work: int,
     spare: int,
 ) -> None:
     """As one task for each slice of each image adds up, with many for each.
 
-    There are so many bytes to `spare` besides a tile for each thread.
+    `given` are the first arguments of kernels. There are so many bytes to `spare` besides a tile
+    for each thread.
     """
-    numbers = numbers_of(grid, job, part, wanted)
-    slices, given, sums = arrays
+    dtype, threaded = given[3][0].dtype, threads.get_num_threads()
     count = part.images * (part.end - part.begin)
-    area, area_work = grid.height * grid.width, count * grid.height * grid.width * job.widest
-    pieces = count * -(-area // _LAID_OUT)
-    if part.first_pixel == 0 and (wanted.input or not job.channels_last):
-        threads.share(partial(_lay_out, numbers, *arrays, False), pieces, area_work)
-    if wanted.input or wanted.points or wanted.weight or wanted.bias:
-        tile = job.tile * (2 * job.pitch + job.out_pitch) * sums.bias.itemsize
-        most = max(min(_TILES, spare // tile), threads.get_num_threads())
-        together, tasks = min(count, most), threads.wanted_tasks(work)
-        pixels = part.last_pixel - part.first_pixel
-        tiles = min(most // together, -(-pixels // job.tile))
-        step = job.tile // max(tasks // (together * tiles), 1) // BLOCK_ROWS * BLOCK_ROWS
-        step = max(step, BLOCK_ROWS)
-        kept = _allocate(job, together * tiles * job.tile, step, wanted, sums)
-        for first in range(0, count, together):
-            last = min(first + together, count)
-            blocks = -(-tasks // (last - first))
-            ranges = min(isqrt(threads.get_num_threads()), blocks)
-            for pixel in range(part.first_pixel, part.last_pixel, tiles * job.tile):
-                end = min(pixel + tiles * job.tile, part.last_pixel)
-                cut = first, last, pixel, end, tiles * job.tile, step, ranges, blocks
-                stretch = numbers_of(grid, job, part, wanted, _Stretch(*cut))
-                own = work * (last - first) * (end - pixel) // (count * pixels)
-                _add_stretch(stretch, _Stretch(*cut), job, wanted, arrays, kept, own)
-    if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
-        threads.share(partial(_lay_out, numbers, *arrays, True), pieces, area_work)
+    area, pixels = points.height * points.width, part.last_pixel - part.first_pixel
+    pieces = count * -(-area // _LAID_OUT), count * area * job.widest
+    begins = part.first_pixel == 0 and (wanted.input or not job.channels_last)
+    ends = wanted.input and not job.channels_last and part.last_pixel == points.pixels
+    tile = job.tile * (2 * job.pitch + job.out_pitch) * dtype.itemsize
+    most = max(min(_TILES, spare // tile), threaded)
+    together, tasks = min(count, most), threads.wanted_tasks(work)
+    tiles = min(most // together, -(-pixels // job.tile))
+    step = job.tile // max(tasks // (together * tiles), 1) // BLOCK_ROWS * BLOCK_ROWS
+    step = max(step, BLOCK_ROWS)
+    kept = _allocate(job, together * tiles * job.tile, step, wanted, dtype)
+    for first in range(0, count, together):
+        last = min(first + together, count)
+        blocks = -(-tasks // (last - first))
+        ranges = min(isqrt(threaded), blocks)
+        each = wanted.input * ranges + (wanted.weight or wanted.bias) * blocks
+        for pixel in range(part.first_pixel, part.last_pixel, tiles * job.tile):
+            end = min(pixel + tiles * job.tile, part.last_pixel)
+            cut = _Stretch(first, last, pixel, end, tiles * job.tile, step, ranges, blocks)
+            own = work * (last - first) * (end - pixel) // (count * pixels)
+            steps = steps_of(
+                threaded,
+                (pieces if begins else NO_STEP,),
+                (((last - first) * -(-(end - pixel) // step), own),),
+                (((last - first) * each, own),),
+                (pieces if ends and last == count and end == part.last_pixel else NO_STEP,),
+            )
+            do(partial(_sum, *given, kept, numbers_of(cut)), steps)
+            begins = False
 
 
-def _allocate(job: Job, pixels: int, step: int, wanted: Wanted, sums: Sums) -> _Kept:
-    dtype = sums.bias.dtype
-    return _Kept(
+def _allocate(
+    job: Job, pixels: int, step: int, wanted: Wanted, dtype: np.dtype
+) -> tuple[np.ndarray, ...]:
+    """What `_Kept` has."""
+    return (
         np.empty(pixels * job.pitch, dtype),
         np.empty(pixels * job.pitch if wanted.weight else 0, dtype),
         np.empty(pixels * job.out_pitch, dtype),
@@ -113,81 +127,60 @@ def _allocate(job: Job, pixels: int, step: int, wanted: Wanted, sums: Sums) -> _
     )
 
 
-def _add_stretch(
-    numbers: np.ndarray,
-    stretch: _Stretch,
-    job: Job,
-    wanted: Wanted,
-    arrays: tuple[Slices, Given, Sums],
-    kept: _Kept,
-    work: int,
-) -> None:
-    count = stretch.last_slice - stretch.first_slice
-    steps = -(-(stretch.last_pixel - stretch.first_pixel) // stretch.step)
-    find, add = (_find_narrow, _add_narrow) if job.narrow else (_find, _add)
-    threads.share(partial(find, numbers, *arrays, kept), count * steps, work)
-    ranges = wanted.input * stretch.ranges + (wanted.weight or wanted.bias) * stretch.blocks
-    if ranges:
-        threads.share(partial(add, numbers, *arrays, kept), count * ranges, work)
+_read = records(_Stretch)
 
 
-_read = records(Grid, Job, Part, Wanted, _Stretch)
+@lender
+def _sum(numbers, weight, narrow, arrays, kept, stretch, begun, found, added, ended):
+    """Lay pieces of the slices of images out, find what is kept of some steps of a stretch, add up
+    ranges of pixels and of blocks, and lay pieces out after the last sums.
+    """
+    work = work_of(numbers, weight, narrow, arrays)
+    (stretch,), columns, samples, tiles, reach = _read(stretch), *kept
+    kept = _Kept(bare(columns, 0), bare(samples, 0), bare(tiles, 0), bare(reach, 0))
+    points = point_memory(work.given.input, work.job.taps)
+    _lay_out(work, begin_slice, begun)
+    _find(work, weight, narrow, kept, stretch, points, found)
+    _add(work, weight, narrow, kept, stretch, points, added)
+    _lay_out(work, end_slice, ended)
+    return_points(points)
 
 
-@kernel
-def _lay_out(numbers, slices, given, sums, back, first, last):
-    """Pieces `first` to `last` of the slices of images, before and after their sums."""
-    work = work_of(numbers, slices, given, sums)
-    part, area = work.part, work.grid.height * work.grid.width
-    pieces = (area + _LAID_OUT - 1) // _LAID_OUT
-    for task in range(first, last):
-        image, s = _slice(part, task // pieces)
-        pixel = task % pieces * _LAID_OUT
-        end = min(pixel + _LAID_OUT, area)
-        if back:
-            end_slice(work, image, s, pixel, end)
-        else:
-            begin_slice(work, image, s, pixel, end)
+@inlined
+def _lay_out(work, lay, pieces):
+    """As `lay` does, pieces of the slices of images."""
+    area = work.grid.height * work.grid.width
+    each = (area + _LAID_OUT - 1) // _LAID_OUT
+    for task in range(pieces[0], pieces[1]):
+        image, s = _slice(work.part, task // each)
+        pixel = task % each * _LAID_OUT
+        lay(work, image, s, pixel, min(pixel + _LAID_OUT, area))
 
 
 @inlined
 def _slice(part, number):
     """The image and the slice of a number among all of a part."""
     count = part.end - part.begin
-    return number // count, part.begin + number % count
-
-
-@kernel
-def _find(numbers, slices, given, sums, kept, first, last):
-    """Steps `first` to `last` of the slices of a stretch: what is kept of them."""
-    _find_steps(numbers, slices, given, sums, kept, first, last, find_columns)
-
-
-@kernel
-def _find_narrow(numbers, slices, given, sums, kept, first, last):
-    """As `_find`, where groups are narrow."""
-    _find_steps(numbers, slices, given, sums, kept, first, last, find_samples)
+    return part.first_image + number // count, part.begin + number % count
 
 
 @inlined
-def _find_steps(numbers, slices, given, sums, kept, first, last, find):
-    work = work_of(numbers, slices, given, sums)
-    grid, job, wanted, part, _, _, _ = work
-    stretch = _read(numbers)[4]
-    points = point_arrays(given.input, job.taps)
+def _find(work, weight, narrow, kept, stretch, points, some):
+    """What is kept of some steps of the slices of a stretch."""
+    grid, job, wanted, part, _, given, _ = work
     steps = _count_steps(stretch)
-    for task in range(first, last):
+    for task in range(some[0], some[1]):
         own = task // steps
         image, s = _slice(part, stretch.first_slice + own)
         pixel, count, at = _step(stretch, own, task % steps)
-        columns, tile = kept.columns[at * job.pitch :], kept.tiles[at * job.out_pitch :]
+        columns, tile = bare(kept.columns, at * job.pitch), bare(kept.tiles, at * job.out_pitch)
         place, view = (image, pixel, count), image_of(work, image, s)
-        find(work, points, place, s, columns, tile)
+        find_tile(work, weight, narrow, points, place, s, columns, tile)
         measure_tile(work, points, view, place, s, columns)
         if wanted.input:
-            _reach(grid, job, points, count, kept.reach[2 * task :])
+            _reach(grid, job, points, count, bare(kept.reach, 2 * task))
         if wanted.weight:
-            samples = kept.samples[at * job.pitch :]
+            samples = bare(kept.samples, at * job.pitch)
             blend(grid, points, count, given.source, view, samples, job.pitch)
 
 
@@ -217,40 +210,27 @@ def _reach(grid, job, points, count, reach):
     reach[0], reach[1] = low, high + grid.width + 2
 
 
-@kernel
-def _add(numbers, slices, given, sums, kept, first, last):
-    """Ranges of pixels and of blocks of the gradients of slices, `first` to `last` of them."""
-    _add_ranges(numbers, slices, given, sums, kept, first, last, add_columns, count_blocks)
-
-
-@kernel
-def _add_narrow(numbers, slices, given, sums, kept, first, last):
-    """As `_add`, where groups are narrow."""
-    _add_ranges(numbers, slices, given, sums, kept, first, last, add_samples, count_rows)
-
-
 @inlined
-def _add_ranges(numbers, slices, given, sums, kept, first, last, add, count_parts):
-    work = work_of(numbers, slices, given, sums)
-    grid, job, wanted, part, _, _, _ = work
-    stretch = _read(numbers)[4]
-    points = point_arrays(given.input, job.taps)
+def _add(work, weight, narrow, kept, stretch, points, some):
+    """Some ranges of pixels and of blocks of the gradients of slices."""
+    job, wanted, part = work.job, work.wanted, work.part
     blocks = stretch.blocks if wanted.weight or wanted.bias else 0
     each = blocks + (stretch.ranges if wanted.input else 0)
-    for task in range(first, last):
+    for task in range(some[0], some[1]):
         own, number = task // each, task % each
         image, s = _slice(part, stretch.first_slice + own)
         if number < blocks:
-            parts = count_parts(work, s)
+            parts = count_parts(work, narrow, s)
             here = min(blocks, parts)
             if number >= here:
                 continue
             begin, end = parts * number // here, parts * (number + 1) // here
             for pixel in range(stretch.first_pixel, stretch.last_pixel, job.tile):
                 at = own * stretch.room + pixel - stretch.first_pixel
-                columns, tile = kept.samples[at * job.pitch :], kept.tiles[at * job.out_pitch :]
+                columns = bare(kept.samples, at * job.pitch)
+                tile = bare(kept.tiles, at * job.out_pitch)
                 place = image, pixel, min(job.tile, stretch.last_pixel - pixel)
-                add(work, place, s, columns, tile, begin, end)
+                add_tile(work, weight, narrow, place, s, columns, tile, begin, end)
         else:
             _spread(work, points, stretch, kept, own, number - blocks)
 
@@ -268,11 +248,11 @@ def _spread(work, points, stretch, kept, own, number):
     begin = low + length * number // stretch.ranges
     end = low + length * (number + 1) // stretch.ranges
     for n in range(steps if begin < end else 0):
-        reach = kept.reach[2 * (own * steps + n) :]
+        reach = bare(kept.reach, 2 * (own * steps + n))
         if reach[0] < end and reach[1] > begin:
             pixel, count, at = _step(stretch, own, n)
             place = image, pixel, count
             locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
-            columns = kept.columns[at * job.pitch :]
+            columns = bare(kept.columns, at * job.pitch)
             between = begin, end
             spread_between(grid, points, count, columns, job.pitch, sums.target, view, between)

@@ -6,23 +6,24 @@ the gradient of the weight, from the values that were sampled anew.
 
 from __future__ import annotations
 
-from cudeform.cpu.conv.narrow import add_samples, count_rows, find_samples
-from cudeform.cpu.conv.sums import use_samples, work_of
-from cudeform.cpu.language.compiler import inlined, kernel
+from cudeform.cpu.conv.blocking import collect_weight, pack_rows
+from cudeform.cpu.conv.narrow import add_rows, add_samples, count_rows, find_samples
+from cudeform.cpu.conv.parts import read_tile
+from cudeform.cpu.conv.sums import collect_points, use_samples, work_of
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
-from cudeform.cpu.language.scratch import zeroed
 from cudeform.cpu.language.simd import block_columns, block_rows
-from cudeform.cpu.language.transpose import copy_plain, transpose
-from cudeform.cpu.sampler import Image, locate, point_arrays
+from cudeform.cpu.language.transpose import transpose
+from cudeform.cpu.sampler import Image, locate, point_memory, return_points
 
 __all__ = [
-    "add_columns",
+    "add_tile",
     "begin_slice",
-    "count_blocks",
+    "count_parts",
     "end_slice",
-    "find_columns",
+    "find_tile",
     "image_of",
-    "narrow_gradients",
     "slice_gradients",
 ]
 
@@ -37,7 +38,7 @@ def image_of(work, image, s):
         pitch = job.groups * job.in_channels
         start = image * area * pitch + slices.first[s]
         return Image(start, pitch, grid.width * pitch, channels)
-    at = image * (slices.first[part.end] - slices.first[part.begin])
+    at = (image - part.first_image) * (slices.first[part.end] - slices.first[part.begin])
     start = (at + slices.first[s] - slices.first[part.begin]) * area
     return Image(start, channels, grid.width * channels, channels)
 
@@ -52,11 +53,12 @@ def begin_slice(work, image, s, first, last):
         start = (image * job.groups * job.in_channels + slices.first[s]) * area + first
         to = view.start + first * view.pitch
         count = last - first
-        transpose(given.input, start, area, view.channels, count, sums.source, to, view.pitch)
+        transpose(given.input, start, area, view.channels, count, given.source, to, view.pitch)
     if wanted.input:
         for p in range(first, last):
-            at = view.start + p * view.pitch
-            sums.target[at : at + view.channels] = 0
+            pixel = bare(sums.target, view.start + p * view.pitch)
+            for c in range(view.channels):
+                pixel[c] = 0
 
 
 @inlined
@@ -72,34 +74,45 @@ def end_slice(work, image, s, first, last):
 
 
 @inlined
-def _output_tile(grid, job, given, place, first, channels, tile, pitch):
-    """A tile of grad_output, of the channels from `first` on, with the channels last."""
-    image, pixel, count = place
-    all_channels = job.groups * job.out_channels
-    if job.channels_last:
-        for p in range(count):
-            start = (image * grid.pixels + pixel + p) * all_channels + first
-            copy_plain(given.grad_output, start, tile, p * pitch, channels)
+def find_tile(work, weight, narrow, points, place, s, columns, tile):
+    """Locate points; fill the columns and the tile of grad_output."""
+    if narrow is None:
+        _find_columns(work, weight, points, place, s, columns, tile)
     else:
-        start = (image * all_channels + first) * grid.pixels + pixel
-        transpose(given.grad_output, start, grid.pixels, channels, count, tile, 0, pitch)
+        find_samples(work, points, place, s, columns, tile)
 
 
 @inlined
-def find_columns(work, points, place, s, columns, tile):
-    """Locate points; fill the columns and the tile of grad_output."""
+def count_parts(work, narrow, s):
+    """Into how many parts the gradient of the weights of a slice can be cut."""
+    return _count_blocks(work, s) if narrow is None else count_rows(work, s)
+
+
+@inlined
+def add_tile(work, weight, narrow, place, s, columns, tile, first, last):
+    """Add what sampled values say to parts `first` to `last` of the gradient of the weight, and
+    with the first one to that of the bias.
+    """
+    if narrow is not None:
+        add_samples(work, place, s, columns, tile, first, last)
+    elif weight is not None:
+        _add_columns(work, place, s, columns, tile, first, last)
+
+
+@inlined
+def _find_columns(work, weight, points, place, s, columns, tile):
     grid, job, wanted, _, slices, given, _ = work
     first, channels = slices.first[s], slices.first[s + 1] - slices.first[s]
     width, block = job.out_pitch, block_columns(tile)
-    if job.dense:
+    if weight is not None:
         o0 = slices.weight_group[s] * job.out_channels
-        _output_tile(grid, job, given, place, o0, job.out_channels, tile, width)
+        read_tile(grid, job, given.grad_output, place, o0, job.out_channels, tile, width)
     else:
-        _output_tile(grid, job, given, place, first, channels, columns, job.pitch)
+        read_tile(grid, job, given.grad_output, place, first, channels, columns, job.pitch)
     if not (wanted.input or wanted.points or wanted.weight):
         return
     locate(grid, given.offset, given.mask, place, slices.offset_group[s], points)
-    if job.dense and (wanted.input or wanted.points):
+    if weight is not None and (wanted.input or wanted.points):
         multiply(
             tile,
             (0, width, 1),
@@ -113,8 +126,7 @@ def find_columns(work, points, place, s, columns, tile):
 
 
 @inlined
-def count_blocks(work, s):
-    """Into how many blocks the gradient of the weights of a slice can be cut."""
+def _count_blocks(work, s):
     _, job, _, _, slices, _, sums = work
     depth = job.taps * (slices.first[s + 1] - slices.first[s])
     rows = rows_of(sums.weight, depth) // block_rows(sums.weight)
@@ -122,22 +134,19 @@ def count_blocks(work, s):
 
 
 @inlined
-def add_columns(work, place, s, columns, tile, first, last):
-    """Add what sampled values say to blocks `first` to `last` of the gradient of the weight, and
-    with the first one to that of the bias.
-    """
+def _add_columns(work, place, s, columns, tile, first, last):
     _, job, wanted, part, slices, _, sums = work
     image, pixel, count = place
     block, high, width = block_columns(tile), block_rows(tile), job.out_pitch
     group = slices.weight_group[s]
     if wanted.bias and first == 0 and slices.first[s] == group * job.in_channels:
-        at = (image * job.groups + group) * job.out_channels
-        _add_rows(tile, width, count, job.out_channels, sums.bias, at)
+        at = ((image - part.first_image) * job.groups + group) * job.out_channels
+        add_rows(tile, width, count, job.out_channels, bare(sums.bias, at))
     if not wanted.weight:
         return
     depth = job.taps * (slices.first[s + 1] - slices.first[s])
     down = rows_of(tile, depth) // high
-    start = (image * len(slices.weight_group) + s) * rows_of(tile, job.widest) * width
+    start = ((image - part.first_image) * job.slices + s) * rows_of(tile, job.widest) * width
     b = first
     while b < last:  # blocks of one panel
         panel, row = b // down, b % down
@@ -150,54 +159,50 @@ def add_columns(work, place, s, columns, tile, first, last):
             sums.weight,
             (start + row * high * width + panel * block, width),
             (min(end * high, depth) - row * high, block, count),
-            part.whole and pixel == 0,
+            part.images == part.all_images and pixel == 0,
         )
         b += end - row
 
 
-@inlined
-def _add_rows(tile, pitch, count, channels, target, at):
-    """Add the sum over a tile's pixels: summing tile by tile keeps the rounding error small."""
-    subtotal = zeroed(channels, tile.dtype)
-    for p in range(count):
-        row = tile[p * pitch :]
-        for c in range(channels):
-            subtotal[c] += row[c]
-    for c in range(channels):
-        target[at + c] += subtotal[c]
-
-
-@kernel
-def slice_gradients(numbers, slices, given, sums, first, last):
-    """Tasks `first` to `last` of a part, each a slice of an image."""
-    _each_slice(numbers, slices, given, sums, first, last, find_columns, add_columns, count_blocks)
-
-
-@kernel
-def narrow_gradients(numbers, slices, given, sums, first, last):
-    """As `slice_gradients`, where groups are narrow."""
-    _each_slice(numbers, slices, given, sums, first, last, find_samples, add_samples, count_rows)
+@lender
+def slice_gradients(
+    numbers, weight, narrow, arrays, at_once, apart, blocks, tasks, pixels, collected
+):  # fmt: skip
+    """Pack blocks of the weight, compute tasks of a part, each a slice of an image, and add up
+    pixels of the gradients of offset and mask, and blocks of that of the weight.
+    """
+    work = work_of(numbers, weight, narrow, arrays)
+    job, slices, sums = work.job, work.slices, work.sums
+    if narrow is None and weight is not None:
+        pack_rows(job, slices, bare(weight, 0), work.given.packed, blocks)
+    if tasks[0] < tasks[1]:
+        _each_slice(work, weight, narrow, at_once, apart, tasks)
+    collect_points(work, pixels)
+    if narrow is None and weight is not None:
+        collect_weight(job, slices, sums.weight, work.part.most, sums.grad_weight, collected)
 
 
 @inlined
-def _each_slice(numbers, slices, given, sums, first, last, find, add, count_parts):
-    work = work_of(numbers, slices, given, sums)
-    grid, job, wanted, part, _, _, _ = work
+def _each_slice(work, weight, narrow, at_once, apart, tasks):
+    grid, job, wanted, part, _, given, _ = work
     like = given.input
-    points = point_arrays(like, job.taps)
-    columns = zeroed(job.tile * job.pitch, like.dtype)
-    tile = zeroed(job.tile * job.out_pitch, like.dtype)
+    points = point_memory(like, job.taps)
+    room = cleared(job.tile * (job.pitch + job.out_pitch), like.dtype)
+    columns, tile = bare(room, 0), bare(room, job.tile * job.pitch)
     slices_here, area = part.end - part.begin, grid.height * grid.width
-    for task in range(first, last):
-        image = task // slices_here
-        s = part.begin + task - image * slices_here
+    for task in range(tasks[0], tasks[1]):
+        image = part.first_image + task // slices_here
+        s = part.begin + task % slices_here
         view = image_of(work, image, s)
         if part.first_pixel == 0:
             begin_slice(work, image, s, 0, area)
         for pixel in range(part.first_pixel, part.last_pixel, job.tile):
             place = image, pixel, min(job.tile, part.last_pixel - pixel)
-            find(work, points, place, s, columns, tile)
-            use_samples(work, points, view, place, s, columns)
-            add(work, place, s, columns, tile, 0, count_parts(work, s))
+            find_tile(work, weight, narrow, points, place, s, columns, tile)
+            use_samples(work, at_once, apart, points, view, place, s, columns)
+            count = count_parts(work, narrow, s)
+            add_tile(work, weight, narrow, place, s, columns, tile, 0, count)
         if wanted.input and not job.channels_last and part.last_pixel == grid.pixels:
             end_slice(work, image, s, 0, area)
+    give_back(room)
+    return_points(points)

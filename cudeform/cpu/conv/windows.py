@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.conv.blocking import Job, Slices, grid_and_job, rounds
-from cudeform.cpu.conv.parts import CORNERS, Part, pitch_of
+from cudeform.cpu.conv.blocking import Job, Slices, rounds
+from cudeform.cpu.conv.parts import CORNERS, Part, pitch_of, read
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.compiler import inlined, kernel
-from cudeform.cpu.language.scratch import empty
+from cudeform.cpu.language.bare import bare, give_back, lender, lent
+from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.sampler import PLANE
 from cudeform.plans.convolution import ConvPlan
 
@@ -83,16 +83,18 @@ def _runs(rows: np.ndarray, most: int, together: int) -> Iterator[tuple[int, int
     yield first, len(rows), low, high
 
 
-@kernel
+@lender
 def _reach(numbers, offset, rows, image, first_tile, last_tile):
     """The first row of an image that each tile reads, and one that is beyond the last, at least."""
-    grid, job = grid_and_job(numbers)
-    low, high = empty(PLANE, offset.dtype), empty(PLANE, offset.dtype)
-    odd = empty(PLANE, offset.dtype)
+    grid, job, _ = read(numbers)
+    offset, rows = bare(offset, 0), bare(rows, 0)
+    memory = lent(3 * PLANE, offset.dtype)
+    low, high, odd = bare(memory, 0), bare(memory, PLANE), bare(memory, 2 * PLANE)
     for tile in range(first_tile, last_tile):
         pixel = tile * job.tile
         count = min(job.tile, grid.pixels - pixel)
-        low[:count], high[:count], odd[:count] = np.inf, -np.inf, 0
+        for p in range(count):
+            low[p], high[p], odd[p] = np.inf, -np.inf, 0
         for channel in range(job.offset_groups * grid.taps):
             down = channel % grid.taps // grid.kernel_width * grid.dilation_y
             _widen(grid, offset, (image, pixel, count), (channel, down), (low, high, odd))
@@ -108,6 +110,7 @@ def _reach(numbers, offset, rows, image, first_tile, last_tile):
         first = min(max(first, 0.0), grid.height - 1.0)  # of a tile that reads nothing: any row
         rows[2 * tile] = np.int64(first)
         rows[2 * tile + 1] = np.int64(min(max(last, first + 1.0), float(grid.height)))
+    give_back(memory)
 
 
 @inlined
@@ -122,7 +125,7 @@ def _widen(grid, offset, place, tap, found):
             low[p], high[p] = min(low[p], real(down)), max(high[p], real(down))
         return
     at = image * grid.offset_image + 2 * channel * grid.offset_channel + pixel
-    moved = offset[at : at + count]
+    moved = bare(offset, at)
     for p in range(count):  # no sum over pixels: LLVM makes vectors of this
         y = moved[p] + real(down)
         low[p] = y if y < low[p] else low[p]

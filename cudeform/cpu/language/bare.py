@@ -22,8 +22,6 @@ from numba.extending import intrinsic, models, register_model
 from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.simd import pointer_to
 
-__all__ = ["bare", "cleared", "give_back", "lender", "lent", "records", "seen_as"]
-
 
 class _Bare(types.Array):
     """A flat array whose size nobody knows, and whose indices are not negative."""
@@ -88,7 +86,7 @@ def seen_as(typingctx, array, like):
 
 def lender(function: Callable[..., Any]) -> Callable[..., Any]:
     """A kernel that counts no references: what it is `lent` it gives back."""
-    return kernel(function, _nrt=False)
+    return kernel(function)
 
 
 def _lend(dtype: Any, clear: bool) -> Any:

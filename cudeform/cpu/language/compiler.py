@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
 import numba
-from numba import njit, types
+from numba import njit
 from numba.core.compiler_lock import global_compiler_lock
-from numba.extending import intrinsic
 
 from cudeform.cpu.language import disk
 
-__all__ = ["TRIED", "host", "inlined", "inner", "kernel", "records", "unrolled"]
-
-
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}  # nobody counts references
 _PART = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}
 # With other versions a first call takes twice as long or more.
 TRIED = numba.__version__.startswith("0.68.")
@@ -39,9 +34,9 @@ def _named(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def kernel(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile for Python to call, at the first call of each dtype; kept on disk where possible."""
-    options |= {"pipeline_class": pipeline.Kernels} if TRIED else {}
+    options = {"pipeline_class": pipeline.Kernels} if TRIED else {}
     compiled = njit(no_cfunc_wrapper=True, **options, **_OPTIONS)(_named(function))
     disk.keep(compiled, pipeline.declare if TRIED else None)
     return compiled
@@ -51,6 +46,13 @@ def inner(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile for kernels to call: nothing for Python, and only as a part of these."""
     if TRIED:
         return pipeline.called(_named(function), pipeline.Drafts, _PART)
+    return njit(**_PART)(_named(function))
+
+
+def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same where no array that is written has anything in common with another."""
+    if TRIED:
+        return pipeline.called(_named(function), pipeline.Apart, _PART)
     return njit(**_PART)(_named(function))
 
 
@@ -68,30 +70,6 @@ def unrolled(function: Callable[..., Any]) -> Callable[..., Any]:
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile as a part of each caller."""
     return njit(inline="always", **_OPTIONS)(_named(function))
-
-
-def records(*kinds: type) -> Callable[..., Any]:
-    """For kernels: the named tuples of integers that begin an array, one after the other.
-
-    From Python a kernel takes an array in the time of one or two integers.
-    """
-    parts = [types.NamedUniTuple(types.int64, len(kind._fields), kind) for kind in kinds]
-    result = types.Tuple(parts)
-
-    @intrinsic
-    def read(typingctx, numbers):
-        def codegen(context, builder, signature, args):
-            data = context.make_array(signature.args[0])(context, builder, args[0]).data
-            places, found = itertools.count(), []
-            for part in parts:
-                at = [context.get_constant(types.intp, next(places)) for _ in range(part.count)]
-                fields = [builder.load(builder.gep(data, [place])) for place in at]
-                found.append(context.make_tuple(builder, part, fields))
-            return context.make_tuple(builder, result, found)
-
-        return result(numbers), codegen
-
-    return read
 
 
 def host() -> str:

@@ -26,8 +26,6 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 
 from cudeform.cpu.language import simd
 
-__all__ = ["folder", "keep"]
-
 # What Numba takes from the environment and compiles into a kernel.
 _SETTINGS = (
     "OPT",

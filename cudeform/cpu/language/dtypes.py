@@ -8,12 +8,10 @@ from functools import partial
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.language.compiler import kernel
+from cudeform.cpu.language.bare import bare, lender
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import write_rows
 from cudeform.cpu.language.transpose import frozen
-
-__all__ = ["add", "copied", "copy", "multiply", "rounded", "sum_first"]
 
 _AT_ONCE = 1 << 12  # elements of arrays without gaps: of a task at least
 _EFFORT = 2  # multiplications in the time of one element, from memory to memory
@@ -86,9 +84,9 @@ def _round(values: np.ndarray, target: np.ndarray) -> None:
         target[...] = found
 
 
-@kernel
+@lender
 def _write(source, target):
-    write_rows(source, target, (0, 0, 0, 0), (1, source.size))
+    write_rows(bare(source, 0), bare(target, 0), (0, 0, 0, 0), (1, source.size))
 
 
 def _share(

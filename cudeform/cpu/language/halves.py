@@ -17,17 +17,6 @@ from numba.extending import intrinsic
 
 from cudeform.cpu.language.simd import Vector, masked_load, masked_store, pointer_to
 
-__all__ = [
-    "CONVERTS",
-    "element",
-    "load_wide",
-    "load_wide_some",
-    "put",
-    "put_some",
-    "put_vector",
-    "words",
-]
-
 _WORDS = {"bfloat16": np.uint16, "float16": np.int16}
 _CONVERSION = """
 target triple = "{}"

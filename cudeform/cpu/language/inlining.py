@@ -45,8 +45,6 @@ from numba.core.untyped_passes import (
     TranslateByteCode,
 )
 
-__all__ = ["INSTEAD", "Passes"]
-
 
 class Passes(PassManager):
     """Numba's, which computes anew after each pass what only its last ones ask for."""

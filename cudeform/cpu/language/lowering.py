@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from operator import getitem, setitem
 from typing import Any
@@ -10,23 +9,7 @@ from typing import Any
 from numba.core import ir
 from numba.core.compiler_machinery import register_pass
 from numba.core.lowering import Lower
-from numba.core.registry import cpu_target
-from numba.core.typed_passes import IRLegalization, NativeLowering
-
-__all__ = ["Legal", "Native", "counted"]
-
-
-@register_pass(mutates_CFG=False, analysis_only=True)
-class Legal(IRLegalization):
-    """Numba's, which says after what statement each variable is let go.
-
-    A function that only kernels call counts no references, and has nothing to let go of.
-    """
-
-    _name = "legal"
-
-    def run_pass(self, state: Any) -> bool:
-        return super().run_pass(state) if state.flags.nrt else True
+from numba.core.typed_passes import NativeLowering
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -104,22 +87,10 @@ class _Lowering(Lower):
         return self.context.get_function(function, signature)(self.builder, given)
 
     def storevar(self, value: Any, name: str, argidx: int | None = None) -> None:
-        if self.context.enable_nrt and counted(self.typeof(name)):
-            super().storevar(value, name, argidx)
-        elif name in self._singly_assigned_vars:
+        if name in self._singly_assigned_vars:
             self._blk_local_varmap[name] = value
         else:
             self.builder.store(value, self.getvar(name))
-
-    def delvar(self, name: str) -> None:
-        if counted(self.typeof(name)):
-            super().delvar(name)
-
-
-@functools.lru_cache(maxsize=4096)
-def counted(kind: Any) -> bool:
-    """Whether references to what has this type are counted."""
-    return cpu_target.target_context.data_model_manager[kind].contains_nrt_meminfo()
 
 
 def _read(value: Any) -> Iterator[str]:

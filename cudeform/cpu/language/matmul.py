@@ -15,8 +15,6 @@ from cudeform.cpu.language.simd import (
     low_rows,
 )
 
-__all__ = ["columns_of", "multiply", "rows_of"]
-
 
 @inlined
 def rows_of(like, count):

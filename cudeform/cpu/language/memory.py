@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["remembered"]
-
 _MOST = 256  # results of a function
 _LARGEST = 1 << 18  # bytes of a result, about
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from llvmlite.binding import create_new_function_pass_manager
 from numba import njit, types
 from numba.core import base, config
 from numba.core.codegen import JITCodeLibrary
@@ -23,17 +22,14 @@ from numba.core.compiler import Compiler, Flags
 from numba.core.imputils import builtin_registry
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
-from numba.core.runtime.context import NRTContext
-from numba.core.typed_passes import IRLegalization, NativeLowering
+from numba.core.typed_passes import NativeLowering
 from numba.core.typing import Context, mathdecl, npydecl
 from numba.cpython import mathimpl
 from numba.cpython.builtins import do_minmax
 from numba.np import npyimpl
 
 from cudeform.cpu.language.inlining import INSTEAD, Passes
-from cudeform.cpu.language.lowering import Legal, Native, counted
-
-__all__ = ["Drafts", "Kernels", "Parts", "called", "declare"]
+from cudeform.cpu.language.lowering import Native
 
 _MOST = 4096  # answers that are kept
 
@@ -94,6 +90,7 @@ class Kernels(Compiler):
     """Numba's compiler without the passes that change nothing here."""
 
     library: type[JITCodeLibrary]
+    apart = False  # whether LLVM is told that its arrays are
 
     def __init__(self, typing: Any, target: Any, *rest: Any) -> None:
         target = copy.copy(target)
@@ -108,10 +105,10 @@ class Kernels(Compiler):
 
     def define_pipelines(self) -> Any:
         state = self.state
+        state.flags.noalias = self.apart
         state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
         state.library.enable_object_caching()
         state.targetctx.get_abi_sizeof = _size_of
-        state.targetctx.nrt = _References(state.targetctx, state.targetctx.enable_nrt)
         state.targetctx.get_function = functools.partial(_implementation, state.targetctx)
         (given,) = super().define_pipelines()
         passes = Passes(given.pipeline_name)
@@ -122,10 +119,12 @@ class Kernels(Compiler):
         return [passes]
 
 
-# What they look for is not in our kernels: `with`, closures, literals, expressions of whole arrays.
+# What they look for is not in our kernels: `with`, closures, literals, expressions of whole arrays,
+# variables whose references are counted.
 _UNNEEDED = {
     "AnnotateTypes",
     "FindLiterallyCalls",
+    "IRLegalization",
     "InlineClosureLikes",
     "InlineOverloads",
     "LiteralPropagationSubPipelinePass",
@@ -135,7 +134,7 @@ _UNNEEDED = {
     "RewriteDynamicRaises",
     "WithLifting",
 }
-_INSTEAD = {**INSTEAD, IRLegalization: Legal, NativeLowering: Native}
+_INSTEAD = {**INSTEAD, NativeLowering: Native}
 
 
 class _Flags(Flags):
@@ -183,19 +182,6 @@ def _size_of(kind: Any) -> int:
     return cpu_target.target_context.get_abi_sizeof(kind)
 
 
-class _References(NRTContext):
-    """Numba's counts of references, which looks for arrays in numbers as well, one by one."""
-
-    def get_meminfos(self, builder: Any, ty: Any, val: Any) -> list[tuple[Any, Any]]:
-        if not counted(ty):
-            return []
-        model = self._context.data_model_manager[ty]
-        found = [(ty, model.get_nrt_meminfo(builder, val))] if model.has_nrt_meminfo() else []
-        for member, getter in model.traverse(builder):
-            found += self.get_meminfos(builder, member, getter(val))
-        return found
-
-
 class _Typing(Context):
     """Numba's, with a memory: to find the type of a sum it tries all sums that there are."""
 
@@ -240,15 +226,7 @@ class _Whole(JITCodeLibrary):
     """The code of a kernel, with that of all it calls: LLVM sees that once, as a whole."""
 
     def _optimize_functions(self, ll_module: Any) -> None:
-        """As far as counts of references cancel each other; the rest is done for the whole."""
         ll_module.data_layout = self._codegen._data_layout
-        for function in ll_module.functions:
-            passes = create_new_function_pass_manager()
-            passes.add_sroa_pass()
-            passes.add_simplify_cfg_pass()
-            passes.add_instruction_combine_pass()
-            passes.add_refprune_pass()
-            passes.run(function, self._codegen._pass_builder())
 
     def _optimize_final_module(self) -> None:
         """At the third level LLVM makes a copy of a loop for each answer to what is asked in it."""
@@ -292,11 +270,10 @@ class _Part(_Whole):
 class _Draft(_Part):
     """The same, which LLVM gets to see as a part of kernels only, beside what it calls."""
 
+    _optimize_functions = _Whole._optimize_functions
+
     def add_linking_library(self, library: Any) -> None:
         JITCodeLibrary.add_linking_library(self, library)
-
-    def _optimize_functions(self, ll_module: Any) -> None:
-        ll_module.data_layout = self._codegen._data_layout
 
     def finalize(self) -> None:
         self._raise_if_finalized()
@@ -313,6 +290,14 @@ class Drafts(Kernels):
     library = _Draft
 
 
+class Apart(Drafts):
+    """The same of a function whose arrays have nothing in common: LLVM needs no code to find that
+    out, nor a second loop for where they have.
+    """
+
+    apart = True
+
+
 Kernels.library = _Whole
 
 
@@ -320,7 +305,7 @@ def called(function: Callable[..., Any], pipeline: type[Compiler], options: Any)
     """Compile for kernels to call: once for all numbers that are written out, and for an array
     whether or not it may be written. What writes to one that may not is found with other versions.
     """
-    compiled = njit(pipeline_class=pipeline, _nrt=False, **options)(function)
+    compiled = njit(pipeline_class=pipeline, **options)(function)
     template = getattr(compiled, "get_call_template", None)
     if template is not None:  # else NUMBA_DISABLE_JIT
 

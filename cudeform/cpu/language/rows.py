@@ -31,8 +31,6 @@ from cudeform.cpu.language.simd import (
     store_some,
 )
 
-__all__ = ["join_pairs", "read_rows", "softmax_rows", "split_pairs", "write_rows"]
-
 
 def _rearranged(a: Any, masks: Any) -> Any:
     """An intrinsic's type and code: two vectors whose lanes are picked from those of two."""

@@ -16,33 +16,6 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 
-__all__ = [
-    "BLOCK_BYTES",
-    "BLOCK_ROWS",
-    "Vector",
-    "add_low_product",
-    "add_product",
-    "block_columns",
-    "block_rows",
-    "fma",
-    "lanes",
-    "load",
-    "load_some",
-    "low_rows",
-    "masked_load",
-    "masked_store",
-    "pointer_to",
-    "select",
-    "splat",
-    "store",
-    "store_some",
-    "total",
-    "totals",
-    "transpose_square",
-    "zeros",
-]
-
-
 _WIDE_SUM = """
 target triple = "{}"
 define <16 x float> @sum(<16 x float> %a, <16 x float> %b) {{
@@ -68,8 +41,8 @@ def _register_file() -> tuple[int, int, int]:
     return 16, 6, 4 if machine.triple.startswith(("aarch64", "arm64")) else 2
 
 
-_BYTES, BLOCK_ROWS, _VECTORS = _register_file()
-BLOCK_BYTES = _VECTORS * _BYTES  # of a row of the block
+VECTOR_BYTES, BLOCK_ROWS, _VECTORS = _register_file()
+BLOCK_BYTES = _VECTORS * VECTOR_BYTES  # of a row of the block
 _LOW_ROWS = BLOCK_ROWS // 3
 
 
@@ -78,7 +51,7 @@ class Vector(types.Type):
 
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
-        self.lanes = 8 * _BYTES // dtype.bitwidth
+        self.lanes = 8 * VECTOR_BYTES // dtype.bitwidth
         super().__init__(name=f"Vector({dtype}, {self.lanes})")
 
 

@@ -8,8 +8,6 @@ from numpy.lib.stride_tricks import as_strided
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.transpose import frozen
 
-__all__ = ["aligned", "lying"]
-
 
 def aligned(array: np.ndarray) -> np.ndarray:
     """The array, or a copy if an element is not at a multiple of its size, as kernels count."""

@@ -6,10 +6,9 @@ import functools
 
 import numpy as np
 
+from cudeform.cpu.language.bare import bare
 from cudeform.cpu.language.compiler import inlined, unrolled
 from cudeform.cpu.language.simd import fma, lanes, load, splat, store, transpose_square
-
-__all__ = ["add_row", "copy_plain", "copy_row", "frozen", "transpose"]
 
 
 def frozen(array: np.ndarray | None, like: np.ndarray) -> np.ndarray:
@@ -51,8 +50,8 @@ def transpose(source, at, step, rows, columns, target, to, pitch):
 
 @inlined
 def copy_plain(source, at, target, to, count):
-    """Copy any number of elements; the views tell LLVM that no index is negative."""
-    given, copied = source[at:], target[to:]
+    """Copy any number of elements."""
+    given, copied = bare(source, at), bare(target, to)
     for i in range(count):
         copied[i] = given[i]
 

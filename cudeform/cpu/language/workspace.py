@@ -6,8 +6,6 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["SCRATCH_BYTES", "aligned", "numbers_of"]
-
 SCRATCH_BYTES = 16 << 20  # of images laid out channels last at a time
 _ALIGNMENT = 64  # bytes: a line of the cache
 _FEW = 1 << 12  # elements: where they begin takes longer to find out than it saves
