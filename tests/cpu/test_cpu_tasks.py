@@ -79,8 +79,8 @@ SHAPES = {
     "10,000 boxes": (pooling, ("roi_align", 2, 16, 64, 10_000), (TASKS, 18)),
     "10,000 boxes, their maxima": (pooling, ("roi_pool", 2, 16, 64, 10_000), (TASKS, 32)),
     "one box": (pooling, ("roi_align", 1, 64, 256, 1), (None, None)),
-    # A task is a row of bins of some channels, read where they lie.
-    "one huge box": (pooling, ("roi_align", 1, 64, 600, 1), (28, None)),
+    # A task is a row of bins of some channels, read where they lie, or a part of the image.
+    "one huge box": (pooling, ("roi_align", 1, 64, 600, 1), (28, 3 * THREADS)),
     "queries": (attention, (9000, LEVELS), (TASKS, TASKS)),
     # A task has a range of the pixels of a head here, and locates all points that may lie in it:
     # more than two ranges take more time than even tasks save.
