@@ -37,8 +37,8 @@ def contiguous(array: Any) -> Any:
 class Kind:
     """A family of arrays: its name for messages, the backend that computes on it, its device.
 
-    The last four are what functions that only rearrange arrays need besides those that go by one
-    name in all frameworks.
+    `dtype_name`, `cast`, `constant` and `contiguous` are what functions that only rearrange arrays
+    need besides those that go by one name in all frameworks.
     """
 
     name: str  # also of the module with the functions for its arrays

@@ -174,6 +174,8 @@ def image_axes(layout: str, channels: str = "C", height: str = "H", width: str =
 
 def rank(op: str, argument: str, array: Any, symbols: str) -> None:
     """The number of axes, given as their names: "(N, C, H, W)"."""
+    if not _is_array(array):
+        fail(op, argument, f"to be an array {symbols}", shown(array), error=TypeError)
     want = symbols.count(",") + 1 if symbols.strip("(,) ") else 0
     if array.ndim != want:
         fail(op, argument, f"to have {want} axes {symbols}", f"shape {tuple(array.shape)}")

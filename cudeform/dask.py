@@ -59,22 +59,19 @@ def halo(
     offset = _dask_array("halo", "offset", offset)
     checks.rank("halo", "offset", offset, "(N, 2*offset_groups*kh*kw, Ho, Wo)")
     y, x = _half(kernel, dilation)
-    _check_known("halo", "offset", offset)
     reach_y, reach_x = _reach(offset)
     return y + reach_y, x + reach_x
 
 
-def _check_known(op: str, name: str, array: da.Array) -> None:
+def _dask_array(op: str, name: str, array: Any) -> da.Array:
+    """An array or a dask array of such as a dask array, whose shape is known."""
+    blocks = array._meta if isinstance(array, da.Array) else array
+    arrays.kind_of(op, {name: blocks})
+    array = da.asarray(array)
     if np.isnan(array.shape).any():
         why = "dask does not know the sizes of its blocks: call compute_chunk_sizes() on it first"
         checks.fail(op, name, "to be of a known shape", array.shape, why)
-
-
-def _dask_array(op: str, name: str, array: Any) -> da.Array:
-    """An array or a dask array of such as a dask array."""
-    blocks = array._meta if isinstance(array, da.Array) else array
-    arrays.kind_of(op, {name: blocks})
-    return da.asarray(array)
+    return array
 
 
 def _half(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
@@ -159,8 +156,6 @@ def deform_conv2d(
         for name, array in given.items()
         if array is not None or name in ("input", "offset", "weight")
     }
-    for name, array in given.items():
-        _check_known("deform_conv2d", name, array)
     options = dict(
         stride=stride, padding=padding, dilation=dilation, border=border, precision=precision
     )

@@ -283,7 +283,7 @@ def _on_tensorflow(
     import tensorflow as tf
 
     row, names = row_of(op), tuple(arrays)
-    moving = tuple(a.name for a in row.arguments if a.differentiable and a.name in arrays)
+    moving = tuple(name for name in row.gradients._fields if name in arrays)
 
     def forward(*values: np.ndarray) -> np.ndarray:
         given = dict(zip(names, values, strict=True))

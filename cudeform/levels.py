@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from cudeform import arrays, checks
-from cudeform.arrays import Kind
 
 _DTYPES = ("int32", "int64")
 
@@ -25,7 +24,7 @@ def check_sizes(op: str, sizes: Any, name: str, first: Any) -> None:
         checks.fail(op, argument, expected, repr(sizes.dtype), error=TypeError)
     first_kind = arrays.known(op, name, first)
     elsewhere = kind is not first_kind or kind.device(sizes) != first_kind.device(first)
-    if elsewhere and not _is_on_host(kind, sizes):
+    if elsewhere and str(kind.device(sizes)) != "cpu":
         arrays.same_place(op, argument, sizes, name, first)
 
 
@@ -35,7 +34,3 @@ def sizes_on_host(op: str, sizes: Any) -> tuple[tuple[int, ...], ...] | None:
     if kind.backend != "cpu" or sizes.ndim != 2 or sizes.shape[1] != 2:
         return None
     return tuple(map(tuple, sizes.tolist()))
-
-
-def _is_on_host(kind: Kind, sizes: Any) -> bool:
-    return str(kind.device(sizes)) == "cpu"

@@ -19,17 +19,6 @@ from queue import SimpleQueue
 
 from cudeform import checks
 
-__all__ = [
-    "get_num_threads",
-    "run",
-    "set_num_threads",
-    "share",
-    "share_all",
-    "takes_one",
-    "too_few",
-    "wanted_tasks",
-]
-
 VARIABLE = "CUDEFORM_NUM_THREADS"
 
 _count: int | None = None  # None until the first question: the environment is read late

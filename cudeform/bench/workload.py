@@ -34,9 +34,9 @@ class Workload:
         return row_of(self.operator)
 
     @property
-    def gradients(self) -> list[str]:
+    def gradients(self) -> tuple[str, ...]:
         """The arguments that the backward computes gradients of, if they are given."""
-        return [argument.name for argument in self.row.arguments if argument.differentiable]
+        return self.row.gradients._fields
 
     @property
     def in_torchvision(self) -> bool:

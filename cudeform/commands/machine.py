@@ -40,10 +40,10 @@ def processor() -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    if version("llvmlite") is None:
+    try:
+        from cudeform.cpu.language.compiler import host
+    except ImportError:  # Numba is missing, or does not work here
         return name
-    from cudeform.cpu.language.compiler import host
-
     return f"{name} ({host()})"
 
 

@@ -1,4 +1,4 @@
-"""How the tasks of a launch are shared among threads; which sort it takes, `sort` says.
+"""How the tasks of a launch are shared among threads.
 
 `choose` and its like look at sizes alone, so that the same call adds in the same order everywhere.
 """

@@ -33,9 +33,6 @@ class Call:
     def named(self, arrays: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self.arrays, arrays, strict=True))
 
-    def differentiable(self, name: str) -> bool:
-        return any(a.name == name and a.differentiable for a in self.row.arguments)
-
     def per_image(self, name: str) -> bool:
         """Whether an array has one entry per image; a name of no argument is one of a result."""
         if not self.row.batched:

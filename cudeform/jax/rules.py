@@ -103,7 +103,7 @@ def _forward_jvp(primals: Any, tangents: Any, *, call: Call) -> Any:
     moving = {
         name: tangent
         for name, tangent in zip(call.arrays, tangents, strict=True)
-        if not is_zero(tangent) and call.differentiable(name)
+        if not is_zero(tangent) and name in call.row.gradients._fields
     }
     if moving:
         changes[0] = _tangent(call, primals, tuple(moving), list(moving.values()))
@@ -218,7 +218,7 @@ def _backward_jvp(primals: Any, tangents: Any, *, call: Call, needs: tuple[str, 
     moving = {
         i: tangent
         for i, tangent in enumerate(array_tangents)
-        if not is_zero(tangent) and call.differentiable(call.arrays[i])
+        if not is_zero(tangent) and call.arrays[i] in call.row.gradients._fields
     }
     if moving:
         # <directions, backward(grad_output)> is <tangent(directions), grad_output>, and so are the

@@ -99,10 +99,14 @@ class MSDeformAttn(Layer):
         For query (N, Lq, C), reference (N, Lq, L, 2), points (x, y) in parts of the image,
         features (N, S, C), the pixels of all levels, and shapes, pairs (H, W) of each level.
         """
+        op = "MSDeformAttn"
+        checks.rank(op, "query", query, "(N, Lq, C)")
+        checks.rank(op, "reference", reference, "(N, Lq, L, 2)")
+        checks.rank(op, "features", features, "(N, S, C)")
         batch, queries = query.shape[:2]
-        checks.shape("MSDeformAttn", "query", query, (batch, queries, self.channels), "(N, Lq, C)")
+        checks.shape(op, "query", query, (batch, queries, self.channels), "(N, Lq, C)")
         expected = batch, queries, self.levels, 2
-        checks.shape("MSDeformAttn", "reference", reference, expected, "(N, Lq, L, 2)")
+        checks.shape(op, "reference", reference, expected, "(N, Lq, L, 2)")
         value = self._apply("value_proj", params, features)
         value = value.reshape(*value.shape[:2], self.heads, -1)
         samples = batch, queries, self.heads, self.levels, self.points

@@ -91,7 +91,8 @@ class Convolution(Layer):
 
 def check_input(op: str, x: Any, channels: int) -> None:
     """The images that a layer is called with."""
-    if getattr(x, "ndim", 4) != 4 or x.shape[1] != channels:
+    checks.rank(op, "x", x, "(N, C, H, W)")
+    if x.shape[1] != channels:
         checks.fail(op, "x", f"of shape (N, {channels}, H, W)", tuple(x.shape))
 
 
@@ -230,6 +231,7 @@ class Linear(Layer):
 
     def forward(self, params: Mapping[str, Array], x: Array) -> tuple[Array, Any]:
         """The result (N, out_features) for x (N, in_features), and what `backward` needs."""
+        checks.rank("Linear", "x", x, "(N, in_features)")
         checks.shape("Linear", "x", x, (len(x), self.in_features), "(N, in_features)")
         return x @ params["weight"].T + params["bias"], x
 

@@ -76,7 +76,7 @@ def roi_align(
 
     Notes
     -----
-    Boxes are no function to differentiate here. A sample more than one pixel outside the image
+    Boxes have no gradient here. A sample more than one pixel outside the image
     is 0 and counts. With ``aligned`` a region without area or an inverted one (x2 < x1) has as
     many samples as it has pixels: none, and its bins are 0. A fixed `sampling_ratio` samples it
     like any other.

@@ -246,6 +246,17 @@ def test_sizes_that_do_not_fit(make, message):
         make()
 
 
+@every_block
+def test_what_is_no_array_is_refused_by_name(name, rng):
+    block = BLOCKS[name]
+    x, *boxes = arguments(name, rng)
+    params = block.init(rng, np.float64)
+    with pytest.raises(TypeError, match=rf"{type(block).__name__}: expected `x` to be an array"):
+        block.forward(params, x.tolist(), *boxes)
+    with pytest.raises(ValueError, match="expected `x` to have . axes"):
+        block.forward(params, x[0], *boxes)
+
+
 def test_least_sizes_are_sizes():
     assert DeformPSRoiPool(1, 1, 1, sample_per_part=1).sample_per_part == 1
     assert DeformRoiPool(1, 1, sampling_ratio=0, hidden=1).sampling_ratio == 0

@@ -78,3 +78,5 @@ def test_rates_sizes_and_dtypes(rng):
         LAYER.forward(params, query, reference[:, :, :1], features, SHAPES)
     with pytest.raises(ValueError, match="MSDeformAttn: expected `query` of shape"):
         LAYER.forward(params, query[..., :4], reference, features, SHAPES)
+    with pytest.raises(TypeError, match="MSDeformAttn: expected `features` to be an array"):
+        LAYER.forward(params, query, reference, features.tolist(), SHAPES)
