@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.aggregator import Aggregator, Portion, Room, differentiate_all, portions
+from cudeform.cpu.aggregator import Aggregator, Room
 from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.portions import Portion, differentiate_all, portions
 from cudeform.cpu.queries import Extent
 from cudeform.cpu.sizes import Sizes, Taps, sized
 from cudeform.plans.aggregation import AggregationPlan
@@ -43,10 +44,11 @@ def backward(
     """The gradients named in `needs`, each in the dtype of its argument."""
     points = {"offset": offset, "mask": mask, "offset_mask": offset_mask}
     given = {"input": input, **points}
-    # Zeros stay behind the last point of a packed array.
-    grads = {n: np.zeros(given[n].shape, given[n].dtype) for n in needs & points.keys()}
     if grad_output.size == 0:
-        return grads | {n: np.zeros(input.shape, input.dtype) for n in needs & {"input"}}
+        return {name: np.zeros(given[name].shape, given[name].dtype) for name in needs}
+    grads = {n: np.empty(given[n].shape, given[n].dtype) for n in needs & points.keys()}
+    if "offset_mask" in grads:
+        grads["offset_mask"][..., 3 * plan.groups * plan.points :] = 0  # behind the last point
     room = None
     if "input" in needs:
         room = Room.like(input, _sizes(plan, (0, plan.batch), (0, plan.out_height), input.dtype))

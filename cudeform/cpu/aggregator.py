@@ -6,17 +6,14 @@ are first copied side by side, so that they stay in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
 from cudeform import threads
-from cudeform.arrays import sum_dtype
 from cudeform.cpu.gathered import CORNERS
-from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.strided import aligned, lying
@@ -30,10 +27,11 @@ from cudeform.cpu.queries import (
 )
 from cudeform.cpu.sizes import At, Sizes, job_of, rows_of
 from cudeform.cpu.sorting import GRAIN, add_corners, list_corners
-from cudeform.cpu.spreading import NOTHING, SUMS, ZEROS, Spread, survey, value_gradients
+from cudeform.cpu.spreading import NOTHING, ZEROS, Spread, survey, value_gradients
 
 _FEW = 16  # queries that are not worth a task of their own
 _CACHED = 1 << 20  # bytes of copies that are worked on together, however few threads there are
+_EVEN = 1.1  # times the work of a thread, the most that one may have if each does whole slices
 _RANGE_BYTES = 4 << 20  # of the sums of a range of pixels, which a thread has at a time
 _RANGES = 2  # of a slice, and tasks for each thread where these take more: each locates all points
 _WIDE = 4  # ranges from which on it pays to know which pixels queries reach
@@ -44,44 +42,6 @@ _SPARSE = 2  # corners for each pixel, up to which sums are made where they stay
 _LISTED = 16 << 20  # bytes of lists of corners
 _LISTING = 8  # ranges of a slice, which take less time than lists: about twice that of one range
 _BUNDLE = 2048  # points that are listed together
-_COPIED = 16 << 20  # bytes of copies of what is not contiguous
-
-
-class Portion(NamedTuple):
-    """Some images, and some rows of the queries of each: the second axis of all but the values."""
-
-    images: tuple[int, int]
-    rows: tuple[int, int]
-    whole: bool = True  # all images and all rows
-
-    def of(self, array: np.ndarray | None) -> np.ndarray | None:
-        """What it has of an array, copied only if that is not contiguous."""
-        if array is None:
-            return None
-        some = array if self.whole else array[slice(*self.images), slice(*self.rows)]
-        return np.ascontiguousarray(some)
-
-    def values(self, array: np.ndarray) -> np.ndarray:
-        """The values of its images, as they lie."""
-        return array if self.whole else array[slice(*self.images)]
-
-
-def portions(shape: tuple[int, ...], arrays: Iterable[np.ndarray | None]) -> list[Portion]:
-    """All images and rows, or portions of which copies are small.  # shape: (images, rows, ...)"""
-    images, rows = shape[:2]
-    size = 0
-    for array in arrays:
-        if array is not None and not array.flags.c_contiguous:
-            size += array.nbytes
-    if size <= _COPIED:
-        return [Portion((0, images), (0, rows))]
-    together = max(_COPIED * images // size, 1)
-    high = max(min(_COPIED * images * rows // size, rows), 1)
-    return [
-        Portion((n, min(n + together, images)), (r, min(r + high, rows)), False)
-        for n in range(0, images, together)
-        for r in range(0, rows, high)
-    ]
 
 
 class Room(NamedTuple):
@@ -106,55 +66,6 @@ def _in_place(sizes: Sizes, dtype: np.dtype) -> bool:
     return few and dtype == sizes.scale.dtype
 
 
-Prepared = Callable[[Portion], tuple["Aggregator", np.ndarray]]
-
-
-def differentiate_all(
-    parts: list[Portion],
-    prepare: Prepared,
-    of_points: Callable[[Portion], tuple[np.ndarray | None, ...]] | None,
-    room: Room | None,
-) -> None:
-    """Set the gradients of points, those that `of_points` has of a portion, and of the values.
-
-    `prepare` makes the call of a portion, and the gradient of its results. None is not wanted.
-    """
-    once = prepare(parts[0]) if len(parts) == 1 else None
-
-    def prepared(part: Portion) -> tuple[Aggregator, np.ndarray]:
-        return once or prepare(part)
-
-    if of_points is not None:
-        for part in parts:
-            call, grad_output = prepared(part)
-            call.differentiate(grad_output, *of_points(part))
-    if room is not None:
-        _spread_all(parts, prepared, room)
-
-
-def _spread_all(parts: list[Portion], prepare: Prepared, room: Room) -> None:
-    """Add up the gradient of the values; of fewer bits it is rounded once."""
-    dtype, wide = room.array.dtype, sum_dtype(room.array.dtype)
-    for _, group in groupby(parts, lambda part: part.images):
-        some = list(group)
-        target = some[0].values(room.array)
-        if dtype == wide or len(some) == 1:
-            for part in some:
-                call, grad_output = prepare(part)
-                call.spread(grad_output, Room(target, SUMS if part.rows[0] else room.holds))
-            continue
-        call, _ = prepare(some[0])
-        target = target.reshape(len(target), call.extent.pixels, -1)
-        high = max(_COPIED // (target[:, 0].size * wide.itemsize), 1)
-        for first in range(0, call.extent.pixels, high):
-            pixels = first, min(first + high, call.extent.pixels)
-            sums = np.zeros((len(target), pixels[1] - first, target.shape[2]), wide)
-            for part in some:
-                call, grad_output = prepare(part)
-                call.spread(grad_output, Room(sums, SUMS), pixels)
-            target[:, slice(*pixels)] = rounded(sums, target.dtype)
-
-
 class _Part(NamedTuple):
     """Slices that are worked on together."""
 
@@ -166,20 +77,31 @@ class _Part(NamedTuple):
 
 
 @remembered
-def _parts(extent: Extent, slices: int, at: At, itemsize: int, count: int) -> list[_Part]:
-    """All slices, so many at a time that copies of them are small, for so many threads."""
+def _parts(
+    extent: Extent, slices: int, at: At, itemsize: int, count: int, alone: bool = False
+) -> list[_Part]:
+    """All slices, so many at a time that copies of them are small, for so many threads: to share
+    each part, or `alone` to do whole parts; none if that is uneven.
+    """
     size = extent.pixels * extent.channels * itemsize
     often = extent.queries * extent.points >= extent.pixels
     packed = often and size <= SCRATCH_BYTES and size * extent.heads > _TINY
-    most = slices
+    most = max(slices // threads.wanted_tasks(count=count), 1) if alone else slices
     if packed:
-        most = max(min(SCRATCH_BYTES // size, max(count, _CACHED // size)), 1)
+        cached = _CACHED // size
+        most = max(min(most, cached if alone else max(count, cached), SCRATCH_BYTES // size), 1)
         each = extent.pixels * extent.channels
         at = At(0, each * extent.heads, each, extent.channels, 1, 0)
+    if alone:
+        tasks = -(-slices // most)
+        longest = -(-tasks // count)
+        large = packed and count * most * size > SCRATCH_BYTES
+        if large or tasks < 2 * count or longest * count > _EVEN * tasks:
+            return []
     parts = []
     for first in range(0, slices, most):
         last = min(first + most, slices)
-        pieces = _pieces(last - first, extent.queries, count)
+        pieces = 1 if alone else _pieces(last - first, extent.queries, count)
         numbers = job_of(extent, first, pieces, at)
         parts.append(_Part(first, last, packed, (last - first) * pieces, numbers))
     return parts
@@ -271,30 +193,75 @@ class Aggregator:
 
     def aggregate(self, output: np.ndarray) -> None:
         """Set the output."""
-        sizes, target = self.sizes, words(output.reshape(-1))
-        for part in self._parts():
-            source, gathers = self._source(part)
-            given = part.numbers, *sizes.places, gathers, source, *self.points, sizes.scale
-            threads.share(partial(aggregate, *given, target), part.tasks, self._work(output))
+        arrays = self.sizes.scale, words(output.reshape(-1))
+        self._each_part(aggregate, arrays, self._work(output))
 
     def differentiate(
         self,
         grad_output: np.ndarray,
         grad_locations: np.ndarray | None,
         grad_weights: np.ndarray | None,
+        then: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Set the gradients of locations and weights; each may be None."""
-        sizes = self.sizes
+        """Set the gradients of locations and weights; each may be None.
+
+        Of each part that a thread does by itself, `then` is called with the slices.
+        """
         targets = [
             words(np.empty(0, dtype) if grad is None else grad.reshape(-1))
             for grad, dtype in zip((grad_locations, grad_weights), self.dtypes, strict=True)
         ]
-        grads = frozen(words(grad_output), grad_output)
+        arrays = frozen(words(grad_output), grad_output), self.sizes.scale, *targets
+        self._each_part(point_gradients, arrays, self._work(grad_output), then)
+
+    def differentiate_slices(
+        self,
+        grad_output: np.ndarray,
+        grad_locations: np.ndarray | None,
+        grad_weights: np.ndarray | None,
+        room: Room,
+    ) -> bool:
+        """`differentiate` and `spread` together, so that threads are woken once, where each does
+        all of some slices. Returns whether that is so.
+        """
+        if not self._alone(self._work(grad_output)):
+            return False
+        spreading = self._spreading(grad_output, room, 1)
+        if spreading is None:
+            return False
+        spread, pieces = spreading
+
+        def then(first: int, last: int) -> None:
+            spread(first * pieces, last * pieces)
+
+        self.differentiate(grad_output, grad_locations, grad_weights, then)
+        return True
+
+    def _each_part(
+        self,
+        kernel: Callable[..., None],
+        arrays: tuple[np.ndarray, ...],
+        work: int,
+        then: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Share out what a kernel does: part by part, or whole parts of threads by themselves."""
+
+        def task_of(part: _Part, alone: bool) -> Callable[[int, int], None]:
+            source, gathers = self._source(part, alone)
+            given = part.numbers, *self.sizes.places, gathers, source, *self.points
+            return partial(kernel, *given, *arrays)
+
+        def task(first: int, last: int) -> None:
+            for part in whole[first:last]:
+                task_of(part, True)(0, part.tasks)
+                if then is not None:
+                    then(part.first, part.last)
+
+        if whole := self._alone(work):
+            threads.share(task, len(whole), work)
+            return
         for part in self._parts():
-            source, gathers = self._source(part)
-            given = part.numbers, *sizes.places, gathers, source, *self.points, grads, sizes.scale
-            task = partial(point_gradients, *given, *targets)
-            threads.share(task, part.tasks, self._work(grad_output))
+            threads.share(task_of(part, False), part.tasks, work)
 
     def spread(
         self, grad_output: np.ndarray, room: Room, pixels: tuple[int, int] | None = None
@@ -303,16 +270,31 @@ class Aggregator:
 
         Of zeros what no point reads is left as it is.
         """
+        pieces = self._pieces_wanted(grad_output)
+        if spreading := self._spreading(grad_output, room, pieces, pixels):
+            task, pieces = spreading
+            threads.share(task, self.sizes.slices * pieces, self._work(grad_output))
+        else:
+            self._spread_listed(grad_output, room)
+
+    def _spreading(
+        self,
+        grad_output: np.ndarray,
+        room: Room,
+        pieces: int,
+        pixels: tuple[int, int] | None = None,
+    ) -> tuple[Callable[[int, int], None], int] | None:
+        """What sets the gradient of the values in so many pieces of each slice, or how many it
+        takes; None where lists are quicker.
+        """
         sizes, extent = self.sizes, self.extent
         begin, end = whole = pixels or (0, extent.pixels)
-        in_place = (room.holds != NOTHING and _in_place(sizes, room.array.dtype)) or None
+        in_place = self._in_place(room)
         how = Spread(begin, room.holds, extent.queries, extent.pixels)
-        pieces = self._pieces_wanted(grad_output)
         size = (end - begin) * extent.channels * sizes.scale.itemsize
         known = not in_place and size > _WIDE * _RANGE_BYTES
         if not known and not pixels and pieces > _LISTING and self._lists():
-            self._spread_listed(grad_output, room, how, in_place)
-            return
+            return None
         given = extent, sizes.slices, sizes.scale.itemsize, whole, in_place
         pieces, cuts, numbers, *reach = _ranges(*given, how, pieces)
         if known:
@@ -322,8 +304,11 @@ class Aggregator:
             cuts = _cuts(sizes.levels.reshape(3, -1), end, pieces)
         grads = frozen(words(grad_output), grad_output)
         points = *self.points, grads, sizes.scale, words(room.array.reshape(-1))
-        task = partial(value_gradients, numbers, *sizes.places, in_place, cuts, *reach, *points)
-        threads.share(task, sizes.slices * pieces, self._work(grad_output))
+        given = numbers, *sizes.places, in_place, cuts, *reach, *points
+        return partial(value_gradients, *given), pieces
+
+    def _in_place(self, room: Room) -> bool | None:
+        return (room.holds != NOTHING and _in_place(self.sizes, room.array.dtype)) or None
 
     def _pieces_wanted(self, grad_output: np.ndarray) -> int:
         """Ranges of a slice: even tasks for all threads are worth the time of few more."""
@@ -343,11 +328,10 @@ class Aggregator:
     def _entry_bytes(self) -> int:
         return 8 + self.sizes.scale.itemsize
 
-    def _spread_listed(
-        self, grad_output: np.ndarray, room: Room, how: Spread, in_place: bool | None
-    ) -> None:
+    def _spread_listed(self, grad_output: np.ndarray, room: Room) -> None:
         """Set the gradient of the values, or add to it, from lists of corners by range."""
         sizes, extent = self.sizes, self.extent
+        in_place = self._in_place(room)
         together = min(max(_LISTED // (self._entries() * self._entry_bytes()), 1), sizes.slices)
         work = self._work(grad_output) * together // sizes.slices
         tasks = threads.wanted_tasks(self._work(grad_output))  # of each group, however few listed
@@ -364,7 +348,7 @@ class Aggregator:
         factors = np.empty(together * self._entries(), sizes.scale.dtype)
         lists, touched = (starts, places, factors), np.ones(sizes.slices, np.uint8)
         grads, target = frozen(words(grad_output), grad_output), words(room.array.reshape(-1))
-        how = how._replace(bundle=bundle)
+        how = Spread(0, room.holds, bundle, extent.pixels)
         for first in range(0, sizes.slices, together):
             count = min(together, sizes.slices - first)
             numbers = job_of(extent, first, pieces, sizes.at, how)
@@ -391,30 +375,40 @@ class Aggregator:
     def _work(self, output: np.ndarray) -> int:
         return output.size * self.extent.points * 2  # four corners, at twice the usual speed
 
-    def _parts(self) -> list[_Part]:
+    def _parts(self, alone: bool = False) -> list[_Part]:
         sizes, count = self.sizes, threads.get_num_threads()
-        return _parts(self.extent, sizes.slices, self.at, sizes.scale.itemsize, count)
+        return _parts(self.extent, sizes.slices, self.at, sizes.scale.itemsize, count, alone)
 
-    def _source(self, part: _Part) -> tuple[np.ndarray, bool | None]:
-        """The values as kernels take them, and whether they are gathered; None: they are not."""
+    def _alone(self, work: int) -> list[_Part]:
+        """Parts of which threads do equally many, each by itself; none if that is not so."""
+        if threads.get_num_threads() == 1 or threads.takes_one(work):
+            return []
+        return self._parts(alone=True)
+
+    def _source(self, part: _Part, alone: bool) -> tuple[np.ndarray, bool | None]:
+        """The values as kernels take them, and whether they are gathered; None: they are not.
+
+        They are copied by all threads, or by this one `alone`.
+        """
         if not part.packed:
             return self.flat, self.gathers
         extent, slices = self.extent, part.last - part.first
         target = np.empty(slices * extent.pixels * extent.channels, self.sizes.scale.dtype)
         if self.at is self.sizes.at:
-            pieces = _pieces(slices, extent.pixels, threads.get_num_threads())
+            pieces = 1 if alone else _pieces(slices, extent.pixels, threads.get_num_threads())
             job = job_of(extent, part.first, pieces, self.at)
-            threads.share(partial(pack, job, self.flat, target), slices * pieces, target.size)
+            task, tasks = partial(pack, job, self.flat, target), slices * pieces
         else:
-            self._pack(part, target.reshape(slices, *self.value.shape[1:3], extent.channels))
+            shape = slices, *self.value.shape[1:3], extent.channels
+            task, tasks = partial(self._pack, part, target.reshape(shape)), slices
+        if alone:
+            task(0, tasks)
+        else:
+            threads.share(task, tasks, target.size)
         return frozen(target, target), None
 
-    def _pack(self, part: _Part, target: np.ndarray) -> None:
-        """Copy the values of slices side by side, however they lie."""
-
-        def task(first: int, last: int) -> None:
-            for number in range(part.first + first, part.first + last):
-                image, head = divmod(number, self.extent.heads)
-                target[number - part.first] = self.value[image, :, :, head]
-
-        threads.share(task, len(target), target.size)
+    def _pack(self, part: _Part, target: np.ndarray, first: int, last: int) -> None:
+        """Copy the values of slices of a part side by side, however they lie."""
+        for number in range(part.first + first, part.first + last):
+            image, head = divmod(number, self.extent.heads)
+            target[number - part.first] = self.value[image, :, :, head]

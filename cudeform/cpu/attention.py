@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.aggregator import Aggregator, Portion, Room, differentiate_all, portions
+from cudeform.cpu.aggregator import Aggregator, Room
 from cudeform.cpu.language.memory import remembered
+from cudeform.cpu.portions import Portion, differentiate_all, portions
 from cudeform.cpu.queries import Extent
 from cudeform.cpu.sizes import Sizes, sized
 from cudeform.plans.attention import AttentionPlan

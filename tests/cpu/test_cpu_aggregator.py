@@ -7,11 +7,13 @@ import pytest
 from cases import operator
 from poolings import PEAK
 from processes import python
+from runs import runs_with
 
 import cudeform
 from cudeform import threads
+from cudeform.bench.workload import Aggregation, Attention
 from cudeform.cases import Case
-from cudeform.cpu import aggregator
+from cudeform.cpu import aggregator, portions
 from cudeform.cpu.queries import Extent
 from cudeform.cpu.sizes import sized
 
@@ -85,7 +87,7 @@ def test_arrays_of_any_strides_give_the_bytes_of_contiguous_ones(monkeypatch, na
     """Copied at once, or a few queries at a time, while the corners of points are gathered."""
     row = operator(name)
     before = threads.get_num_threads()
-    small = {"_COPIED": 300, "_RANGE_BYTES": 500, "_WIDE": 0, "_PAGE": 4, "_BUNDLES": 8}
+    small = {"_RANGE_BYTES": 500, "_WIDE": 0, "_PAGE": 4, "_BUNDLES": 8}
     small["_SPARSE"] = 0
     for case in row.cases(np.random.default_rng(0)):
         arrays = {k: a.astype(np.float32) if a.ndim > 2 else a for k, a in case.arrays.items()}
@@ -96,6 +98,9 @@ def test_arrays_of_any_strides_give_the_bytes_of_contiguous_ones(monkeypatch, na
                 aggregator._ranges.cache_clear()
                 for constant, value in setting.items():
                     changed.setattr(aggregator, constant, value)
+                if setting:
+                    changed.setattr(portions, "_COPIED", 300)
+                changed.setattr(threads, "_SMALL", 1)  # also what threads do by themselves
                 for count, lying in zip((1, 2, 3, 8), STRIDES.values(), strict=True):
                     given = {k: lying(a) if a.ndim > 2 else a for k, a in arrays.items()}
                     threads.set_num_threads(count)
@@ -216,3 +221,38 @@ def test_memory_is_bounded_whatever_the_size():
     found = [line.split()[1:] for line in said.splitlines()]
     assert len(found) == 14, said
     assert all(int(taken) - int(results) < 64e6 for taken, results in found), said
+
+
+@pytest.mark.parametrize("name", ["ms_deform_attn", "dcnv3", "dcnv4"])
+def test_threads_that_are_even_are_woken_once_for_whole_slices(name):
+    """With equal bytes, also where slices do not divide evenly and each pass is shared."""
+    work = Attention(1, 400) if name == "ms_deform_attn" else Aggregation(name, 1, 128, 20, 20)
+    arrays = work.arrays()
+    for backward, passes in ((False, 1), (True, 2)):
+        seen = {}
+        for count in (1, 2, 3, 4):
+            with runs_with(count) as found:
+                results = work.call(arrays, backward)()
+            seen[count] = [array.tobytes() for array in results]
+            names = [run.name for run in found if not run.name.startswith("pack")]
+            if count in (2, 4):
+                assert names == ["task"]
+                assert found[0].tasks == 8
+            else:
+                assert len(set(names)) == passes
+        assert seen[1] == seen[2] == seen[3] == seen[4]
+
+
+def test_zeros_are_written_behind_the_last_point_of_offsets_and_masks(monkeypatch):
+    work = Aggregation("dcnv4", 1, 32, 7, 7)
+    arrays = work.arrays()
+    before, empty = work.call(arrays, backward=True)(), np.empty
+
+    def full(*given, **named):
+        array = empty(*given, **named)
+        array.fill(1)
+        return array
+
+    monkeypatch.setattr(np, "empty", full)
+    after = work.call(arrays, backward=True)()
+    assert [array.tobytes() for array in before] == [array.tobytes() for array in after]

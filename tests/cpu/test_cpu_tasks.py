@@ -6,6 +6,7 @@ from runs import runs_with
 
 import cudeform
 from cudeform import threads
+from cudeform.bench.workload import Pooling
 from cudeform.cpu.language.bare import lender
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.regions import gradients
@@ -132,7 +133,7 @@ def _count_bins(given, like, first, last):
         begin, end = bins_of(work.job.bins_y, work.job.groups_y, gy)
         for t in range(work.regions.first[u], work.regions.first[u + 1]):
             locate_region(work.job, work.regions, t, begin, end, tile)
-            top, bottom, left, right = reached(work.job, tile, begin, end)
+            top, bottom, left, right = reached(work.job, tile, (begin, end), (0, work.job.bins_x))
             count += (bottom - top) * (right - left)
     return_tile(memory)
     return count * work.job.slice_channels
@@ -147,7 +148,8 @@ def test_frames_for_64_threads_make_little_more_work(
     """A bin is in several frames where it lies across their borders, and only there."""
     found = []
 
-    def spread_slices(given, starts, view, target, grad, first, last):
+    def spread_slices(given, starts, view, target, grad, split, first, last):
+        assert split == 1
         found.append(_count_bins(given, target, first, last))
 
     monkeypatch.setattr(gradients, "_spread", spread_slices)
@@ -168,3 +170,37 @@ def test_the_gradient_of_one_huge_box_is_cut_up():
         backward()
     assert [run.name for run in found] == ["spread_slices"]  # threads are woken once
     assert found[0].tasks >= 3 * THREADS
+
+
+@pytest.mark.parametrize("name", ["ps_roi_align", "deform_ps_roi_pool"])
+def test_groups_of_few_channels_are_never_cut_into_frames(name):
+    """Two threads share the seven rows of groups; many have single groups. Bytes are the same."""
+    work = Pooling(name, 1, 490, 50, 76, 1000)
+    backward, seen = work.call(work.arrays(), backward=True), []
+    for count, tasks in ((1, 1), (2, 7), (3, 14), (THREADS, 49)):
+        with runs_with(count) as found:
+            seen.append([array.tobytes() for array in backward()])
+        assert [run.tasks for run in found if run.name == "spread_slices"] == [tasks]
+    assert seen[0] == seen[1] == seen[2] == seen[3]
+
+
+@pytest.mark.parametrize("name", ["roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"])
+@pytest.mark.parametrize("boxless", [False, True])
+def test_gradients_need_no_zeros_before(monkeypatch, name, boxless):
+    """Images without boxes have them all the same."""
+    work = Pooling(name, 2, 49, 40, 40, 20)
+    arrays = work.arrays()
+    if boxless:
+        arrays["boxes"][:, 0] = 1
+    backward = work.call(arrays, backward=True)
+    before, empty = backward(), np.empty
+
+    def full(*given, **named):
+        array = empty(*given, **named)
+        array.fill(np.nan if array.dtype.kind == "f" else 1)
+        return array
+
+    monkeypatch.setattr(np, "empty", full)
+    after = backward()
+    assert [array.tobytes() for array in before] == [array.tobytes() for array in after]
+    assert not boxless or not before[0][0].any()

@@ -29,6 +29,7 @@ FLOORS = [
     ["cpu.sizes", "cpu.spreading"],
     ["cpu.sorting"],
     ["cpu.aggregator"],
+    ["cpu.portions"],
     ["cpu."],
     ["ops"],
     ["ops.call"],

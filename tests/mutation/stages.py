@@ -101,6 +101,7 @@ _STAGES = {
     "cudeform/cpu/aggregator.py": ["cpu/test_cpu_aggregator", *_CPU_ATTENTION],
     "cudeform/cpu/located.py": _CPU_ATTENTION,
     "cudeform/cpu/queries.py": _CPU_ATTENTION,
+    "cudeform/cpu/portions.py": ["cpu/test_cpu_aggregator", *_CPU_ATTENTION],
     "cudeform/cpu/sorting.py": ["cpu/test_cpu_aggregator", *_CPU_ATTENTION],
     "cudeform/cpu/language/dtypes.py": ["cpu/test_cpu_rounding", *_CPU_REGIONS],
     "cudeform/cpu/language/halves.py": ["cpu/test_cpu_rounding", *_CPU_ATTENTION],

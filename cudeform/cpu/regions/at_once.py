@@ -151,7 +151,7 @@ def _measure(numbers, scales, boxes, offset, mask, source, grad, grad_offset, gr
 def _spread(numbers, scales, boxes, offset, mask, grad, target):
     given, starts, used = _begin(numbers, scales, boxes, offset, mask)
     _, _, _, view, sizes = _read(numbers)
-    spread_slices(given, starts[1], view, target, grad, 0, used * sizes.rows)
+    spread_slices(given, starts[1], view, target, grad, 1, 0, used * sizes.rows)
     _end(given)
 
 

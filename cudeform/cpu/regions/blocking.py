@@ -115,6 +115,7 @@ class Span(NamedTuple):
     # All regions of a call, and frames that there is room for
     regions: int
     frames: int
+    cleared: int = 0  # elements of each plane, before what regions spread is added
 
 
 def whole_span(job: Job, begin: int, end: int, regions: int, frames: int) -> Span:
@@ -144,9 +145,11 @@ class Work(NamedTuple):
 Packed = tuple[np.ndarray, ...]
 
 
-def packed(work: Work) -> Packed:
-    """The work as kernels take it."""
+def packed(work: Work, clears: bool = False) -> Packed:
+    """The work as kernels take it; planes of images that are added to are zeros, or are cleared."""
     job, part, regions, (span, offset, mask) = work
+    if clears:
+        span = span._replace(cleared=job.height * job.width)
     return numbers_of(job, part, span), regions.numbers, regions.integers, offset, mask
 
 

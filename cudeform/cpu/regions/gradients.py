@@ -47,6 +47,8 @@ from cudeform.cpu.regions.staging import room, staged_rounds, writing
 from cudeform.plans.regions import RoiPlan
 
 _LAID_OUT = 2  # times the workspace, of all threads together, if that makes one round of many
+_APART = 1.25  # times the work, about, where columns of a row of groups are tasks of their own
+_CLEARED = 32 << 20  # bytes that tasks clear: where more is asked for, malloc has zeros for nothing
 _spread, _measure = lender(spread_slices.py_func), lender(measure_slices.py_func)
 # By the number of arrays that say what is the largest.
 _PLANES = [lender(kernel.py_func) for kernel in (spread_planes, scatter, scatter_samples)]
@@ -68,36 +70,57 @@ def backward(
     moved = {"offset": offset, "mask": mask}
     shapes = {name: plan.gradients[name].shape if name in needs else 0 for name in moved}
     sums = {name: np.zeros(shape, wide) for name, shape in shapes.items()}
-    grad_input = np.zeros(input.shape if "input" in needs else 0, input.dtype)
     chosen: tuple[np.ndarray, ...] = ()
     if plan.largest and "input" in needs:
         chosen = (argmax,) if plan.reads == "pixels" else (argmax[:, 0], argmax[:, 1])
     known = prepared(plan, input.dtype)
     if known and threads.takes_one(known.work):
         arrays = input, boxes, offset, mask, grad_output
+        grad_input = np.zeros(input.shape if "input" in needs else 0, input.dtype)
         gradients_at_once(known, arrays, chosen, (grad_input, *sums.values()))
     elif grad_output.size:
         regions, given = locate_regions(plan, boxes), (offset, mask, grad_output, chosen)
         if "input" in needs:
-            _input_gradient(plan, regions, given, grad_input)
+            grad_input = _input_gradient(plan, regions, given, input)
         if needs & moved.keys():
             _element_gradients(plan, regions, given, input, sums)
+    elif "input" in needs:
+        grad_input = np.zeros(input.shape, input.dtype)
     result = {name: rounded(sums[name], moved[name].dtype) for name in needs & moved.keys()}
     return result | ({"input": grad_input} if "input" in needs else {})
 
 
-def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, grad_input: np.ndarray) -> None:
+def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, input: np.ndarray) -> np.ndarray:
     as_planes = plan.largest or averages_planes(plan)
-    wide, *_, argmax = sum_dtype(grad_input.dtype), *given
+    dtype, wide, *_, argmax = input.dtype, sum_dtype(input.dtype), *given
     work = effort(plan) if as_planes else effort_of(plan, regions)
     kernel = _PLANES[len(argmax)] if as_planes else _spread
-    for some, job, part, share in _cut(plan, regions, given, grad_input.dtype, as_planes, work):
+    grad_input = None
+    for some, job, part, share in _cut(plan, regions, given, dtype, as_planes, work):
+        clears = as_planes and dtype == wide and input.nbytes <= _CLEARED
+        if grad_input is None:
+            whole = (job.rows, job.columns) == (job.height, job.width)
+            whole &= len(some.images) == plan.batch and (clears or kernel is _spread)
+            grad_input = (np.empty if whole else np.zeros)(input.shape, dtype)
         with writing(job, some, part, grad_input, wide) as written:
             for piece, grad, chosen in _works(job, some, part, given):
-                arrays = packed(piece), *written, frozen(grad, written[2])
+                begins = clears and whole and piece.piece.span.begin == 0
+                arrays = packed(piece, begins), *written, frozen(grad, written[2])
                 task = partial(kernel, *arrays, *(frozen(array, array) for array in chosen))
                 tasks = count_slices(part) if as_planes else count_rows(job, part)
+                if not as_planes:
+                    split = _split(job, tasks, work)
+                    task, tasks = partial(task, split), tasks * split
                 threads.share(task, tasks, work * share)
+    return np.zeros(input.shape, dtype) if grad_input is None else grad_input
+
+
+def _split(job: Job, tasks: int, work: float) -> int:
+    """How many tasks to make of one, each of some columns of its row of groups."""
+    count = threads.get_num_threads()
+    if -(-tasks // count) * count <= _APART * tasks:
+        return 1
+    return min(-(-threads.wanted_tasks(work) // tasks), job.groups_x)
 
 
 def _cut(
@@ -131,7 +154,9 @@ def _framed(
     tasks_of = partial(job_of, plan, itemsize, planes=as_planes, enough=wanted)
     job = tasks_of(len(regions.images) * tasks)
     parts = rounds(job, len(regions.images), itemsize)
-    shared = wanted > 1 and threads.too_few(count_rows(job, parts[0]))
+    # A group has so few channels that to locate its bins in several frames would take longer.
+    grouped = job.groups_x > 1 and not as_planes  # see `_split`
+    shared = wanted > 1 and not grouped and threads.too_few(count_rows(job, parts[0]))
     if not shared and not reads_planes(plan, job, regions, itemsize):
         yield regions, job
         return

@@ -80,27 +80,33 @@ def element_of(job, row, channel, channels, i, j):
     return ((row * channels + channel) * job.part_y + y) * job.part_x + x
 
 
-@inner
+@inlined
 def locate_region(job, regions, t, top, bottom, tile):
     """Find what the bins of region t read from row `top` to `bottom`, if they do not move."""
+    locate_bins(job, regions, t, (top, bottom), (0, job.bins_x), tile)
+
+
+@inner
+def locate_bins(job, regions, t, rows, columns, tile):
+    """The same of some columns of bins."""
     if job.deformable:
         return
     still = tile.weight.dtype.type(0)
-    for i in range(top, bottom):
+    for i in range(rows[0], rows[1]):
         _locate(job, regions, tile, False, (t, i, still), i * job.slot)
-    for j in range(job.bins_x):
+    for j in range(columns[0], columns[1]):
         _locate(job, regions, tile, True, (t, j, still), (job.bins_y + j) * job.slot)
 
 
 @inlined
-def reached(job, tile, top, bottom):
-    """Of these rows of the bins of a region, and of all columns, those that read anything, from
-    the first to the last: a region that lies in several frames has most of them in one.
+def reached(job, tile, rows, columns):
+    """Of these rows and columns of the bins of a region those that read anything, from the first to
+    the last: a region that lies in several frames has most of them in one.
     """
-    left, right = 0, job.bins_x
+    (top, bottom), (left, right) = rows, columns
     if not job.deformable:
         top, bottom = _reached(job, tile, top, bottom)
-        left, right = _reached(job, tile, job.bins_y, job.bins_y + job.bins_x)
+        left, right = _reached(job, tile, job.bins_y + left, job.bins_y + right)
         left, right = left - job.bins_y, right - job.bins_y
     return top, bottom if left < right else top, left, right
 

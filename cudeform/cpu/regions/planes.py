@@ -31,6 +31,15 @@ def spread_planes(given, starts, view, target, grad, first, last):
 
 
 @inlined
+def _clear(work, start, view, target, channels):
+    """Let what a task adds to begin with zeros, if there is anything else."""
+    for k in range(channels):
+        plane = start + k * view.channel
+        for at in range(plane, plane + work.piece.span.cleared):
+            target[at] = 0
+
+
+@inlined
 def _visit(given, starts, view, planes, results, first, last, use):
     """Call `use` for every bin of the tasks, with its pixels and where its results are."""
     work = unpacked(given)
@@ -41,6 +50,7 @@ def _visit(given, starts, view, planes, results, first, last, use):
     bins = job.bins_y * job.bins_x
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
+        _clear(work, start, view, flat, channels)  # nothing for averages
         top, bottom, left, right = _bins_of_group(job, place[2])
         rows, columns = frame_of(job, regions, place[0])
         for t in range(begin, end):
@@ -106,6 +116,7 @@ def scatter(given, starts, view, target, grad, argmax, first, last):
     bins = job.bins_y * job.bins_x
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
+        _clear(work, start, view, target, channels)
         top, left = work.regions.origin[2 * place[0]], work.regions.origin[2 * place[0] + 1]
         above, narrow = top * job.width, job.columns < job.width
         size = min(job.rows, job.height - top) * job.width
@@ -139,6 +150,7 @@ def scatter_samples(given, starts, view, target, grad, ys, xs, first, last):
     bins = job.bins_y * job.bins_x
     for task in range(first, last):
         place, start, channels, begin, end = _planes(work, starts, view, task)
+        _clear(work, start, view, target, channels)
         rows, columns = frame_of(job, regions, place[0])
         for t in range(begin, end):
             results = result_at(work, t, place[1], place[3])

@@ -15,6 +15,7 @@ from cudeform.cpu.regions.patches import (
     ELSEWHERE,
     bins_of,
     blend_tile,
+    locate_bins,
     locate_region,
     locate_tile,
     measure_tile,
@@ -185,8 +186,9 @@ def _measure(job, tile, place, staged, room, values, found):
 
 
 @inlined
-def spread_slices(given, starts, view, target, grad, first, last):
-    """Tasks `first` to `last` of a round, each a slice of a row of groups of a frame: gradients.
+def spread_slices(given, starts, view, target, grad, split, first, last):
+    """Tasks `first` to `last` of a round, each a slice of a row of groups of a frame, or of some
+    columns of it, of which there are `split` times as many: gradients.
 
     They are summed up with the channels last, and then written to planes.
     """
@@ -194,7 +196,7 @@ def spread_slices(given, starts, view, target, grad, first, last):
     job, part, regions, piece = work
     tile, values, memory = tile_of(job, target)
     area = job.rows * job.columns * job.pitch
-    wide = min(job.groups_x, part.group_end - part.group_begin)
+    wide = min(-(-job.groups_x // split), part.group_end - part.group_begin)
     laid_out, rows = lent(wide * area, target.dtype), cleared(room_for_rows(job), target.dtype)
     staged, room = bare(laid_out, 0), bare(rows, 0)
     views, target, grad = (
@@ -206,10 +208,14 @@ def spread_slices(given, starts, view, target, grad, first, last):
     high = job.tile // job.bins_x
     begins = piece.span.begin == regions.first[part.image_begin]  # the first of the round
     for task in range(first, last):
-        u, c, gy, s = place_of(part, _group_rows(job, part), task)
-        begin, end = bins_of(job.bins_y, job.groups_y, gy)
-        group = max(gy * job.groups_x, part.group_begin)
-        groups = group, min((gy + 1) * job.groups_x, part.group_end)
+        u, c, gy, s = place_of(part, _group_rows(job, part), task // split)
+        nth, of_row = task % split, gy * job.groups_x
+        own = job.groups_x * nth // split, job.groups_x * (nth + 1) // split
+        begin, _ = bins_of(job.bins_x, job.groups_x, own[0])
+        _, end = bins_of(job.bins_x, job.groups_x, own[1] - 1)
+        bins = bins_of(job.bins_y, job.groups_y, gy), (begin, end)
+        group = max(of_row + own[0], part.group_begin)
+        groups = group, max(min(of_row + own[1], part.group_end), group)
         if begins:
             for k in range((groups[1] - group) * area):
                 staged[k] = 0
@@ -219,13 +225,19 @@ def spread_slices(given, starts, view, target, grad, first, last):
         pixels = -corner - group * area, area
         since, until = regions.first[u], regions.first[u + 1]
         for t in range(max(since, piece.span.begin), min(until, piece.span.end)):
-            locate_region(job, regions, t, begin, end, tile)
-            first_row, last_row, left, right = reached(job, tile, begin, end)
+            locate_bins(job, regions, t, bins[0], bins[1], tile)
+            first_row, last_row, left, right = reached(job, tile, bins[0], bins[1])
             for top in range(first_row, last_row, high):
                 bottom = min(top + high, last_row)
                 count = (bottom - top) * job.bins_x
                 locate_tile(work, (t, c, s), pixels, (top, bottom), (left, right), tile)
-                read_gradients(work, (t, c, s), grad, top, count, values)
+                # Bins that follow each other: all of whole rows, or some of one
+                step = bottom - top if split == 1 else 1
+                columns = (0, step * job.bins_x) if split == 1 else (left, right)
+                for row in range(top, bottom, step):
+                    to = bare(values, ((row - top) * job.bins_x + columns[0]) * job.pitch)
+                    along = bare(grad, columns[0])
+                    read_gradients(work, (t, c, s), along, row, columns[1] - columns[0], to)
                 spread_tile(tile, count, values, job.pitch, line, staged)
         copy_groups(views, (u, c, s), groups, staged, target, lay_back, room)
     return_tile(memory)
