@@ -44,7 +44,10 @@ class Call(NamedTuple):
 
     def backward(self, given: Arrays) -> dict[str, Any]:
         """The gradients that are needed, by name."""
-        module = implementation(self.kind, self.plan.family)
+        return self.gradients(implementation(self.kind, self.plan.family), given)
+
+    def gradients(self, module: Any, given: Arrays) -> dict[str, Any]:
+        """The same by a module, which is asked first for what is chosen if that is not given."""
         if len(self.plan.results) > 1 and given.get(_CHOSEN) is None and self.needs:
             of_forward = {n: a for n, a in given.items() if n not in ("grad_output", _CHOSEN)}
             given = {**given, _CHOSEN: module.forward(self.plan, **of_forward)[1]}

@@ -24,6 +24,7 @@ from cudeform.cuda.program import Known, Program, Programs
 from cudeform.cuda.replay import Replay
 from cudeform.ops.call import checked, implementation
 from cudeform.plans import ARGUMENTS, TYPES, known_options
+from cudeform.torch.autocast import wide
 from cudeform.torch.state import PLAIN, raw_stream
 
 __all__ = ["Asked", "asked", "record", "replay", "torch_dtype"]
@@ -44,7 +45,7 @@ class _Recorded(NamedTuple):
 
     run: Replay
     order: tuple[int, ...]  # of the program's arguments among those of the call
-    fields: Any  # the named tuple of its gradients; None for a forward
+    kind: type | None  # of several results: a tuple, the named one of gradients; None for one
 
 
 @functools.lru_cache(maxsize=64)
@@ -55,7 +56,8 @@ def torch_dtype(dtype: np.dtype) -> torch.dtype:
 
 def asked(function: Callable[..., Any], given: Mapping[str, Any]) -> Asked | None:
     """What a call of a function is known by; None where it is not to be recorded."""
-    if function.__name__ not in ARGUMENTS:
+    roles = ARGUMENTS.get(function.__name__)
+    if roles is None:
         return None
     key: list[Any] = [function, *given]
     addresses, arguments = [], dict(given)
@@ -64,6 +66,8 @@ def asked(function: Callable[..., Any], given: Mapping[str, Any]) -> Asked | Non
         if of in PLAIN:
             if value.is_cpu:  # sizes of levels, which are looked at
                 return None
+            if name == roles.boxes and value.dtype == given[roles.images].dtype:
+                arguments[name] = value = wide(value)  # as the operator would; others are refused
             if not value.is_contiguous():
                 arguments[name] = value = value.contiguous()
             place = value.data_ptr()
@@ -86,16 +90,18 @@ def replay(index: int, call: Asked) -> tuple[Any] | None:
     known = None if device is None else device.programs.get(call.key)
     if known is None or known.run is None:
         return None
-    run, order, fields = known.run
+    run, order, kind = known.run
     addresses, cuda = [call.addresses[place] for place in order], run.device.cuda
     if cuda.runtime.getDevice() == index:
         found = run((), addresses)
     else:
         with cuda.Device(index):
             found = run((), addresses)
-    if fields is None:
+    if kind is None:
         return (found[0].tensor,)
-    return (fields(*[found[n].tensor if n in found else None for n in fields._fields]),)
+    if kind is tuple:
+        return (tuple([array.tensor for array in found]),)
+    return (kind(*[found[n].tensor if n in found else None for n in kind._fields]),)
 
 
 def record(
@@ -107,8 +113,8 @@ def record(
         with device_of(next(a for a in arrays.values() if hasattr(a, "device"))) as of_cupy:
             device = _devices.setdefault(index, _Device(of_cupy, index))
     if device.programs.get(call.key) is None:
-        fields = type(result) if hasattr(result, "_fields") else None
-        device.programs.keep(call.key, _recorded(device, call, function, arrays, fields))
+        kind = type(result) if isinstance(result, tuple) else None
+        device.programs.keep(call.key, _recorded(device, call, function, arrays, kind))
 
 
 def _recorded(
@@ -116,21 +122,22 @@ def _recorded(
     asked: Asked,
     function: Callable[..., Any],
     arrays: Mapping[str, Any],
-    fields: Any,
+    kind: Any,
 ) -> Known:
     parameters = inspect.signature(function).parameters
     arguments = {name: arrays.get(name, p.default) for name, p in parameters.items()}
-    boxes = ARGUMENTS[function.__name__].boxes
-    call, given = checked(function.__name__, arguments, fields._fields if fields else ())
-    if len(call.plan.results) > 1 or boxes and given[boxes].dtype != arrays[boxes].dtype:
-        return Known(None, 1)
-    options = {"needs": call.needs} if fields else {}
-    known = implementation(call.kind, call.plan.family).record(device, call.plan, given, options)
+    fields = getattr(kind, "_fields", ())
+    call, given = checked(function.__name__, arguments, fields)
+
+    def compute(module: Any, **arrays: Any) -> Any:
+        return call.gradients(module, arrays) if fields else module.forward(call.plan, **arrays)
+
+    known = implementation(call.kind, call.plan.family).record(device, compute, given)
     if known.run is None:
         return known
     names = list(asked.arguments)
     order = tuple(names.index(name) if name in names else -1 for name in given)
-    return Known(_Recorded(known.run, order, fields), known.steps)
+    return Known(_Recorded(known.run, order, kind), known.steps)
 
 
 class _Device:
