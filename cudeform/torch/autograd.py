@@ -11,11 +11,11 @@ from torch.autograd import Function
 
 from cudeform import derivatives
 from cudeform.plans import plan
+from cudeform.torch.asked import Asked, asked
 from cudeform.torch.exchange import compute, direct
 from cudeform.torch.signatures import BRIDGES, Bridge, flat
 from cudeform.torch.state import (
     below,
-    common_place,
     is_forward_mode,
     is_noticed,
     is_plain,
@@ -84,32 +84,29 @@ class Eager(Function):
     """The short way to a gradient; its backward takes the long one when that is differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, bound: Bound, given: Any, place: int | None, *tensors: Any) -> Any:
-        """Of a call that is direct, at a place, `given` has all arguments as they came."""
+    def forward(ctx: Any, bound: Bound, asked: Asked | None, *tensors: Any) -> Any:
+        """Of a call that is direct, `asked` is that."""
         ctx.bound, bridge = bound, bound.bridge
         ctx.save_for_backward(*[tensors[position] for position in bridge.kept_positions])
-        if given is not None:
-            return direct(bridge.forward, given, place)
+        if asked is not None:
+            return direct(asked)
         return compute(bridge.forward, dict(zip(bridge.names, tensors, strict=True)), bound.options)
 
     @staticmethod
     @untraced  # a graph that broke around it would be traced on in here
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
-        bound, tensors, needed = ctx.bound, ctx.saved_tensors, ctx.needs_input_grad[3:]
-        place = None
+        bound, tensors, needed = ctx.bound, ctx.saved_tensors, ctx.needs_input_grad[2:]
+        call = None
         if not (torch.is_grad_enabled() or is_noticed()):
-            place = common_place((grad_output, *tensors))
-        if place is None:
-            return *_NOT_TENSORS, *_gradients(bound, grad_output, tensors, needed)
-        bridge = bound.bridge
-        needs, order = _order(bridge.name, needed)
-        given = dict(zip(bridge.kept, tensors, strict=True))
-        given = {"grad_output": grad_output, **given, **bound.options, "needs": needs}
-        found = direct(bridge.backward, given, place)
-        return *_NOT_TENSORS, *[None if p is None else found[p] for p in order]
-
-
-_NOT_TENSORS = None, None, None  # what `Eager.forward` takes besides those
+            bridge = bound.bridge
+            needs, order = _order(bridge.name, needed)
+            given = dict(zip(bridge.kept, tensors, strict=True))
+            given = {"grad_output": grad_output, **given, **bound.options, "needs": needs}
+            call = asked(bridge.backward, given)
+        if call is None:
+            return None, None, *_gradients(bound, grad_output, tensors, needed)
+        found = direct(call)
+        return None, None, *[None if p is None else found[p] for p in order]
 
 
 @functools.lru_cache(maxsize=256)

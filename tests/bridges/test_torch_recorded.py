@@ -10,7 +10,7 @@ import cudeform
 
 torch = pytest.importorskip("torch")
 
-from cudeform.torch import exchange, recorded, route, state  # noqa: E402
+from cudeform.torch import asked, exchange, recorded, state  # noqa: E402
 
 SHAPES = {"input": (2, 4, 6, 7), "offset": (2, 18, 6, 7), "weight": (4, 4, 3, 3), "bias": (4,)}
 
@@ -50,8 +50,8 @@ class Gpu:
 def gpu(cupy, monkeypatch):
     gpu = Gpu(cupy)
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)
-    monkeypatch.setattr(state, "place_of", lambda tensor: gpu.index)
-    monkeypatch.setattr(route, "place_of", state.place_of)
+    monkeypatch.setattr(asked, "place_of", lambda tensor: gpu.index)
+    monkeypatch.setattr(state, "place_of", asked.place_of)
     monkeypatch.setattr(exchange, "_device_array", lambda t: gpu.arrays[t.data_ptr()])
     monkeypatch.setattr(exchange, "_device_tensor", gpu.tensor)
     monkeypatch.setattr(exchange, "_allocator", lambda index: None)
@@ -60,7 +60,7 @@ def gpu(cupy, monkeypatch):
         monkeypatch.setattr(module, "raw_stream", lambda i: cupy.cuda.get_current_stream(i).ptr)
     monkeypatch.setattr(recorded._Device, "empty", lambda self, *what: gpu.empty(*what))
     monkeypatch.setattr(recorded._Device, "_alloc", lambda self, size: cupy.cuda.alloc(size))
-    monkeypatch.setattr(recorded, "wide", gpu.wide)
+    monkeypatch.setattr(asked, "wide", gpu.wide)
     arrays = exchange._as_arrays
 
     def counted(function, given, array):
@@ -205,16 +205,18 @@ def test_poolings_with_two_results(gpu, rng, name, dtype):
 def test_what_is_known_of_a_call_is_its_place_and_no_value(gpu, rng):
     tensors = {name: gpu.put(array) for name, array in numbers(rng).items()}
     function = cudeform.deform_conv2d.__wrapped__
-    key = recorded.asked(function, {**tensors, "padding": 1}).key
+    key = asked.asked(function, {**tensors, "padding": 1}).key
     others = {name: gpu.put(array) for name, array in numbers(rng).items()}
-    assert recorded.asked(function, {**others, "padding": 1}).key == key
+    assert asked.asked(function, {**others, "padding": 1}).key == key
     moved = gpu.put(np.zeros(5, np.float32))[1:]
-    assert recorded.asked(function, {**others, "bias": moved, "padding": 1}).key != key
+    assert asked.asked(function, {**others, "bias": moved, "padding": 1}).key != key
     strided = {**others, "weight": gpu.put(np.zeros((4, 3, 3, 4), np.float32)).permute(0, 3, 1, 2)}
-    asked = recorded.asked(function, {**strided, "padding": 1})
-    assert asked.arguments["weight"].is_contiguous() and asked.key == key
-    assert recorded.asked(function, {**others, "padding": [1, 1]}) is None
+    call = asked.asked(function, {**strided, "padding": 1})
+    assert call.arguments["weight"].is_contiguous() and call.key == key
+    listed, paired = ({**others, "padding": padding} for padding in ([1, 1], (1, 1)))
+    assert asked.asked(function, listed).key != asked.asked(function, paired).key
+    assert asked.asked(function, {**others, "padding": [[1], 1]}).key is None
     boxes = gpu.put(np.zeros((1, 5), np.float32))
     given = {"input": others["input"], "boxes": boxes, "output_size": 2}
-    assert recorded.asked(cudeform.roi_align.__wrapped__, given) is not None
-    assert recorded.asked(lambda input: input, others) is None  # no operator
+    assert asked.asked(cudeform.roi_align.__wrapped__, given).key is not None
+    assert asked.asked(lambda input: input, others).key is None  # no operator
