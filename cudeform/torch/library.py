@@ -45,7 +45,7 @@ def _split_backward(bridge: Bridge, values: Sequence[Any]) -> tuple[Any, ...]:
     """grad_output, the tensors, the options and the needs of a call of the backward."""
     grad_output, *values = values
     count = len(bridge.kept)
-    end = count + len(bridge.options)
+    end = count + len(bridge.kinds)
     needs = tuple(n for n, need in zip(bridge.differentiable, values[end], strict=True) if need)
     return grad_output, tuple(values[:count]), nested(bridge, values[count:end]), needs
 
@@ -92,7 +92,7 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
         found = found if isinstance(found, tuple) else (found,)
         by_name = dict(zip(bridge.differentiable, found, strict=True))
         result = [by_name.get(name) if needed[name] else None for name in bridge.names]
-        return *result, *[None] * len(bridge.options)
+        return *result, *[None] * len(bridge.kinds)
 
     def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
         batched = [n in bridge.batched for n in bridge.names]
@@ -144,7 +144,7 @@ def _define_backward(bridge: Bridge) -> None:
         grad_output, *tensors = ctx.saved_tensors
         needed = ctx.needs_input_grad[: 1 + len(bridge.kept)]
         found = curvature(ctx.bound, ctx.needs, grad_output, tensors, directions, needed)
-        return *found, *[None] * (len(bridge.options) + 1)
+        return *found, *[None] * (len(bridge.kinds) + 1)
 
     def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
         needs = _split_backward(bridge, values)[3]

@@ -87,8 +87,7 @@ def _differentiable(bridge: Bridge, given: dict[str, Any], call: Asked) -> Any:
         position = bridge.names.index(name)
         if isinstance(tensors[position], (list, tuple)):
             options[name], tensors[position] = tensors[position], None
-    if bridge.argmax:
-        options.pop("return_argmax", None)
+    options.pop("return_argmax", None)
     return apply(Bound(bridge, options), call, *tensors)
 
 
