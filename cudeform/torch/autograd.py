@@ -38,6 +38,7 @@ __all__ = [
     "curvature",
     "dispatched",
     "dispatched_backward",
+    "gradient_order",
 ]
 
 
@@ -99,7 +100,7 @@ class Eager(Function):
         call = None
         if not (torch.is_grad_enabled() or is_noticed()):
             bridge = bound.bridge
-            needs, order = _order(bridge.name, needed)
+            needs, order = gradient_order(bridge.name, needed)
             given = dict(zip(bridge.kept, tensors, strict=True))
             given = {"grad_output": grad_output, **given, **bound.options, "needs": needs}
             call = asked(bridge.backward, given)
@@ -110,7 +111,7 @@ class Eager(Function):
 
 
 @functools.lru_cache(maxsize=256)
-def _order(op: str, needed: tuple[bool, ...]) -> tuple[tuple[str, ...], list[int | None]]:
+def gradient_order(op: str, needed: tuple[bool, ...]) -> tuple[tuple[str, ...], list[int | None]]:
     """Which gradients are needed, and of each tensor of a forward its place among the gradients."""
     bridge = BRIDGES[op]
     needs = _with_gradient(bridge, bridge.names, needed)
@@ -126,7 +127,7 @@ def _gradients(
     bound: Bound, grad_output: Any, tensors: Sequence[Any], needed: tuple[bool, ...]
 ) -> list[Any]:
     """The gradients of a forward's tensors, None where not `needed`, or where there is none."""
-    needs, order = _order(bound.bridge.name, needed)
+    needs, order = gradient_order(bound.bridge.name, needed)
     if torch.is_grad_enabled() or transformed():
         kind = BackwardDual if is_forward_mode() else Backward
         found = kind.apply(bound, needs, grad_output, *tensors)

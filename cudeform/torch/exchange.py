@@ -52,11 +52,6 @@ def to_array(tensor: torch.Tensor) -> Any:
     return _device_array(tensor)
 
 
-def _memory_array(tensor: torch.Tensor) -> Any:
-    """The same of a tensor that is numbers as memory holds them."""
-    return host_array(tensor) if tensor.is_cpu else _device_array(tensor)
-
-
 def _device_array(tensor: torch.Tensor) -> Any:
     """The same on a GPU, at a tenth of the time of DLPack, which asks who computes on what stream.
 
@@ -124,7 +119,7 @@ def direct(call: Asked) -> Any:
     found = None if call.key is None else recorded.replay(call)
     if found is not None:
         return found[0]
-    return _on_gpu(call.function, call.arguments, call.place, _memory_array, call)
+    return _on_gpu(call.function, call.arguments, call.place, _device_array, call)
 
 
 def _on_gpu(

@@ -51,7 +51,7 @@ class _Pooling:
         """Fill the bins."""
         values = _values(images)
         for image, rows, counts, most in self._groups():
-            queries = self._queries(*self.samples(self.rois[rows], counts, most))
+            queries = self._queries(self.rois[rows], counts, most)
             sums = cudeform.ms_deform_attn(values[image], [self.pixels[2:]], **queries)
             output[rows] = sums.view(len(rows), *self.bins, -1).permute(0, 3, 1, 2)
 
@@ -59,7 +59,7 @@ class _Pooling:
         """Add the gradient of the images, of which the shape alone counts."""
         values = _values(grad_images)
         for image, rows, counts, most in self._groups():
-            queries = self._queries(*self.samples(self.rois[rows], counts, most))
+            queries = self._queries(self.rois[rows], counts, most)
             found = self._backward(grad_output[rows], values[image], queries, ("value",))
             add(grad_images[image], found.value.view(*self.pixels[2:], -1).permute(2, 0, 1))
 
@@ -69,7 +69,7 @@ class _Pooling:
         for image, rows, counts, most in self._groups():
             with torch.enable_grad():
                 rois = self.rois[rows].detach().requires_grad_()
-                queries = self._queries(*self.samples(rois, counts, most))
+                queries = self._queries(rois, counts, most)
             fixed = {name: tensor.detach() for name, tensor in queries.items()}
             found = self._backward(grad_output[rows], values[image], fixed, tuple(fixed))
             moved = [getattr(found, name) for name in queries]
@@ -80,12 +80,14 @@ class _Pooling:
 
         A power of two, so that there are few groups and at most twice the samples.
         """
-        counts, images = self.counts(), self.rois[:, 0].trunc().cpu().numpy()  # as in C
+        counts = self.counts()
+        numbers = self.rois[:, 0].trunc().double(), counts.prod(1).double()  # the first as in C
+        images, samples = torch.stack(numbers).cpu().numpy()  # the one time that the host waits
         wrong = ~((images >= 0) & (images < self.pixels[0]))
         if wrong.any():
             expected = f"with image indices from 0 to {self.pixels[0] - 1} in the first column"
             checks.fail(self.op, "rois", expected, images[wrong][0])
-        bits = np.ceil(np.log2(counts.prod(1).clamp(min=1).cpu().numpy()))
+        bits = np.ceil(np.log2(np.maximum(samples, 1)))
         keys = np.stack([images, bits], 1).astype(np.int64)
         for image, power in np.unique(keys, axis=0).tolist():
             rows = torch.from_numpy(np.flatnonzero((keys == (image, power)).all(1)))
@@ -95,8 +97,9 @@ class _Pooling:
             ):
                 yield image, part, counts[part], most
 
-    def _queries(self, points: Tensor, shares: Tensor) -> dict[str, Tensor]:
+    def _queries(self, rois: Tensor, counts: Tensor, most: int) -> dict[str, Tensor]:
         """Locations and weights of the attention."""
+        points, shares = self.samples(rois, counts, most)
         sides = points.new_tensor([self.pixels[3], self.pixels[2]])
         return {
             "sampling_locations": ((points + 0.5) / sides).flatten(0, 2)[None, :, None, None],
