@@ -21,6 +21,8 @@ from cudeform.torch.state import PLAIN, place_of
 __all__ = ["Asked", "asked", "host_array", "numpy_dtype"]
 
 _NO_OPERATOR = Arguments(())
+_OF_BACKWARDS = "grad_output", "argmax"  # arrays besides those of the operator
+_MANY = list, tuple
 
 
 class Asked(NamedTuple):
@@ -83,13 +85,13 @@ def asked(
             if value is None and name in required:
                 return None
             key += of, value
-        elif name == roles.boxes and of in (list, tuple) and where == -1:
+        elif name == roles.boxes and of in _MANY and where == -1:
             rows = _of_images(value)
             if rows is None:
                 return None
             arguments[name] = rows
             key += of, *[(array.shape, array.dtype) for array in rows]
-        elif name in roles.names and not (name in roles.static and of in (list, tuple)):
+        elif name in (*roles.names, *_OF_BACKWARDS) and not (name in roles.static and of in _MANY):
             return None
         else:
             options = known_options((tuple(value) if of is list else value,))

@@ -116,6 +116,14 @@ def test_what_is_wrong_is_refused_beside_what_is_right(checks, layer):
         cudeform.deform_conv2d(layer[0], layer[1].numpy(), layer[2], padding=1)
     with pytest.raises(TypeError, match="`input` to be a torch.Tensor like `offset`"):
         cudeform.deform_conv2d(None, *layer[1:], padding=1)
+    images, boxes, grad = layer[0], boxes_of(0), torch.ones(1, 4, 2, 2)
+    with pytest.raises(TypeError, match="`input` to be a torch.Tensor like `grad_output`"):
+        cudeform.roi_pool_backward(grad, images.numpy(), boxes, 2)
+    with pytest.raises(TypeError, match="`grad_output` to be a torch.Tensor like `input`"):
+        cudeform.roi_pool_backward(grad.numpy(), images, boxes, 2)
+    argmax = np.zeros((1, 4, 2, 2), np.int32)
+    with pytest.raises(TypeError, match="`argmax` to be a torch.Tensor like `grad_output`"):
+        cudeform.roi_pool_backward(grad, images, boxes, 2, argmax=argmax)
 
 
 def test_values_of_sizes_matter(checks, rng):
