@@ -64,7 +64,9 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
             return direct(call)
         listed = bridge.boxes and isinstance(given[bridge.boxes], (list, tuple))
         if not (listed or given.get("return_argmax")):
-            return _differentiable(bridge, given, call)
+            tensors, options = _apart(bridge, bridge.names, given)
+            options.pop("return_argmax", None)
+            return apply(Bound(bridge, options), call, *tensors)
     if "return_argmax" in given:
         given = dict(given)
         if given.pop("return_argmax"):
@@ -77,18 +79,6 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
             result = _answer(bridge, [autocast.wide(t) for t in tensors], options)
             return autocast.narrowed(result, tensors[0])
     return _answer(bridge, tensors, options)
-
-
-def _differentiable(bridge: Bridge, given: dict[str, Any], call: Asked) -> Any:
-    """The result of a call that is direct but for the gradients."""
-    options = dict(given)
-    tensors = [options.pop(name, None) for name in bridge.names]
-    for name in bridge.static:
-        position = bridge.names.index(name)
-        if isinstance(tensors[position], (list, tuple)):
-            options[name], tensors[position] = tensors[position], None
-    options.pop("return_argmax", None)
-    return apply(Bound(bridge, options), call, *tensors)
 
 
 def _answer(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
@@ -190,16 +180,24 @@ def _gradients(
     return bound.backward(needs, tensors[0], tensors[1:])
 
 
-def _arguments(
-    bridge: Bridge, names: Sequence[str], given: dict[str, Any], suffix: str = ""
+def _apart(
+    bridge: Bridge, names: Sequence[str], given: dict[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The tensors in the order of `names`, checked, and the other arguments."""
-    options, required = dict(given), ("grad_output", *bridge.required)
+    """The tensors in the order of `names`, and the other arguments: pairs of sizes are of those."""
+    options = dict(given)
     tensors = [options.pop(name, None) for name in names]
     for name in bridge.static:
         if isinstance(given.get(name), (list, tuple)):
             options[name], tensors[names.index(name)] = given[name], None
-    device = None
+    return tensors, options
+
+
+def _arguments(
+    bridge: Bridge, names: Sequence[str], given: dict[str, Any], suffix: str = ""
+) -> tuple[list[Any], dict[str, Any]]:
+    """The same, once the tensors are checked."""
+    tensors, options = _apart(bridge, names, given)
+    device, required = None, ("grad_output", *bridge.required)
     for position, tensor in enumerate(tensors):
         if tensor is None and names[position] not in required:
             continue
