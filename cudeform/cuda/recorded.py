@@ -32,10 +32,11 @@ class Family:
     def backward(self, plan: Any, *, needs: frozenset[str], **given: Any) -> dict[str, Any]:
         return _compute(self._module.backward, plan, given, {"needs": needs})
 
-    def record(self, device: Device, plan: Any, given: Mapping[str, Any], options: Any) -> Known:
-        """How a device computes calls like this one, which with options is a backward."""
-        function = self._module.backward if options else self._module.forward
-        return _record(device, function, plan, given, options)
+    def record(
+        self, device: Device, function: Callable[..., Any], given: Mapping[str, Any]
+    ) -> Known:
+        """How a device computes what a function makes of the module and of arrays like these."""
+        return _record(device, partial(function, self._module), given)
 
 
 def _compute(
@@ -55,22 +56,16 @@ def _compute(
         known = tuple(key)
         kept = device.programs.get(known)
         if kept is None:
-            kept = _record(device, function, plan, given, options)
+            kept = _record(device, partial(function, plan, **options), given)
             device.programs.keep(known, kept)
         if kept.run is None:
             return function(plan, **given, **options)
         return kept.run(arrays, addresses)
 
 
-def _record(
-    device: Device,
-    function: Callable[..., Any],
-    plan: Any,
-    given: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> Known:
+def _record(device: Device, function: Callable[..., Any], given: Mapping[str, Any]) -> Known:
     try:
-        program = trace(partial(function, plan, **options), given)
+        program = trace(function, given)
     except Unforeseen:
         return Known(None, 1)
     return Known(device.prepare(program), 4 + len(program.steps))

@@ -36,13 +36,32 @@ class Call(NamedTuple):
     arrays: tuple[str, ...] = ()  # all, by name
     contiguous: tuple[str, ...] = ()  # those that are given and have to be
 
+    def lay_out(self, op: str, given: dict[str, Any]) -> None:
+        """Make of arrays as they came what is computed on; of boxes, look at which images."""
+        roles = ARGUMENTS[op]
+        for name in roles.static:
+            if isinstance(given[name], tuple):
+                given[name] = None  # its pairs are in the plan
+        if roles.boxes is not None:
+            boxes, images = given[roles.boxes], given[roles.images]
+            if isinstance(boxes, tuple) and self.kind.backend == "cuda":
+                given[roles.boxes] = implementation(self.kind, "box_rows").join(boxes, images)
+            else:
+                given[roles.boxes] = box_rows(op, boxes, images, self.kind)
+        for name in self.contiguous:
+            if not given[name].flags.c_contiguous:
+                given[name] = arrays.contiguous(given[name])
+
     def forward(self, given: Arrays) -> tuple[Any, ...]:
         """All results that the plan names."""
         return implementation(self.kind, self.plan.family).forward(self.plan, **given)
 
     def backward(self, given: Arrays) -> dict[str, Any]:
         """The gradients that are needed, by name."""
-        module = implementation(self.kind, self.plan.family)
+        return self.gradients(implementation(self.kind, self.plan.family), given)
+
+    def gradients(self, module: Any, given: Arrays) -> dict[str, Any]:
+        """The same by a module, which is asked first for what is chosen if that is not given."""
         if len(self.plan.results) > 1 and given.get(_CHOSEN) is None and self.needs:
             of_forward = {n: a for n, a in given.items() if n not in ("grad_output", _CHOSEN)}
             given = {**given, _CHOSEN: module.forward(self.plan, **of_forward)[1]}
@@ -100,18 +119,7 @@ def checked(
             _KNOWN[key] = known
     else:
         given = {name: arguments[name] for name in known.arrays}
-        for name in roles.static:
-            if isinstance(given[name], tuple):
-                given[name] = None  # its pairs are in the plan
-    if roles.boxes is not None:
-        boxes, images = given[roles.boxes], given[roles.images]
-        if isinstance(boxes, tuple) and known.kind.backend == "cuda":
-            given[roles.boxes] = implementation(known.kind, "box_rows").join(boxes, images)
-        else:
-            given[roles.boxes] = box_rows(op, boxes, images, known.kind)
-    for name in known.contiguous:
-        if not given[name].flags.c_contiguous:
-            given[name] = arrays.contiguous(given[name])
+    known.lay_out(op, given)
     return known, given
 
 

@@ -12,11 +12,11 @@ from torch.autograd import Function
 from cudeform import derivatives
 from cudeform.ops.call import outlined
 from cudeform.plans import plan
+from cudeform.torch.asked import Asked, asked
 from cudeform.torch.exchange import compute, direct
 from cudeform.torch.signatures import BRIDGES, Bridge, flat
 from cudeform.torch.state import (
     below,
-    common_place,
     is_forward_mode,
     is_noticed,
     is_plain,
@@ -39,6 +39,7 @@ __all__ = [
     "curvature",
     "dispatched",
     "dispatched_backward",
+    "gradient_order",
 ]
 
 
@@ -95,36 +96,33 @@ class Eager(Function):
     """The short way to a gradient; its backward takes the long one when that is differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, bound: Bound, given: Any, place: int | None, *tensors: Any) -> Any:
-        """Of a call that is direct, at a place, `given` has all arguments as they came."""
+    def forward(ctx: Any, bound: Bound, asked: Asked | None, *tensors: Any) -> Any:
+        """Of a call that is direct, `asked` is that."""
         ctx.bound, bridge = bound, bound.bridge
         ctx.save_for_backward(*[tensors[position] for position in bridge.kept_positions])
-        if given is not None:
-            return direct(bridge.forward, given, place)
+        if asked is not None:
+            return direct(asked)
         return compute(bridge.forward, dict(zip(bridge.names, tensors, strict=True)), bound.options)
 
     @staticmethod
     @untraced  # a graph that broke around it would be traced on in here
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
-        bound, tensors, needed = ctx.bound, ctx.saved_tensors, ctx.needs_input_grad[3:]
-        place = None
+        bound, tensors, needed = ctx.bound, ctx.saved_tensors, ctx.needs_input_grad[2:]
+        call = None
         if not (torch.is_grad_enabled() or is_noticed()):
-            place = common_place((grad_output, *tensors))
-        if place is None:
-            return *_NOT_TENSORS, *_gradients(bound, grad_output, tensors, needed)
-        bridge = bound.bridge
-        needs, order = _order(bridge.name, needed)
-        given = dict(zip(bridge.kept, tensors, strict=True))
-        given = {"grad_output": grad_output, **given, **bound.options, "needs": needs}
-        found = direct(bridge.backward, given, place)
-        return *_NOT_TENSORS, *[None if p is None else found[p] for p in order]
-
-
-_NOT_TENSORS = None, None, None  # what `Eager.forward` takes besides those
+            bridge = bound.bridge
+            needs, order = gradient_order(bridge.name, needed)
+            given = dict(zip(bridge.kept, tensors, strict=True))
+            given = {"grad_output": grad_output, **given, **bound.options, "needs": needs}
+            call = asked(bridge.backward, given)
+        if call is None:
+            return None, None, *_gradients(bound, grad_output, tensors, needed)
+        found = direct(call)
+        return None, None, *[None if p is None else found[p] for p in order]
 
 
 @functools.lru_cache(maxsize=256)
-def _order(op: str, needed: tuple[bool, ...]) -> tuple[tuple[str, ...], list[int | None]]:
+def gradient_order(op: str, needed: tuple[bool, ...]) -> tuple[tuple[str, ...], list[int | None]]:
     """Which gradients are needed, and of each tensor of a forward its place among the gradients."""
     bridge = BRIDGES[op]
     needs = _with_gradient(bridge, bridge.names, needed)
@@ -140,7 +138,7 @@ def _gradients(
     bound: Bound, grad_output: Any, tensors: Sequence[Any], needed: tuple[bool, ...]
 ) -> list[Any]:
     """The gradients of a forward's tensors, None where not `needed`, or where there is none."""
-    needs, order = _order(bound.bridge.name, needed)
+    needs, order = gradient_order(bound.bridge.name, needed)
     if torch.is_grad_enabled() or transformed():
         kind = BackwardDual if is_forward_mode() else Backward
         found = kind.apply(bound, needs, grad_output, *tensors)

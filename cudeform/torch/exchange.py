@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.dlpack import to_dlpack
 
 from cudeform import checks
-from cudeform.arrays import DTYPES, dtype_name
+from cudeform.arrays import DTYPES
 from cudeform.cuda.device import load_cupy, stream_at
-from cudeform.torch import recorded
+from cudeform.torch import host, recorded
+from cudeform.torch.asked import Asked, asked, host_array, numpy_dtype
 from cudeform.torch.recorded import torch_dtype
-from cudeform.torch.state import common_place, raw_stream, settled
+from cudeform.torch.state import raw_stream, settled
 
 __all__ = [
     "check_dense",
@@ -26,35 +26,6 @@ __all__ = [
     "to_array",
     "to_tensor",
 ]
-
-
-class _Host:
-    """A tensor for `numpy.from_dlpack`, at a third of the time of the tensor's own method.
-
-    Not ``tensor.numpy()``, which would forbid that the storage is ever resized: FSDP does that.
-    """
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-    def __dlpack__(self, **asked: Any) -> Any:
-        return to_dlpack(self.tensor)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0
-
-
-@functools.lru_cache(maxsize=64)
-def numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    """The NumPy dtype that stands for a torch one."""
-    name = str(dtype).removeprefix("torch.")
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def check_dense(op: str, tensors: Mapping[str, Any]) -> None:
@@ -81,11 +52,6 @@ def to_array(tensor: torch.Tensor) -> Any:
     return _device_array(tensor)
 
 
-def _memory_array(tensor: torch.Tensor) -> Any:
-    """The same of a tensor that is numbers as memory holds them."""
-    return host_array(tensor) if tensor.is_cpu else _device_array(tensor)
-
-
 def _device_array(tensor: torch.Tensor) -> Any:
     """The same on a GPU, at a tenth of the time of DLPack, which asks who computes on what stream.
 
@@ -98,25 +64,18 @@ def _device_array(tensor: torch.Tensor) -> Any:
     return cupy.ndarray(tuple(tensor.shape), dtype, start, strides)
 
 
-def host_array(tensor: torch.Tensor) -> np.ndarray:
-    """The same of a tensor on the host, see `place_of`."""
-    if tensor.dtype == torch.bfloat16:  # which NumPy's DLPack does not know
-        words = tensor.detach().view(torch.uint16)
-        return np.from_dlpack(_Host(words)).view(numpy_dtype(torch.bfloat16))
-    return np.from_dlpack(_Host(tensor))
-
-
 def to_tensor(array: Any) -> Any:
     """The array's memory as a tensor; None stays None."""
     if array is None:
         return None
     if not isinstance(array, np.ndarray):
         return _device_tensor(array)
-    if not array.flags.c_contiguous and min(array.strides) < 0:  # no tensor has those
-        array = array.copy()
-    if dtype_name(array.dtype) == "bfloat16":
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    if array.dtype.kind == "V":  # no dtype of NumPy's own
+        return to_tensor(array.view(np.uint16)).view(torch.bfloat16)
+    try:
+        return torch.from_numpy(array)
+    except ValueError:  # strides that no tensor has
+        return torch.from_numpy(array.copy())
 
 
 def _device_tensor(array: Any) -> torch.Tensor:
@@ -141,27 +100,26 @@ def compute(
     The first tensor is there, and the others, or None, are on its device. An array that is an
     option is the None of a tensor.
     """
-    given, place = {**tensors, **options}, common_place(tensors.values())
-    if place is not None:
-        return direct(function, given, place)
+    given = {**tensors, **options}
+    call = asked(function, given)
+    if call is not None:
+        return direct(call)
     first = next(iter(tensors.values()))
     if first.is_cpu:
         return _as_tensors(function(**_as_arrays(function, given, to_array)))
     return _on_gpu(function, given, first.device.index, to_array)
 
 
-def direct(function: Callable[..., Any], given: Mapping[str, Any], place: int) -> Any:
-    """The same of arguments whose tensors are memory at one place, see `place_of`, or of the host.
-
-    On a GPU what was computed before is started again.
+def direct(call: Asked) -> Any:
+    """The same of a call whose tensors are at one place: what was computed before is not checked
+    again, and on a GPU it is started again.
     """
-    if place < 0:
-        return _as_tensors(function(**_as_arrays(function, given, host_array)))
-    call = recorded.asked(function, given)
-    found = None if call is None else recorded.replay(place, call)
+    if call.place < 0:
+        return _as_tensors(host.answer(call))
+    found = None if call.key is None else recorded.replay(call)
     if found is not None:
         return found[0]
-    return _on_gpu(function, given if call is None else call.arguments, place, _memory_array, call)
+    return _on_gpu(call.function, call.arguments, call.place, _device_array, call)
 
 
 def _on_gpu(
@@ -169,7 +127,7 @@ def _on_gpu(
     given: Mapping[str, Any],
     index: int,
     array: Callable[[torch.Tensor], Any],
-    call: Any = None,
+    call: Asked | None = None,
 ) -> Any:
     """The same with CuPy, on torch's device and stream, in its memory: nothing waits or is copied.
 
@@ -184,8 +142,8 @@ def _on_gpu(
     ):
         arrays = _as_arrays(function, given, array)
         result = function(**arrays)
-        if call is not None:
-            recorded.record(index, call, function, arrays, result)
+        if call is not None and call.key is not None:
+            recorded.record(call, arrays, result)
         return _as_tensors(result)
 
 

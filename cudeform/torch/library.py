@@ -15,17 +15,13 @@ from torch.utils.flop_counter import register_flop_formula
 from cudeform.ops.call import outlined
 from cudeform.plans import Outline
 from cudeform.torch import autocast
-from cudeform.torch.autograd import Bound, curvature
+from cudeform.torch.autograd import Bound, curvature, dispatched_backward, gradient_order
 from cudeform.torch.exchange import compute
 from cudeform.torch.kind import KIND
 from cudeform.torch.signatures import BRIDGES, Bridge, nested
 from cudeform.torch.vmap import mapped
 
 __all__ = ["define"]
-
-
-def _named(names: Sequence[str], tensors: Sequence[Any]) -> dict[str, Any]:
-    return dict(zip(names, tensors, strict=True))
 
 
 def _empty(outline: Outline, tensors: dict[str, Any]) -> Any:
@@ -35,19 +31,17 @@ def _empty(outline: Outline, tensors: dict[str, Any]) -> Any:
     return like.new_empty(outline.shape, dtype=getattr(torch, outline.dtype_name(dtypes)))
 
 
-def _split(bridge: Bridge, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _split(bridge: Bridge, values: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors and the options of a call of the forward."""
     count = len(bridge.names)
-    return tuple(values[:count]), nested(bridge, values[count:])
+    return dict(zip(bridge.names, values, strict=False)), nested(bridge, values[count:])
 
 
-def _split_backward(bridge: Bridge, values: Sequence[Any]) -> tuple[Any, ...]:
-    """grad_output, the tensors, the options and the needs of a call of the backward."""
-    grad_output, *values = values
-    count = len(bridge.kept)
-    end = count + len(bridge.options)
-    needs = tuple(n for n, need in zip(bridge.differentiable, values[end], strict=True) if need)
-    return grad_output, tuple(values[:count]), nested(bridge, values[count:end]), needs
+def _split_backward(bridge: Bridge, values: Sequence[Any]) -> tuple[Any, Any, tuple[str, ...]]:
+    """The tensors, grad_output first, the options and the needs of a call of the backward."""
+    names, (*values, wanted) = ("grad_output", *bridge.kept), values
+    needs = tuple(n for n, need in zip(bridge.differentiable, wanted, strict=True) if need)
+    return dict(zip(names, values, strict=False)), nested(bridge, values[len(names) :]), needs
 
 
 def _mapped(name: str, size: int, in_dims: Any, values: Any, batched: list[bool]) -> Any:
@@ -66,41 +60,32 @@ def _define_forward(bridge: Bridge, argmax: bool = False) -> None:
     more = {"return_argmax": True} if argmax else {}
 
     def run(*values: Any) -> Any:
-        tensors, options = _split(bridge, values)
-        given = _named(bridge.names, tensors)
+        given, options = _split(bridge, values)
         return compute(bridge.forward, given, {**options, **more})
 
     def fake(*values: Any) -> Any:
-        tensors, options = _split(bridge, values)
-        given = _named(bridge.names, tensors)
+        given, options = _split(bridge, values)
         _, plan = outlined(bridge.name, given, {**options, **more})
         found = [_empty(outline, given) for outline in plan.results]
         return tuple(found) if argmax else found[0]
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        tensors, options = _split(bridge, inputs)
-        ctx.bound, ctx.values = Bound(bridge, options), inputs[len(bridge.names) :]
-        kept = (t for n, t in zip(bridge.names, tensors, strict=True) if n in bridge.kept)
-        ctx.save_for_backward(*kept)
+        given, ctx.options = _split(bridge, inputs)
+        ctx.save_for_backward(*[given[name] for name in bridge.kept])
 
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, ...]:
-        count = len(bridge.names)
-        needed = dict(zip(bridge.names, ctx.needs_input_grad[:count], strict=True))
-        wanted = [needed[name] for name in bridge.differentiable]
-        operator = getattr(torch.ops.cudeform, bridge.name + "_backward")
-        found = operator(grad_output, *ctx.saved_tensors, *ctx.values, wanted)
-        found = found if isinstance(found, tuple) else (found,)
-        by_name = dict(zip(bridge.differentiable, found, strict=True))
-        result = [by_name.get(name) if needed[name] else None for name in bridge.names]
-        return *result, *[None] * len(bridge.options)
+        needs, order = gradient_order(bridge.name, ctx.needs_input_grad[: len(bridge.names)])
+        tensors = grad_output, *ctx.saved_tensors
+        found = dispatched_backward(bridge, needs, tensors, ctx.options)
+        result = [None if place is None else found[place] for place in order]
+        return *result, *[None] * len(bridge.kinds)
 
     def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
         batched = [n in bridge.batched for n in bridge.names]
         return _mapped(name, info.batch_size, in_dims, values, batched)
 
     def flops(*values: Any, out_val: Any) -> int:
-        tensors, options = _split(bridge, values)
-        return outlined(bridge.name, _named(bridge.names, tensors), options)[1].flops()
+        return outlined(bridge.name, *_split(bridge, values))[1].flops()
 
     schema = bridge.schemas[0]
     if argmax:
@@ -118,15 +103,13 @@ def _define_backward(bridge: Bridge) -> None:
     name = bridge.name + "_backward"
 
     def run(*values: Any) -> Any:
-        grad_output, tensors, options, needs = _split_backward(bridge, values)
-        given = dict(zip(bridge.kept, tensors, strict=True), grad_output=grad_output)
+        given, options, needs = _split_backward(bridge, values)
         found = compute(bridge.backward, given, {**options, "needs": needs})
-        result = tuple(grad_output.new_empty(0) if g is None else g for g in found)
+        result = tuple(values[0].new_empty(0) if g is None else g for g in found)
         return result if len(result) > 1 else result[0]
 
     def fake(*values: Any) -> Any:
-        grad_output, tensors, options, needs = _split_backward(bridge, values)
-        given = {"grad_output": grad_output, **_named(bridge.kept, tensors)}
+        given, options, needs = _split_backward(bridge, values)
         _, plan = outlined(name, given, options)
         result, absent = [], Outline((0,), like="grad_output")
         for argument in bridge.differentiable:
@@ -135,19 +118,19 @@ def _define_backward(bridge: Bridge) -> None:
         return tuple(result) if len(result) > 1 else result[0]
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        grad_output, tensors, options, ctx.needs = _split_backward(bridge, inputs)
+        given, options, ctx.needs = _split_backward(bridge, inputs)
         ctx.bound = Bound(bridge, options)
-        ctx.save_for_backward(grad_output, *tensors)
+        ctx.save_for_backward(*given.values())
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, *directions: Any) -> tuple[Any, ...]:
         grad_output, *tensors = ctx.saved_tensors
         needed = ctx.needs_input_grad[: 1 + len(bridge.kept)]
         found = curvature(ctx.bound, ctx.needs, grad_output, tensors, directions, needed)
-        return *found, *[None] * (len(bridge.options) + 1)
+        return *found, *[None] * (len(bridge.kinds) + 1)
 
     def vmap(info: Any, in_dims: Any, *values: Any) -> Any:
-        needs = _split_backward(bridge, values)[3]
+        *_, needs = _split_backward(bridge, values)
         shared = not set(needs) <= set(bridge.batched)  # what images share is summed over a batch
         batched = [not shared and n in bridge.batched for n in bridge.kept]
         batched = [bool(bridge.batched) and not shared, *batched]
@@ -159,8 +142,7 @@ def _define_backward(bridge: Bridge) -> None:
         return tuple(found) if isinstance(results, tuple) else found[0]
 
     def flops(*values: Any, out_val: Any) -> int:
-        grad_output, tensors, options, needs = _split_backward(bridge, values)
-        given = {"grad_output": grad_output, **_named(bridge.kept, tensors)}
+        given, options, needs = _split_backward(bridge, values)
         return outlined(name, given, options)[1].flops(needs)
 
     operator = _custom(name, run, bridge.schemas[1], fake, vmap, narrow, flops)

@@ -8,9 +8,8 @@ than the addresses of its tensors, and memory for its results.
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,32 +18,23 @@ import torch
 
 from cudeform.arrays import dtype_name
 from cudeform.cuda.device import device_of
-from cudeform.cuda.lanes import VECTOR_BYTES
 from cudeform.cuda.program import Known, Program, Programs
 from cudeform.cuda.replay import Replay
-from cudeform.ops.call import checked, implementation
-from cudeform.plans import ARGUMENTS, TYPES, known_options
-from cudeform.torch.state import PLAIN, raw_stream
+from cudeform.ops.call import implementation
+from cudeform.torch.asked import Asked
+from cudeform.torch.state import raw_stream
 
-__all__ = ["Asked", "asked", "record", "replay", "torch_dtype"]
+__all__ = ["record", "replay", "torch_dtype"]
 
 _devices: dict[int, _Device] = {}  # by the number of the GPU
-
-
-class Asked(NamedTuple):
-    """A call as it may have been recorded."""
-
-    key: Any
-    addresses: list[int]  # of the arguments, 0 for what is no tensor, and one 0 more
-    arguments: dict[str, Any]  # their tensors without gaps
 
 
 class _Recorded(NamedTuple):
     """What becomes of the addresses of a call."""
 
     run: Replay
-    order: tuple[int, ...]  # of the program's arguments among those of the call
-    fields: Any  # the named tuple of its gradients; None for a forward
+    names: tuple[str | None, ...]  # of the program's arguments, None for what is not there
+    several: type | None  # results: a tuple, or the named one of gradients; None for one
 
 
 @functools.lru_cache(maxsize=64)
@@ -53,84 +43,50 @@ def torch_dtype(dtype: np.dtype) -> torch.dtype:
     return getattr(torch, dtype_name(dtype))
 
 
-def asked(function: Callable[..., Any], given: Mapping[str, Any]) -> Asked | None:
-    """What a call of a function is known by; None where it is not to be recorded."""
-    if function.__name__ not in ARGUMENTS:
-        return None
-    key: list[Any] = [function, *given]
-    addresses, arguments = [], dict(given)
-    for name, value in given.items():
-        of, place = type(value), 0
-        if of in PLAIN:
-            if value.is_cpu:  # sizes of levels, which are looked at
-                return None
-            if not value.is_contiguous():
-                arguments[name] = value = value.contiguous()
-            place = value.data_ptr()
-            key += value.shape, value.dtype, place % VECTOR_BYTES
-        elif of in TYPES:
-            key += of, value
-        else:
-            known = known_options((value,))
-            if known is None:
-                return None
-            key += known
-        addresses.append(place)
-    addresses.append(0)
-    return Asked(tuple(key), addresses, arguments)
-
-
-def replay(index: int, call: Asked) -> tuple[Any] | None:
+def replay(call: Asked) -> tuple[Any] | None:
     """What a call on a GPU returns, in a tuple; None where it is still to be computed."""
-    device = _devices.get(index)
+    index, device = call.place, _devices.get(call.place)
     known = None if device is None else device.programs.get(call.key)
     if known is None or known.run is None:
         return None
-    run, order, fields = known.run
-    addresses, cuda = [call.addresses[place] for place in order], run.device.cuda
+    run, names, several = known.run
+    addresses = [0 if name is None else call.arguments[name].data_ptr() for name in names]
+    cuda = run.device.cuda
     if cuda.runtime.getDevice() == index:
         found = run((), addresses)
     else:
         with cuda.Device(index):
             found = run((), addresses)
-    if fields is None:
+    if several is None:
         return (found[0].tensor,)
-    return (fields(*[found[n].tensor if n in found else None for n in fields._fields]),)
+    if several is tuple:
+        return (tuple([array.tensor for array in found]),)
+    return (several(*[found[n].tensor if n in found else None for n in several._fields]),)
 
 
-def record(
-    index: int, call: Asked, function: Callable[..., Any], arrays: Mapping[str, Any], result: Any
-) -> None:
+def record(call: Asked, arrays: Mapping[str, Any], result: Any) -> None:
     """Remember a call that was computed with these arrays, and had this result."""
-    device = _devices.get(index)
+    index, device = call.place, _devices.get(call.place)
     if device is None:
         with device_of(next(a for a in arrays.values() if hasattr(a, "device"))) as of_cupy:
             device = _devices.setdefault(index, _Device(of_cupy, index))
     if device.programs.get(call.key) is None:
-        fields = type(result) if hasattr(result, "_fields") else None
-        device.programs.keep(call.key, _recorded(device, call, function, arrays, fields))
+        device.programs.keep(call.key, _recorded(device, call, arrays, result))
 
 
-def _recorded(
-    device: _Device,
-    asked: Asked,
-    function: Callable[..., Any],
-    arrays: Mapping[str, Any],
-    fields: Any,
-) -> Known:
-    parameters = inspect.signature(function).parameters
-    arguments = {name: arrays.get(name, p.default) for name, p in parameters.items()}
-    boxes = ARGUMENTS[function.__name__].boxes
-    call, given = checked(function.__name__, arguments, fields._fields if fields else ())
-    if len(call.plan.results) > 1 or boxes and given[boxes].dtype != arrays[boxes].dtype:
-        return Known(None, 1)
-    options = {"needs": call.needs} if fields else {}
-    known = implementation(call.kind, call.plan.family).record(device, call.plan, given, options)
+def _recorded(device: _Device, asked: Asked, arrays: Mapping[str, Any], result: Any) -> Known:
+    call, given, several = asked.checked(arrays, result)
+
+    def compute(module: Any, **arrays: Any) -> Any:
+        if several in (None, tuple):
+            return module.forward(call.plan, **arrays)
+        return call.gradients(module, arrays)
+
+    known = implementation(call.kind, call.plan.family).record(device, compute, given)
     if known.run is None:
         return known
-    names = list(asked.arguments)
-    order = tuple(names.index(name) if name in names else -1 for name in given)
-    return Known(_Recorded(known.run, order, fields), known.steps)
+    names = tuple([None if array is None else name for name, array in given.items()])
+    return Known(_Recorded(known.run, names, several), known.steps)
 
 
 class _Device:

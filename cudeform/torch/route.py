@@ -15,6 +15,7 @@ from cudeform.torch import (
     library,  # noqa: F401  defines torch.ops.cudeform
     sharding,
 )
+from cudeform.torch.asked import Asked, asked
 from cudeform.torch.autograd import (
     Backward,
     BackwardDual,
@@ -29,12 +30,10 @@ from cudeform.torch.boxes import rows_of
 from cudeform.torch.exchange import check_dense, compute, direct
 from cudeform.torch.signatures import BRIDGES, Bridge
 from cudeform.torch.state import (
-    PLAIN,
     is_forward_mode,
     is_noticed,
     is_plain,
     is_under_autocast,
-    place_of,
     transformed,
     untraced,
 )
@@ -73,12 +72,15 @@ def _call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any
 
 
 def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
-    place, differentiated = _direct(bridge, bridge.names, given)
-    if place is not None:
-        if not differentiated:
-            return direct(bridge.forward, given, place)
-        if given.get("return_argmax", False) is False:
-            return _differentiable(bridge, given, place)
+    call = _direct(bridge.forward, given, bridge.required)
+    if call is not None:
+        if not (call.differentiated and torch.is_grad_enabled()):
+            return direct(call)
+        listed = bridge.boxes and isinstance(given[bridge.boxes], (list, tuple))
+        if not listed and given.get("return_argmax", False) is False:
+            tensors, options = _apart(bridge, bridge.names, given)
+            options.pop("return_argmax", None)
+            return apply(Bound(bridge, options), call, *tensors)
     if "return_argmax" in given:
         given = dict(given)
         if checks.flag(bridge.name, "return_argmax", given.pop("return_argmax")):
@@ -93,19 +95,6 @@ def _forward(bridge: Bridge, given: dict[str, Any]) -> Any:
     return _answer(bridge, tensors, options)
 
 
-def _differentiable(bridge: Bridge, given: dict[str, Any], place: int) -> Any:
-    """The result of a call that is direct but for the gradients."""
-    options = dict(given)
-    tensors = [options.pop(name, None) for name in bridge.names]
-    for name in bridge.static:
-        position = bridge.names.index(name)
-        if isinstance(tensors[position], (list, tuple)):
-            options[name], tensors[position] = tensors[position], None
-    if bridge.argmax:
-        options.pop("return_argmax", None)
-    return apply(Bound(bridge, options), given, place, *tensors)
-
-
 def _answer(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> Any:
     bound = Bound(bridge, options)
     if transformed():
@@ -113,7 +102,7 @@ def _answer(bridge: Bridge, tensors: Sequence[Any], options: dict[str, Any]) -> 
     if not is_plain(tensors):
         return _traced(bridge, tensors, options)
     if _is_differentiated(tensors):
-        return Eager.apply(bound, None, None, *tensors)
+        return Eager.apply(bound, None, *tensors)
     return compute(bridge.forward, dict(zip(bridge.names, tensors, strict=True)), options)
 
 
@@ -130,33 +119,16 @@ def _argmax(bridge: Bridge, given: dict[str, Any]) -> Any:
     return (_untraced_call(bound, tensors) if transformed() else bound.forward(tensors))[1]
 
 
-def _direct(bridge: Bridge, names: Sequence[str], given: dict[str, Any]) -> tuple[int | None, bool]:
-    """Of a call that computes on memory of one device, while nobody asks how: which, `place_of`.
+def _direct(
+    function: Callable[..., Any], given: dict[str, Any], required: Sequence[str]
+) -> Asked | None:
+    """A call that computes on memory of one device, while nobody asks how; None for others.
 
-    And whether one of its tensors is to be differentiated. For most calls of a network there is
-    one, and the longer way is left for the others.
+    For most calls of a network there is one, and the longer way is left for the others.
     """
-    where, differentiated = None, False
     if torch.compiler.is_compiling() or is_under_autocast() or is_noticed():
-        return None, False
-    for name in names:
-        tensor = given.get(name)
-        if type(tensor) in PLAIN:
-            place = place_of(tensor)
-            if where is None:
-                where = place
-            elif place != where and not (place == -1 and name in bridge.static):
-                return None, False
-            if place is None:
-                return None, False
-            differentiated = differentiated or tensor.requires_grad
-        elif name in bridge.required:
-            return None, False
-        elif tensor is not None and not (
-            name in bridge.static and isinstance(tensor, (list, tuple))
-        ):
-            return None, False
-    return where, differentiated and torch.is_grad_enabled()
+        return None
+    return asked(function, given, required)
 
 
 # An operator of torch.library has no tangent, and says nothing of it: not to be compiled.
@@ -181,9 +153,9 @@ def _is_differentiated(tensors: Sequence[Any]) -> bool:
 
 def _backward(bridge: Bridge, given: dict[str, Any]) -> Any:
     names = ("grad_output", *bridge.kept)
-    place, differentiated = _direct(bridge, (*names, "argmax"), given)
-    if place is not None and not differentiated and given.get("grad_output") is not None:
-        return direct(bridge.backward, given, place)
+    call = _direct(bridge.backward, given, ("grad_output", *bridge.required))
+    if call is not None and not (call.differentiated and torch.is_grad_enabled()):
+        return direct(call)
     op = bridge.name + "_backward"
     tensors, options = _arguments(bridge, names, given, "_backward")
     kept = dict(zip(bridge.kept, tensors[1:], strict=True))
@@ -225,16 +197,24 @@ def _gradients(
     return bound.backward(needs, tensors[0], tensors[1:])
 
 
-def _arguments(
-    bridge: Bridge, names: Sequence[str], given: dict[str, Any], suffix: str = ""
+def _apart(
+    bridge: Bridge, names: Sequence[str], given: dict[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The tensors in the order of `names`, checked, and the other arguments."""
-    options, required = dict(given), ("grad_output", *bridge.required)
+    """The tensors in the order of `names`, and the other arguments: pairs of sizes are of those."""
+    options = dict(given)
     tensors = [options.pop(name, None) for name in names]
     for name in bridge.static:
         if isinstance(given.get(name), (list, tuple)):
             options[name], tensors[names.index(name)] = given[name], None
-    device = None
+    return tensors, options
+
+
+def _arguments(
+    bridge: Bridge, names: Sequence[str], given: dict[str, Any], suffix: str = ""
+) -> tuple[list[Any], dict[str, Any]]:
+    """The same, once the tensors are checked."""
+    tensors, options = _apart(bridge, names, given)
+    device, required = None, ("grad_output", *bridge.required)
     for position, tensor in enumerate(tensors):
         if tensor is None and names[position] not in required:
             continue
@@ -278,7 +258,7 @@ def _rows(bridge: Bridge, suffix: str, boxes: Sequence[Any], images: Any) -> Any
     """Boxes by image, each (L, 4), as rows (image, x1, y1, x2, y2)."""
     op, argument = bridge.name + suffix, bridge.boxes
     if len(boxes) != images.shape[0]:
-        expected = f"of length {images.shape[0]}, one tensor per image"
+        expected = f"of length {images.shape[0]}, one array per image"
         checks.fail(op, argument, expected, len(boxes))
     for image, of_image in enumerate(boxes):
         if not isinstance(of_image, torch.Tensor):

@@ -50,7 +50,7 @@ def _rule(bridge: Bridge, backward: bool) -> Callable[..., Any]:
             ]
             results = [Shard(0)]
             if backward:
-                needs = values[len(names) + len(bridge.options)]
+                needs = values[len(names) + len(bridge.kinds)]
                 results = [
                     Replicate() if not need else Shard(0) if name in batched else Partial()
                     for name, need in zip(bridge.differentiable, needs, strict=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 from cudeform import checks
@@ -28,40 +28,49 @@ _TYPES = {  # of options in a schema, by their kind
 _PYTHON = {"flag": bool, "integer": int, "number": float, "choice": str}  # of one value
 
 
-@dataclass(frozen=True)
-class Bridge:
+class Bridge(Operator):
     """An operator, with everything that its calls need worked out once."""
 
-    name: str
-    forward: Callable[..., Any]  # on arrays
-    backward: Callable[..., Any]
-    gradients: type  # the named tuple that `backward` returns
-    names: tuple[str, ...]  # of the arrays
-    images: str  # the array whose dtype the result has
-    boxes: str | None  # the array that may be a list of one for each image
-    addends: dict[str, str]  # what no gradient depends on, and the array of its dtype
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    differentiable: tuple[str, ...]
-    kept: tuple[str, ...]  # the arrays that the backward takes
-    batched: tuple[str, ...]  # the arrays with an image, like the result, for each index of axis 0
-    static: tuple[str, ...]  # the arrays that may be options: pairs of integers
-    options: tuple[str, ...]
-    kinds: tuple[str, ...]  # of the options
-    defaults: dict[str, Any]
-    argmax: bool  # there is a <name>_argmax
+    @cached_property
+    def forward(self) -> Callable[..., Any]:
+        """On arrays."""
+        return inspect.unwrap(super().forward)
 
-    @functools.cached_property
+    @cached_property
+    def backward(self) -> Callable[..., Any]:
+        return inspect.unwrap(super().backward)
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """The tensors that have to be given: what is `static` may be an option."""
+        return tuple(a.name for a in self.arguments if not (a.optional or a.name in self.static))
+
+    @cached_property
+    def differentiable(self) -> tuple[str, ...]:
+        return self.gradients._fields
+
+    @cached_property
     def kept_positions(self) -> tuple[int, ...]:
         """Of the arrays that the backward takes, among all."""
         return tuple(self.names.index(name) for name in self.kept)
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """Of the options by name, the arrays that may be options among them."""
+        options = {option.name: option.kind for option in self.options}
+        return {**dict.fromkeys(self.static, "pairs"), **options}
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        options = {option.name: option.default for option in self.options}
+        return {**dict.fromkeys(self.static), **options}
 
     @property
     def schemas(self) -> tuple[str, str]:
         """What torch.library is told of the forward and of the backward."""
         options = [
             f"{_TYPES[kind]}{'?' * self._may_miss(name, kind)} {self._known_as(name)}"
-            for kind, name in zip(self.kinds, self.options, strict=True)
+            for name, kind in self.kinds.items()
         ]
 
         def tensors(names: Sequence[str]) -> list[str]:
@@ -82,7 +91,7 @@ class Bridge:
         for at, name in enumerate(self.names):
             default = REQUIRED if set(self.names[at:]) & set(self.required) else None
             parameters.append(inspect.Parameter(name, order, default=default, annotation=Any))
-        for name, kind in zip(self.options, self.kinds, strict=True):
+        for name, kind in self.kinds.items():
             default, annotation = self.defaults[name], _PYTHON.get(kind, Any)
             if _TYPES[kind] == _MANY and default not in (None, REQUIRED):
                 default = tuple(_integers(self.name, name, kind, default))
@@ -100,26 +109,11 @@ class Bridge:
 
 
 def _bridge(row: Operator) -> Bridge:
-    return Bridge(
-        name=row.name,
-        forward=inspect.unwrap(row.forward),
-        backward=inspect.unwrap(row.backward),
-        gradients=row.gradients,
-        names=row.names,
-        images=row.images,
-        boxes=row.boxes,
-        addends=row.addends,
-        required=tuple(name for name in row.required if name not in row.static),
-        optional=(*row.optional, *row.static),
-        differentiable=row.gradients._fields,
-        kept=row.kept,
-        batched=row.batched,
-        static=row.static,
-        options=(*row.static, *(option.name for option in row.options)),
-        kinds=(*["pairs"] * len(row.static), *(option.kind for option in row.options)),
-        defaults={**dict.fromkeys(row.static), **row.defaults},
-        argmax=row.argmax,
-    )
+    """With all that is worked out once: torch.compile does not follow how."""
+    bridge = Bridge(**asdict(row))
+    for name, _ in inspect.getmembers(Bridge, lambda member: isinstance(member, cached_property)):
+        getattr(bridge, name)
+    return bridge
 
 
 BRIDGES = {row.name: _bridge(row) for row in OPERATORS}
@@ -128,7 +122,7 @@ BRIDGES = {row.name: _bridge(row) for row in OPERATORS}
 def flat(bridge: Bridge, options: dict[str, Any]) -> list[Any]:
     """The options in the order and the types of the schema: a pair of pairs is four integers."""
     values = []
-    for name, kind in zip(bridge.options, bridge.kinds, strict=True):
+    for name, kind in bridge.kinds.items():
         value = options[name] if name in options else bridge.defaults[name]
         if value is REQUIRED:
             raise TypeError(f"{bridge.name}() missing a required argument: {name!r}")
@@ -155,7 +149,7 @@ def _integers(op: str, name: str, kind: str, value: Any) -> list[Any]:
 def nested(bridge: Bridge, values: Sequence[Any]) -> dict[str, Any]:
     """The inverse of `flat`; an array that is no option is left out."""
     options = {}
-    for name, kind, value in zip(bridge.options, bridge.kinds, values, strict=True):
+    for (name, kind), value in zip(bridge.kinds.items(), values, strict=True):
         if name in bridge.static and not value:
             continue
         many = _TYPES[kind] == _MANY and value is not None

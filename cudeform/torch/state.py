@@ -20,7 +20,6 @@ from torch._functorch.utils import unwrap_dead_wrappers
 __all__ = [
     "PLAIN",
     "below",
-    "common_place",
     "is_forward_mode",
     "is_noticed",
     "is_plain",
@@ -61,12 +60,15 @@ def _keys(*names: str) -> Any:
     return functools.reduce(operator.or_, keys)
 
 
-# Of a tensor made in inference mode, and of another
-_HOST = _keys("CPU", "AutocastCPU"), _keys("CPU", "AutocastCPU", "AutogradCPU", "ADInplaceOrView")
-_GPU = (
-    _keys("CUDA", "AutocastCUDA"),
-    _keys("CUDA", "AutocastCUDA", "AutogradCUDA", "ADInplaceOrView"),
-)
+def _raw_keys(device: str) -> frozenset[int]:
+    """Those of a tensor made in inference mode, and of another, as numbers."""
+    keys = device, "Autocast" + device
+    both = _keys(*keys), _keys(*keys, "Autograd" + device, "ADInplaceOrView")
+    return frozenset(of_tensor.raw_repr() for of_tensor in both)
+
+
+_keys_of = torch._C._dispatch_keys
+_HOST, _GPU = _raw_keys("CPU"), _raw_keys("CUDA")
 
 
 def place_of(tensor: Any) -> int | None:
@@ -76,22 +78,10 @@ def place_of(tensor: Any) -> int | None:
     The dispatcher would have another key for whatever else it is, which is None: sparse, quantised,
     nested, negative, zeros without memory, wrapped by a transform, on another device.
     """
-    keys = torch._C._dispatch_keys(tensor)
+    keys = _keys_of(tensor).raw_repr()
     if keys in _HOST:
         return -1
     return tensor.get_device() if keys in _GPU else None
-
-
-def common_place(tensors: Iterable[Any]) -> int | None:
-    """`place_of` all tensors, which are of the types `PLAIN`, or None; None if they differ."""
-    where = None
-    for tensor in tensors:
-        if tensor is not None:
-            place = place_of(tensor) if type(tensor) in PLAIN else None
-            if place is None or where not in (None, place):
-                return None
-            where = place
-    return where
 
 
 def is_plain(tensors: Sequence[Any]) -> bool:

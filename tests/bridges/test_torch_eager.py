@@ -231,7 +231,7 @@ def test_wrong_arguments_are_named(layer):
         cudeform.roi_align(images, [torch.ones(1, 4), np.ones((1, 4))], 2)
     with pytest.raises(ValueError, match=r"`boxes\[0\]` of shape \(L, 4\), got \(1, 5\)"):
         cudeform.roi_align(images, [torch.ones(1, 5), torch.ones(1, 4)], 2)
-    with pytest.raises(ValueError, match="`boxes` of length 2, one tensor per image, got 1"):
+    with pytest.raises(ValueError, match="`boxes` of length 2, one array per image, got 1"):
         cudeform.roi_align(images, [torch.ones(1, 4)], 2)
 
 

@@ -10,7 +10,7 @@ import cudeform
 
 torch = pytest.importorskip("torch")
 
-from cudeform.torch import exchange, recorded, route, state  # noqa: E402
+from cudeform.torch import asked, exchange, recorded, state  # noqa: E402
 
 SHAPES = {"input": (2, 4, 6, 7), "offset": (2, 18, 6, 7), "weight": (4, 4, 3, 3), "bias": (4,)}
 
@@ -37,6 +37,10 @@ class Gpu:
         with self.cupy.cuda.Device(self.index):
             return self.arrays[tensor.data_ptr()].get()
 
+    def wide(self, tensor):
+        """As `autocast.wide`, on this device."""
+        return self.put(self.get(tensor)) if tensor.dtype == torch.float16 else tensor
+
     def empty(self, shape, dtype):
         array = self.cupy.empty(shape, dtype)
         return SimpleNamespace(tensor=self.tensor(array), data=array.data)
@@ -46,8 +50,8 @@ class Gpu:
 def gpu(cupy, monkeypatch):
     gpu = Gpu(cupy)
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)
-    monkeypatch.setattr(state, "place_of", lambda tensor: gpu.index)
-    monkeypatch.setattr(route, "place_of", state.place_of)
+    monkeypatch.setattr(asked, "place_of", lambda tensor: gpu.index)
+    monkeypatch.setattr(state, "place_of", asked.place_of)
     monkeypatch.setattr(exchange, "_device_array", lambda t: gpu.arrays[t.data_ptr()])
     monkeypatch.setattr(exchange, "_device_tensor", gpu.tensor)
     monkeypatch.setattr(exchange, "_allocator", lambda index: None)
@@ -56,6 +60,7 @@ def gpu(cupy, monkeypatch):
         monkeypatch.setattr(module, "raw_stream", lambda i: cupy.cuda.get_current_stream(i).ptr)
     monkeypatch.setattr(recorded._Device, "empty", lambda self, *what: gpu.empty(*what))
     monkeypatch.setattr(recorded._Device, "_alloc", lambda self, size: cupy.cuda.alloc(size))
+    monkeypatch.setattr(asked, "wide", gpu.wide)
     arrays = exchange._as_arrays
 
     def counted(function, given, array):
@@ -186,25 +191,57 @@ def test_poolings_of_boxes_that_nobody_looks_at(gpu, rng, dtype):
     found = gpu.get(cudeform.roi_align(tensor.detach(), gpu.put(boxes), 2))
     assert np.isnan(found[1]).all() and np.isfinite(found[0]).all()
     assert len(gpu.computed) == 2
-    if dtype == "float16":  # boxes that are made float32 in every call
-        for count in (3, 4):
-            cudeform.roi_align(tensor.detach(), gpu.put(boxes, dtype), 2)
-            assert len(gpu.computed) == count
+    if dtype == "float16":  # boxes of it too, which are made float32
+        found = cudeform.roi_align(tensor.detach(), gpu.put(boxes, dtype), 2)
+        assert_close(gpu.get(found)[:1], cudeform.roi_align(image, boxes[:1], 2), dtype)
+        assert len(gpu.computed) == 2
+        with pytest.raises(TypeError, match="`boxes` of dtype float32 like `input`"):
+            cudeform.roi_align(gpu.put(image, "float32"), gpu.put(boxes, dtype), 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["roi_pool", "roi_align"])
+def test_poolings_with_two_results(gpu, rng, name, dtype):
+    """Gradients find out what is the largest, unless they are told."""
+    pool, backward = getattr(cudeform, name), getattr(cudeform, name + "_backward")
+    for end in (3, 5):
+        image = rng.uniform(size=(1, 4, 6, 7)).astype(dtype)
+        boxes = np.array([[0, 0, 0, 3, end], [0, 1, 2, end, 5]], np.float32)
+        given, options = (gpu.put(image, dtype), gpu.put(boxes)), {"mode": "max"}
+        wanted = pool(image, boxes, 2, return_argmax=True, **options)
+        found = pool(*given, 2, return_argmax=True, **options)
+        assert type(found) is tuple
+        assert_close(gpu.get(found[0]), wanted[0], dtype)
+        np.testing.assert_array_equal(gpu.get(found[1]), wanted[1])
+        assert_close(gpu.get(pool(*given, 2, **options)), wanted[0], dtype)
+        grad = rng.uniform(size=(2, 4, 2, 2)).astype(dtype)
+        wanted = backward(grad, image, boxes, 2, **options).input
+        for argmax in (None, found[1]):
+            moved = backward(gpu.put(grad, dtype), *given, 2, argmax=argmax, **options)
+            assert_close(gpu.get(moved.input), wanted, dtype)
+        tensor = given[0].requires_grad_()
+        output = pool(tensor, given[1], 2, **options)
+        (moved,) = torch.autograd.grad(output, tensor, gpu.put(grad, dtype))
+        assert_close(gpu.get(moved), wanted, dtype)
+    backwards = [name + "_backward"] * 3  # autograd asks by other names
+    assert gpu.computed == [name, name, *backwards]
 
 
 def test_what_is_known_of_a_call_is_its_place_and_no_value(gpu, rng):
     tensors = {name: gpu.put(array) for name, array in numbers(rng).items()}
     function = cudeform.deform_conv2d.__wrapped__
-    key = recorded.asked(function, {**tensors, "padding": 1}).key
+    key = asked.asked(function, {**tensors, "padding": 1}).key
     others = {name: gpu.put(array) for name, array in numbers(rng).items()}
-    assert recorded.asked(function, {**others, "padding": 1}).key == key
+    assert asked.asked(function, {**others, "padding": 1}).key == key
     moved = gpu.put(np.zeros(5, np.float32))[1:]
-    assert recorded.asked(function, {**others, "bias": moved, "padding": 1}).key != key
+    assert asked.asked(function, {**others, "bias": moved, "padding": 1}).key != key
     strided = {**others, "weight": gpu.put(np.zeros((4, 3, 3, 4), np.float32)).permute(0, 3, 1, 2)}
-    asked = recorded.asked(function, {**strided, "padding": 1})
-    assert asked.arguments["weight"].is_contiguous() and asked.key == key
-    assert recorded.asked(function, {**others, "padding": [1, 1]}) is None
+    call = asked.asked(function, {**strided, "padding": 1})
+    assert call.arguments["weight"].is_contiguous() and call.key == key
+    listed, paired = ({**others, "padding": padding} for padding in ([1, 1], (1, 1)))
+    assert asked.asked(function, listed).key != asked.asked(function, paired).key
+    assert asked.asked(function, {**others, "padding": [[1], 1]}).key is None
     boxes = gpu.put(np.zeros((1, 5), np.float32))
     given = {"input": others["input"], "boxes": boxes, "output_size": 2}
-    assert recorded.asked(cudeform.roi_align.__wrapped__, given) is not None
-    assert recorded.asked(lambda input: input, others) is None  # no operator
+    assert asked.asked(cudeform.roi_align.__wrapped__, given).key is not None
+    assert asked.asked(lambda input: input, others).key is None  # no operator

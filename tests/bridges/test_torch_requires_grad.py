@@ -103,7 +103,7 @@ def test_all_arguments_of_a_gradient(row):
     grad_output = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
     first = torch.autograd.grad(output, [found[n] for n in moving], grad_output, create_graph=True)
     kept = {n: again.get(n) for n in BRIDGES[row.name].kept}
-    options = {n: value for n, value in others.items() if n in BRIDGES[row.name].options}
+    options = {n: value for n, value in others.items() if n in BRIDGES[row.name].kinds}
     direct = row.backward(grad_output.requires_grad_(), **kept, **options, needs=moving)
     seconds = []
     for gradients, given in ((first, found), ([getattr(direct, n) for n in moving], again)):
@@ -169,7 +169,7 @@ def test_an_argmax_does_not_cut_a_gradient():
 def test_the_function_of_gradients_compiles(row):
     tensors, others = asked(row)
     kept = {n: tensors.get(n) for n in BRIDGES[row.name].kept}
-    options = {n: value for n, value in others.items() if n in BRIDGES[row.name].options}
+    options = {n: value for n, value in others.items() if n in BRIDGES[row.name].kinds}
     grad_output = row.forward(**tensors, **others).sin()
     needs = BRIDGES[row.name].differentiable[:1]
 

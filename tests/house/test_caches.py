@@ -55,6 +55,7 @@ WRITTEN = {
     "plans": {"_REMEMBERED"},  # _MOST_REMEMBERED
     "plans.outlines": {"ARGUMENTS", "PLANNERS"},  # operators
     "threads": {"_count", "_pools"},  # numbers of threads that were set, one at a time
+    "torch.host": {"_known"},  # _MOST
     "torch.patching": {"_CLASSES"},  # weakly
     "torch.recorded": {"_devices"},  # GPUs, of which the oldest calls are forgotten
     "torch.state": {"_disabled"},  # functions of ours

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import cudeform
 from cudeform import checks
-from cudeform.torch.extensions.calls import add, compiled
+from cudeform.torch.extensions.calls import add, compiled, named
 
 __all__ = [
     "prroi_pool_backward",
@@ -51,7 +51,7 @@ class _Pooling:
         """Fill the bins."""
         values = _values(images)
         for image, rows, counts, most in self._groups():
-            queries = self._queries(*self.samples(self.rois[rows], counts, most))
+            queries = self._queries(self.rois[rows], counts, most)
             sums = cudeform.ms_deform_attn(values[image], [self.pixels[2:]], **queries)
             output[rows] = sums.view(len(rows), *self.bins, -1).permute(0, 3, 1, 2)
 
@@ -59,7 +59,7 @@ class _Pooling:
         """Add the gradient of the images, of which the shape alone counts."""
         values = _values(grad_images)
         for image, rows, counts, most in self._groups():
-            queries = self._queries(*self.samples(self.rois[rows], counts, most))
+            queries = self._queries(self.rois[rows], counts, most)
             found = self._backward(grad_output[rows], values[image], queries, ("value",))
             add(grad_images[image], found.value.view(*self.pixels[2:], -1).permute(2, 0, 1))
 
@@ -69,7 +69,7 @@ class _Pooling:
         for image, rows, counts, most in self._groups():
             with torch.enable_grad():
                 rois = self.rois[rows].detach().requires_grad_()
-                queries = self._queries(*self.samples(rois, counts, most))
+                queries = self._queries(rois, counts, most)
             fixed = {name: tensor.detach() for name, tensor in queries.items()}
             found = self._backward(grad_output[rows], values[image], fixed, tuple(fixed))
             moved = [getattr(found, name) for name in queries]
@@ -80,12 +80,14 @@ class _Pooling:
 
         A power of two, so that there are few groups and at most twice the samples.
         """
-        counts, images = self.counts(), self.rois[:, 0].trunc().cpu().numpy()  # as in C
+        counts = self.counts()
+        numbers = self.rois[:, 0].trunc().double(), counts.prod(1).double()  # the first as in C
+        images, samples = torch.stack(numbers).cpu().numpy()  # the one time that the host waits
         wrong = ~((images >= 0) & (images < self.pixels[0]))
         if wrong.any():
             expected = f"with image indices from 0 to {self.pixels[0] - 1} in the first column"
             checks.fail(self.op, "rois", expected, images[wrong][0])
-        bits = np.ceil(np.log2(counts.prod(1).clamp(min=1).cpu().numpy()))
+        bits = np.ceil(np.log2(np.maximum(samples, 1)))
         keys = np.stack([images, bits], 1).astype(np.int64)
         for image, power in np.unique(keys, axis=0).tolist():
             rows = torch.from_numpy(np.flatnonzero((keys == (image, power)).all(1)))
@@ -95,8 +97,9 @@ class _Pooling:
             ):
                 yield image, part, counts[part], most
 
-    def _queries(self, points: Tensor, shares: Tensor) -> dict[str, Tensor]:
+    def _queries(self, rois: Tensor, counts: Tensor, most: int) -> dict[str, Tensor]:
         """Locations and weights of the attention."""
+        points, shares = self.samples(rois, counts, most)
         sides = points.new_tensor([self.pixels[3], self.pixels[2]])
         return {
             "sampling_locations": ((points + 0.5) / sides).flatten(0, 2)[None, :, None, None],
@@ -110,11 +113,6 @@ class _Pooling:
         grad = grad_output.permute(0, 2, 3, 1).reshape(1, -1, self.pixels[1])
         shapes = [self.pixels[2:]]
         return cudeform.ms_deform_attn_backward(grad, value, shapes, **queries, needs=needs)
-
-
-def _wide(rois: Tensor, images: Tensor) -> Tensor:
-    """Regions in the dtype of coordinates."""
-    return rois.to(torch.float64 if images.dtype == torch.float64 else torch.float32)
 
 
 def _values(images: Tensor) -> Tensor:
@@ -206,80 +204,66 @@ class _PrecisePool(_Pooling):
         return torch.stack([x, y], -1), shares
 
 
-def _rotated(
+_OF_PRECISE = "pooled_height pooled_width spatial_scale"
+_OF_ROTATED = f"{_OF_PRECISE} sampling_ratio aligned clockwise"
+
+
+def _pooling(
+    kind: type[_Pooling],
     op: str,
-    rois: Tensor,  # (R, 6)
+    rois: Tensor,
     images: Tensor,
     pooled_height: int,
     pooled_width: int,
     spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    clockwise: bool,
-) -> _RotatedAlign:
-    size, ways = (pooled_height, pooled_width), (bool(aligned), bool(clockwise))
-    wide = _wide(rois, images)
-    return _RotatedAlign(op, wide, size, spatial_scale, images.shape, sampling_ratio, *ways)
+    **others: Any,
+) -> _Pooling:
+    """With regions in the dtype of coordinates."""
+    wide = rois.to(torch.float64 if images.dtype == torch.float64 else torch.float32)
+    return kind(op, wide, (pooled_height, pooled_width), spatial_scale, images.shape, **others)
 
 
-def _precise(
-    op: str,
-    rois: Tensor,  # (R, 5)
-    images: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-) -> _PrecisePool:
-    size, wide = (pooled_height, pooled_width), _wide(rois, images)
-    return _PrecisePool(op, wide, size, spatial_scale, images.shape)
-
-
-# `numbers` and `named` in the following: the arguments of `_rotated` and `_precise` after images.
-
-
-def _forward(op: str, pooling: Callable[..., _Pooling]) -> Callable[..., None]:
+def _forward(op: str, kind: type[_Pooling], names: str) -> Callable[..., None]:
     def forward(
         input: Tensor,  # (N, C, H, W)
         rois: Tensor,
         output: Tensor,  # (R, C, ph, pw), filled
-        *numbers: Any,
-        **named: Any,
+        **numbers: Any,
     ) -> None:
-        pooling(op, rois, input, *numbers, **named).pool(input, output)
+        _pooling(kind, op, rois, input, **numbers).pool(input, output)
 
     forward.__name__ = op
-    return compiled(forward)
+    return compiled(named("input rois output", names)(forward))
 
 
-def _backward(op: str, pooling: Callable[..., _Pooling]) -> Callable[..., None]:
+def _backward(op: str, kind: type[_Pooling], names: str) -> Callable[..., None]:
     def backward(
         grad_output: Tensor,
         rois: Tensor,
         grad_input: Tensor,  # added to
-        *numbers: Any,
-        **named: Any,
+        **numbers: Any,
     ) -> None:
-        pooling(op, rois, grad_input, *numbers, **named).spread(grad_output, grad_input)
+        _pooling(kind, op, rois, grad_input, **numbers).spread(grad_output, grad_input)
 
     backward.__name__ = op
-    return compiled(backward)
+    return compiled(named("grad_output rois grad_input", names)(backward))
 
 
-roi_align_rotated_forward = _forward("roi_align_rotated_forward", _rotated)
-roi_align_rotated_backward = _backward("roi_align_rotated_backward", _rotated)
-prroi_pool_forward = _forward("prroi_pool_forward", _precise)
-prroi_pool_backward = _backward("prroi_pool_backward", _precise)
+roi_align_rotated_forward = _forward("roi_align_rotated_forward", _RotatedAlign, _OF_ROTATED)
+roi_align_rotated_backward = _backward("roi_align_rotated_backward", _RotatedAlign, _OF_ROTATED)
+prroi_pool_forward = _forward("prroi_pool_forward", _PrecisePool, _OF_PRECISE)
+prroi_pool_backward = _backward("prroi_pool_backward", _PrecisePool, _OF_PRECISE)
 
 
 @compiled
+@named("output grad_output input rois grad_rois", _OF_PRECISE)
 def prroi_pool_coor_backward(
-    output: Tensor,
     grad_output: Tensor,
     input: Tensor,
     rois: Tensor,
     grad_rois: Tensor,  # added to
-    *numbers: Any,
-    **named: Any,
+    output: Tensor,
+    **numbers: Any,
 ) -> None:
-    pooling = _precise("prroi_pool_coor_backward", rois, input, *numbers, **named)
+    pooling = _pooling(_PrecisePool, "prroi_pool_coor_backward", rois, input, **numbers)
     pooling.move(grad_output, input, grad_rois)
