@@ -18,8 +18,6 @@ from cudeform.plans.arguments import Arguments
 from cudeform.torch.autocast import wide
 from cudeform.torch.state import PLAIN, place_of
 
-__all__ = ["Asked", "asked", "host_array", "numpy_dtype"]
-
 _NO_OPERATOR = Arguments(())
 _OF_BACKWARDS = "grad_output", "argmax"  # arrays besides those of the operator
 _MANY = list, tuple

@@ -15,8 +15,6 @@ import torch
 from cudeform.torch.signatures import Bridge
 from cudeform.torch.state import is_under_autocast, without
 
-__all__ = ["KEYS", "is_on", "narrowed", "narrowed_gradients", "outside", "wide"]
-
 # By device that operators compute on, the key that torch's dispatcher looks for under autocast.
 KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 _HALF = (torch.float16, torch.bfloat16)

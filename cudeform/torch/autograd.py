@@ -27,21 +27,6 @@ from cudeform.torch.state import (
 )
 from cudeform.torch.vmap import mapped
 
-__all__ = [
-    "Backward",
-    "BackwardDual",
-    "Bound",
-    "Eager",
-    "Forward",
-    "ForwardDual",
-    "apply",
-    "call",
-    "curvature",
-    "dispatched",
-    "dispatched_backward",
-    "gradient_order",
-]
-
 
 class Bound(NamedTuple):
     """An operator with its options: what a tensor goes through."""
@@ -186,7 +171,7 @@ class Forward(Function):
         return mapped(apply, info.batch_size, in_dims[1:], tensors, batched)
 
 
-class ForwardDual(Forward):
+class _ForwardDual(Forward):
     """With a tangent: apart, since torch.compile takes no function that has one."""
 
     @staticmethod
@@ -357,7 +342,7 @@ def call(bound: Bound, tensors: Sequence[Any]) -> Any:
         tensor if tensor is None or name in moving else tensor.detach()
         for name, tensor in zip(bound.bridge.names, tensors, strict=True)
     ]
-    return (ForwardDual if is_forward_mode() else Forward).apply(bound, *tensors)
+    return (_ForwardDual if is_forward_mode() else Forward).apply(bound, *tensors)
 
 
 def _operator(bridge: Bridge) -> Any:

@@ -11,8 +11,6 @@ from cudeform.cuda import box_rows
 from cudeform.torch.exchange import compute
 from cudeform.torch.state import is_plain, transformed
 
-__all__ = ["rows_of"]
-
 
 def rows_of(boxes: Sequence[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
     """Boxes (L, 4) of each image as rows (image, x1, y1, x2, y2): on a GPU by one kernel."""

@@ -9,8 +9,6 @@ from torch.fx import Proxy
 
 import cudeform
 
-__all__ = ["call"]
-
 
 def call(name: str, function: Callable[..., Any], given: dict[str, Any]) -> Any:
     """Note down a call of a public function of cudeform that has a proxy among its arguments."""

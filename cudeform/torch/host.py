@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 from cudeform.ops.call import Call, implementation
 from cudeform.torch.asked import Asked
 
-__all__ = ["answer"]
-
 _MOST = 1024
 _known: dict[Any, _Known] = {}
 

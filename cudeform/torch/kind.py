@@ -6,8 +6,6 @@ import torch
 
 from cudeform import arrays
 
-__all__ = ["KIND"]
-
 KIND = arrays.Kind(
     name="torch",
     backend=None,

@@ -21,8 +21,6 @@ from cudeform.torch.kind import KIND
 from cudeform.torch.signatures import BRIDGES, Bridge, nested
 from cudeform.torch.vmap import mapped
 
-__all__ = ["define"]
-
 
 def _empty(outline: Outline, tensors: dict[str, Any]) -> Any:
     """A fake tensor as an outline says."""

@@ -19,8 +19,6 @@ from cudeform.torch.onnx_values import (
     widened,
 )
 
-__all__ = ["dcnv3", "dcnv4"]
-
 
 def dcnv3(target: Target, options: Options, input: Any, offset: Any, mask: Any) -> Any:
     """An attention with the points of all groups."""

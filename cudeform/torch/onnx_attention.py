@@ -8,8 +8,6 @@ from cudeform import checks
 from cudeform.plans.arguments import Options
 from cudeform.torch.onnx_values import Target, beside, concrete, indices, shaped, sizes, widened
 
-__all__ = ["Call", "attended", "ms_deform_attn"]
-
 _INT32, _INT64 = 6, 7  # of onnx.TensorProto
 
 

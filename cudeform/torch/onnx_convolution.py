@@ -17,8 +17,6 @@ from cudeform.torch.onnx_values import (
     widened,
 )
 
-__all__ = ["conv2d", "deform_conv2d"]
-
 
 def deform_conv2d(
     target: Target, options: Options, input: Any, offset: Any, weight: Any, bias: Any, mask: Any

@@ -8,8 +8,6 @@ from cudeform import checks
 from cudeform.plans.arguments import Options
 from cudeform.torch.onnx_values import Target, beside, indices, twice
 
-__all__ = ["roi_align", "roi_pool"]
-
 _INT64 = 7  # of onnx.TensorProto
 
 

@@ -4,19 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = [
-    "Target",
-    "beside",
-    "concrete",
-    "indices",
-    "numbers",
-    "shaped",
-    "sizes",
-    "starts",
-    "twice",
-    "widened",
-]
-
 _FLOAT = 1  # of onnx.TensorProto
 
 

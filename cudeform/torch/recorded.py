@@ -24,8 +24,6 @@ from cudeform.ops.call import implementation
 from cudeform.torch.asked import Asked
 from cudeform.torch.state import raw_stream
 
-__all__ = ["record", "replay", "torch_dtype"]
-
 _devices: dict[int, _Device] = {}  # by the number of the GPU
 
 

@@ -38,8 +38,6 @@ from cudeform.torch.state import (
     untraced,
 )
 
-__all__ = ["call"]
-
 _SIZES = {name for bridge in BRIDGES.values() for name in bridge.static}
 
 

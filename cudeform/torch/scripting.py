@@ -11,8 +11,6 @@ from typing import NoReturn
 
 import cudeform
 
-__all__ = ["refuse", "refuse_script"]
-
 
 def refuse_script(name: str) -> NoReturn:
     raise NotImplementedError(

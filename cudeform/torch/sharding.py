@@ -11,8 +11,6 @@ import torch
 
 from cudeform.torch.signatures import BRIDGES, Bridge
 
-__all__ = ["register"]
-
 
 def register() -> None:
     """Tell DTensor, once it is imported."""

@@ -12,8 +12,6 @@ from cudeform import checks
 from cudeform.plans.arguments import REQUIRED
 from cudeform.registry import OPERATORS, Operator
 
-__all__ = ["BRIDGES", "Bridge", "flat", "nested"]
-
 _MANY = "SymInt[]"
 _TYPES = {  # of options in a schema, by their kind
     "flag": "bool",

@@ -17,24 +17,6 @@ from torch._C._functorch import TransformType, _unwrap_for_grad, _wrap_for_grad
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._functorch.utils import unwrap_dead_wrappers
 
-__all__ = [
-    "PLAIN",
-    "below",
-    "is_forward_mode",
-    "is_noticed",
-    "is_plain",
-    "is_under_autocast",
-    "is_watched",
-    "place_of",
-    "raw_stream",
-    "settled",
-    "transformed",
-    "untraced",
-    "unwrapped",
-    "values",
-    "without",
-]
-
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 _disabled: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -95,7 +77,7 @@ def is_plain(tensors: Sequence[Any]) -> bool:
             type(tensor) not in PLAIN or place_of(tensor) is None and not _has_memory(tensor)
         ):
             return False
-    return not is_watched()
+    return not _is_watched()
 
 
 def _has_memory(tensor: Any) -> bool:
@@ -103,7 +85,7 @@ def _has_memory(tensor: Any) -> bool:
     return on_device and not torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
-def is_watched() -> bool:
+def _is_watched() -> bool:
     """Whether a mode, a trace or a transform wants to see what is called."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
@@ -113,7 +95,7 @@ def is_watched() -> bool:
 
 
 def is_noticed() -> bool:
-    """Whether a call is more than numbers from numbers: `is_watched` or `transformed`, at once."""
+    """Whether a call is more than numbers from numbers: `_is_watched` or `transformed`, at once."""
     c = torch._C
     return (
         c._len_torch_dispatch_stack() > 0

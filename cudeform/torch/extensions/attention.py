@@ -11,14 +11,6 @@ from torch import Tensor
 import cudeform
 from cudeform.torch.extensions.calls import add, compiled, fill
 
-__all__ = [
-    "flash_deform_attn_backward",
-    "flash_deform_attn_forward",
-    "ms_deform_attn_backward",
-    "ms_deform_attn_backward_",
-    "ms_deform_attn_forward",
-]
-
 
 def _check_starts(op: str, shapes: Tensor, starts: Tensor | None) -> None:
     """Levels lie one after the other here; on a GPU nobody waits to see that they do."""

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from cudeform.torch.extensions.calls import compiled, fill
 
-__all__ = ["bbox_overlaps", "nms", "nms_match", "softnms"]
-
 
 @compiled
 def bbox_overlaps(

@@ -11,8 +11,6 @@ import torch
 
 from cudeform import checks
 
-__all__ = ["Y_FIRST", "add", "compiled", "expect", "fill", "named"]
-
 Y_FIRST = "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w"
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -13,21 +13,6 @@ from torch import Tensor
 import cudeform
 from cudeform.torch.extensions.calls import Y_FIRST, add, compiled, expect, fill, named
 
-__all__ = [
-    "dcn_backward",
-    "dcn_forward",
-    "dcn_v2_backward",
-    "dcn_v2_forward",
-    "deform_conv_backward_input",
-    "deform_conv_backward_parameters",
-    "deform_conv_forward",
-    "modulated_dcn_backward",
-    "modulated_dcn_forward",
-    "modulated_deform_conv_backward",
-    "modulated_deform_conv_forward",
-]
-
-
 _X_FIRST = "kW kH dW dH padW padH dilationW dilationH group deformable_group"
 _TENSORS = "input weight bias offset"
 

@@ -9,9 +9,6 @@ from torch import Tensor
 import cudeform
 from cudeform.torch.extensions.calls import Y_FIRST, compiled, named
 
-__all__ = ["dcnv3_backward", "dcnv3_forward", "dcnv4_backward", "dcnv4_forward"]
-
-
 _NUMBERS = f"{Y_FIRST} group group_channels offset_scale"
 _OF_DCNV4 = "remove_center d_stride block_thread softmax"
 

@@ -16,8 +16,6 @@ from cudeform.torch.extensions.attention import (
 )
 from cudeform.torch.extensions.dcnv3 import dcnv4_backward, dcnv4_forward
 
-__all__ = ["DCNv4", "DCNv4Function", "FlashDeformAttn", "FlashDeformAttnFunction"]
-
 
 class DCNv4Function(torch.autograd.Function):
     """``apply(input, offset_mask, *numbers)`` with the numbers of `dcnv4_forward`."""

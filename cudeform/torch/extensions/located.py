@@ -18,14 +18,6 @@ import cudeform
 from cudeform import checks
 from cudeform.torch.extensions.calls import add, compiled, named
 
-__all__ = [
-    "prroi_pool_backward",
-    "prroi_pool_coor_backward",
-    "prroi_pool_forward",
-    "roi_align_rotated_backward",
-    "roi_align_rotated_forward",
-]
-
 _MOST_SAMPLES = 2**20  # of regions that go together
 
 

@@ -7,13 +7,6 @@ from torch import Tensor
 
 from cudeform.torch.extensions.calls import compiled, fill
 
-__all__ = [
-    "sigmoid_focal_loss_backward",
-    "sigmoid_focal_loss_forward",
-    "softmax_focal_loss_backward",
-    "softmax_focal_loss_forward",
-]
-
 _TINY = torch.finfo(torch.float32).tiny  # under the logarithm
 
 

@@ -11,19 +11,6 @@ import cudeform
 from cudeform.torch.extensions.calls import add, compiled, fill, named
 from cudeform.torch.state import untraced
 
-__all__ = [
-    "deform_psroi_pooling_backward",
-    "deform_psroi_pooling_backward_",
-    "deform_psroi_pooling_forward",
-    "deform_psroi_pooling_forward_",
-    "deform_roi_pool_backward",
-    "deform_roi_pool_forward",
-    "roi_align_backward",
-    "roi_align_forward",
-    "roi_pool_backward",
-    "roi_pool_forward",
-]
-
 _MODES = ("max", "avg")
 _OUTSIDE, _NOWHERE = -2, -1  # where the largest sample is, here and there
 

@@ -6,8 +6,6 @@ import torch
 
 import cudeform
 
-__all__ = ["get_compiler_version", "get_compiling_cuda_version", "get_cuda_version", "has_cuda"]
-
 
 def get_compiler_version() -> str:
     return f"cudeform {cudeform.__version__}"
