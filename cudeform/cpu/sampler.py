@@ -188,7 +188,7 @@ def weights_along(before, after, fraction, one):
     return share * select(before, low, high), share * select(after, high, low)
 
 
-@inlined
+@apart
 def _resolve(grid, k, bases, pixel, state, numbers, count):
     """From coordinates to corners, by the rule of the border: the points of one tap.
 

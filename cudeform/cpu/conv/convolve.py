@@ -27,7 +27,7 @@ from cudeform.cpu.conv.narrow import bias_rows, sum_rows, weight_rows
 from cudeform.cpu.conv.parts import SLICES, Part, parts_of, read, read_tile, reads_little, tile_of
 from cudeform.cpu.conv.steps import Steps, do, steps_of
 from cudeform.cpu.conv.windows import too_large, windows
-from cudeform.cpu.language.bare import bare, cleared, give_back, lender
+from cudeform.cpu.language.bare import bare, cleared, give_back, lender, lent
 from cudeform.cpu.language.compiler import inlined
 from cudeform.cpu.language.matmul import columns_of, multiply
 from cudeform.cpu.language.memory import remembered
@@ -210,8 +210,9 @@ def _compute_tiles(work, weight, narrow, tiles):
     grid, job, part, slices, memory = work
     source, width = memory.source, job.out_pitch
     points = point_memory(source, job.taps)
-    room = cleared(job.tile * (width + (job.pitch if narrow is None else 0)), source.dtype)
-    sums, columns = bare(room, 0), bare(room, job.tile * width)
+    total = cleared(job.tile * width, source.dtype)
+    samples = lent(job.tile * job.pitch if narrow is None else 0, source.dtype)
+    sums, columns = bare(total, 0), bare(samples, 0)
     size = job.widest * columns_of(source, job.out_channels)  # of a slice's packed weights
     block = block_columns(source)
     for tile in range(tiles[0], tiles[1]):
@@ -249,7 +250,8 @@ def _compute_tiles(work, weight, narrow, tiles):
             )
             if s + 1 == part.end or slices.weight_group[s + 1] != group:
                 _write(work, sums, width, place, first, job.out_channels)
-    give_back(room)
+    give_back(total)
+    give_back(samples)
     return_points(points)
 
 
