@@ -149,7 +149,9 @@ def locate(grid, offset, mask, place, group, points):
             target = bare(own, LY + plane * PLANE)
             for p in range(count):
                 target[p] = source[p * step]
-        _resolve(grid, k, bases, bare(pixel, k * PIXELS), bare(state, k * PIXELS), own, count)
+        states = bare(state, k * PIXELS)
+        _resolve(grid, k, bases, bare(pixel, k * PIXELS), states, own, count)
+        _weigh(grid, states, own, count)
 
 
 @inlined
@@ -197,15 +199,12 @@ def _resolve(grid, k, bases, pixel, state, numbers, count):
     Without a branch, and with indices that cannot be negative: so LLVM makes vectors of points.
     """
     real = numbers.dtype.type
-    zero, one = real(0), real(1)
-    beyond = real(_BEYOND)
-    clamp, loose = grid.clamp != 0, grid.clamp == 0
-    moves, masked = grid.deformable != 0, grid.modulated != 0
+    zero, beyond = real(0), real(_BEYOND)
+    loose, moves = grid.clamp == 0, grid.deformable != 0
     down = k // grid.kernel_width * grid.dilation_y
     across = k % grid.kernel_width * grid.dilation_x
     for p in range(filled(count)):
         ly, lx = numbers[LY + p], numbers[LX + p]
-        m = select(masked, numbers[_MASK + p], one)
         ly, lx = select(moves, ly, zero), select(moves, lx, zero)
         near = (abs(ly) < beyond) & (abs(lx) < beyond)  # NaN fails every comparison
         ly, lx = select(near, ly, zero), select(near, lx, zero)
@@ -219,19 +218,28 @@ def _resolve(grid, k, bases, pixel, state, numbers, count):
         y, x = select(inside, y, 0), select(inside, x, 0)
         lower, beside = y < grid.height - 1, x < grid.width - 1  # there is another row, column
         along_y, along_x = lower | loose, beside | loose
-        ly, lx = select(along_y, ly, zero), select(along_x, lx, zero)
         top, left = y >= 0, x >= 0
         bits = select(top, TOP, 0) | select(lower, BOTTOM, 0)
         bits |= select(left, LEFT, 0) | select(beside, RIGHT, 0)
         bits |= select(along_y, ALONG_Y, 0) | select(along_x, ALONG_X, 0)
-        bits = select(moves, bits, ON_PIXEL)
-        wt, wb = weights_along(top, lower | clamp, ly, one)
-        wl, wr = weights_along(left, beside | clamp, lx, one)
-        wt, wb = select(inside, wt, zero), select(inside, wb, zero)
         pixel[p] = select(top, y, 0) * grid.width + select(left, x, 0)
-        state[p] = select(inside, bits, 0)
-        numbers[LY + p], numbers[LX + p] = ly, lx
-        numbers[W00 + p] = m * select(inside & ~moves, one, wt * wl)
+        state[p] = select(inside, select(moves, bits, ON_PIXEL), 0)
+        numbers[LY + p] = select(along_y, ly, zero)
+        numbers[LX + p] = select(along_x, lx, zero)
+
+
+@apart
+def _weigh(grid, state, numbers, count):
+    """The weights of the corners of the points of one tap, times the mask."""
+    zero, one = numbers.dtype.type(0), numbers.dtype.type(1)
+    clamp, masked = grid.clamp != 0, grid.modulated != 0
+    for p in range(filled(count)):
+        bits = state[p]
+        m = select(masked, numbers[_MASK + p], one)
+        wt, wb = weights_along(bits & TOP != 0, (bits & BOTTOM != 0) | clamp, numbers[LY + p], one)
+        wl, wr = weights_along(bits & LEFT != 0, (bits & RIGHT != 0) | clamp, numbers[LX + p], one)
+        wt, wb = select(bits != 0, wt, zero), select(bits != 0, wb, zero)
+        numbers[W00 + p] = m * select(bits == ON_PIXEL, one, wt * wl)
         numbers[W01 + p] = m * wt * wr
         numbers[W10 + p], numbers[W11 + p] = m * wb * wl, m * wb * wr
 
