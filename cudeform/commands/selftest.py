@@ -89,7 +89,7 @@ def run(given: argparse.Namespace) -> int:
     ]
     if cupy is not None:
         narrow = [dtype for dtype in dtypes if dtype in conversions.NARROW]
-        outcomes += [_check_conversions(dtype, to_device, to_host) for dtype in narrow]
+        outcomes += [check_conversions(dtype, to_device, to_host) for dtype in narrow]
     print(_report(outcomes))
     for outcome in outcomes:
         if not outcome.passed:
@@ -124,7 +124,7 @@ def check(operator: Operator, dtype: str, to_device: ToDevice, to_host: ToHost) 
     return outcome
 
 
-def _check_conversions(dtype: str, to_device: ToDevice, to_host: ToHost) -> _Outcome:
+def check_conversions(dtype: str, to_device: ToDevice, to_host: ToHost) -> _Outcome:
     """Every number of 16 bits to float32, and from there what is hard to round: exactly."""
     outcome = _Outcome("conversions", dtype, 0.0)
     try:

@@ -35,6 +35,8 @@ def runs_with(count):
         with mock.patch.object(threads, "run", run):
             share(task, tasks, work)
         name = getattr(task, "func", task).__name__
+        if name == "_do_one":  # see `cudeform.cpu.conv.steps`
+            name = f"step {task.args[1]}"
         found.append(Run(name, ends[0] if ends else 1, work))
 
     def each(loops):
