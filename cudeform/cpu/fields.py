@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare, give_back, lender, lent, records
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import bare, give_back, lent, records
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.halves import element, put
 from cudeform.cpu.language.rows import read_rows, write_rows
 from cudeform.cpu.language.transpose import transpose
@@ -100,7 +100,7 @@ def _block(how, task):
     return image, block * how.block, min((block + 1) * how.block, how.points)
 
 
-@lender
+@kernel
 def find_fields(numbers, points, keys, counts, first_task, last_task):
     """Which fields points read: four times the first one, and what is to the right and below.
 
@@ -164,7 +164,7 @@ def _field(how, key, corner):
     return (key >> 2) + (corner & 1) + (corner >> 1) * how.across
 
 
-@lender
+@kernel
 def sort_points(numbers, keys, places, order, first_task, last_task):
     """The points of each field; `places` is as `counts` was, and says where the next one goes."""
     _, how = _read(numbers)
@@ -196,7 +196,7 @@ class _Frame(NamedTuple):
     right: int
 
 
-@lender
+@kernel
 def add_fields(numbers, lies, slices, memory, first_task, last_task):
     """The gradients of fields: a task is a slice of one."""
     grid, how = _read(numbers)
@@ -380,7 +380,7 @@ def _read_grad(lies, place, memory, spot, count, columns, line):
                 columns[p * channels + c] = element(grad, at + spot[p])
 
 
-@lender
+@kernel
 def collect(slices, found, target, first, last):
     """Add up what slices found for the gradient of points, in their order."""
     size = found.size // slices

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform.cpu.gathered import CORNERS, gather_corners
-from cudeform.cpu.language.bare import bare, give_back, lender, lent, records
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import bare, give_back, lent, records
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.halves import element, put
 from cudeform.cpu.language.rows import (
     join_pairs,
@@ -114,7 +114,7 @@ def _place(job, task, count):
     return job.first + task // job.pieces, first, last
 
 
-@lender
+@kernel
 def pack(numbers, source, target, first_task, last_task):
     """Copy the values of slices side by side."""
     (job,) = _read_job(numbers)
@@ -226,7 +226,7 @@ def _slice(job, task):
     return image, head, (first, last), View(start, job.pixel, job.channels)
 
 
-@lender
+@kernel
 def aggregate(
     numbers,
     levels,
@@ -300,7 +300,7 @@ def fill_grads(job, grad_output, queries, grads):
     read_rows(grad_output, grads, places, (queries.count, channels))
 
 
-@lender
+@kernel
 def point_gradients(
     numbers,
     levels,

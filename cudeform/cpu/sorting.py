@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from cudeform.cpu.gathered import CORNERS
-from cudeform.cpu.language.bare import bare, give_back, lender, lent, records
-from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.bare import bare, give_back, lent, records
+from cudeform.cpu.language.compiler import inlined, inner, kernel
 from cudeform.cpu.language.halves import element, load_wide, load_wide_some, put
 from cudeform.cpu.language.simd import fma, lanes, load, load_some, splat, store, store_some
 from cudeform.cpu.located import (
@@ -36,7 +36,7 @@ GRAIN = 16  # pixels that are in one range together
 _read = records(Job, Spread)
 
 
-@lender
+@kernel
 def list_corners(
     numbers,
     levels,
@@ -119,7 +119,7 @@ def _distribute(count, owners, given, ends, places, factors):
         put(factors, to, element(found, i))
 
 
-@lender
+@kernel
 def add_corners(
     numbers,
     in_place,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cudeform.cpu.gathered import CORNERS
-from cudeform.cpu.language.bare import bare, give_back, lender, lent, records
-from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.bare import bare, give_back, lent, records
+from cudeform.cpu.language.compiler import inlined, inner, kernel
 from cudeform.cpu.language.halves import element
 from cudeform.cpu.language.rows import read_rows, write_rows
 from cudeform.cpu.language.simd import fma, lanes, load, load_some, splat, store, store_some
@@ -48,7 +48,7 @@ class Spread(NamedTuple):
 _read = records(Job, Spread)
 
 
-@lender
+@kernel
 def survey(numbers, levels, taps, nearest, locations, scale, reach, touched, first_task, last_task):
     """Which pixels bundles of queries of slices reach: a task is a bundle.
 
@@ -82,7 +82,7 @@ def survey(numbers, levels, taps, nearest, locations, scale, reach, touched, fir
     return_memory(memory)
 
 
-@lender
+@kernel
 def value_gradients(
     numbers,
     levels,

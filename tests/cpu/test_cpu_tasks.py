@@ -7,8 +7,7 @@ from runs import runs_with
 import cudeform
 from cudeform import threads
 from cudeform.bench.workload import Pooling
-from cudeform.cpu.language.bare import lender
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.regions import gradients
 from cudeform.cpu.regions.blocking import group_rows, place_of, unpacked
 from cudeform.cpu.regions.patches import bins_of, locate_region, reached, return_tile, tile_of
@@ -122,7 +121,7 @@ def test_passes_over_the_weights_have_more_tasks_than_slices():
 _group_rows = inlined(group_rows)
 
 
-@lender
+@kernel
 def _count_bins(given, like, first, last):
     """The bins that some tasks of a gradient go through, each with the channels of a slice."""
     work = unpacked(given)

@@ -27,8 +27,8 @@ from cudeform.cpu.conv.narrow import bias_rows, sum_rows, weight_rows
 from cudeform.cpu.conv.parts import SLICES, Part, parts_of, read, read_tile, reads_little, tile_of
 from cudeform.cpu.conv.steps import Steps, do, steps_of
 from cudeform.cpu.conv.windows import too_large, windows
-from cudeform.cpu.language.bare import bare, cleared, give_back, lender, lent
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import bare, cleared, give_back, lent
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.matmul import columns_of, multiply
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.simd import BLOCK_BYTES, block_columns
@@ -160,7 +160,7 @@ def _staged(parts: list[tuple[Part, np.ndarray, Steps]]) -> int:
     return max(part.images * part.image_size for part, _, _ in parts)
 
 
-@lender
+@kernel
 def _convolve(
     numbers, input, offset, mask, weight, narrow, bias, scratch, output, blocks, pieces, tiles
 ):  # fmt: skip

@@ -12,8 +12,8 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.cpu.conv.parts import CORNERS, read, tile_of
-from cudeform.cpu.language.bare import bare, lender
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import bare
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.strided import lying
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sampler import (
@@ -68,7 +68,7 @@ def renumber(job, points, count, first, group):
             pixel[k * PIXELS + p] = _place_of(job, first + p, group, k)
 
 
-@lender
+@kernel
 def _gather(numbers, view, source, offset, mask, target, first_tile, last_tile):
     """Tiles `first_tile` to `last_tile` of the images of a part."""
     grid, job, part = read(numbers)

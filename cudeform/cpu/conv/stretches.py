@@ -25,8 +25,8 @@ from cudeform.cpu.conv.tiles import (
     find_tile,
     image_of,
 )
-from cudeform.cpu.language.bare import bare, lender, records
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import bare, records
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.simd import BLOCK_ROWS
 from cudeform.cpu.language.workspace import numbers_of
 from cudeform.cpu.sample_gradients import spread_between
@@ -110,7 +110,7 @@ def add_stretches(
 _read = records(_Stretch)
 
 
-@lender
+@kernel
 def _sum(numbers, weight, narrow, arrays, kept, stretch, begun, found, added, ended):
     """Lay pieces of the slices of images out, find what is kept of some steps of a stretch, add up
     ranges of pixels and of blocks, and lay pieces out after the last sums.

@@ -10,8 +10,8 @@ from cudeform.cpu.conv.blocking import collect_weight, pack_rows
 from cudeform.cpu.conv.narrow import add_rows, add_samples, count_rows, find_samples
 from cudeform.cpu.conv.parts import read_tile
 from cudeform.cpu.conv.sums import collect_points, use_samples, work_of
-from cudeform.cpu.language.bare import bare, cleared, give_back, lender
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import bare, cleared, give_back
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.matmul import columns_of, multiply, rows_of
 from cudeform.cpu.language.simd import block_columns, block_rows
 from cudeform.cpu.language.transpose import transpose
@@ -154,7 +154,7 @@ def _add_columns(work, place, s, columns, tile, first, last):
         b += end - row
 
 
-@lender
+@kernel
 def slice_gradients(
     numbers, weight, narrow, arrays, at_once, apart, blocks, tasks, pixels, collected
 ):  # fmt: skip

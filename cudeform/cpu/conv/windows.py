@@ -11,8 +11,8 @@ from cudeform import threads
 from cudeform.cpu.conv.blocking import Job, Slices, rounds
 from cudeform.cpu.conv.parts import CORNERS, Part, pitch_of, read
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.bare import bare, give_back, lender, lent
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import bare, give_back, lent
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.sampler import PLANE
 from cudeform.plans.convolution import ConvPlan
 
@@ -81,7 +81,7 @@ def _runs(rows: np.ndarray, most: int, together: int) -> Iterator[tuple[int, int
     yield first, len(rows), low, high
 
 
-@lender
+@kernel
 def _reach(numbers, offset, rows, image, first_tile, last_tile):
     """The first row of an image that each tile reads, and one that is beyond the last, at least."""
     grid, job, _ = read(numbers)

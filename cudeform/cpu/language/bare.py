@@ -19,7 +19,6 @@ from numba.core.runtime.context import NRTContext
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import intrinsic, models, register_model
 
-from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.simd import pointer_to
 
 
@@ -82,11 +81,6 @@ def seen_as(typingctx, array, like):
         return made._getvalue()
 
     return result(array, like), codegen
-
-
-def lender(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel that counts no references: what it is `lent` it gives back."""
-    return kernel(function)
 
 
 def _lend(dtype: Any, clear: bool) -> Any:

@@ -35,7 +35,10 @@ def _named(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile for Python to call, at the first call of each dtype; kept on disk where possible."""
+    """Compile for Python to call, at the first call of each dtype; kept on disk where possible.
+
+    No kernel counts references: it gives back what it is `lent`.
+    """
     options = {"pipeline_class": pipeline.Kernels} if TRIED else {}
     compiled = njit(no_cfunc_wrapper=True, **options, **_OPTIONS)(_named(function))
     disk.keep(compiled, pipeline.declare if TRIED else None)

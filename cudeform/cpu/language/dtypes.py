@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.language.bare import bare, lender
+from cudeform.cpu.language.bare import bare
+from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import write_rows
 from cudeform.cpu.language.transpose import frozen
@@ -84,7 +85,7 @@ def _round(values: np.ndarray, target: np.ndarray) -> None:
         target[...] = found
 
 
-@lender
+@kernel
 def _write(source, target):
     write_rows(bare(source, 0), bare(target, 0), (0, 0, 0, 0), (1, source.size))
 

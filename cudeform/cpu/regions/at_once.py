@@ -8,8 +8,8 @@ import numpy as np
 
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.bare import bare, cleared, give_back, lender, lent, records
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import bare, cleared, give_back, lent, records
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.memory import remembered
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.language.workspace import numbers_of
@@ -120,7 +120,7 @@ def gradients_at_once(
         _measure(*given, source, grad, *sums)
 
 
-@lender
+@kernel
 def _average(numbers, scales, boxes, offset, mask, source, output):
     given, starts, used = _begin(numbers, scales, boxes, offset, mask)
     staged, tasks = _stage(given, starts, used, source)
@@ -129,7 +129,7 @@ def _average(numbers, scales, boxes, offset, mask, source, output):
     _end(given)
 
 
-@lender
+@kernel
 def _choose(numbers, scales, boxes, offset, mask, source, output, argmax):
     given, starts, used = _begin(numbers, scales, boxes, offset, mask)
     staged, tasks = _stage(given, starts, used, source)
@@ -138,7 +138,7 @@ def _choose(numbers, scales, boxes, offset, mask, source, output, argmax):
     _end(given)
 
 
-@lender
+@kernel
 def _measure(numbers, scales, boxes, offset, mask, source, grad, grad_offset, grad_mask):
     given, starts, used = _begin(numbers, scales, boxes, offset, mask)
     staged, _ = _stage(given, starts, used, source)
@@ -147,7 +147,7 @@ def _measure(numbers, scales, boxes, offset, mask, source, grad, grad_offset, gr
     _end(given)
 
 
-@lender
+@kernel
 def _spread(numbers, scales, boxes, offset, mask, grad, target):
     given, starts, used = _begin(numbers, scales, boxes, offset, mask)
     _, _, _, view, sizes = _read(numbers)
@@ -155,7 +155,7 @@ def _spread(numbers, scales, boxes, offset, mask, grad, target):
     _end(given)
 
 
-@lender
+@kernel
 def _average_planes(numbers, scales, boxes, offset, mask, source, output):
     given, starts, used = _begin(numbers, scales, boxes, offset, mask)
     _, _, _, view, sizes = _read(numbers)
@@ -163,7 +163,7 @@ def _average_planes(numbers, scales, boxes, offset, mask, source, output):
     _end(given)
 
 
-@lender
+@kernel
 def _spread_planes(numbers, scales, boxes, offset, mask, grad, target):
     given, starts, used = _begin(numbers, scales, boxes, offset, mask)
     _, _, _, view, sizes = _read(numbers)
@@ -171,7 +171,7 @@ def _spread_planes(numbers, scales, boxes, offset, mask, grad, target):
     _end(given)
 
 
-@lender
+@kernel
 def _scatter(numbers, scales, boxes, offset, mask, grad, argmax, target):
     given, starts, used = _begin(numbers, scales, boxes, offset, mask)
     _, _, _, view, sizes = _read(numbers)

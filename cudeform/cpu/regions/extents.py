@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare, lender
-from cudeform.cpu.language.compiler import inlined, inner
+from cudeform.cpu.language.bare import bare
+from cudeform.cpu.language.compiler import inlined, inner, kernel
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.regions.axes import cell_along, reads_along
 from cudeform.plans.regions import RoiPlan
@@ -160,7 +160,7 @@ def _sort(boxes, regions, count):
     return used
 
 
-@lender
+@kernel
 def _locate(rules, scales, boxes, numbers, integers):
     rule, samples, down, across, count, batch = rules
     regions = regions_in(numbers, integers, count, batch)
@@ -246,7 +246,7 @@ def reach_of_argmax(plan: RoiPlan, regions: Regions, argmax: tuple[np.ndarray, .
     return reach[:, regions.order]
 
 
-@lender
+@kernel
 def _reach_of_pixels(height, width, argmax, rows, columns):
     each = len(argmax) // len(rows)
     for t in range(len(rows)):
@@ -260,7 +260,7 @@ def _reach_of_pixels(height, width, argmax, rows, columns):
         columns[t, 0], columns[t, 1] = min(left, right - 1), right
 
 
-@lender
+@kernel
 def _reach_of_samples(height, width, ys, xs, rows, columns):
     each = len(ys) // len(rows)
     for t in range(len(rows)):

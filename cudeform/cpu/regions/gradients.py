@@ -15,7 +15,7 @@ import numpy as np
 from cudeform import threads
 from cudeform.arrays import sum_dtype
 from cudeform.cpu.language import workspace
-from cudeform.cpu.language.bare import lender
+from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.language.transpose import frozen
 from cudeform.cpu.regions import strips
@@ -49,9 +49,9 @@ from cudeform.plans.regions import RoiPlan
 _LAID_OUT = 2  # times the workspace, of all threads together, if that makes one round of many
 _APART = 1.25  # times the work, about, where columns of a row of groups are tasks of their own
 _CLEARED = 32 << 20  # bytes that tasks clear: where more is asked for, malloc has zeros for nothing
-_spread, _measure = lender(spread_slices.py_func), lender(measure_slices.py_func)
+_spread, _measure = kernel(spread_slices.py_func), kernel(measure_slices.py_func)
 # By the number of arrays that say what is the largest.
-_PLANES = [lender(kernel.py_func) for kernel in (spread_planes, scatter, scatter_samples)]
+_PLANES = [kernel(spread.py_func) for spread in (spread_planes, scatter, scatter_samples)]
 
 
 def backward(
@@ -94,19 +94,19 @@ def _input_gradient(plan: RoiPlan, regions: Regions, given: tuple, input: np.nda
     as_planes = plan.largest or averages_planes(plan)
     dtype, wide, *_, argmax = input.dtype, sum_dtype(input.dtype), *given
     work = effort(plan) if as_planes else effort_of(plan, regions)
-    kernel = _PLANES[len(argmax)] if as_planes else _spread
+    spread = _PLANES[len(argmax)] if as_planes else _spread
     grad_input = None
     for some, job, part, share in _cut(plan, regions, given, dtype, as_planes, work):
         clears = as_planes and dtype == wide and input.nbytes <= _CLEARED
         if grad_input is None:
             whole = (job.rows, job.columns) == (job.height, job.width)
-            whole &= len(some.images) == plan.batch and (clears or kernel is _spread)
+            whole &= len(some.images) == plan.batch and (clears or spread is _spread)
             grad_input = (np.empty if whole else np.zeros)(input.shape, dtype)
         with writing(job, some, part, grad_input, wide) as written:
             for piece, grad, chosen in _works(job, some, part, given):
                 begins = clears and whole and piece.piece.span.begin == 0
                 arrays = packed(piece, begins), *written, frozen(grad, written[2])
-                task = partial(kernel, *arrays, *(frozen(array, array) for array in chosen))
+                task = partial(spread, *arrays, *(frozen(array, array) for array in chosen))
                 tasks = count_slices(part) if as_planes else count_rows(job, part)
                 if not as_planes:
                     split = _split(job, tasks, work)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cudeform.cpu.language.bare import bare, give_back, lender, lent
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import bare, give_back, lent
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.regions.axes import corners, reachable, reads_along
 from cudeform.cpu.regions.blocking import unpacked
 from cudeform.cpu.regions.patches import samples_of
@@ -14,14 +14,14 @@ from cudeform.cpu.regions.strips import in_planes, value_at
 _NOWHERE = -2  # where a sample is that reads nothing
 
 
-@lender
+@kernel
 def pool(given, staged, output, ys, xs, split, first, last):
     """As `average_slices`: the samples and where they are. Without classes and groups."""
     results = bare(output, 0), bare(ys, 0), bare(xs, 0)
     _visit(given, bare(staged, 0), in_frames, results, (split, first, last), _sample)
 
 
-@lender
+@kernel
 def pool_planes(given, starts, view, source, output, ys, xs, split, first, last):
     """The same of planes as they lie."""
     planes = bare(starts, 0), view, bare(source, 0)

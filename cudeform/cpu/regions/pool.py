@@ -14,7 +14,7 @@ import numpy as np
 
 from cudeform import threads
 from cudeform.arrays import sum_dtype
-from cudeform.cpu.language.bare import lender
+from cudeform.cpu.language.compiler import kernel
 from cudeform.cpu.language.dtypes import rounded
 from cudeform.cpu.regions import largest, strips
 from cudeform.cpu.regions.at_once import pool_at_once, prepared
@@ -126,11 +126,11 @@ def _keep(
                 result[(*place, b)] = values[..., b]
 
 
-_average_planes = lender(average_planes.py_func)
+_average_planes = kernel(average_planes.py_func)
 # By the number of arrays that are filled
 _OF_FRAMES = {
-    1: lender(average_slices.py_func),
-    2: lender(choose_slices.py_func),
+    1: kernel(average_slices.py_func),
+    2: kernel(choose_slices.py_func),
     3: largest.pool,
 }
 _OF_PLANES = {1: strips.pool, 2: strips.choose, 3: largest.pool_planes}

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cudeform import threads
-from cudeform.cpu.language.bare import bare, cleared, give_back, lender, records
-from cudeform.cpu.language.compiler import inlined
+from cudeform.cpu.language.bare import bare, cleared, give_back, records
+from cudeform.cpu.language.compiler import inlined, kernel
 from cudeform.cpu.language.dtypes import copy
 from cudeform.cpu.language.halves import words
 from cudeform.cpu.language.rows import read_rows
@@ -208,7 +208,7 @@ def _visit(numbers, origin, starts, staged, flat, first, last, copy):
     give_back(memory)
 
 
-@lender
+@kernel
 def _stage(numbers, origin, starts, source, staged, first, last):
     stage(_read(numbers), origin, starts, source, staged, first, last)
 
@@ -219,7 +219,7 @@ def stage(numbers, origin, starts, source, staged, first, last):
     _visit(numbers, origin, starts, staged, source, first, last, lay_out)
 
 
-@lender
+@kernel
 def _widen(numbers, origin, starts, source, staged, first, last):
     _visit(_read(numbers), origin, starts, staged, source, first, last, _lay_out_wide)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cudeform.cpu.language.bare import bare, cleared, give_back, lender, seen_as
-from cudeform.cpu.language.compiler import inlined, inner, unrolled
+from cudeform.cpu.language.bare import bare, cleared, give_back, seen_as
+from cudeform.cpu.language.compiler import inlined, inner, kernel, unrolled
 from cudeform.cpu.language.halves import element
 from cudeform.cpu.language.simd import fma, load, splat, store, total, zeros
 from cudeform.cpu.regions.blocking import unpacked
@@ -31,7 +31,7 @@ def in_planes(work, planes, t, c, s):
     return at, view.group, min(job.slice_channels, job.channels - first)
 
 
-@lender
+@kernel
 def pool(given, starts, view, source, output, split, first, last):
     """As `average_slices`."""
     planes = bare(starts, 0), view, bare(source, 0)
@@ -41,7 +41,7 @@ def pool(given, starts, view, source, output, split, first, last):
     give_back(strip)
 
 
-@lender
+@kernel
 def choose(given, starts, view, source, output, argmax, split, first, last):
     """As `choose_slices`."""
     planes, job = (bare(starts, 0), view, bare(source, 0)), unpacked(given).job
@@ -65,7 +65,7 @@ def _largest(job, tile, place, planes, values, results):
     write_results(job, tile, count, s, pixels, argmax, to)
 
 
-@lender
+@kernel
 def measure(given, starts, view, source, grad, grad_offset, grad_mask, first, last):
     """As `measure_slices`."""
     planes, sums = (bare(starts, 0), view, bare(source, 0)), (grad_offset, grad_mask)
